@@ -1,0 +1,1 @@
+"""Settings: text and paths in, values out."""

@@ -1,0 +1,133 @@
+"""Kernel releases, their build trees, and architecture names."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import attrs
+
+from stapsrv.errors import ConfigError
+
+MODULES = Path("/lib/modules")
+
+_ARCH_RULES = (
+    (re.compile(r"i.86"), "i386"),
+    (re.compile(r"sun4u"), "sparc64"),
+    (re.compile(r"arm64|aarch64"), "arm64"),
+    (re.compile(r"arm.*|sa110"), "arm"),
+    (re.compile(r"s390x"), "s390"),
+    (re.compile(r"riscv64"), "riscv"),
+    (re.compile(r"ppc.*"), "powerpc"),
+    (re.compile(r"mips.*"), "mips"),
+    (re.compile(r"sh[234].*"), "sh"),
+)
+_RELEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~:@-]*")
+
+
+@attrs.frozen
+class ServedRelease:
+    """One kernel release that a server compiles for.
+
+    Attributes:
+        name: the release as ``uname -r`` shows it on the client's host.
+        arch: the architecture, normalised as the kernel does.
+        argument: what stap's ``-r`` gets: ``name``, or the build tree that the operator gave.
+        build_tree: the directory with the kernel's headers and Makefile.
+    """
+
+    name: str
+    arch: str
+    argument: str
+    build_tree: Path
+
+    @property
+    def sysinfo(self) -> str:
+        """``RELEASE ARCH``, as a client states it (PROTOCOL, the request zip)."""
+        return f"{self.name} {self.arch}"
+
+
+def normalise_arch(machine: str) -> str:
+    """Return the kernel's own name for what ``uname -m`` says (its ARCH: ``i386``, ``arm64`` …)."""
+    for pattern, name in _ARCH_RULES:
+        if pattern.fullmatch(machine):
+            return name
+    return machine
+
+
+def host_arch() -> str:
+    """Return the normalised architecture of this host."""
+    return normalise_arch(os.uname().machine)
+
+
+def host_release() -> str:
+    """Return the release of the kernel that runs."""
+    return os.uname().release
+
+
+def is_release_name(text: str) -> bool:
+    """Whether ``text`` has the form of a kernel release: no slash, no blank, no leading dash or dot."""
+    return _RELEASE.fullmatch(text) is not None
+
+
+def installed_releases(modules: Path = MODULES) -> list[str]:
+    """Return the releases that have a build tree under ``modules``, in order of their names (``-i``)."""
+    try:
+        entries = sorted(entry.name for entry in modules.iterdir())
+    except FileNotFoundError:
+        return []
+    return [name for name in entries if (modules / name / "build").is_dir()]
+
+
+def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
+    """Find the build tree that ``-r ARGUMENT`` means.
+
+    Args:
+        argument: a release such as ``6.1.0-56-amd64``, or the absolute path of a build tree.
+        arch: the normalised architecture to serve it for.
+        modules: where releases are installed.
+
+    Raises:
+        ConfigError: there is no build tree, or it was never configured.
+    """
+    if argument.startswith("/"):
+        return _from_build_tree(Path(argument), arch=arch)
+    if not is_release_name(argument):
+        raise ConfigError(
+            "is not a kernel release",
+            where=f"-r {argument!r}",
+            remedy="give a release such as 6.1.0-56-amd64, or the absolute path of a kernel build tree",
+        )
+    tree = modules / argument / "build"
+    if not tree.is_dir():
+        raise ConfigError(
+            f"{tree} is missing",
+            where=f"-r {argument}",
+            remedy=_remedy_for_missing_tree(argument, modules),
+        )
+    return ServedRelease(argument, arch, argument, tree)
+
+
+def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
+    """Read the release that a build tree was configured for (manual page, RELEASE=/kernels/…/build)."""
+    stated = tree / "include" / "config" / "kernel.release"
+    try:
+        name = stated.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not text"
+        raise ConfigError(
+            f"no kernel release in {stated} ({reason})",
+            where=f"-r {tree}",
+            remedy="give a configured and prepared kernel build tree (make modules_prepare)",
+        ) from exc
+    if not is_release_name(name):
+        raise ConfigError(f"{stated} holds no kernel release", where=f"-r {tree}")
+    return ServedRelease(name, arch, str(tree), tree)
+
+
+def _remedy_for_missing_tree(release: str, modules: Path) -> str:
+    """Name the package to install, and what could be served instead."""
+    remedy = f"install the headers of that kernel (Debian: linux-headers-{release})"
+    others = installed_releases(modules)
+    return f"{remedy}, or serve one that is installed: {', '.join(others)}" if others else remedy

@@ -1,0 +1,68 @@
+"""Every error that a user of stapsrv can meet.
+
+The tree, one level deep, is cut by who must act::
+
+    StapsrvError            never raised itself
+    ├── UsageError          the person at the command line: an unknown option, a bad number
+    ├── ConfigError         the operator, before anything starts; never retried
+    ├── IdentityError       the operator: a certificate database that cannot be used or made
+    ├── ProtocolError       the peer broke framing, limits or the zip rules; ends its connection
+    ├── RequestRejected     the client can mend it; the text is sent to it, so it holds no server path
+    └── TranslatorError     this server: stap could not be started, overran its deadline, or vanished
+
+Not errors: stap exiting non-zero (an outcome with a response), a frame of length 0 (a look at the
+certificate), a client that leaves without close_notify, cancellation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StapsrvError(Exception):
+    """What was wrong, where, and what to do about it, on one line.
+
+    Attributes:
+        problem: what was wrong, without a full stop.
+        where: the thing it is about (a file and line, an option, a directory), or None.
+        remedy: what to do, as an imperative phrase, or None where ``problem`` says it all.
+        exit_status: what a command exits with when this error ends it (manual page: 1 failed, 2 usage).
+    """
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, problem: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        sentence = self.problem if self.where is None else f"{self.where}: {self.problem}"
+        return sentence if self.remedy is None else f"{sentence}; {self.remedy}"
+
+
+class UsageError(StapsrvError):
+    """A command line that cannot be understood; nothing was done."""
+
+    exit_status = 2
+
+
+class ConfigError(StapsrvError):
+    """A setting that cannot be served: a missing build tree, a log that cannot be written."""
+
+
+class IdentityError(StapsrvError):
+    """A certificate database that is obsolete, damaged, locked or unreadable, or a tool that failed on it."""
+
+
+class ProtocolError(StapsrvError):
+    """The peer broke the framing, a size limit or the rules of the request zip."""
+
+
+class RequestRejected(StapsrvError):
+    """A well-formed request that this server will not run; the client is told why."""
+
+
+class TranslatorError(StapsrvError):
+    """stap could not be started or did not end within its deadline."""

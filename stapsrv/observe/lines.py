@@ -1,0 +1,61 @@
+"""The words of the classic log: one sentence for each event, as scripts have looked for them for years.
+
+Pure: an event's name and fields in, text out. The sentences are those of PROTOCOL, "Log lines that
+scripts look for"; events without a classic sentence read ``name key=value …``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+CLASSIC: Mapping[str, str] = {
+    "server.starting": "===== compile server pid {pid} starting as {user} =====",
+    "server.listening": "Using network address {address}",
+    "server.threads": "Using a maximum of {threads} threads",
+    "server.serial": "Concurrency disabled",
+    "server.signal": "Received signal {signal}, exiting",
+    "server.draining": "Waiting for {outstanding} outstanding requests to complete...",
+    "identity.missing": "Certificate database {directory} does not exist",
+    "identity.generating": "Generating a new certificate database directory in {directory}",
+    "identity.found": "Certificate found in database {directory}",
+    "identity.not_before": "  Not Valid Before: {when} UTC",
+    "identity.not_after": "  Not Valid After: {when} UTC",
+    "identity.valid": "Certificate is valid",
+    "identity.expired": "Certificate has expired (on {when} UTC)",
+    "identity.not_yet_valid": "Certificate is not valid before {when} UTC",
+    "identity.unusable": "Certificate database {directory} cannot be used: {reason}",
+    "trust.established": "The local client trusts this server: {directory}",
+    "trust.failed": "The local client could not be made to trust this server: {directory}: {reason}",
+    "connection.accepted": "Accepted connection from {peer}",
+    "connection.refused": "Connection from {peer} was reset: {reason}",
+    "connection.failed": "Connection from {peer} ended: {reason}",
+    "request.one": "Processing 1 request...",
+    "request.many": "Processing {running} concurrent requests...",
+    "request.overloaded": "Server is overloaded. Processing times may be longer than normal.",
+    "request.version": "Client version is {version}",
+    "request.options": "Options passed from the client: {options}",
+    "request.unserved": "Target kernel version {release} is not supported by this server",
+    "request.rejected": "Request from {peer} was refused: {reason}",
+    "request.complete": "Request from {peer} complete",
+}
+
+_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_UNPRINTABLE |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def classic_line(event: str, fields: Mapping[str, object]) -> str:
+    """Return the sentence for ``event``; no field's value can break the line or forge another."""
+    template = CLASSIC.get(event)
+    if template is None:
+        rest = " ".join(f"{key}={printable(value)}" for key, value in fields.items())
+        return f"{event} {rest}" if rest else event
+    return template.format_map({key: printable(value) for key, value in fields.items()})
+
+
+def printable(value: object) -> str:
+    """Return ``value`` as text of one line: control characters and line ends become escapes."""
+    if isinstance(value, datetime):
+        return value.strftime("%a %b %e %H:%M:%S %Y")
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.translate(_UNPRINTABLE)
