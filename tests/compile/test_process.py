@@ -1,0 +1,210 @@
+"""Child trees: what they say, how they end, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anyio
+import pytest
+
+from stapsrv.compile import process
+from stapsrv.compile.process import Containment, Ending, Outcome, find_containment, run_tree
+from stapsrv.errors import RequestRejected, TranslatorError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[Containment.NAMESPACE, Containment.DEATH_SIGNAL, Containment.SESSION])
+async def containment(request: pytest.FixtureRequest) -> Containment:
+    if request.param is Containment.NAMESPACE and await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    return request.param
+
+
+class Witness:
+    """A FIFO that a child tree holds open: end of file means that the last of the tree is gone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "witness"
+        os.mkfifo(self.path)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    async def wait_line(self) -> str:
+        """Wait until somebody of the tree has written a line."""
+        with anyio.fail_after(20):
+            while True:
+                await anyio.wait_readable(self._fd)
+                if line := os.read(self._fd, 4096):
+                    return line.decode()
+
+    async def wait_gone(self) -> None:
+        with anyio.fail_after(20):
+            while True:
+                await anyio.wait_readable(self._fd)
+                try:
+                    if not os.read(self._fd, 4096):
+                        return
+                except BlockingIOError:
+                    continue
+
+
+@pytest.fixture
+def witness(tmp_path: Path):
+    made = Witness(tmp_path)
+    yield made
+    made.close()
+
+
+def shell(script: str, *arguments: object) -> list[str]:
+    return ["/bin/sh", "-c", textwrap.dedent(script), "sh", *map(str, arguments)]
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left():
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_outputs_and_status(containment):
+    outcome = await run_tree(shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment)
+    assert outcome == Outcome(Ending.EXITED, 7, b"out\n", b"err\n")
+
+
+async def test_standard_input_is_empty():
+    assert (await run_tree(["cat"], deadline_s=20)).stdout == b""
+
+
+async def test_arguments_are_passed_byte_for_byte(containment):
+    nasty = [b"a\nb", b"'\"$(id)`", b"\xff\xfe", b"", b"-e"]
+    command = [sys.executable, "-c", "import os,sys; os.write(1, b'|'.join(map(os.fsencode, sys.argv[1:])))"]
+    outcome = await run_tree([*command, *nasty], deadline_s=20, containment=containment)
+    assert outcome.stdout == b"|".join(nasty)
+
+
+async def test_directory_and_environment(tmp_path, containment):
+    env = {b"PATH": os.environb[b"PATH"], b"GREETING": b"hello"}
+    outcome = await run_tree(
+        shell('pwd; echo "$GREETING"; echo "$HOME"'),
+        deadline_s=20,
+        cwd=tmp_path,
+        env=env,
+        containment=containment,
+    )
+    assert outcome.stdout == f"{tmp_path}\nhello\n\n".encode()
+
+
+async def test_death_by_signal_is_told():
+    assert (await run_tree(shell("kill -SEGV $$"), deadline_s=20)).status == -signal.SIGSEGV
+
+
+async def test_missing_program_is_an_error():
+    with pytest.raises(TranslatorError, match=r"^/no/such/program: could not be started: No such file"):
+        await run_tree(["/no/such/program"], deadline_s=20)
+
+
+async def test_arguments_too_long_for_the_system():
+    with pytest.raises(RequestRejected, match="longer than a program can take"):
+        await run_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
+
+
+async def test_overdue_tree_is_ended_politely(witness, containment):
+    script = """
+        exec 3>"$1"
+        trap 'echo tidied; kill $!; exit 3' TERM
+        sleep 1000 & wait
+    """
+    outcome = await run_tree(shell(script, witness.path), deadline_s=0.3, containment=containment, grace_s=20)
+    assert (outcome.ending, outcome.status) == (Ending.OVERDUE, 3)
+    await witness.wait_gone()
+
+
+async def test_tree_that_ignores_term_is_killed(witness, containment):
+    script = """
+        exec 3>"$1"
+        trap '' TERM
+        sleep 1000 & sleep 1000 & wait
+    """
+    outcome = await run_tree(
+        shell(script, witness.path), deadline_s=0.3, containment=containment, grace_s=0.1
+    )
+    assert outcome.ending is Ending.OVERDUE
+    assert outcome.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    await witness.wait_gone()
+
+
+async def test_nothing_outlives_a_leader_that_exits(witness, containment):
+    """A background child keeps the pipes open; it is ended, not waited for."""
+    script = 'exec 3>"$1"; sleep 1000 & echo done'
+    outcome = await run_tree(shell(script, witness.path), deadline_s=60, containment=containment)
+    assert (outcome.ending, outcome.status, outcome.stdout) == (Ending.EXITED, 0, b"done\n")
+    await witness.wait_gone()
+
+
+async def test_namespace_holds_what_leaves_its_session(witness):
+    if await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    script = 'exec 3>"$1"; setsid sleep 1000 & sleep 1000'
+    await run_tree(
+        shell(script, witness.path), deadline_s=0.3, containment=Containment.NAMESPACE, grace_s=0.1
+    )
+    await witness.wait_gone()
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+async def test_flood_is_ended_and_bounded(witness, containment, stream):
+    script = f'exec 3>"$1"; yes >&{stream}'
+    outcome = await run_tree(
+        shell(script, witness.path), deadline_s=60, containment=containment, output_bytes=100_000, grace_s=0.1
+    )
+    assert outcome.ending is Ending.FLOODED
+    assert len((b"", outcome.stdout, outcome.stderr)[stream]) == 100_000
+    await witness.wait_gone()
+
+
+async def test_cancellation_ends_the_tree(witness, containment):
+    script = 'exec 3>"$1"; echo ready >&3; sleep 1000 & sleep 1000'
+
+    async def run() -> None:
+        await run_tree(shell(script, witness.path), deadline_s=60, containment=containment, grace_s=0.1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await witness.wait_line()
+        tasks.cancel_scope.cancel()
+    await witness.wait_gone()
+
+
+async def test_tree_dies_with_a_killed_supervisor(witness):
+    """kill -9 of this side leaves no compile behind."""
+    if await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    supervisor = """
+        import sys, anyio
+        from stapsrv.compile.process import *
+        script = 'exec 3>"$1"; echo ready >&3; setsid sleep 1000 & sleep 1000'
+        async def main():
+            await run_tree(["/bin/sh", "-c", script, "sh", sys.argv[1]], deadline_s=60,
+                           containment=Containment.NAMESPACE)
+        anyio.run(main)
+    """
+    killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(supervisor), str(witness.path)])
+    assert await witness.wait_line() == "ready\n"
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    await witness.wait_gone()
+
+
+async def test_containment_falls_back_where_wrappers_fail(monkeypatch):
+    monkeypatch.setattr(process, "_WRAPPERS", {**process._WRAPPERS, Containment.NAMESPACE: ("false",)})
+    assert await find_containment() is Containment.DEATH_SIGNAL
+    monkeypatch.setattr(process, "_WRAPPERS", dict.fromkeys(Containment, ("/no/such/wrapper",)))
+    assert await find_containment() is Containment.SESSION

@@ -1,0 +1,107 @@
+"""Temporary directories: private, removed, swept when their owner is dead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.workspace import Workspace, sweep
+from stapsrv.errors import ConfigError
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    made = Workspace.open(tmp_path)
+    yield made
+    made.close()
+
+
+def test_directories_are_private(workspace):
+    request = workspace.make_request_directory()
+    assert [path.stat().st_mode & 0o777 for path in (workspace.path, request)] == [0o700, 0o700]
+    assert workspace.path.name.startswith("stap-server.")
+
+
+def test_close_removes_everything(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    (workspace.make_request_directory() / "file").write_text("x")
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discard_removes_what_a_compile_made_unreadable(workspace):
+    request = workspace.make_request_directory()
+    (request / "sealed" / "deeper").mkdir(parents=True)
+    (request / "sealed" / "deeper" / "file").write_text("x")
+    (request / "sealed" / "deeper").chmod(0)
+    (request / "sealed").chmod(0)
+    assert workspace.discard(request, keep=False) is None
+    assert not request.exists()
+
+
+def test_discard_follows_no_link(workspace, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("x")
+    request = workspace.make_request_directory()
+    (request / "link").symlink_to(precious)
+    workspace.discard(request, keep=False)
+    assert (precious / "file").exists()
+
+
+def test_kept_directory_outlives_the_workspace_and_the_sweeper(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    request = workspace.make_request_directory()
+    (request / "file").write_text("x")
+    kept = workspace.discard(request, keep=True)
+    workspace.close()
+    assert sweep(tmp_path) == []
+    assert (kept / "file").read_text() == "x"
+
+
+def test_sweep_spares_the_living_and_the_strangers(workspace, tmp_path):
+    (tmp_path / "stap-server.original").mkdir()
+    (tmp_path / "other").mkdir()
+    assert sweep(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "stap-server.original",
+        "other",
+        workspace.path.name,
+    }
+
+
+def test_opening_sweeps_out_the_killed(tmp_path):
+    script = "import os,sys,pathlib\nfrom stapsrv.compile.workspace import Workspace\n"
+    script += "Workspace.open(pathlib.Path(sys.argv[1])).make_request_directory(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob("stap-server.*/request.*"))) == 1
+    workspace = Workspace.open(tmp_path)
+    assert list(tmp_path.iterdir()) == [workspace.path]
+    workspace.close()
+
+
+def test_sweep_follows_no_link_to_a_lock(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "lock").touch()
+    (tmp_path / "stap-server.evil").mkdir()
+    (tmp_path / "stap-server.evil" / "lock").symlink_to(tmp_path / "elsewhere" / "lock")
+    assert sweep(tmp_path) == []
+
+
+def test_unusable_parent_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Workspace.open(tmp_path / "missing")
+    assert str(caught.value) == (
+        f"{tmp_path}/missing: no temporary directory can be made: No such file or directory; "
+        "point TMPDIR to a directory that the server's user may write to"
+    )
+
+
+def test_descriptors_go_back(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    Workspace.open(tmp_path).close()
+    assert os.listdir("/proc/self/fd") == before
