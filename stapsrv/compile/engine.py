@@ -1,0 +1,151 @@
+"""The seam where a compile runs: a job goes in, a result comes out, both made of bytes.
+
+The local engine runs stap on this host. An engine on other hosts can join here: sessions, queues,
+signing and caches stay on this side of the seam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from stapsrv.compile.process import Containment, Ending, Outcome, run_tree
+from stapsrv.compile.translator import (
+    StapProgram,
+    collect,
+    lay_out,
+    private_paths,
+    redact,
+    stap_command,
+    stap_environment,
+)
+from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile, CompileRequest
+from stapsrv.compile.workspace import Workspace
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import TranslatorError
+
+
+@attrs.frozen(kw_only=True)
+class CompileJob:
+    """One request, the release that it is compiled for, and the options of the server that it came to."""
+
+    request: CompileRequest
+    release: ServedRelease
+    settings: ServerSettings
+
+
+@attrs.frozen
+class CompileResult:
+    """What stap made of a job.
+
+    Attributes:
+        status: stap's exit status; 128 + N when signal N ended it, as a shell says it.
+        stdout: without this host's private paths.
+        stderr: likewise.
+        files: what the answer carries.
+    """
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    files: tuple[AnswerFile, ...]
+
+
+class Engine(Protocol):
+    """Somewhere to compile."""
+
+    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+        """Compile ``job`` within ``deadline_s`` seconds.
+
+        Raises:
+            TranslatorError: it could not be started, overran the deadline or made too much.
+
+        Cancellation: nothing of the compile is left running.
+        """
+
+
+class LocalEngine:
+    """Runs stap on this host, each job in a directory of its own that is gone afterwards.
+
+    Args:
+        stap: the translator.
+        containment: how a compile's process tree is held together.
+        workspace: where the directories are made.
+        environ: the environment that compiles inherit.
+        home: the home directory of the server's user, which answers do not mention.
+    """
+
+    def __init__(
+        self,
+        stap: StapProgram,
+        containment: Containment,
+        workspace: Workspace,
+        *,
+        environ: Mapping[str, str],
+        home: Path,
+    ) -> None:
+        self.stap = stap
+        self.containment = containment
+        self._workspace = workspace
+        self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+        self._private = private_paths(environ, home)
+
+    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+        """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
+        limits = job.settings.limits
+        try:
+            async with self._directory(keep=job.settings.keep_temporary) as directory:
+                root, answer = directory / "request", directory / "response" / ANSWER_DIRECTORY
+                await anyio.to_thread.run_sync(_prepare, job.request, root, answer)
+                outcome = await run_tree(
+                    stap_command(self.stap, job.settings, job.release, job.request.arguments, answer=answer),
+                    cwd=root,
+                    env=stap_environment(self._environ, job.request.environment),
+                    deadline_s=deadline_s,
+                    grace_s=limits.kill_grace_s,
+                    output_bytes=limits.output_bytes,
+                    containment=self.containment,
+                )
+                _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
+                files = await anyio.to_thread.run_sync(
+                    functools.partial(collect, answer, max_bytes=limits.answer_bytes)
+                )
+                hidden = (*self._private, directory / "response", directory)
+        except OSError as exc:
+            raise TranslatorError(
+                f"The server has trouble with its temporary directory: {exc.strerror}"
+            ) from exc
+        status = 128 - outcome.status if outcome.status < 0 else outcome.status
+        return CompileResult(status, redact(outcome.stdout, hidden), redact(outcome.stderr, hidden), files)
+
+    @contextlib.asynccontextmanager
+    async def _directory(self, *, keep: bool) -> AsyncIterator[Path]:
+        """A request's directory; its removal is not left out on cancellation."""
+        path = await anyio.to_thread.run_sync(self._workspace.make_request_directory)
+        try:
+            yield path
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(functools.partial(self._workspace.discard, path, keep=keep))
+
+
+def _prepare(request: CompileRequest, root: Path, answer: Path) -> None:
+    answer.mkdir(mode=0o700, parents=True)
+    root.mkdir(mode=0o700)
+    lay_out(request, root)
+
+
+def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:
+    if outcome.ending is Ending.OVERDUE:
+        raise TranslatorError(f"The compile was ended: it took longer than {deadline_s:g} seconds")
+    if outcome.ending is Ending.FLOODED:
+        raise TranslatorError(f"The compile was ended: it printed more than {output_bytes} bytes")

@@ -1,0 +1,160 @@
+"""The listening socket and the accept loop.
+
+The loop is our own: a library's listener ends for good when descriptors run out, on both backends.
+This one pauses and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable
+from typing import NoReturn
+
+import anyio
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.errors import ConfigError
+
+_BACKLOG = 1024
+"""Connections that the kernel completes for us while the loop is busy; the kernel may lower it."""
+
+_PAUSE_S = 0.1
+"""Between attempts to accept while descriptors or memory are short."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+
+@attrs.frozen
+class Peer:
+    """Who connected.
+
+    Attributes:
+        address: an IPv6 or IPv4 address; IPv4 is never shown as mapped into IPv6.
+        port: the peer's port.
+    """
+
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
+        """Return the peer of a socket address as ``accept`` gives it."""
+        address, _, zone = sockaddr[0].partition("%")
+        parsed = ipaddress.ip_address(address)
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+            return cls(str(parsed.ipv4_mapped), sockaddr[1])
+        return cls(f"{parsed}%{zone}" if zone else str(parsed), sockaddr[1])
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def open_listener(port: int) -> socket.socket:
+    """Listen on every IPv4 and IPv6 address of this host, on one port.
+
+    Args:
+        port: 0 lets the kernel pick one.
+
+    Returns:
+        A listening, non-blocking socket, which the caller closes.
+
+    Raises:
+        ConfigError: the port is taken, or not this user's to take.
+    """
+    try:
+        return _listen(socket.AF_INET6, "::", port)
+    except OSError as exc:
+        if exc.errno not in _NO_IPV6:
+            _refuse(exc, port)
+    try:
+        return _listen(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - a compile server serves the network
+    except OSError as exc:
+        _refuse(exc, port)
+
+
+def address_of(listener: socket.socket) -> Peer:
+    """Return the address that a listener is bound to."""
+    return Peer.of(listener.getsockname())
+
+
+async def accept_connections(
+    listener: socket.socket,
+    *,
+    admit: Callable[[Peer], str | None],
+    serve: Callable[[socket.socket, Peer], None],
+    log: Log,
+) -> NoReturn:
+    """Accept until cancelled.
+
+    Args:
+        listener: from :func:`open_listener`.
+        admit: returns None to let a peer in, or why it is reset. A reset before the handshake is the
+            one way to tell a client to come back (PROTOCOL, the connection).
+        serve: takes an accepted, non-blocking socket over; must not wait.
+        log: gets one line for each reset, and one when the host runs short of descriptors.
+    """
+    short = False
+    while True:
+        await anyio.wait_readable(listener)
+        try:
+            accepted, sockaddr = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            continue
+        except OSError as exc:
+            if exc.errno not in _EXHAUSTED:
+                raise
+            if not short:
+                log.warning("listener.exhausted", reason=exc.strerror)
+            short = True
+            await anyio.sleep(_PAUSE_S)
+            continue
+        short = False
+        peer = Peer.of(sockaddr)
+        refusal = admit(peer)
+        if refusal is not None:
+            log.warning("connection.refused", peer=peer, reason=refusal)
+            reset(accepted)
+            continue
+        accepted.setblocking(False)  # noqa: FBT003 - positional in the standard library
+        serve(accepted, peer)
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with a TCP reset."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind((address, port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _refuse(exc: OSError, port: int) -> NoReturn:
+    """Say why a port cannot be listened on."""
+    remedy: str | None = None
+    match exc.errno:
+        case errno.EADDRINUSE:
+            reason, remedy = "is in use by another program", "give a free one, or 0 for any, with --port"
+        case errno.EACCES:
+            reason, remedy = "is reserved for root", "give one above 1023 with --port"
+        case _:
+            reason = f"cannot be listened on: {exc.strerror}"
+    raise ConfigError(reason, where=f"port {port}", remedy=remedy) from exc

@@ -1,0 +1,148 @@
+"""One compile server at work: its listener, its sessions, and how it comes to an end.
+
+A server accepts until it is told to stop, or cancelled. Stopping closes the listener, sends away the
+peers whose request has not arrived, and lets those with a request finish for a while; what is left
+then is cancelled, and with it every compile's process tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from datetime import datetime
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup, TaskStatus
+
+from stapsrv.compile.session import CompileService, Session
+from stapsrv.supervisor.listener import Peer, accept_connections, address_of
+
+
+@attrs.frozen(kw_only=True)
+class ServerStatistics:
+    """A server's work at one moment.
+
+    Attributes:
+        connections: open ones, whatever they are doing.
+        running: requests that compile.
+        queued: requests that wait for a worker.
+        done: requests answered, whatever stap said of them.
+        failed: requests that came to no answer of stap's.
+        certificate_expires: the end of the certificate's validity.
+    """
+
+    connections: int
+    running: int
+    queued: int
+    done: int
+    failed: int
+    certificate_expires: datetime
+
+
+class CompileServer:
+    """Serves one listener; used once.
+
+    Args:
+        service: what its sessions share.
+        listener: listening and non-blocking; closed when the server stops accepting.
+    """
+
+    def __init__(self, service: CompileService, listener: socket.socket) -> None:
+        self._service = service
+        self._listener = listener
+        self._sessions: set[Session] = set()
+        self._gone = anyio.Event()
+        self._draining = False
+        self._accepting = anyio.CancelScope()
+        self.address = address_of(listener)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that arrived whole and are not answered yet."""
+        return sum(session.outstanding for session in self._sessions)
+
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Accept and serve until :meth:`stop`; then finish what is outstanding, within ``drain_s``.
+
+        Raises:
+            OSError: the listener failed for another reason than a shortage.
+
+        Cancellation: every session and every compile is ended before this returns.
+        """
+        log = self._service.log
+        log.info("server.listening", address=self.address)
+        if self._service.settings.max_threads == 0:
+            log.info("server.serial")
+        else:
+            log.info("server.threads", threads=self._service.settings.workers)
+        async with anyio.create_task_group() as sessions:
+            with self._accepting, contextlib.closing(self._listener):
+                task_status.started()
+                await accept_connections(
+                    self._listener,
+                    admit=self._refusal,
+                    serve=lambda connection, peer: self._begin(sessions, connection, peer),
+                    log=log,
+                )
+            if self.outstanding:
+                log.info("server.draining", outstanding=self.outstanding)
+            for session in self._sessions:
+                session.give_up_arrival()
+            sessions.cancel_scope.deadline = anyio.current_time() + self._service.settings.limits.drain_s
+
+    def drain(self) -> None:
+        """Reset new connections, and finish what is outstanding, until :meth:`undrain`."""
+        self._draining = True
+        for session in self._sessions:
+            session.give_up_arrival()
+
+    def undrain(self) -> None:
+        """Let new connections in again."""
+        self._draining = False
+
+    async def wait_idle(self) -> None:
+        """Wait until no connection is open."""
+        while self._sessions:
+            await self._gone.wait()
+
+    def statistics(self) -> ServerStatistics:
+        """Return a snapshot of its work."""
+        pool = self._service.pool.statistics()
+        counts = self._service.counts
+        return ServerStatistics(
+            connections=len(self._sessions),
+            running=pool.running,
+            queued=pool.queued,
+            done=counts.done,
+            failed=counts.failed,
+            certificate_expires=self._service.identity().not_after,
+        )
+
+    def stop(self) -> None:
+        """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
+        self._accepting.cancel()
+
+    def _refusal(self, _peer: Peer) -> str | None:
+        """Why a new connection is reset, if it is; the reason names the limit that was met."""
+        if self._draining:
+            return "the server is draining"
+        limits = self._service.settings.limits
+        if len(self._sessions) >= limits.connections:
+            return f"{limits.connections} connections are open already"
+        if self._service.pool.full:
+            return f"{limits.queue_length} requests are waiting already"
+        return None
+
+    def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
+        session = Session(self._service, peer=peer, client=peer.address)
+        self._sessions.add(session)
+        sessions.start_soon(self._run, session, connection)
+
+    async def _run(self, session: Session, connection: socket.socket) -> None:
+        try:
+            await session.run(connection)
+        finally:
+            self._sessions.discard(session)
+            self._gone.set()
+            self._gone = anyio.Event()

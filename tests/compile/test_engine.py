@@ -1,0 +1,119 @@
+"""The local engine with stand-ins for stap: faults, limits, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+from kit.stap import make_stap
+
+from stapsrv.compile.engine import CompileJob, LocalEngine
+from stapsrv.compile.process import Containment
+from stapsrv.compile.translator import StapProgram
+from stapsrv.compile.wire import CompileRequest
+from stapsrv.compile.workspace import Workspace
+from stapsrv.compile.zips import RequestFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.errors import TranslatorError
+
+pytestmark = pytest.mark.anyio
+
+RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    made = Workspace.open(tmp_path)
+    yield made
+    assert [path.name for path in made.path.iterdir()] == ["lock"]
+    made.close()
+
+
+@pytest.fixture
+def run(tmp_path, workspace):
+    """Run one job with a stand-in of the given script."""
+
+    async def run_one(script, *, deadline_s=30.0, keep=False, files=(), environ=None, **limits):
+        stap = StapProgram(make_stap(tmp_path / "stap", script), "4.8")
+        engine = LocalEngine(
+            stap,
+            Containment.SESSION,
+            workspace,
+            environ=environ or {"PATH": "/usr/bin:/bin"},
+            home=Path("/home/nobody-here"),
+        )
+        request = CompileRequest(
+            release="6.1", arch="x86_64", arguments=(b"-e", b"x"), files=files, directories=(b"script",)
+        )
+        limits = Limits(**{"kill_grace_s": 0.2, **limits})
+        settings = ServerSettings(limits=limits, keep_temporary=keep)
+        job = CompileJob(request=request, release=RELEASE, settings=settings)
+        return await engine.run(job, deadline_s=deadline_s)
+
+    return run_one
+
+
+async def test_result(run):
+    result = await run(
+        """
+        echo "$answer/made.ko"; pwd >&2; cat script/x >&2; echo module >"$answer/made.ko"; exit 3
+    """,
+        files=(RequestFile(b"script/x", b"probe\n"),),
+    )
+    assert result.status == 3
+    assert result.stdout == b"<server>/stap000000/made.ko\n"
+    assert result.stderr == b"<server>/request\nprobe\n"
+    assert [(file.path, file.data) for file in result.files] == [("stap000000/made.ko", b"module\n")]
+
+
+async def test_home_is_not_mentioned(run):
+    assert (await run("echo /home/nobody-here/.systemtap/cache/x.ko")).stdout == (
+        b"<server>/.systemtap/cache/x.ko\n"
+    )
+
+
+async def test_death_by_signal_is_told_as_a_shell_tells_it(run):
+    assert (await run("kill -KILL $$")).status == 137
+
+
+async def test_overdue(run):
+    with pytest.raises(TranslatorError, match=r"^The compile was ended: it took longer than 0.2 seconds$"):
+        await run("trap '' TERM; while :; do sleep 1000; done", deadline_s=0.2)
+
+
+async def test_flood(run):
+    with pytest.raises(TranslatorError, match=r"^The compile was ended: it printed more than 1000 bytes$"):
+        await run("yes", output_bytes=1000)
+
+
+async def test_answer_too_large(run):
+    with pytest.raises(TranslatorError, match="larger than 1000 bytes"):
+        await run('head -c 2000 /dev/zero >"$answer/made.ko"', answer_bytes=1000)
+
+
+async def test_temporary_directory_removed_under_us(run):
+    with pytest.raises(TranslatorError, match=r"^The server has trouble with its temporary directory: "):
+        await run("echo", files=(RequestFile(b"x" * 300, b""),))
+
+
+async def test_keep(run, workspace):
+    await run('echo module >"$answer/made.ko"', keep=True)
+    (kept,) = workspace.path.parent.glob(f"{workspace.path.name}.*")
+    assert (kept / "response" / "stap000000" / "made.ko").read_text() == "module\n"
+
+
+async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_path):
+    """The workspace fixture sees that the directory is gone; the lock on a file tells of the process."""
+    running = tmp_path / "running"
+
+    async def begin():
+        await run(f"echo >{running}.new; mv {running}.new {running}; sleep 1000")
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin)
+            while not running.exists():
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()

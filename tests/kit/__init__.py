@@ -1,0 +1,1 @@
+"""Doubles and peers for the tests."""

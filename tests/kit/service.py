@@ -1,0 +1,155 @@
+"""A compile service on loopback without a translator: for the sessions' own behaviour."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import attrs
+import structlog
+import trustme
+
+from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.session import CompileService
+from stapsrv.compile.wire import AnswerFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.supervisor.listener import open_listener
+from stapsrv.supervisor.server import CompileServer
+
+from .client import RELEASE
+
+
+class FakeEngine:
+    """Answers at once, or waits on a gate and counts what runs and what was cancelled."""
+
+    def __init__(self) -> None:
+        self.jobs: list[CompileJob] = []
+        self.cancelled = 0
+        self.gate: anyio.Event | None = None
+        self.fault: Exception | None = None
+        self.module = b"module" * 1000
+        self._changed = anyio.Event()
+
+    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+        self.jobs.append(job)
+        self._note()
+        if self.fault is not None:
+            raise self.fault
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except BaseException:
+                self.cancelled += 1
+                self._note()
+                raise
+        module = AnswerFile("stap000000/stap_x.ko", self.module)
+        return CompileResult(0, b"out\n", b"err\n", (module,))
+
+    async def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""
+        with anyio.fail_after(20):
+            while not condition():
+                await self._changed.wait()
+
+    def _note(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class LogLines:
+    """A log that is kept, and can be waited on."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, object]] = []
+        self._changed = anyio.Event()
+        self.log = structlog.wrap_logger(
+            None, processors=[self._keep], wrapper_class=structlog.make_filtering_bound_logger("info")
+        )
+
+    def _keep(self, _logger: object, level: str, event: structlog.typing.EventDict) -> object:
+        self.entries.append({"level": level, **event})
+        self._changed.set()
+        self._changed = anyio.Event()
+        raise structlog.DropEvent
+
+    def events(self) -> list[object]:
+        return [entry["event"] for entry in self.entries]
+
+    def reasons(self, event: str) -> list[str]:
+        return [str(entry["reason"]) for entry in self.entries if entry["event"] == event]
+
+    async def wait(self, event: str, count: int = 1) -> None:
+        with anyio.fail_after(20):
+            while self.events().count(event) < count:
+                await self._changed.wait()
+
+
+@attrs.frozen
+class RunningServer:
+    """A server that serves, and what it is made of."""
+
+    server: CompileServer
+    service: CompileService
+    engine: FakeEngine
+    lines: LogLines
+    ended: anyio.Event
+
+    @property
+    def port(self) -> int:
+        return self.server.address.port
+
+
+def tls_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@attrs.frozen
+class TestIdentity:
+    """A certificate from nowhere, for as long as the tests run."""
+
+    __test__ = False
+    context: ssl.SSLContext
+    not_after: datetime
+
+
+IDENTITY = TestIdentity(tls_context(), datetime(2100, 1, 1, tzinfo=UTC))
+
+
+@contextlib.asynccontextmanager
+async def running_server(
+    *, max_threads: int = 2, max_request_bytes: int = 50_000, **limits: float
+) -> AsyncIterator[RunningServer]:
+    """Serve until the block ends; the limits given differ from the defaults."""
+    settings = ServerSettings(
+        max_threads=max_threads, max_request_bytes=max_request_bytes, limits=Limits(**limits)
+    )
+    engine, lines = FakeEngine(), LogLines()
+    service = CompileService(
+        settings=settings,
+        releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, Path("/nowhere"))},
+        version="4.8",
+        engine=engine,
+        pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length),
+        identity=lambda: IDENTITY,
+        log=lines.log,
+    )
+    server = CompileServer(service, open_listener(0))
+    running = RunningServer(server, service, engine, lines, anyio.Event())
+
+    async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        await server.serve(task_status=task_status)
+        running.ended.set()
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve)
+            yield running
+            tasks.cancel_scope.cancel()

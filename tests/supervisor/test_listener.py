@@ -1,0 +1,177 @@
+"""The listening socket and the accept loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import anyio
+import pytest
+import structlog
+
+from stapsrv.errors import ConfigError
+from stapsrv.supervisor.listener import Peer, accept_connections, address_of, open_listener
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def listener():
+    made = open_listener(0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def log():
+    return structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+
+
+class Accepted:
+    """Takes accepted sockets over and lets a test wait for them."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        self.peers: list[Peer] = []
+        self._more = anyio.Event()
+
+    def __call__(self, connection: socket.socket, peer: Peer) -> None:
+        self.sockets.append(connection)
+        self.peers.append(peer)
+        self._more.set()
+        self._more = anyio.Event()
+
+    async def wait(self, count: int) -> None:
+        with anyio.fail_after(10):
+            while len(self.sockets) < count:
+                await self._more.wait()
+
+    def close(self) -> None:
+        for connection in self.sockets:
+            connection.close()
+
+
+@pytest.fixture
+def accepted():
+    made = Accepted()
+    yield made
+    made.close()
+
+
+def connect(listener: socket.socket, host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection((host, address_of(listener).port), timeout=10)
+
+
+def ipv6_works() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_one_port_serves_both_families(listener, accepted, log, host):
+    if host == "::1" and not ipv6_works():
+        pytest.skip("this host has no IPv6")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: accept_connections(listener, admit=lambda _: None, serve=accepted, log=log))
+        with connect(listener, host) as client:
+            await accepted.wait(1)
+            assert accepted.peers == [Peer(host, client.getsockname()[1])]
+        tasks.cancel_scope.cancel()
+
+
+async def test_refused_peer_sees_a_reset(listener, accepted, log):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(
+            lambda: accept_connections(listener, admit=lambda _: "too many", serve=accepted, log=log)
+        )
+        with connect(listener) as client:
+            client.setblocking(False)
+            with anyio.fail_after(10):
+                await anyio.wait_readable(client)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        tasks.cancel_scope.cancel()
+    (call,) = log._logger.calls
+    assert call.method_name == "warning"
+    assert call.kwargs["reason"] == "too many"
+    assert accepted.sockets == []
+
+
+class ShortOfDescriptors:
+    """A listener whose first accepts fail as when descriptors run out."""
+
+    def __init__(self, listener: socket.socket, error: int, failures: int) -> None:
+        self._listener = listener
+        self._error = error
+        self._failures = failures
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self):
+        if self._failures:
+            self._failures -= 1
+            raise OSError(self._error, os.strerror(self._error))
+        return self._listener.accept()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_loop_outlives_a_shortage_and_says_so_once(listener, accepted, log, error):
+    short = ShortOfDescriptors(listener, error, failures=3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: accept_connections(short, admit=lambda _: None, serve=accepted, log=log))
+        with connect(listener):
+            await accepted.wait(1)
+        tasks.cancel_scope.cancel()
+    assert [call.kwargs["event"] for call in log._logger.calls] == ["listener.exhausted"]
+
+
+async def test_other_failures_end_the_loop(listener, accepted, log):
+    broken = ShortOfDescriptors(listener, errno.EBADF, failures=1)
+    with connect(listener), pytest.raises(OSError, match="Bad file"):
+        await accept_connections(broken, admit=lambda _: None, serve=accepted, log=log)
+
+
+def test_taken_port_is_one_clear_line(listener):
+    port = address_of(listener).port
+    with pytest.raises(ConfigError) as caught:
+        open_listener(port)
+    assert str(caught.value) == (
+        f"port {port}: is in use by another program; give a free one, or 0 for any, with --port"
+    )
+
+
+def test_port_taken_on_ipv4_alone_is_taken():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match="in use"):
+            open_listener(other.getsockname()[1])
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 or int(open("/proc/sys/net/ipv4/ip_unprivileged_port_start").read()) <= 80,
+    reason="this user may take every port",
+)
+def test_privileged_port_is_one_clear_line():
+    with pytest.raises(ConfigError) as caught:
+        open_listener(80)
+    assert str(caught.value) == "port 80: is reserved for root; give one above 1023 with --port"
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "text"),
+    [
+        (("127.0.0.1", 9), "127.0.0.1:9"),
+        (("::ffff:127.0.0.1", 9, 0, 0), "127.0.0.1:9"),
+        (("::1", 9, 0, 0), "[::1]:9"),
+        (("fe80::1%eth0", 9, 0, 2), "[fe80::1%eth0]:9"),
+    ],
+)
+def test_peers_are_named_as_people_write_them(sockaddr, text):
+    assert str(Peer.of(sockaddr)) == text
