@@ -1,0 +1,1 @@
+"""Who a server is: its certificate, its key, and who trusts it."""

@@ -1,0 +1,251 @@
+"""Who a server is: a self-signed certificate and its key, kept in an NSS database directory.
+
+The form of the certificate, the directory and the trust flags are those of the original's own, so that
+either server works with a directory that the other one made (PROTOCOL, Certificates).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import pwd
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+import anyio.to_thread
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from structlog.typing import FilteringBoundLogger
+
+from stapsrv.errors import IdentityError
+from stapsrv.identity.diagnosis import DamagedDatabase
+from stapsrv.identity.memory import memory_file
+from stapsrv.identity.nss import PUBLIC_MODE, Database
+from stapsrv.identity.selfsigned import host_name, make_certificate
+from stapsrv.identity.staging import (
+    changing,
+    commit,
+    is_half_changed,
+    is_present,
+    reading,
+    refusals_explained,
+    staged,
+)
+
+NICKNAME = "stap-server"
+CERTIFICATE_FILE = "stap.cert"
+
+_TRUST = "PCu,,PCu"
+_OBSOLETE_DBM = ("cert8.db", "key3.db")
+_OBSOLETE_PASSWORD = "pw"  # noqa: S105 - the name of a file
+_REMEDY_ELSEWHERE = "move the directory away, and the next start makes a new one, or name another with --ssl"
+
+
+class Validity(enum.Enum):
+    """How a moment stands to a certificate's dates."""
+
+    VALID = enum.auto()
+    NOT_YET_VALID = enum.auto()
+    EXPIRED = enum.auto()
+
+
+@attrs.frozen
+class Identity:
+    """A server's certificate and private key, and the database directory that they are kept in."""
+
+    directory: Path
+    certificate: x509.Certificate
+    key: rsa.RSAPrivateKey = attrs.field(repr=False, eq=False)
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER: what ``stap.cert`` holds and clients import."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def serial(self) -> str:
+        """The serial number as ``certinfo`` announces it: hex pairs joined by ``:`` (PROTOCOL, mDNS).
+
+        As the client sees it, which takes the bytes of the DER encoding: a number whose first bit is set
+        begins with ``00``.
+        """
+        number = self.certificate.serial_number
+        return number.to_bytes(number.bit_length() // 8 + 1, "big").hex(":")
+
+    @property
+    def not_before(self) -> datetime:
+        """From when it is valid, in UTC."""
+        return self.certificate.not_valid_before_utc
+
+    @property
+    def not_after(self) -> datetime:
+        """Until when it is valid, in UTC."""
+        return self.certificate.not_valid_after_utc
+
+    def validity(self, now: datetime) -> Validity:
+        """Say how ``now``, an aware time, stands to the certificate's dates."""
+        if now < self.not_before:
+            return Validity.NOT_YET_VALID
+        return Validity.EXPIRED if now > self.not_after else Validity.VALID
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return a new context for the server's side of TLS 1.2 or 1.3, asking for no client certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.maximum_version = ssl.TLSVersion.TLSv1_3
+        # Each client process connects once; a ticket would only be one more write that it may not wait for.
+        context.num_tickets = 0
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        with memory_file(self.certificate.public_bytes(Encoding.PEM) + key) as chain:
+            context.load_cert_chain(chain.path)
+        return context
+
+
+_Found: TypeAlias = Identity | DamagedDatabase | None
+"""What a directory holds: an identity, a database that lost it, or no database."""
+
+
+def systemtap_directory(environ: Mapping[str, str]) -> Path:
+    """Return where a user's SystemTap data is: ``$SYSTEMTAP_DIR``, else ``~/.systemtap`` (stappaths(7))."""
+    if directory := environ.get("SYSTEMTAP_DIR"):
+        return Path(directory)
+    return Path(environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir) / ".systemtap"
+
+
+def default_directory(environ: Mapping[str, str]) -> Path:
+    """Return where a user's servers keep their identity, unless told otherwise (``--ssl``)."""
+    return systemtap_directory(environ) / "ssl" / "server"
+
+
+async def load_or_create_identity(
+    directory: Path, *, log: FilteringBoundLogger, password: str = "", now: datetime | None = None
+) -> Identity:
+    """Load the identity in ``directory``, or make a new one where there is none that serves.
+
+    A new one takes the place of what is missing, expired, not yet valid or damaged, and of nothing else.
+    It appears all at once; other files in the directory stay. When several processes come at the same
+    moment, one makes it and the others load it.
+
+    Args:
+        directory: the NSS database directory; made if missing.
+        log: gets what was found, and why a new one was made.
+        password: of the database; a new one gets it too.
+        now: the aware time to judge the dates by and to begin a new certificate at; the clock's if None.
+
+    Raises:
+        IdentityError: obsolete, locked, forbidden, wrong password, or holding what is not ours to replace;
+            nothing was changed.
+
+    Cancellation: the directory has either all of the new identity or none of it.
+    """
+    now = now or datetime.now(UTC)
+    with refusals_explained(directory):
+        _refuse_obsolete(directory)
+        async with reading(directory):
+            found = None if is_half_changed(directory) else await _examine(directory, password)
+        if _serves(found, now):
+            _report(found, directory, log=log, now=now)
+            return found
+        async with changing(directory):
+            # Once more: another process may have made one in between.
+            found = await _examine(directory, password)
+            _report(found, directory, log=log, now=now)
+            if _serves(found, now):
+                return found
+            await _refuse_to_lose_others(directory)
+            log.info("identity.generating", directory=directory)
+            return await _create(directory, password, now)
+
+
+def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime | None = None) -> None:
+    """Log where an identity is kept, its dates, and how ``now`` stands to them."""
+    log.info("identity.found", directory=identity.directory)
+    log.info("identity.not_before", when=identity.not_before)
+    log.info("identity.not_after", when=identity.not_after)
+    match identity.validity(now or datetime.now(UTC)):
+        case Validity.VALID:
+            log.info("identity.valid")
+        case Validity.EXPIRED:
+            log.warning("identity.expired", when=identity.not_after)
+        case Validity.NOT_YET_VALID:
+            log.warning("identity.not_yet_valid", when=identity.not_before)
+
+
+async def _examine(directory: Path, password: str) -> _Found:
+    database = Database(directory, password)
+    if not database.exists:
+        return None
+    try:
+        identities = await database.identities(NICKNAME)
+    except DamagedDatabase as exc:
+        return exc
+    if not identities:
+        return DamagedDatabase(f"no certificate {NICKNAME} with its private key in the database")
+    certificate, key = max(identities, key=lambda identity: identity[0].not_valid_after_utc)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise IdentityError(
+            f"the key of {NICKNAME} is not an RSA key, which modules are signed with",
+            where=str(directory),
+            remedy=_REMEDY_ELSEWHERE,
+        )
+    return Identity(directory, certificate, key)
+
+
+def _serves(found: _Found, now: datetime) -> TypeGuard[Identity]:
+    return isinstance(found, Identity) and found.validity(now) is Validity.VALID
+
+
+def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: datetime) -> None:
+    if found is None:
+        log.info("identity.missing", directory=directory)
+        return
+    if isinstance(found, DamagedDatabase):
+        log.warning("identity.unusable", directory=directory, reason=found.problem)
+        return
+    report_identity(found, log=log, now=now)
+
+
+def _refuse_obsolete(directory: Path) -> None:
+    """Refuse the databases of old SystemTap releases; dbm files beside a database of today harm nobody."""
+    obsolete = [_OBSOLETE_PASSWORD] if Database(directory).exists else [_OBSOLETE_PASSWORD, *_OBSOLETE_DBM]
+    for name in obsolete:
+        if is_present(directory / name):
+            raise IdentityError(
+                f"{name} belongs to an obsolete certificate database",
+                where=str(directory),
+                remedy=_REMEDY_ELSEWHERE,
+            )
+
+
+async def _refuse_to_lose_others(directory: Path) -> None:
+    """Refuse to replace a database that an operator keeps other certificates in."""
+    database = Database(directory)
+    try:
+        listing = await database.listing() if database.exists else []
+    except DamagedDatabase:
+        return
+    others = sorted({nickname for nickname, _trust in listing} - {NICKNAME})
+    if others:
+        raise IdentityError(
+            f"a new identity would replace other certificates too: {', '.join(others)}",
+            where=str(directory),
+            remedy=_REMEDY_ELSEWHERE,
+        )
+
+
+async def _create(directory: Path, password: str, now: datetime) -> Identity:
+    certificate, key = await anyio.to_thread.run_sync(make_certificate, host_name(), now)
+    identity = Identity(directory, certificate, key)
+    with staged(directory) as preparing:
+        database = Database(preparing, password)
+        await database.create()
+        await database.import_identity(certificate, key, NICKNAME, _TRUST)
+        (preparing / CERTIFICATE_FILE).write_bytes(identity.der)
+        (preparing / CERTIFICATE_FILE).chmod(PUBLIC_MODE)
+        await anyio.to_thread.run_sync(commit, preparing, directory)
+    return identity

@@ -1,0 +1,287 @@
+"""NSS certificate databases, through the only programs that read and write them: certutil and pk12util.
+
+No secret is ever on a command line or in a file that others can read: passwords and keys reach the
+programs in memory files.
+``sql:`` is always said, so that no environment variable turns a directory into an old dbm database.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import DEVNULL, CompletedProcess
+from tempfile import TemporaryDirectory
+
+import anyio
+import anyio.to_thread
+import attrs
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+
+from stapsrv.errors import IdentityError
+from stapsrv.identity.diagnosis import diagnose
+from stapsrv.identity.memory import MemoryFile, memory_file
+from stapsrv.identity.pkcs12 import private_keys
+from stapsrv.identity.staging import commit, is_present, staged
+
+DATABASE_FILES = ("cert9.db", "key4.db", "pkcs11.txt")
+PRIVATE_MODE = 0o600
+PUBLIC_MODE = 0o644
+
+_TOOL_DEADLINE_S = 30.0
+"""They take 5 to 300 ms, and 2 s until they give up on a locked database."""
+_PRIVATE_UMASK = 0o077
+
+_ERROR_CODE = re.compile(r"\b(?:SEC|SSL|PR)_[A-Z0-9_]+")
+_LISTED = re.compile(r"(?P<nickname>\S.*?) +(?P<trust>[a-zA-Z]*,[a-zA-Z]*,[a-zA-Z]*)")
+_NO_SUCH_CERTIFICATE = "Could not find cert"
+_NO_KEY = ("no user certs from given nickname", "SEC_ERROR_UNKNOWN_CERT")
+
+
+@attrs.frozen
+class Database:
+    """The NSS database in one directory.
+
+    Every method may raise IdentityError: a tool is not installed or overran its deadline, the password is
+    wrong, the database is locked or refused; ``diagnosis.DamagedDatabase`` when its contents are lost.
+    PermissionError passes through.
+
+    Attributes:
+        directory: where ``cert9.db``, ``key4.db`` and ``pkcs11.txt`` are.
+        password: protects the private keys; empty for none.
+    """
+
+    directory: Path
+    password: str = attrs.field(default="", repr=False)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database, or half of one."""
+        return any(is_present(self.directory / name) for name in ("cert9.db", "key4.db"))
+
+    async def create(self, *, file_mode: int = PRIVATE_MODE) -> None:
+        """Make a new, empty database in the directory, which exists; all its files appear at once.
+
+        Raises:
+            IdentityError: there is one already, besides the reasons of the class.
+        """
+        if self.exists:
+            raise IdentityError("holds a certificate database already", where=str(self.directory))
+        with staged(self.directory) as preparing, memory_file(self._password_line) as password:
+            # Told ".", NSS writes no path into pkcs11.txt that would be wrong after the move.
+            done = await _run(
+                ("certutil", "-N", "-d", "sql:.", "-f", password.path), files=(password,), cwd=preparing
+            )
+            self._check(done)
+            for name in DATABASE_FILES:
+                (preparing / name).chmod(file_mode)
+            await anyio.to_thread.run_sync(commit, preparing, self.directory)
+
+    async def listing(self) -> list[tuple[str, str]]:
+        """Return each certificate's nickname and trust, as ``certutil -L`` shows them (``CPu,u,Cu``)."""
+        done = await _run(("certutil", "-L", *self._where))
+        self._check(done)
+        matches = (
+            _LISTED.fullmatch(line.rstrip()) for line in done.stdout.decode(errors="replace").splitlines()
+        )
+        return [(match["nickname"], match["trust"]) for match in matches if match]
+
+    async def certificates(self, nickname: str) -> list[x509.Certificate]:
+        """Return the certificates that go by ``nickname``: none, one, or several generations of one."""
+        done = await _run(("certutil", "-L", "-a", "-n", nickname, *self._where))
+        if done.returncode and _NO_SUCH_CERTIFICATE in _words(done):
+            return []
+        self._check(done)
+        try:
+            return x509.load_pem_x509_certificates(done.stdout)
+        except ValueError as exc:
+            raise self._unreadable(f"the certificate {nickname}, as certutil shows it,", exc) from exc
+
+    async def private_keys(self, nickname: str) -> list[PrivateKeyTypes]:
+        """Return the private keys of the certificates that go by ``nickname``; takes about 0.3 s a key."""
+        wrapping = _new_password()
+        with (
+            memory_file() as bundle,
+            memory_file(wrapping + b"\n") as wrapped_with,
+            memory_file(self._password_line) as own,
+            self._open_to_pk12util() as where,
+        ):
+            # The certificate in the bundle is of no use here: encrypting it would cost another 0.1 s.
+            options = ("-C", "NONE", "-n", nickname, *where, "-k", own.path, "-w", wrapped_with.path)
+            done = await _run(("pk12util", "-o", bundle.path, *options), files=(bundle, own, wrapped_with))
+            if done.returncode and any(words in _words(done) for words in _NO_KEY):
+                return []
+            self._check(done)
+            exported = bundle.read()
+        try:
+            return await anyio.to_thread.run_sync(private_keys, exported, wrapping)
+        except (ValueError, UnsupportedAlgorithm) as exc:
+            raise self._unreadable(f"the private key of {nickname}, as pk12util exports it,", exc) from exc
+
+    async def identities(self, nickname: str) -> list[tuple[x509.Certificate, PrivateKeyTypes]]:
+        """Return the certificates that go by ``nickname``, each with its private key; others are left out."""
+        certificates = await self.certificates(nickname)
+        keys = await self.private_keys(nickname) if certificates else []
+        return [
+            (certificate, key)
+            for certificate in certificates
+            for key in keys
+            if certificate.public_key() == key.public_key()
+        ]
+
+    async def import_identity(
+        self, certificate: x509.Certificate, key: RSAPrivateKey, nickname: str, trust: str
+    ) -> None:
+        """Store a certificate and its private key, trusted as ``trust`` says (``PCu,,PCu``)."""
+        wrapping = _new_password()
+        bundle = await anyio.to_thread.run_sync(
+            serialize_key_and_certificates,
+            nickname.encode(),
+            key,
+            certificate,
+            None,
+            BestAvailableEncryption(wrapping),
+        )
+        with (
+            memory_file(bundle) as source,
+            memory_file(wrapping + b"\n") as wrapped_with,
+            memory_file(self._password_line) as own,
+        ):
+            done = await _run(
+                ("pk12util", "-i", source.path, *self._where, "-k", own.path, "-w", wrapped_with.path),
+                files=(source, own, wrapped_with),
+            )
+            self._check(done)
+            done = await _run(
+                ("certutil", "-M", "-n", nickname, "-t", trust, *self._where, "-f", own.path), files=(own,)
+            )
+            self._check(done)
+
+    async def import_certificate(self, certificate: x509.Certificate, nickname: str, trust: str) -> None:
+        """Store a certificate, trusted as ``trust`` says (``P,P,P``).
+
+        One that is there already only gets that trust. Others that go by ``nickname`` stay; NSS demands
+        that they have the same subject, to the byte.
+        """
+        with (
+            memory_file(certificate.public_bytes(Encoding.DER)) as source,
+            memory_file(self._password_line) as own,
+        ):
+            done = await _run(
+                (
+                    "certutil",
+                    "-A",
+                    "-n",
+                    nickname,
+                    "-t",
+                    trust,
+                    "-i",
+                    source.path,
+                    *self._where,
+                    "-f",
+                    own.path,
+                ),
+                files=(source, own),
+            )
+            self._check(done)
+
+    @property
+    def _where(self) -> tuple[str, str]:
+        return ("-d", f"sql:{self.directory}")
+
+    @property
+    def _password_line(self) -> bytes:
+        # An empty line for none: without a file the tools would ask the terminal.
+        return self.password.encode() + b"\n"
+
+    @contextmanager
+    def _open_to_pk12util(self) -> Iterator[tuple[str, str]]:
+        """Say where pk12util can read the database: it opens it for writing even to read it.
+
+        Where it may not write (a read-only mount), it gets a private copy.
+        """
+        if all(os.access(self.directory / name, os.W_OK) for name in ("cert9.db", "key4.db")):
+            yield self._where
+            return
+        with TemporaryDirectory(prefix="stapsrv-") as copy:  # 0700
+            for name in DATABASE_FILES:
+                if is_present(self.directory / name):
+                    shutil.copyfile(self.directory / name, Path(copy) / name)
+            yield ("-d", f"sql:{copy}")
+
+    def _unreadable(self, thing: str, reason: Exception) -> IdentityError:
+        return IdentityError(
+            f"{thing} cannot be read ({reason})",
+            where=str(self.directory),
+            remedy="report this with the versions of libnss3-tools and of Python's cryptography",
+        )
+
+    def _check(self, done: CompletedProcess[bytes]) -> None:
+        """Raise what the failure of a tool means, going by NSS's error codes."""
+        if done.returncode == 0:
+            return
+        words = _words(done)
+        where = str(self.directory)
+        if "SEC_ERROR_BAD_PASSWORD" in words:
+            problem = "the password is wrong" if self.password else "the database is protected by a password"
+            raise IdentityError(problem, where=where, remedy="give its password (-P)")
+        if "SEC_ERROR_READ_ONLY" in words:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), where)
+        error = diagnose(self.directory)
+        if error is not None:
+            raise error
+        tool = Path(done.args[0]).name
+        code = _ERROR_CODE.search(words)
+        reason = code.group() if code else words.strip().replace("\n", " ")
+        raise IdentityError(
+            f"{tool} failed on the certificate database ({reason})",
+            where=where,
+            remedy=f"look at it with: certutil -L -d 'sql:{where}'",
+        )
+
+
+async def _run(
+    command: Sequence[str], *, files: Sequence[MemoryFile] = (), cwd: Path | None = None
+) -> CompletedProcess[bytes]:
+    """Run an NSS tool; it can ask nobody anything, and what it creates is private."""
+    tool = command[0]
+    try:
+        with anyio.fail_after(_TOOL_DEADLINE_S):
+            return await anyio.run_process(
+                command,
+                check=False,
+                stdin=DEVNULL,
+                cwd=cwd,
+                pass_fds=[file.descriptor for file in files],
+                start_new_session=True,
+                umask=_PRIVATE_UMASK,
+            )
+    except FileNotFoundError as exc:
+        raise IdentityError(
+            "is not installed",
+            where=tool,
+            remedy="install NSS's tools (Debian: libnss3-tools, Fedora: nss-tools)",
+        ) from exc
+    except TimeoutError as exc:
+        raise IdentityError(
+            f"did not end within {_TOOL_DEADLINE_S:g} s", where=tool, remedy="try again"
+        ) from exc
+
+
+def _new_password() -> bytes:
+    """Return a password for a bundle that lives for one call; letters, which all encodings agree on."""
+    return secrets.token_hex(32).encode()
+
+
+def _words(done: CompletedProcess[bytes]) -> str:
+    return (done.stdout + b"\n" + done.stderr).decode(errors="replace")

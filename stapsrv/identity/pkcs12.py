@@ -1,0 +1,134 @@
+"""The private keys inside a PKCS#12 bundle, as NSS's pk12util writes it.
+
+pk12util writes BER: lengths left open, strings in pieces. ``cryptography`` reads that only through a
+fallback that it announces to remove, and warns each time. So the outer layers are undone here, and
+``cryptography`` gets what every release of it reads: the key in encrypted PKCS#8, in DER. The bundle's
+MAC is not checked; it comes straight from a child process through memory.
+
+Source: RFC 7292 (the layers of the bundle), X.690 8.1 (BER).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import load_der_private_key
+
+_CONSTRUCTED = 0x20
+_OCTET_STRING = 0x04
+_HIGH_TAG = 0x1F
+_INDEFINITE = 0x80
+_END_OF_CONTENTS = b"\0\0"
+_MAX_DEPTH = 32
+"""A bundle nests about ten deep."""
+
+_DATA = bytes.fromhex("2a864886f70d010701")
+_SHROUDED_KEY_BAG = bytes.fromhex("2a864886f70d010c0a0102")
+
+
+def private_keys(bundle: bytes, password: bytes) -> list[PrivateKeyTypes]:
+    """Decrypt every private key of ``bundle``; slow on purpose (key derivation), about 0.1 s a key.
+
+    Raises:
+        ValueError: not such a bundle, or not its password.
+    """
+    return [load_der_private_key(encrypted, password) for encrypted in encrypted_keys(bundle)]
+
+
+def encrypted_keys(bundle: bytes) -> list[bytes]:
+    """Return the EncryptedPrivateKeyInfo (PKCS#8, DER) of each key of ``bundle``.
+
+    Raises:
+        ValueError: not a PKCS#12 bundle whose integrity hangs on a password.
+    """
+    _version, authenticated_safe, *_mac = _children(_only(bundle))
+    keys = []
+    for content_info in _children(_only(_data(authenticated_safe))):
+        kind, *_rest = _children(content_info)
+        if kind != _DATA:
+            continue  # the certificates, encrypted
+        for bag in _children(_only(_data(content_info))):
+            bag_kind, value, *_attributes = _children(bag)
+            if bag_kind == _SHROUDED_KEY_BAG:
+                keys.append(value)
+    return keys
+
+
+def _data(content_info: bytes) -> bytes:
+    """Unwrap ContentInfo: the bytes of the octet string that it carries."""
+    kind, value = _children(content_info)
+    if kind != _DATA:
+        raise ValueError("the bundle is signed, not protected by a password")
+    return _only(value)
+
+
+def _only(encoded: bytes) -> bytes:
+    """Return the contents of the one element that ``encoded`` is."""
+    (content,) = _children(encoded)
+    return content
+
+
+def _children(content: bytes) -> list[bytes]:
+    """Return the contents of the elements that ``content`` is a row of."""
+    return [child for _tag, child in _elements(content)]
+
+
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        tag, content, at = _read(data, at, depth=0)
+        yield tag, content
+
+
+def _read(data: bytes, at: int, *, depth: int) -> tuple[int, bytes, int]:
+    """Read the BER element at ``at``: its tag, its contents re-encoded in DER, and where it ends."""
+    tag, length, start = _read_header(data, at)
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    end = len(data) if length is None else start + length
+    if end > len(data):
+        raise ValueError("cut short")
+    if not tag & _CONSTRUCTED:
+        if length is None:
+            raise ValueError("a primitive element of open length")
+        return tag, data[start:end], end
+
+    in_pieces = tag == _OCTET_STRING | _CONSTRUCTED
+    parts = []
+    at = start
+    while at < end and not (length is None and data.startswith(_END_OF_CONTENTS, at)):
+        child_tag, child, at = _read(data, at, depth=depth + 1)
+        parts.append(child if in_pieces else _encode(child_tag, child))
+    if length is None:
+        if at == end:
+            raise ValueError("cut short")
+        at += len(_END_OF_CONTENTS)
+    elif at != end:
+        raise ValueError("an element longer than the one that holds it")
+    return (_OCTET_STRING if in_pieces else tag), b"".join(parts), at
+
+
+def _read_header(data: bytes, at: int) -> tuple[int, int | None, int]:
+    """Read the tag, the length (None when left open), and where the contents start."""
+    header = data[at : at + 2]
+    if len(header) < 2:  # noqa: PLR2004 - a tag and a length
+        raise ValueError("cut short")
+    tag, length = header
+    at += 2
+    if tag & _HIGH_TAG == _HIGH_TAG:
+        raise ValueError("a tag that PKCS#12 does not know")
+    if length == _INDEFINITE:
+        return tag, None, at
+    if length > _INDEFINITE:
+        octets = length - _INDEFINITE
+        return tag, int.from_bytes(data[at : at + octets], "big"), at + octets
+    return tag, length, at
+
+
+def _encode(tag: int, content: bytes) -> bytes:
+    length = len(content)
+    if length < _INDEFINITE:
+        return bytes((tag, length)) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((tag, _INDEFINITE | len(octets))) + octets + content

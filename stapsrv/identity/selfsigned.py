@@ -1,0 +1,63 @@
+"""A server's self-signed certificate, in the form that the original gives it (PROTOCOL, Certificates)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+# Private, but the only way to say it: NSS compares subjects to the byte, and the original's are
+# PrintableString where cryptography would write UTF8String.
+from cryptography.x509.name import _ASN1Type
+
+_KEY_BITS = 3072
+_LIFETIME = timedelta(days=365)
+_SUBJECT = x509.Name(
+    [
+        x509.NameAttribute(oid, value, _type=_ASN1Type.PrintableString)
+        for oid, value in (
+            (x509.NameOID.ORGANIZATIONAL_UNIT_NAME, "Systemtap"),
+            (x509.NameOID.COMMON_NAME, "Systemtap Compile Server"),
+        )
+    ]
+)
+_NETSCAPE_CERT_TYPE = x509.UnrecognizedExtension(
+    x509.ObjectIdentifier("2.16.840.1.113730.1.1"),
+    bytes.fromhex("03020051"),  # a BIT STRING: SSL server, object signing, object signing CA
+)
+
+
+def make_certificate(host: str, now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
+    """Make a key and its self-signed certificate, valid for a year from ``now``; blocks for 0.3 s and more.
+
+    Args:
+        host: the short name of this host.
+        now: an aware time.
+    """
+    key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(_SUBJECT)
+        .issuer_name(_SUBJECT)
+        .public_key(key.public_key())
+        # Clients know a server by this number (certinfo). Eight bytes, as positive in DER as they are here.
+        .serial_number(secrets.randbelow(2**63 - 1) + 1)
+        .not_valid_before(now)
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(host), x509.DNSName(f"{host}.local")]), critical=False
+        )
+        .add_extension(_NETSCAPE_CERT_TYPE, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate, key
+
+
+def host_name() -> str:
+    """Return this host's short name, as a certificate can carry it."""
+    name = os.uname().nodename.partition(".")[0]
+    return name if name and name.isascii() else "localhost"
