@@ -8,7 +8,9 @@ The tree, one level deep, is cut by who must act::
     ├── IdentityError       the operator: a certificate database that cannot be used or made
     ├── ProtocolError       the peer broke framing, limits or the zip rules; ends its connection
     ├── RequestRejected     the client can mend it; the text is sent to it, so it holds no server path
-    └── TranslatorError     this server: stap could not be started, overran its deadline, or vanished
+    ├── TranslatorError     this server: stap could not be started, overran its deadline, or vanished
+    ├── LifecycleError      the verb does not fit the state of the server
+    └── ControlError        a command that is unknown, malformed or not permitted; a stable code each
 
 Not errors: stap exiting non-zero (an outcome with a response), a frame of length 0 (a look at the
 certificate), a client that leaves without close_notify, cancellation.
@@ -66,3 +68,19 @@ class RequestRejected(StapsrvError):
 
 class TranslatorError(StapsrvError):
     """stap could not be started or did not end within its deadline."""
+
+
+class LifecycleError(StapsrvError):
+    """A command that does not fit what a server is doing."""
+
+
+class ControlError(StapsrvError):
+    """A command over the control socket that was not carried out.
+
+    Attributes:
+        code: the JSON-RPC error code (``docs/control.md``).
+    """
+
+    def __init__(self, problem: str, *, code: int, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.code = code

@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import anyio
+import hypothesis
 import pytest
+import structlog
+
+from stapsrv.identity.certificate import load_or_create_identity
+
+# The same examples each time, and nothing written beside the tests, which may belong to somebody else.
+hypothesis.settings.register_profile("stapsrv", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("stapsrv")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run each async test on both backends."""
     return str(request.param)
+
+
+@pytest.fixture
+def build_tree(tmp_path: Path) -> Path:
+    """A kernel build tree as far as a server looks at it."""
+    tree = tmp_path / "tree"
+    (tree / "include" / "config").mkdir(parents=True)
+    (tree / "include" / "config" / "kernel.release").write_text("6.1.0-test\n")
+    return tree
+
+
+@pytest.fixture(scope="session")
+def pristine_identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's certificate database, made once: keys are slow to make."""
+    directory = tmp_path_factory.mktemp("identity") / "server"
+    log = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+
+    async def make() -> None:
+        await load_or_create_identity(directory, log=log)
+
+    anyio.run(make)
+    return directory
+
+
+@pytest.fixture
+def identity(pristine_identity: Path, tmp_path: Path) -> Path:
+    """A certificate database of the test's own."""
+    copy = tmp_path / "identity"
+    shutil.copytree(pristine_identity, copy)
+    return copy

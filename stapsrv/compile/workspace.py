@@ -109,15 +109,14 @@ def sweep(parent: Path) -> list[Path]:
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a tree as far as it can be removed, making directories writable that are in the way."""
-
-    def unlock(_function: object, name: str, _exc: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(name).parent.chmod(0o700)
-            if Path(name).is_dir() and not Path(name).is_symlink():
-                Path(name).chmod(0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                Path(name).unlink()
-
-    shutil.rmtree(path, onerror=unlock)
+    """Remove a tree as far as it can be removed; directories that a compile sealed are opened first."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    with contextlib.suppress(OSError):
+        path.chmod(0o700)
+        for parent, names, _ in os.walk(path):
+            for directory in (Path(parent, name) for name in names):
+                if not directory.is_symlink():
+                    directory.chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
