@@ -41,6 +41,23 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class HostDefaults:
+    """What holds for a server whose settings do not say.
+
+    Attributes:
+        arch: the host's architecture, normalised.
+        release: the release of its kernel.
+        user: whom servers run as.
+        log: where they log.
+    """
+
+    arch: str
+    release: str
+    user: str
+    log: Path
+
+
+@attrs.frozen(kw_only=True)
 class ServerSettings:
     """The options of one server, as typed or as configured (manual page, OPTIONS and CONFIGURATION).
 
@@ -85,6 +102,31 @@ class ServerSettings:
         if self.max_threads is None:
             return len(os.sched_getaffinity(0))
         return max(1, self.max_threads)
+
+    def resolved(self, defaults: HostDefaults) -> ServerSettings:
+        """Fill in all that depends on the host, and drop releases named twice."""
+        return attrs.evolve(
+            self,
+            arch=self.arch or defaults.arch,
+            releases=tuple(dict.fromkeys(self.releases)) or (defaults.release,),
+            user=self.user or defaults.user,
+            log=self.log or defaults.log,
+        )
+
+    def identity(self, defaults: HostDefaults) -> ServerSettings:
+        """Return what makes a server the same as another: starting it while that one runs changes nothing.
+
+        The nickname does not count, nor does the order of releases, ``-k`` (which no file records) or
+        the limits. Source: manual page, ``start``; PROTOCOL, the commands of the original.
+        """
+        resolved = self.resolved(defaults)
+        return attrs.evolve(
+            resolved,
+            releases=tuple(sorted(resolved.releases)),
+            nickname=None,
+            keep_temporary=False,
+            limits=Limits(),
+        )
 
     def served_releases(self) -> tuple[ServedRelease, ...]:
         """Find the build tree of each release.

@@ -1,0 +1,143 @@
+"""The service's own settings: where its files are, and whom its servers run as.
+
+Light to import, like :mod:`stapsrv.config.files`: the command line's ``status`` reads these settings to
+find the supervisor, and prints before attrs would be loaded. So they are a named tuple.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from stapsrv.config.files import Variable, decode_config, values_from
+from stapsrv.errors import ConfigError
+
+SERVICE_USER = "stap-server"
+"""Whom root's servers run as, unless told otherwise (manual page, ``-u``)."""
+DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-server"))
+"""Read in this order when they exist; the second is Debian's place."""
+
+
+class GlobalSettings(NamedTuple):
+    """The global configuration (manual page, CONFIGURATION).
+
+    Attributes:
+        config_path: the directory of the servers' ``*.conf`` files.
+        stat_path: the directory of status files and control sockets.
+        log_file: the log of servers that have none of their own.
+        stap_user: whom servers run as, or None for the default user.
+    """
+
+    config_path: Path
+    stat_path: Path
+    log_file: Path
+    stap_user: str | None = None
+
+    def default_user(self, invoker: str, *, euid: int) -> str:
+        """Return whom a server without a user of its own runs as.
+
+        Source: manual page, ``STAP_USER``: the invoking user, and stap-server for the init script,
+        which is to say when root asks, since no server runs as root.
+        """
+        return self.stap_user or (SERVICE_USER if euid == 0 else invoker)
+
+
+SYSTEM_SETTINGS = GlobalSettings(
+    config_path=Path("/etc/stap-server/conf.d"),
+    stat_path=Path("/var/run/stap-server"),
+    log_file=Path("/var/log/stap-server/log"),
+)
+
+_VARIABLES = (
+    Variable("CONFIG_PATH", "config_path", Path),
+    Variable("STAT_PATH", "stat_path", Path),
+    Variable("LOG_FILE", "log_file", Path),
+    Variable("STAP_USER", "stap_user"),
+)
+
+
+def global_defaults(
+    environ: Mapping[str, str], *, euid: int, home: Path, can_write: Callable[[Path], bool]
+) -> GlobalSettings:
+    """Return what holds where no file says otherwise.
+
+    That is the system's paths. A plain user who cannot write one of them has his own instead: the state
+    in ``$XDG_RUNTIME_DIR/stap-server``, the log in ``$XDG_STATE_HOME/stap-server/log``. The state
+    directory is ``~/.local/state`` by default. A run-time directory has no default, so without one the
+    state goes to ``run`` beside the log: never to a name in /tmp that a stranger could have made first.
+
+    Args:
+        environ: the environment variables.
+        euid: the effective user id; root always uses the system's paths.
+        home: the user's home directory.
+        can_write: whether this user may write a path (:func:`can_write`).
+
+    Source: DESIGN, decision 6; XDG Base Directory Specification (relative values are to be ignored).
+    """
+    if euid == 0:
+        return SYSTEM_SETTINGS
+    state = (_absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state") / "stap-server"
+    runtime = _absolute(environ.get("XDG_RUNTIME_DIR"))
+    settings = SYSTEM_SETTINGS
+    if not can_write(settings.stat_path):
+        settings = settings._replace(stat_path=runtime / "stap-server" if runtime else state / "run")
+    if not can_write(settings.log_file):
+        settings = settings._replace(log_file=state / "log")
+    return settings
+
+
+def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
+    """Return ``base`` with what the global file ``text`` sets; an empty value sets nothing.
+
+    Raises:
+        ConfigFaults: everything that is wrong with the file.
+    """
+    # mypy cannot follow the table; a test sets every attribute through it.
+    return base._replace(**values_from(text, where=where, variables=_VARIABLES))  # type: ignore[arg-type]
+
+
+def read_global_settings(
+    defaults: GlobalSettings, config_file: Path | None, *, default_files: Iterable[Path] = DEFAULT_FILES
+) -> GlobalSettings:
+    """Read the default files that exist, then ``config_file`` (the last ``-c``), each laid over the former.
+
+    Raises:
+        ConfigError: a file cannot be read or is wrong; only a default file may be missing.
+    """
+    settings = defaults
+    for path in default_files:
+        try:
+            settings = _read_over(settings, path)
+        except FileNotFoundError:
+            continue
+    if config_file is None:
+        return settings
+    try:
+        return _read_over(settings, config_file)
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            "no such file", where=str(config_file), remedy="give -c a global configuration file"
+        ) from exc
+
+
+def can_write(path: Path) -> bool:
+    """Whether this process may write ``path``, or make it where it is missing."""
+    existing = next(place for place in (path, *path.absolute().parents) if os.access(place, os.F_OK))
+    return os.access(existing, os.W_OK | os.X_OK if existing.is_dir() else os.W_OK)
+
+
+def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
+    where = str(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
+    return lay_over(settings, decode_config(data, where=where), where=where)
+
+
+def _absolute(directory: str | None) -> Path | None:
+    return Path(directory) if directory and directory.startswith("/") else None

@@ -1,0 +1,159 @@
+"""The service's own settings: which file wins, and where a plain user's files are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stapsrv.config.global_settings import (
+    SYSTEM_SETTINGS,
+    GlobalSettings,
+    can_write,
+    global_defaults,
+    lay_over,
+    read_global_settings,
+)
+from stapsrv.errors import ConfigError
+
+HOME = Path("/home/me")
+
+
+def test_defaults() -> None:
+    assert (
+        GlobalSettings(
+            Path("/etc/stap-server/conf.d"), Path("/var/run/stap-server"), Path("/var/log/stap-server/log")
+        )
+        == SYSTEM_SETTINGS
+    )
+
+
+def test_manual_page_example() -> None:
+    text = "CONFIG_PATH=~<user>/my-stap-server-configs\nLOG_FILE=/tmp/stap-server/log\n"
+    settings = lay_over(SYSTEM_SETTINGS, text, where="g")
+    assert settings == SYSTEM_SETTINGS._replace(
+        config_path=Path("~<user>/my-stap-server-configs"), log_file=Path("/tmp/stap-server/log")
+    )
+
+
+def test_every_variable_is_set_and_an_empty_one_sets_nothing() -> None:
+    text = "CONFIG_PATH=/c\nSTAT_PATH=/s\nLOG_FILE=/l\nSTAP_USER=bob\n"
+    settings = lay_over(SYSTEM_SETTINGS, text, where="g")
+    assert settings == GlobalSettings(Path("/c"), Path("/s"), Path("/l"), "bob")
+    empty = "CONFIG_PATH=\nSTAT_PATH=\nLOG_FILE=\nSTAP_USER=\n"
+    assert lay_over(settings, empty, where="g") == settings
+
+
+def test_an_unknown_variable() -> None:
+    with pytest.raises(ConfigError) as caught:
+        lay_over(SYSTEM_SETTINGS, "\nSTATPATH=/x\n", where="/etc/default/stap-server")
+    assert str(caught.value) == (
+        "/etc/default/stap-server:2: unknown variable 'STATPATH'; did you mean STAT_PATH?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "unwritable", "stat_path", "log_file"),
+    [
+        pytest.param({}, [], None, None, id="who can write the system's paths uses them"),
+        pytest.param(
+            {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/state"},
+            ["stat", "log"],
+            "/run/user/7/stap-server",
+            "/state/stap-server/log",
+            id="a plain user",
+        ),
+        pytest.param(
+            {},
+            ["stat", "log"],
+            "/home/me/.local/state/stap-server/run",
+            "/home/me/.local/state/stap-server/log",
+            id="without XDG variables",
+        ),
+        pytest.param(
+            {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": ""},
+            ["stat", "log"],
+            "/home/me/.local/state/stap-server/run",
+            "/home/me/.local/state/stap-server/log",
+            id="relative and empty values do not count",
+        ),
+        pytest.param(
+            {"XDG_STATE_HOME": "/state"}, ["log"], None, "/state/stap-server/log", id="each for itself: log"
+        ),
+        pytest.param(
+            {"XDG_RUNTIME_DIR": "/run/user/7"},
+            ["stat"],
+            "/run/user/7/stap-server",
+            None,
+            id="each for itself: state",
+        ),
+    ],
+)
+def test_where_a_user_s_files_are(
+    environ: dict[str, str], unwritable: list[str], stat_path: str | None, log_file: str | None
+) -> None:
+    paths = {"stat": SYSTEM_SETTINGS.stat_path, "log": SYSTEM_SETTINGS.log_file}
+    refused = {paths[name] for name in unwritable}
+    settings = global_defaults(environ, euid=1000, home=HOME, can_write=lambda path: path not in refused)
+    assert settings == SYSTEM_SETTINGS._replace(
+        stat_path=Path(stat_path or SYSTEM_SETTINGS.stat_path),
+        log_file=Path(log_file or SYSTEM_SETTINGS.log_file),
+    )
+
+
+def test_root_uses_the_system_s_paths_whatever_they_are() -> None:
+    environ = {"XDG_RUNTIME_DIR": "/run/user/0"}
+    assert global_defaults(environ, euid=0, home=HOME, can_write=lambda _: False) == SYSTEM_SETTINGS
+
+
+def test_default_user() -> None:
+    assert SYSTEM_SETTINGS.default_user("root", euid=0) == "stap-server"
+    assert SYSTEM_SETTINGS.default_user("bob", euid=1000) == "bob"
+    assert SYSTEM_SETTINGS._replace(stap_user="eve").default_user("bob", euid=1000) == "eve"
+    assert SYSTEM_SETTINGS._replace(stap_user="eve").default_user("root", euid=0) == "eve"
+
+
+def test_files_are_laid_over_each_other(tmp_path: Path) -> None:
+    first, second, last = (tmp_path / name for name in ("sysconfig", "default", "mine"))
+    first.write_text("STAT_PATH=/s1\nLOG_FILE=/l1\nCONFIG_PATH=/c1\n")
+    second.write_text("STAT_PATH=/s2\nLOG_FILE=/l2\n")
+    last.write_text("STAT_PATH=/s3\n")
+    default_files = (first, tmp_path / "missing", second)
+    assert read_global_settings(SYSTEM_SETTINGS, last, default_files=default_files) == GlobalSettings(
+        Path("/c1"), Path("/s3"), Path("/l2")
+    )
+    assert read_global_settings(SYSTEM_SETTINGS, None, default_files=default_files).stat_path == Path("/s2")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_global_settings(SYSTEM_SETTINGS, tmp_path / "none", default_files=())
+    assert str(caught.value) == f"{tmp_path}/none: no such file; give -c a global configuration file"
+    with pytest.raises(ConfigError) as caught:
+        read_global_settings(SYSTEM_SETTINGS, tmp_path, default_files=())
+    assert str(caught.value) == f"{tmp_path}: cannot be read (Is a directory)"
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"STAP_USER=zo\xeb\n")
+    with pytest.raises(ConfigError) as caught:
+        read_global_settings(SYSTEM_SETTINGS, None, default_files=[latin])
+    assert str(caught.value) == f"{latin}:1: byte 0xeb is not UTF-8 text; save the file as UTF-8"
+
+
+def test_can_write(tmp_path: Path) -> None:
+    assert can_write(tmp_path)
+    assert can_write(tmp_path / "not" / "there" / "yet")
+    assert not can_write(Path("/proc/no/such/place")) or os.geteuid() == 0
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    """The command line's status prints before attrs would be loaded (DESIGN, decision 15)."""
+    heavy = ["attr", "anyio", "structlog", "zeroconf", "asyncio", "dataclasses", "inspect", "argparse"]
+    program = (
+        "import sys, stapsrv.config.global_settings, stapsrv.control.arguments;"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert loaded.stdout == "[]\n"
