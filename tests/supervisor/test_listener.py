@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import anyio
 import pytest
@@ -155,7 +156,7 @@ def test_port_taken_on_ipv4_alone_is_taken():
 
 
 @pytest.mark.skipif(
-    os.geteuid() == 0 or int(open("/proc/sys/net/ipv4/ip_unprivileged_port_start").read()) <= 80,
+    os.geteuid() == 0 or int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80,
     reason="this user may take every port",
 )
 def test_privileged_port_is_one_clear_line():

@@ -1,0 +1,118 @@
+"""What every server of this process shares, and how a server is made ready on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.engine import LocalEngine
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.process import find_containment
+from stapsrv.compile.session import CompileService
+from stapsrv.compile.translator import find_stap
+from stapsrv.compile.workspace import Workspace
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError
+from stapsrv.identity.store import IdentityStore
+from stapsrv.supervisor.listener import open_listener
+from stapsrv.supervisor.server import CompileServer
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """This process's means of compiling, and whose they are.
+
+    Attributes:
+        user: the name of the user that everything runs as.
+        engine: runs stap here.
+        identities: who its servers are.
+    """
+
+    user: str
+    engine: LocalEngine
+    identities: IdentityStore
+
+    async def prepare(
+        self,
+        settings: ServerSettings,
+        log: Log,
+        *,
+        last_port: int | None = None,
+        shared: WorkerPool | None = None,
+    ) -> CompileServer:
+        """Make a server ready to accept: build trees, port, certificate, the local client's trust.
+
+        Nothing is left behind on failure, but for a certificate that was made on the way.
+
+        Args:
+            settings: what it is to be.
+            log: its own log.
+            last_port: where it listened before; taken again if it may choose and can have it.
+            shared: the pool that bounds the compiles of all servers.
+
+        Raises:
+            ConfigError: a setting cannot be served.
+            IdentityError: there is no certificate, and none could be made.
+        """
+        releases = settings.served_releases()
+        _check_directories(settings)
+        with contextlib.ExitStack() as undo:
+            listener = _open_listener(settings.port, last_port)
+            undo.callback(listener.close)
+            identity = await self.identities.obtain(settings.ssl, log)
+            service = CompileService(
+                settings=settings,
+                releases={release.name: release for release in releases},
+                version=self.engine.stap.version,
+                engine=self.engine,
+                pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
+                identity=lambda: identity,
+                log=log,
+            )
+            server = CompileServer(service, listener)
+            undo.pop_all()
+        return server
+
+
+@contextlib.asynccontextmanager
+async def open_host(environ: Mapping[str, str]) -> AsyncIterator[Host]:
+    """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
+
+    Raises:
+        ConfigError: stap is missing, or no temporary directory can be made.
+    """
+    stap = await find_stap(environ)
+    containment = await find_containment()
+    workspace = Workspace.open()
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+        home = Path(environ.get("HOME") or entry.pw_dir)
+        engine = LocalEngine(stap, containment, workspace, environ=environ, home=home)
+        yield Host(user=entry.pw_name, engine=engine, identities=IdentityStore(environ))
+    finally:
+        workspace.close()
+
+
+def _open_listener(port: int, last_port: int | None) -> socket.socket:
+    """Listen on the given port, or where the server listened before, or on one that the kernel picks."""
+    if port == 0 and last_port is not None:
+        with contextlib.suppress(ConfigError):
+            return open_listener(last_port)
+    return open_listener(port)
+
+
+def _check_directories(settings: ServerSettings) -> None:
+    """Refuse what stap would refuse request after request."""
+    named = [("-R", settings.runtime), *(("-I", directory) for directory in settings.include)]
+    for option, directory in named:
+        if directory is not None and not Path(directory).is_dir():
+            raise ConfigError(
+                "is not a directory", where=f"{option} {directory}", remedy="give an existing directory"
+            )

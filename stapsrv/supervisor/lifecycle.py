@@ -1,0 +1,166 @@
+"""How a hosted server lives: a pure table from what is and what happens to what is next.
+
+Theory of operation. What is *wanted* of a server (up, down) is kept apart from what *is* (its state).
+Commands change what is wanted and, where they can act at once, start an action; facts report how an
+action went. A server that should be up and crashes backs off and is launched again; one whose settings
+cannot be served has failed, which no retry mends, until somebody starts it again. A command during a
+stop only changes what is wanted: when the stop is over, the table looks at that.
+
+The table decides and does nothing: the shell in :mod:`stapsrv.supervisor.hosted` performs the actions.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import attrs
+
+from stapsrv.errors import LifecycleError
+
+
+class Wanted(enum.Enum):
+    """What the operator wants of a server."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class State(enum.Enum):
+    """What a server is; the value is what ``status`` shows."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    """It finishes what it has and resets new connections; it stays so until told otherwise."""
+    STOPPING = "stopping"
+    BACKING_OFF = "backing-off"
+    """It crashed and will be launched again after a delay."""
+    FAILED = "failed"
+    """Its settings cannot be served; not retried."""
+
+
+class Event(enum.Enum):
+    """What happens to a server: commands of people first, then facts."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    READY = "ready"
+    ENDED = "ended"
+    CRASHED = "crashed"
+    REFUSED = "refused"
+    DELAY_OVER = "delay over"
+
+
+class Action(enum.Enum):
+    """What the shell is to do."""
+
+    LAUNCH = enum.auto()
+    """Prepare the server and serve; reports READY, then ENDED, CRASHED or REFUSED."""
+    FINISH = enum.auto()
+    """Stop accepting and let requests finish; ENDED follows."""
+    ABORT = enum.auto()
+    """End everything of it now; ENDED follows."""
+    CLOSE_DOOR = enum.auto()
+    OPEN_DOOR = enum.auto()
+    DELAY = enum.auto()
+    """Wait for the back-off; DELAY_OVER follows."""
+    CANCEL_DELAY = enum.auto()
+
+
+COMMANDS = frozenset({Event.START, Event.STOP, Event.RESTART, Event.DRAIN, Event.UNDRAIN})
+
+
+@attrs.frozen
+class Transition:
+    """The next state, what is wanted from now on (None: as before), and what to do."""
+
+    state: State
+    wanted: Wanted | None
+    actions: tuple[Action, ...] = ()
+
+
+RUNNING = frozenset({State.STARTING, State.SERVING, State.DRAINING, State.BACKING_OFF})
+"""The states of a server that is up or on its way."""
+
+SETTLED = frozenset({State.SERVING, State.DRAINING, State.STOPPED, State.FAILED, State.BACKING_OFF})
+"""The states in which nothing is under way that a command would wait for."""
+
+_S, _E, _A, _W = State, Event, Action, Wanted
+
+_TABLE: Mapping[tuple[State, Event], Transition] = {
+    # Commands.
+    (_S.STOPPED, _E.START): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
+    (_S.STOPPED, _E.STOP): Transition(_S.STOPPED, _W.DOWN),
+    (_S.STOPPED, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
+    (_S.STARTING, _E.START): Transition(_S.STARTING, _W.UP),
+    (_S.STARTING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.ABORT,)),
+    (_S.STARTING, _E.RESTART): Transition(_S.STOPPING, _W.UP, (_A.ABORT,)),
+    (_S.SERVING, _E.START): Transition(_S.SERVING, _W.UP),
+    (_S.SERVING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.FINISH,)),
+    (_S.SERVING, _E.RESTART): Transition(_S.STOPPING, _W.UP, (_A.FINISH,)),
+    (_S.SERVING, _E.DRAIN): Transition(_S.DRAINING, None, (_A.CLOSE_DOOR,)),
+    (_S.SERVING, _E.UNDRAIN): Transition(_S.SERVING, None),
+    (_S.DRAINING, _E.START): Transition(_S.SERVING, _W.UP, (_A.OPEN_DOOR,)),
+    (_S.DRAINING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.FINISH,)),
+    (_S.DRAINING, _E.RESTART): Transition(_S.STOPPING, _W.UP, (_A.FINISH,)),
+    (_S.DRAINING, _E.DRAIN): Transition(_S.DRAINING, None),
+    (_S.DRAINING, _E.UNDRAIN): Transition(_S.SERVING, None, (_A.OPEN_DOOR,)),
+    (_S.STOPPING, _E.START): Transition(_S.STOPPING, _W.UP),
+    (_S.STOPPING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.ABORT,)),
+    (_S.STOPPING, _E.RESTART): Transition(_S.STOPPING, _W.UP),
+    (_S.BACKING_OFF, _E.START): Transition(_S.STARTING, _W.UP, (_A.CANCEL_DELAY, _A.LAUNCH)),
+    (_S.BACKING_OFF, _E.STOP): Transition(_S.STOPPED, _W.DOWN, (_A.CANCEL_DELAY,)),
+    (_S.BACKING_OFF, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.CANCEL_DELAY, _A.LAUNCH)),
+    (_S.FAILED, _E.START): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
+    (_S.FAILED, _E.STOP): Transition(_S.STOPPED, _W.DOWN),
+    (_S.FAILED, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
+    # Facts.
+    (_S.STARTING, _E.READY): Transition(_S.SERVING, None),
+    (_S.STARTING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.STARTING, _E.REFUSED): Transition(_S.FAILED, None),
+    (_S.SERVING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.DRAINING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    # Told to end before it could know: readiness that comes too late changes nothing.
+    (_S.STOPPING, _E.READY): Transition(_S.STOPPING, None),
+    (_S.BACKING_OFF, _E.DELAY_OVER): Transition(_S.STARTING, None, (_A.LAUNCH,)),
+}
+
+# The end of a stop is the one place where what is wanted decides. How it ended is all the same.
+_AFTER_STOP: Mapping[Wanted, Transition] = {
+    _W.UP: Transition(_S.STARTING, None, (_A.LAUNCH,)),
+    _W.DOWN: Transition(_S.STOPPED, None),
+}
+_ENDS = frozenset({_E.ENDED, _E.CRASHED, _E.REFUSED})
+
+
+def transition(wanted: Wanted, state: State, event: Event) -> Transition:
+    """Return what ``event`` means for a server.
+
+    Raises:
+        LifecycleError: the event does not fit the state; for a command the text is for people.
+    """
+    if state is State.STOPPING and event in _ENDS:
+        return _AFTER_STOP[wanted]
+    found = _TABLE.get((state, event))
+    if found is None:
+        if event in COMMANDS:
+            raise LifecycleError(f"cannot {event.value} a server that is {state.value}")
+        raise LifecycleError(f"'{event.value}' was reported of a server that is {state.value}")
+    return found
+
+
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 60.0
+HEALTHY_S = 60.0
+"""Serving for so long forgives earlier crashes."""
+
+
+def back_off_s(crashes: int) -> float:
+    """Return the delay in seconds after the ``crashes``-th crash in a row, counted from 1."""
+    doublings = min(crashes - 1, 10)
+    return float(min(FIRST_DELAY_S * 2**doublings, LONGEST_DELAY_S))

@@ -1,0 +1,74 @@
+"""Snapshots of what is hosted: for ``status``, for programs, for tests."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import attrs
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.supervisor.lifecycle import State, Wanted
+
+
+@attrs.frozen(kw_only=True)
+class ServerStatus:
+    """One server at one moment.
+
+    Attributes:
+        id: what ``status`` prints as PID and ``-p`` takes; no other process or server has it.
+        nickname: the given one, else the id.
+        settings: as it was asked for (a port of 0 stays 0 here).
+        origin: the configuration file that it comes from, or None for one that was asked for.
+        wanted: what the operator wants.
+        state: what it is.
+        since: when it came into that state.
+        reason: why it is backing off or has failed, or None.
+        port: the one that it listens on, or last listened on; None before the first time.
+        running: requests that compile.
+        queued: requests that wait for a worker.
+        done: requests answered, whatever stap said of them.
+        failed: requests that came to no answer of stap's.
+        certificate_expires: the end of its certificate's validity, once it has one.
+    """
+
+    id: int
+    nickname: str
+    settings: ServerSettings
+    origin: str | None
+    wanted: Wanted
+    state: State
+    since: datetime
+    reason: str | None
+    port: int | None
+    running: int
+    queued: int
+    done: int
+    failed: int
+    certificate_expires: datetime | None
+
+
+@attrs.frozen(kw_only=True)
+class SupervisorStatus:
+    """A supervisor and its servers at one moment.
+
+    Attributes:
+        pid: its process.
+        user: the name of the user that it runs as.
+        version: of this program.
+        stap_version: of the translator.
+        containment: how a compile's process tree is held together.
+        since: when it started.
+        compiles: requests that compile now, over all servers.
+        max_compiles: the most that may.
+        servers: in order of their ids.
+    """
+
+    pid: int
+    user: str
+    version: str
+    stap_version: str
+    containment: str
+    since: datetime
+    compiles: int
+    max_compiles: int
+    servers: tuple[ServerStatus, ...]

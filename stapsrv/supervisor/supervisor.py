@@ -1,0 +1,353 @@
+"""The set of hosted servers: start, stop, restart, drain, reload, resume, status.
+
+Every server lives in tasks of its own under this object's task group, and its failures stay there
+(:mod:`stapsrv.supervisor.hosted`). Commands take effect at once and are then waited for, so a caller
+who stops waiting changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup, TaskStatus
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv import __version__
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.supervisor.host import Host
+from stapsrv.supervisor.hosted import HostedServer
+from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
+from stapsrv.supervisor.registry import Record, Registry
+from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+
+Report = Callable[[ServerStatus], None]
+"""Told of each change of a server that a command is about, until the command is done."""
+
+
+@attrs.frozen
+class Wish:
+    """A server that somebody wants.
+
+    Attributes:
+        settings: with all that depends on the host filled in.
+        origin: the configuration file that it comes from, or None.
+    """
+
+    settings: ServerSettings
+    origin: str | None = None
+
+
+@attrs.frozen
+class Outcome:
+    """What became of one server that a command was about.
+
+    Attributes:
+        server: as it is now; None when it was refused before it had an id.
+        already: it was as wanted before.
+        error: why it is not as wanted, or None.
+    """
+
+    server: ServerStatus | None
+    already: bool
+    error: str | None
+
+
+class Supervisor:
+    """Hosts servers; made for one run.
+
+    Args:
+        host: what the servers share.
+        registry: where they are recorded.
+        defaults: what holds where settings do not say.
+        open_log: returns the log of a server with such settings.
+        log: the supervisor's own.
+        max_compiles: requests that may compile at the same time, over all servers.
+        auto_end: :meth:`run` returns when the last server is gone.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        registry: Registry,
+        *,
+        defaults: HostDefaults,
+        open_log: Callable[[Path], Log],
+        log: Log,
+        max_compiles: int,
+        auto_end: bool,
+    ) -> None:
+        self._host = host
+        self._registry = registry
+        self._defaults = defaults
+        self._open_log = open_log
+        self._log = log
+        self._auto_end = auto_end
+        self._since = datetime.now(UTC)
+        # Its clients are the servers' pools, whose workers bound what can wait here.
+        self._pool = WorkerPool(max_compiles, queue_length=None)
+        self._servers: dict[int, HostedServer] = {}
+        self._reports: dict[int, set[Report]] = {}
+        self._tasks: TaskGroup | None = None
+        self._commands = 0
+        self._ending = anyio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Host servers until :meth:`end`, or until the last one is gone if so made; then stop all.
+
+        Cancellation: every server and every compile is ended before this returns.
+        """
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            task_status.started()
+            await self._ending.wait()
+            await self.stop(list(self._servers))
+            self._tasks = None
+
+    def end(self) -> None:
+        """Let :meth:`run` stop all servers and return."""
+        self._ending.set()
+
+    def end_if_unused(self) -> None:
+        """End if nothing is hosted and no command is under way."""
+        if not self._commands and not self._servers:
+            self._ending.set()
+
+    def status(self) -> SupervisorStatus:
+        """Return a snapshot of everything."""
+        compiles = self._pool.statistics()
+        return SupervisorStatus(
+            pid=os.getpid(),
+            user=self._host.user,
+            version=__version__,
+            stap_version=self._host.engine.stap.version,
+            containment=self._host.engine.containment.value,
+            since=self._since,
+            compiles=compiles.running,
+            max_compiles=compiles.workers,
+            servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
+        )
+
+    async def start(self, wishes: Sequence[Wish], report: Report | None = None) -> list[Outcome]:
+        """Start the servers that are wished for and do not run; wait until each serves or has failed.
+
+        Returns:
+            One outcome for each wish, in order. Two servers are the same when all but their nicknames is
+            (manual page, ``start``).
+        """
+        with self._command():
+            begun = [self._begin(wish) for wish in wishes]
+            return [
+                begun_or_refused
+                if isinstance(begun_or_refused, Outcome)
+                else await self._started(*begun_or_refused, report)
+                for begun_or_refused in begun
+            ]
+
+    async def stop(self, ids: Sequence[int], report: Report | None = None) -> list[Outcome]:
+        """Stop servers and forget them; wait until each is gone. A second stop ends their requests."""
+        return await self._command_each(ids, Event.STOP, report, done=State.STOPPED)
+
+    async def restart(self, ids: Sequence[int], report: Report | None = None) -> list[Outcome]:
+        """Stop and start servers, with the settings, ids and ports that they have."""
+        return await self._command_each(ids, Event.RESTART, report, done=State.SERVING)
+
+    async def drain(self, ids: Sequence[int], report: Report | None = None) -> list[Outcome]:
+        """Let servers finish what they have and reset new connections; wait until they are idle."""
+        outcomes = await self._command_each(ids, Event.DRAIN, report, done=State.DRAINING)
+        for outcome in outcomes:
+            server = outcome.server and self._servers.get(outcome.server.id)
+            if server and outcome.error is None:
+                await server.wait_idle()
+        return outcomes
+
+    async def undrain(self, ids: Sequence[int], report: Report | None = None) -> list[Outcome]:
+        """Let drained servers accept again."""
+        return await self._command_each(ids, Event.UNDRAIN, report, done=State.SERVING)
+
+    async def reload(
+        self,
+        wishes: Sequence[Wish],
+        *,
+        force: bool,
+        unreadable: Collection[str] = (),
+        report: Report | None = None,
+    ) -> list[Outcome]:
+        """Make the configured servers those of ``wishes``; the unchanged go on and lose nothing.
+
+        Args:
+            wishes: what the configuration files say now.
+            force: stop every other server as well, those that were asked for one by one included
+                (manual page, ``force-reload``).
+            unreadable: files that say nothing now; the servers that came from them go on.
+            report: see :meth:`start`.
+
+        Returns:
+            One outcome for each server that was stopped, then one for each wish.
+        """
+        with self._command():
+            wanted = {self._identity(wish.settings): wish for wish in wishes}
+            leaving = []
+            for server in list(self._servers.values()):
+                wish = wanted.get(self._identity(server.settings))
+                if wish is not None:
+                    server.settings, server.origin = wish.settings, wish.origin
+                elif server.origin in unreadable:
+                    continue
+                elif force or server.origin is not None:
+                    leaving.append(server.id)
+            return await self.stop(leaving, report) + await self.start(wishes, report)
+
+    def resume(self) -> None:
+        """Start again what a supervisor that died had on record: same ids, nicknames and ports."""
+        records, faults = self._registry.read()
+        for fault in faults:
+            self._log.warning("registry.damaged", reason=fault)
+        for record in records:
+            if record.settings.user not in {None, self._host.user}:
+                continue
+            self._log.info("server.resumed", id=record.id, nickname=record.settings.nickname)
+            self._add(record.id, Wish(record.settings, record.origin), last_port=record.port).command(
+                Event.START
+            )
+
+    def _begin(self, wish: Wish) -> tuple[HostedServer, bool] | Outcome:
+        """Set a wish going; returns the server and whether it ran already, or why it is refused."""
+        try:
+            self._check_user(wish.settings)
+            same = self._find(wish)
+            if same is not None:
+                already = same.wanted is Wanted.UP and same.state in RUNNING
+                same.command(Event.START)
+                return same, already
+            server = self._add(self._registry.allocate_id(), wish, last_port=None)
+        except (ConfigError, LifecycleError) as exc:
+            return Outcome(None, already=False, error=str(exc))
+        server.command(Event.START)
+        return server, False
+
+    def _check_user(self, settings: ServerSettings) -> None:
+        if settings.user not in {None, self._host.user}:
+            raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
+
+    async def _started(self, server: HostedServer, already: bool, report: Report | None) -> Outcome:  # noqa: FBT001
+        state = await self._follow(server, report)
+        status = server.status()
+        if state in {State.SERVING, State.DRAINING}:
+            return Outcome(status, already=already, error=None)
+        if state is State.FAILED and server.origin is None and server.last_port is None:
+            # Asked for once and impossible: there is nothing to keep.
+            server.command(Event.STOP)
+        return Outcome(status, already=False, error=status.reason or f"is {state.value}")
+
+    async def _command_each(
+        self, ids: Sequence[int], event: Event, report: Report | None, *, done: State
+    ) -> list[Outcome]:
+        with self._command():
+            refused: dict[int, str] = {}
+            servers = [self._servers[server_id] for server_id in ids if server_id in self._servers]
+            for server in servers:
+                try:
+                    server.command(event)
+                except LifecycleError as exc:
+                    refused[server.id] = str(exc)
+            outcomes = []
+            for server in servers:
+                error = refused.get(server.id)
+                if error is None and await self._follow(server, report) is not done:
+                    status = server.status()
+                    error = status.reason or f"is {status.state.value}"
+                outcomes.append(Outcome(server.status(), already=False, error=error))
+            return outcomes
+
+    async def _follow(self, server: HostedServer, report: Report | None) -> State:
+        """Wait until nothing is under way with a server, and report each step of it."""
+        if report is None:
+            return await server.wait_settled()
+        listeners = self._reports.setdefault(server.id, set())
+        listeners.add(report)
+        try:
+            return await server.wait_settled()
+        finally:
+            listeners.discard(report)
+            if not listeners:
+                self._reports.pop(server.id, None)
+
+    def _add(self, server_id: int, wish: Wish, *, last_port: int | None) -> HostedServer:
+        if self._tasks is None:
+            raise LifecycleError("the supervisor is ending")
+        server = HostedServer(
+            server_id,
+            wish.settings,
+            origin=wish.origin,
+            last_port=last_port,
+            prepare=self._prepare,
+            tasks=self._tasks,
+            log=self._open_log(wish.settings.log or self._defaults.log),
+            changed=self._changed,
+        )
+        self._servers[server_id] = server
+        return server
+
+    async def _prepare(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
+        log.info("server.starting", pid=os.getpid(), user=self._host.user)
+        return await self._host.prepare(settings, log, last_port=last_port, shared=self._pool)
+
+    def _find(self, wish: Wish) -> HostedServer | None:
+        """Return the server that is the same as the one wished for.
+
+        Raises:
+            ConfigError: another server has its nickname.
+        """
+        identity = self._identity(wish.settings)
+        nickname = wish.settings.nickname
+        for server in self._servers.values():
+            if self._identity(server.settings) == identity:
+                return server
+        for server in self._servers.values():
+            if nickname is not None and server.nickname == nickname:
+                raise ConfigError(
+                    f"nickname '{nickname}' is that of server {server.id}, which has other settings",
+                    remedy="stop that one first, or give another nickname",
+                )
+        return None
+
+    def _identity(self, settings: ServerSettings) -> ServerSettings:
+        return settings.identity(self._defaults)
+
+    def _changed(self, server: HostedServer) -> None:
+        """Keep the record and the listeners up to date; forget who is down for good."""
+        if server.wanted is Wanted.UP and server.state is not State.FAILED:
+            record = Record(
+                id=server.id, settings=server.settings, origin=server.origin, port=server.last_port
+            )
+            try:
+                self._registry.write(record)
+            except ConfigError as exc:
+                self._log.warning("registry.unwritable", reason=exc)
+        else:
+            self._registry.forget(server.id)
+        if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
+            self._servers.pop(server.id, None)
+        for report in list(self._reports.get(server.id, ())):
+            report(server.status())
+
+    @contextlib.contextmanager
+    def _command(self) -> Iterator[None]:
+        """Count commands under way: an auto-ending supervisor goes when none is, and no server is left."""
+        self._commands += 1
+        try:
+            yield
+        finally:
+            self._commands -= 1
+            hosted = any(server.state is not State.FAILED for server in self._servers.values())
+            if self._auto_end and not hosted and not self._commands:
+                self._ending.set()

@@ -1,0 +1,97 @@
+"""A host for supervisors: real listeners, certificates and records; a stand-in for stap."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from kit.service import LogLines
+from kit.stap import make_stap
+
+from stapsrv.compile.engine import LocalEngine
+from stapsrv.compile.process import Containment
+from stapsrv.compile.translator import StapProgram
+from stapsrv.compile.workspace import Workspace
+from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.identity.store import IdentityStore
+from stapsrv.supervisor.host import Host
+from stapsrv.supervisor.registry import Registry
+from stapsrv.supervisor.supervisor import Supervisor
+
+USER = pwd.getpwuid(os.geteuid()).pw_name
+
+
+class Bench:
+    """Makes supervisors over one directory, as one process after another would."""
+
+    def __init__(self, directory: Path, identity: Path, build_tree: Path, workspace: Workspace) -> None:
+        self.stat_path = directory / "stat"
+        self.stat_path.mkdir()
+        self.lines = LogLines()
+        self.build_tree = build_tree
+        self.identity = identity
+        self.opened: list[Path] = []
+        self.defaults = HostDefaults(arch="x86_64", release=str(build_tree), user=USER, log=directory / "log")
+        environ = {"SYSTEMTAP_DIR": str(directory / "systemtap"), "PATH": os.environ["PATH"]}
+        stap = StapProgram(make_stap(directory / "stap", "echo compiled"), "4.8")
+        engine = LocalEngine(stap, Containment.SESSION, workspace, environ=environ, home=Path("/nobody"))
+        self.host = Host(user=USER, engine=engine, identities=IdentityStore(environ))
+
+    def settings(self, **changes: object) -> ServerSettings:
+        """Return settings that can be served; each call's are equal unless changed."""
+        return ServerSettings(ssl=self.identity, **changes).resolved(self.defaults)
+
+    def records(self) -> dict[int, str]:
+        return {int(path.stem): path.read_text() for path in self.stat_path.glob("*.stat")}
+
+    @contextlib.asynccontextmanager
+    async def supervisor(self, *, auto_end: bool = False, max_compiles: int = 2) -> AsyncIterator[Supervisor]:
+        """Run a supervisor; what it hosts is stopped at the end of the block."""
+        made = Supervisor(
+            self.host,
+            Registry(self.stat_path),
+            defaults=self.defaults,
+            open_log=self._open_log,
+            log=self.lines.log,
+            max_compiles=max_compiles,
+            auto_end=auto_end,
+        )
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(made.run)
+                yield made
+                made.end()
+
+    def _open_log(self, path: Path) -> object:
+        self.opened.append(path)
+        return self.lines.log
+
+
+@pytest.fixture
+def bench(tmp_path: Path, identity: Path, build_tree: Path):
+    workspace = Workspace.open(tmp_path)
+    yield Bench(tmp_path, identity, build_tree, workspace)
+    workspace.close()
+
+
+@pytest.fixture
+def break_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make preparing a server raise the given errors, one a time, and then work again."""
+
+    def install(*errors: Exception) -> None:
+        left = list(errors)
+        real = Host.prepare
+
+        async def prepare(self, settings, log, **options):
+            if left:
+                raise left.pop(0)
+            return await real(self, settings, log, **options)
+
+        monkeypatch.setattr(Host, "prepare", prepare)
+
+    return install

@@ -1,0 +1,269 @@
+"""The set of servers: commands, identity of settings, records, failures that stay where they are."""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+import pytest
+from kit.client import exchange, request
+
+from stapsrv.errors import ConfigError
+from stapsrv.supervisor import hosted
+from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.supervisor.registry import FIRST_ID
+from stapsrv.supervisor.supervisor import Supervisor, Wish
+
+pytestmark = pytest.mark.anyio
+
+
+def states(supervisor: Supervisor) -> dict[str, State]:
+    return {server.nickname: server.state for server in supervisor.status().servers}
+
+
+async def test_started_servers_serve_the_client(bench):
+    async with bench.supervisor() as supervisor:
+        wishes = [Wish(bench.settings(nickname="one")), Wish(bench.settings(max_threads=1))]
+        outcomes = await supervisor.start(wishes)
+        assert [(outcome.already, outcome.error) for outcome in outcomes] == [(False, None)] * 2
+        for outcome in outcomes:
+            answer = await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))
+            assert (answer.rc, answer.stdout) == (0, "compiled\n")
+        assert states(supervisor) == {"one": State.SERVING, str(FIRST_ID + 1): State.SERVING}
+        status = supervisor.status().servers[0]
+        assert (status.done, status.failed, status.wanted) == (1, 0, Wanted.UP)
+        assert status.certificate_expires is not None
+
+
+async def test_equal_settings_are_the_same_server(bench):
+    """Manual page, start: a server that is started already is left alone; nicknames do not count."""
+    async with bench.supervisor() as supervisor:
+        (first,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
+        (again,) = await supervisor.start([Wish(bench.settings(nickname="other"))])
+        assert again.already
+        assert again.server.id == first.server.id
+        assert again.server.nickname == "one"
+
+
+async def test_two_starts_at_once_make_one_server(bench):
+    async with bench.supervisor() as supervisor:
+        found = []
+
+        async def start():
+            found.extend(await supervisor.start([Wish(bench.settings())]))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(start)
+        assert {outcome.server.id for outcome in found} == {FIRST_ID}
+        assert [outcome.error for outcome in found] == [None] * 5
+
+
+async def test_nickname_of_another_server_is_refused(bench):
+    async with bench.supervisor() as supervisor:
+        await supervisor.start([Wish(bench.settings(nickname="one"))])
+        (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one", max_threads=1))])
+        assert outcome.error == (
+            f"nickname 'one' is that of server {FIRST_ID}, which has other settings; "
+            "stop that one first, or give another nickname"
+        )
+
+
+async def test_servers_of_other_users_are_refused(bench):
+    async with bench.supervisor() as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings(user="somebody-else"))])
+        assert outcome.error == f"this supervisor runs as {bench.host.user}, not as somebody-else"
+
+
+async def test_stop_forgets(bench):
+    async with bench.supervisor() as supervisor:
+        outcomes = await supervisor.start([Wish(bench.settings()), Wish(bench.settings(max_threads=1))])
+        ids = [outcome.server.id for outcome in outcomes]
+        assert set(bench.records()) == set(ids)
+        (stopped,) = await supervisor.stop(ids[:1])
+        assert (stopped.error, stopped.server.state) == (None, State.STOPPED)
+        assert set(bench.records()) == set(ids[1:])
+        assert [server.id for server in supervisor.status().servers] == ids[1:]
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", stopped.server.port))
+    assert bench.records() == {}
+
+
+async def test_ids_are_not_used_again(bench):
+    async with bench.supervisor() as supervisor:
+        for expected in (FIRST_ID, FIRST_ID + 1):
+            (outcome,) = await supervisor.start([Wish(bench.settings())])
+            assert outcome.server.id == expected
+            await supervisor.stop([outcome.server.id])
+
+
+async def test_restart_keeps_id_and_port(bench):
+    async with bench.supervisor() as supervisor:
+        (before,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
+        changes = []
+        (after,) = await supervisor.restart([before.server.id], lambda status: changes.append(status.state))
+        assert after.error is None
+        assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
+        assert changes == [State.STARTING, State.SERVING]
+
+
+async def test_start_that_cannot_be_leaves_nothing(bench):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with bench.supervisor() as supervisor:
+            good, bad = Wish(bench.settings()), Wish(bench.settings(port=port))
+            started, failed = await supervisor.start([good, bad])
+            assert started.error is None
+            assert failed.error.startswith(f"port {port}: is in use by another program")
+            assert states(supervisor) == {str(FIRST_ID): State.SERVING}
+            assert set(bench.records()) == {FIRST_ID}
+
+
+async def test_configured_server_that_cannot_be_stays_visible_and_starts_when_it_can(bench):
+    async with bench.supervisor() as supervisor:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            settings = bench.settings(nickname="one", port=taken.getsockname()[1])
+            await supervisor.start([Wish(settings, "/etc/one.conf")])
+            (status,) = supervisor.status().servers
+            assert (status.state, status.origin) == (State.FAILED, "/etc/one.conf")
+            assert "is in use" in status.reason
+            assert bench.records() == {}
+        (outcome,) = await supervisor.start([Wish(settings, "/etc/one.conf")])
+        assert (outcome.error, outcome.already) == (None, False)
+
+
+async def test_crash_backs_off_and_recovers_while_neighbours_serve(bench, break_prepare, monkeypatch):
+    monkeypatch.setattr(hosted, "back_off_s", lambda crashes: 0.01 * crashes)
+    async with bench.supervisor() as supervisor:
+        (neighbour,) = await supervisor.start([Wish(bench.settings(nickname="neighbour"))])
+        break_prepare(ZeroDivisionError("a fault"), OSError(5, "another"))
+        (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one", max_threads=1))])
+        assert outcome.error == "ZeroDivisionError('a fault')"
+        changes = []
+        server = supervisor._servers[outcome.server.id]
+        with anyio.fail_after(20):
+            while server.state is not State.SERVING:
+                await server._waiters.wait()
+                changes.append(server.state)
+        assert changes[-2:] == [State.STARTING, State.SERVING]
+        assert bench.lines.events().count("server.crashed") == 2
+        answer = await exchange(neighbour.server.port, request("-p4", release="6.1.0-test"))
+        assert answer.rc == 0
+
+
+async def test_server_that_backs_off_can_be_stopped(bench, break_prepare):
+    async with bench.supervisor() as supervisor:
+        break_prepare(ZeroDivisionError("a fault"))
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        assert outcome.server.state is State.BACKING_OFF
+        (stopped,) = await supervisor.stop([outcome.server.id])
+        assert stopped.error is None
+        assert supervisor.status().servers == ()
+
+
+async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
+    async with bench.supervisor() as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (drained,) = await supervisor.drain([outcome.server.id])
+        assert (drained.error, drained.server.state) == (None, State.DRAINING)
+        with pytest.raises((OSError, anyio.BrokenResourceError, anyio.EndOfStream)):
+            await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))
+        (undrained,) = await supervisor.undrain([outcome.server.id])
+        assert undrained.server.state is State.SERVING
+        assert (await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))).rc == 0
+
+
+async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
+    with anyio.CancelScope() as killed:
+        async with bench.supervisor() as supervisor:
+            wishes = [
+                Wish(bench.settings(nickname="one"), "/etc/one.conf"),
+                Wish(bench.settings(max_threads=1)),
+            ]
+            before = [outcome.server for outcome in await supervisor.start(wishes)]
+            killed.cancel()
+            await anyio.lowlevel.checkpoint()
+    assert set(bench.records()) == {server.id for server in before}
+    async with bench.supervisor() as supervisor:
+        supervisor.resume()
+        outcomes = await supervisor.start(wishes)
+        assert all(outcome.error is None for outcome in outcomes)
+        after = supervisor.status().servers
+        resumed = [(server.id, server.nickname, server.port, server.origin) for server in after]
+        assert resumed == [(server.id, server.nickname, server.port, server.origin) for server in before]
+        (fresh,) = await supervisor.start([Wish(bench.settings(max_threads=7))])
+        assert fresh.server.id > before[-1].id
+
+
+async def test_damaged_record_is_put_aside_and_told(bench):
+    (bench.stat_path / f"{FIRST_ID}.stat").write_text("# stapsrv server\nARCH=x86_64\nPO")
+    async with bench.supervisor() as supervisor:
+        supervisor.resume()
+        assert supervisor.status().servers == ()
+    assert (bench.stat_path / f"{FIRST_ID}.damaged").exists()
+    (reason,) = bench.lines.reasons("registry.damaged")
+    assert f"{FIRST_ID}.stat:3" in reason
+
+
+async def test_reload_changes_the_difference_only(bench):
+    async with bench.supervisor() as supervisor:
+        same = Wish(bench.settings(nickname="same"), "same.conf")
+        gone = Wish(bench.settings(nickname="gone", max_threads=1), "gone.conf")
+        by_hand = Wish(bench.settings(nickname="by-hand", max_threads=3))
+        broken = Wish(bench.settings(nickname="broken", max_threads=4), "broken.conf")
+        await supervisor.start([same, gone, by_hand, broken])
+        before = {server.nickname: server for server in supervisor.status().servers}
+        renamed = Wish(bench.settings(nickname="renamed"), "same.conf")
+        new = Wish(bench.settings(nickname="new", max_threads=2), "new.conf")
+        await supervisor.reload([renamed, new], force=False, unreadable={"broken.conf"})
+        after = {server.nickname: server for server in supervisor.status().servers}
+        assert set(after) == {"renamed", "new", "by-hand", "broken"}
+        assert after["renamed"].id == before["same"].id
+        assert after["renamed"].since == before["same"].since
+        assert "renamed" in bench.records()[after["renamed"].id]
+
+
+async def test_force_reload_stops_what_is_not_configured(bench):
+    async with bench.supervisor() as supervisor:
+        same = Wish(bench.settings(nickname="same"), "same.conf")
+        by_hand = Wish(bench.settings(nickname="by-hand", max_threads=3))
+        await supervisor.start([same, by_hand])
+        before = supervisor.status().servers[0]
+        outcomes = await supervisor.reload([same], force=True)
+        assert [outcome.server.nickname for outcome in outcomes] == ["by-hand", "same"]
+        assert supervisor.status().servers == (before,)
+
+
+async def test_total_of_compiles_is_bounded_over_all_servers(bench):
+    async with bench.supervisor(max_compiles=1) as supervisor:
+        assert supervisor.status().max_compiles == 1
+
+
+async def test_auto_end_when_the_last_server_is_gone(bench):
+    ended = anyio.Event()
+    async with bench.supervisor(auto_end=True) as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        assert not supervisor._ending.is_set()
+        await supervisor.restart([outcome.server.id])
+        assert not supervisor._ending.is_set()
+        await supervisor.stop([outcome.server.id])
+        assert supervisor._ending.is_set()
+        ended.set()
+
+
+async def test_auto_end_when_nothing_could_be_started(bench, break_prepare):
+    async with bench.supervisor(auto_end=True) as supervisor:
+        break_prepare(ConfigError("impossible"))
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        assert outcome.error == "impossible"
+        assert supervisor._ending.is_set()
+
+
+async def test_unwritable_status_directory_is_one_clear_line(bench):
+    bench.stat_path.rmdir()
+    async with bench.supervisor() as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        assert outcome.error == (
+            f"status directory {bench.stat_path}: cannot be written: No such file or directory; "
+            "let the server's user write there, or set STAT_PATH to a directory where it may"
+        )
