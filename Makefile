@@ -1,0 +1,35 @@
+# Each target sets up what it needs and says so first; see packaging/setup.
+# ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo serve clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what is missing: Debian packages, the user stap-server, .venv
+	@packaging/setup
+
+test: ## lint, check types, run the whole test suite (as stap-server where root calls)
+	@packaging/setup --test
+	@$(MAKE) --no-print-directory lint
+	@packaging/run-tests $(ARGS)
+
+lint: setup ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict
+
+format: setup ## format the code, and mend what ruff can mend by itself
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+demo: ## start a server, compile a real script through it, show the result, stop
+	@packaging/demo $(ARGS)
+
+serve: ## start a server in the foreground and print a line to try
+	@packaging/demo --serve $(ARGS)
+
+clean: ## remove .venv, caches and build results
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
