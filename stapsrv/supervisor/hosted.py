@@ -75,6 +75,7 @@ class HostedServer:
         self.state = State.STOPPED
         self.wanted = Wanted.DOWN
         self.last_port = last_port
+        self.has_served = False
         self._prepare = prepare
         self._tasks = tasks
         self._log = log
@@ -188,6 +189,7 @@ class HostedServer:
             await serving.start(server.serve)
             self._server = server
             self.last_port = server.address.port
+            self.has_served = True
             self._handle(Event.READY)
 
     async def _back_off(self, scope: anyio.CancelScope) -> None:

@@ -25,6 +25,7 @@ from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.hosted import HostedServer
 from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
+from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Record, Registry
 from stapsrv.supervisor.server import CompileServer
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
@@ -67,6 +68,7 @@ class Supervisor:
     Args:
         host: what the servers share.
         registry: where they are recorded.
+        ports: the ports that they got at random.
         defaults: what holds where settings do not say.
         open_log: returns the log of a server with such settings.
         log: the supervisor's own.
@@ -78,6 +80,7 @@ class Supervisor:
         self,
         host: Host,
         registry: Registry,
+        ports: PortMemory,
         *,
         defaults: HostDefaults,
         open_log: Callable[[Path], Log],
@@ -87,6 +90,7 @@ class Supervisor:
     ) -> None:
         self._host = host
         self._registry = registry
+        self._ports = ports
         self._defaults = defaults
         self._open_log = open_log
         self._log = log
@@ -228,7 +232,9 @@ class Supervisor:
                 already = same.wanted is Wanted.UP and same.state in RUNNING
                 same.command(Event.START)
                 return same, already
-            server = self._add(self._registry.allocate_id(), wish, last_port=None)
+            server = self._add(
+                self._registry.allocate_id(), wish, last_port=self._ports.recall(wish.settings)
+            )
         except (ConfigError, LifecycleError) as exc:
             return Outcome(None, already=False, error=str(exc))
         server.command(Event.START)
@@ -243,7 +249,7 @@ class Supervisor:
         status = server.status()
         if state in {State.SERVING, State.DRAINING}:
             return Outcome(status, already=already, error=None)
-        if state is State.FAILED and server.origin is None and server.last_port is None:
+        if state is State.FAILED and server.origin is None and not server.has_served:
             # Asked for once and impossible: there is nothing to keep.
             server.command(Event.STOP)
         return Outcome(status, already=False, error=status.reason or f"is {state.value}")
@@ -337,6 +343,8 @@ class Supervisor:
             self._registry.forget(server.id)
         if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
             self._servers.pop(server.id, None)
+        if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
+            self._ports.remember(server.settings, server.last_port)
         for report in list(self._reports.get(server.id, ())):
             report(server.status())
 

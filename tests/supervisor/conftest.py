@@ -20,6 +20,7 @@ from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.host import Host
+from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
 from stapsrv.supervisor.supervisor import Supervisor
 
@@ -55,6 +56,7 @@ class Bench:
         made = Supervisor(
             self.host,
             Registry(self.stat_path),
+            PortMemory(self.stat_path.parent / "ports"),
             defaults=self.defaults,
             open_log=self._open_log,
             log=self.lines.log,

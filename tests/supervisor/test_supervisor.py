@@ -107,6 +107,25 @@ async def test_restart_keeps_id_and_port(bench):
         assert changes == [State.STARTING, State.SERVING]
 
 
+async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(bench):
+    ports = []
+    for _ in range(2):
+        async with bench.supervisor() as supervisor:
+            (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
+            ports.append(outcome.server.port)
+    assert ports[0] == ports[1]
+
+
+async def test_remembered_port_that_is_taken_is_no_hindrance(bench):
+    async with bench.supervisor() as supervisor:
+        (before,) = await supervisor.start([Wish(bench.settings())])
+        await supervisor.stop([before.server.id])
+        with socket.create_server(("127.0.0.1", before.server.port)):
+            (after,) = await supervisor.start([Wish(bench.settings())])
+            assert after.error is None
+            assert after.server.port != before.server.port
+
+
 async def test_start_that_cannot_be_leaves_nothing(bench):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
