@@ -18,139 +18,27 @@ says). Its check lets ``-rX`` and ``--port=X`` pass and its parser then refuses 
 attached or separate. ``-k`` and ``-P`` swallow the next word there, here not.
 
 An invocation crosses the control socket as words, too: one grammar and one set of checks, and a program
-may ask for what the manual page says. Each run of ``stap-server`` imports this module, so it is made of
-named tuples and imports nothing that needs attrs.
+may ask for what the manual page says.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from stapsrv.config.files import PORTS, REQUEST_BYTES, THREADS, NumberRange, unwritable_reason
+from stapsrv.control.invocation import (
+    LIST_OPTIONS,
+    Action,
+    DealtValue,
+    Invocation,
+    OutputForm,
+    ServerOption,
+    ServerSpecification,
+    TypedOption,
+)
 from stapsrv.errors import ControlError, UsageError
-
-
-class Action(StrEnum):
-    """What is to be done; ``try-restart`` is another word for ``condrestart``."""
-
-    START = "start"
-    STOP = "stop"
-    RESTART = "restart"
-    CONDRESTART = "condrestart"
-    FORCE_RELOAD = "force-reload"
-    RELOAD = "reload"
-    STATUS = "status"
-    DRAIN = "drain"
-    UNDRAIN = "undrain"
-    CHECK = "check"
-    HELP = "help"
-    VERSION = "version"
-
-
-class ServerOption(StrEnum):
-    """An option that describes or names one server."""
-
-    ARCH = "-a"
-    RELEASE = "-r"
-    INCLUDE = "-I"
-    RUNTIME = "-R"
-    BUILD = "-B"
-    DEFINE = "-D"
-    USER = "-u"
-    NICKNAME = "-n"
-    PID = "-p"
-
-
-class OutputForm(StrEnum):
-    """How answers are printed; ``AUTO`` looks at whether a terminal reads them."""
-
-    AUTO = "auto"
-    JSON = "json"
-    CLASSIC = "classic"
-
-
-class TypedOption(NamedTuple):
-    """An option and its value; an empty value means the default. That a pid is a number is not checked."""
-
-    option: ServerOption
-    value: str
-
-
-class ServerSpecification(NamedTuple):
-    """The options that describe one server, or one for each installed release.
-
-    Attributes:
-        name: ``-n`` or ``-p``, or None.
-        earlier: typed before ``name``: they count only where ``name`` is a new server's nickname.
-        settings: the others, in order.
-        each_release: ``-i``: what is described, once for each installed release; and once as it is, if it
-            has a name or a release of its own.
-    """
-
-    name: TypedOption | None = None
-    earlier: tuple[TypedOption, ...] = ()
-    settings: tuple[TypedOption, ...] = ()
-    each_release: bool = False
-
-
-DealtValue: TypeAlias = str | int | None
-"""A path or a number; None, an empty value, for the default of the server whose turn it is."""
-
-
-class OptionLists(NamedTuple):
-    """The options that are dealt out in turn, by the attribute of the settings that they set."""
-
-    log: tuple[DealtValue, ...] = ()
-    port: tuple[DealtValue, ...] = ()
-    ssl: tuple[DealtValue, ...] = ()
-    max_threads: tuple[DealtValue, ...] = ()
-    max_request_bytes: tuple[DealtValue, ...] = ()
-    max_compressed_bytes: tuple[DealtValue, ...] = ()
-
-
-LIST_OPTIONS: Mapping[str, str] = {
-    "log": "--log",
-    "port": "--port",
-    "ssl": "--ssl",
-    "max_threads": "--max-threads",
-    "max_request_bytes": "--max-request-size",
-    "max_compressed_bytes": "--max-compressed-request",
-}
-"""The option of each of the :class:`OptionLists`."""
-
-
-class Invocation(NamedTuple):
-    """A command line, understood.
-
-    Attributes:
-        action: what is to be done.
-        specifications: the servers specified; none leaves the choice to the action.
-        lists: what is dealt out to them.
-        config_file: the last ``-c``, an absolute path, or None.
-        keep_temporary: ``-k``, for all servers that are started.
-        use_password: ``-P``, for all servers that are started.
-        running_only: ``ctl``: speak to a running supervisor, start none.
-        wait: return when the action is done, rather than when it is accepted.
-        timeout_s: how long to wait, or None for as long as the supervisor's own deadlines.
-        output: how the answer is printed.
-    """
-
-    action: Action
-    specifications: tuple[ServerSpecification, ...] = ()
-    lists: OptionLists = OptionLists()
-    config_file: str | None = None
-    keep_temporary: bool = False
-    use_password: bool = False
-    running_only: bool = False
-    wait: bool = True
-    timeout_s: float | None = None
-    output: OutputForm = OutputForm.AUTO
-
 
 _NAMES = (ServerOption.NICKNAME, ServerOption.PID)
 _LISTS = {option: attribute for attribute, option in LIST_OPTIONS.items()}
@@ -335,10 +223,8 @@ def _parse_action(words: Sequence[str]) -> Action:
         return action
     if words[0].startswith("-"):
         raise UsageError(f"{words[0]!r} comes before the action", remedy=f"first {listed}")
-    nearest = difflib.get_close_matches(words[0], _ACTIONS, n=1)
-    raise UsageError(
-        f"unknown action {words[0]!r}", remedy=f"did you mean {nearest[0]}?" if nearest else listed
-    )
+    nearest = _nearest(words[0], _ACTIONS)
+    raise UsageError(f"unknown action {words[0]!r}", remedy=f"did you mean {nearest}?" if nearest else listed)
 
 
 def _split(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -370,9 +256,16 @@ def _unknown(word: str, option: str) -> UsageError:
     if not word.startswith("-") or word == "-":
         return UsageError(f"unexpected argument {word!r}", remedy="see stap-server --help")
     known = [name for name in (*_WITH_VALUE, *_FLAGS) if name.startswith("--") and option.startswith("--")]
-    nearest = difflib.get_close_matches(option, known, n=1)
-    remedy = f"did you mean {nearest[0]}?" if nearest else "see stap-server --help"
+    nearest = _nearest(option, known)
+    remedy = f"did you mean {nearest}?" if nearest else "see stap-server --help"
     return UsageError(f"unknown option {option!r}", remedy=remedy)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that was probably meant."""
+    import difflib  # noqa: PLC0415 - only mistakes need it, and each run would pay for it
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 def _checked(option: str, value: str) -> str:

@@ -1,6 +1,6 @@
 """Which servers a command means, and what is to become of each.
 
-Pure: an :class:`~stapsrv.control.arguments.Invocation`, the running servers, the configured ones and a few
+Pure: an :class:`~stapsrv.control.invocation.Invocation`, the running servers, the configured ones and a few
 facts of the host go in; targets come out, each with a deed for the caller to carry out. The specification
 is the manual page, also where the original of 4.8 departs from it: that forgets the port and the nickname
 of a server named by ``-n`` or ``-p``, and takes a whole command line for one server.
@@ -15,22 +15,22 @@ server when it is all that ``start`` comes to. They specify no server; what is l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from pathlib import Path
 
 import attrs
 
-from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.control.arguments import (
-    LIST_OPTIONS,
-    Action,
-    DealtValue,
-    Invocation,
-    OptionLists,
-    ServerOption,
-    ServerSpecification,
-    TypedOption,
+from stapsrv.config.settings import ServerSettings
+from stapsrv.control.invocation import Action, Invocation
+from stapsrv.control.specification import (
+    ConfiguredServer,
+    Dealer,
+    HostFacts,
+    Known,
+    Meant,
+    RunningServer,
+    changed,
+    specified,
 )
 
 
@@ -51,42 +51,6 @@ class Deed(StrEnum):
     """Say whether it could be started."""
     REFUSE = "refuse"
     """It cannot be done: say why."""
-
-
-@attrs.frozen(kw_only=True)
-class HostFacts:
-    """What the selection has to know about the host.
-
-    Attributes:
-        defaults: what holds for servers that do not say.
-        installed: the releases that ``-i`` means.
-        supervisor_pid: of the process that hosts the running servers; ``-p`` takes it for its only server.
-    """
-
-    defaults: HostDefaults
-    installed: tuple[str, ...] = ()
-    supervisor_pid: int | None = None
-
-
-@attrs.frozen
-class RunningServer:
-    """A server that runs: its id, which ``status`` calls its PID, and the settings recorded for it."""
-
-    server_id: int
-    settings: ServerSettings
-
-    @property
-    def nickname(self) -> str:
-        """Its own, or by default its id (manual page, ``-n``)."""
-        return self.settings.nickname or str(self.server_id)
-
-
-@attrs.frozen
-class ConfiguredServer:
-    """A server of the configuration files, and the file."""
-
-    settings: ServerSettings
-    where: str
 
 
 @attrs.frozen(kw_only=True)
@@ -158,16 +122,16 @@ def select(
         return Selection(invocation.action, ())
     if invocation.action is Action.RESTART and not running:
         rule = _RULES[Action.START]
-    known = _Known(running, configured, host)
-    dealer = _Dealer(invocation.lists)
+    known = Known(running, configured, host)
+    dealer = Dealer(invocation.lists)
     if invocation.specifications:
-        meant = _specified(invocation.specifications, known, dealer, may_create=rule.like_start)
+        meant = specified(invocation.specifications, known, dealer, may_create=rule.like_start)
     elif not rule.like_start:
-        meant = (_Meant(server.settings, server=server) for server in running)
+        meant = (Meant(server.settings, server=server) for server in running)
     elif configured:
-        meant = (_Meant(file.settings, where=file.where) for file in configured)
+        meant = (Meant(file.settings, where=file.where) for file in configured)
     else:
-        meant = iter([_Meant(_changed(ServerSettings(), dealer.deal()))])
+        meant = iter([Meant(changed(ServerSettings(), dealer.deal()))])
     judge = _Judge(rule, known, keep_temporary=invocation.keep_temporary)
     targets = judge.judge(meant)
     return Selection(invocation.action, targets, (*judge.warnings, *dealer.warnings()))
@@ -214,187 +178,6 @@ _RULES = {
 }
 
 
-@attrs.frozen
-class _Meant:
-    """A server that is meant, before the action has its say; with a problem, one that cannot be had.
-
-    Attributes:
-        settings: what is asked for.
-        server: the running server, if it was named itself; others are found by their settings.
-        where: the file that configures it, if all its settings come from there.
-        problem: why it cannot be had.
-        unknown: the problem is a nickname that nobody has.
-    """
-
-    settings: ServerSettings
-    server: RunningServer | None = attrs.field(default=None, kw_only=True)
-    where: str | None = attrs.field(default=None, kw_only=True)
-    problem: str | None = attrs.field(default=None, kw_only=True)
-    unknown: bool = attrs.field(default=False, kw_only=True)
-
-
-class _Known:
-    """The servers that run or are configured, to be found by name or by settings."""
-
-    def __init__(
-        self, running: Sequence[RunningServer], configured: Sequence[ConfiguredServer], host: HostFacts
-    ) -> None:
-        self.running = running
-        self.configured = configured
-        self.host = host
-        # Reversed: of two that are the same, the first listed is found.
-        self._by_identity = {self.identity(server.settings): server for server in reversed(running)}
-
-    def resolved(self, settings: ServerSettings) -> ServerSettings:
-        return settings.resolved(self.host.defaults)
-
-    def identity(self, settings: ServerSettings) -> ServerSettings:
-        return settings.identity(self.host.defaults)
-
-    def running_as(self, settings: ServerSettings) -> RunningServer | None:
-        """Return the running server that is the same as one with ``settings``."""
-        return self._by_identity.get(self.identity(settings))
-
-    def named(self, name: TypedOption) -> _Meant:
-        """Return who ``-n`` or ``-p`` names, or a problem."""
-        return self._by_pid(name.value) if name.option is ServerOption.PID else self._by_nickname(name.value)
-
-    def _by_nickname(self, nickname: str) -> _Meant:
-        for server in self.running:
-            if server.nickname == nickname:
-                return _Meant(server.settings, server=server)
-        for file in self.configured:
-            if file.settings.nickname == nickname:
-                return _Meant(file.settings, where=file.where)
-        problem = f"No configuration found for the nickname '{nickname}'"
-        return _Meant(ServerSettings(nickname=nickname), problem=problem, unknown=True)
-
-    def _by_pid(self, pid: str) -> _Meant:
-        servers = [server for server in self.running if str(server.server_id) == pid]
-        if not servers and pid == str(self.host.supervisor_pid):
-            servers = list(self.running)
-        if len(servers) == 1:
-            return _Meant(servers[0].settings, server=servers[0])
-        problem = f"No stap-server running as pid {pid}"
-        if servers:
-            ids = ", ".join(str(server.server_id) for server in servers)
-            problem = f"Process {pid} hosts {len(servers)} servers; name one by its own id: {ids}"
-        return _Meant(ServerSettings(), problem=problem)
-
-
-class _Dealer:
-    """Deals out the option lists, one value of each at a time."""
-
-    def __init__(self, lists: OptionLists) -> None:
-        self._left: dict[str, list[DealtValue]] = {
-            name: list(values) for name, values in lists._asdict().items()
-        }
-
-    def deal(self) -> dict[str, object]:
-        """Return what the next server gets, by attribute of its settings."""
-        return {name: _dealt(name, values.pop(0)) for name, values in self._left.items() if values}
-
-    def warnings(self) -> Iterator[str]:
-        for name, values in self._left.items():
-            for value in values:
-                yield f"{LIST_OPTIONS[name]} {repr('') if value is None else value} applies to no server"
-
-
-def _dealt(name: str, value: DealtValue) -> object:
-    if value is None:
-        return getattr(ServerSettings(), name)
-    return Path(value) if isinstance(value, str) else value
-
-
-def _specified(
-    specifications: Iterable[ServerSpecification], known: _Known, dealer: _Dealer, *, may_create: bool
-) -> Iterator[_Meant]:
-    """Give the servers that are specified, and deal each its share of the lists."""
-    in_force: tuple[TypedOption, ...] = ()
-    for server in specifications:
-        base = _base(server, in_force, known, may_create=may_create)
-        naming = (*server.earlier, *server.settings)
-        if server.name or not server.each_release or _has_release(naming):
-            yield _overridden(base, server.settings, dealer.deal(), known)
-        if server.each_release:
-            yield from _for_each_release(base, server.settings, known, dealer)
-        in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
-
-
-def _base(
-    server: ServerSpecification, in_force: Iterable[TypedOption], known: _Known, *, may_create: bool
-) -> _Meant:
-    """Return what ``-n`` or ``-p`` loads; for a new server, what was typed before."""
-    earlier = _described(ServerSettings(), (*in_force, *server.earlier))
-    if server.name is None:
-        return _Meant(earlier)
-    named = known.named(server.name)
-    if named.unknown and may_create:
-        return _Meant(attrs.evolve(earlier, nickname=server.name.value))
-    return named
-
-
-def _overridden(
-    base: _Meant, typed: Iterable[TypedOption], dealt: Mapping[str, object], known: _Known
-) -> _Meant:
-    """Let what is typed and dealt have its way; that may make another server of a named one."""
-    whole = _changed(_described(base.settings, typed), dealt)
-    named = base.server is not None or base.where is not None
-    if named and known.identity(whole) == known.identity(base.settings):
-        return base
-    if named:
-        return _Meant(_changed(_described(_lent(base.settings), typed), dealt))
-    return attrs.evolve(base, settings=whole)
-
-
-def _for_each_release(
-    base: _Meant, typed: Iterable[TypedOption], known: _Known, dealer: _Dealer
-) -> Iterator[_Meant]:
-    """Give a server like ``base`` for each installed release and the host's architecture (``-i``)."""
-    alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
-    if not known.host.installed:
-        yield _Meant(alike, problem="-i means no server: no kernel release is installed")
-    for release in known.host.installed:
-        yield _Meant(_changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
-
-
-_ARRAYS = {
-    ServerOption.RELEASE: "releases",
-    ServerOption.INCLUDE: "include",
-    ServerOption.BUILD: "build",
-    ServerOption.DEFINE: "define",
-}
-_SINGLES = {ServerOption.ARCH: "arch", ServerOption.RUNTIME: "runtime", ServerOption.USER: "user"}
-_IN_FORCE = {*_ARRAYS, *_SINGLES} - {ServerOption.RELEASE, ServerOption.ARCH}
-"""What is typed for one server and stays in force for those after it."""
-
-
-def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:
-    """Apply describing options in order: some accumulate, of the others the last counts."""
-    for option, value in typed:
-        if option in _ARRAYS:
-            name = _ARRAYS[option]
-            settings = _changed(settings, {name: (*getattr(settings, name), value)})
-        else:
-            settings = _changed(settings, {_SINGLES[option]: value or None})
-    return settings
-
-
-def _lent(settings: ServerSettings) -> ServerSettings:
-    """Return what a named server lends to another one (manual page, ``-n`` and ``-p``)."""
-    names = (*_ARRAYS.values(), *_SINGLES.values())
-    return _changed(ServerSettings(), {name: getattr(settings, name) for name in names})
-
-
-def _changed(settings: ServerSettings, changes: Mapping[str, object]) -> ServerSettings:
-    # mypy cannot follow attributes that come from tables; the tests set each of them.
-    return attrs.evolve(settings, **changes)  # type: ignore[arg-type]
-
-
-def _has_release(typed: Iterable[TypedOption]) -> bool:
-    return any(option is ServerOption.RELEASE for option, _ in typed)
-
-
 class _Judge:
     """Says what an action does with each server that is meant.
 
@@ -402,7 +185,7 @@ class _Judge:
         warnings: files for the same server.
     """
 
-    def __init__(self, rule: _Rule, known: _Known, *, keep_temporary: bool) -> None:
+    def __init__(self, rule: _Rule, known: Known, *, keep_temporary: bool) -> None:
         self.warnings: list[str] = []
         self._rule = rule
         self._known = known
@@ -416,7 +199,7 @@ class _Judge:
         }
         """Who has each, and what to do about it, in words."""
 
-    def judge(self, meant: Iterable[_Meant]) -> tuple[Target, ...]:
+    def judge(self, meant: Iterable[Meant]) -> tuple[Target, ...]:
         """Return each server once: those to stop because they are not meant any more, then those meant."""
         targets: list[Target] = []
         found: set[int] = set()
@@ -433,7 +216,7 @@ class _Judge:
         ]
         return (*replaced, *targets)
 
-    def _target(self, meant: _Meant) -> Target:
+    def _target(self, meant: Meant) -> Target:
         rule = self._rule
         if meant.problem is not None:
             status = rule.unknown_status if meant.unknown else _FAILED

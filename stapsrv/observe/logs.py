@@ -109,6 +109,40 @@ class FileSink:
         return (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino)
 
 
+class LogBook:
+    """The log files of one process: servers that name the same file share it.
+
+    Args:
+        extra: sinks that get every line of every log, such as the terminal.
+        style: how lines look.
+    """
+
+    def __init__(self, *extra: Sink, style: LogFormat = LogFormat.CLASSIC) -> None:
+        self._extra = extra
+        self._style = style
+        self._files: dict[Path, FileSink] = {}
+
+    def open(self, path: Path) -> Log:
+        """Return a logger that appends to ``path``.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        if path not in self._files:
+            self._files[path] = FileSink(path)
+        return open_log(self._files[path], *self._extra, style=self._style)
+
+    def reopen(self) -> None:
+        """Begin every file again at its name, as after SIGHUP."""
+        for file in self._files.values():
+            file.reopen()
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._files.values():
+            file.close()
+
+
 def timestamp() -> str:
     """Return the classic prefix ``Day Mon DD HH:MM:SS YYYY: ``, in local time and English."""
     return f"{time.ctime()}: "

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stapsrv.control.arguments import (
+from stapsrv.control.arguments import decode_invocation, encode_invocation, parse_arguments
+from stapsrv.control.invocation import (
     LIST_OPTIONS,
     Action,
     Invocation,
@@ -17,9 +18,6 @@ from stapsrv.control.arguments import (
     ServerOption,
     ServerSpecification,
     TypedOption,
-    decode_invocation,
-    encode_invocation,
-    parse_arguments,
 )
 from stapsrv.errors import ControlError, UsageError
 

@@ -13,21 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stapsrv.config.settings import HostDefaults, Limits, ServerSettings
-from stapsrv.control.arguments import Action, parse_arguments
-from stapsrv.control.selection import (
-    ConfiguredServer,
-    Deed,
-    HostFacts,
-    RunningServer,
-    Selection,
-    Target,
-    select,
-)
+from stapsrv.control.arguments import parse_arguments
+from stapsrv.control.invocation import Action
+from stapsrv.control.selection import Deed, Selection, Target, select
+from stapsrv.control.specification import ConfiguredServer, HostFacts, RunningServer
 
 HOST = HostFacts(
     defaults=HostDefaults(arch="x86_64", release="6.1", user="me", log=Path("/log")),
     installed=("5.10", "6.1"),
-    supervisor_pid=4711,
 )
 WEB = ServerSettings(
     releases=("5.10",),
@@ -47,7 +40,7 @@ FAST = ServerSettings(nickname="fast", max_threads=64)
 def run(*servers: ServerSettings) -> list[RunningServer]:
     """Servers that run, with ids from 101, recorded as a supervisor records them."""
     return [
-        RunningServer(101 + index, attrs.evolve(one.resolved(HOST.defaults), nickname=one.nickname))
+        RunningServer(101 + index, attrs.evolve(one.resolved(HOST.defaults), nickname=one.nickname), 4711)
         for index, one in enumerate(servers)
     ]
 

@@ -1,0 +1,140 @@
+"""Whom servers may run as: rules about users, and what a process of such a user inherits."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from stapsrv.errors import ConfigError
+
+GROUP = "stap-server"
+"""A user named for servers by somebody else must be a member (manual page, ``-u``)."""
+
+_INHERITED = ("PATH", "LANG", "LANGUAGE", "TMPDIR", "TZ")
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class Account(NamedTuple):
+    """A user of this host.
+
+    Attributes:
+        name: the user's name.
+        uid: the user id.
+        gid: the primary group id.
+        groups: of all groups, the primary one included.
+        home: the home directory.
+        shell: the login shell.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether it is this process's user."""
+        return self.uid == os.geteuid()
+
+
+def caller_name() -> str:
+    """Return the name of this process's user, or the number where there is none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:
+    """Return the account that servers of user ``name`` run in, if this process may start them.
+
+    Args:
+        name: the user's name.
+        environ: ``STAP_PR11197_OVERRIDE=1``, for tests, lets root run servers as root.
+        where: what names the user (a file and line), for messages; None for an option or the default.
+
+    Raises:
+        ConfigError: no such user; root; not in group stap-server, unless it is the caller himself; or
+            somebody else than the caller, who is not root.
+
+    Source: manual page, ``-u`` and SAFETY AND SECURITY.
+    """
+    try:
+        account = _account(pwd.getpwnam(name))
+    except KeyError as exc:
+        raise ConfigError(
+            f"user {name!r} does not exist", where=where, remedy="name another one, or add this one (adduser)"
+        ) from exc
+    if account.uid == 0:
+        if account.is_caller and environ.get("STAP_PR11197_OVERRIDE") == "1":
+            return account
+        raise ConfigError(
+            "no compile server runs as root",
+            where=where,
+            remedy=f"name a plain user in group {GROUP} with -u, USER or STAP_USER",
+        )
+    if account.is_caller:
+        return account
+    if os.geteuid() != 0:
+        raise ConfigError(
+            f"user {caller_name()} cannot run servers as user {name}",
+            where=where,
+            remedy=f"leave the user out, or run stap-server as root or as {name}",
+        )
+    if group_id() not in account.groups:
+        raise ConfigError(
+            f"user {name} is not in group {GROUP}",
+            where=where,
+            remedy=f"name another user, or add this one: usermod -a -G {GROUP} {name}",
+        )
+    return account
+
+
+def group_id() -> int | None:
+    """Return the id of group stap-server, or None where there is none."""
+    try:
+        return grp.getgrnam(GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def environment_for(account: Account, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a supervisor that this process starts in ``account``.
+
+    The caller's own is passed on whole. For another user it is made anew: who he is, and of root's only
+    ``PATH``, the locale, the time zone and ``TMPDIR``, which the manual page has administrators set.
+    Nothing else of root's shell decides how servers compile: not ``SYSTEMTAP_*``, which name directories
+    and programs of the caller's, nor ``PYTHON*``, ``LD_*`` or ``XDG_*``. What a service is to have for
+    good belongs into its unit file or into its user's ``~/.systemtap/rc``.
+
+    Source: manual page, SAFETY AND SECURITY, 3.
+    """
+    if account.is_caller:
+        return dict(environ)
+    inherited = {
+        name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")
+    }
+    return {
+        "PATH": _DEFAULT_PATH,
+        **inherited,
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
+    }
+
+
+def _account(entry: pwd.struct_passwd) -> Account:
+    return Account(
+        name=entry.pw_name,
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        groups=tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)),
+        home=entry.pw_dir,
+        shell=entry.pw_shell,
+    )

@@ -1,0 +1,189 @@
+"""The control socket: who is let in, and a task for each who is (:mod:`stapsrv.control.connection`)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.access import Access, Peer, Policy, read_peer, user_name
+from stapsrv.control.connection import Allowance, Connection, ControlLimits
+from stapsrv.control.listening import open_control_socket
+from stapsrv.control.messages import Code, encode_error
+from stapsrv.control.methods import Caller, Commands, Methods, Reload
+from stapsrv.errors import ControlError
+
+_PAUSE_S = 0.1
+"""Between attempts to accept while descriptors or memory are short."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+async def serve_control(
+    path: Path,
+    commands: Commands,
+    *,
+    reload: Reload,
+    defaults: HostDefaults,
+    policy: Policy,
+    log: Log,
+    limits: ControlLimits | None = None,
+    identify: Callable[[socket.socket], Peer] = read_peer,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the control protocol at ``path`` until cancelled.
+
+    Args:
+        path: of the socket; the caller holds the lock of its directory.
+        commands: the supervisor.
+        reload: reads the configuration and has it obeyed.
+        defaults: what holds for servers whose settings do not say.
+        policy: who may do what.
+        log: gets ``control.command``, ``control.refused``, ``control.malformed``, ``control.failed``,
+            ``control.crashed``, ``control.exhausted``.
+        limits: other ones than the default.
+        identify: says who connected.
+        task_status: started when the socket accepts.
+
+    Raises:
+        ConfigError: the socket cannot be made.
+
+    Cancellation: requests in flight are told that the supervisor is shutting down, or what became of
+    them, within ``farewell_s``; commands under way are cancelled.
+    """
+    with contextlib.ExitStack() as listening:
+        listener = listening.enter_context(open_control_socket(path))
+        async with anyio.create_task_group() as tasks:
+            endpoint = _Endpoint(
+                Methods(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
+                policy=policy,
+                limits=limits or ControlLimits(),
+                identify=identify,
+                tasks=tasks,
+                log=log,
+            )
+            task_status.started()
+            try:
+                await endpoint.accept(listener)
+            finally:
+                listening.close()
+                endpoint.hurry()
+
+
+class _Endpoint:
+    """Lets peers in and knows who is in."""
+
+    def __init__(
+        self,
+        methods: Methods,
+        *,
+        policy: Policy,
+        limits: ControlLimits,
+        identify: Callable[[socket.socket], Peer],
+        tasks: TaskGroup,
+        log: Log,
+    ) -> None:
+        self._methods = methods
+        self._policy = policy
+        self._limits = limits
+        self._identify = identify
+        self._tasks = tasks
+        self._log = log
+        self._connections: set[Connection] = set()
+        # Only those who are let in get one, so there are no more than the group has members.
+        self._allowances: dict[int, Allowance] = {}
+        self._full = False
+
+    async def accept(self, listener: socket.socket) -> NoReturn:
+        """Accept until cancelled, short of descriptors or not."""
+        short = False
+        while True:
+            await anyio.wait_readable(listener)
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as exc:
+                if exc.errno not in _EXHAUSTED:
+                    raise
+                if not short:
+                    self._log.warning("control.exhausted", reason=exc.strerror)
+                short = True
+                await anyio.sleep(_PAUSE_S)
+                continue
+            short = False
+            accepted.setblocking(False)  # noqa: FBT003 - positional in the standard library
+            self._admit(accepted)
+
+    def hurry(self) -> None:
+        """Give all connections together ``farewell_s`` for what is still to be sent."""
+        deadline = anyio.current_time() + self._limits.farewell_s
+        for connection in self._connections:
+            connection.hurry(deadline)
+
+    def _admit(self, accepted: socket.socket) -> None:
+        try:
+            peer = self._identify(accepted)
+            access = self._policy.access_of(peer)
+            self._refuse_stranger(peer, access)
+            self._refuse_crowd(access)
+        except (OSError, ControlError) as exc:
+            # A peer that the kernel cannot name has gone already.
+            if isinstance(exc, ControlError):
+                with contextlib.suppress(OSError):
+                    accepted.send(encode_error(None, exc))
+            accepted.close()
+            return
+        self._full = False
+        allowance = self._allowances.setdefault(peer.uid, Allowance(self._limits))
+        connection = Connection(
+            accepted,
+            Caller(user_name(peer.uid), access),
+            self._methods,
+            limits=self._limits,
+            allowance=allowance,
+            log=self._log,
+        )
+        self._connections.add(connection)
+        self._tasks.start_soon(self._run, connection)
+
+    def _refuse_stranger(self, peer: Peer, access: Access) -> None:
+        if access is Access.NONE:
+            self._log.warning("control.refused", user=peer.uid, reason="connecting is not permitted")
+            raise ControlError(
+                f"user id {peer.uid} may not speak to this supervisor",
+                code=Code.NOT_PERMITTED,
+                remedy="ask as the user that it runs as, or join group stap-server to read its status",
+            )
+
+    def _refuse_crowd(self, access: Access) -> None:
+        readers = sum(connection.caller.access is Access.READ for connection in self._connections)
+        limits = self._limits
+        most: int | None = None
+        if len(self._connections) >= limits.connections:
+            most = limits.connections
+        elif access is Access.READ and readers >= limits.reader_connections:
+            most = limits.reader_connections
+        if most is None:
+            return
+        reason = f"{most} connections are open already"
+        if not self._full:
+            # Once until there is room again: who knocks in a loop does not write the log.
+            self._log.warning("control.refused", reason=reason)
+        self._full = True
+        raise ControlError(reason, code=Code.BUSY, remedy="try again later")
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
+            self._log.exception("control.crashed", user=connection.caller.user)
+        finally:
+            self._connections.discard(connection)

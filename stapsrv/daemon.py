@@ -1,0 +1,150 @@
+"""``stap-serverd``: compile servers in the foreground, until a signal ends them.
+
+The one place that knows every room and joins them: log, signals, readiness, exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+
+from stapsrv.config.global_settings import can_write, global_defaults
+from stapsrv.config.settings import ServerSettings
+from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
+from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.hosting import Configuration, Hosting
+from stapsrv.observe.logs import Log, LogBook, TerminalSink, open_log
+from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.host import open_host
+from stapsrv.supervisor.seat import take_seat
+
+CONTROL_SOCKET = "control.sock"
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``stap-serverd`` and exit: 0 after a stop, 1 when it could not serve, 2 for bad usage."""
+    notifier = Notifier.from_environ(os.environ)
+    failure: StapsrvError | None = None
+    try:
+        options = parse_arguments(sys.argv[1:] if argv is None else argv)
+        refuse_root(os.environ)
+        # By this name scripts, ps and stap-stop-server know a compile server.
+        Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
+        os.chdir("/")
+        serve = _serve_configured if options.server is None else _serve_one
+        anyio.run(serve, options, os.environ, notifier, backend=options.backend)
+    except* StapsrvError as group:
+        failure = _first(group)
+    if failure is None:
+        sys.exit(0)
+    notifier.failed(str(failure))
+    sys.stderr.write(f"{PROGRAM}: {failure}\n")
+    sys.exit(failure.exit_status)
+
+
+def refuse_root(environ: Mapping[str, str]) -> None:
+    """Stop a compile server from running as root (manual page, SAFETY AND SECURITY).
+
+    Raises:
+        UsageError: the effective user is root, and no test has lifted the rule.
+    """
+    if os.geteuid() == 0 and environ.get("STAP_PR11197_OVERRIDE") != "1":
+        raise UsageError(
+            "a compile server does not run as root",
+            remedy=f"run it as a plain user: runuser -u stap-server -- {PROGRAM} …",
+        )
+
+
+async def _serve_one(options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier) -> None:
+    """Host the one server that the command line describes; nothing else commands it."""
+    settings = options.server or ServerSettings()
+    with contextlib.closing(LogBook(*_terminal())) as book:
+        log = open_log(TerminalSink()) if settings.log is None else book.open(settings.log)
+        async with _obeying_signals(log, hangup=book.reopen) as stopping, open_host(environ) as host:
+            log.info("server.starting", pid=os.getpid(), user=host.user)
+            server = await host.prepare(settings, log)
+            async with anyio.create_task_group() as background:
+                background.start_soon(feed_watchdog, notifier, environ)
+                async with anyio.create_task_group() as serving:
+                    await serving.start(server.serve)
+                    notifier.ready(f"serving on {server.address}")
+                    await stopping.wait()
+                    notifier.stopping()
+                    server.stop()
+                background.cancel_scope.cancel()
+
+
+async def _serve_configured(options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier) -> None:
+    """Host the configured servers, and whatever the control socket asks for."""
+    user = pwd.getpwuid(os.geteuid())
+    own = global_defaults(
+        environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
+    )
+    configuration = Configuration.open(own, options.config_file, log=options.log, user=user.pw_name)
+    _make_parent(configuration.log_file)
+    with (
+        contextlib.closing(LogBook(*_terminal())) as book,
+        take_seat(configuration.settings.stat_path, user.pw_name) as seat,
+    ):
+        async with open_host(environ) as host:
+            hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
+            async with _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping:
+                await hosting.run(seat / CONTROL_SOCKET, stopping)
+
+
+@contextlib.asynccontextmanager
+async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIterator[anyio.Event]:
+    """Obey signals while the block runs; the first TERM or INT sets the event, a second ends the block.
+
+    Args:
+        log: hears of each signal that stops.
+        hangup: called for each HUP.
+    """
+    stopping = anyio.Event()
+
+    async def obey(signals: AsyncIterator[signal.Signals], everything: anyio.CancelScope) -> None:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                hangup()
+                continue
+            log.info("server.signal", signal=int(number))
+            if stopping.is_set():
+                everything.cancel()
+            stopping.set()
+
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(obey, signals, tasks.cancel_scope)
+            yield stopping
+            tasks.cancel_scope.cancel()
+
+
+def _terminal() -> list[TerminalSink]:
+    """Return the terminal as a place for log lines beside the files, when there is one."""
+    return [TerminalSink()] if sys.stderr.isatty() else []
+
+
+def _make_parent(log_file: Path) -> None:
+    """Make the directory of a log; where that fails, opening the log says why."""
+    with contextlib.suppress(OSError):
+        log_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _first(group: BaseExceptionGroup[StapsrvError]) -> StapsrvError:
+    """Return the first error of a group: one start has one reason to fail."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+if __name__ == "__main__":
+    main()

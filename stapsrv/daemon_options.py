@@ -1,0 +1,204 @@
+"""The command line of ``stap-serverd``: words in, values out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+
+from stapsrv import __version__
+from stapsrv.config.settings import DEFAULT_MAX_COMPRESSED_BYTES, DEFAULT_MAX_REQUEST_BYTES, ServerSettings
+from stapsrv.errors import UsageError
+
+PROGRAM = "stap-serverd"
+
+_MAX_PORT = 65535
+_WITH_VALUE = re.compile(
+    r"-[aBDIrRc]|--(port|log|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend)"
+)
+_EPILOG = f"""\
+With an option that describes a server, that one server is hosted. Without any, the servers of the
+configuration directory are, or one for this host's kernel where none is configured; they are commanded
+by stap-server.
+
+examples:
+  {PROGRAM} -r 6.1.0-56-amd64 --port 5001 --log /var/log/stap-server/log
+  {PROGRAM} -c /etc/stap-server/global.conf
+"""
+
+
+@attrs.frozen(kw_only=True)
+class DaemonOptions:
+    """What the command line asks for.
+
+    Attributes:
+        server: the one server to host, or None to host the configured ones.
+        log: the log file, or None for the configured one, or standard error.
+        config_file: the last ``-c``, a global configuration file.
+        resume: start again what a supervisor that died had on record.
+        on_demand: host nothing at first, and end when the last server has stopped.
+        max_compiles: requests that may compile at the same time, over all servers.
+        backend: anyio's event loop, ``asyncio`` or ``trio``.
+    """
+
+    server: ServerSettings | None = None
+    log: Path | None = None
+    config_file: Path | None = None
+    resume: bool = True
+    on_demand: bool = False
+    max_compiles: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    backend: str = "asyncio"
+
+
+def parse_arguments(argv: Sequence[str]) -> DaemonOptions:
+    """Read the command line; values may be attached or separate, as getopt has them.
+
+    Raises:
+        UsageError: it cannot be understood; the text names the option.
+    """
+    given = vars(_parser().parse_args(_attach_values(argv)))
+    named = {name: value for name, value in given.items() if value is not None}
+    for name in ("releases", "build", "define", "include"):
+        if name in named:
+            named[name] = tuple(named[name])
+    daemon = {
+        field.name: named.pop(field.name) for field in attrs.fields(DaemonOptions) if field.name in named
+    }
+    if not named:
+        return DaemonOptions(**daemon)
+    for option in ("config_file", "on_demand"):
+        if option in daemon:
+            raise UsageError(
+                "a server is described, and -c is for the configured ones",
+                remedy="leave one of the two out",
+            )
+    return DaemonOptions(server=ServerSettings(**named, log=daemon.get("log")), **daemon)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse, but a fault is one line and an error of our own."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Serve SystemTap compile requests (stap --use-server) in the foreground.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_server_options(parser.add_argument_group("a server").add_argument)
+    add = parser.add_argument_group("the daemon").add_argument
+    add("--log", type=_absolute_path, metavar="FILE", help="log file (default: LOG_FILE, or standard error)")
+    add(
+        "-c",
+        dest="config_file",
+        type=_absolute_path,
+        metavar="FILE",
+        help="global configuration file, read after the default one; the last -c counts",
+    )
+    add(
+        "--max-compiles",
+        type=_number("a number of compiles", 1),
+        metavar="N",
+        help="requests compiled at the same time over all servers (default: the number of cores)",
+    )
+    add(
+        "--no-resume",
+        dest="resume",
+        action="store_false",
+        help="do not start again the servers that a supervisor which died was hosting",
+    )
+    # How stap-server starts a supervisor for itself.
+    add("--on-demand", action="store_true", help=argparse.SUPPRESS)
+    add("--backend", choices=("asyncio", "trio"), help="event loop (default: asyncio)")
+    add("--version", action="version", version=f"{PROGRAM} (stapsrv) {__version__}")
+    return parser
+
+
+def _add_server_options(add: Callable[..., argparse.Action]) -> None:
+    add("-a", dest="arch", metavar="ARCH", help="target architecture (default: this host's)")
+    for option, name, metavar, read, what in (
+        ("-r", "releases", "RELEASE", str, "a kernel release, or an absolute build tree"),
+        ("-B", "build", "OPTION", str, "an option for the make that builds modules"),
+        ("-D", "define", "NAME=VALUE", str, "a definition for the C preprocessor"),
+        ("-I", "include", "DIR", _absolute, "a further directory with tapsets"),
+    ):
+        text = f"{what}; may be repeated"
+        add(option, dest=name, metavar=metavar, type=read, action="append", help=text)
+    add("-R", dest="runtime", metavar="DIR", type=_absolute, help="the SystemTap runtime to use")
+    add("-k", dest="keep_temporary", action="store_true", help="keep temporary directories")
+    port = _number("a port", 0, _MAX_PORT)
+    add("--port", type=port, metavar="N", help="TCP port (default: 0, any free one)")
+    add(
+        "--ssl",
+        type=_absolute_path,
+        metavar="DIR",
+        help="certificate database (default: ~/.systemtap/ssl/server)",
+    )
+    add(
+        "--max-threads",
+        type=_number("a number of threads", 0),
+        metavar="N",
+        help="requests compiled at the same time; 0: one at a time (default: the number of cores)",
+    )
+    add(
+        "--max-request-size",
+        dest="max_request_bytes",
+        type=_number("a size in bytes", 1),
+        metavar="BYTES",
+        help=f"largest request, uncompressed (default: {DEFAULT_MAX_REQUEST_BYTES})",
+    )
+    add(
+        "--max-compressed-request",
+        dest="max_compressed_bytes",
+        type=_number("a size in bytes", 1),
+        metavar="BYTES",
+        help=f"largest request, as sent (default: {DEFAULT_MAX_COMPRESSED_BYTES})",
+    )
+
+
+def _absolute_path(text: str) -> Path:
+    """Read a path that holds wherever a compile runs."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text).absolute()
+
+
+def _absolute(text: str) -> str:
+    return str(_absolute_path(text))
+
+
+def _number(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of decimal numbers within bounds, for argparse."""
+    bounds = f"{least} or more" if most is None else f"{least} to {most}"
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() else -1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} ({bounds})")
+        return value
+
+    return read
+
+
+def _attach_values(argv: Sequence[str]) -> list[str]:
+    """Join each option with its separate value, which getopt takes even when it begins with a dash."""
+    joined: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if _WITH_VALUE.fullmatch(argument) is None:
+            joined.append(argument)
+            continue
+        value = next(rest, None)
+        glue = "=" if argument.startswith("--") else ""
+        joined += [argument] if value is None else [f"{argument}{glue}{value}"]
+    return joined

@@ -1,0 +1,262 @@
+"""Hosting the configured servers: configuration, supervisor, control socket and readiness, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import attrs
+from anyio.abc import TaskStatus
+
+from stapsrv.config.configured import default_server, read_configured
+from stapsrv.config.global_settings import GlobalSettings, read_global_settings
+from stapsrv.config.kernels import host_arch, host_release
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.access import Policy
+from stapsrv.control.endpoint import serve_control
+from stapsrv.daemon_options import DaemonOptions
+from stapsrv.errors import ConfigError, StapsrvError
+from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.observe.logs import LogBook
+from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.host import Host
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.ports import PortMemory
+from stapsrv.supervisor.registry import Registry
+from stapsrv.supervisor.supervisor import Outcome, Report, Supervisor, Wish
+
+_UNUSED_S = 30.0
+"""How long a supervisor that was started for a command waits for it."""
+
+
+@attrs.frozen(kw_only=True)
+class Configuration:
+    """Where this supervisor's files are, and what holds for servers that do not say.
+
+    Attributes:
+        base: what holds where no global file says otherwise.
+        settings: the global settings that the supervisor started with.
+        config_file: the last ``-c``, or None.
+        log_file: the supervisor's own log, and that of servers without one.
+        user: whom it runs as; only this user's servers are its own.
+    """
+
+    base: GlobalSettings
+    settings: GlobalSettings
+    config_file: Path | None
+    log_file: Path
+    user: str
+
+    @classmethod
+    def open(
+        cls, base: GlobalSettings, config_file: Path | None, *, log: Path | None, user: str
+    ) -> Configuration:
+        """Read the global files.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        settings = read_global_settings(base, config_file)
+        return cls(
+            base=base,
+            settings=settings,
+            config_file=config_file,
+            log_file=log or settings.log_file,
+            user=user,
+        )
+
+    @property
+    def defaults(self) -> HostDefaults:
+        """What holds for servers that do not say."""
+        return HostDefaults(arch=host_arch(), release=host_release(), user=self.user, log=self.log_file)
+
+    def read_servers(self, config_file: Path | None) -> ConfiguredServers:
+        """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
+
+        Args:
+            config_file: a global file in place of the one that the supervisor started with.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used.
+        """
+        settings = read_global_settings(self.base, config_file or self.config_file)
+        files = read_configured(settings.config_path)
+        usable = [
+            (file, file.settings.resolved(self.defaults)) for file in files if file.settings is not None
+        ]
+        return ConfiguredServers(
+            wishes=tuple(
+                Wish(resolved, str(file.path)) for file, resolved in usable if resolved.user == self.user
+            ),
+            faults={str(file.path): file.fault for file in files if file.fault is not None},
+            nothing_configured=not files,
+        )
+
+
+@attrs.frozen
+class ConfiguredServers:
+    """What the configuration directory says.
+
+    Attributes:
+        wishes: the servers of this user.
+        faults: by file, why the others cannot be used.
+        nothing_configured: there is no file at all.
+    """
+
+    wishes: tuple[Wish, ...]
+    faults: Mapping[str, StapsrvError]
+    nothing_configured: bool
+
+
+class Hosting:
+    """One run of a supervisor.
+
+    Args:
+        host: what the servers share.
+        options: of the command line.
+        configuration: where everything is.
+        book: the logs.
+        notifier: the service manager.
+        environ: has the service manager's wishes, and says where the user's files are.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        options: DaemonOptions,
+        configuration: Configuration,
+        *,
+        book: LogBook,
+        notifier: Notifier,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._options = options
+        self._configuration = configuration
+        self._book = book
+        self._notifier = notifier
+        self._environ = environ
+        self._hangup = anyio.Event()
+        self.log = book.open(configuration.log_file)
+        self.supervisor = Supervisor(
+            host,
+            Registry(configuration.settings.stat_path),
+            PortMemory(systemtap_directory(environ) / "server-ports"),
+            defaults=configuration.defaults,
+            open_log=book.open,
+            log=self.log,
+            max_compiles=options.max_compiles,
+            auto_end=options.on_demand,
+        )
+
+    def hang_up(self) -> None:
+        """Begin new log files and read the configuration again, soon."""
+        self._hangup.set()
+
+    async def run(self, socket: Path, stopping: anyio.Event) -> None:
+        """Host servers until ``stopping``, or until the last is gone if started on demand.
+
+        Args:
+            socket: the path of the control socket.
+            stopping: set when it is time to stop; outstanding requests are finished first.
+        """
+        ended = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed_watchdog, self._notifier, self._environ)
+            await tasks.start(_run_until_ended, self.supervisor, ended)
+            await tasks.start(self._serve_control, socket)
+            tasks.start_soon(self._bring_up)
+            tasks.start_soon(self._obey_hangups)
+            tasks.start_soon(self._stop_when, stopping)
+            await ended.wait()
+            tasks.cancel_scope.cancel()
+
+    async def reload(
+        self, config_file: Path | None = None, *, force: bool = False, report: Report | None = None
+    ) -> list[Outcome]:
+        """Read the configuration again and make the configured servers what it says.
+
+        Args:
+            config_file: a global file in place of the one that the supervisor started with.
+            force: stop every server that is not configured (manual page, ``force-reload``).
+            report: told of each change of a server.
+
+        Returns:
+            One outcome for each server that was stopped, each that is configured, and each file that
+            cannot be used; the server of such a file goes on as it is.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used; nothing was changed.
+        """
+        found = await self._read_servers(config_file)
+        wishes = found.wishes
+        if force and found.nothing_configured:
+            wishes = (Wish(default_server(self._configuration.defaults)),)
+        outcomes = await self.supervisor.reload(
+            wishes, force=force, unreadable=found.faults.keys(), report=report
+        )
+        return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in found.faults.values()]
+
+    async def _serve_control(self, socket: Path, *, task_status: TaskStatus[None]) -> None:
+        await serve_control(
+            socket,
+            self.supervisor,
+            reload=self.reload,
+            defaults=self._configuration.defaults,
+            policy=Policy.of_process(),
+            log=self.log,
+            task_status=task_status,
+        )
+
+    async def _bring_up(self) -> None:
+        """Resume, start what is configured, and say that it is ready, or why something is not."""
+        if self._options.resume:
+            self.supervisor.resume()
+        if self._options.on_demand:
+            self._notifier.ready("waiting for commands")
+            await anyio.sleep(_UNUSED_S)
+            self.supervisor.end_if_unused()
+            return
+        found = await self._read_servers(None)
+        default = Wish(default_server(self._configuration.defaults))
+        await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
+        self._notifier.ready(self._summary())
+
+    async def _obey_hangups(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup = anyio.Event()
+            self._book.reopen()
+            self._notifier.reloading()
+            try:
+                await self.reload()
+            except ConfigError as exc:
+                self.log.error("configuration.refused", reason=exc)
+            self._notifier.ready(self._summary())
+
+    async def _stop_when(self, stopping: anyio.Event) -> None:
+        await stopping.wait()
+        self._notifier.stopping()
+        self.supervisor.end()
+
+    async def _read_servers(self, config_file: Path | None) -> ConfiguredServers:
+        found = await anyio.to_thread.run_sync(self._configuration.read_servers, config_file)
+        for fault in found.faults.values():
+            self.log.error("configuration.refused", reason=fault)
+        return found
+
+    def _summary(self) -> str:
+        """Say how many servers serve, and of one that does not, why."""
+        servers = self.supervisor.status().servers
+        serving = [server for server in servers if server.state is State.SERVING]
+        text = f"{len(serving)} of {len(servers)} servers serve"
+        reasons = [f"{server.nickname}: {server.reason}" for server in servers if server.reason is not None]
+        return f"{text}; {reasons[0]}" if reasons else text
+
+
+async def _run_until_ended(
+    supervisor: Supervisor, ended: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    await supervisor.run(task_status=task_status)
+    ended.set()

@@ -1,0 +1,110 @@
+"""``stap-serverd``'s command line, its refusals, and its signals, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from kit.daemon import start
+
+from stapsrv.daemon import refuse_root
+from stapsrv.errors import UsageError
+
+
+def test_root_is_refused(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match=r"^a compile server does not run as root; run it as a plain user"):
+        refuse_root({})
+    refuse_root({"STAP_PR11197_OVERRIDE": "1"})
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    refuse_root({})
+
+
+@pytest.fixture
+def environ(tmp_path):
+    return os.environ | {"SYSTEMTAP_DIR": str(tmp_path / "st"), "STAP_PR11197_OVERRIDE": "1"}
+
+
+def serverd(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stapsrv.daemon", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--bad"], 2, "stap-serverd: unrecognized arguments: --bad; see stap-serverd --help\n"),
+        (
+            ["-r", "/missing"],
+            1,
+            "stap-serverd: -r /missing: no kernel release in /missing/include/config/kernel.release "
+            "(No such file or directory); give a configured and prepared kernel build tree "
+            "(make modules_prepare)\n",
+        ),
+        (
+            ["-r", "6.1", "--log", "/missing/log"],
+            1,
+            "stap-serverd: log file /missing/log: cannot be written (No such file or directory); "
+            "give a file in a directory that the server's user may write to, with --log\n",
+        ),
+    ],
+)
+def test_failed_start_is_one_line_and_leaves_nothing(tmp_path, environ, arguments, status, text):
+    (tmp_path / "tmp").mkdir()
+    result = serverd(*arguments, env=environ | {"TMPDIR": str(tmp_path / "tmp")})
+    assert (result.returncode, result.stdout) == (status, "")
+    assert result.stderr.endswith(text)
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not (tmp_path / "st").exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [("stap", "stap was not found; install SystemTap"), ("certutil", "certutil: is not installed; install")],
+)
+def test_missing_program_is_named(tmp_path, environ, tool, text, build_tree):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("stap", "certutil", "pk12util", "setpriv", "unshare", "true"):
+        if name != tool:
+            (programs / name).symlink_to(f"/usr/bin/{name}")
+    result = serverd("-r", build_tree, env=environ | {"PATH": str(programs)})
+    assert result.returncode == 1
+    assert text in result.stderr.splitlines()[-1]
+
+
+def test_help_and_version():
+    assert "examples:\n  stap-serverd -r" in serverd("--help").stdout
+    assert re.fullmatch(r"stap-serverd \(stapsrv\) \d+\.\d+\.\d+\n", serverd("--version").stdout)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_until_a_signal(tmp_path, environ, build_tree, identity, backend, number):
+    log = tmp_path / "log"
+    environ |= {"TMPDIR": str(tmp_path)}
+    command = ["-r", build_tree, "--log", log, "--ssl", identity, "--backend", backend]
+    with start(command, environ) as server:
+        assert server.name == "stap-serverd"
+        server.send_signal(number)
+        assert server.wait() == 0
+    lines = [line[26:] for line in log.read_text().splitlines()]
+    assert lines[0].startswith(f"===== compile server pid {server.pid} starting as ")
+    assert "Using a maximum of" in lines[-2]
+    assert lines[-1] == f"Received signal {number}, exiting"
+    assert list(tmp_path.glob("stap-server.*")) == []
+
+
+def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity):
+    log = tmp_path / "log"
+    with start(["-r", build_tree, "--log", log, "--ssl", identity], environ) as server:
+        log.rename(tmp_path / "log.1")
+        server.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert log.read_text().endswith("Received signal 15, exiting\n")

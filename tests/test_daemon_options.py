@@ -1,0 +1,85 @@
+"""The command line of ``stap-serverd``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.daemon_options import DaemonOptions, parse_arguments
+from stapsrv.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("-r6.1 -r /tree", ServerSettings(releases=("6.1", "/tree"))),
+        ("-a i686", ServerSettings(arch="i386")),
+        ("-B -j4 -BV=1 -D-x -D A=-r", ServerSettings(build=("-j4", "V=1"), define=("-x", "A=-r"))),
+        ("-I /a -I/b -R /r -k", ServerSettings(include=("/a", "/b"), runtime="/r", keep_temporary=True)),
+        ("--port 5001 --max-threads=0", ServerSettings(port=5001, max_threads=0)),
+        ("--log /l --ssl=/s", ServerSettings(log=Path("/l"), ssl=Path("/s"))),
+        (
+            "--max-request-size=7 --max-compressed-request 8",
+            ServerSettings(max_request_bytes=7, max_compressed_bytes=8),
+        ),
+    ],
+)
+def test_options_attached_and_separate(line, settings):
+    assert parse_arguments(line.split()) == DaemonOptions(server=settings, log=settings.log)
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("", DaemonOptions()),
+        ("--log /l --backend trio", DaemonOptions(log=Path("/l"), backend="trio")),
+        ("-c /a -c/b", DaemonOptions(config_file=Path("/b"))),
+        (
+            "--no-resume --on-demand --max-compiles 3",
+            DaemonOptions(resume=False, on_demand=True, max_compiles=3),
+        ),
+    ],
+)
+def test_without_a_server_the_configured_ones_are_hosted(line, options):
+    assert parse_arguments(line.split()) == options
+
+
+@pytest.mark.parametrize("line", ["-c /a -r 6.1", "--on-demand --port 1"])
+def test_one_server_or_the_configured_ones(line):
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(line.split())
+    assert str(caught.value) == (
+        "a server is described, and -c is for the configured ones; leave one of the two out"
+    )
+
+
+def test_relative_paths_hold_wherever_the_daemon_goes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    server = parse_arguments(["--log", "l", "--ssl", "s", "-I", "t", "-R", "r"]).server
+    assert (server.log, server.ssl) == (tmp_path / "l", tmp_path / "s")
+    assert (server.include, server.runtime) == ((f"{tmp_path}/t",), f"{tmp_path}/r")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("-x", "unrecognized arguments: -x"),
+        ("operand", "unrecognized arguments: operand"),
+        ("--port 65536", "argument --port: '65536' is not a port (0 to 65535)"),
+        ("--port=-1", "argument --port: '-1' is not a port (0 to 65535)"),
+        ("--port ٣", "argument --port: '٣' is not a port (0 to 65535)"),
+        ("--max-threads many", "argument --max-threads: 'many' is not a number of threads (0 or more)"),
+        ("--max-request-size 0", "argument --max-request-size: '0' is not a size in bytes (1 or more)"),
+        ("-r", "argument -r: expected one argument"),
+        ("--log", "argument --log: expected one argument"),
+        ("--max 3", "ambiguous option: --max could match"),
+    ],
+)
+def test_faults_are_one_line_that_names_the_option(line, text):
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(line.split())
+    assert str(caught.value).startswith(text)
+    assert str(caught.value).endswith("; see stap-serverd --help")
