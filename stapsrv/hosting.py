@@ -213,6 +213,8 @@ class Hosting:
         """Resume, start what is configured, and say that it is ready, or why something is not."""
         if self._options.resume:
             self.supervisor.resume()
+        else:
+            self.supervisor.forget_records()
         if self._options.on_demand:
             self._notifier.ready("waiting for commands")
             await anyio.sleep(_UNUSED_S)

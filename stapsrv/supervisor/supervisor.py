@@ -223,6 +223,11 @@ class Supervisor:
                 Event.START
             )
 
+    def forget_records(self) -> None:
+        """Take off the record what a supervisor that died was hosting, in place of resuming it."""
+        for record in self._registry.read()[0]:
+            self._registry.forget(record.id)
+
     def _begin(self, wish: Wish) -> tuple[HostedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
         try:

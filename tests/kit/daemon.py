@@ -21,10 +21,11 @@ READY_S = 60.0
 class ServerProcess:
     """A daemon that is ready; what it told its service manager is in ``told``."""
 
-    def __init__(self, process: subprocess.Popen[str], told: list[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], manager: socket.socket) -> None:
         self._process = process
+        self._manager = manager
         self.pid = process.pid
-        self.told = told
+        self.told: list[str] = []
 
     @property
     def name(self) -> str:
@@ -42,6 +43,23 @@ class ServerProcess:
 
     def wait(self) -> int:
         return self._process.wait(timeout=60)
+
+    def wait_told(self, assignment: str) -> list[str]:
+        """Wait until the daemon tells its service manager this; returns what it told since the last time."""
+        self.told = []
+        deadline = time.monotonic() + READY_S
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            while assignment not in self.told:
+                left = deadline - time.monotonic()
+                readable, _, _ = select.select([self._manager.fileno(), pidfd], [], [], max(0.0, left))
+                if self._manager.fileno() not in readable:
+                    output = self._process.communicate(timeout=60)[1] if pidfd in readable else ""
+                    raise AssertionError(f"{assignment} was not told, but {self.told} {output}")
+                self.told += self._manager.recv(4096).decode().split("\n")
+        finally:
+            os.close(pidfd)
+        return self.told
 
 
 @contextlib.contextmanager
@@ -61,23 +79,9 @@ def start(arguments: Sequence[object], environ: Mapping[str, str]) -> Iterator[S
             text=True,
         )
         try:
-            yield ServerProcess(process, _wait_ready(process, manager))
+            server = ServerProcess(process, manager)
+            server.wait_told("READY=1")
+            yield server
         finally:
             process.kill()
             process.communicate(timeout=60)
-
-
-def _wait_ready(process: subprocess.Popen[str], manager: socket.socket) -> list[str]:
-    told: list[str] = []
-    deadline = time.monotonic() + READY_S
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        while "READY=1" not in told:
-            left = deadline - time.monotonic()
-            readable, _, _ = select.select([manager.fileno(), pidfd], [], [], max(0.0, left))
-            if manager.fileno() not in readable:
-                raise AssertionError(f"no readiness: {told} {process.communicate(timeout=60)[1]}")
-            told += manager.recv(4096).decode().split("\n")
-    finally:
-        os.close(pidfd)
-    return told

@@ -1,0 +1,185 @@
+"""``stap-serverd -c FILE`` as a process: configured servers, the service manager, signals, a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kit.daemon import ServerProcess, start
+
+
+class Site:
+    """A configuration directory of its own, and a way to ask its supervisor."""
+
+    def __init__(self, directory: Path, identity: Path, build_tree: Path) -> None:
+        self.conf_d = directory / "conf.d"
+        self.conf_d.mkdir()
+        self.stat = directory / "stat"
+        self.log = directory / "log"
+        self.config = directory / "global.conf"
+        self.config.write_text(f"CONFIG_PATH={self.conf_d}\nSTAT_PATH={self.stat}\nLOG_FILE={self.log}\n")
+        self._server = f"RELEASE={build_tree}\nSSL={identity}\n"
+        self.environ = os.environ | {
+            "SYSTEMTAP_DIR": str(directory / "systemtap"),
+            "TMPDIR": str(directory),
+            "STAP_PR11197_OVERRIDE": "1",
+        }
+
+    def configure(self, name: str, text: str = "") -> None:
+        (self.conf_d / f"{name}.conf").write_text(f"{self._server}NICKNAME={name}\n{text}")
+
+    def status(self) -> dict[str, dict]:
+        """Ask the supervisor; returns its servers by nickname."""
+        (path,) = self.stat.glob("*/control.sock")
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(30)
+            control.connect(str(path))
+            control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"status"}\n')
+            with control.makefile() as lines:
+                result = json.loads(lines.readline())["result"]
+        return {server["nickname"]: server for server in result["servers"]}
+
+    def start(self, *options: str):
+        return start(["-c", self.config, *options], self.environ)
+
+
+@pytest.fixture
+def site(tmp_path, identity, build_tree) -> Site:
+    return Site(tmp_path, identity, build_tree)
+
+
+def stop(server: ServerProcess) -> None:
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_hosts_what_is_configured(site, backend):
+    site.configure("one")
+    site.configure("two", "MAXTHREADS=1\n")
+    with site.start("--backend", backend) as server:
+        assert "STATUS=2 of 2 servers serve" in server.told
+        servers = site.status()
+        assert {name: found["state"] for name, found in servers.items()} == {
+            "one": "serving",
+            "two": "serving",
+        }
+        assert servers["one"]["origin"] == str(site.conf_d / "one.conf")
+        stop(server)
+    assert list(site.stat.glob("*.stat")) == []
+    assert list(site.stat.glob("*/control.sock")) == []
+
+
+def test_one_bad_file_hinders_no_other_and_is_told(site):
+    site.configure("good")
+    site.configure("bad", "PORT=many\n")
+    site.configure("impossible", "RUNTIME=/missing\n")
+    with site.start() as server:
+        told = " ".join(server.told)
+        assert "STATUS=1 of 2 servers serve; impossible: -R /missing: is not a directory" in told
+        servers = site.status()
+        assert (servers["good"]["state"], servers["impossible"]["state"]) == ("serving", "failed")
+        stop(server)
+    assert f"{site.conf_d}/bad.conf:4: PORT=many: expected a port number" in site.log.read_text()
+
+
+def test_hangup_reloads_without_losing_the_unchanged(site):
+    site.configure("same")
+    site.configure("gone", "MAXTHREADS=1\n")
+    with site.start() as server:
+        before = site.status()
+        (site.conf_d / "gone.conf").unlink()
+        site.configure("new", "MAXTHREADS=3\n")
+        server.send_signal(signal.SIGHUP)
+        told = server.wait_told("READY=1")
+        assert told.index("RELOADING=1") < told.index("READY=1")
+        after = site.status()
+        assert set(after) == {"same", "new"}
+        assert after["same"] == before["same"]
+        stop(server)
+
+
+def test_reload_of_a_damaged_file_keeps_its_server(site):
+    site.configure("one")
+    with site.start() as server:
+        before = site.status()
+        site.configure("one", "nonsense\n")
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        assert site.status() == before
+        site.config.write_text("nonsense\n")
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        assert site.status() == before
+        stop(server)
+    assert f"{site.config}:1: expected VARIABLE=VALUE" in site.log.read_text()
+
+
+def test_service_manager_is_told_of_the_end_and_fed(site):
+    site.configure("one")
+    site.environ["WATCHDOG_USEC"] = "200000"
+    with site.start() as server:
+        server.wait_told("WATCHDOG=1")
+        server.send_signal(signal.SIGTERM)
+        server.wait_told("STOPPING=1")
+        assert server.wait() == 0
+
+
+def test_killed_supervisor_is_resumed_with_ids_names_and_ports(site):
+    site.configure("one")
+    site.configure("two", "MAXTHREADS=1\n")
+    with site.start() as server:
+        before = site.status()
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    assert len(list(site.stat.glob("*.stat"))) == 2
+    assert len(list(site.stat.glob("*/control.sock"))) == 1
+    with site.start() as server:
+        after = site.status()
+        assert {name: (found["id"], found["port"]) for name, found in after.items()} == {
+            name: (found["id"], found["port"]) for name, found in before.items()
+        }
+        stop(server)
+
+
+def test_no_resume(site):
+    site.configure("one")
+    with site.start() as server:
+        (site.conf_d / "one.conf").unlink()
+        site.configure("two", "MAXTHREADS=1\n")
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    with site.start("--no-resume") as server:
+        assert set(site.status()) == {"two"}
+        assert len(list(site.stat.glob("*.stat"))) == 1
+        stop(server)
+
+
+def test_second_supervisor_is_refused(site):
+    site.configure("one")
+    with site.start() as server:
+        command = [sys.executable, "-m", "stapsrv.daemon", "-c", str(site.config)]
+        second = subprocess.run(
+            command, env=site.environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert second.returncode == 1
+        assert f"runs already, as process {server.pid}; command that one with stap-server" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+        stop(server)
+
+
+def test_configuration_that_cannot_be_read(site):
+    command = [sys.executable, "-m", "stapsrv.daemon", "-c", "/missing.conf"]
+    failed = subprocess.run(
+        command, env=site.environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        "stap-serverd: /missing.conf: no such file; give -c a global configuration file\n",
+    )
