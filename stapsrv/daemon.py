@@ -75,6 +75,7 @@ async def _serve_one(options: DaemonOptions, environ: Mapping[str, str], notifie
             server = await host.prepare(settings, log)
             async with anyio.create_task_group() as background:
                 background.start_soon(feed_watchdog, notifier, environ)
+                background.start_soon(host.identities.keep_fresh, log)
                 async with anyio.create_task_group() as serving:
                     await serving.start(server.serve)
                     notifier.ready(f"serving on {server.address}")

@@ -132,6 +132,7 @@ class Hosting:
         notifier: Notifier,
         environ: Mapping[str, str],
     ) -> None:
+        self._host = host
         self._options = options
         self._configuration = configuration
         self._book = book
@@ -164,6 +165,7 @@ class Hosting:
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed_watchdog, self._notifier, self._environ)
+            tasks.start_soon(self._host.identities.keep_fresh, self.log)
             await tasks.start(_run_until_ended, self.supervisor, ended)
             await tasks.start(self._serve_control, socket)
             tasks.start_soon(self._bring_up)

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from stapsrv.compile.options import Privilege, requested_privilege
 from stapsrv.compile.process import Containment, Ending, Outcome, run_tree
 from stapsrv.compile.translator import (
     StapProgram,
@@ -41,6 +42,11 @@ class CompileJob:
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
+
+    @property
+    def privilege(self) -> Privilege | None:
+        """What stap is held to; None where it is bound to refuse the arguments."""
+        return requested_privilege(self.request.arguments)
 
 
 @attrs.frozen
@@ -95,7 +101,7 @@ class LocalEngine:
     ) -> None:
         self.stap = stap
         self.containment = containment
-        self._workspace = workspace
+        self.workspace = workspace
         self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
         self._private = private_paths(environ, home)
 
@@ -103,11 +109,18 @@ class LocalEngine:
         """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
         limits = job.settings.limits
         try:
-            async with self._directory(keep=job.settings.keep_temporary) as directory:
+            async with request_directory(self.workspace, keep=job.settings.keep_temporary) as directory:
                 root, answer = directory / "request", directory / "response" / ANSWER_DIRECTORY
                 await anyio.to_thread.run_sync(_prepare, job.request, root, answer)
                 outcome = await run_tree(
-                    stap_command(self.stap, job.settings, job.release, job.request.arguments, answer=answer),
+                    stap_command(
+                        self.stap,
+                        job.settings,
+                        job.release,
+                        job.request.arguments,
+                        privilege=job.privilege,
+                        answer=answer,
+                    ),
                     cwd=root,
                     env=stap_environment(self._environ, job.request.environment),
                     deadline_s=deadline_s,
@@ -127,15 +140,22 @@ class LocalEngine:
         status = 128 - outcome.status if outcome.status < 0 else outcome.status
         return CompileResult(status, redact(outcome.stdout, hidden), redact(outcome.stderr, hidden), files)
 
-    @contextlib.asynccontextmanager
-    async def _directory(self, *, keep: bool) -> AsyncIterator[Path]:
-        """A request's directory; its removal is not left out on cancellation."""
-        path = await anyio.to_thread.run_sync(self._workspace.make_request_directory)
-        try:
-            yield path
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(functools.partial(self._workspace.discard, path, keep=keep))
+
+@contextlib.asynccontextmanager
+async def request_directory(workspace: Workspace, *, keep: bool) -> AsyncIterator[Path]:
+    """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
+
+    Raises:
+        OSError: none can be made.
+
+    Cancellation: its removal is not left out.
+    """
+    path = await anyio.to_thread.run_sync(workspace.make_request_directory)
+    try:
+        yield path
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(functools.partial(workspace.discard, path, keep=keep))
 
 
 def _prepare(request: CompileRequest, root: Path, answer: Path) -> None:

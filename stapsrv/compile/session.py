@@ -1,6 +1,6 @@
 """One connection from accept to close: the story of a request, readable top to bottom.
 
-accept -> handshake -> frame -> zip -> release served? -> queue -> worker: stap -> answer -> close.
+accept -> handshake -> frame -> zip -> release served? -> queue -> worker: stap, sign -> answer -> close.
 Every step that waits has a deadline of its own. A worker is taken only once the request has arrived
 whole, and a client that goes away takes its compile with it.
 """
@@ -22,7 +22,15 @@ from anyio.abc import SocketStream
 from anyio.streams.tls import TLSStream
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import CompileJob, Engine
+from stapsrv.compile.engine import CompileJob, CompileResult, Engine
+from stapsrv.compile.modules import (
+    SIGNED_PRIVILEGES,
+    KernelSigner,
+    add_signatures,
+    has_modules,
+    refuse_signing_options,
+    without_signatures,
+)
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.wire import (
     CompileRequest,
@@ -65,6 +73,9 @@ class ServedIdentity(Protocol):
     def not_after(self) -> datetime:
         """The end of the certificate's validity."""
 
+    def sign(self, module: bytes) -> bytes:
+        """Return the signature of a module by the certificate's key; takes some milliseconds."""
+
 
 @attrs.frozen(kw_only=True)
 class CompileService:
@@ -77,6 +88,7 @@ class CompileService:
         engine: where compiles run.
         pool: who may run one.
         identity: returns who the server is now; a renewed certificate is shown from the next handshake on.
+        kernel_signer: signs modules for kernels under secure boot.
         log: the server's own.
         counts: kept by the sessions.
     """
@@ -87,6 +99,7 @@ class CompileService:
     engine: Engine
     pool: WorkerPool
     identity: Callable[[], ServedIdentity]
+    kernel_signer: KernelSigner
     log: Log
     counts: RequestCounts = attrs.field(factory=RequestCounts)
 
@@ -106,6 +119,8 @@ class Session:
         self._peer = peer
         self._client = client
         self._log = service.log.bind(peer=peer)
+        # Taken once: what this peer is sent is signed by the certificate that it was shown.
+        self._identity = service.identity()
         self._arriving = anyio.CancelScope()
         self.outstanding = False
         """Whether a whole request has arrived and its answer is not sent yet."""
@@ -156,7 +171,7 @@ class Session:
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
-                ssl_context=self._service.identity().context,
+                ssl_context=self._identity.context,
                 standard_compatible=False,
             )
 
@@ -222,16 +237,42 @@ class Session:
                 f"Target kernel version {request.release} {request.arch} is not supported by this server, "
                 f"which serves {served}"
             )
+        refuse_signing_options(request.arguments)
         job = CompileJob(request=request, release=release, settings=service.settings)
         async with self._worker():
             result = await service.engine.run(job, deadline_s=self._limits.compile_s)
+            return await self._sign(job, result)
+
+    async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
+        """Return the answer that ``result`` makes, with the signatures that its modules need."""
+        request = job.request
         own = "".join(f"{message}\n" for message in request.messages).encode()
-        return CompileResponse(
-            version=service.version,
+        answer = CompileResponse(
+            version=self._service.version,
             rc=result.status,
             stdout=result.stdout,
             stderr=own + result.stderr,
-            files=result.files,
+            files=without_signatures(result.files),
+        )
+        if result.status != 0 or not has_modules(answer.files):
+            return answer
+        if request.fingerprints or request.mok_missing:
+            answer = await self._sign_for_kernel(job, answer)
+        # Last, since it covers the module as it is loaded.
+        if job.privilege in SIGNED_PRIVILEGES:
+            answer = attrs.evolve(answer, files=await add_signatures(answer.files, self._identity.sign))
+        return answer
+
+    async def _sign_for_kernel(self, job: CompileJob, answer: CompileResponse) -> CompileResponse:
+        signed = await self._service.kernel_signer.sign(
+            answer.files, job.request.fingerprints, job.release.build_tree
+        )
+        self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
+        return attrs.evolve(
+            answer,
+            rc=answer.rc if signed.trusted else 1,
+            stderr=answer.stderr + signed.message,
+            files=signed.files,
         )
 
     @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.compile.options import Privilege, privilege_arguments
 from stapsrv.compile.process import Ending, run_tree
 from stapsrv.compile.wire import AnswerFile, CompileRequest
 from stapsrv.config.kernels import ServedRelease
@@ -24,10 +25,11 @@ _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
 _VERSION_S = 20.0
 
-# What the people and programs behind a client use: modules, signatures, generated source and headers.
+# What the people and programs behind a client use: modules, generated source and headers. Signatures are
+# this server's to add, and none is taken from here.
 # All else in stap's directory is what the kernel's build leaves behind: objects, dependency lists,
 # a Makefile and NAME.mod.c.
-_ANSWERED = frozenset({".ko", ".so", ".bo", ".sgn", ".c", ".h"})
+_ANSWERED = frozenset({".ko", ".so", ".bo", ".c", ".h"})
 _LEFTOVERS = (".mod.c",)
 
 # Meant for this process by the service manager and no business of a compiler; and the variable that
@@ -88,15 +90,17 @@ def stap_command(
     release: ServedRelease,
     arguments: Iterable[bytes],
     *,
+    privilege: Privilege | None,
     answer: Path,
 ) -> list[bytes]:
-    """Return the command line: the server's options, the marker, the client's arguments.
+    """Return the command line: the server's options, the privilege, the marker, the client's arguments.
 
     Args:
         stap: the program to run.
         settings: whose ``-a -B -D -I -R`` hold for every request.
         release: the kernel to compile for.
         arguments: the client's, byte for byte.
+        privilege: what we read in them; said in front of them, it makes stap fail if it reads another.
         answer: the directory for stap's own files.
     """
     own: list[str] = [str(stap.path), "-r", release.argument]
@@ -106,8 +110,8 @@ def stap_command(
         own += [option + value for value in values]
     if settings.runtime is not None:
         own += ["-R", settings.runtime]
-    own += [f"--tmpdir={answer}", "--client-options"]
-    return [*map(os.fsencode, own), *arguments]
+    own.append(f"--tmpdir={answer}")
+    return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
 
 
 def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:

@@ -7,10 +7,11 @@ either server works with a directory that the other one made (PROTOCOL, Certific
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import pwd
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
@@ -26,7 +27,7 @@ from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.memory import memory_file
 from stapsrv.identity.nss import PUBLIC_MODE, Database
-from stapsrv.identity.selfsigned import host_name, make_certificate
+from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
 from stapsrv.identity.staging import (
     changing,
     commit,
@@ -69,13 +70,8 @@ class Identity:
 
     @property
     def serial(self) -> str:
-        """The serial number as ``certinfo`` announces it: hex pairs joined by ``:`` (PROTOCOL, mDNS).
-
-        As the client sees it, which takes the bytes of the DER encoding: a number whose first bit is set
-        begins with ``00``.
-        """
-        number = self.certificate.serial_number
-        return number.to_bytes(number.bit_length() // 8 + 1, "big").hex(":")
+        """The serial number as ``certinfo`` announces it (:func:`serial_pairs`)."""
+        return serial_pairs(self.certificate)
 
     @property
     def not_before(self) -> datetime:
@@ -108,6 +104,16 @@ class Identity:
 
 _Found: TypeAlias = Identity | DamagedDatabase | None
 """What a directory holds: an identity, a database that lost it, or no database."""
+
+
+def serial_pairs(certificate: x509.Certificate) -> str:
+    """Return a certificate's serial number as hex pairs joined by ``:`` (PROTOCOL, mDNS).
+
+    As the client sees it, which takes the bytes of the DER encoding: a number whose first bit is set
+    begins with ``00``.
+    """
+    number = certificate.serial_number
+    return number.to_bytes(number.bit_length() // 8 + 1, "big").hex(":")
 
 
 def systemtap_directory(environ: Mapping[str, str]) -> Path:
@@ -160,6 +166,56 @@ async def load_or_create_identity(
             await _refuse_to_lose_others(directory)
             log.info("identity.generating", directory=directory)
             return await _create(directory, password, now)
+
+
+async def renew_identity(
+    identity: Identity, *, log: FilteringBoundLogger, password: str = "", now: datetime | None = None
+) -> Identity:
+    """Put a new identity in the place of ``identity``, which may be valid still.
+
+    Where another process has done so already, that one's is loaded.
+
+    Raises:
+        IdentityError: the database cannot be changed, or holds what is not ours to replace; the old
+            identity is still there.
+
+    Cancellation: the directory has either all of the new identity or all of the old one.
+    """
+    now = now or datetime.now(UTC)
+    directory = identity.directory
+    with refusals_explained(directory):
+        async with changing(directory):
+            found = await _examine(directory, password)
+            if _serves(found, now) and found.certificate != identity.certificate:
+                report_identity(found, log=log, now=now)
+                return found
+            await _refuse_to_lose_others(directory)
+            log.info("identity.generating", directory=directory)
+            kept_names = extra_names_of(identity.certificate, host_name())
+            return await _create(directory, password, now, extra_names=kept_names)
+
+
+async def make_identity(
+    directory: Path, *, log: FilteringBoundLogger, extra_names: Sequence[str] = (), password: str = ""
+) -> Identity:
+    """Make an identity in ``directory``, in the place of what may be there.
+
+    Args:
+        directory: the NSS database directory; made if missing.
+        log: gets ``identity.generating``.
+        extra_names: further DNS names for the certificate.
+        password: for the database.
+
+    Raises:
+        IdentityError: the directory cannot be changed, or holds what is not ours to replace.
+        ValueError: a name is not one.
+    """
+    with refusals_explained(directory):
+        _refuse_obsolete(directory)
+        async with changing(directory):
+            await _refuse_to_lose_others(directory)
+            log.info("identity.generating", directory=directory)
+            return await _create(directory, password, datetime.now(UTC), extra_names=extra_names)
 
 
 def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime | None = None) -> None:
@@ -238,8 +294,11 @@ async def _refuse_to_lose_others(directory: Path) -> None:
         )
 
 
-async def _create(directory: Path, password: str, now: datetime) -> Identity:
-    certificate, key = await anyio.to_thread.run_sync(make_certificate, host_name(), now)
+async def _create(
+    directory: Path, password: str, now: datetime, *, extra_names: Sequence[str] = ()
+) -> Identity:
+    make = functools.partial(make_certificate, host_name(), now, extra_names=extra_names)
+    certificate, key = await anyio.to_thread.run_sync(make)
     identity = Identity(directory, certificate, key)
     with staged(directory) as preparing:
         database = Database(preparing, password)

@@ -195,6 +195,15 @@ class Database:
             )
             self._check(done)
 
+    async def remove_certificates(self, nickname: str) -> None:
+        """Remove every certificate that goes by ``nickname``; no private key is touched."""
+        while nickname in {listed for listed, _trust in await self.listing()}:
+            with memory_file(self._password_line) as own:
+                done = await _run(
+                    ("certutil", "-D", "-n", nickname, *self._where, "-f", own.path), files=(own,)
+                )
+            self._check(done)
+
     @property
     def _where(self) -> tuple[str, str]:
         return ("-d", f"sql:{self.directory}")

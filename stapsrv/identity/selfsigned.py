@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -31,13 +32,20 @@ _NETSCAPE_CERT_TYPE = x509.UnrecognizedExtension(
 )
 
 
-def make_certificate(host: str, now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
+def make_certificate(
+    host: str, now: datetime, *, extra_names: Sequence[str] = ()
+) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
     """Make a key and its self-signed certificate, valid for a year from ``now``; blocks for 0.3 s and more.
 
     Args:
         host: the short name of this host.
         now: an aware time.
+        extra_names: further DNS names that clients may know the host by.
+
+    Raises:
+        ValueError: a name is not one.
     """
+    names = [host, f"{host}.local", *extra_names]
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
     certificate = (
         x509.CertificateBuilder()
@@ -49,12 +57,22 @@ def make_certificate(host: str, now: datetime) -> tuple[x509.Certificate, rsa.RS
         .not_valid_before(now)
         .not_valid_after(now + _LIFETIME)
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(host), x509.DNSName(f"{host}.local")]), critical=False
+            x509.SubjectAlternativeName([x509.DNSName(name) for name in dict.fromkeys(names)]), critical=False
         )
         .add_extension(_NETSCAPE_CERT_TYPE, critical=True)
         .sign(key, hashes.SHA256())
     )
     return certificate, key
+
+
+def extra_names_of(certificate: x509.Certificate, host: str) -> list[str]:
+    """Return the DNS names in a certificate that are not the host's own; a renewal keeps them."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    own = {host, f"{host}.local"}
+    return [name for name in extension.value.get_values_for_type(x509.DNSName) if name not in own]
 
 
 def host_name() -> str:

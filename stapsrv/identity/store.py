@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import attrs
@@ -17,11 +18,20 @@ from stapsrv.identity.certificate import (
     Validity,
     default_directory,
     load_or_create_identity,
+    renew_identity,
     report_identity,
 )
+from stapsrv.identity.signing import sign_module
 from stapsrv.identity.trust import default_client_directory, trust_locally
 
 _DATABASE_FILES = ("cert9.db", "key4.db")
+_RENEW_BEFORE = timedelta(days=30)
+_CHECK_S = 60.0
+"""Between looks at the clock; a handshake that meets a stale identity has it looked after at once."""
+_PAUSE_S = 1.0
+_DRIFT_S = 3600.0
+
+Clock = Callable[[], datetime]
 
 _Fingerprint = tuple[tuple[int, int, int], ...]
 
@@ -43,20 +53,70 @@ class KeptIdentity:
         """The end of the certificate's validity."""
         return self.identity.not_after
 
+    def sign(self, module: bytes) -> bytes:
+        """Return the signature of a module by the certificate's key; takes some milliseconds."""
+        return sign_module(self.identity.key, module)
+
+
+class LiveIdentity:
+    """Who the servers of one database directory are, at each moment.
+
+    Called at each handshake, it answers at once; if what it has is no longer what it should have, it sees
+    to it that the store looks after it.
+    """
+
+    def __init__(self, kept: KeptIdentity, *, clock: Clock, stale: Callable[[], None]) -> None:
+        self.kept = kept
+        self._clock = clock
+        self._stale = stale
+        self._fingerprint = _fingerprint(kept.identity.directory)
+        self._changed = anyio.Event()
+
+    def __call__(self) -> KeptIdentity:
+        """Return the identity for a new connection."""
+        if not self.is_current:
+            self._stale()
+        return self.kept
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the certificate is valid now, and its database is the one that it was loaded from."""
+        identity = self.kept.identity
+        return (
+            identity.validity(self._clock()) is Validity.VALID
+            and _fingerprint(identity.directory) == self._fingerprint
+        )
+
+    async def wait_changed(self) -> None:
+        """Wait until another identity takes the place of this one."""
+        await self._changed.wait()
+
+    def replace(self, kept: KeptIdentity) -> None:
+        """Take ``kept`` for every connection from now on."""
+        is_new = kept.identity.certificate != self.kept.identity.certificate
+        self.kept = kept
+        self._fingerprint = _fingerprint(kept.identity.directory)
+        if is_new:
+            self._changed.set()
+            self._changed = anyio.Event()
+
 
 class IdentityStore:
-    """Loads each database directory once, and again when its files are no longer the same.
+    """Loads each database directory once, renews what is in it, and loads it again when it was replaced.
 
     Args:
         environ: names the default directories (``SYSTEMTAP_DIR``, ``HOME``).
+        clock: tells the aware time.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, clock: Clock = lambda: datetime.now(UTC)) -> None:
         self._environ = environ
-        self._kept: dict[Path, tuple[_Fingerprint, KeptIdentity]] = {}
-        self._loading = anyio.Lock()
+        self._clock = clock
+        self._live: dict[Path, LiveIdentity] = {}
+        self._working = anyio.Lock()
+        self._stale = anyio.Event()
 
-    async def obtain(self, directory: Path | None, log: FilteringBoundLogger) -> KeptIdentity:
+    async def obtain(self, directory: Path | None, log: FilteringBoundLogger) -> LiveIdentity:
         """Return who a server with its database in ``directory`` is, and make the local client trust it.
 
         Args:
@@ -67,16 +127,59 @@ class IdentityStore:
             IdentityError: there is no identity, and none could be made.
         """
         directory = directory or default_directory(self._environ)
-        async with self._loading:
-            kept = self._unchanged(directory)
-            if kept is not None:
-                report_identity(kept.identity, log=log)
-                return kept
-            identity = await load_or_create_identity(directory, log=log)
-            await self._trust(identity, log)
-            kept = KeptIdentity(identity, identity.tls_context())
-            self._kept[directory] = (_fingerprint(directory), kept)
-            return kept
+        async with self._working:
+            live = self._live.get(directory)
+            if live is not None and live.is_current:
+                report_identity(live.kept.identity, log=log, now=self._clock())
+                return live
+            kept = await self._load(directory, log)
+            if live is None:
+                live = LiveIdentity(kept, clock=self._clock, stale=self._note_stale)
+                self._live[directory] = live
+            else:
+                live.replace(kept)
+            return live
+
+    async def keep_fresh(self, log: FilteringBoundLogger) -> NoReturn:
+        """Renew certificates before they expire, and take up databases that were replaced, until cancelled.
+
+        A failure leaves the old identity in service, and is logged and tried again.
+        """
+        seen = _Clocks(self._clock())
+        while True:
+            with anyio.move_on_after(_CHECK_S):
+                await self._stale.wait()
+            self._stale = anyio.Event()
+            if seen.jumped(self._clock()):
+                # A clock that is set back soon must not cost a certificate that was valid all the time.
+                log.warning("clock.jumped")
+                await anyio.sleep(_CHECK_S)
+            for directory, live in list(self._live.items()):
+                async with self._working:
+                    await self._freshen(directory, live, log)
+            # Whatever keeps failing does so once a second at the most, however many peers connect.
+            await anyio.sleep(_PAUSE_S)
+
+    def _note_stale(self) -> None:
+        self._stale.set()
+
+    async def _freshen(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
+        identity = live.kept.identity
+        try:
+            if not live.is_current:
+                live.replace(await self._load(directory, log))
+            elif self._clock() >= renewal_due(identity):
+                log.info("identity.renewing", when=identity.not_after)
+                renewed = await renew_identity(identity, log=log, now=self._clock())
+                await self._trust(renewed, log)
+                live.replace(KeptIdentity(renewed, renewed.tls_context()))
+        except IdentityError as exc:
+            log.warning("identity.renewal_failed", directory=directory, reason=exc)
+
+    async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
+        identity = await load_or_create_identity(directory, log=log, now=self._clock())
+        await self._trust(identity, log)
+        return KeptIdentity(identity, identity.tls_context())
 
     async def _trust(self, identity: Identity, log: FilteringBoundLogger) -> None:
         directory = default_client_directory(self._environ)
@@ -86,11 +189,26 @@ class IdentityStore:
             # Clients elsewhere are served all the same.
             log.warning("trust.failed", directory=directory, reason=exc)
 
-    def _unchanged(self, directory: Path) -> KeptIdentity | None:
-        fingerprint, kept = self._kept.get(directory, ((), None))
-        if kept is None or fingerprint != _fingerprint(directory):
-            return None
-        return kept if kept.identity.validity(datetime.now(UTC)) is Validity.VALID else None
+
+def renewal_due(identity: Identity) -> datetime:
+    """Return when an identity is to be renewed: a month before it expires, or in its last third."""
+    lifetime = identity.not_after - identity.not_before
+    return identity.not_after - min(_RENEW_BEFORE, lifetime / 3)
+
+
+class _Clocks:
+    """Notices when the wall clock goes another way than time itself."""
+
+    def __init__(self, wall: datetime) -> None:
+        self._wall = wall
+        self._steady = anyio.current_time()
+
+    def jumped(self, wall: datetime) -> bool:
+        """Whether the wall clock was set by more than can be drift since the last call."""
+        steady = anyio.current_time()
+        drift = (wall - self._wall).total_seconds() - (steady - self._steady)
+        self._wall, self._steady = wall, steady
+        return abs(drift) > _DRIFT_S
 
 
 def _fingerprint(directory: Path) -> _Fingerprint:

@@ -13,6 +13,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.engine import LocalEngine
+from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.process import find_containment
 from stapsrv.compile.session import CompileService
@@ -20,6 +21,7 @@ from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
+from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
@@ -73,7 +75,10 @@ class Host:
                 version=self.engine.stap.version,
                 engine=self.engine,
                 pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
-                identity=lambda: identity,
+                identity=identity,
+                kernel_signer=KernelSigner(
+                    MokStore(moks_directory(identity.kept.identity.directory), log), self.engine.workspace
+                ),
                 log=log,
             )
             server = CompileServer(service, listener)

@@ -35,7 +35,9 @@ def workspace(tmp_path: Path):
 def run(tmp_path, workspace):
     """Run one job with a stand-in of the given script."""
 
-    async def run_one(script, *, deadline_s=30.0, keep=False, files=(), environ=None, **limits):
+    async def run_one(
+        script, *, deadline_s=30.0, keep=False, arguments=(b"-e", b"x"), files=(), environ=None, **limits
+    ):
         stap = StapProgram(make_stap(tmp_path / "stap", script), "4.8")
         engine = LocalEngine(
             stap,
@@ -45,7 +47,7 @@ def run(tmp_path, workspace):
             home=Path("/home/nobody-here"),
         )
         request = CompileRequest(
-            release="6.1", arch="x86_64", arguments=(b"-e", b"x"), files=files, directories=(b"script",)
+            release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
         )
         limits = Limits(**{"kill_grace_s": 0.2, **limits})
         settings = ServerSettings(limits=limits, keep_temporary=keep)
@@ -66,6 +68,19 @@ async def test_result(run):
     assert result.stdout == b"<server>/stap000000/made.ko\n"
     assert result.stderr == b"<server>/request\nprobe\n"
     assert [(file.path, file.data) for file in result.files] == [("stap000000/made.ko", b"module\n")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((b"--unpriv", b"x.stp"), "--privilege=stapusr --client-options --unpriv x.stp"),
+        ((b"--privilege=stapdev",), "--client-options --privilege=stapdev"),
+        ((b"--unpriv", b"--bogus"), "--client-options --unpriv --bogus"),
+    ],
+)
+async def test_privilege_is_said_twice(run, arguments, told):
+    result = await run('echo "$*"', arguments=arguments)
+    assert result.stdout.decode().endswith(f"--tmpdir=<server>/stap000000 {told}\n")
 
 
 async def test_home_is_not_mentioned(run):

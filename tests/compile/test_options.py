@@ -416,6 +416,21 @@ class TestRealStap:
             seen[answer] >= LISTS // 50 for answer in (*Privilege, Verdict.ACCEPTED, Verdict.REFUSED)
         ), seen
 
+    def test_no_list_is_signed_that_it_runs_unrestricted(self, tmp_path, stap_environment):
+        """With -g it says itself whether it is held to a privilege: it goes on only when it is not."""
+        (tmp_path / "home").mkdir()
+        environment = {**stap_environment, "HOME": str(tmp_path / "home")}
+        restricted = 0
+        for arguments in some_lists(13, LISTS * 2, LONG):
+            privilege = requested_privilege(arguments)
+            if privilege not in {Privilege.STAPUSR, Privilege.STAPSYS}:
+                continue
+            guru = [b"-ge", b"probe begin {}", *arguments]
+            verdict, stderr = self._run(environment, privilege_arguments(privilege), guru)
+            assert verdict is not Verdict.ACCEPTED, (arguments, stderr)
+            restricted += b"You can't specify -g and --privilege=" in stderr
+        assert restricted >= LISTS // 20
+
     def test_what_goes_in_front_restricts_it(self, tmp_path, stap_environment):
         environment = {**stap_environment, "HOME": str(tmp_path)}
         for privilege in (Privilege.STAPUSR, Privilege.STAPSYS):

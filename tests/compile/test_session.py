@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import ssl
@@ -9,13 +10,22 @@ import struct
 import warnings
 
 import anyio
+import attrs
 import pytest
+import structlog
 from anyio.abc import SocketAttribute, SocketStream
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSAttribute, TLSStream
+from kit import openssl
 from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_answer, request, trusting
-from kit.service import running_server
+from kit.moks import make_mok, make_sign_file
+from kit.service import IDENTITY, running_server, tls_context
 
+from stapsrv.compile.wire import AnswerFile
+from stapsrv.compile.workspace import Workspace
 from stapsrv.errors import TranslatorError
+from stapsrv.identity.certificate import load_or_create_identity
+from stapsrv.identity.mok import Mok
+from stapsrv.identity.store import KeptIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -263,3 +273,160 @@ async def test_old_tls_is_refused():
             context.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, anyio.BrokenResourceError, anyio.EndOfStream, ConnectionError)):
             await connect(running.port, context)
+
+
+class TestSigning:
+    """The two kinds of signature, as far as a session decides on them."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "signed"),
+        [
+            (("--privilege=stapusr",), True),
+            (("--privilege", "stapsys", "-p4"), True),
+            (("--unprivileged", "-e", "probe begin {}"), True),
+            (("x.stp", "--unpriv"), True),
+            ((), False),
+            (("-g", "-p4"), False),
+            (("--privilege=stapdev",), False),
+            (("-e", "--privilege=stapusr"), False),
+            (("x.stp", "--", "--unprivileged"), False),
+            (("--privilege=stapusr", "--privilege=stapsys"), False),
+            (("--privilege=stapusr", "--bogus"), False),
+            (("--privilege=root",), False),
+        ],
+    )
+    async def test_what_the_client_asks_for_decides(self, arguments, signed):
+        """The real stap refuses what is unreadable; here it succeeds, and nothing is signed all the same."""
+        async with running_server() as running:
+            answer = await exchange(running.port, request(*arguments))
+            module = running.engine.module
+        assert answer.rc == 0
+        assert answer.files["stap_x.ko"] == module
+        assert answer.files.get("stap_x.ko.sgn") == (IDENTITY.sign(module) if signed else None)
+
+    async def test_nothing_is_signed_when_stap_failed(self):
+        async with running_server() as running:
+            running.engine.status = 1
+            answer = await exchange(running.port, request("--unprivileged"))
+        assert (answer.rc, list(answer.files)) == (1, ["stap_x.ko"])
+
+    @pytest.mark.parametrize("privilege", ["stapdev", "stapusr"])
+    async def test_signatures_that_a_compile_left_are_dropped(self, privilege):
+        async with running_server() as running:
+            paths = ("stap_x.ko.sgn", "uprobes/uprobes.ko.sgn", "deep/other.ko", "deep/other.ko.sgn")
+            running.engine.more_files = tuple(AnswerFile(f"stap000000/{path}", b"forged") for path in paths)
+            answer = await exchange(running.port, request(f"--privilege={privilege}"))
+        signatures = {name: data for name, data in answer.files.items() if name.endswith(".sgn")}
+        signed = {"stap_x.ko.sgn": IDENTITY.sign(running.engine.module)}
+        assert signatures == (signed if privilege == "stapusr" else {})
+
+    async def test_signer_is_whom_the_client_met(self):
+        """A certificate that is renewed while a request runs does not sign what the old one answers."""
+        now = attrs.evolve(IDENTITY, name=b"old")
+        async with running_server(identity=lambda: now) as running:
+            running.engine.gate = anyio.Event()
+            async with await connect(running.port) as tls:
+                now = attrs.evolve(IDENTITY, context=tls_context(), name=b"new")
+                await tls.send(frame(request("--unprivileged")))
+                await running.engine.wait(lambda: running.engine.jobs)
+                running.engine.gate.set()
+                answer = Answer.of(await read_answer(tls))
+            after = await exchange(running.port, request("--unprivileged"))
+        assert answer.files["stap_x.ko.sgn"].startswith(b"old signed ")
+        assert after.files["stap_x.ko.sgn"].startswith(b"new signed ")
+
+    async def test_openssl_verifies_it_by_the_certificate_that_was_shown(self, identity):
+        made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
+        kept = KeptIdentity(made, made.tls_context())
+        async with running_server(identity=lambda: kept) as running:
+            async with await connect(running.port) as tls:
+                shown = tls.extra(TLSAttribute.peer_certificate_binary)
+                await tls.send(frame(request("--privilege=stapusr")))
+                answer = Answer.of(await read_answer(tls))
+        module, signature = answer.files["stap_x.ko"], answer.files["stap_x.ko.sgn"]
+        assert openssl.verifies(certificate=shown, data=module, signature=signature)
+        assert not openssl.verifies(certificate=shown, data=b"another", signature=signature)
+
+    @pytest.mark.parametrize("option", ["--sign-module", "--sig=/tmp/key"])
+    async def test_clients_do_not_name_keys(self, option):
+        async with running_server() as running:
+            answer = await exchange(running.port, request(option, "-p4"))
+            assert running.engine.jobs == []
+        assert (answer.rc, answer.files) == (1, {})
+        assert answer.stderr.startswith("Server: --sign-module is not for clients")
+
+
+@pytest.fixture(scope="module")
+def mok(tmp_path_factory: pytest.TempPathFactory) -> Mok:
+    """A machine owner key of the server's."""
+    return make_mok(tmp_path_factory.mktemp("moks"))
+
+
+class TestKernelUnderSecureBoot:
+    @pytest.fixture
+    def locked(self, mok, tmp_path):
+        """Return a server whose clients' kernels want signed modules."""
+        workspace = Workspace.open(tmp_path)
+        make_sign_file(tmp_path)
+        yield functools.partial(
+            running_server, build_tree=tmp_path, moks=mok.directory.parent, workspace=workspace
+        )
+        workspace.close()
+
+    async def test_key_that_it_trusts_signs(self, locked, mok):
+        async with locked() as running:
+            trusted = f"00:11\n{mok.fingerprint}\n"
+            answer = await exchange(running.port, request("-p4", mok_fingerprints=trusted))
+        assert answer.rc == 0
+        assert answer.files["stap_x.ko"].startswith(running.engine.module + b"signed sha512 ")
+        assert answer.stderr.endswith(
+            f"err\nServer: The module is signed with the machine owner key (MOK) {mok.fingerprint}\n"
+        )
+        assert "signing_key.x509" not in answer.entries
+        (entry,) = (entry for entry in running.lines.entries if entry["event"] == "mok.signed")
+        assert entry["fingerprint"] == mok.fingerprint
+
+    async def test_both_signatures(self, locked, mok):
+        """The privilege's covers the module as it is loaded, with the kernel's at its end."""
+        async with locked() as running:
+            answer = await exchange(
+                running.port, request("--unprivileged", mok_fingerprints=f"{mok.fingerprint}\n")
+            )
+        assert answer.files["stap_x.ko"] != running.engine.module
+        assert answer.files["stap_x.ko.sgn"] == IDENTITY.sign(answer.files["stap_x.ko"])
+
+    @pytest.mark.parametrize("stated", ["missing\n", "00:11\n", "00:11\nmissing\n"])
+    async def test_key_to_enrol_comes_along(self, locked, mok, stated):
+        async with locked() as running:
+            answer = await exchange(running.port, request("-p4", mok_fingerprints=stated))
+        assert answer.rc == 1
+        assert answer.entries["signing_key.x509"] == mok.der
+        assert answer.files == {"stap_x.ko": running.engine.module}
+        assert answer.stderr.startswith("err\nServer: The module is not signed")
+        assert answer.stderr.endswith("mokutil --import signing_key.x509\n")
+        assert "mok.offered" in running.lines.events()
+
+    @pytest.mark.parametrize(("status", "module"), [(1, "stap000000/stap_x.ko"), (0, "stap000000/stap_x.bo")])
+    async def test_without_a_module_there_is_nothing_to_sign(self, locked, mok, status, module):
+        async with locked() as running:
+            running.engine.status = status
+            running.engine.module_path = module
+            for stated in (mok.fingerprint, "missing"):
+                answer = await exchange(running.port, request("-p4", mok_fingerprints=stated))
+                assert (answer.rc, answer.stderr) == (status, "err\n")
+                assert "signing_key.x509" not in answer.entries
+
+    async def test_others_are_not_bothered(self, locked):
+        async with locked() as running:
+            answer = await exchange(running.port, request("-p4", mok_fingerprints="nonsense\n"))
+        assert answer.rc == 0
+        assert answer.files == {"stap_x.ko": running.engine.module}
+
+    async def test_no_key_and_none_can_be_made(self):
+        async with running_server() as running:
+            answer = await exchange(running.port, request("-p4", mok_fingerprints="missing\n"))
+            assert (answer.rc, answer.files) == (1, {})
+            assert answer.stderr.endswith("that your system trusts, and could not make one\n")
+            assert "/dev" not in answer.stderr
+            assert "/dev/null/moks" in running.lines.reasons("request.rejected")[0]
+            assert (await exchange(running.port, request("-p4"))).rc == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kit.stap import make_stap
 
+from stapsrv.compile.options import Privilege
 from stapsrv.compile.translator import (
     StapProgram,
     collect,
@@ -44,7 +45,7 @@ ANSWER = Path("/tmp/a/stap000000")
 )
 def test_command_line(settings, options):
     arguments = (b"-e", b"a\n'b'\xff", b"--tmpdir=/x")
-    command = stap_command(STAP, settings, RELEASE, arguments, answer=ANSWER)
+    command = stap_command(STAP, settings, RELEASE, arguments, privilege=None, answer=ANSWER)
     assert command == [
         *(b"/usr/bin/stap", b"-r", b"6.1"),
         *options,
@@ -55,7 +56,19 @@ def test_command_line(settings, options):
 
 def test_build_tree_is_passed_as_given():
     tree = ServedRelease("6.1", "x86_64", "/kernels/mine", Path("/kernels/mine"))
-    assert stap_command(STAP, ServerSettings(), tree, (), answer=ANSWER)[2] == b"/kernels/mine"
+    command = stap_command(STAP, ServerSettings(), tree, (), privilege=None, answer=ANSWER)
+    assert command[2] == b"/kernels/mine"
+
+
+@pytest.mark.parametrize("privilege", [*Privilege, None])
+def test_privilege_goes_in_front_of_the_marker(privilege):
+    arguments = (b"-e", b"--privilege=stapdev")
+    command = stap_command(STAP, ServerSettings(), RELEASE, arguments, privilege=privilege, answer=ANSWER)
+    at = command.index(b"--client-options")
+    assert command[at + 1 :] == [*arguments]
+    in_front = [argument for argument in command[:at] if argument.startswith(b"--privilege")]
+    restricted = privilege in {Privilege.STAPUSR, Privilege.STAPSYS}
+    assert in_front == ([b"--privilege=" + privilege.value.encode()] if restricted else [])
 
 
 def test_environment():
@@ -80,10 +93,11 @@ def test_layout(tmp_path):
 def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
     answer = tmp_path / "stap000000"
     (answer / "uprobes").mkdir(parents=True)
-    for name in ("a.ko", "a.ko.sgn", "a_src.c", "stapconf_1.h", "uprobes/uprobes.ko", "d.so", "b.bo"):
+    for name in ("a.ko", "a_src.c", "stapconf_1.h", "uprobes/uprobes.ko", "d.so", "b.bo"):
         (answer / name).write_text(name)
     for name in (
         "a.o",
+        "a.ko.sgn",
         "\udcff.c",
         "a.mod.c",
         "a.mod",
@@ -94,7 +108,7 @@ def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
     ):
         (answer / name).write_text("left over")
     files = {file.path: file.data for file in collect(answer, max_bytes=1000)}
-    wanted = ("a.ko", "a.ko.sgn", "a_src.c", "b.bo", "d.so", "stapconf_1.h", "uprobes/uprobes.ko")
+    wanted = ("a.ko", "a_src.c", "b.bo", "d.so", "stapconf_1.h", "uprobes/uprobes.ko")
     assert files == {f"stap000000/{name}": name.encode() for name in wanted}
 
 

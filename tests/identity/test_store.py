@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 from kit.service import LogLines
 
-from stapsrv.identity.store import IdentityStore
+from stapsrv.identity.nss import Database
+from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
 
 pytestmark = pytest.mark.anyio
 
@@ -49,19 +53,21 @@ async def test_servers_of_one_directory_share_one_identity(store, database, line
 
 
 async def test_replaced_database_is_loaded_again(store, database, lines, tmp_path):
-    before = await store.obtain(database, lines.log)
+    live = await store.obtain(database, lines.log)
+    before = live()
     for name in ("cert9.db", "key4.db", "stap.cert"):
         (database / name).unlink()
-    after = await store.obtain(database, lines.log)
-    assert after.identity.serial != before.identity.serial
-    assert (await store.obtain(database, lines.log)) is after
+    assert not live.is_current
+    assert (await store.obtain(database, lines.log)) is live
+    assert live().identity.serial != before.identity.serial
+    assert live.is_current
 
 
 async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_path):
     shutil.copytree(database, tmp_path / "systemtap" / "ssl" / "server")
     kept = await store.obtain(None, lines.log)
-    assert kept.identity.directory == tmp_path / "systemtap" / "ssl" / "server"
-    assert kept.not_after == kept.identity.not_after
+    assert kept().identity.directory == tmp_path / "systemtap" / "ssl" / "server"
+    assert kept().not_after == kept().identity.not_after
 
 
 async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, lines, tmp_path):
@@ -69,3 +75,122 @@ async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, 
     assert await store.obtain(database, lines.log)
     (reason,) = lines.reasons("trust.failed")
     assert "systemtap" in reason
+
+
+class Wall:
+    """A wall clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def set_store(tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch) -> IdentityStore:
+    """A store whose clock is the test's, and which looks at it all the time."""
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 0.01)
+    monkeypatch.setattr("stapsrv.identity.store._PAUSE_S", 0.01)
+    return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
+
+
+async def renewed(store: IdentityStore, live: LiveIdentity, lines: LogLines, act: Callable[[], None]) -> None:
+    """Keep ``store`` fresh, act, and wait until the identity is another one."""
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_fresh, lines.log)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(live.wait_changed)
+            await anyio.wait_all_tasks_blocked()
+            act()
+            await live.wait_changed()
+            tasks.cancel_scope.cancel()
+
+
+async def test_renewed_a_month_before_it_expires(set_store, database, lines, wall, tmp_path):
+    live = await set_store.obtain(database, lines.log)
+    before = live()
+    due = before.not_after - timedelta(days=30)
+    assert renewal_due(before.identity) == due
+
+    def go_there() -> None:
+        wall.now = due
+
+    await renewed(set_store, live, lines, go_there)
+    after = live()
+    assert after.not_after == due.replace(microsecond=0) + timedelta(days=365)
+    assert live.is_current
+    client = Database(tmp_path / "systemtap" / "ssl" / "client")
+    trusted = await client.certificates("stap-server")
+    # Answers signed by the old one are still about.
+    assert {certificate.serial_number for certificate in trusted} == {
+        before.identity.certificate.serial_number,
+        after.identity.certificate.serial_number,
+    }
+
+
+async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
+    set_store, database, lines, wall, monkeypatch
+):
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
+    monkeypatch.setattr("stapsrv.identity.store._DRIFT_S", 1e12)
+    live = await set_store.obtain(database, lines.log)
+    before = live()
+
+    def meet() -> None:
+        wall.now = before.not_after + timedelta(seconds=1)
+        assert live() is before
+
+    await renewed(set_store, live, lines, meet)
+    assert live().not_after > wall.now
+
+
+async def test_replaced_database_is_taken_up_while_serving(set_store, database, pristine_identity, lines):
+    live = await set_store.obtain(database, lines.log)
+
+    def replace() -> None:
+        for name in ("cert9.db", "key4.db", "stap.cert"):
+            (database / name).unlink()
+
+    await renewed(set_store, live, lines, replace)
+    assert live.is_current
+
+
+async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database, lines, wall, monkeypatch):
+    live = await set_store.obtain(database, lines.log)
+    before = live()
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stapsrv.identity.certificate.commit", full)
+    wall.now = renewal_due(before.identity)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_store.keep_fresh, lines.log)
+            await lines.wait("identity.renewal_failed", 2)
+            tasks.cancel_scope.cancel()
+    assert live() is before
+    assert live.is_current
+    assert "No space left" in lines.reasons("identity.renewal_failed")[0]
+
+
+async def test_clock_that_is_set_and_set_back_costs_nothing(set_store, database, lines, wall):
+    live = await set_store.obtain(database, lines.log)
+    before, right = live(), wall.now
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_store.keep_fresh, lines.log)
+            await anyio.wait_all_tasks_blocked()
+            wall.now = right + timedelta(days=3650)
+            await lines.wait("clock.jumped")
+            wall.now = right
+            await lines.wait("clock.jumped", 2)
+            tasks.cancel_scope.cancel()
+    assert live() is before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -14,11 +15,14 @@ import structlog
 import trustme
 
 from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.session import CompileService
+from stapsrv.compile.session import CompileService, ServedIdentity
 from stapsrv.compile.wire import AnswerFile
+from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.identity.mok import MokStore
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
 
@@ -34,6 +38,9 @@ class FakeEngine:
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
         self.module = b"module" * 1000
+        self.module_path = "stap000000/stap_x.ko"
+        self.more_files: tuple[AnswerFile, ...] = ()
+        self.status = 0
         self._changed = anyio.Event()
 
     async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
@@ -48,8 +55,8 @@ class FakeEngine:
                 self.cancelled += 1
                 self._note()
                 raise
-        module = AnswerFile("stap000000/stap_x.ko", self.module)
-        return CompileResult(0, b"out\n", b"err\n", (module,))
+        module = AnswerFile(self.module_path, self.module)
+        return CompileResult(self.status, b"out\n", b"err\n", (module, *self.more_files))
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""
@@ -113,32 +120,58 @@ def tls_context() -> ssl.SSLContext:
 
 @attrs.frozen
 class TestIdentity:
-    """A certificate from nowhere, for as long as the tests run."""
+    """A certificate from nowhere, for as long as the tests run; its signatures only tell whose they are."""
 
     __test__ = False
     context: ssl.SSLContext
     not_after: datetime
+    name: bytes = b"server"
+
+    def sign(self, module: bytes) -> bytes:
+        return b"%s signed %s" % (self.name, hashlib.sha256(module).hexdigest().encode())
 
 
 IDENTITY = TestIdentity(tls_context(), datetime(2100, 1, 1, tzinfo=UTC))
 
+# Nothing can be made there.
+NO_MOKS = Path("/dev/null/moks")
+NO_WORKSPACE = Workspace(Path("/dev/null"), -1)
+
 
 @contextlib.asynccontextmanager
 async def running_server(
-    *, max_threads: int = 2, max_request_bytes: int = 50_000, **limits: float
+    *,
+    max_threads: int = 2,
+    max_request_bytes: int = 50_000,
+    identity: Callable[[], ServedIdentity] = lambda: IDENTITY,
+    build_tree: Path = Path("/nowhere"),
+    moks: Path = NO_MOKS,
+    workspace: Workspace = NO_WORKSPACE,
+    **limits: float,
 ) -> AsyncIterator[RunningServer]:
-    """Serve until the block ends; the limits given differ from the defaults."""
+    """Serve until the block ends; the limits given differ from the defaults.
+
+    Args:
+        max_threads: as of a server.
+        max_request_bytes: likewise.
+        identity: who it is.
+        build_tree: of the release that it serves; only ``scripts/sign-file`` is of use.
+        moks: the directory of machine owner keys.
+        workspace: needed to sign with one.
+        limits: those that differ from the defaults.
+    """
     settings = ServerSettings(
         max_threads=max_threads, max_request_bytes=max_request_bytes, limits=Limits(**limits)
     )
     engine, lines = FakeEngine(), LogLines()
     service = CompileService(
         settings=settings,
-        releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, Path("/nowhere"))},
+        releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, build_tree)},
         version="4.8",
         engine=engine,
         pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length),
-        identity=lambda: IDENTITY,
+        identity=identity,
+        kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace),
         log=lines.log,
     )
     server = CompileServer(service, open_listener(0))

@@ -1,0 +1,355 @@
+"""Machine owner keys: what signs modules for kernels that load no others (secure boot).
+
+Each key has a directory ``moks/FINGERPRINT`` with ``signing_key.x509`` (DER) and ``signing_key.priv`` (PEM);
+FINGERPRINT is the certificate's, as mokutil shows it. The keys are their operator's: one that cannot be
+used is reported and left as it is, and none is ever replaced.
+
+Source: PROTOCOL, machine owner keys; modes and certificates are those that SystemTap 4.8 makes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import attrs
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from structlog.typing import FilteringBoundLogger
+
+from stapsrv.errors import IdentityError
+from stapsrv.identity.staging import changing, is_present, refusals_explained, staged
+
+CERTIFICATE_FILE = "signing_key.x509"
+KEY_FILE = "signing_key.priv"
+GENKEY_FILE = "x509.genkey"
+
+_KEY_BITS = 4096
+_LIFETIME = timedelta(days=36500)
+_ORGANISATION = "Systemtap"
+_COMMON_NAME = "Systemtap module signing key"
+_SUBJECT = x509.Name(
+    [
+        x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, _ORGANISATION),
+        x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME),
+    ]
+)
+_KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+_GENKEY = f"""\
+# What the machine owner keys in this directory are like. stapsrv makes them by itself; to make one by hand:
+#   openssl req -new -x509 -nodes -utf8 -sha256 -days {_LIFETIME.days} -config {GENKEY_FILE} \\
+#     -outform DER -out {CERTIFICATE_FILE} -keyout {KEY_FILE}
+# and put the two into a directory that has the certificate's SHA-1 fingerprint as its name (xx:xx:...).
+[req]
+prompt = no
+default_bits = {_KEY_BITS}
+distinguished_name = subject
+x509_extensions = extensions
+[subject]
+O = {_ORGANISATION}
+CN = {_COMMON_NAME}
+[extensions]
+basicConstraints = critical, CA:FALSE
+keyUsage = digitalSignature
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid:always
+"""
+
+_Stamp = tuple[tuple[int, int, int], ...]
+"""Changes whenever a key's directory or one of its files does."""
+
+
+@attrs.frozen
+class Mok:
+    """A machine owner key, found to be whole.
+
+    Attributes:
+        directory: where its files are.
+        certificate: what kernels know it by.
+    """
+
+    directory: Path
+    certificate: x509.Certificate
+
+    @property
+    def fingerprint(self) -> str:
+        """The certificate's SHA-1 in lower case, ``xx:xx:…``."""
+        return _fingerprint(self.certificate)
+
+    @property
+    def der(self) -> bytes:
+        """The certificate as ``mokutil --import`` takes it."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate as text."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def certificate_file(self) -> Path:
+        """The file with the certificate, in DER."""
+        return self.directory / CERTIFICATE_FILE
+
+    @property
+    def key_file(self) -> Path:
+        """The file with the private key, in PEM."""
+        return self.directory / KEY_FILE
+
+
+@attrs.frozen
+class MokListing:
+    """The keys of a directory.
+
+    Attributes:
+        usable: in order of their fingerprints.
+        unusable: why the others cannot be used; ``where`` names the directory.
+    """
+
+    usable: tuple[Mok, ...] = ()
+    unusable: tuple[IdentityError, ...] = ()
+
+
+def moks_directory(server_directory: Path) -> Path:
+    """Return where a server with its database in ``server_directory`` keeps machine owner keys."""
+    return server_directory / "moks"
+
+
+def list_moks(directory: Path) -> tuple[Mok, ...]:
+    """Return the keys in ``directory`` that can be used; see :func:`examine_moks`."""
+    return examine_moks(directory).usable
+
+
+def examine_moks(directory: Path) -> MokListing:
+    """Look at every key in ``directory``, which need not exist; takes about 0.2 s a key."""
+    return _Examiner().examine(directory)
+
+
+async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
+    """Make one more key in ``directory``, which is made if missing; it appears all at once.
+
+    Raises:
+        IdentityError: it cannot be written, or another process keeps changing the directory.
+
+    Cancellation: the key is either there, whole, or not at all.
+    """
+    with refusals_explained(directory):
+        async with changing(directory):
+            return await _make(directory, log)
+
+
+class MokStore:
+    """The keys of one directory, looked at again whenever they changed.
+
+    Args:
+        directory: need not exist.
+        log: hears once of each key that cannot be used (``mok.unusable``), and of new ones.
+    """
+
+    def __init__(self, directory: Path, log: FilteringBoundLogger) -> None:
+        self._directory = directory
+        self._log = log
+        self._examiner = _Examiner()
+        self._examining = anyio.Lock()
+        self._reported: frozenset[str] = frozenset()
+
+    async def find(self, fingerprints: Sequence[str]) -> Mok | None:
+        """Return the first key that ``fingerprints`` name, in their order."""
+        held = {mok.fingerprint: mok for mok in await self._list()}
+        return next((held[fingerprint] for fingerprint in fingerprints if fingerprint in held), None)
+
+    async def offer(self) -> Mok:
+        """Return a key to enrol elsewhere; where there is none, one is made, by whoever comes first.
+
+        Raises:
+            IdentityError: there is none, and none could be made.
+        """
+        if held := await self._list():
+            return held[0]
+        with refusals_explained(self._directory):
+            async with changing(self._directory):
+                if held := await self._list():
+                    return held[0]
+                return await _make(self._directory, self._log)
+
+    async def _list(self) -> tuple[Mok, ...]:
+        async with self._examining:
+            listing = await anyio.to_thread.run_sync(self._examiner.examine, self._directory)
+            reasons = {str(error): error for error in listing.unusable}
+            for text in reasons.keys() - self._reported:
+                error = reasons[text]
+                reason = f"{error.problem}; {error.remedy}"
+                self._log.warning("mok.unusable", directory=error.where, reason=reason)
+            self._reported = frozenset(reasons)
+        return listing.usable
+
+
+class _Examiner:
+    """Looks at keys, and at none again that is the same as before: to load one takes 0.2 s."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, tuple[_Stamp, Mok | IdentityError]] = {}
+
+    def examine(self, directory: Path) -> MokListing:
+        try:
+            entries = sorted(
+                entry for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != "."
+            )
+        except FileNotFoundError:
+            entries = []
+        except OSError as exc:
+            return MokListing(unusable=(_unusable(directory, f"cannot be read ({exc.strerror})"),))
+        self._found = {entry: self._examine(entry) for entry in entries}
+        found = [outcome for _stamp, outcome in self._found.values()]
+        return MokListing(
+            tuple(mok for mok in found if isinstance(mok, Mok)),
+            tuple(error for error in found if isinstance(error, IdentityError)),
+        )
+
+    def _examine(self, entry: Path) -> tuple[_Stamp, Mok | IdentityError]:
+        stamp = _stamp(entry)
+        known = self._found.get(entry)
+        if known is not None and stamp == known[0]:
+            return known
+        try:
+            return stamp, _load(entry)
+        except IdentityError as exc:
+            return stamp, exc
+        except OSError as exc:
+            return stamp, _unusable(entry, f"{exc.filename} cannot be read ({exc.strerror})")
+
+
+def _stamp(entry: Path) -> _Stamp:
+    found = []
+    for path in (entry, entry / CERTIFICATE_FILE, entry / KEY_FILE):
+        try:
+            status = path.stat()
+        except OSError:
+            found.append((0, 0, 0))
+        else:
+            # A change of the mode shows in the ctime alone.
+            found.append((status.st_ino, status.st_size, status.st_ctime_ns))
+    return tuple(found)
+
+
+def _load(directory: Path) -> Mok:
+    """Read and check one key.
+
+    Raises:
+        IdentityError: it cannot be used.
+        OSError: it cannot be read.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _unusable(directory, f"others can write to it (mode {mode:04o})", f"chmod 700 {directory}")
+    try:
+        mok = Mok(directory, x509.load_der_x509_certificate((directory / CERTIFICATE_FILE).read_bytes()))
+        public_key = mok.certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise _unusable(directory, f"{CERTIFICATE_FILE} holds no certificate in DER") from exc
+    if directory.name != mok.fingerprint:
+        raise _unusable(
+            directory,
+            "its name is not the fingerprint of its certificate",
+            f"rename it to {mok.fingerprint}",
+        )
+    mode = stat.S_IMODE(mok.key_file.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise _unusable(
+            directory, f"{KEY_FILE} is open to others (mode {mode:04o})", f"chmod 600 {mok.key_file}"
+        )
+    try:
+        key = load_pem_private_key(mok.key_file.read_bytes(), None)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as exc:
+        # A TypeError means that it is encrypted.
+        raise _unusable(directory, f"{KEY_FILE} holds no private key in PEM without a password") from exc
+    if key.public_key() != public_key:
+        raise _unusable(directory, f"{KEY_FILE} is not the key of {CERTIFICATE_FILE}")
+    return mok
+
+
+def _unusable(directory: Path, problem: str, remedy: str = "mend it or move it away") -> IdentityError:
+    return IdentityError(problem, where=str(directory), remedy=remedy)
+
+
+def _fingerprint(certificate: x509.Certificate) -> str:
+    # A name that mokutil and SystemTap gave it, not a protection.
+    return certificate.fingerprint(hashes.SHA1()).hex(":")  # noqa: S303
+
+
+async def _make(directory: Path, log: FilteringBoundLogger) -> Mok:
+    """Make a key while nobody else changes ``directory``."""
+    log.info("mok.generating", directory=directory)
+    mok = await anyio.to_thread.run_sync(_make_files, directory)
+    log.info("mok.generated", fingerprint=mok.fingerprint)
+    return mok
+
+
+def _make_files(directory: Path) -> Mok:
+    certificate, key = _make_certificate(datetime.now(UTC))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    mok = Mok(directory / _fingerprint(certificate), certificate)
+    with staged(directory) as preparing:
+        if not is_present(directory / GENKEY_FILE):
+            _write(preparing / GENKEY_FILE, _GENKEY.encode(), 0o644)
+            (preparing / GENKEY_FILE).rename(directory / GENKEY_FILE)
+        _write(preparing / CERTIFICATE_FILE, mok.der, 0o644)
+        _write(preparing / KEY_FILE, pem, 0o600)
+        preparing.rename(mok.directory)
+    return mok
+
+
+def _make_certificate(now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
+    """Make a key and its self-signed certificate, valid for 100 years from ``now``; takes 0.2 s and more."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(_SUBJECT)
+        .issuer_name(_SUBJECT)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_KEY_USAGE, critical=False)
+        .add_extension(identifier, critical=False)
+        .add_extension(issuer, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate, key
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that is born with its final mode, and wait until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        os.fchmod(descriptor, mode)
+        stream.write(content)
+        stream.flush()
+        os.fsync(descriptor)

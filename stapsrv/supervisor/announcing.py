@@ -1,0 +1,136 @@
+"""Which servers the network hears of, and what: those that serve, with their certificate and keys of now."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.identity.mok import list_moks, moks_directory
+from stapsrv.identity.store import LiveIdentity
+from stapsrv.mdns.advertiser import Advertiser
+from stapsrv.mdns.records import Advertisement, server_options
+from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.watching import DirectoryMonitor
+
+_SETTLE_S = 0.2
+"""A key comes in several files; this long after the first change they are looked at."""
+
+
+class Announcer:
+    """Has the servers of one process advertised, and keeps what is said of them true.
+
+    Args:
+        advertiser: speaks to the network; None where servers are not to be advertised.
+        log: hears of keys that cannot be watched.
+    """
+
+    def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
+        self._advertiser = advertiser
+        self._log = log
+        self._shown: dict[int, CompileServer] = {}
+        self._followed: set[Path] = set()
+        self._moks: dict[Path, tuple[str, ...]] = {}
+        self._tasks: TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Speak to the network until cancelled.
+
+        Cancellation: goodbye is said to all that is announced, within two seconds.
+        """
+        if self._advertiser is None:
+            return
+        async with anyio.create_task_group() as self._tasks:
+            for server_id in self._shown:
+                self._publish(server_id)
+            await self._advertiser.run()
+
+    def show(self, server_id: int, server: CompileServer) -> None:
+        """Have a server that serves advertised; never waits."""
+        if self._advertiser is not None:
+            self._shown[server_id] = server
+            self._publish(server_id)
+
+    def hide(self, server_id: int) -> None:
+        """Have a server heard of no more; never waits."""
+        if self._advertiser is not None and self._shown.pop(server_id, None) is not None:
+            self._advertiser.set(server_id, ())
+
+    async def withdraw(self, server_id: int) -> None:
+        """Have a server that is about to stop heard of no more, and wait for its goodbye, 1 s at most."""
+        if self._advertiser is not None:
+            self._shown.pop(server_id, None)
+            await self._advertiser.withdraw(server_id)
+
+    def _publish(self, server_id: int) -> None:
+        """Have said what is true of a server now, as soon as its keys have been looked at."""
+        server = self._shown[server_id]
+        directory = server.identity.kept.identity.directory
+        if directory not in self._followed and self._tasks is not None:
+            self._followed.add(directory)
+            self._tasks.start_soon(self._follow_identity, server.identity)
+            self._tasks.start_soon(self._follow_moks, directory)
+        if directory in self._moks and self._advertiser is not None:
+            found = advertisements(server, self._moks[directory])
+            self._advertiser.set(server_id, found, server.service.log)
+
+    def _publish_all(self, directory: Path) -> None:
+        """Do so for each server whose identity is kept in ``directory``."""
+        for server_id, server in self._shown.items():
+            if server.identity.kept.identity.directory == directory:
+                self._publish(server_id)
+
+    async def _follow_identity(self, identity: LiveIdentity) -> None:
+        while True:
+            await identity.wait_changed()
+            self._publish_all(identity.kept.identity.directory)
+
+    async def _follow_moks(self, directory: Path) -> None:
+        """Keep the fingerprints of an identity's machine owner keys as they are on disk."""
+        try:
+            with contextlib.closing(DirectoryMonitor(moks_directory(directory))) as monitor:
+                while True:
+                    monitor.arm()
+                    await self._look_at_moks(directory)
+                    await monitor.wait_changed()
+                    await anyio.sleep(_SETTLE_S)
+        except OSError as exc:
+            self._log.warning("mok.unwatched", directory=moks_directory(directory), reason=exc.strerror)
+            await self._look_at_moks(directory)
+
+    async def _look_at_moks(self, directory: Path) -> None:
+        found = await anyio.to_thread.run_sync(list_moks, moks_directory(directory))
+        fingerprints = tuple(mok.fingerprint for mok in found)
+        if fingerprints != self._moks.get(directory):
+            self._moks[directory] = fingerprints
+            self._publish_all(directory)
+
+
+def advertisements(server: CompileServer, moks: Sequence[str]) -> tuple[Advertisement, ...]:
+    """Return what clients are to hear of a server: one for each release.
+
+    Args:
+        server: one that listens.
+        moks: the fingerprints of its machine owner keys.
+    """
+    service = server.service
+    settings = service.settings
+    options = server_options(
+        runtime=settings.runtime, build=settings.build, define=settings.define, include=settings.include
+    )
+    return tuple(
+        Advertisement(
+            sysinfo=release.sysinfo,
+            port=server.address.port,
+            version=service.version,
+            serial=server.identity.kept.identity.serial,
+            options=options,
+            moks=tuple(moks),
+        )
+        for release in service.releases.values()
+    )

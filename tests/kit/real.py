@@ -1,0 +1,430 @@
+"""The real SystemTap: what a host has of it, its client, and compile servers for that client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+ORIGINAL = Path("/usr/lib/systemtap/stap-serverd")
+STOCK_RUNTIME = Path("/usr/share/systemtap/runtime")
+PATCHED_RUNTIME = Path("/var/lib/stap-server/runtime")
+PATIENCE_S = 90.0
+"""For whatever a test waits: a first compile takes 15 s on an idle machine, and few are idle."""
+
+_LOCALE = re.compile(r"LANG|LANGUAGE|LC_[A-Z]+")
+
+
+class Unavailable(Exception):
+    """This host lacks something that the real client needs; says what, and what to do."""
+
+
+@attrs.frozen
+class Installation:
+    """What there is to compile for, and with.
+
+    Attributes:
+        releases: those whose kernel headers are installed, the newest first.
+        runtime: SystemTap's runtime, in a version that compiles against these headers.
+    """
+
+    releases: tuple[str, ...]
+    runtime: Path
+
+    @property
+    def release(self) -> str:
+        return self.releases[0]
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str], modules: Path = Path("/lib/modules")) -> Installation:
+        """Look around on this host; ``STAPSRV_TEST_RUNTIME`` names a runtime of the caller's own.
+
+        Raises:
+            Unavailable: something is missing.
+        """
+        for program in ("stap", "zip", "unzip", "modinfo", "certutil", str(ORIGINAL)):
+            if shutil.which(program, path=f"{environ['PATH']}:/usr/sbin:/sbin") is None:
+                raise Unavailable(f"{program} is not installed; run packaging/setup")
+        releases = sorted(
+            (tree.parent.name for tree in modules.glob("*/build") if (tree / "Makefile").exists()), key=_age
+        )
+        if not releases:
+            raise Unavailable("no kernel headers are installed; run packaging/setup")
+        return cls(tuple(releases), _find_runtime(environ, modules / releases[0]))
+
+
+@attrs.frozen
+class Ran:
+    """What a stap that has ended said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def module(self) -> str:
+        """The name of the module, which is the last line of pass 4."""
+        return Path(self.stdout.splitlines()[-1]).name
+
+
+@attrs.frozen
+class Asked:
+    """A command line for stap, and what to look for in its answer.
+
+    Attributes:
+        arguments: for the client and for stap alike.
+        words: a part of the answer, to be sure that it is about this.
+        stdin: what is typed.
+        status: stap's exit status.
+    """
+
+    arguments: tuple[str, ...]
+    words: str
+    stdin: str = ""
+    status: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Stap:
+    """The real stap as one user has it, in a directory of its own.
+
+    Attributes:
+        installation: what this host has.
+        directory: the user's ``SYSTEMTAP_DIR``: the compile cache, certificates and trust.
+        place: where it works; scripts and modules are here, its temporary files in ``tmp``.
+    """
+
+    installation: Installation
+    directory: Path
+    place: Path
+
+    def __attrs_post_init__(self) -> None:
+        self.temporary.mkdir(exist_ok=True)
+
+    @property
+    def temporary(self) -> Path:
+        return self.place / "tmp"
+
+    def at(self, place: Path) -> Stap:
+        """Return the same user's stap in another directory."""
+        return attrs.evolve(self, place=place)
+
+    def environ(self, **more: str) -> dict[str, str]:
+        """Return the environment of this user's programs; in plain UTF-8 unless ``more`` says otherwise."""
+        kept = {name: value for name, value in os.environ.items() if not _LOCALE.fullmatch(name)}
+        kept |= {"LANG": "C.UTF-8", "SYSTEMTAP_DIR": str(self.directory), "TMPDIR": str(self.temporary)}
+        return kept | more
+
+    def local(self, *arguments: object, stdin: str = "") -> Ran:
+        """Run stap without a server, as a server would run it."""
+        own = ("-r", self.installation.release, "-R", self.installation.runtime)
+        return finish(self._begin(*own, *arguments), stdin)
+
+    def via(self, server: int | str, *arguments: object, stdin: str = "", **environ: str) -> Ran:
+        """Run the client; see :meth:`begin_via`."""
+        return finish(self.begin_via(server, *arguments, **environ), stdin)
+
+    def begin_via(
+        self, server: int | str, *arguments: object, release: str | None = "newest", **environ: str
+    ) -> subprocess.Popen[str]:
+        """Start the client; :func:`finish` waits for it.
+
+        Args:
+            server: a port on localhost, or what ``--use-server`` is given.
+            arguments: further ones.
+            release: to compile for; None to say nothing about it.
+            environ: changes to the client's environment.
+        """
+        where = f"localhost:{server}" if isinstance(server, int) else server
+        wanted = self.installation.release if release == "newest" else release
+        own = () if wanted is None else ("-r", wanted)
+        return self._begin(f"--use-server={where}", *own, *arguments, **environ)
+
+    def _begin(self, *arguments: object, **environ: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["stap", *map(str, arguments)],
+            cwd=self.place,
+            env=self.environ(**environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+
+
+def finish(process: subprocess.Popen[str], stdin: str = "") -> Ran:
+    """Give a program its standard input and wait until it has ended."""
+    try:
+        stdout, stderr = process.communicate(stdin, timeout=PATIENCE_S)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return Ran(process.returncode, stdout, stderr)
+
+
+class FollowedLog:
+    """A log file that is read as it grows; coreutils' ``tail`` is woken by the kernel when it does."""
+
+    def __init__(self, path: Path, tail: subprocess.Popen[bytes]) -> None:
+        self.path = path
+        self._tail = tail
+        self._text = ""
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, writer: int) -> Iterator[FollowedLog]:
+        """Follow a log, which need not exist yet, as long as process ``writer`` lives."""
+        path.touch()
+        command = ["tail", f"--pid={writer}", "--lines=+1", "--follow", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
+            try:
+                yield cls(path, tail)
+            finally:
+                tail.kill()
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines so far, without their times."""
+        return [re.sub(r"^.{24}: ", "", line) for line in self.path.read_text().splitlines()]
+
+    def count(self, pattern: str) -> int:
+        """Return how many lines match so far."""
+        return sum(re.search(pattern, line) is not None for line in self.lines)
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        """Wait until a line matches, and return the first match."""
+        deadline = time.monotonic() + PATIENCE_S
+        stream = self._tail.stdout
+        assert stream is not None
+        while (found := re.search(pattern, self._text, re.MULTILINE)) is None:
+            new = b""
+            if select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                new = os.read(stream.fileno(), 65536)
+            assert new, f"the log has no line that matches {pattern!r}:\n{self._text}"
+            self._text += new.decode(errors="replace")
+        return found
+
+
+@attrs.frozen
+class Server:
+    """A compile server that accepts, as a process of its own.
+
+    Attributes:
+        process: the server's.
+        port: where it listens.
+        log: what it logs.
+        temporary: its ``TMPDIR``, where nobody else puts anything.
+    """
+
+    process: subprocess.Popen[str]
+    port: int
+    log: FollowedLog
+    temporary: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit status."""
+        return self.process.wait(timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def serving(
+    stap: Stap, *options: object, backend: str = "asyncio", release: bool = True, **environ: str
+) -> Iterator[Server]:
+    """Serve ``stap``'s user with this project's server; it is ended by TERM and has to take it well.
+
+    Args:
+        stap: whose certificates and cache are used, and where log and temporary files go.
+        options: further ones for ``stap-serverd``.
+        backend: of the server's event loop.
+        release: whether to serve the newest release; else ``options`` name releases.
+        environ: changes to the server's environment.
+    """
+    command = [sys.executable, "-m", "stapsrv.daemon", "--backend", backend]
+    with _started(stap, command, *options, release=release, **environ) as server:
+        yield server
+        if server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert server.log.count("crashed|Traceback") == 0
+        leftovers = [path.name for path in server.temporary.iterdir()]
+        assert "-k" in options or not leftovers
+
+
+@contextlib.contextmanager
+def serving_original(stap: Stap, *options: object, **environ: str) -> Iterator[Server]:
+    """Serve ``stap``'s user with SystemTap's own server."""
+    with _started(stap, [str(ORIGINAL)], *options, release=True, **environ) as server:
+        yield server
+        server.signal(signal.SIGTERM)
+        server.wait()
+
+
+@contextlib.contextmanager
+def _started(
+    stap: Stap, command: list[str], *options: object, release: bool, **environ: str
+) -> Iterator[Server]:
+    number = len(list(stap.place.glob("server*")))
+    place = stap.place / f"server{number}"
+    temporary = place / "tmp"
+    temporary.mkdir(parents=True)
+    command = [*command, f"--log={place / 'log'}", "-R", str(stap.installation.runtime)]
+    command += ["-r", stap.installation.release] if release else []
+    with (
+        (place / "output").open("w") as output,
+        subprocess.Popen(
+            [*command, *map(str, options)],
+            env=stap.environ(TMPDIR=str(temporary)) | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=True,
+        ) as process,
+        FollowedLog.open(place / "log", process.pid) as log,
+    ):
+        try:
+            port = int(log.wait(r"Using network address \[::\]:(\d+)$")[1])
+            wait_until(lambda: is_listening(port) or process.poll() is not None)
+            yield Server(process, port, log, temporary)
+        finally:
+            process.kill()
+
+
+def is_listening(port: int) -> bool:
+    """Whether a socket of this host listens on ``port``: seen without a connection to it."""
+    listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")
+    return any(listening.search(Path(f"/proc/net/{table}").read_text()) for table in ("tcp", "tcp6"))
+
+
+def wait_until(condition: Callable[[], bool], *, pause_s: float = 0.02) -> None:
+    """Ask again and again, where nothing tells of what is waited for."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(pause_s)
+
+
+class ProcessTree:
+    """The descendants that a process has at one moment, each held by a descriptor that tells of its end."""
+
+    def __init__(self, pid: int) -> None:
+        self.names: list[str] = []
+        self._held: dict[int, str] = {}
+        self._collect(pid)
+
+    def wait_gone(self, seconds: float = PATIENCE_S) -> None:
+        """Wait until all have ended."""
+        deadline = time.monotonic() + seconds
+        while self._held:
+            ended = select.select(list(self._held), [], [], max(0.0, deadline - time.monotonic()))[0]
+            assert ended, f"still there after {seconds} s: {list(self._held.values())}"
+            for pidfd in ended:
+                del self._held[pidfd]
+                os.close(pidfd)
+
+    def _collect(self, pid: int) -> None:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    pidfd = os.pidfd_open(child)
+                    self._held[pidfd] = Path(f"/proc/{child}/comm").read_text().strip()
+                    self.names.append(self._held[pidfd])
+                    self._collect(child)
+
+
+class CompilerGate:
+    """A tapset that the compiler cannot read past until the test lets it.
+
+    Its C includes a named pipe. The compiler's opening of it, which a test can wait for, shows that the
+    request is in the middle of a real compile; it goes on when the pipe is closed.
+
+    Args:
+        directory: made, and given to the client with ``-I``.
+    """
+
+    SCRIPT = "probe begin { gated() exit() }"
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self._pipe = directory / "gate.h"
+        self._fd = -1
+        os.mkfifo(self._pipe)
+        (directory / "gated.stp").write_text(f'%{{\n#include "{self._pipe}"\n%}}\nfunction gated() %{{ %}}\n')
+
+    def wait_reached(self, client: subprocess.Popen[str]) -> None:
+        """Wait until the compiler stands at the gate, as long as ``client`` lives."""
+
+        def reached() -> bool:
+            assert client.poll() is None, finish(client)
+            with contextlib.suppress(OSError):  # ENXIO: nobody reads yet
+                self._fd = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+            return self._fd >= 0
+
+        wait_until(reached)
+
+    def open(self) -> None:
+        """Let the compiler pass, and whoever reads the file after it."""
+        plain = self.directory / "open.h"
+        plain.touch()
+        plain.replace(self._pipe)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def vermagic(module: Path) -> str:
+    """Return the kernel release that a module was made for; a file that is no module has none."""
+    command = ["modinfo", "-F", "vermagic", str(module)]
+    environ = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    return shown.stdout.split()[0]
+
+
+def without_client_lines(ran: Ran) -> Ran:
+    """Return what the server's stap said, without what the client adds by itself.
+
+    On standard error it says that a certificate for this host's name is shown for ``localhost``, and that
+    the server failed, with Debian's tip, which the server's stap has given already. After ``-L`` it looks
+    for a module, which nobody made, and names it all the same.
+    """
+    stdout = re.sub(r"^stap_\d+\.ko\n\Z", "", ran.stdout, flags=re.MULTILINE)
+    stderr = re.sub(r"WARNING: The domain name, localhost, does not match .*\n(  \S+\n)+", "", ran.stderr)
+    stderr = re.sub(r"Copy failed \(\S+ to \"stap_\d+\.ko\"\): No such file or directory\n\Z", "", stderr)
+    stderr = re.sub(r"Passes: via server failed\. .*\n(Tip: .*\n)?\Z", "", stderr)
+    return Ran(ran.status, stdout, stderr)
+
+
+def _age(release: str) -> tuple[list[int], int]:
+    """Order releases from new to old; of one version, the plainest flavour first."""
+    version = "-".join(release.split("-")[:2])
+    return [-int(number) for number in re.findall(r"\d+", version)], len(release)
+
+
+def _find_runtime(environ: Mapping[str, str], modules: Path) -> Path:
+    for candidate in (environ.get("STAPSRV_TEST_RUNTIME"), PATCHED_RUNTIME):
+        if candidate is not None and Path(candidate, "runtime.h").exists():
+            return Path(candidate)
+    # The kernel renamed a function that the runtime of SystemTap 4.8 uses (see packaging/patch-runtime).
+    headers = [modules / tree / "include/linux/task_work.h" for tree in ("build", "source")]
+    if any("task_work_cancel_func" in header.read_text() for header in headers if header.exists()):
+        raise Unavailable(f"{PATCHED_RUNTIME}, the patched runtime, is missing; run packaging/setup")
+    return STOCK_RUNTIME
