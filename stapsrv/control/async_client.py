@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import anyio
-from anyio.abc import SocketStream
+import anyio.lowlevel
 
 from stapsrv.control import calls
 from stapsrv.control.address import address_of
 from stapsrv.control.calls import ACTION_S, REPLY_S, Call, Exchange, Ids, OnProgress, connect_error
 from stapsrv.control.messages import MAX_REPLY_BYTES, LineBuffer
+from stapsrv.control.sockets import receive, send_all
 from stapsrv.control.wireform import HelloInfo, OutcomeInfo, SupervisorInfo, WishInfo
+
+_RETRY_S = 0.02
 
 _Result = TypeVar("_Result")
 
@@ -40,11 +44,18 @@ async def connect(path: Path, *, timeout_s: float = REPLY_S) -> ControlClient:
             for outcome in await client.restart("all", timeout_s=60):
                 print(outcome["error"] or "serves again")
     """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        connection.setblocking(False)  # noqa: FBT003 - positional in the standard library
         with address_of(path) as address, anyio.fail_after(timeout_s):
-            return ControlClient(await anyio.connect_unix(address))
+            await _connect(connection, address)
     except OSError as exc:
+        connection.close()
         raise connect_error(exc, path) from exc
+    except BaseException:
+        connection.close()
+        raise
+    return ControlClient(connection)
 
 
 class ControlClient:
@@ -56,11 +67,11 @@ class ControlClient:
     :class:`~stapsrv.control.sync_client.SyncControlClient`.
 
     Args:
-        stream: connected to a control socket; closed with this client.
+        connection: to a control socket, non-blocking; closed with this client.
     """
 
-    def __init__(self, stream: SocketStream) -> None:
-        self._stream = stream
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
         self._lines = LineBuffer(MAX_REPLY_BYTES)
         self._last_id = 0
         self._turn = anyio.Lock()
@@ -79,7 +90,10 @@ class ControlClient:
 
     async def aclose(self) -> None:
         """Hang up; commands under way go on."""
-        await self._stream.aclose()
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+        self._socket.close()
+        await anyio.lowlevel.checkpoint()
 
     async def hello(self) -> HelloInfo:
         """Ask who answers, which protocol version it speaks, and what this peer may do."""
@@ -145,11 +159,11 @@ class ControlClient:
         await self.perform(calls.END)
         try:
             with anyio.fail_after(timeout_s):
-                while True:
-                    await self._stream.receive()
+                while await receive(self._socket):
+                    pass
         except TimeoutError as exc:
             raise calls.still_there(timeout_s) from exc
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
+        except ConnectionResetError:
             return
 
     async def perform(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
@@ -160,7 +174,7 @@ class ControlClient:
             deadline = anyio.current_time() + call.wait_s
             async with _bounded(exchange, deadline):
                 await self._send(exchange.request)
-            while not exchange.ended:
+            while exchange.result is None:
                 async with _bounded(exchange, deadline):
                     line = await self._next_line()
                 step = exchange.take(line)
@@ -173,21 +187,35 @@ class ControlClient:
             raise ConnectionResetError("an earlier request was cancelled half way")
         self._half_sent = True
         # A supervisor that hung up may have said why.
-        with contextlib.suppress(anyio.BrokenResourceError):
-            await self._stream.send(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await send_all(self._socket, data)
         self._half_sent = False
 
     async def _next_line(self) -> bytes:
         while (line := self._lines.next_line()) is None:
-            try:
-                self._lines.feed(await self._stream.receive())
-            except (anyio.EndOfStream, anyio.BrokenResourceError) as exc:
-                raise ConnectionResetError("it was closed") from exc
+            data = await receive(self._socket)
+            if not data:
+                raise ConnectionResetError("it was closed")
+            self._lines.feed(data)
         return line
+
+
+async def _connect(connection: socket.socket, address: str) -> None:
+    while True:
+        try:
+            connection.connect(address)
+        except BlockingIOError:
+            # The supervisor's queue is full, and nobody tells when there is room.
+            await anyio.sleep(_RETRY_S)
+        else:
+            return
 
 
 @contextlib.asynccontextmanager
 async def _bounded(exchange: Exchange[_Result], deadline: float) -> AsyncIterator[None]:
     """Bound the block by a deadline on the event loop's clock, and say what a failure in it means."""
     with exchange.errors(), anyio.fail_after(deadline - anyio.current_time()):
-        yield
+        try:
+            yield
+        except anyio.ClosedResourceError as exc:
+            raise ConnectionResetError("this client was closed") from exc

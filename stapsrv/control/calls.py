@@ -31,7 +31,7 @@ ACTION_S = 900.0
 Ids: TypeAlias = Sequence[int] | Literal["all"]
 """Which servers are meant."""
 
-OnProgress = Callable[[ServerInfo], object]
+OnProgress: TypeAlias = Callable[[ServerInfo], object]
 """Called with each change of a server that an action is about; what it returns is ignored."""
 
 _Result = TypeVar("_Result")
@@ -43,8 +43,8 @@ class Call(NamedTuple, Generic[_Result]):
     Attributes:
         method: its name.
         params: its parameters, ready for JSON.
-        shape: of the result.
-        wait_s: how long to wait for it.
+        shape: of its result.
+        wait_s: how long to wait for its end.
     """
 
     method: str
@@ -114,24 +114,14 @@ class Exchange(Generic[_Result]):
 
     Attributes:
         request: the line to send.
+        result: what the method returned, or None until then.
     """
 
     def __init__(self, call: Call[_Result], request_id: int) -> None:
         self.request = encode_request(Request(request_id, call.method, call.params))
+        self.result: _Result | None = None
         self._call = call
         self._id = request_id
-        self._result: _Result | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is a result."""
-        return self._result is not None
-
-    @property
-    def result(self) -> _Result:
-        """What the method returned, once the exchange has ended."""
-        assert self._result is not None, "asked before the end"  # noqa: S101
-        return self._result
 
     def take(self, line: bytes) -> ServerInfo | None:
         """Take in a line; return the change of a server that it tells of. Late answers to others are skipped.
@@ -141,11 +131,11 @@ class Exchange(Generic[_Result]):
         """
         message = decode_answer(line)
         if isinstance(message, Progress):
-            return _checked(message.server, ServerInfo, "progress.server") if message.id == self._id else None
+            return _checked(message.server, ServerInfo, "params.server") if message.id == self._id else None
         if message.error is not None and message.id in {self._id, None}:
             raise message.error
         if message.id == self._id:
-            self._result = _checked(message.result, self._call.shape, "result")
+            self.result = _checked(message.result, self._call.shape, "result")
         return None
 
     @contextlib.contextmanager

@@ -30,10 +30,10 @@ from stapsrv.control.messages import (
     encode_result,
 )
 from stapsrv.control.methods import Caller, Methods
+from stapsrv.control.sockets import receive, send_all
 from stapsrv.control.wireform import ServerInfo
 from stapsrv.errors import ControlError
 
-_READ_BYTES = 65_536
 _ENDS_CONNECTION = frozenset({Code.PARSE_ERROR, Code.INVALID_REQUEST, Code.TIMED_OUT})
 """After these nobody knows where the next request begins, or whether there is one."""
 
@@ -86,7 +86,7 @@ class Connection:
         methods: what can be asked.
         limits: see there.
         allowance: of the caller's user.
-        log: gets ``control.malformed``.
+        log: gets ``control.malformed`` and ``control.stalled``.
     """
 
     def __init__(
@@ -175,8 +175,9 @@ class Connection:
                 wait = anyio.CancelScope(deadline=began + limits.line_s)
             else:
                 wait = anyio.CancelScope(deadline=anyio.current_time() + limits.idle_s)
-            with wait:
-                data = await self._receive()
+            data = b""
+            with wait, contextlib.suppress(OSError):
+                data = await receive(self._socket)
             if not wait.cancelled_caught:
                 if not data:
                     self._lines.feed_eof()
@@ -191,16 +192,6 @@ class Connection:
                 return None
         return line
 
-    async def _receive(self) -> bytes:
-        """Return what has arrived; nothing when the peer sends no more, or has gone."""
-        while True:
-            try:
-                return self._socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-            except OSError:
-                return b""
-
     async def _send(self, encode: Callable[[], bytes]) -> None:
         """Send a line, whatever is cancelled meanwhile: half of one would spoil all that follow.
 
@@ -214,15 +205,10 @@ class Connection:
                 deadline = min(anyio.current_time() + self._limits.write_s, self._farewell)
                 sent = False
                 with anyio.CancelScope(deadline=deadline) as self._write, contextlib.suppress(OSError):
-                    await self._send_all(memoryview(encode()))
+                    await send_all(self._socket, encode())
                     sent = True
+                if self._write.cancelled_caught:
+                    self._log.info("control.stalled", user=self.caller.user)
                 if not sent:
                     self._broken = True
                     self._requests.cancel_scope.cancel()
-
-    async def _send_all(self, data: memoryview) -> None:
-        while data:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._socket)

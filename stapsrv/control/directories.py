@@ -106,8 +106,7 @@ def _walk(path: Path, ownership: Ownership) -> int:
                 os.close(parent)
                 continue
             links += 1
-            if links > _MOST_LINKS:
-                raise ConfigError("leads through too many links", where=str(path))
+            _check_links(links, path)
             names += reversed([part for part in target.parts if part != target.root])
             if target.is_absolute():
                 os.close(fd)
@@ -116,6 +115,11 @@ def _walk(path: Path, ownership: Ownership) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _check_links(followed: int, path: Path) -> None:
+    if followed > _MOST_LINKS:
+        raise ConfigError("leads through too many links", where=str(path))
 
 
 def _link_target(parent: int, name: str, path: Path) -> Path | None:

@@ -46,8 +46,8 @@ async def serve_control(
         reload: reads the configuration and has it obeyed.
         defaults: what holds for servers whose settings do not say.
         policy: who may do what.
-        log: gets ``control.command``, ``control.refused``, ``control.malformed``, ``control.failed``,
-            ``control.crashed``, ``control.exhausted``.
+        log: gets ``control.command``, ``control.failed``, ``control.refused``, ``control.malformed``,
+            ``control.stalled``, ``control.crashed``, ``control.exhausted``.
         limits: other ones than the default.
         identify: says who connected.
         task_status: started when the socket accepts.

@@ -43,12 +43,14 @@ class Launch(NamedTuple):
         stat_path: the global setting.
         log_file: the global setting.
         config_file: the last ``-c``, or None.
+        default_user: whom servers without a user of their own run as, which only who starts it can know.
     """
 
     account: Account
     stat_path: Path
     log_file: Path
     config_file: str | None
+    default_user: str
 
     @property
     def seat(self) -> Path:
@@ -56,9 +58,7 @@ class Launch(NamedTuple):
         return self.stat_path / self.account.name
 
 
-def reach_or_launch(
-    launch: Launch, reach: Callable[[], _Found | None], environ: Mapping[str, str]
-) -> _Found:
+def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ: Mapping[str, str]) -> _Found:
     """Return what ``reach`` finds, after starting a supervisor if it finds none.
 
     Args:
@@ -133,7 +133,11 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
             cwd="/",
             umask=0o022,
             start_new_session=True,
-            env=environment_for(account, environ) | {"NOTIFY_SOCKET": notifications.address},
+            env={
+                **environment_for(account, environ),
+                "NOTIFY_SOCKET": notifications.address,
+                "STAPSRV_DEFAULT_USER": launch.default_user,
+            },
             user=None if account.is_caller else account.uid,
             group=None if account.is_caller else account.gid,
             extra_groups=None if account.is_caller else account.groups,

@@ -1,8 +1,8 @@
 """JSON-RPC 2.0 by lines: what travels over a control socket, and how it is refused.
 
 One JSON text to a line, in UTF-8, both ways. Pure: bytes in, values out; what a method's parameters and
-results hold is said in :mod:`stapsrv.control.wireform`. Each run of ``stap-server status`` imports this
-module, so it is made of named tuples and needs nothing that would be felt.
+results hold is said in :mod:`stapsrv.control.wireform`. Clients load this module, so it is made of named
+tuples and needs no attrs.
 
 Source: JSON-RPC 2.0 Specification. Of what it leaves to implementations, or is stricter here: no batches,
 no requests without an id, parameters by name only (``docs/control.md``).
@@ -14,7 +14,6 @@ import json
 from enum import IntEnum
 from typing import NamedTuple, NoReturn, TypeAlias, TypeGuard
 
-from stapsrv.control.shapes import kind_of, shown
 from stapsrv.errors import ControlError
 
 PROTOCOL_VERSION = 1
@@ -34,6 +33,9 @@ MAX_ID_CHARACTERS = 64
 
 MAX_ID_NUMBER = 2**53
 """Of a request's id that is a number: the largest that every JSON library keeps exact."""
+
+_SHOWN_CHARACTERS = 60
+"""Of a text that a peer made up, in the message about it."""
 
 RequestId: TypeAlias = str | int
 
@@ -71,7 +73,7 @@ class Reply(NamedTuple):
 
     Attributes:
         id: the request's; None for an error that is about the connection.
-        result: what the method returned; None with an error.
+        result: what the method returned, not checked yet; None with an error.
         error: why it did not, or None.
     """
 
@@ -159,9 +161,10 @@ def encode_request(request: Request) -> bytes:
 def encode_result(request_id: RequestId, result: object) -> bytes:
     """Return the line that answers a call, or says that the answer would be too long."""
     line = _line({"id": request_id, "result": result})
-    if len(line) <= MAX_REPLY_BYTES:
+    length = len(line) - 1
+    if length <= MAX_REPLY_BYTES:
         return line
-    problem = f"the answer has {len(line)} bytes, more than the {MAX_REPLY_BYTES} of a line"
+    problem = f"the answer has {length} bytes, more than the {MAX_REPLY_BYTES} of a line"
     return encode_error(request_id, ControlError(problem, code=Code.INTERNAL_ERROR))
 
 
@@ -236,6 +239,25 @@ def decode_answer(line: bytes) -> Reply | Progress:
             return Reply(request_id, result, None)
         case _:
             raise _strange("it is neither a reply nor a notification of progress")
+
+
+def kind_of(value: object) -> str:
+    """Say in words what a JSON value is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names: dict[type, str] = {
+        type(None): "null",
+        int: "a number",
+        float: "a fraction",
+        str: "a string",
+        list: "an array",
+    }
+    return names.get(type(value), "an object")
+
+
+def shown(text: str) -> str:
+    """Quote a peer's text, not all of it if it is long, so that no terminal obeys it."""
+    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
 def _line(members: dict[str, object]) -> bytes:

@@ -20,8 +20,8 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.access import Access
 from stapsrv.control.action import Action
-from stapsrv.control.messages import FEATURES, PROTOCOL_VERSION, Code, Request
-from stapsrv.control.shapes import ShapeError, checked, shown
+from stapsrv.control.messages import FEATURES, PROTOCOL_VERSION, Code, Request, shown
+from stapsrv.control.shapes import ShapeError, checked
 from stapsrv.control.wireform import (
     ActionInfo,
     ActionParams,
@@ -221,8 +221,10 @@ class Methods:
         known = [server_id for server_id in ids if server_id in before]
 
         def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
-            gone = {server_id: attrs.evolve(before[server_id], state=State.STOPPED) for server_id in known}
-            return [_unfinished((gone | now)[server_id], call.method, waited_s) for server_id in known]
+            return [
+                _unfinished(now.get(server_id) or _gone(before[server_id]), call.method, waited_s)
+                for server_id in known
+            ]
 
         done = await self._act(call, params, lambda report: command(known, report), unfinished)
         outcomes = {server["id"]: outcome for outcome in done["outcomes"] if (server := outcome["server"])}
@@ -281,8 +283,9 @@ class Methods:
             action.leave()
         if action.ended:
             return {"outcomes": [outcome_info(outcome) for outcome in action.outcomes]}
-        now = action.latest | {server.id: server for server in self._commands.status().servers}
-        return {"outcomes": unfinished(now, timeout_s)}
+        gone = {server_id: _gone(server) for server_id, server in action.latest.items()}
+        there = {server.id: server for server in self._commands.status().servers}
+        return {"outcomes": unfinished(gone | there, timeout_s)}
 
     def _wish(self, wished: WishInfo, *, where: str) -> Wish:
         settings = settings_from(wished["settings"], where=f"{where}.settings")
@@ -325,6 +328,11 @@ def _checked_timeout(timeout_s: float | None) -> float:
 
 def _absent(server_id: int) -> OutcomeInfo:
     return {"server": None, "already": False, "error": f"no server has the id {server_id}"}
+
+
+def _gone(server: ServerStatus) -> ServerStatus:
+    """Return the status of a server that is hosted no more, from the last that was seen of it."""
+    return server if server.state is State.FAILED else attrs.evolve(server, state=State.STOPPED)
 
 
 def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> OutcomeInfo:

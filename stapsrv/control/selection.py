@@ -202,17 +202,17 @@ class _Judge:
     def judge(self, meant: Iterable[Meant]) -> tuple[Target, ...]:
         """Return each server once: those to stop because they are not meant any more, then those meant."""
         targets: list[Target] = []
-        found: set[int] = set()
+        found: set[RunningServer] = set()
         for target in map(self._target, meant):
             if target.server is not None:
-                if target.server.server_id in found:
+                if target.server in found:
                     continue
-                found.add(target.server.server_id)
+                found.add(target.server)
             targets.append(target)
         replaced = [
             Target(deed=Deed.STOP, settings=self._known.resolved(server.settings), server=server)
             for server in self._known.running
-            if self._rule.replaces and server.server_id not in found
+            if self._rule.replaces and server not in found
         ]
         return (*replaced, *targets)
 

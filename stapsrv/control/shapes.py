@@ -1,8 +1,4 @@
-"""Checks JSON values against the types that describe them.
-
-A ``TypedDict`` says once what a message holds: mypy reads it, :func:`checked` enforces it, and people
-find it in ``docs/control.md`` in the same words.
-"""
+"""Checks JSON values against the types that describe them (:mod:`stapsrv.control.wireform`)."""
 
 from __future__ import annotations
 
@@ -20,10 +16,9 @@ from typing import (
     is_typeddict,
 )
 
-_Shape = TypeVar("_Shape")
+from stapsrv.control.messages import kind_of, shown
 
-_SHOWN_CHARACTERS = 60
-"""Of a name that a peer made up, in the message about it."""
+_Shape = TypeVar("_Shape")
 
 
 class ShapeError(ValueError):
@@ -46,19 +41,6 @@ def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _S
     """
     _check(value, shape, name, exact=exact)
     return cast(_Shape, value)
-
-
-def kind_of(value: object) -> str:
-    """Say in words what a JSON value is."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    names = {NoneType: "null", int: "a number", float: "a fraction", str: "a string", list: "an array"}
-    return names.get(type(value), "an object")
-
-
-def shown(text: str) -> str:
-    """Quote a peer's text, not all of it if it is long, so that no terminal obeys it."""
-    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
 def _check(value: object, shape: object, where: str, *, exact: bool) -> None:

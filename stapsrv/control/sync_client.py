@@ -1,4 +1,4 @@
-"""The client that blocks; each ``stap-server status`` loads it, so it needs but the standard library."""
+"""The client that blocks, on the standard library alone."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class SyncControlClient:
         deadline = time.monotonic() + call.wait_s
         with exchange.errors():
             self._send(exchange.request, deadline)
-        while not exchange.ended:
+        while exchange.result is None:
             with exchange.errors():
                 line = self._next_line(deadline)
             step = exchange.take(line)

@@ -1,8 +1,8 @@
 """What parameters and results hold: their JSON form, and the way from and to the supervisor's values.
 
-Each ``TypedDict`` is the one description of its object (:mod:`stapsrv.control.shapes` checks values
-against it). Clients take answers as they are, so this module loads neither attrs nor the supervisor; the
-functions that need them are called where they are loaded already.
+Each ``TypedDict`` is the one description of its object: mypy reads it, :mod:`stapsrv.control.shapes` checks
+what peers send against it, and people find it in ``docs/control.md`` in the same words. Neither attrs nor
+the supervisor is loaded by this module, since clients need it; who has a value of theirs has loaded them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 
 from stapsrv.config.files import SERVER_VARIABLES, Variable, unwritable_reason
-from stapsrv.control.messages import Code
-from stapsrv.control.shapes import kind_of, shown
+from stapsrv.control.messages import Code, kind_of, shown
 from stapsrv.errors import ControlError
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from stapsrv.config.settings import ServerSettings
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
     from stapsrv.supervisor.supervisor import Outcome
+
 
 SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
 """A server's settings by the configuration files' names of variables: texts, numbers, for arrays lists of

@@ -1,0 +1,154 @@
+"""A look at what runs, with as little as possible: what every ``stap-server status`` begins with.
+
+Most of the time that a ``status`` takes goes into imports, and :mod:`stapsrv.control.client`, which checks
+each answer, would cost more than all the rest. So this module asks its one question by itself, and takes
+supervisors at their word: what they say is printed, and nothing in it obeyed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stapsrv.control.address import SOCKET_NAME, address_of
+from stapsrv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stapsrv.control.output import LostServer
+    from stapsrv.control.wireform import SettingsInfo, SupervisorInfo
+
+RECORD_MARK = b"# stapsrv server\n"
+"""What a supervisor's record of a server begins with; other programs' are left alone."""
+PORT_MARK = b"\n# stapsrv port: assigned\n"
+"""What it says of a server that asked for no port: the one recorded is none of its settings."""
+
+_REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
+_ANSWER_S = 10.0
+_READ_BYTES = 65_536
+_MOST_ANSWER_BYTES = 16 * 1024 * 1024
+_MOST_RECORD_BYTES = 64 * 1024
+_NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
+"""Codes of the control protocol."""
+
+
+class Glance:
+    """What was seen below the STAT_PATHs.
+
+    Args:
+        stat_paths: where to look; those that cannot be read hold nothing.
+
+    Attributes:
+        supervisors: those that answered.
+        problems: a line for each that runs and does not answer.
+    """
+
+    def __init__(self, stat_paths: Iterable[Path]) -> None:
+        self.supervisors: list[SupervisorInfo] = []
+        self.problems: list[str] = []
+        self._known: set[int] = set()
+        self._records: list[os.DirEntry[str]] = []
+        self._alive: set[int] = set()
+        """Users whose servers, for all that can be seen, are looked after."""
+        for stat_path in stat_paths:
+            with contextlib.suppress(OSError):
+                for entry in sorted(os.scandir(stat_path), key=lambda entry: entry.name):
+                    if entry.name.endswith(".stat"):
+                        self._records.append(entry)
+                    elif entry.is_dir(follow_symlinks=False):
+                        self._visit(entry)
+
+    def lost(self) -> list[LostServer]:
+        """Return the servers that are on record and whose supervisor is gone."""
+        found: list[LostServer] = []
+        for entry in self._records:
+            number = entry.name.removesuffix(".stat")
+            if number.isdecimal() and int(number) not in self._known:
+                with contextlib.suppress(OSError, ConfigError):
+                    settings = self._read_orphan(entry)
+                    if settings is not None:
+                        found.append({"id": int(number), "settings": settings, "record": entry.path})
+        return found
+
+    def _visit(self, directory: os.DirEntry[str]) -> None:
+        """Ask the supervisor whose directory this is, if there is one."""
+        owner = directory.stat(follow_symlinks=False).st_uid
+        try:
+            info = _ask(Path(directory.path, SOCKET_NAME))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except PermissionError:
+            self._alive.add(owner)
+            return
+        except (OSError, ValueError) as exc:
+            self.problems.append(f"the supervisor of user {directory.name} does not answer: {exc}")
+            self._alive.add(owner)
+            return
+        self._alive.add(owner)
+        self.supervisors.append(info)
+        self._known.update(server["id"] for server in info["servers"])
+
+    def _read_orphan(self, entry: os.DirEntry[str]) -> SettingsInfo | None:
+        """Return what a record says, if nobody looks after its server; ConfigError: it is damaged."""
+        if entry.stat(follow_symlinks=False).st_uid in self._alive:
+            return None
+        with open(entry.path, "rb") as file:  # noqa: PTH123 - a path as text
+            text = file.read(_MOST_RECORD_BYTES)
+        return _settings_in(text) if text.startswith(RECORD_MARK) else None
+
+
+def _ask(path: Path) -> SupervisorInfo:
+    """Return the status of the supervisor that listens at ``path``.
+
+    Raises:
+        FileNotFoundError, ConnectionRefusedError: there is none, or it is about to end.
+        PermissionError: it is not for this user to ask.
+        OSError, ValueError: it does not answer, or not with a status.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_S)
+        with address_of(path) as address:
+            connection.connect(address)
+        connection.sendall(_REQUEST)
+        answer = json.loads(_read_line(connection))
+    error = answer.get("error")
+    if error is None:
+        info: SupervisorInfo = answer["result"]
+        return info
+    if error["code"] == _NOT_PERMITTED:
+        raise PermissionError
+    if error["code"] == _SHUTTING_DOWN:
+        raise ConnectionRefusedError
+    raise ValueError(error["message"])
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        more = connection.recv(_READ_BYTES)
+        data += more
+        if not more or len(data) > _MOST_ANSWER_BYTES:
+            raise ValueError("its answer has no end")
+    return bytes(data)
+
+
+def _settings_in(record: bytes) -> SettingsInfo:
+    """Read a record as far as it is to be printed."""
+    from stapsrv.config.files import SERVER_VARIABLES, decode_config, values_from  # noqa: PLC0415 - rarely needed
+
+    values = values_from(decode_config(record, where="record"), where="record", variables=SERVER_VARIABLES)
+    if PORT_MARK in record:
+        values.pop("port", None)
+    settings: SettingsInfo = {}
+    for variable in SERVER_VARIABLES:
+        value = values.get(variable.attribute)
+        if isinstance(value, tuple):
+            settings[variable.name] = [str(element) for element in value]
+        elif value is not None:
+            settings[variable.name] = value if isinstance(value, int) else str(value)
+    return settings

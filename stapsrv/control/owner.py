@@ -1,0 +1,100 @@
+"""Commands that look after a server's own files: whose they are, and as whom to change them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger
+
+from stapsrv.config.global_settings import SERVICE_USER
+from stapsrv.errors import ConfigError, StapsrvError, UsageError
+
+
+@attrs.frozen(kw_only=True)
+class Owner:
+    """Whose certificate it is.
+
+    Attributes:
+        name: the user.
+        environ: that user's HOME and SYSTEMTAP_DIR.
+    """
+
+    name: str
+    environ: Mapping[str, str]
+
+    @classmethod
+    def find(cls, name: str | None, environ: Mapping[str, str]) -> Owner:
+        """Return the user of that name; by default the caller, and for root the service's user.
+
+        Raises:
+            ConfigError: there is no such user.
+        """
+        wanted = name or (SERVICE_USER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
+        try:
+            entry = pwd.getpwnam(wanted)
+        except KeyError as exc:
+            raise ConfigError(f"there is no user {wanted}", remedy="name another with -u") from exc
+        own = {"HOME": entry.pw_dir}
+        if "SYSTEMTAP_DIR" in environ:
+            own["SYSTEMTAP_DIR"] = environ["SYSTEMTAP_DIR"]
+        elif entry.pw_uid == os.geteuid():
+            own["HOME"] = environ.get("HOME", entry.pw_dir)
+        return cls(name=wanted, environ=own)
+
+
+class LineParser(argparse.ArgumentParser):
+    """Argparse, but a fault is one line and an error of our own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise UsageError(message, remedy=f"see {self.prog} --help")
+
+
+def guarded(program: str, command: Callable[[], int]) -> int:
+    """Run a command; returns its exit status, after one line on standard error where it failed."""
+    try:
+        return command()
+    except StapsrvError as exc:
+        sys.stderr.write(f"{program}: {exc}\n")
+        return exc.exit_status
+
+
+def absolute_path(text: str) -> Path:
+    """Read a path for argparse."""
+    return Path(text).absolute()
+
+
+def run_as_owner(owner: Owner, module: str, arguments: Sequence[str]) -> int:
+    """Run a module of this program as the owner: files made by root would be of no use to a server."""
+    entry = pwd.getpwnam(owner.name)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments],
+        user=entry.pw_uid,
+        group=entry.pw_gid,
+        extra_groups=os.getgrouplist(owner.name, entry.pw_gid),
+        cwd="/",
+        env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **owner.environ},
+        check=False,
+    )
+    return done.returncode
+
+
+def silent_log() -> FilteringBoundLogger:
+    """Return a logger for functions that tell a server's log what this command prints itself."""
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        None, processors=[_drop], wrapper_class=structlog.make_filtering_bound_logger("critical")
+    )
+    return logger
+
+
+def _drop(_logger: object, _level: str, _event: EventDict) -> EventDict:
+    raise structlog.DropEvent

@@ -1,0 +1,143 @@
+"""What a command finds: settings, servers that run, servers that are configured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from stapsrv.config.configured import ConfiguredFile, read_configured
+from stapsrv.config.kernels import host_arch, host_release, installed_releases
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.accounts import caller_name
+from stapsrv.control.glance import Glance
+from stapsrv.control.places import own_settings, readable_stat_paths
+from stapsrv.control.specification import ConfiguredServer, HostFacts, RunningServer
+from stapsrv.control.wireform import settings_from
+
+if TYPE_CHECKING:
+    from stapsrv.control.invocation import Invocation
+    from stapsrv.control.output import LostServer
+    from stapsrv.control.wireform import ServerInfo, SupervisorInfo
+
+
+class FoundServer(NamedTuple):
+    """A server that a supervisor told of.
+
+    Attributes:
+        running: as the selection sees it.
+        info: as the supervisor told it.
+        supervisor: who told of it.
+        own: this user may do something to it.
+    """
+
+    running: RunningServer
+    info: ServerInfo
+    supervisor: SupervisorInfo
+    own: bool
+
+
+class Scene:
+    """What there is at the beginning of a command.
+
+    Args:
+        invocation: the command.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: a global file cannot be used.
+
+    Attributes:
+        settings: the global settings.
+        caller: this user's name.
+        problems: a line for each supervisor that does not answer.
+        supervisors: those that answered.
+        lost: servers on record whose supervisor is gone.
+    """
+
+    def __init__(self, invocation: Invocation, environ: Mapping[str, str]) -> None:
+        self.invocation = invocation
+        self.environ = environ
+        self.settings = own_settings(environ, invocation.config_file)
+        self.caller = caller_name()
+        glance = Glance(readable_stat_paths(self.settings, invocation.config_file))
+        self.problems = glance.problems
+        self.supervisors = glance.supervisors
+        self.lost: list[LostServer] = glance.lost()
+
+    @property
+    def default_user(self) -> str:
+        """Whom servers without a user of their own run as."""
+        return self.settings.default_user(self.caller, euid=os.geteuid())
+
+    @cached_property
+    def host(self) -> HostFacts:
+        """What the selection has to know about the host."""
+        defaults = HostDefaults(
+            arch=host_arch(), release=host_release(), user=self.default_user, log=self.settings.log_file
+        )
+        return HostFacts(defaults=defaults, installed=tuple(installed_releases()))
+
+    def owns(self, supervisor: SupervisorInfo) -> bool:
+        """Whether this user may command a supervisor."""
+        return os.geteuid() == 0 or supervisor["user"] == self.caller
+
+    @cached_property
+    def found(self) -> list[FoundServer]:
+        """The servers that run, this user's own first."""
+        found = [
+            FoundServer(_running(info, supervisor["pid"]), info, supervisor, self.owns(supervisor))
+            for supervisor in self.supervisors
+            for info in supervisor["servers"]
+        ]
+        return sorted(found, key=lambda server: not server.own)
+
+    @cached_property
+    def lost_servers(self) -> list[RunningServer]:
+        """The lost servers as the selection sees them; :attr:`lost`, in the same order."""
+        return [
+            RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
+            for lost in self.lost
+        ]
+
+    @cached_property
+    def files(self) -> tuple[ConfiguredFile, ...]:
+        """The files of the configuration directory.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return read_configured(self.settings.config_path)
+
+    @property
+    def configured(self) -> list[ConfiguredServer]:
+        """The servers of the files that can be used."""
+        return [
+            ConfiguredServer(file.settings, str(file.path))
+            for file in self.files
+            if file.settings is not None
+        ]
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the other files, a line or several for each."""
+        return [str(file.fault) for file in self.files if file.fault is not None]
+
+    def fault_of(self, nickname: str) -> str | None:
+        """Return what is wrong with the file that seems to give a server this nickname, if one is bad."""
+        wanted = f"NICKNAME={nickname}"
+        for file in self.files:
+            if file.fault is not None:
+                try:
+                    lines = file.path.read_text(encoding="utf-8", errors="replace").splitlines()
+                except OSError:
+                    continue
+                if wanted in [line.strip() for line in lines]:
+                    return str(file.fault)
+        return None
+
+
+def _running(info: ServerInfo, supervisor_pid: int) -> RunningServer:
+    where = f"server {info['id']}"
+    return RunningServer(info["id"], settings_from(info["settings"], where=where), supervisor_pid)

@@ -1,0 +1,204 @@
+"""Statuses and settings as JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.control import SINCE, FakeCommands, server_status
+
+from stapsrv.config.files import SERVER_VARIABLES
+from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.control.messages import Code
+from stapsrv.control.shapes import checked
+from stapsrv.control.wireform import (
+    OutcomeInfo,
+    ServerInfo,
+    SupervisorInfo,
+    checked_text,
+    outcome_info,
+    server_info,
+    settings_from,
+    settings_info,
+    supervisor_info,
+)
+from stapsrv.errors import ControlError
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.supervisor import Outcome
+
+EVERYTHING = {
+    "ARCH": "x86_64",
+    "USER": "me",
+    "BUILD": ["-j4", "V=1"],
+    "INCLUDE": ["/tapset"],
+    "DEFINE": ["A=1"],
+    "NICKNAME": "native",
+    "RUNTIME": "/runtime",
+    "RELEASE": ["6.1.0", "/build/tree"],
+    "LOG": "/log",
+    "PORT": 5001,
+    "SSL": "/ssl",
+    "MAXTHREADS": 0,
+    "MAXREQSIZE": 7,
+    "MAXCOMPRESSEDREQ": 8,
+    "KEEP": True,
+}
+SETTINGS = ServerSettings(
+    arch="x86_64",
+    user="me",
+    build=("-j4", "V=1"),
+    include=("/tapset",),
+    define=("A=1",),
+    nickname="native",
+    runtime="/runtime",
+    releases=("6.1.0", "/build/tree"),
+    log=Path("/log"),
+    port=5001,
+    ssl=Path("/ssl"),
+    max_threads=0,
+    max_request_bytes=7,
+    max_compressed_bytes=8,
+    keep_temporary=True,
+)
+
+
+def test_every_setting_goes_both_ways():
+    assert set(EVERYTHING) == {variable.name for variable in SERVER_VARIABLES} | {"KEEP"}
+    assert settings_info(SETTINGS) == EVERYTHING
+    assert settings_from(EVERYTHING, where="settings") == SETTINGS
+
+
+def test_defaults_are_left_out():
+    assert settings_info(ServerSettings(limits=Limits(connections=1))) == {}
+    assert settings_from({}, where="settings") == ServerSettings()
+
+
+TEXTS = st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(
+    st.builds(
+        ServerSettings,
+        nickname=st.none() | TEXTS,
+        define=st.lists(TEXTS.filter(lambda text: text != "()")).map(tuple),
+        port=st.integers(0, 65_535),
+        keep_temporary=st.booleans(),
+    )
+)
+def test_settings_come_back_equal(settings):
+    assert settings_from(settings_info(settings), where="settings") == settings
+
+
+def test_numbers_may_be_texts_of_their_digits():
+    assert settings_from({"PORT": "5001"}, where="settings").port == 5001
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        (
+            {"Port": 1},
+            "s: unknown variable 'Port'; the variables are ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME,"
+            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, KEEP",
+        ),
+        (
+            {"PORT": 65_536},
+            "s.PORT: expected a port number from 0 to 65535 (0: the kernel picks one), not '65536'",
+        ),
+        (
+            {"PORT": "http"},
+            "s.PORT: expected a port number from 0 to 65535 (0: the kernel picks one), not 'http'",
+        ),
+        ({"PORT": 1.5}, "s.PORT: expected a string or a number, not a fraction"),
+        ({"PORT": True}, "s.PORT: expected a string or a number, not true"),
+        ({"PORT": [1]}, "s.PORT: expected a string or a number, not an array"),
+        ({"ARCH": None}, "s.ARCH: expected a string or a number, not null"),
+        ({"NICKNAME": 7}, "s.NICKNAME: expected a string, not a number"),
+        ({"NICKNAME": ""}, "s.NICKNAME: it is empty; leave it out for the default"),
+        ({"NICKNAME": "a\nPORT=1"}, r"s.NICKNAME: 'a\nPORT=1' holds a line break"),
+        ({"NICKNAME": "\ud800"}, r"s.NICKNAME: '\ud800' is not UTF-8 text"),
+        ({"RELEASE": "6.1"}, "s.RELEASE: expected an array of strings, not a string"),
+        ({"RELEASE": [6.1]}, "s.RELEASE: expected a string or a number, not a fraction"),
+        ({"DEFINE": [7]}, "s.DEFINE: expected a string, not a number"),
+        ({"DEFINE": [""]}, "s.DEFINE: it is empty; leave it out for the default"),
+        ({"DEFINE": ["()"]}, 's.DEFINE: "()" cannot be an element'),
+        ({"LOG": "log"}, "s.LOG: expected an absolute path, not 'log'"),
+        ({"SSL": "~/ssl"}, "s.SSL: expected an absolute path, not '~/ssl'"),
+        ({"RUNTIME": "r"}, "s.RUNTIME: expected an absolute path, not 'r'"),
+        ({"INCLUDE": ["/a", "b"]}, "s.INCLUDE: expected an absolute path, not 'b'"),
+        ({"KEEP": "yes"}, "s.KEEP: expected true or false, not a string"),
+    ],
+)
+def test_wrong_settings_are_named(info, text):
+    with pytest.raises(ControlError) as caught:
+        settings_from(info, where="s")
+    assert (caught.value.code, str(caught.value)) == (Code.INVALID_PARAMS, text)
+
+
+def test_texts_fit_into_a_line():
+    assert checked_text("/etc/x.conf", where="origin") == "/etc/x.conf"
+    with pytest.raises(ControlError) as caught:
+        checked_text("a\nb", where="origin")
+    assert (caught.value.code, str(caught.value)) == (
+        Code.INVALID_PARAMS,
+        r"origin: 'a\nb' holds a line break",
+    )
+
+
+def test_status_of_a_server():
+    status = server_status(
+        7,
+        State.BACKING_OFF,
+        settings=ServerSettings(port=5001),
+        reason="it crashed",
+        certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+    )
+    assert server_info(status) == {
+        "id": 7,
+        "nickname": "7",
+        "settings": {"PORT": 5001},
+        "origin": None,
+        "wanted": "up",
+        "state": "backing-off",
+        "since": "2026-02-03T04:05:06.789Z",
+        "reason": "it crashed",
+        "port": 7,
+        "running": 0,
+        "queued": 0,
+        "done": 0,
+        "failed": 0,
+        "certificate_expires": "2030-01-01T00:00:00.000Z",
+    }
+
+
+def test_times_are_read_back_by_the_standard_library():
+    info = server_info(server_status(7))
+    assert datetime.fromisoformat(info["since"]) == SINCE
+    assert datetime.fromisoformat(info["since"]).tzinfo == UTC
+
+
+def test_everything_that_a_status_knows_is_told():
+    server, supervisor = (
+        server_info(server_status(7)),
+        supervisor_info(FakeCommands(server_status(7)).status()),
+    )
+    assert list(server) == [field.name for field in attrs.fields(ServerStatus)]
+    assert list(supervisor) == [field.name for field in attrs.fields(SupervisorStatus)]
+    assert supervisor["servers"] == [server]
+
+
+def test_what_is_sent_has_the_shape_that_clients_expect():
+    outcome = outcome_info(Outcome(server_status(7), already=True, error=None))
+    assert checked(outcome, OutcomeInfo, name="outcome", exact=True) == {
+        "server": checked(server_info(server_status(7)), ServerInfo, name="server", exact=True),
+        "already": True,
+        "error": None,
+    }
+    assert outcome_info(Outcome(None, already=False, error="no"))["server"] is None
+    info = supervisor_info(FakeCommands(server_status(7)).status())
+    checked(info, SupervisorInfo, name="status", exact=True)
