@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _LONGEST_WAIT_S = 86_400.0
 """What a supervisor takes for ``timeout_s``."""
 _END_S = 60.0
-"""For a supervisor that is shutting down to be gone."""
+"""For a supervisor that is shutting down to be gone: it finishes what runs."""
+_VANISH_S = 1.0
+"""For one that hung up: it has died, is about to go, or had only enough of this connection."""
 _POLL_S = 0.05
 """Between looks whether it is: nobody tells."""
 _GONE = frozenset({Code.LOST, Code.SHUTTING_DOWN})
@@ -152,6 +154,7 @@ class Supervisors:
 
     def _ask(self, user: str, ask: Callable[[SyncControlClient], list[OutcomeInfo]]) -> list[OutcomeInfo]:
         """Ask a supervisor that is there or is started; once more, if it was just about to end."""
+        ending_s = _END_S
         try:
             with self._reach(user) as client:
                 outcomes = ask(client)
@@ -160,7 +163,8 @@ class Supervisors:
         except ControlError as exc:
             if exc.code not in _GONE:
                 raise
-        self._wait_gone(user)
+            ending_s = _VANISH_S if exc.code == Code.LOST else _END_S
+        self._wait_gone(user, within_s=ending_s)
         with self._reach(user) as client:
             return self._accepted(ask(client))
 
@@ -221,9 +225,9 @@ class Supervisors:
                 )
         return SyncControlClient(seat / SOCKET_NAME)
 
-    def _wait_gone(self, user: str) -> None:
-        """Wait until a supervisor that is shutting down is gone, or for so long that asking shows why not."""
-        deadline = time.monotonic() + _END_S
+    def _wait_gone(self, user: str, *, within_s: float) -> None:
+        """Wait until a supervisor is gone; if it stays, asking again shows why."""
+        deadline = time.monotonic() + within_s
         with contextlib.suppress(SupervisorNotRunning):
             while time.monotonic() < deadline:
                 self._connect(user).close()

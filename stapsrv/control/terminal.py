@@ -115,8 +115,8 @@ class TerminalReporter:
     def result(self, result: Result) -> None:
         """See :class:`~stapsrv.control.reporting.Reporter`."""
         server = result.server
-        half = self._verb is Verb.RESTART and result.verb is Verb.STOP and result.error is None
-        if not half and (server is None or server["id"] not in self._told):
+        told = server is not None and server["id"] in self._told
+        if not told and not self._is_first_half(result):
             verb = self._verb if self._verb is Verb.RESTART else result.verb
             self._print(f"{result.name}: {_result_words(result._replace(verb=verb))}")
         if result.error is not None:
@@ -134,6 +134,11 @@ class TerminalReporter:
     def finish(self, exit_status: int) -> None:  # noqa: ARG002 - a person has read what there is to know
         """See :class:`~stapsrv.control.reporting.Reporter`."""
         self._show("")
+
+    def _is_first_half(self, result: Result) -> bool:
+        """Whether the result of a restart's second half is still to come, which says it all."""
+        stopped = result.server is None or result.server["state"] != "stopping"
+        return self._verb is Verb.RESTART and result.verb is Verb.STOP and result.error is None and stopped
 
     def _print(self, line: str) -> None:
         self._show("")

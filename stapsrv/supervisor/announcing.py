@@ -8,10 +8,13 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.config.mdns import MdnsSettings
 from stapsrv.identity.mok import list_moks, moks_directory
+from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import Advertisement, server_options
@@ -20,6 +23,18 @@ from stapsrv.supervisor.watching import DirectoryMonitor
 
 _SETTLE_S = 0.2
 """A key comes in several files; this long after the first change they are looked at."""
+
+
+@attrs.frozen
+class _Shown:
+    """A server that is advertised, and whose certificate it has."""
+
+    server: CompileServer
+    identity: LiveIdentity
+
+    @property
+    def directory(self) -> Path:
+        return self.identity.kept.identity.directory
 
 
 class Announcer:
@@ -33,10 +48,18 @@ class Announcer:
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
         self._advertiser = advertiser
         self._log = log
-        self._shown: dict[int, CompileServer] = {}
+        self._shown: dict[int, _Shown] = {}
         self._followed: set[Path] = set()
         self._moks: dict[Path, tuple[str, ...]] = {}
         self._tasks: TaskGroup | None = None
+
+    @classmethod
+    def from_settings(cls, settings: MdnsSettings, *, log: Log) -> Announcer:
+        """Return an announcer that speaks as the operator wants it, or not at all."""
+        if not settings.is_enabled:
+            return cls(None, log=log)
+        host, interfaces = settings.host or host_name(), settings.interfaces or ()
+        return cls(Advertiser(host, interfaces=interfaces, log=log), log=log)
 
     async def run(self) -> None:
         """Speak to the network until cancelled.
@@ -52,8 +75,8 @@ class Announcer:
 
     def show(self, server_id: int, server: CompileServer) -> None:
         """Have a server that serves advertised; never waits."""
-        if self._advertiser is not None:
-            self._shown[server_id] = server
+        if self._advertiser is not None and server.identity is not None:
+            self._shown[server_id] = _Shown(server, server.identity)
             self._publish(server_id)
 
     def hide(self, server_id: int) -> None:
@@ -69,20 +92,20 @@ class Announcer:
 
     def _publish(self, server_id: int) -> None:
         """Have said what is true of a server now, as soon as its keys have been looked at."""
-        server = self._shown[server_id]
-        directory = server.identity.kept.identity.directory
-        if directory not in self._followed and self._tasks is not None:
-            self._followed.add(directory)
-            self._tasks.start_soon(self._follow_identity, server.identity)
-            self._tasks.start_soon(self._follow_moks, directory)
-        if directory in self._moks and self._advertiser is not None:
-            found = advertisements(server, self._moks[directory])
-            self._advertiser.set(server_id, found, server.service.log)
+        shown = self._shown[server_id]
+        if shown.directory not in self._followed and self._tasks is not None:
+            self._followed.add(shown.directory)
+            self._tasks.start_soon(self._follow_identity, shown.identity)
+            self._tasks.start_soon(self._follow_moks, shown.directory)
+        if shown.directory in self._moks and self._advertiser is not None:
+            serial = shown.identity.kept.identity.serial
+            found = advertisements(shown.server, serial=serial, moks=self._moks[shown.directory])
+            self._advertiser.set(server_id, found, shown.server.service.log)
 
     def _publish_all(self, directory: Path) -> None:
         """Do so for each server whose identity is kept in ``directory``."""
-        for server_id, server in self._shown.items():
-            if server.identity.kept.identity.directory == directory:
+        for server_id, shown in self._shown.items():
+            if shown.directory == directory:
                 self._publish(server_id)
 
     async def _follow_identity(self, identity: LiveIdentity) -> None:
@@ -111,11 +134,12 @@ class Announcer:
             self._publish_all(directory)
 
 
-def advertisements(server: CompileServer, moks: Sequence[str]) -> tuple[Advertisement, ...]:
+def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
     """Return what clients are to hear of a server: one for each release.
 
     Args:
         server: one that listens.
+        serial: its certificate's serial number, as ``certinfo`` has it.
         moks: the fingerprints of its machine owner keys.
     """
     service = server.service
@@ -128,7 +152,7 @@ def advertisements(server: CompileServer, moks: Sequence[str]) -> tuple[Advertis
             sysinfo=release.sysinfo,
             port=server.address.port,
             version=service.version,
-            serial=server.identity.kept.identity.serial,
+            serial=serial,
             options=options,
             moks=tuple(moks),
         )

@@ -81,7 +81,7 @@ class Host:
                 ),
                 log=log,
             )
-            server = CompileServer(service, listener)
+            server = CompileServer(service, listener, identity=identity)
             undo.pop_all()
         return server
 

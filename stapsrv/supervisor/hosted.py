@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -55,6 +55,8 @@ class HostedServer:
         tasks: the supervisor's, which outlives this object; its work runs there.
         log: the server's own.
         changed: called after each change of state.
+        withdraw: has the network hear that the server of this id is gone; waited for, and bounded, before
+            the listener is closed.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class HostedServer:
         tasks: TaskGroup,
         log: Log,
         changed: Callable[[HostedServer], None],
+        withdraw: Callable[[int], Awaitable[None]],
     ) -> None:
         self.id = server_id
         self.settings = settings
@@ -80,6 +83,7 @@ class HostedServer:
         self._tasks = tasks
         self._log = log
         self._changed = changed
+        self._withdraw = withdraw
         self._since = datetime.now(UTC)
         self._reason: str | None = None
         self._server: CompileServer | None = None
@@ -92,6 +96,11 @@ class HostedServer:
     def nickname(self) -> str:
         """The given nickname, else the id (manual page, ``-n``)."""
         return self.settings.nickname or str(self.id)
+
+    @property
+    def server(self) -> CompileServer | None:
+        """What serves now, if anything does."""
+        return self._server
 
     def command(self, event: Event) -> None:
         """Apply a command; its effect is under way when this returns.
@@ -159,7 +168,7 @@ class HostedServer:
             case Action.CANCEL_DELAY:
                 self._delay.cancel()
             case Action.FINISH if self._server is not None:
-                self._server.stop()
+                self._tasks.start_soon(self._finish, self._server)
             case Action.CLOSE_DOOR if self._server is not None:
                 self._server.drain()
             case Action.OPEN_DOOR if self._server is not None:
@@ -191,6 +200,10 @@ class HostedServer:
             self.last_port = server.address.port
             self.has_served = True
             self._handle(Event.READY)
+
+    async def _finish(self, server: CompileServer) -> None:
+        await self._withdraw(self.id)
+        server.stop()
 
     async def _back_off(self, scope: anyio.CancelScope) -> None:
         with scope:

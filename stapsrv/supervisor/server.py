@@ -16,6 +16,7 @@ import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from stapsrv.compile.session import CompileService, Session
+from stapsrv.identity.store import LiveIdentity
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
 
 
@@ -46,9 +47,13 @@ class CompileServer:
     Args:
         service: what its sessions share.
         listener: listening and non-blocking; closed when the server stops accepting.
+        identity: whose certificate and keys clients hear of; None for a server that is not advertised.
     """
 
-    def __init__(self, service: CompileService, listener: socket.socket) -> None:
+    def __init__(
+        self, service: CompileService, listener: socket.socket, *, identity: LiveIdentity | None = None
+    ) -> None:
+        self.identity = identity
         self._service = service
         self._listener = listener
         self._sessions: set[Session] = set()
@@ -56,6 +61,11 @@ class CompileServer:
         self._draining = False
         self._accepting = anyio.CancelScope()
         self.address = address_of(listener)
+
+    @property
+    def service(self) -> CompileService:
+        """What its sessions share."""
+        return self._service
 
     @property
     def outstanding(self) -> int:

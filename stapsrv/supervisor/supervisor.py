@@ -22,6 +22,7 @@ from stapsrv import __version__
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.hosted import HostedServer
 from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
@@ -62,6 +63,14 @@ class Outcome:
     error: str | None
 
 
+@attrs.define(eq=False)
+class _Command:
+    """A command under way, and the servers that it is about."""
+
+    report: Report | None
+    followed: set[int] = attrs.field(factory=set)
+
+
 class Supervisor:
     """Hosts servers; made for one run.
 
@@ -74,6 +83,7 @@ class Supervisor:
         log: the supervisor's own.
         max_compiles: requests that may compile at the same time, over all servers.
         auto_end: :meth:`run` returns when the last server is gone.
+        announcer: tells the network of the servers; None to tell it nothing.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class Supervisor:
         log: Log,
         max_compiles: int,
         auto_end: bool,
+        announcer: Announcer | None = None,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -95,13 +106,13 @@ class Supervisor:
         self._open_log = open_log
         self._log = log
         self._auto_end = auto_end
+        self._announcer = announcer or Announcer(None, log=log)
         self._since = datetime.now(UTC)
         # Its clients are the servers' pools, whose workers bound what can wait here.
         self._pool = WorkerPool(max_compiles, queue_length=None)
         self._servers: dict[int, HostedServer] = {}
-        self._reports: dict[int, set[Report]] = {}
         self._tasks: TaskGroup | None = None
-        self._commands = 0
+        self._commands: list[_Command] = []
         self._ending = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -111,9 +122,12 @@ class Supervisor:
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            task_status.started()
-            await self._ending.wait()
-            await self.stop(list(self._servers))
+            async with anyio.create_task_group() as announcing:
+                announcing.start_soon(self._announcer.run)
+                task_status.started()
+                await self._ending.wait()
+                await self.stop(list(self._servers))
+                announcing.cancel_scope.cancel()
             self._tasks = None
 
     def end(self) -> None:
@@ -147,12 +161,12 @@ class Supervisor:
             One outcome for each wish, in order. Two servers are the same when all but their nicknames is
             (manual page, ``start``).
         """
-        with self._command():
-            begun = [self._begin(wish) for wish in wishes]
+        with self._command(report) as followed:
+            begun = [self._begin(wish, followed) for wish in wishes]
             return [
                 begun_or_refused
                 if isinstance(begun_or_refused, Outcome)
-                else await self._started(*begun_or_refused, report)
+                else await self._started(*begun_or_refused)
                 for begun_or_refused in begun
             ]
 
@@ -197,7 +211,7 @@ class Supervisor:
         Returns:
             One outcome for each server that was stopped, then one for each wish.
         """
-        with self._command():
+        with self._command(None):
             wanted = {self._identity(wish.settings): wish for wish in wishes}
             leaving = []
             for server in list(self._servers.values()):
@@ -228,13 +242,14 @@ class Supervisor:
         for record in self._registry.read()[0]:
             self._registry.forget(record.id)
 
-    def _begin(self, wish: Wish) -> tuple[HostedServer, bool] | Outcome:
+    def _begin(self, wish: Wish, followed: set[int]) -> tuple[HostedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
         try:
             self._check_user(wish.settings)
             same = self._find(wish)
             if same is not None:
                 already = same.wanted is Wanted.UP and same.state in RUNNING
+                followed.add(same.id)
                 same.command(Event.START)
                 return same, already
             server = self._add(
@@ -242,6 +257,7 @@ class Supervisor:
             )
         except (ConfigError, LifecycleError) as exc:
             return Outcome(None, already=False, error=str(exc))
+        followed.add(server.id)
         server.command(Event.START)
         return server, False
 
@@ -249,8 +265,8 @@ class Supervisor:
         if settings.user not in {None, self._host.user}:
             raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
 
-    async def _started(self, server: HostedServer, already: bool, report: Report | None) -> Outcome:  # noqa: FBT001
-        state = await self._follow(server, report)
+    async def _started(self, server: HostedServer, already: bool) -> Outcome:  # noqa: FBT001
+        state = await server.wait_settled()
         status = server.status()
         if state in {State.SERVING, State.DRAINING}:
             return Outcome(status, already=already, error=None)
@@ -262,9 +278,10 @@ class Supervisor:
     async def _command_each(
         self, ids: Sequence[int], event: Event, report: Report | None, *, done: State
     ) -> list[Outcome]:
-        with self._command():
+        with self._command(report) as followed:
             refused: dict[int, str] = {}
             servers = [self._servers[server_id] for server_id in ids if server_id in self._servers]
+            followed.update(server.id for server in servers)
             for server in servers:
                 try:
                     server.command(event)
@@ -273,24 +290,11 @@ class Supervisor:
             outcomes = []
             for server in servers:
                 error = refused.get(server.id)
-                if error is None and await self._follow(server, report) is not done:
+                if error is None and await server.wait_settled() is not done:
                     status = server.status()
                     error = status.reason or f"is {status.state.value}"
                 outcomes.append(Outcome(server.status(), already=False, error=error))
             return outcomes
-
-    async def _follow(self, server: HostedServer, report: Report | None) -> State:
-        """Wait until nothing is under way with a server, and report each step of it."""
-        if report is None:
-            return await server.wait_settled()
-        listeners = self._reports.setdefault(server.id, set())
-        listeners.add(report)
-        try:
-            return await server.wait_settled()
-        finally:
-            listeners.discard(report)
-            if not listeners:
-                self._reports.pop(server.id, None)
 
     def _add(self, server_id: int, wish: Wish, *, last_port: int | None) -> HostedServer:
         if self._tasks is None:
@@ -304,6 +308,7 @@ class Supervisor:
             tasks=self._tasks,
             log=self._open_log(wish.settings.log or self._defaults.log),
             changed=self._changed,
+            withdraw=self._announcer.withdraw,
         )
         self._servers[server_id] = server
         return server
@@ -335,7 +340,11 @@ class Supervisor:
         return settings.identity(self._defaults)
 
     def _changed(self, server: HostedServer) -> None:
-        """Keep the record and the listeners up to date; forget who is down for good."""
+        """Keep the record, the network and the listeners up to date; forget who is down for good."""
+        if server.state is State.SERVING and server.server is not None:
+            self._announcer.show(server.id, server.server)
+        else:
+            self._announcer.hide(server.id)
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
             record = Record(
                 id=server.id, settings=server.settings, origin=server.origin, port=server.last_port
@@ -350,17 +359,22 @@ class Supervisor:
             self._servers.pop(server.id, None)
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
             self._ports.remember(server.settings, server.last_port)
-        for report in list(self._reports.get(server.id, ())):
-            report(server.status())
+        for command in self._commands:
+            if command.report is not None and server.id in command.followed:
+                command.report(server.status())
 
     @contextlib.contextmanager
-    def _command(self) -> Iterator[None]:
-        """Count commands under way: an auto-ending supervisor goes when none is, and no server is left."""
-        self._commands += 1
+    def _command(self, report: Report | None) -> Iterator[set[int]]:
+        """Have a command under way; yields the ids of the servers whose changes are to be reported.
+
+        An auto-ending supervisor goes when no command is under way and no server is left.
+        """
+        command = _Command(report)
+        self._commands.append(command)
         try:
-            yield
+            yield command.followed
         finally:
-            self._commands -= 1
+            self._commands.remove(command)
             hosted = any(server.state is not State.FAILED for server in self._servers.values())
             if self._auto_end and not hosted and not self._commands:
                 self._ending.set()

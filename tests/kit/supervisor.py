@@ -92,7 +92,9 @@ class FakeSupervisor:
 
     def _start_one(self, wish: dict, tell: Callable[[object], None]) -> dict[str, object]:
         settings = wish["settings"]
-        same = [server for server in self.servers.values() if _identity(server["settings"]) == _identity(settings)]
+        same = [
+            server for server in self.servers.values() if _identity(server["settings"]) == _identity(settings)
+        ]
         if same:
             return {"server": same[0], "already": True, "error": None}
         error = self.errors.get(self._called(settings))

@@ -104,7 +104,23 @@ async def test_restart_keeps_id_and_port(bench):
         (after,) = await supervisor.restart([before.server.id], lambda status: changes.append(status.state))
         assert after.error is None
         assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
-        assert changes == [State.STARTING, State.SERVING]
+        assert changes == [State.STOPPING, State.STARTING, State.SERVING]
+
+
+async def test_progress_is_told_of_every_server_of_a_command(bench):
+    async with bench.supervisor() as supervisor:
+        told = []
+        wishes = [Wish(bench.settings(max_threads=number)) for number in (1, 2, 3)]
+        await supervisor.start(wishes, lambda status: told.append((status.id - FIRST_ID, status.state)))
+        assert sorted(told, key=lambda change: change[0]) == [
+            (number, state) for number in range(3) for state in (State.STARTING, State.SERVING)
+        ]
+        told.clear()
+        ids = [server.id for server in supervisor.status().servers]
+        await supervisor.stop(ids, lambda status: told.append((status.id - FIRST_ID, status.state)))
+        assert sorted(told, key=lambda change: change[0]) == [
+            (number, state) for number in range(3) for state in (State.STOPPING, State.STOPPED)
+        ]
 
 
 async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(bench):

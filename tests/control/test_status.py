@@ -1,0 +1,273 @@
+"""``status``: whom it asks, what it makes of records and silence, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from kit.supervisor import FakeSupervisor, listening, server_info, shutting_down
+
+from stapsrv.control import glance
+from stapsrv.control.glance import PORT_MARK, RECORD_MARK, Glance
+from stapsrv.control.messages import Code, encode_error
+from stapsrv.errors import ControlError
+from stapsrv.supervisor import registry
+
+WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": "me", "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
+PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": "me", "LOG": "/log"}
+WEB_LINE = 'stap-server -a "x86_64" -r "5.10" -u "me" -n "web" --log "/log" --port "7001"'
+PLAIN_LINE = 'stap-server -a "x86_64" -r "6.1" -u "me" -n "4194306" --log "/log"'
+
+
+@pytest.fixture
+def supervisor(command_line, user):
+    servers = server_info(4194305, settings=WEB), server_info(4194306, settings=PLAIN)
+    with listening(FakeSupervisor(user, *servers), command_line.stat_path) as supervisor:
+        yield supervisor
+
+
+def record(command_line, server_id: int, text: str) -> Path:
+    command_line.stat_path.mkdir(exist_ok=True)
+    path = command_line.stat_path / f"{server_id}.stat"
+    path.write_text(text)
+    return path
+
+
+def test_the_original_s_lines(command_line, supervisor):
+    ran = command_line.run("status")
+    assert ran.out == f"{WEB_LINE} running as PID 4194305\n{PLAIN_LINE} running as PID 4194306\n"
+    assert (ran.status, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "lines", "status"),
+    [
+        (["-n", "web"], [f"{WEB_LINE} running as PID 4194305"], 0),
+        (["-p", "4194306"], [f"{PLAIN_LINE} running as PID 4194306"], 0),
+        (["-n", "web", "-n", "4194306"], ["running as PID 4194305", "running as PID 4194306"], 0),
+        (["-p", "9"], ["No stap-server running as pid 9"], 1),
+        (["-p", "4711"], ["Process 4711 hosts 2 servers; name one by its own id: 4194305, 4194306"], 1),
+        (["-n", "x"], ["No configuration found for the nickname 'x'"], 3),
+        (["-r", "9.9"], ["is not running"], 3),
+        (["-n", "web", "-r", "9.9", "-n", "x"], ["No configuration found for the nickname 'x'"], 3),
+    ],
+)
+def test_servers_asked_about(command_line, supervisor, words, lines, status):
+    ran = command_line.run("status", *words)
+    printed = ran.out.splitlines()
+    assert printed[-1].endswith(lines[-1])
+    assert (ran.status, ran.err) == (status, "")
+
+
+def test_nobody_runs(command_line):
+    ran = command_line.run("status")
+    assert (ran.status, ran.out, ran.err) == (3, "No managed stap-server is running\n", "")
+
+
+def test_a_failed_server_is_told_with_its_reason(command_line, supervisor):
+    supervisor.servers[4194305] |= {"state": "failed", "reason": "port 7001: is in use"}
+    ran = command_line.run("status")
+    assert ran.out.splitlines()[0] == f"{WEB_LINE} started as PID 4194305 is no longer running"
+    assert (ran.status, ran.err) == (1, "stap-server: web: port 7001: is in use\n")
+
+
+def test_json(command_line, supervisor, user):
+    document = json.loads(command_line.run("status", "--json").out)
+    (told,) = document["supervisors"]
+    assert told["user"] == user
+    assert told["servers"] == list(supervisor.servers.values())
+    (one,) = json.loads(command_line.run("status", "--json", "-n", "web").out)["supervisors"]
+    assert one["servers"] == [supervisor.servers[4194305]]
+
+
+def test_a_terminal_gets_a_table(command_line, supervisor):
+    ran = command_line.run("status", terminal=True)
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["NICKNAME", "web", "4194306"]
+    classic = command_line.run("status", "--classic", terminal=True)
+    assert classic.out == command_line.run("status").out
+
+
+def test_servers_of_several_supervisors(command_line, supervisor):
+    theirs = FakeSupervisor("zoe", server_info(7, settings={"NICKNAME": "zoe"}), pid=4712)
+    with listening(theirs, command_line.stat_path):
+        ran = command_line.run("status")
+        named = command_line.run("status", "-n", "zoe")
+    assert [line.rpartition(" ")[2] for line in ran.out.splitlines()] == ["4194305", "4194306", "7"]
+    assert named.out == 'stap-server -n "zoe" running as PID 7\n'
+
+
+def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor):
+    seat = command_line.stat_path / "dead"
+    seat.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.path.relpath(seat / "control.sock"))
+    assert command_line.run("status").status == 0
+
+
+# Records of servers whose supervisor is gone.
+
+RECORD = "# stapsrv server\nARCH=x86_64\nUSER=me\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\nPORT=7001\n"
+
+
+def test_a_record_without_a_supervisor(command_line):
+    record(command_line, 4194305, RECORD)
+    for words in ([], ["-n", "web"], ["-p", 4194305]):
+        ran = command_line.run("status", *words)
+        assert (ran.status, ran.out) == (1, f"{WEB_LINE} started as PID 4194305 is no longer running\n")
+    assert "lost" in command_line.run("status", terminal=True).out
+    (lost,) = json.loads(command_line.run("status", "--json").out)["lost"]
+    assert lost == {
+        "id": 4194305,
+        "settings": WEB,
+        "record": str(command_line.stat_path / "4194305.stat"),
+    } | {"settings": {**WEB}}
+
+
+def test_a_port_that_was_not_asked_for_is_none_of_the_settings(command_line):
+    record(command_line, 4194305, RECORD.replace("server\n", "server\n# stapsrv port: assigned\n"))
+    assert "--port" not in command_line.run("status").out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ARCH=x86_64\nNICKNAME=27948\n", "# stapsrv server\nARCH", "# stapsrv server\nPORT=\xff\n"]
+)
+def test_other_programs_records_and_damaged_ones_are_passed_over(command_line, text):
+    record(command_line, 27948, text)
+    assert command_line.run("status").status == 3
+
+
+def test_records_of_a_living_supervisor_are_its_own_business(command_line, supervisor):
+    record(command_line, 4194305, RECORD)
+    record(command_line, 9, RECORD)
+    assert "PID 9 " not in command_line.run("status").out
+
+
+def test_stop_takes_a_lost_server_off_the_record(command_line, user):
+    path = record(command_line, 4194305, RECORD.replace("USER=me", f"USER={user}"))
+    other = record(command_line, 4194306, RECORD.replace("web", "other"))
+    ran = command_line.run("stop", "-n", "web")
+    assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
+    assert (path.exists(), other.exists()) == (False, True)
+    command_line.run("stop")
+    assert not other.exists()
+
+
+def test_the_words_are_those_of_the_registry():
+    assert f"{registry._MARK}\n".encode() == RECORD_MARK
+    assert f"\n{registry._ASSIGNED}\n".encode() == PORT_MARK
+
+
+# Supervisors that answer otherwise than they should.
+
+
+class Strange:
+    """Answers the next connection with bytes of the test's choice."""
+
+    def __init__(self, directory: Path, answer: bytes) -> None:
+        seat = directory / "strange"
+        seat.mkdir(parents=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(os.path.relpath(seat / "control.sock"))
+        self.listener.listen()
+        self.answer = answer
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        connection, _ = self.listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(self.answer)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.join(timeout=10)
+        self.listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"", "its answer has no end"),
+        (b'{"jsonrpc"', "its answer has no end"),
+        (b"nonsense\n", "its answer cannot be understood"),
+        (b"[]\n", "its answer cannot be understood"),
+        (b'{"result":{"servers":[{}]}}\n', "its answer cannot be understood"),
+        (b'{"error":{}}\n', "its answer cannot be understood"),
+        (
+            encode_error(None, ControlError("128 connections are open already", code=Code.BUSY)),
+            "128 connections",
+        ),
+    ],
+)
+def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, answer, problem):
+    with Strange(command_line.stat_path, answer):
+        ran = command_line.run("status")
+    assert ran.status == 1
+    assert ran.err.startswith(f"stap-server: the supervisor of user strange does not answer: {problem}")
+    assert ran.out.count("running as PID") == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [shutting_down(), ControlError("you may not", code=Code.NOT_PERMITTED)],
+    ids=lambda error: str(error),
+)
+def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, answer):
+    with Strange(command_line.stat_path, encode_error(None, answer)):
+        ran = command_line.run("status")
+    assert (ran.status, ran.err) == (3, "")
+
+
+def test_silence_has_an_end(command_line, monkeypatch):
+    monkeypatch.setattr(glance, "_ANSWER_S", 0.05)
+    seat = command_line.stat_path / "silent"
+    seat.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(os.path.relpath(seat / "control.sock"))
+        silent.listen()
+        (problem,) = Glance([command_line.stat_path]).problems
+    assert problem == "the supervisor of user silent does not answer: timed out"
+
+
+# What it costs.
+
+HEAVY = (
+    "attrs", "attr", "structlog", "anyio", "zeroconf", "trio", "cryptography", "argparse", "ssl", "subprocess",
+    "datetime", "asyncio", "stapsrv.control.arguments", "stapsrv.control.client",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--classic"]])
+def test_a_plain_status_loads_next_to_nothing(command_line, supervisor, form):
+    words = ["status", "-c", str(command_line.config_file), *form]
+    program = (
+        "import os, sys; from stapsrv.control import cli; from stapsrv.control.output import Console\n"
+        f"status = cli.run({words!r}, Console(sys.stdout, sys.stderr), os.environ)\n"
+        f"sys.exit(f'loaded: {{[name for name in {HEAVY!r} if name in sys.modules]}} {{status}}')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.stderr == "loaded: [] 0\n"
+
+
+def test_a_status_with_a_relative_file_needs_no_attrs_either(command_line, supervisor, monkeypatch):
+    monkeypatch.chdir(command_line.directory)
+    program = (
+        "import os, sys; from stapsrv.control import cli; from stapsrv.control.output import Console\n"
+        "cli.run(['status', '-cglobal.conf'], Console(sys.stdout, sys.stderr), os.environ)\n"
+        f"sys.exit(str([name for name in {HEAVY[:8]!r} if name in sys.modules]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.stderr == "[]\n"
+    assert ran.stdout.count("running as PID") == 2
