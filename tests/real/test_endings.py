@@ -1,0 +1,84 @@
+"""How requests end that do not end by themselves, with a real compile under way."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from kit.real import CompilerGate, ProcessTree, finish, is_listening, vermagic, wait_until
+
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+@pytest.fixture
+def gate(tmp_path):
+    gate = CompilerGate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+def begin_compile(stap, server, gate):
+    """Start a client, and return it with the server's process tree as soon as the compiler is at the gate."""
+    client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
+    gate.wait_reached(client)
+    tree = ProcessTree(server.pid)
+    assert {"stap", "make", "cc1"} <= set(tree.names)
+    return client, tree
+
+
+@pytest.mark.parametrize("leave", ["interrupted", "killed"])
+def test_client_that_goes_away_takes_its_compile_along(server, stap, gate, leave):
+    client, tree = begin_compile(stap, server, gate)
+    if leave == "killed":
+        client.kill()
+    else:
+        interrupt_thrice(client)
+    tree.wait_gone()
+    assert finish(client).status != 0
+    assert stap.via(server.port, "-p1", "-e", "probe begin { exit() }").status == 0
+
+
+def interrupt_thrice(client: subprocess.Popen[str]) -> None:
+    """Press Ctrl-C until the client gives up: it hears the first two, and waits on."""
+    for _ in range(3):
+        client.send_signal(signal.SIGINT)
+        wait_until(lambda: client.poll() is not None or not is_signal_pending(client.pid))
+
+
+def is_signal_pending(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(int(mask, 16) for mask in re.findall(r"^(?:Shd|Sig)Pnd:\s+(\w+)$", status, re.MULTILINE))
+
+
+@BACKENDS
+def test_server_that_stops_lets_a_request_finish(serve, stap, gate, backend):
+    server = serve(backend=backend)
+    client, tree = begin_compile(stap, server, gate)
+    server.signal(signal.SIGTERM)
+    server.log.wait(r": Waiting for 1 outstanding requests to complete\.\.\.$")
+    assert not is_listening(server.port)
+    gate.open()
+    ran = finish(client)
+    assert ran.status == 0, ran.stderr
+    assert vermagic(stap.place / ran.module) == stap.installation.release
+    assert server.wait() == 0
+    tree.wait_gone(0)
+    assert server.log.lines[-1].endswith(" complete")
+
+
+@BACKENDS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_all_at_once(serve, stap, gate, backend, number):
+    server = serve(backend=backend)
+    client, tree = begin_compile(stap, server, gate)
+    server.signal(number)
+    server.log.wait("Waiting for 1 outstanding requests")
+    server.signal(number)
+    assert server.wait() == 0
+    tree.wait_gone(0)
+    assert finish(client).status == 1
+    assert server.log.count(f"^Received signal {number}, exiting$") == 2
+    assert server.log.count("complete$") == 0

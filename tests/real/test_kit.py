@@ -1,0 +1,93 @@
+"""The kit's own judgement: what it finds on a host, and what it takes for the client's own words."""
+
+from __future__ import annotations
+
+import pytest
+from kit.real import Installation, Ran, Unavailable, without_client_lines
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """A directory like ``/lib/modules``."""
+    for release in (
+        "6.1.0-9-amd64",
+        "6.1.0-56-cloud-amd64",
+        "6.1.0-56-amd64",
+        "5.10.0-99-amd64",
+        "6.2.0-bare",
+    ):
+        (tmp_path / release).mkdir()
+        if release != "6.2.0-bare":
+            (tmp_path / release / "build").mkdir()
+            (tmp_path / release / "build/Makefile").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def environ(tmp_path):
+    """An environment that names a runtime, and where all programs are found."""
+    programs = ("stap", "zip", "unzip", "modinfo", "certutil")
+    (tmp_path / "bin").mkdir()
+    for name in programs:
+        (tmp_path / "bin" / name).touch(mode=0o755)
+    (tmp_path / "runtime.h").touch()
+    return {"PATH": str(tmp_path / "bin"), "STAPSRV_TEST_RUNTIME": str(tmp_path)}
+
+
+@pytest.fixture(autouse=True)
+def original(monkeypatch, tmp_path):
+    """SystemTap's own server, so that nothing depends on the host's."""
+    path = tmp_path / "original"
+    path.touch(mode=0o755)
+    monkeypatch.setattr("kit.real.ORIGINAL", path)
+    return path
+
+
+def test_newest_release_in_its_plainest_flavour_comes_first(environ, modules):
+    installation = Installation.find(environ, modules)
+    assert installation.releases == (
+        "6.1.0-56-amd64",
+        "6.1.0-56-cloud-amd64",
+        "6.1.0-9-amd64",
+        "5.10.0-99-amd64",
+    )
+    assert str(installation.runtime) == environ["STAPSRV_TEST_RUNTIME"]
+
+
+def test_missing_program_is_named(environ, modules, original):
+    original.unlink()
+    with pytest.raises(Unavailable, match="original is not installed; run packaging/setup"):
+        Installation.find(environ, modules)
+
+
+def test_missing_headers_are_named(environ, tmp_path):
+    with pytest.raises(Unavailable, match="no kernel headers are installed"):
+        Installation.find(environ, tmp_path / "none")
+
+
+@pytest.mark.parametrize(("header", "name"), [("old", "stock"), ("task_work_cancel_func", None)])
+def test_headers_decide_whether_the_stock_runtime_will_do(
+    environ, modules, monkeypatch, tmp_path, header, name
+):
+    monkeypatch.setattr("kit.real.PATCHED_RUNTIME", tmp_path / "missing")
+    monkeypatch.setattr("kit.real.STOCK_RUNTIME", tmp_path / "stock")
+    del environ["STAPSRV_TEST_RUNTIME"]
+    linux = modules / "6.1.0-56-amd64/source/include/linux"
+    linux.mkdir(parents=True)
+    (linux / "task_work.h").write_text(f"{header}();")
+    if name is None:
+        with pytest.raises(Unavailable, match="missing, the patched runtime, is missing"):
+            Installation.find(environ, modules)
+    else:
+        assert Installation.find(environ, modules).runtime.name == name
+
+
+def test_client_s_own_words_go_and_the_server_s_stay():
+    domain = (
+        "WARNING: The domain name, localhost, does not match the DNS name(s) on …:\n  host\n  host.local\n"
+    )
+    failed = "Passes: via server failed.  Try again with another '-v' option.\nTip: read.\n"
+    server = "WARNING: 1\n  indented line\nPasses: 2\nTip: read.\n"
+    assert without_client_lines(Ran(1, "x\n", domain + server + failed)) == Ran(1, "x\n", server)
+    copy = 'Copy failed ("/tmp/a/stap_1.ko" to "stap_1.ko"): No such file or directory\n'
+    assert without_client_lines(Ran(0, "begin\nstap_1.ko\n", copy)) == Ran(0, "begin\n", "")
