@@ -1,0 +1,117 @@
+"""The real client and several servers of one supervisor, commanded by ``stap-server``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.real import Stap, vermagic, wait_until
+
+SCRIPT = ("-e", "probe begin { exit() }")
+
+
+class Command:
+    """``stap-server`` with a configuration of its own."""
+
+    def __init__(self, stap: Stap) -> None:
+        self.stap = stap
+        self.place = stap.place / "site"
+        (self.place / "conf.d").mkdir(parents=True)
+        self.config = self.place / "global.conf"
+        self.config.write_text(
+            f"CONFIG_PATH={self.place}/conf.d\nSTAT_PATH={self.place}/stat\nLOG_FILE={self.place}/log\n"
+        )
+
+    def __call__(self, action: str, *options: object, status: int = 0) -> str:
+        words = [sys.executable, "-c", "from stapsrv.control.cli import main; main()", action]
+        done = subprocess.run(
+            [*words, "-c", str(self.config), *map(str, options)],
+            env=self.stap.environ(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    def supervisors(self) -> list[dict]:
+        return json.loads(self("status", "--json"))["supervisors"]
+
+    def servers(self) -> dict[str, dict]:
+        """Return the servers by the release that they serve."""
+        return {
+            server["settings"]["RELEASE"][0]: server
+            for supervisor in self.supervisors()
+            for server in supervisor["servers"]
+        }
+
+
+@pytest.fixture
+def command(stap: Stap) -> Iterator[Command]:
+    made = Command(stap)
+    yield made
+    made("stop")
+    wait_until(lambda: not list(made.place.glob("stat/*/control.sock")))
+
+
+def test_one_server_for_each_installed_release(command):
+    """``-i``: each release is compiled for by the server that has it, and by no other."""
+    releases = command.stap.installation.releases
+    if len(releases) < 2:
+        pytest.skip("headers of two kernel releases are needed; run packaging/setup")
+    command("start", "-R", command.stap.installation.runtime, "-i")
+    servers = command.servers()
+    assert set(servers) == {path.parent.name for path in Path("/lib/modules").glob("*/build")}
+    newest, other = servers[releases[0]], servers[releases[1]]
+    made = command.stap.via(newest["port"], "-p4", *SCRIPT)
+    assert made.status == 0, made.stderr
+    assert vermagic(command.stap.place / made.module) == releases[0]
+    analysed = command.stap.via(other["port"], "-p2", *SCRIPT, release=releases[1])
+    assert (analysed.status, "# probes" in analysed.stdout) == (0, True)
+    strange = command.stap.via(other["port"], "-p4", *SCRIPT, release=releases[0])
+    assert strange.status != 0
+    assert f"Target kernel version {releases[0]} x86_64 is not supported by this server" in strange.stderr
+    after = command.servers()
+    assert [after[release]["done"] for release in releases[:2]] == [1, 1]
+
+
+def test_killed_supervisor_serves_the_client_again_on_the_same_port(command):
+    described = ("-r", command.stap.installation.release, "-R", command.stap.installation.runtime)
+    command("start", *described)
+    (supervisor,) = command.supervisors()
+    (before,) = supervisor["servers"]
+    pidfd = os.pidfd_open(supervisor["pid"])
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    wait_until(lambda: not _is_alive(pidfd))
+    os.close(pidfd)
+    assert "is no longer running" in command("status", status=1)
+    # The next start takes up what was lost.
+    command("start", *described)
+    (after,) = command.servers().values()
+    assert (after["id"], after["port"]) == (before["id"], before["port"])
+    assert command.stap.via(after["port"], "-p1", *SCRIPT).status == 0
+
+
+def test_restart_under_load_loses_no_request_that_had_arrived(command):
+    release, runtime = command.stap.installation.release, command.stap.installation.runtime
+    command("start", "-r", release, "-R", runtime)
+    (server,) = command.servers().values()
+    log = command.place / "log"
+    client = command.stap.begin_via(server["port"], "-p4", *SCRIPT)
+    wait_until(lambda: "Processing 1 request" in log.read_text())
+    command("restart")
+    stdout, stderr = client.communicate(timeout=90)
+    assert (client.returncode, stdout.endswith(".ko\n")) == (0, True), stderr
+
+
+def _is_alive(pidfd: int) -> bool:
+    import select
+
+    return not select.select([pidfd], [], [], 0)[0]
