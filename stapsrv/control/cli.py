@@ -6,9 +6,10 @@ printed (DESIGN, light in the hand). Whatever needs more is in :mod:`stapsrv.con
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stapsrv.control.output import Console
 from stapsrv.control.status import show_status, status_of_all
@@ -17,6 +18,9 @@ from stapsrv.errors import StapsrvError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
+
+_TOOLS = {"cert": "stapsrv.control.cert", "mok": "stapsrv.control.mok"}
+"""Words that are no actions upon servers, each with a module whose ``main`` takes the words after it."""
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -59,6 +63,9 @@ def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> i
         if plain is not None:
             form, config_file = plain
             return show_status(status_of_all(config_file, environ), form, console, environ)
+        if words and words[0] in _TOOLS:
+            tool: Any = importlib.import_module(_TOOLS[words[0]])
+            return int(tool.main(words[1:]))
         from stapsrv.control.dispatch import dispatch  # noqa: PLC0415 - see the module's docstring
 
         return dispatch(words, console, environ)

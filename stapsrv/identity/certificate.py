@@ -27,6 +27,7 @@ from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.memory import memory_file
 from stapsrv.identity.nss import PUBLIC_MODE, Database
+from stapsrv.identity.permissions import refuse_exposed
 from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
 from stapsrv.identity.staging import (
     changing,
@@ -152,6 +153,7 @@ async def load_or_create_identity(
     now = now or datetime.now(UTC)
     with refusals_explained(directory):
         _refuse_obsolete(directory)
+        refuse_exposed(directory)
         async with reading(directory):
             found = None if is_half_changed(directory) else await _examine(directory, password)
         if _serves(found, now):
@@ -212,6 +214,7 @@ async def make_identity(
     """
     with refusals_explained(directory):
         _refuse_obsolete(directory)
+        refuse_exposed(directory.parent)
         async with changing(directory):
             await _refuse_to_lose_others(directory)
             log.info("identity.generating", directory=directory)

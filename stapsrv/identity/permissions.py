@@ -1,0 +1,53 @@
+"""Who else could read or replace a server's key: the modes of its database and of what is above it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from stapsrv.errors import IdentityError
+
+KEY_DATABASE = "key4.db"
+
+
+def refuse_exposed(directory: Path) -> None:
+    """Refuse a database whose key others can read, or could put another in the place of.
+
+    Args:
+        directory: the NSS database directory; need not exist.
+
+    Raises:
+        IdentityError: names the file or directory, and the mode that it should have.
+        OSError: it may not be looked at.
+    """
+    _refuse_readable_key(directory / KEY_DATABASE)
+    absolute = directory.absolute()
+    for place in (absolute, *absolute.parents):
+        _refuse_writable(place)
+
+
+def _refuse_readable_key(key: Path) -> None:
+    try:
+        mode = key.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise IdentityError(
+            "holds a private key, and others than its owner have access to it",
+            where=str(key),
+            remedy=f"chmod 600 {key}, and make a new certificate if anybody may have read it",
+        )
+
+
+def _refuse_writable(place: Path) -> None:
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return
+    # In a sticky directory such as /tmp nobody can rename what is another's.
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise IdentityError(
+            "everybody may write to it, and so replace the certificate database in it",
+            where=str(place),
+            remedy=f"chmod o-w {place}",
+        )
