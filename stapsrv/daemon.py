@@ -17,12 +17,15 @@ from typing import NoReturn
 import anyio
 
 from stapsrv.config.global_settings import can_write, global_defaults
+from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.hosting import Configuration, Hosting
+from stapsrv.identity.password import obtain_password
 from stapsrv.observe.logs import Log, LogBook, TerminalSink, open_log
 from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import open_host
 from stapsrv.supervisor.seat import take_seat
 
@@ -38,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         options = parse_arguments(sys.argv[1:] if argv is None else argv)
         refuse_root(os.environ)
+        password = _password(options, os.environ)
         # By this name scripts, ps and stap-stop-server know a compile server.
         Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
         os.chdir("/")
         serve = _serve_configured if options.server is None else _serve_one
-        anyio.run(serve, options, os.environ, notifier, backend=options.backend)
+        anyio.run(serve, options, os.environ, notifier, password, backend=options.backend)
     except* StapsrvError as group:
         failure = _first(group)
     if failure is None:
@@ -65,27 +69,46 @@ def refuse_root(environ: Mapping[str, str]) -> None:
         )
 
 
-async def _serve_one(options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier) -> None:
+def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
+    """Return the password of the certificate databases, if they are said to have one."""
+    file, descriptor = options.password_file, options.password_descriptor
+    if not options.use_password and file is None and descriptor is None:
+        return None
+    return obtain_password(environ, file=file, descriptor=descriptor)
+
+
+async def _serve_one(
+    options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier, password: str | None
+) -> None:
     """Host the one server that the command line describes; nothing else commands it."""
     settings = options.server or ServerSettings()
     with contextlib.closing(LogBook(*_terminal())) as book:
         log = open_log(TerminalSink()) if settings.log is None else book.open(settings.log)
-        async with _obeying_signals(log, hangup=book.reopen) as stopping, open_host(environ) as host:
+        async with (
+            _obeying_signals(log, hangup=book.reopen) as stopping,
+            open_host(environ, password=password) as host,
+        ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             server = await host.prepare(settings, log)
+            announcer = Announcer.from_settings(options.mdns.over(mdns_from_environ(environ)), log=log)
             async with anyio.create_task_group() as background:
+                background.start_soon(announcer.run)
                 background.start_soon(feed_watchdog, notifier, environ)
                 background.start_soon(host.identities.keep_fresh, log)
                 async with anyio.create_task_group() as serving:
                     await serving.start(server.serve)
                     notifier.ready(f"serving on {server.address}")
+                    announcer.show(os.getpid(), server)
                     await stopping.wait()
                     notifier.stopping()
+                    await announcer.withdraw(os.getpid())
                     server.stop()
                 background.cancel_scope.cancel()
 
 
-async def _serve_configured(options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier) -> None:
+async def _serve_configured(
+    options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier, password: str | None
+) -> None:
     """Host the configured servers, and whatever the control socket asks for."""
     user = pwd.getpwuid(os.geteuid())
     own = global_defaults(
@@ -97,7 +120,7 @@ async def _serve_configured(options: DaemonOptions, environ: Mapping[str, str], 
         contextlib.closing(LogBook(*_terminal())) as book,
         take_seat(configuration.settings.stat_path, user.pw_name) as seat,
     ):
-        async with open_host(environ) as host:
+        async with open_host(environ, password=password) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
             async with _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping:
                 await hosting.run(seat / CONTROL_SOCKET, stopping)

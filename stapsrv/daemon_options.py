@@ -7,19 +7,24 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import attrs
 
 from stapsrv import __version__
+from stapsrv.config.mdns import MdnsSettings, parse_host, parse_interfaces
 from stapsrv.config.settings import DEFAULT_MAX_COMPRESSED_BYTES, DEFAULT_MAX_REQUEST_BYTES, ServerSettings
 from stapsrv.errors import UsageError
 
 PROGRAM = "stap-serverd"
 
+_T = TypeVar("_T")
+
 _MAX_PORT = 65535
 _WITH_VALUE = re.compile(
-    r"-[aBDIrRc]|--(port|log|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend)"
+    r"-[aBDIrRc]|--(port|log|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend"
+    r"|password-file|password-descriptor"
+    r"|mdns-interfaces|mdns-host)"
 )
 _EPILOG = f"""\
 With an option that describes a server, that one server is hosted. Without any, the servers of the
@@ -43,7 +48,13 @@ class DaemonOptions:
         resume: start again what a supervisor that died had on record.
         on_demand: host nothing at first, and end when the last server has stopped.
         max_compiles: requests that may compile at the same time, over all servers.
+        use_password: the certificate databases have a password.
+        password_file: where it is to be read.
+        password_descriptor: likewise, inherited.
         backend: anyio's event loop, ``asyncio`` or ``trio``.
+        mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
+        mdns_interfaces: likewise.
+        mdns_host: likewise.
     """
 
     server: ServerSettings | None = None
@@ -52,7 +63,18 @@ class DaemonOptions:
     resume: bool = True
     on_demand: bool = False
     max_compiles: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    use_password: bool = False
+    password_file: Path | None = None
+    password_descriptor: int | None = None
     backend: str = "asyncio"
+    mdns_enabled: bool | None = None
+    mdns_interfaces: tuple[str, ...] | None = None
+    mdns_host: str | None = None
+
+    @property
+    def mdns(self) -> MdnsSettings:
+        """How servers are to be advertised, as far as the command line says it."""
+        return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
 
 def parse_arguments(argv: Sequence[str]) -> DaemonOptions:
@@ -117,7 +139,39 @@ def _parser() -> _Parser:
         action="store_false",
         help="do not start again the servers that a supervisor which died was hosting",
     )
+    add(
+        "--no-mdns", dest="mdns_enabled", action="store_false", help="do not advertise servers on the network"
+    )
+    add(
+        "--mdns-interfaces",
+        type=_expecting(parse_interfaces),
+        metavar="LIST",
+        help="advertise on these names or addresses, with commas between (default: all that can multicast)",
+    )
+    add(
+        "--mdns-host",
+        type=_expecting(parse_host),
+        metavar="NAME",
+        help="advertise under this host name (default: this host's own)",
+    )
+    add(
+        "-P",
+        dest="use_password",
+        action="store_true",
+        help="certificate databases have a password: a credential, or asked for on the terminal",
+    )
+    add(
+        "--password-file",
+        type=_absolute_path,
+        metavar="FILE",
+        help="read that password from a file of mode 0600",
+    )
     # How stap-server starts a supervisor for itself.
+    add(
+        "--password-descriptor",
+        type=_number("a descriptor", 0),
+        help=argparse.SUPPRESS,
+    )
     add("--on-demand", action="store_true", help=argparse.SUPPRESS)
     add("--backend", choices=("asyncio", "trio"), help="event loop (default: asyncio)")
     add("--version", action="version", version=f"{PROGRAM} (stapsrv) {__version__}")
@@ -186,6 +240,18 @@ def _number(what: str, least: int, most: int | None = None) -> Callable[[str], i
         if value < least or (most is not None and value > most):
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} ({bounds})")
         return value
+
+    return read
+
+
+def _expecting(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Return ``parse``, which says what it expected, for argparse."""
+
+    def read(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {exc}") from exc
 
     return read
 

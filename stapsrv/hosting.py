@@ -13,6 +13,7 @@ from anyio.abc import TaskStatus
 from stapsrv.config.configured import default_server, read_configured
 from stapsrv.config.global_settings import GlobalSettings, read_global_settings
 from stapsrv.config.kernels import host_arch, host_release
+from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
@@ -21,6 +22,7 @@ from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.ports import PortMemory
@@ -149,6 +151,9 @@ class Hosting:
             log=self.log,
             max_compiles=options.max_compiles,
             auto_end=options.on_demand,
+            announcer=Announcer.from_settings(
+                options.mdns.over(configuration.settings.mdns).over(mdns_from_environ(environ)), log=self.log
+            ),
         )
 
     def hang_up(self) -> None:

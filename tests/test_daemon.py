@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from kit.daemon import start
@@ -108,3 +109,21 @@ def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity):
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert log.read_text().endswith("Received signal 15, exiting\n")
+
+
+@pytest.mark.parametrize("options", [["--password-file"], ["-P"]], ids=["file", "credential"])
+def test_database_with_a_password(tmp_path, environ, build_tree, options):
+    secret = tmp_path / "stap-server-password"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o600)
+    given = [*options, secret] if options == ["--password-file"] else options
+    environ |= {"CREDENTIALS_DIRECTORY": str(tmp_path), "TMPDIR": str(tmp_path)}
+    server = ["-r", build_tree, "--ssl", tmp_path / "ssl"]
+    for _ in ("made", "loaded"):
+        with start([*server, *given], environ) as running:
+            assert b"correct" not in Path(f"/proc/{running.pid}/cmdline").read_bytes()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait() == 0
+    failed = serverd(*server, env=environ)
+    assert failed.returncode == 1
+    assert "the database is protected by a password; give its password (-P)" in failed.stderr

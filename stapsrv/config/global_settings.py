@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stapsrv.config.files import Variable, decode_config, values_from
+from stapsrv.config.mdns import (
+    MdnsSettings,
+    parse_host,
+    parse_interfaces,
+    parse_switch,
+)
 from stapsrv.errors import ConfigError
 
 SERVICE_USER = "stap-server"
@@ -28,12 +34,23 @@ class GlobalSettings(NamedTuple):
         stat_path: the directory of status files and control sockets.
         log_file: the log of servers that have none of their own.
         stap_user: whom servers run as, or None for the default user.
+        mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
+        mdns_interfaces: likewise.
+        mdns_host: likewise.
     """
 
     config_path: Path
     stat_path: Path
     log_file: Path
     stap_user: str | None = None
+    mdns_enabled: bool | None = None
+    mdns_interfaces: tuple[str, ...] | None = None
+    mdns_host: str | None = None
+
+    @property
+    def mdns(self) -> MdnsSettings:
+        """How servers are advertised."""
+        return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
     def default_user(self, invoker: str, *, euid: int) -> str:
         """Return whom a server without a user of its own runs as.
@@ -55,6 +72,9 @@ _VARIABLES = (
     Variable("STAT_PATH", "stat_path", Path),
     Variable("LOG_FILE", "log_file", Path),
     Variable("STAP_USER", "stap_user"),
+    Variable("MDNS", "mdns_enabled", parse_switch),
+    Variable("MDNS_INTERFACES", "mdns_interfaces", parse_interfaces),
+    Variable("MDNS_HOST", "mdns_host", parse_host),
 )
 
 

@@ -48,6 +48,10 @@ _NO_SUCH_CERTIFICATE = "Could not find cert"
 _NO_KEY = ("no user certs from given nickname", "SEC_ERROR_UNKNOWN_CERT")
 
 
+class WrongPassword(IdentityError):
+    """A database has another password than the one that was given, or has one at all."""
+
+
 @attrs.frozen
 class Database:
     """The NSS database in one directory.
@@ -243,7 +247,7 @@ class Database:
         where = str(self.directory)
         if "SEC_ERROR_BAD_PASSWORD" in words:
             problem = "the password is wrong" if self.password else "the database is protected by a password"
-            raise IdentityError(problem, where=where, remedy="give its password (-P)")
+            raise WrongPassword(problem, where=where, remedy="give its password (-P)")
         if "SEC_ERROR_READ_ONLY" in words:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), where)
         error = diagnose(self.directory)

@@ -21,6 +21,7 @@ from stapsrv.identity.certificate import (
     renew_identity,
     report_identity,
 )
+from stapsrv.identity.nss import Database, WrongPassword
 from stapsrv.identity.signing import sign_module
 from stapsrv.identity.trust import default_client_directory, trust_locally
 
@@ -106,11 +107,20 @@ class IdentityStore:
 
     Args:
         environ: names the default directories (``SYSTEMTAP_DIR``, ``HOME``).
+        password: of the databases that have one, and of new ones; None for none.
         clock: tells the aware time.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, clock: Clock = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        password: str | None = None,
+        clock: Clock = lambda: datetime.now(UTC),
+    ) -> None:
         self._environ = environ
+        self._password = password
+        self._passwords: dict[Path, str] = {}
         self._clock = clock
         self._live: dict[Path, LiveIdentity] = {}
         self._working = anyio.Lock()
@@ -170,16 +180,31 @@ class IdentityStore:
                 live.replace(await self._load(directory, log))
             elif self._clock() >= renewal_due(identity):
                 log.info("identity.renewing", when=identity.not_after)
-                renewed = await renew_identity(identity, log=log, now=self._clock())
+                password = self._passwords.get(directory, "")
+                renewed = await renew_identity(identity, log=log, password=password, now=self._clock())
                 await self._trust(renewed, log)
                 live.replace(KeptIdentity(renewed, renewed.tls_context()))
         except IdentityError as exc:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
 
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
-        identity = await load_or_create_identity(directory, log=log, now=self._clock())
+        identity = await self._open(directory, log)
         await self._trust(identity, log)
         return KeptIdentity(identity, identity.tls_context())
+
+    async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
+        """Load or make an identity, with the password only where it is one of the database's."""
+        passwords = [""] if self._password is None else ["", self._password]
+        if self._password is not None and not Database(directory).exists:
+            passwords = [self._password]
+        for password in passwords:
+            self._passwords[directory] = password
+            try:
+                return await load_or_create_identity(directory, log=log, password=password, now=self._clock())
+            except WrongPassword:
+                if password == passwords[-1]:
+                    raise
+        raise AssertionError("one of the passwords was the last")
 
     async def _trust(self, identity: Identity, log: FilteringBoundLogger) -> None:
         directory = default_client_directory(self._environ)

@@ -87,8 +87,12 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def open_host(environ: Mapping[str, str]) -> AsyncIterator[Host]:
+async def open_host(environ: Mapping[str, str], *, password: str | None = None) -> AsyncIterator[Host]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
+
+    Args:
+        environ: the environment that the process was started with.
+        password: of certificate databases that have one.
 
     Raises:
         ConfigError: stap is missing, or no temporary directory can be made.
@@ -100,7 +104,7 @@ async def open_host(environ: Mapping[str, str]) -> AsyncIterator[Host]:
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)
         engine = LocalEngine(stap, containment, workspace, environ=environ, home=home)
-        yield Host(user=entry.pw_name, engine=engine, identities=IdentityStore(environ))
+        yield Host(user=entry.pw_name, engine=engine, identities=IdentityStore(environ, password=password))
     finally:
         workspace.close()
 

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from kit.service import LogLines
 
+from stapsrv.errors import IdentityError
 from stapsrv.identity.nss import Database
 from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
 
@@ -194,3 +195,30 @@ async def test_clock_that_is_set_and_set_back_costs_nothing(set_store, database,
             await lines.wait("clock.jumped", 2)
             tasks.cancel_scope.cancel()
     assert live() is before
+
+
+async def test_password_is_for_new_databases_and_for_those_that_have_one(lines, tmp_path, database):
+    environ = {"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}
+    own = tmp_path / "own"
+    made = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
+    again = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
+    assert again().identity.serial == made().identity.serial
+    with pytest.raises(IdentityError, match=r"protected by a password; give its password \(-P\)$"):
+        await IdentityStore(environ).obtain(own, lines.log)
+    with pytest.raises(IdentityError, match=r"the password is wrong; give its password \(-P\)$"):
+        await IdentityStore(environ, password="battery staple").obtain(own, lines.log)
+    assert await IdentityStore(environ, password="correct horse").obtain(database, lines.log)
+
+
+async def test_renewal_keeps_the_password(set_store, lines, wall, tmp_path):
+    own = tmp_path / "own"
+    set_store._password = "correct horse"
+    live = await set_store.obtain(own, lines.log)
+
+    def go_there() -> None:
+        wall.now = renewal_due(live.kept.identity)
+
+    await renewed(set_store, live, lines, go_there)
+    later = IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
+    with pytest.raises(IdentityError, match="protected by a password"):
+        await later.obtain(own, lines.log)
