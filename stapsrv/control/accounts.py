@@ -14,6 +14,7 @@ GROUP = "stap-server"
 """A user named for servers by somebody else must be a member (manual page, ``-u``)."""
 
 _INHERITED = ("PATH", "LANG", "LANGUAGE", "TMPDIR", "TZ")
+_INHERITED_KINDS = ("LC_", "STAPSRV_")
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -107,17 +108,20 @@ def environment_for(account: Account, environ: Mapping[str, str]) -> dict[str, s
     """Return the environment of a supervisor that this process starts in ``account``.
 
     The caller's own is passed on whole. For another user it is made anew: who he is, and of root's only
-    ``PATH``, the locale, the time zone and ``TMPDIR``, which the manual page has administrators set.
-    Nothing else of root's shell decides how servers compile: not ``SYSTEMTAP_*``, which name directories
-    and programs of the caller's, nor ``PYTHON*``, ``LD_*`` or ``XDG_*``. What a service is to have for
-    good belongs into its unit file or into its user's ``~/.systemtap/rc``.
+    ``PATH``, the locale, the time zone, ``TMPDIR``, which the manual page has administrators set, and
+    ``STAPSRV_*``, which mean nobody but us. Nothing else of root's shell decides how servers compile: not
+    ``SYSTEMTAP_*``, which name directories and programs of the caller's, nor ``PYTHON*``, ``LD_*`` or
+    ``XDG_*``. What a service is to have for good belongs into its unit file, or into its user's
+    ``~/.systemtap/rc``.
 
     Source: manual page, SAFETY AND SECURITY, 3.
     """
     if account.is_caller:
         return dict(environ)
     inherited = {
-        name: value for name, value in environ.items() if name in _INHERITED or name.startswith("LC_")
+        name: value
+        for name, value in environ.items()
+        if name in _INHERITED or name.startswith(_INHERITED_KINDS)
     }
     return {
         "PATH": _DEFAULT_PATH,

@@ -74,11 +74,13 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
         configured = scene.configured
     except ConfigError as exc:
         return 0, _apart(exc)
+    problems = [problem for fault in faults for problem in _apart(fault)]
+    if scene.nothing_usable and not invocation.specifications:
+        return 0, problems
     selection = select(
         invocation, running=[server.running for server in scene.found], configured=configured, host=scene.host
     )
     checker = _Checker(scene)
-    problems = [problem for fault in faults for problem in _apart(fault)]
     problems += (ConfigError(warning) for warning in selection.warnings)
     for target in selection.targets:
         problems += checker.check(target)

@@ -68,7 +68,10 @@ class _Command:
         """Do to each server that is meant what the selection says; return the exit status."""
         self._deeds.complain(*self._scene.problems)
         selection = self._select()
-        for warning in selection.warnings:
+        warnings = selection.warnings
+        if self._invocation.use_password:
+            warnings = (*warnings, "-P changes nothing: certificate databases have no passwords here")
+        for warning in warnings:
             self._reporter.complain(f"warning: {warning}")
         self._say_if_none_runs(selection)
         targets = [target for target in selection.targets if self._is_to_be_done(target)]
@@ -116,25 +119,30 @@ class _Command:
         scene, invocation = self._scene, self._invocation
         running = [server.running for server in scene.found if server.own or invocation.specifications]
         lost = scene.lost_servers if invocation.action is Action.STOP else []
+        wanted = self._wants_configured(running)
+        if wanted and scene.nothing_usable:
+            return Selection(invocation.action, ())
         selection = select(
             invocation,
             running=[*running, *lost],
-            configured=scene.configured if self._wants_configuration(running) else [],
+            configured=scene.configured if wanted or self._names_unknown(running) else [],
             host=scene.host,
         )
         return attrs.evolve(selection, targets=tuple(map(self._doubted, selection.targets)))
 
-    def _wants_configuration(self, running: Sequence[RunningServer]) -> bool:
-        """Whether configured servers may be meant; tells of bad files if all are."""
-        invocation = self._invocation
-        like_start = invocation.action in {Action.START, Action.FORCE_RELOAD} or (
-            invocation.action is Action.RESTART and not running
-        )
-        if like_start and not invocation.specifications:
-            self._deeds.complain(*self._scene.faults)
-            return True
+    def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
+        """Whether all configured servers are meant; tells of files that cannot be used if so."""
+        action, specified = self._invocation.action, bool(self._invocation.specifications)
+        like_start = action is Action.START or (action is Action.RESTART and not running)
+        if not like_start or specified:
+            return False
+        self._deeds.complain(*self._scene.faults)
+        return True
+
+    def _names_unknown(self, running: Sequence[RunningServer]) -> bool:
+        """Whether a nickname is given that no running server has; it may be a configured one's."""
         nicknames = {server.nickname for server in running}
-        names = [server.name for server in invocation.specifications if server.name is not None]
+        names = [server.name for server in self._invocation.specifications if server.name is not None]
         return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
 
     def _doubted(self, target: Target) -> Target:
@@ -158,11 +166,12 @@ class _Command:
         if none_runs and action in {Action.RESTART, Action.FORCE_RELOAD}:
             if not self._invocation.specifications:
                 self._reporter.remark(_STOPPED_NOTHING)
-        elif selection is not None and not selection.targets:
-            if action is Action.STOP:
-                self._reporter.remark(_STOPPED_NOTHING)
-            else:
-                self._reporter.remark(NONE_RUNS, done=True)
+        elif selection is None or selection.targets or action is Action.START:
+            return
+        elif action is Action.STOP:
+            self._reporter.remark(_STOPPED_NOTHING)
+        else:
+            self._reporter.remark(NONE_RUNS, done=True)
 
     def _is_to_be_done(self, target: Target) -> bool:
         """Whether something is left to do; where not, tell what came of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 
 from stapsrv import __version__
 from stapsrv.control.arguments import parse_arguments
@@ -12,6 +13,9 @@ from stapsrv.control.output import PROGRAM, Console
 from stapsrv.control.reporting import ClassicReporter, JsonReporter, Reporter
 from stapsrv.control.status import show_status, status_of_all
 from stapsrv.control.usage import usage
+
+_TOOLS = {"cert": "stapsrv.control.cert", "mok": "stapsrv.control.mok"}
+"""Commands about a server's own files, which have a grammar of their own."""
 
 
 def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
@@ -23,6 +27,8 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
     if words[:1] == ["help"] and len(words) > 1:
         console.write(usage(words[1]))
         return 0
+    if words and words[0] in _TOOLS:
+        return import_module(_TOOLS[words[0]]).main(words[1:])  # type: ignore[no-any-return]
     invocation = parse_arguments(words, directory=_working_directory())
     match invocation.action:
         case Action.HELP:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stapsrv.control.address import SOCKET_NAME, address_of
 from stapsrv.errors import ConfigError
@@ -33,6 +33,22 @@ _ANSWER_S = 10.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
+_SUPERVISOR_MEMBERS = {"pid": int, "user": str, "servers": list}
+_SERVER_MEMBERS = {
+    "id": int,
+    "nickname": str,
+    "settings": dict,
+    "wanted": str,
+    "state": str,
+    "since": str,
+    "reason": str,
+    "port": int,
+    "running": int,
+    "queued": int,
+    "done": int,
+    "failed": int,
+    "certificate_expires": str,
+}
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 """Codes of the control protocol."""
 
@@ -51,7 +67,8 @@ class Glance:
     def __init__(self, stat_paths: Iterable[Path]) -> None:
         self.supervisors: list[SupervisorInfo] = []
         self.problems: list[str] = []
-        self._known: set[int] = set()
+        self._known: set[tuple[str, int]] = set()
+        """Where, and by which id, a supervisor knows a server."""
         self._records: list[os.DirEntry[str]] = []
         self._alive: set[int] = set()
         """Users whose servers, for all that can be seen, are looked after."""
@@ -67,8 +84,9 @@ class Glance:
         """Return the servers that are on record and whose supervisor is gone."""
         found: list[LostServer] = []
         for entry in self._records:
-            number = entry.name.removesuffix(".stat")
-            if number.isdecimal() and int(number) not in self._known:
+            stat_path, name = os.path.split(entry.path)
+            number = name.removesuffix(".stat")
+            if number.isdecimal() and (stat_path, int(number)) not in self._known:
                 with contextlib.suppress(OSError, ConfigError):
                     settings = self._read_orphan(entry)
                     if settings is not None:
@@ -91,7 +109,8 @@ class Glance:
             return
         self._alive.add(owner)
         self.supervisors.append(info)
-        self._known.update(server["id"] for server in info["servers"])
+        stat_path = os.path.dirname(directory.path)  # noqa: PTH120 - a path as text
+        self._known.update((stat_path, server["id"]) for server in info["servers"])
 
     def _read_orphan(self, entry: os.DirEntry[str]) -> SettingsInfo | None:
         """Return what a record says, if nobody looks after its server; ConfigError: it is damaged."""
@@ -115,16 +134,37 @@ def _ask(path: Path) -> SupervisorInfo:
         with address_of(path) as address:
             connection.connect(address)
         connection.sendall(_REQUEST)
-        answer = json.loads(_read_line(connection))
-    error = answer.get("error")
-    if error is None:
-        info: SupervisorInfo = answer["result"]
-        return info
-    if error["code"] == _NOT_PERMITTED:
+        line = _read_line(connection)
+    try:
+        answer = json.loads(line)
+        error = answer.get("error")
+        if error is None:
+            return _checked(answer["result"])
+        code, reason = error["code"], error["message"]
+    except (AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise ValueError("its answer cannot be understood") from exc
+    if code == _NOT_PERMITTED:
         raise PermissionError
-    if error["code"] == _SHUTTING_DOWN:
+    if code == _SHUTTING_DOWN:
         raise ConnectionRefusedError
-    raise ValueError(error["message"])
+    raise ValueError(reason)
+
+
+def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its type here
+    """Return a status that has what is shown of one; raises LookupError or TypeError for anything else.
+
+    Supervisors of other users are asked, too, and what they say must not make root's command stumble.
+    """
+    for described, members in (
+        (info, _SUPERVISOR_MEMBERS),
+        *((server, _SERVER_MEMBERS) for server in info["servers"]),
+    ):
+        for member, kind in members.items():
+            value = described[member]
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(member)
+    status: SupervisorInfo = info
+    return status
 
 
 def _read_line(connection: socket.socket) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,8 @@ def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalS
     Raises:
         ConfigError: a global file cannot be used.
     """
-    home = Path(environ.get("HOME") or "/")
-    base = global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
+    home = environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+    base = global_defaults(environ, euid=os.geteuid(), home=Path(home), can_write=can_write)
     return read_global_settings(base, _path(config_file))
 
 

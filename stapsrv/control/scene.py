@@ -120,6 +120,11 @@ class Scene:
         ]
 
     @property
+    def nothing_usable(self) -> bool:
+        """Whether servers are configured, and none of them can be used: that means no default server."""
+        return bool(self.files) and not self.configured
+
+    @property
     def faults(self) -> list[str]:
         """What is wrong with the other files, a line or several for each."""
         return [str(file.fault) for file in self.files if file.fault is not None]

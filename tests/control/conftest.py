@@ -11,7 +11,7 @@ import attrs
 import pytest
 from kit.supervisor import here
 
-from stapsrv.control.cli import run
+from stapsrv.control.commandline import run
 from stapsrv.control.output import Console
 
 

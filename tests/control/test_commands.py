@@ -91,6 +91,15 @@ def test_start_of_configured_servers_starts_the_good_and_tells_of_the_bad(comman
     assert origins == [str(command_line.directory / "conf.d" / name) for name in ("a.conf", "c.conf")]
 
 
+@pytest.mark.parametrize("action", ["start", "restart"])
+def test_bad_files_alone_make_no_default_server(command_line, supervisor, action):
+    command_line.configure(bad="PORT=abc\n")
+    ran = command_line.run(action)
+    assert (ran.status, supervisor.told) == (1, [])
+    assert "Starting" not in ran.out
+    assert ran.err.count("\n") == 1
+
+
 def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
     command_line.configure(native="NICKNAME=native\nPORT=abc\n")
     ran = command_line.run("start", "-n", "native", "-n", "other")
@@ -293,9 +302,16 @@ def test_wrong_users_of_files_are_told_with_file_and_line(command_line, supervis
     assert f"stap-server: b.conf: {b}:2: no compile server runs as root; " in ran.err
 
 
-def test_warnings_change_nothing(command_line, supervisor):
-    ran = command_line.run("start", "-r", "5.10", "--port", 7001, "--port", 7002)
-    assert (ran.status, ran.err) == (0, "stap-server: warning: --port 7002 applies to no server\n")
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (["--port", 7001, "--port", 7002], "--port 7002 applies to no server"),
+        (["-P"], "-P changes nothing: certificate databases have no passwords here"),
+    ],
+)
+def test_warnings_change_nothing(command_line, supervisor, words, warning):
+    ran = command_line.run("start", "-r", "5.10", *words)
+    assert (ran.status, ran.err) == (0, f"stap-server: warning: {warning}\n")
 
 
 def test_no_wait_is_content_with_what_is_under_way(command_line, supervisor, settings):

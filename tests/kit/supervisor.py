@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +157,9 @@ def listening(supervisor: FakeSupervisor, stat_path: Path) -> Iterator[FakeSuper
     """Let a supervisor answer at its place below STAT_PATH until the block ends."""
     seat = stat_path / supervisor.user
     seat.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            os.chown(seat, pwd.getpwnam(supervisor.user).pw_uid, -1)
     path = seat / "control.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         with address_of(path) as address:
@@ -201,6 +205,4 @@ def shutting_down() -> ControlError:
 
 def here() -> str:
     """The user that the tests' supervisors run as."""
-    import pwd
-
     return "stap-server" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name

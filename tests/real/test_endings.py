@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from kit.real import CompilerGate, ProcessTree, finish, is_listening, vermagic, wait_until
+
+from stapsrv.config.settings import Limits
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -76,8 +79,10 @@ def test_second_signal_ends_all_at_once(serve, stap, gate, backend, number):
     client, tree = begin_compile(stap, server, gate)
     server.signal(number)
     server.log.wait("Waiting for 1 outstanding requests")
+    begun = time.monotonic()
     server.signal(number)
     assert server.wait() == 0
+    assert time.monotonic() - begun < Limits().drain_s
     tree.wait_gone(0)
     assert finish(client).status == 1
     assert server.log.count(f"^Received signal {number}, exiting$") == 2

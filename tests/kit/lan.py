@@ -1,0 +1,131 @@
+"""Two hosts on a network of their own: servers on one, the real client and avahi on the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from .network import Host, Program, join, open_host
+from .real import ORIGINAL, Installation
+
+USER = "stap-server"
+SERVER_ADDRESS = "10.99.0.1"
+CLIENT_ADDRESS = "10.99.0.2"
+CABLE = "cable0"
+
+_ESTABLISHED = r"Avahi service '(.*)' successfully established\.$"
+
+
+@attrs.define
+class Lan:
+    """The two hosts, and what their user ``stap-server`` has on both of them.
+
+    Attributes:
+        server: named ``build``, runs servers.
+        client: named ``laptop``, runs avahi, and has the real client.
+        avahi: the one of the client.
+        installation: what there is to compile for.
+        home: the user's: certificates, trust and the compile cache are in ``systemtap``.
+    """
+
+    server: Host
+    client: Host
+    avahi: Program
+    installation: Installation
+    home: Path
+
+    @property
+    def systemtap(self) -> Path:
+        return self.home / "systemtap"
+
+    def start_avahi(self) -> None:
+        """Start the client's avahi again."""
+        self.avahi = self.client.start_avahi()
+
+    @contextlib.contextmanager
+    def serving(self, *options: object, on: Host | None = None) -> Iterator[Program]:
+        """Run ``stap-serverd`` for one release; what it logs to its terminal can be waited for."""
+        with self.hosting(*self._one_server, *options, on=on) as program:
+            yield program
+
+    @contextlib.contextmanager
+    def hosting(self, *options: object, on: Host | None = None) -> Iterator[Program]:
+        """Run ``stap-serverd`` with no options but these."""
+        words = (sys.executable, "-m", "stapsrv.daemon", *options)
+        program = (on or self.server).start(*words, user=USER, **self._environ)
+        try:
+            yield program
+            assert program.stop() == 0, program.lines
+            assert program.find_line("Traceback") is None, program.lines
+        finally:
+            program.kill()
+
+    @contextlib.contextmanager
+    def serving_original(self, *options: object) -> Iterator[Program]:
+        """Run SystemTap's own server for one release; its host needs avahi."""
+        words = (ORIGINAL, *self._one_server, *options)
+        program = self.server.start(*words, user=USER, **self._environ)
+        try:
+            yield program
+            program.stop()
+        finally:
+            program.kill()
+
+    def stap(self, *arguments: object) -> str:
+        """Run the real client, and return what it says."""
+        return self.client.run("stap", *arguments, user=USER, place=self.home, **self._environ)
+
+    @property
+    def _one_server(self) -> tuple[object, ...]:
+        return ("-r", self.installation.release, "-R", self.installation.runtime)
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "STAPSRV_MDNS": "yes",
+            "SYSTEMTAP_DIR": str(self.systemtap),
+        }
+
+
+def wait_established(server: Program, count: int = 1) -> list[str]:
+    """Return the names under which a server is advertised, once there are so many."""
+
+    def look() -> list[str] | None:
+        found = [match[1] for line in server.lines if (match := re.search(_ESTABLISHED, line))]
+        return found if len(found) >= count else None
+
+    return server.wait(look)
+
+
+def give_to_user(path: Path) -> None:
+    """Make a file or a tree the user's."""
+    entry = pwd.getpwnam(USER)
+    for place in (path, *path.rglob("*")):
+        os.chown(place, entry.pw_uid, entry.pw_gid)
+
+
+@contextlib.contextmanager
+def open_lan(installation: Installation) -> Iterator[Lan]:
+    """Set up the network; everything on it ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="stapsrv-lan.", dir="/var/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for place in ("server", "client", "home"):
+            (directory / place).mkdir()
+        give_to_user(directory / "home")
+        with (
+            open_host("build", directory / "server") as server,
+            open_host("laptop", directory / "client") as client,
+        ):
+            join((server, CABLE, f"{SERVER_ADDRESS}/24"), (client, CABLE, f"{CLIENT_ADDRESS}/24"))
+            yield Lan(server, client, client.start_avahi(), installation, directory / "home")
