@@ -114,7 +114,9 @@ async def _serve_configured(
     own = global_defaults(
         environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
     )
-    configuration = Configuration.open(own, options.config_file, log=options.log, user=user.pw_name)
+    configuration = Configuration.open(
+        own, options.config_file, log=options.log, user=user.pw_name, environ=environ
+    )
     _make_parent(configuration.log_file)
     with (
         contextlib.closing(LogBook(*_terminal())) as book,

@@ -29,6 +29,7 @@ from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
 from stapsrv.supervisor.supervisor import Outcome, Report, Supervisor, Wish
 
+_DEFAULT_USER = "STAPSRV_DEFAULT_USER"
 _UNUSED_S = 30.0
 """How long a supervisor that was started for a command waits for it."""
 
@@ -43,6 +44,7 @@ class Configuration:
         config_file: the last ``-c``, or None.
         log_file: the supervisor's own log, and that of servers without one.
         user: whom it runs as; only this user's servers are its own.
+        default_user: whom configured servers that do not say run as.
     """
 
     base: GlobalSettings
@@ -50,12 +52,27 @@ class Configuration:
     config_file: Path | None
     log_file: Path
     user: str
+    default_user: str
 
     @classmethod
     def open(
-        cls, base: GlobalSettings, config_file: Path | None, *, log: Path | None, user: str
+        cls,
+        base: GlobalSettings,
+        config_file: Path | None,
+        *,
+        log: Path | None,
+        user: str,
+        environ: Mapping[str, str],
     ) -> Configuration:
         """Read the global files.
+
+        Args:
+            base: what holds where they say nothing.
+            config_file: the last ``-c``, or None.
+            log: in place of the log file that they name.
+            user: whom this process runs as.
+            environ: ``STAPSRV_DEFAULT_USER`` in it is what stap-server knows and a supervisor cannot: whom
+                its caller's servers run as by default.
 
         Raises:
             ConfigError: one of them cannot be used.
@@ -67,6 +84,7 @@ class Configuration:
             config_file=config_file,
             log_file=log or settings.log_file,
             user=user,
+            default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
         )
 
     @property
@@ -85,9 +103,8 @@ class Configuration:
         """
         settings = read_global_settings(self.base, config_file or self.config_file)
         files = read_configured(settings.config_path)
-        usable = [
-            (file, file.settings.resolved(self.defaults)) for file in files if file.settings is not None
-        ]
+        defaults = attrs.evolve(self.defaults, user=self.default_user)
+        usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
             wishes=tuple(
                 Wish(resolved, str(file.path)) for file, resolved in usable if resolved.user == self.user

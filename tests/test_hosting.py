@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ class Site:
     """A configuration directory of its own, and a way to ask its supervisor."""
 
     def __init__(self, directory: Path, identity: Path, build_tree: Path) -> None:
+        self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.conf_d = directory / "conf.d"
         self.conf_d.mkdir()
         self.stat = directory / "stat"
@@ -183,3 +185,13 @@ def test_configuration_that_cannot_be_read(site):
         1,
         "stap-serverd: /missing.conf: no such file; give -c a global configuration file\n",
     )
+
+
+def test_configured_servers_of_other_users_are_left_to_them(site):
+    """``STAPSRV_DEFAULT_USER`` is whom servers run as that do not say, as stap-server tells a supervisor."""
+    site.configure("default")
+    site.configure("mine", f"MAXTHREADS=1\nUSER={site.user}\n")
+    site.environ["STAPSRV_DEFAULT_USER"] = "somebody-else"
+    with site.start() as server:
+        assert set(site.status()) == {"mine"}
+        stop(server)

@@ -69,8 +69,13 @@ class _Command:
         self._deeds.complain(*self._scene.problems)
         selection = self._select()
         warnings = selection.warnings
-        if self._invocation.use_password:
-            warnings = (*warnings, "-P changes nothing: certificate databases have no passwords here")
+        if self._invocation.use_password and any(
+            self._scene.owns(found) for found in self._scene.supervisors
+        ):
+            warnings = (
+                *warnings,
+                "-P is for a supervisor that is started; yours runs and keeps the password it has",
+            )
         for warning in warnings:
             self._reporter.complain(f"warning: {warning}")
         self._say_if_none_runs(selection)

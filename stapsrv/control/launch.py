@@ -44,6 +44,7 @@ class Launch(NamedTuple):
         log_file: the global setting.
         config_file: the last ``-c``, or None.
         default_user: whom servers without a user of their own run as, which only who starts it can know.
+        password: of certificate databases that have one, or None.
     """
 
     account: Account
@@ -51,6 +52,7 @@ class Launch(NamedTuple):
     log_file: Path
     config_file: str | None
     default_user: str
+    password: str | None = None
 
     @property
     def seat(self) -> Path:
@@ -124,12 +126,13 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
     """
     account = launch.account
     config = [] if launch.config_file is None else ["-c", launch.config_file]
-    with open_notifications() as notifications:
+    with open_notifications() as notifications, _handed_over(launch.password) as password:
         daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *config],
+            [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *config, *password.options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            pass_fds=password.descriptors,
             cwd="/",
             umask=0o022,
             start_new_session=True,
@@ -143,6 +146,28 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
             extra_groups=None if account.is_caller else account.groups,
         )
         notifications.wait_ready(daemon, timeout_s=_READY_S)
+
+
+class _Handed(NamedTuple):
+    """How a supervisor is told a password: by a descriptor, never by words that others can read."""
+
+    options: tuple[str, ...] = ()
+    descriptors: tuple[int, ...] = ()
+
+
+@contextlib.contextmanager
+def _handed_over(password: str | None) -> Iterator[_Handed]:
+    """Have a password in memory that a child can inherit."""
+    if password is None:
+        yield _Handed()
+        return
+    descriptor = os.memfd_create("password")
+    try:
+        os.write(descriptor, password.encode() + b"\n")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield _Handed((f"--password-descriptor={descriptor}",), (descriptor,))
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from stapsrv.control.invocation import Invocation
 from stapsrv.control.launch import Launch, reach_or_launch
 from stapsrv.control.messages import Code
 from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.identity.password import obtain_password
 
 if TYPE_CHECKING:
     from stapsrv.control.wireform import OutcomeInfo, ServerInfo, WishInfo
@@ -59,6 +60,7 @@ class Supervisors:
         self._invocation = invocation
         self._environ = environ
         self._on_step = on_step
+        self._asked: str | None = None
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         self._timeout_s = wait_s if invocation.wait else 0.0
 
@@ -199,6 +201,7 @@ class Supervisors:
             log_file=self._settings.log_file,
             config_file=self._invocation.config_file,
             default_user=self._settings.default_user(caller_name(), euid=os.geteuid()),
+            password=self._password(),
         )
 
         def reach() -> SyncControlClient | None:
@@ -207,6 +210,18 @@ class Supervisors:
             return None
 
         return reach_or_launch(launch, reach, self._environ)
+
+    def _password(self) -> str | None:
+        """Return the password for supervisors that are started (``-P``); a person is asked once at most.
+
+        Raises:
+            ConfigError: nothing has it, and there is no terminal to ask on.
+        """
+        if not self._invocation.use_password:
+            return None
+        if self._asked is None:
+            self._asked = obtain_password(self._environ, file=None, descriptor=None)
+        return self._asked
 
     def _connect(self, user: str) -> SyncControlClient:
         """Connect to the supervisor of ``user``.

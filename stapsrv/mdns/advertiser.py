@@ -22,7 +22,7 @@ from stapsrv.mdns.links import Network
 from stapsrv.mdns.netlink import LinkMonitor, read_network
 from stapsrv.mdns.records import Advertisement
 from stapsrv.mdns.registry import Registry
-from stapsrv.mdns.responding import Responding, Workers, open_responder
+from stapsrv.mdns.responding import Monitoring, Responding, Workers, open_responder
 
 WITHDRAW_S = 1.0
 """A stopping server's wait for its goodbye: some milliseconds, or 0.5 s where it is just being announced."""
@@ -63,6 +63,7 @@ class Advertiser:
         log: hears of trouble; what concerns one server goes to its own log.
         open_responder: makes what speaks to the network; called in a worker thread.
         read_network: returns the host's links and addresses; called in a worker thread.
+        open_monitor: makes what tells of their changes; may raise OSError.
         patience: see :class:`stapsrv.mdns.conversation.Manners`.
     """
 
@@ -74,6 +75,7 @@ class Advertiser:
         log: Log,
         open_responder: Callable[[Network], Responding] = open_responder,
         read_network: Callable[[], Network] = read_network,
+        open_monitor: Callable[[], Monitoring] = LinkMonitor,
         patience: Callable[[], float] = lambda: random.uniform(0, _PATIENCE_S),  # noqa: S311 - no secret
     ) -> None:
         self._host = host
@@ -81,6 +83,7 @@ class Advertiser:
         self._log = log
         self._open_responder = open_responder
         self._read_network = read_network
+        self._open_monitor = open_monitor
         self._patience = patience
         self._registry = Registry(host)
         self._bell = Bell()
@@ -131,7 +134,7 @@ class Advertiser:
 
         Cancellation: goodbye is said to all that is announced, within two seconds.
         """
-        with self._open_monitor() as monitor:
+        with self._monitor() as monitor:
             manners = Manners(
                 host=self._host,
                 look=self._look,
@@ -206,9 +209,9 @@ class Advertiser:
         return network
 
     @contextlib.contextmanager
-    def _open_monitor(self) -> Iterator[LinkMonitor | None]:
+    def _monitor(self) -> Iterator[Monitoring | None]:
         try:
-            monitor = LinkMonitor()
+            monitor = self._open_monitor()
         except OSError as exc:
             self._log.warning("mdns.blind", reason=exc.strerror)
             yield None
@@ -216,7 +219,7 @@ class Advertiser:
         with contextlib.closing(monitor):
             yield monitor
 
-    async def _back_off(self, monitor: LinkMonitor | None) -> None:
+    async def _back_off(self, monitor: Monitoring | None) -> None:
         """Wait before the next attempt, or until the network changes."""
         delay_s = min(_FIRST_DELAY_S * 2 ** min(self._failures - 1, 10), _LONGEST_DELAY_S)
         problem, now = str(self._problem), anyio.current_time()

@@ -15,10 +15,9 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.mdns.links import Network
-from stapsrv.mdns.netlink import LinkMonitor
 from stapsrv.mdns.records import host_label
 from stapsrv.mdns.registry import Entry, Registry, Step, Surroundings
-from stapsrv.mdns.responding import Responding, Workers
+from stapsrv.mdns.responding import Monitoring, Responding, Workers
 
 SETTLE_S = 0.2
 """A network that changes says so several times; this long after the first it is looked at."""
@@ -58,7 +57,7 @@ class Manners:
     look: Callable[[], Network]
     patience: Callable[[], float]
     log: Log
-    monitor: LinkMonitor | None
+    monitor: Monitoring | None
     workers: Workers
 
 
@@ -115,6 +114,8 @@ class Conversation:
             for entry in self._registry:
                 if not entry.busy and entry.next_step(self.surroundings) is not None:
                     entry.busy = True
+                    # Here, so that names go by who came first; tasks begin in any order.
+                    self._registry.name(entry)
                     tasks.start_soon(self._work, entry)
             await changed.wait()
 
@@ -210,7 +211,7 @@ class Conversation:
             self._log.warning("mdns.host_taken", host=taken, other=label)
         self._surround(label)
 
-    async def _follow_network(self, monitor: LinkMonitor) -> NoReturn:
+    async def _follow_network(self, monitor: Monitoring) -> NoReturn:
         while True:
             await monitor.wait_changed()
             await anyio.sleep(SETTLE_S)

@@ -52,7 +52,7 @@ class Responder:
     """
 
     def __init__(self, network: Network) -> None:
-        _silence_library()
+        silence_library()
         self._network = network
         self._host_key: str | None = None
         self._infos: dict[str, ServiceInfo] = {}
@@ -64,7 +64,7 @@ class Responder:
         self.news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """A descriptor that is readable while :meth:`take_news` has something to tell."""
         try:
-            with _translated():
+            with translated():
                 self._zeroconf = LinkwiseZeroconf(network.links, self._note_trouble)
         except AdvertiseError:
             os.close(self.news)
@@ -100,7 +100,7 @@ class Responder:
             AdvertiseError: zeroconf gave up.
         """
         info = self._remembered(service)
-        with _translated():
+        with translated():
             # "Cooperating" in zeroconf's words: the name is ours, do not ask for it.
             self._zeroconf.register_service(info, cooperating_responders=True)
         self._infos[service.name] = info
@@ -112,7 +112,7 @@ class Responder:
             AdvertiseError: zeroconf gave up.
         """
         info = self._remembered(service)
-        with _translated():
+        with translated():
             self._zeroconf.update_service(info)
         self._infos[service.name] = info
 
@@ -124,7 +124,7 @@ class Responder:
         """
         info = self._forget(name)
         if info is not None:
-            with _translated():
+            with translated():
                 self._zeroconf.unregister_service(info)
 
     def drop(self, name: str) -> None:
@@ -152,7 +152,7 @@ class Responder:
                 info.addresses = addresses
 
         self._in_loop(prepare)
-        with _translated():
+        with translated():
             self._zeroconf.move(network.links)
         if not self._zeroconf.speaks:
             raise AdvertiseError(_NO_MULTICAST)
@@ -175,7 +175,7 @@ class Responder:
             AdvertiseError: zeroconf gave up.
         """
         try:
-            with _translated():
+            with translated():
                 self._zeroconf.close()
         finally:
             with self._heard:
@@ -255,7 +255,7 @@ class Responder:
             action()
             done.set()
 
-        with _translated():
+        with translated():
             if self._zeroconf.loop is None:
                 raise RuntimeError("it has no loop")
             self._zeroconf.loop.call_soon_threadsafe(act)
@@ -276,7 +276,7 @@ class _Listener(RecordUpdateListener):
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turn whatever zeroconf fails with into an error of ours."""
     try:
         yield
@@ -286,7 +286,7 @@ def _translated() -> Iterator[None]:
         raise AdvertiseError(f"python-zeroconf: {exc or type(exc).__name__}") from exc
 
 
-def _silence_library() -> None:
+def silence_library() -> None:
     """Keep zeroconf's log, which knows nothing of ours, off the terminal; what fails is raised as well."""
     logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 

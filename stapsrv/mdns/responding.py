@@ -1,4 +1,4 @@
-"""What advertising needs of a responder, and the threads in which responders may block."""
+"""What advertising needs of a responder and a monitor, and the threads in which responders may block."""
 
 from __future__ import annotations
 
@@ -51,6 +51,16 @@ class Responding(Protocol):
 
     def close(self) -> None:
         """Say goodbye to all."""
+
+
+class Monitoring(Protocol):
+    """What :class:`stapsrv.mdns.netlink.LinkMonitor` promises."""
+
+    async def wait_changed(self) -> None:
+        """Wait for a change of the network."""
+
+    def close(self) -> None:
+        """Hear no more."""
 
 
 def open_responder(network: Network) -> Responding:

@@ -306,7 +306,6 @@ def test_wrong_users_of_files_are_told_with_file_and_line(command_line, supervis
     ("words", "warning"),
     [
         (["--port", 7001, "--port", 7002], "--port 7002 applies to no server"),
-        (["-P"], "-P changes nothing: certificate databases have no passwords here"),
     ],
 )
 def test_warnings_change_nothing(command_line, supervisor, words, warning):

@@ -83,6 +83,11 @@ class Lan:
         """Run the real client, and return what it says."""
         return self.client.run("stap", *arguments, user=USER, place=self.home, **self._environ)
 
+    def browse(self, *arguments: object, user: str = USER) -> str:
+        """Run ``stap-server browse`` beside the real client, and return what it says."""
+        program = "import sys; from stapsrv.control.browse import main; sys.exit(main(sys.argv[1:]))"
+        return self.client.run(sys.executable, "-c", program, *arguments, user=user, **self._environ)
+
     @property
     def _one_server(self) -> tuple[object, ...]:
         return ("-r", self.installation.release, "-R", self.installation.runtime)

@@ -137,7 +137,10 @@ class Host:
         self._running: list[Program] = []
 
     def run(self, *command: object, user: str | None = None, place: Path = Path("/"), **environ: str) -> str:
-        """Run a program to its end, which has to be a good one, and return what it printed."""
+        """Run a program to its end, which has to be a good one, and return what it printed to both streams.
+
+        Standard output comes first, and an empty line between the two where there are two.
+        """
         words, environ = self._inside(command, user, place), {**os.environ, **environ}
         done = subprocess.run(
             words,
@@ -149,7 +152,7 @@ class Host:
             check=False,
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr)
-        return done.stdout + done.stderr
+        return "\n".join(filter(None, (done.stdout, done.stderr)))
 
     def start(self, *command: object, user: str | None = None, **environ: str) -> Program:
         """Start a program, which ends with the host if not before."""

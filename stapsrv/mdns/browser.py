@@ -1,0 +1,120 @@
+"""The compile servers that the network tells of, heard with python-zeroconf.
+
+Like :mod:`stapsrv.mdns.responder` it is imported late, and blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import threading
+
+import attrs
+from zeroconf import DNSQuestionType, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+
+from stapsrv.mdns.links import Network
+from stapsrv.mdns.linkwise import LinkwiseZeroconf
+from stapsrv.mdns.records import SERVICE_TYPE, parse_text
+from stapsrv.mdns.responder import silence_library, translated
+
+_RESOLVE_MS = 1000
+"""For a service whose answer did not bring all that belongs to it."""
+
+
+@attrs.frozen(kw_only=True)
+class FoundServer:
+    """One service, as it was heard; every text is whatever its host chose to say.
+
+    Attributes:
+        name: of the service.
+        host: the host's name, such as ``build.local``.
+        addresses: the host's, IPv4 first; a link-local one has its interface behind a ``%``.
+        port: the listener's.
+        release: of the kernel that it serves.
+        arch: likewise.
+        version: of the protocol.
+        serial: of its certificate, hex pairs joined by ``:``.
+        options: its own, in one text.
+        moks: the fingerprints of its machine owner keys.
+    """
+
+    name: str
+    host: str
+    addresses: tuple[str, ...]
+    port: int
+    release: str
+    arch: str
+    version: str
+    serial: str
+    options: str
+    moks: tuple[str, ...]
+
+
+def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
+    """Listen for some time, and return the servers that are there at its end, in order of their names.
+
+    Args:
+        network: on whose links.
+        wait_s: how long; they answer within 0.2 s, or 1.2 s if somebody asked just before.
+
+    Raises:
+        AdvertiseError: multicast DNS is refused.
+    """
+    silence_library()
+    with translated():
+        zeroconf = LinkwiseZeroconf(network.links, lambda _trouble: None)
+    listener = _Names()
+    with translated(), contextlib.closing(zeroconf):
+        # Not answered to this host alone: of the programs that share the port, one gets such an answer.
+        ServiceBrowser(zeroconf, SERVICE_TYPE, listener=listener, question_type=DNSQuestionType.QM)
+        threading.Event().wait(wait_s)
+        infos = [ServiceInfo(SERVICE_TYPE, name) for name in sorted(listener.names)]
+        found = [
+            info for info in infos if info.load_from_cache(zeroconf) or info.request(zeroconf, _RESOLVE_MS)
+        ]
+    return [_found(info) for info in found]
+
+
+class _Names(ServiceListener):
+    """The names of the services that are there."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
+        self.names.add(name)
+
+    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
+        self.names.discard(name)
+
+    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+        pass
+
+
+def _found(info: ServiceInfo) -> FoundServer:
+    text = parse_text(info.text)
+    first = {key: values[0] for key, values in text.items()}
+    release, _, arch = first.get("sysinfo", "").partition(" ")
+    return FoundServer(
+        name=info.get_name(),
+        host=(info.server or "").rstrip("."),
+        addresses=tuple(_with_interface_name(address) for address in info.parsed_scoped_addresses()),
+        port=info.port or 0,
+        release=release,
+        arch=arch,
+        version=first.get("version", ""),
+        serial=first.get("certinfo", ""),
+        options=first.get("optinfo", ""),
+        moks=tuple(text.get("mok_info", ())),
+    )
+
+
+def _with_interface_name(text: str) -> str:
+    """Return an address with its interface's name where zeroconf has its number."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv4Address) or not (address.scope_id or "").isdigit():
+        return text
+    with contextlib.suppress(OSError):
+        return f"{text.partition('%')[0]}%{socket.if_indextoname(int(address.scope_id or 0))}"
+    return text
