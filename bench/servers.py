@@ -46,7 +46,8 @@ class Fleet:
         self.config.write_text(
             f"CONFIG_PATH={directory}/conf.d\nSTAT_PATH={directory}/stat\nLOG_FILE={directory}/log\n"
         )
-        self.environ = {**os.environ, "SYSTEMTAP_DIR": str(directory / "systemtap"), "HOME": str(directory)}
+        own = {"SYSTEMTAP_DIR": str(directory / "systemtap"), "HOME": str(directory), "STAPSRV_MDNS": "no"}
+        self.environ = {**os.environ, **own}
 
     def call(self, action: str) -> float:
         """Run one action; returns its wall time in seconds."""

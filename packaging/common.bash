@@ -67,11 +67,12 @@ runtime_for() {
     fi
 }
 
-# clean_environment HOME USER DIRECTORY: fill `environment` with all that a command in that checkout is to see.
+# clean_environment HOME USER DIRECTORY: fill `environment` with all that a command in that checkout is to see. Tests and
+# demonstrations are not advertised on the network.
 clean_environment() {
     local name
     environment=("HOME=$1" "USER=$2" "LOGNAME=$2" SHELL=/bin/sh
-        "PATH=$3/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        "PATH=$3/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" STAPSRV_MDNS=no)
     for name in CI TERM LANG; do
         if [[ -v $name ]]; then
             environment+=("$name=${!name}")

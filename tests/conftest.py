@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from stapsrv.identity.certificate import load_or_create_identity
 # The same examples each time, and nothing written beside the tests, which may belong to somebody else.
 hypothesis.settings.register_profile("stapsrv", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("stapsrv")
+
+# No server that a test starts is heard of on a real network; the tests of that have networks of their own.
+os.environ["STAPSRV_MDNS"] = "no"
 
 
 @pytest.fixture(params=["asyncio", "trio"])

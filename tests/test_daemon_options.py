@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config.mdns import MdnsSettings
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import DaemonOptions, parse_arguments
 from stapsrv.errors import UsageError
@@ -39,6 +40,11 @@ def test_options_attached_and_separate(line, settings):
         (
             "--no-resume --on-demand --max-compiles 3",
             DaemonOptions(resume=False, on_demand=True, max_compiles=3),
+        ),
+        ("--no-mdns", DaemonOptions(mdns_enabled=False)),
+        (
+            "--mdns-interfaces eth0,192.0.2.1 --mdns-host=build.local",
+            DaemonOptions(mdns_interfaces=("eth0", "192.0.2.1"), mdns_host="build"),
         ),
     ],
 )
@@ -75,6 +81,8 @@ def test_relative_paths_hold_wherever_the_daemon_goes(monkeypatch, tmp_path):
         ("--max-request-size 0", "argument --max-request-size: '0' is not a size in bytes (1 or more)"),
         ("-r", "argument -r: expected one argument"),
         ("--log", "argument --log: expected one argument"),
+        ("--mdns-host a.b", "argument --mdns-host: 'a.b': expected a host name of up to 63 letters"),
+        ("--mdns-interfaces=a/b", "argument --mdns-interfaces: 'a/b': expected names of interfaces or IP"),
         ("--max 3", "ambiguous option: --max could match"),
     ],
 )
@@ -83,3 +91,9 @@ def test_faults_are_one_line_that_names_the_option(line, text):
         parse_arguments(line.split())
     assert str(caught.value).startswith(text)
     assert str(caught.value).endswith("; see stap-serverd --help")
+
+
+def test_a_server_is_advertised_as_the_line_says():
+    options = parse_arguments(["-r", "6.1", "--no-mdns", "--mdns-host", "build"])
+    assert options.server == ServerSettings(releases=("6.1",))
+    assert options.mdns == MdnsSettings(enabled=False, host="build")

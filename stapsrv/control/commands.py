@@ -14,7 +14,7 @@ import attrs
 
 from stapsrv.control.accounts import runnable_account
 from stapsrv.control.deeds import Deeds, done, failure
-from stapsrv.control.invocation import Action, Invocation, ServerOption
+from stapsrv.control.invocation import Action, Invocation
 from stapsrv.control.locating import line_of
 from stapsrv.control.output import NONE_RUNS, PROGRAM, title
 from stapsrv.control.reporting import Reporter, Verb
@@ -103,7 +103,8 @@ class _Command:
                 deeds.reload(supervisor["user"], force=force)
             else:
                 deeds.stop_all(supervisor)
-        for user in configured.keys() - {supervisor["user"] for supervisor in own}:
+        hosted = {supervisor["user"] for supervisor in own}
+        for user in [user for user in configured if user not in hosted]:
             error = self._user_error(user, configured[user])
             if error is not None:
                 deeds.complain(error)
@@ -130,7 +131,7 @@ class _Command:
         selection = select(
             invocation,
             running=[*running, *lost],
-            configured=scene.configured if wanted or self._names_unknown(running) else [],
+            configured=scene.configured if wanted or scene.names_unknown(running) else [],
             host=scene.host,
         )
         return attrs.evolve(selection, targets=tuple(map(self._doubted, selection.targets)))
@@ -143,12 +144,6 @@ class _Command:
             return False
         self._deeds.complain(*self._scene.faults)
         return True
-
-    def _names_unknown(self, running: Sequence[RunningServer]) -> bool:
-        """Whether a nickname is given that no running server has; it may be a configured one's."""
-        nicknames = {server.nickname for server in running}
-        names = [server.name for server in self._invocation.specifications if server.name is not None]
-        return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
 
     def _doubted(self, target: Target) -> Target:
         """Refuse to make a new server of what may be the nickname in a file that cannot be used."""

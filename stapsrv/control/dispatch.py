@@ -14,8 +14,12 @@ from stapsrv.control.reporting import ClassicReporter, JsonReporter, Reporter
 from stapsrv.control.status import show_status, status_of_all
 from stapsrv.control.usage import usage
 
-_TOOLS = {"cert": "stapsrv.control.cert", "mok": "stapsrv.control.mok"}
-"""Commands about a server's own files, which have a grammar of their own."""
+_TOOLS = {
+    "browse": "stapsrv.control.browse",
+    "cert": "stapsrv.control.cert",
+    "mok": "stapsrv.control.mok",
+}
+"""Commands that are about no server of a supervisor, and have a grammar of their own."""
 
 
 def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:

@@ -18,12 +18,9 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         ConfigError: a global file, or the configuration directory, cannot be used.
     """
     scene = Scene(invocation, environ)
-    selection = select(
-        invocation,
-        running=[*(server.running for server in scene.found), *scene.lost_servers],
-        configured=scene.configured,
-        host=scene.host,
-    )
+    running = [*(server.running for server in scene.found), *scene.lost_servers]
+    configured = scene.configured if scene.names_unknown(running) else []
+    selection = select(invocation, running=running, configured=configured, host=scene.host)
     meant = [target.server for target in selection.targets if target.deed is Deed.REPORT]
     remarks = []
     for target in selection.targets:

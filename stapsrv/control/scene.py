@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,12 +12,12 @@ from stapsrv.config.kernels import host_arch, host_release, installed_releases
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.accounts import caller_name
 from stapsrv.control.glance import Glance
+from stapsrv.control.invocation import Invocation, ServerOption
 from stapsrv.control.places import own_settings, readable_stat_paths
 from stapsrv.control.specification import ConfiguredServer, HostFacts, RunningServer
 from stapsrv.control.wireform import settings_from
 
 if TYPE_CHECKING:
-    from stapsrv.control.invocation import Invocation
     from stapsrv.control.output import LostServer
     from stapsrv.control.wireform import ServerInfo, SupervisorInfo
 
@@ -118,6 +118,12 @@ class Scene:
             for file in self.files
             if file.settings is not None
         ]
+
+    def names_unknown(self, running: Sequence[RunningServer]) -> bool:
+        """Whether a nickname is given that none of these servers has; it may be a configured one's."""
+        nicknames = {server.nickname for server in running}
+        names = [server.name for server in self.invocation.specifications if server.name is not None]
+        return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
 
     @property
     def nothing_usable(self) -> bool:

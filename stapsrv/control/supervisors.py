@@ -99,7 +99,7 @@ class Supervisors:
         except SupervisorNotRunning:
             pass
         except ControlError as exc:
-            if exc.code not in _GONE:
+            if not self._has_ended(user, exc):
                 raise
         return [{"server": None, "already": True, "error": None} for _ in ids]
 
@@ -119,7 +119,7 @@ class Supervisors:
         except SupervisorNotRunning:
             pass
         except ControlError as exc:
-            if exc.code not in _GONE:
+            if not self._has_ended(user, exc):
                 raise
         return self.start(user, wishes)
 
@@ -156,17 +156,16 @@ class Supervisors:
 
     def _ask(self, user: str, ask: Callable[[SyncControlClient], list[OutcomeInfo]]) -> list[OutcomeInfo]:
         """Ask a supervisor that is there or is started; once more, if it was just about to end."""
-        ending_s = _END_S
         try:
             with self._reach(user) as client:
                 outcomes = ask(client)
             if _ENDING not in [outcome["error"] for outcome in outcomes]:
                 return self._accepted(outcomes)
+            self._wait_gone(user, within_s=_END_S)
         except ControlError as exc:
-            if exc.code not in _GONE:
+            # One that hung up and is still there gets a second chance, too.
+            if not self._has_ended(user, exc) and exc.code != Code.LOST:
                 raise
-            ending_s = _VANISH_S if exc.code == Code.LOST else _END_S
-        self._wait_gone(user, within_s=ending_s)
         with self._reach(user) as client:
             return self._accepted(ask(client))
 
@@ -240,13 +239,22 @@ class Supervisors:
                 )
         return SyncControlClient(seat / SOCKET_NAME)
 
-    def _wait_gone(self, user: str, *, within_s: float) -> None:
-        """Wait until a supervisor is gone; if it stays, asking again shows why."""
+    def _has_ended(self, user: str, error: ControlError) -> bool:
+        """Whether a supervisor failed to answer because it has ended; waits for the end of one that goes."""
+        if error.code not in _GONE:
+            return False
+        return self._wait_gone(user, within_s=_VANISH_S if error.code == Code.LOST else _END_S)
+
+    def _wait_gone(self, user: str, *, within_s: float) -> bool:
+        """Wait until a supervisor is gone; False if it stays."""
         deadline = time.monotonic() + within_s
-        with contextlib.suppress(SupervisorNotRunning):
+        try:
             while time.monotonic() < deadline:
                 self._connect(user).close()
                 time.sleep(_POLL_S)
+        except SupervisorNotRunning:
+            return True
+        return False
 
 
 @contextlib.contextmanager

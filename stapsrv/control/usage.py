@@ -99,6 +99,7 @@ def _overview() -> str:
             "actions:",
             *lines,
             f"  {'cert, mok':{width}}  look after a server's certificate, and its machine owner keys",
+            f"  {'browse':{width}}  show the servers that the network tells of",
             "",
             "stap-server ACTION --help tells more. Exit status: 0 done, 1 something failed, 2 bad usage,",
             "3 (status) not running.",

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
-from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.mdns.records import Advertisement, Service, instance_name
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger as Log
 
 
 class Step(enum.Enum):

@@ -70,7 +70,8 @@ def command_line(tmp_path: Path) -> CommandLine:
     (directory / "global.conf").write_text(
         f"CONFIG_PATH={directory}/conf.d\nSTAT_PATH={directory}/stat\nLOG_FILE={directory}/log\n"
     )
-    return CommandLine(directory, {"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+    environ = {name: os.environ[name] for name in ("PATH", "STAPSRV_MDNS")}
+    return CommandLine(directory, {"HOME": str(tmp_path), **environ})
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def test_faults_are_one_line(words, status, err, environ):
         (["--version"], "stap-server (stapsrv) ", "."),
         (["cert", "--help"], "usage: stap-server cert", "renew"),
         (["mok", "--help"], "usage: stap-server mok", "list"),
+        (["browse", "--help"], "usage: stap-server browse", "--timeout"),
     ],
 )
 def test_help_and_version(words, begins, contains, environ):
@@ -387,6 +388,10 @@ class TestAsRoot:
         by_user = ["runuser", "-u", "stap-test", "--", *PROGRAM, "status", "-c", str(shared.config_file)]
         read = subprocess.run(by_user, capture_output=True, text=True, timeout=60, check=True, cwd="/")
         assert read.stdout == shared.ok("status")
+        (shared.directory / "conf.d" / "ghost.conf").unlink()
+        before = shared.servers()
+        shared.ok("reload")
+        assert shared.servers() == before
         assert shared.ok("stop").count("OK") == 2
         assert shared.run("status").returncode == 3
 

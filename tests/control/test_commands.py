@@ -263,9 +263,16 @@ def test_a_supervisor_that_hung_up_is_asked_once_more(command_line, supervisor, 
 
 @pytest.mark.parametrize("refusal", [None, shutting_down()])
 def test_servers_of_a_supervisor_that_ends_have_stopped(command_line, hosting, refusal):
-    hosting.refusals = [refusal]
+    hosting.refusals, hosting.leaves = [refusal], True
     ran = command_line.run("stop", "-n", "web")
     assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
+
+
+def test_a_supervisor_that_hung_up_and_lives_did_not_stop_anything(command_line, hosting):
+    hosting.refusals = [None]
+    ran = command_line.run("stop", "-n", "web")
+    assert (ran.status, ran.out.splitlines()[-1]) == (1, "FAILED")
+    assert ran.err.startswith("stap-server: web: stop: the connection ended before the supervisor's answer")
 
 
 def test_other_users_servers_are_left_alone(command_line, user, title):

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from kit.supervisor import FakeSupervisor, here, listening, server_info, shutting_down
+from kit.supervisor import FakeSupervisor, bind_socket, here, listening, server_info, shutting_down
 
 from stapsrv.control import glance
 from stapsrv.control.glance import PORT_MARK, RECORD_MARK, Glance
@@ -109,7 +109,7 @@ def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor
     seat = command_line.stat_path / "dead"
     seat.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(os.path.relpath(seat / "control.sock"))
+        bind_socket(dead, seat / "control.sock")
     assert command_line.run("status").status == 0
 
 
@@ -176,7 +176,7 @@ class Strange:
         seat = directory / "strange"
         seat.mkdir(parents=True)
         self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(os.path.relpath(seat / "control.sock"))
+        bind_socket(self.listener, seat / "control.sock")
         self.listener.listen()
         self.answer = answer
         self.thread = threading.Thread(target=self._serve)
@@ -234,7 +234,7 @@ def test_silence_has_an_end(command_line, monkeypatch):
     seat = command_line.stat_path / "silent"
     seat.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(os.path.relpath(seat / "control.sock"))
+        bind_socket(silent, seat / "control.sock")
         silent.listen()
         (problem,) = Glance([command_line.stat_path]).problems
     assert problem == "the supervisor of user silent does not answer: timed out"

@@ -236,8 +236,9 @@ class LinePeer:
         return json.loads(line)
 
     async def call(self, method: str, params: object = None, *, request_id: object = 1) -> dict:
-        """Send a request and return the next message."""
-        await self.request(method, params, request_id=request_id)
+        """Send a request and return the next message; who is refused may be so before he could ask."""
+        with contextlib.suppress(anyio.BrokenResourceError):
+            await self.request(method, params, request_id=request_id)
         return await self.receive()
 
     async def wait_closed(self) -> bytes:

@@ -44,6 +44,7 @@ class Air:
         others: names, of services and hosts, that other hosts have.
         faults: raised by the next calls of a kind, one each.
         gate: while clear, announcing and withdrawing wait.
+        on_withdraw: called with the service before it is withdrawn.
     """
 
     network: Network = ETHERNET
@@ -52,6 +53,7 @@ class Air:
     others: set[str] = attrs.field(factory=set)
     faults: dict[str, list[Exception]] = attrs.field(factory=dict)
     gate: threading.Event = attrs.field(factory=threading.Event)
+    on_withdraw: Callable[[Service], None] = lambda _service: None
     responders: list[FakeResponder] = attrs.field(factory=list)
     _told: int = attrs.field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
@@ -118,6 +120,7 @@ class FakeResponder:
     def withdraw(self, name: str) -> None:
         assert self._air.gate.wait(20)
         self._air.note("withdraw", name)
+        self._air.on_withdraw(self._air.heard[name])
         del self._air.heard[name]
         self._air.tell()
 

@@ -8,6 +8,7 @@ import pwd
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from stapsrv.control.address import address_of
@@ -63,6 +64,7 @@ class FakeSupervisor:
         told: each command as ``(method, what)``: the nicknames or releases of wishes, ids, or parameters.
         errors: by nickname, why a server cannot be started.
         refusals: what it answers to the next commands instead of obeying; None hangs up.
+        leaves: whether it is gone after a refusal.
         reloaded: outcomes of a reload.
     """
 
@@ -73,6 +75,8 @@ class FakeSupervisor:
         self.told: list[tuple[str, object]] = []
         self.errors: dict[str, str] = {}
         self.refusals: list[ControlError | None] = []
+        self.leaves = False
+        self.left = False
         self.reloaded: list[dict[str, object]] = []
         self.next_id = 4194305 + len(servers)
 
@@ -83,6 +87,7 @@ class FakeSupervisor:
             return encode_result(request.id, info)
         if self.refusals:
             refusal = self.refusals.pop(0)
+            self.left = self.leaves
             return None if refusal is None else encode_error(request.id, refusal)
         outcomes = getattr(self, f"_{request.method}")(request.params, tell)
         return encode_result(request.id, {"outcomes": outcomes})
@@ -162,36 +167,44 @@ def listening(supervisor: FakeSupervisor, stat_path: Path) -> Iterator[FakeSuper
             os.chown(seat, pwd.getpwnam(supervisor.user).pw_uid, -1)
     path = seat / "control.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        with address_of(path) as address:
-            listener.bind(address)
+        bind_socket(listener, path)
         listener.listen()
         thread = threading.Thread(target=_accept, args=(listener, supervisor))
         thread.start()
         try:
             yield supervisor
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
+            if not supervisor.left:
+                listener.shutdown(socket.SHUT_RDWR)
             thread.join(timeout=10)
             path.unlink()
 
 
+def bind_socket(unbound: socket.socket, path: Path) -> None:
+    """Bind a socket to a path that may be longer than an address can be."""
+    with address_of(path) as address:
+        unbound.bind(address)
+
+
 def _accept(listener: socket.socket, supervisor: FakeSupervisor) -> None:
-    while True:
+    while not supervisor.left:
         try:
             connection, _ = listener.accept()
         except OSError:
             return
         with connection, connection.makefile("rb") as lines:
             for line in lines:
-                request = decode_request(line)
-
-                def tell(server: object, request_id=request.id, connection=connection) -> None:
-                    connection.sendall(encode_progress(request_id, server))
-
-                answer = supervisor.answer(line, tell)
-                if answer is None:
+                answer = supervisor.answer(line, partial(_tell, connection, decode_request(line).id))
+                if supervisor.left:
+                    listener.close()
+                if answer is not None:
+                    connection.sendall(answer)
+                if supervisor.left or answer is None:
                     break
-                connection.sendall(answer)
+
+
+def _tell(connection: socket.socket, request_id: int | str, server: object) -> None:
+    connection.sendall(encode_progress(request_id, server))
 
 
 def _identity(settings: object) -> dict[str, object]:

@@ -39,7 +39,7 @@ def expiring_soon(directory: Path, *, left_s: float) -> datetime:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_client_that_meets_an_expired_certificate_is_served_at_its_second_try(stap, serve, backend, tmp_path):
     """The client waits 2 s before it tries again; by then the server has another certificate."""
-    expires = expiring_soon(tmp_path / "ssl", left_s=4)
+    expires = expiring_soon(tmp_path / "ssl", left_s=15)
     server = serve("--ssl", tmp_path / "ssl", backend=backend)
     wait_until(lambda: datetime.now(UTC) > expires)
     ran = stap.via(server.port, *SCRIPT)

@@ -19,6 +19,7 @@ from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore
+from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
@@ -51,7 +52,9 @@ class Bench:
         return {int(path.stem): path.read_text() for path in self.stat_path.glob("*.stat")}
 
     @contextlib.asynccontextmanager
-    async def supervisor(self, *, auto_end: bool = False, max_compiles: int = 2) -> AsyncIterator[Supervisor]:
+    async def supervisor(
+        self, *, auto_end: bool = False, max_compiles: int = 2, announcer: Announcer | None = None
+    ) -> AsyncIterator[Supervisor]:
         """Run a supervisor; what it hosts is stopped at the end of the block."""
         made = Supervisor(
             self.host,
@@ -62,6 +65,7 @@ class Bench:
             log=self.lines.log,
             max_compiles=max_compiles,
             auto_end=auto_end,
+            announcer=announcer,
         )
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
