@@ -1,0 +1,23 @@
+"""The network of a test module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from kit.lan import Lan, open_lan
+from kit.real import Installation, Unavailable
+
+
+@pytest.fixture(scope="module")
+def lan() -> Iterator[Lan]:
+    """Two hosts with a cable between them; whatever runs there ends with the module."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    try:
+        installation = Installation.find(os.environ)
+    except Unavailable as exc:
+        pytest.skip(str(exc))
+    with open_lan(installation) as opened:
+        yield opened

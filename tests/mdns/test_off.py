@@ -1,0 +1,36 @@
+"""A server that is not to be heard of does not so much as load what it would take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from kit.daemon import start
+
+
+@pytest.mark.parametrize(
+    ("options", "switch"), [(["--no-mdns"], "yes"), ([], "no")], ids=["by option", "by environment"]
+)
+def test_nothing_of_zeroconf_is_loaded(tmp_path, build_tree, identity, options, switch):
+    environ = os.environ | {
+        "SYSTEMTAP_DIR": str(tmp_path / "st"),
+        "STAP_PR11197_OVERRIDE": "1",
+        "STAPSRV_MDNS": switch,
+    }
+    with start(["-r", build_tree, "--ssl", identity, *options], environ) as server:
+        assert "cryptography" in (maps := Path(f"/proc/{server.pid}/maps").read_text())
+        assert "zeroconf" not in maps
+        descriptors = [os.readlink(entry) for entry in Path(f"/proc/{server.pid}/fd").iterdir()]
+        assert not [name for name in descriptors if "inotify" in name]
+
+
+def test_switch_that_is_neither_is_one_line(tmp_path, build_tree, identity):
+    environ = os.environ | {
+        "SYSTEMTAP_DIR": str(tmp_path / "st"),
+        "STAP_PR11197_OVERRIDE": "1",
+        "STAPSRV_MDNS": "perhaps",
+    }
+    with pytest.raises(AssertionError, match=r"stap-serverd: STAPSRV_MDNS=perhaps: expected yes or no\n"):
+        with start(["-r", build_tree, "--ssl", identity], environ):
+            pass
