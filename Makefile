@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve clean
+.PHONY: help setup test lint format demo serve bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ demo: ## start a server, compile a real script through it, show the result, stop
 
 serve: ## start a server in the foreground and print a line to try
 	@packaging/demo --serve $(ARGS)
+
+bench: setup ## measure beside SystemTap's own server: compiles, then the control of twenty servers (six minutes)
+	@packaging/as-stap-server python bench/compare.py $(ARGS)
+	@packaging/as-stap-server python bench/servers.py
 
 clean: ## remove .venv, caches and build results
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
