@@ -26,6 +26,7 @@ from pathlib import Path
 
 ORIGINAL = Path("/usr/bin/stap-server")
 OURS = Path(sys.executable).with_name("stap-server")
+ORIGINAL_LOGS = Path("/var/log/stap-server")
 COMMAND_S = 180.0
 """The longest that a command may take: the original needs a minute to stop twenty servers."""
 
@@ -186,6 +187,10 @@ def main() -> None:
     add("--ours-only", action="store_true", help="leave the original out")
     add("--json", action="store_true")
     given = parser.parse_args()
+    if not given.ours_only and not os.access(ORIGINAL_LOGS, os.W_OK):
+        parser.exit(
+            1, f"the original logs to {ORIGINAL_LOGS} whatever it is told: make it, or say --ours-only\n"
+        )
     directory = Path(tempfile.mkdtemp(prefix="bench-servers."))
     options = {"release": given.release, "count": given.servers, "first_port": given.first_port}
     try:
