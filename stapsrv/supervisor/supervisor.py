@@ -245,6 +245,7 @@ class Supervisor:
     def _begin(self, wish: Wish, followed: set[int]) -> tuple[HostedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
         try:
+            self._check_not_ending()
             self._check_user(wish.settings)
             same = self._find(wish)
             if same is not None:
@@ -260,6 +261,11 @@ class Supervisor:
         followed.add(server.id)
         server.command(Event.START)
         return server, False
+
+    def _check_not_ending(self) -> None:
+        """Let nothing begin that the end would wait for in vain."""
+        if self._ending.is_set():
+            raise LifecycleError("the supervisor is ending")
 
     def _check_user(self, settings: ServerSettings) -> None:
         if settings.user not in {None, self._host.user}:
@@ -284,6 +290,8 @@ class Supervisor:
             followed.update(server.id for server in servers)
             for server in servers:
                 try:
+                    if event is Event.RESTART:
+                        self._check_not_ending()
                     server.command(event)
                 except LifecycleError as exc:
                     refused[server.id] = str(exc)

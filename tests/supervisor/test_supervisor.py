@@ -294,6 +294,15 @@ async def test_auto_end_when_nothing_could_be_started(bench, break_prepare):
         assert supervisor._ending.is_set()
 
 
+async def test_nothing_is_started_once_the_end_has_begun(bench):
+    async with bench.supervisor() as supervisor:
+        (running,) = await supervisor.start([Wish(bench.settings())])
+        supervisor.end()
+        outcomes = await supervisor.start([Wish(bench.settings()), Wish(bench.settings(max_threads=1))])
+        outcomes += await supervisor.restart([running.server.id])
+        assert [outcome.error for outcome in outcomes] == ["the supervisor is ending"] * 3
+
+
 async def test_unwritable_status_directory_is_one_clear_line(bench):
     bench.stat_path.rmdir()
     async with bench.supervisor() as supervisor:
