@@ -137,6 +137,7 @@ def test_only_root_decides_for_everybody(systemtap, capsys, verb, whom):
     )
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root decides for everybody")
 @pytest.mark.parametrize(("whom", "place"), [("--all", "every client"), ("--signer", "staprun")])
 def test_root_decides_for_everybody(systemtap, capsys, whom, place):
