@@ -49,6 +49,7 @@ CLASSIC: Mapping[str, str] = {
     "request.options": "Options passed from the client: {options}",
     "request.unserved": "Target kernel version {release} is not supported by this server",
     "request.rejected": "Request from {peer} was refused: {reason}",
+    "request.abandoned": "Request from {peer} abandoned: the client went away",
     "request.complete": "Request from {peer} complete",
 }
 

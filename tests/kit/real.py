@@ -107,6 +107,7 @@ class Stap:
     installation: Installation
     directory: Path
     place: Path
+    _begun: list[subprocess.Popen[str]] = attrs.field(factory=list, init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.temporary.mkdir(exist_ok=True)
@@ -150,8 +151,15 @@ class Stap:
         own = () if wanted is None else ("-r", wanted)
         return self._begin(f"--use-server={where}", *own, *arguments, **environ)
 
+    def end(self) -> None:
+        """End all that was started here and nobody has waited for, because a test failed."""
+        for process in self._begun:
+            if process.stdout is not None and not process.stdout.closed:
+                process.kill()
+                process.communicate()
+
     def _begin(self, *arguments: object, **environ: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["stap", *map(str, arguments)],
             cwd=self.place,
             env=self.environ(**environ),
@@ -161,6 +169,8 @@ class Stap:
             encoding="utf-8",
             errors="backslashreplace",
         )
+        self._begun.append(process)
+        return process
 
 
 def finish(process: subprocess.Popen[str], stdin: str = "") -> Ran:

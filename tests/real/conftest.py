@@ -84,9 +84,11 @@ def warm_stap(installation: Installation, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def stap(warm_stap: Stap, tmp_path: Path) -> Stap:
+def stap(warm_stap: Stap, tmp_path: Path) -> Iterator[Stap]:
     """That user, in a directory of the test's own."""
-    return warm_stap.at(tmp_path)
+    stap = warm_stap.at(tmp_path)
+    yield stap
+    stap.end()
 
 
 @pytest.fixture
