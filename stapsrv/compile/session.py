@@ -1,6 +1,6 @@
 """One connection from accept to close: the story of a request, readable top to bottom.
 
-accept -> handshake -> frame -> zip -> release served? -> queue -> worker: stap, sign -> answer -> close.
+accept -> handshake -> frame -> request becomes answer (:mod:`stapsrv.compile.answering`) -> send -> close.
 Every step that waits has a deadline of its own. A worker is taken only once the request has arrived
 whole, and a client that goes away takes its compile with it.
 """
@@ -8,41 +8,20 @@ whole, and a client that goes away takes its compile with it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import datetime
-from typing import Protocol
 
 import anyio
 import anyio.to_thread
-import attrs
 from anyio.abc import SocketStream
 from anyio.streams.tls import TLSStream
-from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import CompileJob, CompileResult, Engine
-from stapsrv.compile.modules import (
-    SIGNED_PRIVILEGES,
-    KernelSigner,
-    add_signatures,
-    has_modules,
-    refuse_signing_options,
-    without_signatures,
-)
-from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.wire import (
-    CompileRequest,
-    CompileResponse,
-    FrameReader,
-    encode_response,
-    parse_request,
-    render_arguments,
-)
-from stapsrv.config.kernels import ServedRelease, normalise_arch
-from stapsrv.config.settings import ServerSettings
-from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
+from stapsrv.compile.answering import Exchange
+from stapsrv.compile.deadlines import deadline
+from stapsrv.compile.record import Outcome, RequestRecord, summary
+from stapsrv.compile.service import CompileService
+from stapsrv.compile.wire import FrameReader, encode_response
+from stapsrv.errors import ProtocolError, StapsrvError
 
 _READ_BYTES = 65536
 _DISCARD_BYTES = 16 * 1024 * 1024
@@ -51,57 +30,6 @@ _GOODBYE_S = 2.0
 """How long a client may take to acknowledge the end of the connection."""
 
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError, ssl.SSLError)
-
-
-@attrs.define
-class RequestCounts:
-    """What became of the requests of one server so far."""
-
-    accepted: int = 0
-    done: int = 0
-    failed: int = 0
-
-
-class ServedIdentity(Protocol):
-    """Who a server is, as far as its connections and its status need to know."""
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """What handshakes are made with."""
-
-    @property
-    def not_after(self) -> datetime:
-        """The end of the certificate's validity."""
-
-    def sign(self, module: bytes) -> bytes:
-        """Return the signature of a module by the certificate's key; takes some milliseconds."""
-
-
-@attrs.frozen(kw_only=True)
-class CompileService:
-    """What the sessions of one server share.
-
-    Attributes:
-        settings: the server's options and limits.
-        releases: what it compiles for, by name.
-        version: the protocol version in answers: that of the installed stap.
-        engine: where compiles run.
-        pool: who may run one.
-        identity: returns who the server is now; a renewed certificate is shown from the next handshake on.
-        kernel_signer: signs modules for kernels under secure boot.
-        log: the server's own.
-        counts: kept by the sessions.
-    """
-
-    settings: ServerSettings
-    releases: Mapping[str, ServedRelease]
-    version: str
-    engine: Engine
-    pool: WorkerPool
-    identity: Callable[[], ServedIdentity]
-    kernel_signer: KernelSigner
-    log: Log
-    counts: RequestCounts = attrs.field(factory=RequestCounts)
 
 
 class Session:
@@ -154,20 +82,35 @@ class Session:
             self.outstanding = received is not None
         if self._arriving.cancelled_caught or received is None:
             return
+        record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
         try:
-            answer = await self._answer(tls, received)
+            await self._serve(tls, received, record)
+        finally:
+            self.outstanding = False
+            self._log.info("request.summary", **summary(record))
+        await _say_goodbye(tls)
+
+    async def _serve(self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord) -> None:
+        """Answer a request that has arrived whole."""
+        taken = False
+        try:
+            answer = await self._answer(tls, received, record)
             if answer is None:
                 self._log.info("request.abandoned")
                 return
-            with _deadline(self._limits.send_s, "the client did not take its answer"):
+            record.answer_bytes = len(answer)
+            began = anyio.current_time()
+            with deadline(self._limits.send_s, "the client did not take its answer"):
                 await tls.send(answer)
+            record.send_s = anyio.current_time() - began
+            taken = True
             self._log.info("request.complete")
         finally:
-            self.outstanding = False
-        await _say_goodbye(tls)
+            if not taken:
+                record.outcome = Outcome.ABANDONED
 
     async def _handshake(self, stream: SocketStream) -> TLSStream:
-        with _deadline(self._limits.handshake_s, "no TLS handshake"):
+        with deadline(self._limits.handshake_s, "no TLS handshake"):
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
@@ -178,7 +121,7 @@ class Session:
     async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
         """Return the request's zip, why it cannot be taken, or None when the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
-        with _deadline(self._limits.request_s, "the request did not arrive whole"):
+        with deadline(self._limits.request_s, "the request did not arrive whole"):
             while (payload := frame.payload) is None:
                 try:
                     data = await tls.receive(_READ_BYTES)
@@ -192,123 +135,20 @@ class Session:
                     return exc
         return payload or None
 
-    async def _answer(self, tls: TLSStream, received: bytes | StapsrvError) -> bytes | None:
+    async def _answer(
+        self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord
+    ) -> bytes | None:
         """Return the bytes to send, or None when the peer did not wait for them."""
+        exchange = Exchange(
+            self._service, client=self._client, identity=self._identity, record=record, log=self._log
+        )
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
-            response = await self._respond(received)
+            response = await exchange.respond(received)
             answer = await anyio.to_thread.run_sync(encode_response, response)
             tasks.cancel_scope.cancel()
         return answer
-
-    async def _respond(self, received: bytes | StapsrvError) -> CompileResponse:
-        """Return stap's answer, or this server's own when it comes to no answer of stap's."""
-        counts = self._service.counts
-        counts.accepted += 1
-        try:
-            response = await self._compile(await self._parse(received))
-        except (ProtocolError, RequestRejected, TranslatorError) as exc:
-            counts.failed += 1
-            self._log.warning("request.rejected", reason=exc)
-            return self._refusal(exc)
-        except BaseException:
-            counts.failed += 1
-            raise
-        counts.done += 1
-        return response
-
-    async def _parse(self, received: bytes | StapsrvError) -> CompileRequest:
-        if isinstance(received, StapsrvError):
-            raise received
-        parse = functools.partial(parse_request, max_request_bytes=self._service.settings.max_request_bytes)
-        request = await anyio.to_thread.run_sync(parse, received)
-        self._log.info("request.version", version=request.version)
-        self._log.info("request.options", options=render_arguments(request.arguments))
-        return request
-
-    async def _compile(self, request: CompileRequest) -> CompileResponse:
-        service = self._service
-        release = service.releases.get(request.release)
-        if release is None or normalise_arch(request.arch) != release.arch:
-            self._log.warning("request.unserved", release=request.release)
-            served = ", ".join(known.sysinfo for known in service.releases.values())
-            raise RequestRejected(
-                f"Target kernel version {request.release} {request.arch} is not supported by this server, "
-                f"which serves {served}"
-            )
-        refuse_signing_options(request.arguments)
-        job = CompileJob(request=request, release=release, settings=service.settings)
-        async with self._worker():
-            result = await service.engine.run(job, deadline_s=self._limits.compile_s)
-            return await self._sign(job, result)
-
-    async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
-        """Return the answer that ``result`` makes, with the signatures that its modules need."""
-        request = job.request
-        own = "".join(f"{message}\n" for message in request.messages).encode()
-        answer = CompileResponse(
-            version=self._service.version,
-            rc=result.status,
-            stdout=result.stdout,
-            stderr=own + result.stderr,
-            files=without_signatures(result.files),
-        )
-        if result.status != 0 or not has_modules(answer.files):
-            return answer
-        if request.fingerprints or request.mok_missing:
-            answer = await self._sign_for_kernel(job, answer)
-        # Last, since it covers the module as it is loaded.
-        if job.privilege in SIGNED_PRIVILEGES:
-            answer = attrs.evolve(answer, files=await add_signatures(answer.files, self._identity.sign))
-        return answer
-
-    async def _sign_for_kernel(self, job: CompileJob, answer: CompileResponse) -> CompileResponse:
-        signed = await self._service.kernel_signer.sign(
-            answer.files, job.request.fingerprints, job.release.build_tree
-        )
-        self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
-        return attrs.evolve(
-            answer,
-            rc=answer.rc if signed.trusted else 1,
-            stderr=answer.stderr + signed.message,
-            files=signed.files,
-        )
-
-    @contextlib.asynccontextmanager
-    async def _worker(self) -> AsyncIterator[None]:
-        """Hold a worker, after a bounded wait in the queue."""
-        pool = self._service.pool
-        before = pool.statistics()
-        if before.running >= before.workers:
-            self._log.warning("request.overloaded")
-        async with contextlib.AsyncExitStack() as held:
-            with _deadline(self._limits.queue_s, None) as scope:
-                await held.enter_async_context(pool.worker(self._client))
-            if scope.cancelled_caught:
-                raise RequestRejected(
-                    f"The server is busy: no worker was free within {self._limits.queue_s:g} seconds",
-                    remedy="try again later",
-                )
-            running = pool.statistics().running
-            if running > 1:
-                self._log.info("request.many", running=running)
-            else:
-                self._log.info("request.one")
-            yield
-
-    def _refusal(self, exc: StapsrvError) -> CompileResponse:
-        text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
-        return CompileResponse(version=self._service.version, rc=1, stderr=f"Server: {text}\n".encode())
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float, missed: str | None) -> Iterator[anyio.CancelScope]:
-    """Bound a wait; when it is missed raise TimeoutError with a text, or leave it to the caller."""
-    with anyio.move_on_after(seconds) as scope:
-        yield scope
-    if scope.cancelled_caught and missed is not None:
-        raise TimeoutError(f"{missed} within {seconds:g} seconds")
 
 
 async def _adopt(connection: socket.socket) -> SocketStream:
@@ -338,6 +178,10 @@ async def _say_goodbye(tls: TLSStream) -> None:
     """Tell the peer that the answer is complete, and let it read that before the socket closes."""
     with contextlib.suppress(*_BROKEN), anyio.move_on_after(_GOODBYE_S):
         await tls.unwrap()
+
+
+def _size(received: bytes | StapsrvError) -> int:
+    return len(received) if isinstance(received, bytes) else 0
 
 
 def _describe(exc: BaseException) -> str:

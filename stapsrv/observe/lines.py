@@ -51,6 +51,10 @@ CLASSIC: Mapping[str, str] = {
     "request.rejected": "Request from {peer} was refused: {reason}",
     "request.abandoned": "Request from {peer} abandoned: the client went away",
     "request.complete": "Request from {peer} complete",
+    "request.summary": (
+        "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
+        "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s"
+    ),
 }
 
 _UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}

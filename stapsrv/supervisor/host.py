@@ -16,7 +16,7 @@ from stapsrv.compile.engine import LocalEngine
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.process import find_containment
-from stapsrv.compile.session import CompileService
+from stapsrv.compile.service import CompileService
 from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import ServerSettings

@@ -15,7 +15,8 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
-from stapsrv.compile.session import CompileService, Session
+from stapsrv.compile.service import CompileService
+from stapsrv.compile.session import Session
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
 

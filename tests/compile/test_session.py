@@ -37,7 +37,7 @@ async def test_request_is_answered_and_closed(version):
         async with await connect(running.port, context) as tls:
             await tls.send(frame(request("-p4", "-e", "probe begin {}")))
             answer = Answer.of(await read_answer(tls))
-        await running.lines.wait("request.complete")
+        await running.lines.wait("request.summary")
     assert (answer.rc, answer.stdout, answer.stderr) == (0, "out\n", "err\n")
     assert answer.entries["version"] == b"4.8"
     assert answer.files == {"stap_x.ko": b"module" * 1000}
@@ -51,7 +51,21 @@ async def test_request_is_answered_and_closed(version):
         "request.options",
         "request.one",
         "request.complete",
+        "request.summary",
     ]
+
+
+async def test_each_request_has_one_line_that_sums_it_up():
+    async with running_server() as running:
+        for payload in (request("-p4", "-e", "probe begin {}"), request("-p1", release="9.9"), b"no zip"):
+            await exchange(running.port, payload)
+        await running.lines.wait("request.summary", 3)
+    served, unserved, unread = (line for line in running.lines.entries if line["event"] == "request.summary")
+    assert (served["release"], served["result"], served["source"]) == (RELEASE, "answered rc=0", "compiled")
+    assert (unserved["release"], unserved["result"], unserved["source"]) == ("9.9", "refused rc=1", "-")
+    assert (unread["release"], unread["options"], unread["result"]) == ("-", "-", "refused rc=1")
+    assert served["options"] != unserved["options"]
+    assert unread["request_bytes"] == len(b"no zip")
 
 
 async def test_request_may_arrive_byte_by_byte():

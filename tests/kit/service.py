@@ -17,7 +17,7 @@ import trustme
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.session import CompileService, ServedIdentity
+from stapsrv.compile.service import CompileService, ServedIdentity
 from stapsrv.compile.wire import AnswerFile
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease

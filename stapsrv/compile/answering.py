@@ -1,0 +1,192 @@
+"""A whole request becomes an answer: zip -> release served? -> queue -> worker: stap -> sign.
+
+Whatever goes wrong on the way that a client can be told of becomes an answer of this server's own:
+exit status 1 and a line that begins with ``Server:``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+import anyio.to_thread
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.deadlines import deadline
+from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.modules import (
+    SIGNED_PRIVILEGES,
+    add_signatures,
+    has_modules,
+    refuse_signing_options,
+    without_signatures,
+)
+from stapsrv.compile.record import Outcome, RequestRecord, Source, digest_options
+from stapsrv.compile.service import CompileService, ServedIdentity
+from stapsrv.compile.wire import CompileRequest, CompileResponse, parse_request, render_arguments
+from stapsrv.config.kernels import ServedRelease, normalise_arch
+from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        service: the server that it came to.
+        client: what fairness goes by: the same for all connections of one client.
+        identity: whose signatures the answer carries.
+        record: filled in as the request goes on.
+        log: the connection's.
+    """
+
+    def __init__(
+        self,
+        service: CompileService,
+        *,
+        client: str,
+        identity: ServedIdentity,
+        record: RequestRecord,
+        log: Log,
+    ) -> None:
+        self._service = service
+        self._limits = service.settings.limits
+        self._client = client
+        self._identity = identity
+        self._record = record
+        self._log = log
+
+    async def respond(self, received: bytes | StapsrvError) -> CompileResponse:
+        """Return stap's answer, or this server's own when it comes to no answer of stap's.
+
+        Args:
+            received: the request's zip, or why it could not be taken.
+        """
+        counts = self._service.counts
+        counts.accepted += 1
+        try:
+            response = await self._compile(await self._parse(received))
+        except (ProtocolError, RequestRejected, TranslatorError) as exc:
+            counts.failed += 1
+            self._log.warning("request.rejected", reason=exc)
+            response = self._refusal(exc)
+        except BaseException:
+            counts.failed += 1
+            raise
+        else:
+            counts.done += 1
+        self._record.rc = response.rc
+        return response
+
+    async def _parse(self, received: bytes | StapsrvError) -> CompileRequest:
+        if isinstance(received, StapsrvError):
+            raise received
+        parse = functools.partial(parse_request, max_request_bytes=self._service.settings.max_request_bytes)
+        request = await anyio.to_thread.run_sync(parse, received)
+        self._record.release = request.release
+        self._record.options = digest_options(request.arguments)
+        self._log.info("request.version", version=request.version)
+        self._log.info("request.options", options=render_arguments(request.arguments))
+        return request
+
+    async def _compile(self, request: CompileRequest) -> CompileResponse:
+        release = self._served_release(request)
+        refuse_signing_options(request.arguments)
+        job = CompileJob(request=request, release=release, settings=self._service.settings)
+        result = await self._result(job)
+        with self._timed("sign_s"):
+            response = await self._sign(job, result)
+        self._record.outcome = Outcome.ANSWERED
+        return response
+
+    def _served_release(self, request: CompileRequest) -> ServedRelease:
+        releases = self._service.releases
+        release = releases.get(request.release)
+        if release is not None and normalise_arch(request.arch) == release.arch:
+            return release
+        self._log.warning("request.unserved", release=request.release)
+        served = ", ".join(known.sysinfo for known in releases.values())
+        raise RequestRejected(
+            f"Target kernel version {request.release} {request.arch} is not supported by this server, "
+            f"which serves {served}"
+        )
+
+    async def _result(self, job: CompileJob) -> CompileResult:
+        """Return what stap makes of a job."""
+        async with self._worker():
+            with self._timed("compile_s"):
+                result = await self._service.engine.run(job, deadline_s=self._limits.compile_s)
+        self._record.source = Source.COMPILED
+        return result
+
+    async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
+        """Return the answer that ``result`` makes, with the signatures that its modules need."""
+        request = job.request
+        own = "".join(f"{message}\n" for message in request.messages).encode()
+        answer = CompileResponse(
+            version=self._service.version,
+            rc=result.status,
+            stdout=result.stdout,
+            stderr=own + result.stderr,
+            files=without_signatures(result.files),
+        )
+        if result.status != 0 or not has_modules(answer.files):
+            return answer
+        if request.fingerprints or request.mok_missing:
+            answer = await self._sign_for_kernel(job, answer)
+        # Last, since it covers the module as it is loaded.
+        if job.privilege in SIGNED_PRIVILEGES:
+            answer = attrs.evolve(answer, files=await add_signatures(answer.files, self._identity.sign))
+        return answer
+
+    async def _sign_for_kernel(self, job: CompileJob, answer: CompileResponse) -> CompileResponse:
+        signed = await self._service.kernel_signer.sign(
+            answer.files, job.request.fingerprints, job.release.build_tree
+        )
+        self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
+        return attrs.evolve(
+            answer,
+            rc=answer.rc if signed.trusted else 1,
+            stderr=answer.stderr + signed.message,
+            files=signed.files,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _worker(self) -> AsyncIterator[None]:
+        """Hold a worker, after a bounded wait in the queue."""
+        pool = self._service.pool
+        before = pool.statistics()
+        if before.running >= before.workers:
+            self._log.warning("request.overloaded")
+        async with contextlib.AsyncExitStack() as held:
+            with self._timed("queue_s"), deadline(self._limits.queue_s, None) as scope:
+                await held.enter_async_context(pool.worker(self._client))
+            if scope.cancelled_caught:
+                raise RequestRejected(
+                    f"The server is busy: no worker was free within {self._limits.queue_s:g} seconds",
+                    remedy="try again later",
+                )
+            running = pool.statistics().running
+            if running > 1:
+                self._log.info("request.many", running=running)
+            else:
+                self._log.info("request.one")
+            yield
+
+    @contextlib.contextmanager
+    def _timed(self, duration: str) -> Iterator[None]:
+        """Add the time that the block takes to a duration of the record."""
+        began = anyio.current_time()
+        try:
+            yield
+        finally:
+            spent = getattr(self._record, duration) + anyio.current_time() - began
+            setattr(self._record, duration, spent)
+
+    def _refusal(self, exc: StapsrvError) -> CompileResponse:
+        text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
+        self._record.outcome = Outcome.REFUSED
+        self._record.refusal = exc.problem
+        return CompileResponse(version=self._service.version, rc=1, stderr=f"Server: {text}\n".encode())

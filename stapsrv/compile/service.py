@@ -1,0 +1,68 @@
+"""What the sessions of one server share: its options, its kernels, where it compiles, and who it is."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Protocol
+
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.engine import Engine
+from stapsrv.compile.modules import KernelSigner
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+
+
+@attrs.define
+class RequestCounts:
+    """What became of the requests of one server so far."""
+
+    accepted: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class ServedIdentity(Protocol):
+    """Who a server is, as far as its connections and its status need to know."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What handshakes are made with."""
+
+    @property
+    def not_after(self) -> datetime:
+        """The end of the certificate's validity."""
+
+    def sign(self, module: bytes) -> bytes:
+        """Return the signature of a module by the certificate's key; takes some milliseconds."""
+
+
+@attrs.frozen(kw_only=True)
+class CompileService:
+    """What the sessions of one server share.
+
+    Attributes:
+        settings: the server's options and limits.
+        releases: what it compiles for, by name.
+        version: the protocol version in answers: that of the installed stap.
+        engine: where compiles run.
+        pool: who may run one.
+        identity: returns who the server is now; a renewed certificate is shown from the next handshake on.
+        kernel_signer: signs modules for kernels under secure boot.
+        log: the server's own.
+        counts: kept by the sessions.
+    """
+
+    settings: ServerSettings
+    releases: Mapping[str, ServedRelease]
+    version: str
+    engine: Engine
+    pool: WorkerPool
+    identity: Callable[[], ServedIdentity]
+    kernel_signer: KernelSigner
+    log: Log
+    counts: RequestCounts = attrs.field(factory=RequestCounts)
