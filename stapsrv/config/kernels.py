@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,7 @@ _ARCH_RULES = (
     (re.compile(r"mips.*"), "mips"),
     (re.compile(r"sh[234].*"), "sh"),
 )
+_UTS_RELEASE = re.compile(r'^#define UTS_RELEASE "([^"]*)"', re.MULTILINE)
 _RELEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~:@-]*")
 
 
@@ -110,7 +112,21 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
 
 
 def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
-    """Read the release that a build tree was configured for (manual page, RELEASE=/kernels/…/build)."""
+    """Read the release that a build tree was configured for (manual page, RELEASE=/kernels/…/build).
+
+    It is what modules built there are made for, and so what clients run. Debian's packages state
+    another name, that of the upstream version, in ``kernel.release``.
+    """
+    compiled = tree / "include" / "generated" / "utsrelease.h"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = _UTS_RELEASE.search(compiled.read_text(encoding="ascii"))
+        if found is not None and is_release_name(found[1]):
+            return ServedRelease(found[1], arch, str(tree), tree)
+    return ServedRelease(_stated_release(tree), arch, str(tree), tree)
+
+
+def _stated_release(tree: Path) -> str:
+    """Return what a tree says that has not been prepared as far as its headers."""
     stated = tree / "include" / "config" / "kernel.release"
     try:
         name = stated.read_text(encoding="ascii").strip()
@@ -123,7 +139,7 @@ def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
         ) from exc
     if not is_release_name(name):
         raise ConfigError(f"{stated} holds no kernel release", where=f"-r {tree}")
-    return ServedRelease(name, arch, str(tree), tree)
+    return name
 
 
 def _remedy_for_missing_tree(release: str, modules: Path) -> str:

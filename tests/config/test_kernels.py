@@ -79,6 +79,25 @@ def test_release_by_build_tree(tmp_path):
     assert served == ServedRelease("6.9.9-mine", "arm64", str(tmp_path), tmp_path)
 
 
+def test_release_of_a_build_tree_is_that_of_its_modules(tmp_path):
+    """Debian's trees name the upstream version in the other file."""
+    make_tree(tmp_path, '#define UTS_RELEASE "6.1.0-56-amd64"\n')
+    assert resolve_release(str(tmp_path), arch="x86_64").name == "6.1.0-56-amd64"
+
+
+@pytest.mark.parametrize("header", ["", "#define UTS_RELEASE\n", '#define UTS_RELEASE "not one"\n', "\xff"])
+def test_build_tree_with_a_damaged_header_states_its_release(tmp_path, header):
+    make_tree(tmp_path, header)
+    assert resolve_release(str(tmp_path), arch="x86_64").name == "6.1.192"
+
+
+def make_tree(tree, header):
+    (tree / "include" / "config").mkdir(parents=True)
+    (tree / "include" / "config" / "kernel.release").write_text("6.1.192\n")
+    (tree / "include" / "generated").mkdir()
+    (tree / "include" / "generated" / "utsrelease.h").write_text(header)
+
+
 def test_missing_build_tree_names_package_and_alternatives(modules):
     with pytest.raises(ConfigError) as caught:
         resolve_release("9.9", arch="x86_64", modules=modules)
