@@ -15,38 +15,65 @@ from pathlib import Path
 from typing import NoReturn
 
 import anyio
+import attrs
 
+from stapsrv.config.configured import described_by_environ, with_each_release
 from stapsrv.config.global_settings import can_write, global_defaults
 from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
+from stapsrv.environment import started_environ
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.hosting import Configuration, Hosting
 from stapsrv.identity.password import obtain_password
+from stapsrv.init import fork_as_init
 from stapsrv.observe.logs import Log, LogBook, TerminalSink, open_log
 from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import open_host
 from stapsrv.supervisor.seat import take_seat
 
 CONTROL_SOCKET = "control.sock"
 
+
+@attrs.frozen
+class _Means:
+    """What this process was given by whoever started it.
+
+    Attributes:
+        environ: the environment variables, for its children, too.
+        notifier: the service manager.
+        password: of certificate databases that have one.
+        sockets: opened by the service manager.
+    """
+
+    environ: Mapping[str, str]
+    notifier: Notifier
+    password: str | None
+    sockets: PassedSockets
+
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run ``stap-serverd`` and exit: 0 after a stop, 1 when it could not serve, 2 for bad usage."""
-    notifier = Notifier.from_environ(os.environ)
+    environ = started_environ(os.environ)
+    notifier = Notifier.from_environ(environ)
     failure: StapsrvError | None = None
     try:
-        options = parse_arguments(sys.argv[1:] if argv is None else argv)
-        refuse_root(os.environ)
-        password = _password(options, os.environ)
+        options = parse_arguments(sys.argv[1:] if argv is None else argv, described_by_environ(environ))
+        refuse_root(environ)
+        sockets = PassedSockets.from_environ(environ, pid=os.getpid())
+        fork_as_init()
+        password = _password(options, environ)
         # By this name scripts, ps and stap-stop-server know a compile server.
         Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
         os.chdir("/")
         serve = _serve_configured if options.server is None else _serve_one
-        anyio.run(serve, options, os.environ, notifier, password, backend=options.backend)
+        means = _Means(without_passed(environ), notifier, password, sockets)
+        anyio.run(serve, options, means, backend=options.backend)
     except* StapsrvError as group:
         failure = _first(group)
     if failure is None:
@@ -77,16 +104,16 @@ def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
     return obtain_password(environ, file=file, descriptor=descriptor)
 
 
-async def _serve_one(
-    options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier, password: str | None
-) -> None:
+async def _serve_one(options: DaemonOptions, means: _Means) -> None:
     """Host the one server that the command line describes; nothing else commands it."""
-    settings = options.server or ServerSettings()
+    settings = with_each_release(options.server or ServerSettings())
+    means.sockets.check_all_used([settings], controlled=False)
+    environ, notifier = means.environ, means.notifier
     with contextlib.closing(LogBook(*_terminal())) as book:
         log = open_log(TerminalSink()) if settings.log is None else book.open(settings.log)
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
-            open_host(environ, password=password) as host,
+            open_host(environ, password=means.password, sockets=means.sockets) as host,
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             server = await host.prepare(settings, log)
@@ -106,10 +133,9 @@ async def _serve_one(
                 background.cancel_scope.cancel()
 
 
-async def _serve_configured(
-    options: DaemonOptions, environ: Mapping[str, str], notifier: Notifier, password: str | None
-) -> None:
+async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
     """Host the configured servers, and whatever the control socket asks for."""
+    environ, notifier = means.environ, means.notifier
     user = pwd.getpwuid(os.geteuid())
     own = global_defaults(
         environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
@@ -122,7 +148,7 @@ async def _serve_configured(
         contextlib.closing(LogBook(*_terminal())) as book,
         take_seat(configuration.settings.stat_path, user.pw_name) as seat,
     ):
-        async with open_host(environ, password=password) as host:
+        async with open_host(environ, password=means.password, sockets=means.sockets) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
             async with _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping:
                 await hosting.run(seat / CONTROL_SOCKET, stopping)

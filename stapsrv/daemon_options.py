@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -77,8 +77,13 @@ class DaemonOptions:
         return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
 
-def parse_arguments(argv: Sequence[str]) -> DaemonOptions:
+def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None = None) -> DaemonOptions:
     """Read the command line; values may be attached or separate, as getopt has them.
+
+    Args:
+        argv: its words.
+        described: what holds for a server that the words describe, where they do not say; by attribute of
+            its settings.
 
     Raises:
         UsageError: it cannot be understood; the text names the option.
@@ -99,7 +104,10 @@ def parse_arguments(argv: Sequence[str]) -> DaemonOptions:
                 "a server is described, and -c is for the configured ones",
                 remedy="leave one of the two out",
             )
-    return DaemonOptions(server=ServerSettings(**named, log=daemon.get("log")), **daemon)
+    settings = {**(described or {}), **named}
+    if "log" in daemon:
+        settings["log"] = daemon["log"]
+    return DaemonOptions(server=ServerSettings(**settings), **daemon)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ import anyio.to_thread
 import attrs
 from anyio.abc import TaskStatus
 
-from stapsrv.config.configured import default_server, read_configured
+from stapsrv.config.configured import default_server, read_configured_or_environ
 from stapsrv.config.global_settings import GlobalSettings, read_global_settings
 from stapsrv.config.kernels import host_arch, host_release
 from stapsrv.config.mdns import mdns_from_environ
@@ -45,6 +45,7 @@ class Configuration:
         log_file: the supervisor's own log, and that of servers without one.
         user: whom it runs as; only this user's servers are its own.
         default_user: whom configured servers that do not say run as.
+        environ: may describe a server where no file does.
     """
 
     base: GlobalSettings
@@ -53,6 +54,7 @@ class Configuration:
     log_file: Path
     user: str
     default_user: str
+    environ: Mapping[str, str]
 
     @classmethod
     def open(
@@ -85,6 +87,7 @@ class Configuration:
             log_file=log or settings.log_file,
             user=user,
             default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
+            environ=environ,
         )
 
     @property
@@ -102,7 +105,7 @@ class Configuration:
             ConfigError: the global file or the directory cannot be used.
         """
         settings = read_global_settings(self.base, config_file or self.config_file)
-        files = read_configured(settings.config_path)
+        files = read_configured_or_environ(settings.config_path, self.environ)
         defaults = attrs.evolve(self.defaults, user=self.default_user)
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
@@ -230,6 +233,7 @@ class Hosting:
             defaults=self._configuration.defaults,
             policy=Policy.of_process(),
             log=self.log,
+            passed=self._host.sockets.control(socket),
             task_status=task_status,
         )
 
@@ -245,6 +249,7 @@ class Hosting:
             self.supervisor.end_if_unused()
             return
         found = await self._read_servers(None)
+        self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
         default = Wish(default_server(self._configuration.defaults))
         await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
         self._notifier.ready(self._summary())

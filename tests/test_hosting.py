@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.daemon import ServerProcess, start
+from kit.daemon import ServerProcess, passing, start
 
 
 class Site:
@@ -49,6 +49,9 @@ class Site:
 
     def start(self, *options: str):
         return start(["-c", self.config, *options], self.environ)
+
+    def start_with(self, **facts):
+        return start(["-c", self.config], self.environ, **facts)
 
 
 @pytest.fixture
@@ -195,3 +198,90 @@ def test_configured_servers_of_other_users_are_left_to_them(site):
     with site.start() as server:
         assert set(site.status()) == {"mine"}
         stop(server)
+
+
+def test_server_that_the_environment_describes(site, build_tree):
+    site.environ |= {
+        "STAPSRV_RELEASE": str(build_tree),
+        "STAPSRV_NICKNAME": "only",
+        "STAPSRV_MAXTHREADS": "3",
+    }
+    with site.start() as server:
+        (found,) = site.status().values()
+        assert (found["nickname"], found["origin"], found["state"]) == ("only", "environment", "serving")
+        assert (found["settings"]["RELEASE"], found["settings"]["MAXTHREADS"]) == ([str(build_tree)], 3)
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        assert list(site.status().values()) == [found]
+        stop(server)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("STAPSRV_PORT", "many"), ("STAPSRV_PROT", "1"), ("STAPSRV_LOG_FILE", "a\nb")]
+)
+def test_wrong_environment_is_one_line_and_no_start(site, name, value):
+    command = [sys.executable, "-m", "stapsrv.daemon", "-c", str(site.config)]
+    environ = {**site.environ, name: value}
+    failed = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"stap-serverd: {name}")
+    assert len(failed.stderr.splitlines()) == 1
+    assert not site.stat.exists()
+
+
+def test_log_to_standard_output(site):
+    site.configure("one", "LOG=/dev/stdout\n")
+    site.config.write_text(site.config.read_text() + "LOG_FILE=/dev/stdout\n")
+    reading, writing = os.pipe()
+    with open(reading) as output:
+        with site.start_with(stdout=writing) as server:
+            os.close(writing)
+            server.send_signal(signal.SIGHUP)
+            server.wait_told("READY=1")
+            stop(server)
+        lines = output.read().splitlines()
+    assert [line for line in lines if line.endswith(f"Using network address [::]:{port_in(lines)}")]
+    assert lines[-1].endswith("Received signal 15, exiting")
+    assert not site.log.exists()
+
+
+def port_in(lines: list[str]) -> str:
+    (line,) = [line for line in lines if "Using network address" in line]
+    return line.rpartition(":")[2]
+
+
+def test_sockets_of_the_service_manager_are_served_and_left_open(site):
+    site.configure("native")
+    seat = site.stat / site.user
+    seat.mkdir(parents=True, mode=0o750)
+    with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(seat / "control.sock"))
+        control.listen()
+        inode = (seat / "control.sock").stat().st_ino
+        for _ in range(2):
+            with site.start_with(passed=[("native", port), ("control", control)]) as server:
+                assert site.status()["native"]["port"] == port.getsockname()[1]
+                stop(server)
+            assert (seat / "control.sock").stat().st_ino == inode
+            with socket.create_connection(port.getsockname(), timeout=10):
+                pass
+
+
+def test_socket_that_no_server_wants_is_one_line_and_no_start(site):
+    site.configure("one")
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        with passing([("native", port)]) as passed:
+            failed = subprocess.run(
+                [*passed.command, sys.executable, "-m", "stapsrv.daemon", "-c", str(site.config)],
+                env=site.environ | passed.environ,
+                pass_fds=passed.descriptors,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        "stap-serverd: socket 'native': is passed, and no configured server has this nickname; give the "
+        "socket unit FileDescriptorName=, the server's nickname or control\n"
+    )

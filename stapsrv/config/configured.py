@@ -1,16 +1,24 @@
-"""The servers of the configuration directory: one ``*.conf`` file each (manual page, CONFIGURATION)."""
+"""The configured servers: one ``*.conf`` file each (manual page, CONFIGURATION), or the environment."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
-from stapsrv.config.files import decode_config, server_settings_from
+from stapsrv.config.environment import PREFIX, refuse_unknown, values_from_environ
+from stapsrv.config.files import SERVER_VARIABLES, decode_config, server_settings_from
+from stapsrv.config.global_settings import GLOBAL_VARIABLES
+from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError
 
 _SUFFIX = ".conf"
+_EACH_RELEASE = "installed"
+"""In place of a release, in the environment: every one whose build tree is installed."""
+_ENVIRONMENT = Path("environment")
+"""Where a server comes from that environment variables describe."""
 
 
 @attrs.frozen
@@ -18,7 +26,7 @@ class ConfiguredFile:
     """One file, and what it says.
 
     Attributes:
-        path: the file.
+        path: the file, or ``environment``.
         settings: of its server, or None when it cannot be used.
         fault: why not, or None.
     """
@@ -47,6 +55,51 @@ def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
             remedy="make it readable, or set CONFIG_PATH to another in the global configuration file",
         ) from exc
     return tuple(_read(path) for path in names)
+
+
+def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> tuple[ConfiguredFile, ...]:
+    """Read the configuration directory; where it holds no file, the server that the environment describes.
+
+    Raises:
+        ConfigError: the directory cannot be read, or a variable's value cannot be.
+    """
+    files = read_configured(directory)
+    if files:
+        return files
+    described = described_by_environ(environ)
+    if not described:
+        return ()
+    # mypy cannot follow the table; a test builds every attribute through it.
+    settings = ServerSettings(**described)  # type: ignore[arg-type]
+    return (ConfiguredFile(_ENVIRONMENT, with_each_release(settings), None),)
+
+
+def described_by_environ(environ: Mapping[str, str]) -> dict[str, object]:
+    """Return what environment variables say of a server, by the attributes of its settings.
+
+    Raises:
+        ConfigError: a variable is unknown, or its value cannot be.
+    """
+    refuse_unknown(environ, variables=(*GLOBAL_VARIABLES, *SERVER_VARIABLES))
+    return values_from_environ(environ, variables=SERVER_VARIABLES, other_than=GLOBAL_VARIABLES)
+
+
+def with_each_release(settings: ServerSettings) -> ServerSettings:
+    """Return settings with the release ``installed``, of the environment, replaced by those that are.
+
+    Raises:
+        ConfigError: it is wanted, and none is installed.
+    """
+    if settings.releases != (_EACH_RELEASE,):
+        return settings
+    installed = installed_releases()
+    if not installed:
+        raise ConfigError(
+            "there is no /lib/modules/RELEASE/build",
+            where=f"{PREFIX}RELEASE={_EACH_RELEASE}",
+            remedy="install kernel headers, or mount /lib/modules and /usr/src of a host that has them",
+        )
+    return attrs.evolve(settings, releases=tuple(installed))
 
 
 def default_server(defaults: HostDefaults) -> ServerSettings:

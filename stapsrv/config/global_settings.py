@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from stapsrv.config.environment import values_from_environ
 from stapsrv.config.files import Variable, decode_config, values_from
 from stapsrv.config.mdns import (
     MdnsSettings,
@@ -67,7 +68,7 @@ SYSTEM_SETTINGS = GlobalSettings(
     log_file=Path("/var/log/stap-server/log"),
 )
 
-_VARIABLES = (
+GLOBAL_VARIABLES = (
     Variable("CONFIG_PATH", "config_path", Path),
     Variable("STAT_PATH", "stat_path", Path),
     Variable("LOG_FILE", "log_file", Path),
@@ -89,15 +90,18 @@ def global_defaults(
     state goes to ``run`` beside the log: never to a name in /tmp that a stranger could have made first.
 
     Args:
-        environ: the environment variables.
+        environ: the environment variables, which may name each path (:mod:`stapsrv.config.environment`).
         euid: the effective user id; root always uses the system's paths.
         home: the user's home directory.
         can_write: whether this user may write a path (:func:`can_write`).
 
+    Raises:
+        ConfigError: an environment variable's value cannot be.
+
     Source: DESIGN, decision 6; XDG Base Directory Specification (relative values are to be ignored).
     """
     if euid == 0:
-        return SYSTEM_SETTINGS
+        return _lay_environ_over(SYSTEM_SETTINGS, environ)
     state = (_absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state") / "stap-server"
     runtime = _absolute(environ.get("XDG_RUNTIME_DIR"))
     settings = SYSTEM_SETTINGS
@@ -105,7 +109,7 @@ def global_defaults(
         settings = settings._replace(stat_path=runtime / "stap-server" if runtime else state / "run")
     if not can_write(settings.log_file):
         settings = settings._replace(log_file=state / "log")
-    return settings
+    return _lay_environ_over(settings, environ)
 
 
 def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
@@ -115,7 +119,7 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
         ConfigFaults: everything that is wrong with the file.
     """
     # mypy cannot follow the table; a test sets every attribute through it.
-    return base._replace(**values_from(text, where=where, variables=_VARIABLES))  # type: ignore[arg-type]
+    return base._replace(**values_from(text, where=where, variables=GLOBAL_VARIABLES))  # type: ignore[arg-type]
 
 
 def read_global_settings(
@@ -157,6 +161,11 @@ def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
     except OSError as exc:
         raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
     return lay_over(settings, decode_config(data, where=where), where=where)
+
+
+def _lay_environ_over(settings: GlobalSettings, environ: Mapping[str, str]) -> GlobalSettings:
+    # mypy cannot follow the table; a test sets every attribute through it.
+    return settings._replace(**values_from_environ(environ, variables=GLOBAL_VARIABLES))  # type: ignore[arg-type]
 
 
 def _absolute(directory: str | None) -> Path | None:

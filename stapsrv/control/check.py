@@ -23,6 +23,7 @@ from stapsrv.control.output import Console, encode_document
 from stapsrv.control.scene import Scene
 from stapsrv.control.selection import Deed, Target, select
 from stapsrv.errors import ConfigError
+from stapsrv.observe.streams import stream_descriptor
 
 _FAILED = 1
 _OPTIONS = {
@@ -152,6 +153,8 @@ class _Checker:
 
     def _check_log(self, target: Target, settings: ServerSettings, account: Account) -> Iterator[ConfigError]:
         log = settings.log or self._scene.settings.log_file
+        if stream_descriptor(log) is not None:
+            return
         # The default log is made where it is missing, by root for others or by the user himself.
         makes_it = log == self._scene.settings.log_file and (os.geteuid() == 0 or can_write(log))
         if makes_it and not log.exists():

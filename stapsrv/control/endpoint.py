@@ -36,6 +36,7 @@ async def serve_control(
     log: Log,
     limits: ControlLimits | None = None,
     identify: Callable[[socket.socket], Peer] = read_peer,
+    passed: socket.socket | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control protocol at ``path`` until cancelled.
@@ -50,6 +51,7 @@ async def serve_control(
             ``control.stalled``, ``control.crashed``, ``control.exhausted``.
         limits: other ones than the default.
         identify: says who connected.
+        passed: listens at ``path`` already and stays there when it is closed, as it is in the end.
         task_status: started when the socket accepts.
 
     Raises:
@@ -59,7 +61,8 @@ async def serve_control(
     them, within ``farewell_s``; commands under way are cancelled.
     """
     with contextlib.ExitStack() as listening:
-        listener = listening.enter_context(open_control_socket(path))
+        own = open_control_socket(path) if passed is None else contextlib.closing(passed)
+        listener = listening.enter_context(own)
         async with anyio.create_task_group() as tasks:
             endpoint = _Endpoint(
                 Methods(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),

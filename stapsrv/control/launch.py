@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 from stapsrv.control.accounts import Account, environment_for, group_id
 from stapsrv.control.directories import Ownership, make_directory, make_file, open_lock
 from stapsrv.control.notification import DAEMON, DaemonEnded, open_notifications
+from stapsrv.environment import started_environ
 from stapsrv.errors import ControlError, StapsrvError
 
 LOCK_NAME = "start.lock"
@@ -137,7 +138,7 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
             umask=0o022,
             start_new_session=True,
             env={
-                **environment_for(account, environ),
+                **environment_for(account, started_environ(environ)),
                 "NOTIFY_SOCKET": notifications.address,
                 "STAPSRV_DEFAULT_USER": launch.default_user,
             },

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from stapsrv.config.configured import ConfiguredFile, read_configured
+from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
 from stapsrv.config.kernels import host_arch, host_release, installed_releases
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.accounts import caller_name
@@ -103,12 +103,12 @@ class Scene:
 
     @cached_property
     def files(self) -> tuple[ConfiguredFile, ...]:
-        """The files of the configuration directory.
+        """The files of the configuration directory, or the environment in their place.
 
         Raises:
             ConfigError: it cannot be read.
         """
-        return read_configured(self.settings.config_path)
+        return read_configured_or_environ(self.settings.config_path, self.environ)
 
     @property
     def configured(self) -> list[ConfiguredServer]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stapsrv.control.notification import DAEMON, DaemonEnded, open_notifications
+from stapsrv.environment import started_environ
 from stapsrv.errors import StapsrvError, UsageError
 
 _START_S = 60.0
@@ -58,7 +59,7 @@ def _start(argv: Sequence[str]) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {"NOTIFY_SOCKET": notifications.address},
+            env=started_environ(os.environ) | {"NOTIFY_SOCKET": notifications.address},
         )
         try:
             notifications.wait_ready(server, timeout_s=_START_S)

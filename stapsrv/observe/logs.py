@@ -17,6 +17,7 @@ from structlog.typing import EventDict, FilteringBoundLogger
 
 from stapsrv.errors import ConfigError
 from stapsrv.observe.lines import classic_line, printable
+from stapsrv.observe.streams import StreamSink, stream_descriptor
 
 Log = FilteringBoundLogger
 """What every room logs through: a constant event name and fields."""
@@ -113,24 +114,28 @@ class LogBook:
     """The log files of one process: servers that name the same file share it.
 
     Args:
-        extra: sinks that get every line of every log, such as the terminal.
+        extra: sinks that get every line of every log file, such as the terminal.
         style: how lines look.
     """
 
     def __init__(self, *extra: Sink, style: LogFormat = LogFormat.CLASSIC) -> None:
         self._extra = extra
         self._style = style
-        self._files: dict[Path, FileSink] = {}
+        self._files: dict[Path, FileSink | StreamSink] = {}
 
     def open(self, path: Path) -> Log:
-        """Return a logger that appends to ``path``.
+        """Return a logger that appends to ``path``, or writes to the stream that it stands for.
 
         Raises:
-            ConfigError: the file cannot be written.
+            ConfigError: it cannot be written.
         """
         if path not in self._files:
-            self._files[path] = FileSink(path)
-        return open_log(self._files[path], *self._extra, style=self._style)
+            descriptor = stream_descriptor(path)
+            self._files[path] = FileSink(path) if descriptor is None else StreamSink(path, descriptor)
+        sink = self._files[path]
+        # A stream is read as it is; it may even be that terminal.
+        extra = () if isinstance(sink, StreamSink) else self._extra
+        return open_log(sink, *extra, style=self._style)
 
     def reopen(self) -> None:
         """Begin every file again at its name, as after SIGHUP."""

@@ -23,6 +23,7 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
+from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
 
@@ -35,11 +36,13 @@ class Host:
         user: the name of the user that everything runs as.
         engine: runs stap here.
         identities: who its servers are.
+        sockets: what the service manager opened for them.
     """
 
     user: str
     engine: LocalEngine
     identities: IdentityStore
+    sockets: PassedSockets = attrs.field(factory=PassedSockets)
 
     async def prepare(
         self,
@@ -66,7 +69,8 @@ class Host:
         releases = settings.served_releases()
         _check_directories(settings)
         with contextlib.ExitStack() as undo:
-            listener = _open_listener(settings.port, last_port)
+            passed = self.sockets.port_of(settings)
+            listener = _open_listener(settings.port, last_port) if passed is None else passed
             undo.callback(listener.close)
             identity = await self.identities.obtain(settings.ssl, log)
             service = CompileService(
@@ -87,12 +91,15 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def open_host(environ: Mapping[str, str], *, password: str | None = None) -> AsyncIterator[Host]:
+async def open_host(
+    environ: Mapping[str, str], *, password: str | None = None, sockets: PassedSockets | None = None
+) -> AsyncIterator[Host]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
 
     Args:
         environ: the environment that the process was started with.
         password: of certificate databases that have one.
+        sockets: what the service manager opened for this process.
 
     Raises:
         ConfigError: stap is missing, or no temporary directory can be made.
@@ -104,7 +111,10 @@ async def open_host(environ: Mapping[str, str], *, password: str | None = None) 
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)
         engine = LocalEngine(stap, containment, workspace, environ=environ, home=home)
-        yield Host(user=entry.pw_name, engine=engine, identities=IdentityStore(environ, password=password))
+        identities = IdentityStore(environ, password=password)
+        yield Host(
+            user=entry.pw_name, engine=engine, identities=identities, sockets=sockets or PassedSockets()
+        )
     finally:
         workspace.close()
 

@@ -28,7 +28,7 @@ from stapsrv.compile.options import (
     requested_privilege,
 )
 
-LISTS = int(os.environ.get("STAPSRV_STAP_LISTS", "300"))
+LISTS = int(os.environ.get("STAPSRV_TEST_STAP_LISTS", "300"))
 """How many argument lists the real stap is asked about (80 a second), and a hundredth of how many its tables
 are. Thousands need ``--timeout=0``."""
 

@@ -20,7 +20,7 @@ from stapsrv.compile.zips import Archive, RequestFile, printable, read_archive
 from stapsrv.errors import ProtocolError
 
 LIMIT = 50_000
-MUTATIONS = int(os.environ.get("STAPSRV_MUTATIONS", "15000"))
+MUTATIONS = int(os.environ.get("STAPSRV_TEST_MUTATIONS", "15000"))
 """How many damaged zips the fuzz test makes; raise it for a long run."""
 
 END_BYTES = 22

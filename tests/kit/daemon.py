@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -14,8 +15,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 READY_S = 60.0
+
+
+class SupportsFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Passed = tuple[str, SupportsFileno]
+"""A name, and what a service manager opened under it."""
 
 
 class ServerProcess:
@@ -63,18 +73,33 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def start(arguments: Sequence[object], environ: Mapping[str, str]) -> Iterator[ServerProcess]:
-    """Start a daemon, wait until it is ready, and end it for certain at the end of the block."""
+def start(
+    arguments: Sequence[object],
+    environ: Mapping[str, str],
+    *,
+    passed: Sequence[Passed] = (),
+    stdout: int = subprocess.DEVNULL,
+) -> Iterator[ServerProcess]:
+    """Start a daemon, wait until it is ready, and end it for certain at the end of the block.
+
+    Args:
+        arguments: of its command line.
+        environ: its environment.
+        passed: what a service manager opened for it.
+        stdout: as of subprocess.
+    """
     with (
+        passing(passed) as passing_on,
         tempfile.TemporaryDirectory(prefix="notify.") as directory,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
     ):
         manager.bind(f"{directory}/socket")
         process = subprocess.Popen(
-            [sys.executable, "-m", "stapsrv.daemon", *map(str, arguments)],
-            env={**environ, "NOTIFY_SOCKET": f"{directory}/socket"},
+            [*passing_on.command, sys.executable, "-m", "stapsrv.daemon", *map(str, arguments)],
+            env={**environ, **passing_on.environ, "NOTIFY_SOCKET": f"{directory}/socket"},
+            pass_fds=passing_on.descriptors,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -85,3 +110,25 @@ def start(arguments: Sequence[object], environ: Mapping[str, str]) -> Iterator[S
         finally:
             process.kill()
             process.communicate(timeout=60)
+
+
+class Passing(NamedTuple):
+    """How a child comes to descriptors 3 and up, as sd_listen_fds(3) has them: what to start it with."""
+
+    command: tuple[str, ...]
+    environ: dict[str, str]
+    descriptors: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def passing(files: Sequence[Passed]) -> Iterator[Passing]:
+    """Pass files to a child; what ``LISTEN_PID`` it has already stays."""
+    with contextlib.ExitStack() as cleanup:
+        descriptors = tuple(fcntl.fcntl(file.fileno(), fcntl.F_DUPFD, 50) for _, file in files)
+        for descriptor in descriptors:
+            cleanup.callback(os.close, descriptor)
+        moved = " ".join(f"{3 + number}<&{descriptor}" for number, descriptor in enumerate(descriptors))
+        environ = {"LISTEN_FDS": str(len(files)), "LISTEN_FDNAMES": ":".join(name for name, _ in files)}
+        # Only the process itself knows the number that has to be said.
+        command = ("bash", "-c", f'LISTEN_PID=${{LISTEN_PID-$$}} exec "$@" {moved}', "bash")
+        yield Passing(command, environ, descriptors) if files else Passing((), {}, ())

@@ -76,9 +76,6 @@ def test_locale_of_the_client_reaches_the_server_s_stap(serve, stap, records, ba
     assert locale == {"LANG=fr_FR.utf8", "LC_NUMERIC=en_GB.utf8", "LC_TIME=C.UTF-8"}
 
 
-@pytest.mark.xfail(
-    reason="Python adds LC_CTYPE to the environment of a server that is started in the C locale"
-)
 def test_server_in_the_c_locale_adds_none_of_its_own(serve, stap, records):
     """So does the original: what the compiler says is in the client's language, and in its encoding."""
     server = serve(SYSTEMTAP_STAP=str(records.program), LANG="C")

@@ -1,0 +1,166 @@
+"""Listening sockets that a service manager opened for this process (sd_listen_fds(3)), by their names.
+
+``control`` is the control socket, every other name the nickname of the server whose port it is. They stay
+open between two lives of a server, and of the daemon: who connects meanwhile waits, and is not refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError
+
+CONTROL = "control"
+_FIRST_DESCRIPTOR = 3
+_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_MOST = 1024
+"""Descriptors passed: more than a service manager could ever open for us."""
+_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+_NAME_IT = "give the socket unit FileDescriptorName=, the server's nickname or control"
+
+
+class PassedSockets:
+    """The sockets that were passed; each is kept, and given out as a duplicate.
+
+    Args:
+        sockets: by name, listening.
+    """
+
+    def __init__(self, sockets: Mapping[str, socket.socket] | None = None) -> None:
+        self._sockets = dict(sockets or {})
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], *, pid: int) -> PassedSockets:
+        """Take over what ``$LISTEN_FDS`` tells of, if it is meant for process ``pid``.
+
+        Raises:
+            ConfigError: the variables contradict themselves, or a descriptor is no listening socket.
+        """
+        if not environ.get("LISTEN_FDS") or _number(environ, "LISTEN_PID", 2**22) != pid:
+            return cls()
+        count = _number(environ, "LISTEN_FDS", _MOST)
+        names = environ.get("LISTEN_FDNAMES", "").split(":")
+        if count and len(names) != count:
+            raise ConfigError(
+                f"names {len(names)} descriptors, and {count} are passed",
+                where=f"LISTEN_FDNAMES={environ.get('LISTEN_FDNAMES', '')}",
+                remedy=_NAME_IT,
+            )
+        sockets: dict[str, socket.socket] = {}
+        for descriptor, name in zip(range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), names, strict=False):
+            if name in sockets:
+                raise ConfigError(
+                    "is passed twice",
+                    where=f"socket '{name}'",
+                    remedy="give its socket unit one ListenStream=, and each unit a FileDescriptorName=",
+                )
+            sockets[name] = _listening(descriptor, name)
+        return cls(sockets)
+
+    def control(self, path: Path) -> socket.socket | None:
+        """Return the control socket, which the caller closes, or None if none was passed.
+
+        Raises:
+            ConfigError: it is not at ``path``, where commands come to.
+        """
+        passed = self._sockets.get(CONTROL)
+        if passed is None:
+            return None
+        bound = Path(passed.getsockname())
+        if bound.resolve() != path.resolve():
+            raise ConfigError(
+                f"listens at {bound}, and commands come to {path}",
+                where=f"socket '{CONTROL}'",
+                remedy=f"give its socket unit ListenStream={path}, or set STAT_PATH",
+            )
+        return passed.dup()
+
+    def port_of(self, settings: ServerSettings) -> socket.socket | None:
+        """Return the port of a server, which the caller closes, or None if none was passed for it.
+
+        Raises:
+            ConfigError: the server is to listen elsewhere.
+        """
+        passed = None if settings.nickname in {None, CONTROL} else self._sockets.get(settings.nickname or "")
+        if passed is None:
+            return None
+        port = passed.getsockname()[1]
+        if settings.port not in {0, port}:
+            raise ConfigError(
+                f"listens on port {port}, and the server's is {settings.port}",
+                where=f"socket '{settings.nickname}'",
+                remedy="give both the same, or leave PORT out",
+            )
+        return passed.dup()
+
+    def check_all_used(self, servers: Iterable[ServerSettings], *, controlled: bool) -> None:
+        """Refuse a socket that nobody would ever accept from.
+
+        Args:
+            servers: those that are configured.
+            controlled: there is a control socket.
+
+        Raises:
+            ConfigError: there is one, or one is not at its server's port.
+        """
+        nicknames = set()
+        for settings in servers:
+            nicknames.add(settings.nickname)
+            port = self.port_of(settings)
+            if port is not None:
+                port.close()
+        for name in self._sockets:
+            if name == CONTROL and not controlled:
+                raise ConfigError(
+                    "is passed, and a single server is not commanded",
+                    where=f"socket '{name}'",
+                    remedy="leave out the options that describe a server",
+                )
+            if name != CONTROL and name not in nicknames:
+                raise ConfigError(
+                    "is passed, and no configured server has this nickname",
+                    where=f"socket '{name}'",
+                    remedy=_NAME_IT,
+                )
+
+
+def without_passed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for children, which are passed none of this."""
+    return {name: value for name, value in environ.items() if name not in _VARIABLES}
+
+
+def _number(environ: Mapping[str, str], name: str, most: int) -> int:
+    text = environ.get(name, "")
+    if not (text.isascii() and text.isdigit()) or int(text) > most:
+        raise ConfigError(
+            f"expected a number from 0 to {most}",
+            where=f"{name}={text}",
+            remedy="leave it to the service manager",
+        )
+    return int(text)
+
+
+def _listening(descriptor: int, name: str) -> socket.socket:
+    """Take a descriptor over."""
+    where = f"socket '{name}', descriptor {descriptor}"
+    try:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional in the standard library
+        passed = socket.socket(fileno=descriptor)
+    except OSError as exc:
+        raise ConfigError(f"is no socket ({exc.strerror})", where=where) from exc
+    wanted = passed.family == socket.AF_UNIX if name == CONTROL else passed.family in _INTERNET
+    if not wanted:
+        kind = "a Unix" if name == CONTROL else "an Internet"
+        passed.detach()
+        raise ConfigError(f"is not {kind} socket", where=where, remedy=_NAME_IT)
+    if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        passed.detach()
+        raise ConfigError(
+            "does not listen for streams", where=where, remedy="give its unit ListenStream= and Accept=no"
+        )
+    passed.setblocking(False)  # noqa: FBT003 - positional in the standard library
+    return passed

@@ -1,0 +1,107 @@
+"""Settings by environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stapsrv.config import configured
+from stapsrv.config.configured import described_by_environ, read_configured_or_environ, with_each_release
+from stapsrv.config.environment import PREFIX, refuse_unknown
+from stapsrv.config.files import SERVER_VARIABLES
+from stapsrv.config.global_settings import GLOBAL_VARIABLES, SYSTEM_SETTINGS, global_defaults
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError
+
+NO_FILES = Path("/nonexistent")
+
+
+def test_a_server_is_described():
+    environ = {
+        "STAPSRV_RELEASE": "6.1.0-56-amd64 /trees/b",
+        "STAPSRV_BUILD": "'A=1 B=2' -j4",
+        "STAPSRV_PORT": "5001",
+        "STAPSRV_LOG": "/dev/stdout",
+        "STAPSRV_NICKNAME": "",
+        "PORT": "7",
+    }
+    (found,) = read_configured_or_environ(NO_FILES, environ)
+    assert found.settings == ServerSettings(
+        releases=("6.1.0-56-amd64", "/trees/b"), build=("A=1 B=2", "-j4"), port=5001, log=Path("/dev/stdout")
+    )
+    assert str(found.path) == "environment"
+
+
+def test_files_go_before_the_environment(tmp_path):
+    (tmp_path / "one.conf").write_text("PORT=5002\n")
+    (found,) = read_configured_or_environ(tmp_path, {"STAPSRV_PORT": "5001"})
+    assert found.path == tmp_path / "one.conf"
+    assert found.settings == ServerSettings(port=5002)
+
+
+def test_nothing_is_described_by_global_variables():
+    assert read_configured_or_environ(NO_FILES, {"STAPSRV_LOG_FILE": "/dev/stdout"}) == ()
+
+
+def test_global_variables_are_the_defaults_of_the_files():
+    environ = {"STAPSRV_LOG_FILE": "/dev/stdout", "STAPSRV_STAT_PATH": "/stat", "STAPSRV_MDNS": "no"}
+    for euid in (0, 1000):
+        settings = global_defaults(environ, euid=euid, home=Path("/home"), can_write=lambda _: True)
+        assert settings == SYSTEM_SETTINGS._replace(
+            log_file=Path("/dev/stdout"), stat_path=Path("/stat"), mdns_enabled=False
+        )
+
+
+def test_every_variable_of_the_files_is_known():
+    every = [*GLOBAL_VARIABLES, *SERVER_VARIABLES]
+    refuse_unknown(
+        {PREFIX + variable.name: "x" for variable in every if variable.name not in {"USER", "STAP_USER"}},
+        variables=every,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("PORT", "many", "STAPSRV_PORT='many': expected a port number from 0 to 65535"),
+        (
+            "PORT",
+            "tcp://10.0.0.7:5001",
+            "STAPSRV_PORT='tcp://10.0.0.7:5001': expected a port number from 0 to 65535 (0: the kernel picks "
+            "one); give the pod enableServiceLinks: false",
+        ),
+        ("BUILD", "'A=1", 'STAPSRV_BUILD="\'A=1": no closing quotation in a list of words'),
+        ("RUNTIME", "/a\n/b", "STAPSRV_RUNTIME='/a\\n/b': holds a line break"),
+        ("PROT", "5001", "STAPSRV_PROT: unknown environment variable; did you mean STAPSRV_PORT?"),
+        ("USER", "bob", "STAPSRV_USER: unknown environment variable"),
+        ("SERVICE_HOST", "10.0.0.7", "STAPSRV_SERVICE_HOST: unknown environment variable; give the pod"),
+        (
+            "NONSENSE",
+            "1",
+            "STAPSRV_NONSENSE: unknown environment variable; remove it; there are STAPSRV_CONFI",
+        ),
+    ],
+)
+def test_faults_are_one_line_that_names_the_variable(name, value, text):
+    with pytest.raises(ConfigError) as caught:
+        described_by_environ({PREFIX + name: value})
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_global_value():
+    with pytest.raises(ConfigError, match=r"^STAPSRV_MDNS='maybe': expected yes or no$"):
+        global_defaults({"STAPSRV_MDNS": "maybe"}, euid=0, home=Path("/"), can_write=lambda _: True)
+
+
+def test_each_installed_release(monkeypatch):
+    monkeypatch.setattr(configured, "installed_releases", lambda: ["6.1", "6.2"])
+    (found,) = read_configured_or_environ(NO_FILES, {"STAPSRV_RELEASE": "installed"})
+    assert found.settings == ServerSettings(releases=("6.1", "6.2"))
+    assert with_each_release(ServerSettings(releases=("5.10",))).releases == ("5.10",)
+    monkeypatch.setattr(configured, "installed_releases", list)
+    with pytest.raises(
+        ConfigError, match=r"^STAPSRV_RELEASE=installed: there is no /lib/modules/RELEASE/build"
+    ):
+        read_configured_or_environ(NO_FILES, {"STAPSRV_RELEASE": "installed"})
