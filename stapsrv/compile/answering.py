@@ -72,11 +72,23 @@ class Exchange:
             counts.failed += 1
             self._log.warning("request.rejected", reason=exc)
             response = self._refusal(exc)
+        except Exception:  # noqa: BLE001 - the one net below a request: its client still gets an answer
+            counts.failed += 1
+            self._log.exception("request.crashed")
+            response = self._refusal(TranslatorError("The server failed on this request; its log says why"))
         except BaseException:
             counts.failed += 1
             raise
         else:
             counts.done += 1
+        self._record.rc = response.rc
+        return response
+
+    def refuse_stopping(self) -> CompileResponse:
+        """Return the answer to a request that is broken off because the server stops."""
+        response = self._refusal(
+            TranslatorError("The compile was ended: the server is stopping", remedy="try again later")
+        )
         self._record.rc = response.rc
         return response
 

@@ -112,22 +112,7 @@ class LocalEngine:
             async with request_directory(self.workspace, keep=job.settings.keep_temporary) as directory:
                 root, answer = directory / "request", directory / "response" / ANSWER_DIRECTORY
                 await anyio.to_thread.run_sync(_prepare, job.request, root, answer)
-                outcome = await run_tree(
-                    stap_command(
-                        self.stap,
-                        job.settings,
-                        job.release,
-                        job.request.arguments,
-                        privilege=job.privilege,
-                        answer=answer,
-                    ),
-                    cwd=root,
-                    env=stap_environment(self._environ, job.request.environment),
-                    deadline_s=deadline_s,
-                    grace_s=limits.kill_grace_s,
-                    output_bytes=limits.output_bytes,
-                    containment=self.containment,
-                )
+                outcome = await self._run_stap(job, root, answer, deadline_s)
                 _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
                 files = await anyio.to_thread.run_sync(
                     functools.partial(collect, answer, max_bytes=limits.answer_bytes)
@@ -135,10 +120,34 @@ class LocalEngine:
                 hidden = (*self._private, directory / "response", directory)
         except OSError as exc:
             raise TranslatorError(
-                f"The server has trouble with its temporary directory: {exc.strerror}"
+                f"The server has trouble with its temporary directory: {exc.strerror}",
+                where=str(self.workspace.path),
             ) from exc
         status = 128 - outcome.status if outcome.status < 0 else outcome.status
         return CompileResult(status, redact(outcome.stdout, hidden), redact(outcome.stderr, hidden), files)
+
+    async def _run_stap(self, job: CompileJob, root: Path, answer: Path, deadline_s: float) -> Outcome:
+        limits = job.settings.limits
+        command = stap_command(
+            self.stap,
+            job.settings,
+            job.release,
+            job.request.arguments,
+            privilege=job.privilege,
+            answer=answer,
+        )
+        try:
+            return await run_tree(
+                command,
+                cwd=root,
+                env=stap_environment(self._environ, job.request.environment),
+                deadline_s=deadline_s,
+                grace_s=limits.kill_grace_s,
+                output_bytes=limits.output_bytes,
+                containment=self.containment,
+            )
+        except TranslatorError as exc:
+            raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
 
 
 @contextlib.asynccontextmanager

@@ -154,6 +154,14 @@ class _Pipe:
         self.data = bytearray()
         self.flooded = False
 
+    @classmethod
+    def open(cls, undo: contextlib.ExitStack, child_ends: contextlib.ExitStack) -> _Pipe:
+        """Make a pipe whose two ends are closed by these two."""
+        pipe = cls()
+        undo.callback(pipe.close)
+        child_ends.callback(os.close, pipe.child_fd)
+        return pipe
+
     async def drain(self, limit: int, scope: anyio.CancelScope) -> None:
         """Collect until end of file; more than ``limit`` bytes cancel ``scope``."""
         while True:
@@ -190,10 +198,8 @@ class _Tree:
     ) -> _Tree:
         with contextlib.ExitStack() as undo:
             try:
-                stdout, stderr = _Pipe(), _Pipe()
-                undo.callback(stdout.close)
-                undo.callback(stderr.close)
-                try:
+                with contextlib.ExitStack() as child_ends:
+                    stdout, stderr = (_Pipe.open(undo, child_ends) for _ in range(2))
                     child = subprocess.Popen(
                         command,
                         cwd=cwd,
@@ -203,9 +209,7 @@ class _Tree:
                         stderr=stderr.child_fd,
                         start_new_session=True,
                     )
-                finally:
-                    os.close(stdout.child_fd)
-                    os.close(stderr.child_fd)
+                undo.callback(_kill, child)
                 pidfd = os.pidfd_open(child.pid)
             except OSError as exc:
                 if exc.errno == errno.E2BIG:
@@ -241,6 +245,14 @@ class _Tree:
         os.close(self._pidfd)
         self.stdout.close()
         self.stderr.close()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a child that nobody can wait for: it is of this moment, so its tree is hardly more than itself."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=_REAP_S)
 
 
 def _name(command: Sequence[str | bytes]) -> str:

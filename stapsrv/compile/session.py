@@ -29,6 +29,9 @@ _DISCARD_BYTES = 16 * 1024 * 1024
 _GOODBYE_S = 2.0
 """How long a client may take to acknowledge the end of the connection."""
 
+_APOLOGY_S = 1.0
+"""How long the end of a server waits for a client to take the answer that there will be none."""
+
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError, ssl.SSLError)
 
 
@@ -92,9 +95,16 @@ class Session:
 
     async def _serve(self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord) -> None:
         """Answer a request that has arrived whole."""
+        exchange = Exchange(
+            self._service, client=self._client, identity=self._identity, record=record, log=self._log
+        )
         taken = False
         try:
-            answer = await self._answer(tls, received, record)
+            try:
+                answer = await self._answer(tls, received, exchange)
+            except anyio.get_cancelled_exc_class():
+                taken = await self._tell_stopping(tls, exchange)
+                raise
             if answer is None:
                 self._log.info("request.abandoned")
                 return
@@ -136,12 +146,9 @@ class Session:
         return payload or None
 
     async def _answer(
-        self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord
+        self, tls: TLSStream, received: bytes | StapsrvError, exchange: Exchange
     ) -> bytes | None:
         """Return the bytes to send, or None when the peer did not wait for them."""
-        exchange = Exchange(
-            self._service, client=self._client, identity=self._identity, record=record, log=self._log
-        )
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
@@ -149,6 +156,16 @@ class Session:
             answer = await anyio.to_thread.run_sync(encode_response, response)
             tasks.cancel_scope.cancel()
         return answer
+
+    async def _tell_stopping(self, tls: TLSStream, exchange: Exchange) -> bool:
+        """Answer a client whose request is broken off; return whether it was still there to be told."""
+        told = False
+        with anyio.move_on_after(_APOLOGY_S, shield=True), contextlib.suppress(*_BROKEN):
+            await tls.send(encode_response(exchange.refuse_stopping()))
+            self._log.info("request.interrupted")
+            told = True
+            await tls.unwrap()
+        return told
 
 
 async def _adopt(connection: socket.socket) -> SocketStream:

@@ -143,8 +143,9 @@ def collect(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
 
     Raises:
         TranslatorError: together they are larger than ``max_bytes``.
-        OSError: one cannot be read.
+        OSError: one cannot be read, or the directory is gone.
     """
+    answer.lstat()  # a walk finds nothing in a directory that somebody removed, and says nothing
     found = []
     total = 0
     for path in sorted(answer.rglob("*")):

@@ -10,7 +10,10 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 from stapsrv.errors import ConfigError
@@ -18,18 +21,23 @@ from stapsrv.errors import ConfigError
 _PREFIX = "stap-server."
 _REQUEST = "request."
 _LOCK = "lock"
+_MAKING_S = 60.0
+"""What is older and has no name yet was being made by a process that was killed over it."""
 
 
 class Workspace:
     """This process's directory; made by :meth:`open`, to be closed.
 
+    It is made anew when somebody removed it.
+
     Attributes:
         path: its absolute name; mode 0700.
     """
 
-    def __init__(self, path: Path, lock_fd: int) -> None:
+    def __init__(self, path: Path, *lock_fds: int) -> None:
         self.path = path
-        self._lock_fd = lock_fd
+        self._lock_fds = lock_fds
+        self._renewing = threading.Lock()
 
     @classmethod
     def open(cls, parent: Path | None = None) -> Workspace:
@@ -41,19 +49,13 @@ class Workspace:
         parent = Path(tempfile.gettempdir()) if parent is None else parent
         sweep(parent)
         try:
-            # Locked before it has the name that sweepers look for: nobody sees it unowned.
-            unnamed = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
-            lock_fd = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path = unnamed.with_name(unnamed.name[1:])
-            unnamed.rename(path)
+            return cls(*_make(parent))
         except OSError as exc:
             raise ConfigError(
                 f"no temporary directory can be made: {exc.strerror}",
                 where=str(parent),
                 remedy="point TMPDIR to a directory that the server's user may write to",
             ) from exc
-        return cls(path, lock_fd)
 
     def make_request_directory(self) -> Path:
         """Make an empty directory for one request, mode 0700; it goes back by :meth:`discard`.
@@ -61,7 +63,11 @@ class Workspace:
         Raises:
             OSError: it cannot be made.
         """
-        return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
+        try:
+            return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
+        except FileNotFoundError:
+            self._renew()
+            return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
 
     def discard(self, path: Path, *, keep: bool) -> Path | None:
         """Remove a request's directory, or keep it under a name of its own beside the workspace (``-k``).
@@ -72,14 +78,49 @@ class Workspace:
         if not keep:
             _remove_tree(path)
             return None
-        kept = self.path.with_name(f"{self.path.name}.{path.name.removeprefix(_REQUEST)}")
-        path.rename(kept)
+        kept = self.path.with_name(f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}")
+        try:
+            path.rename(kept)
+        except FileNotFoundError:
+            return None
         return kept
 
     def close(self) -> None:
         """Remove the directory and all that is left in it."""
         _remove_tree(self.path)
-        os.close(self._lock_fd)
+        self._unlock()
+
+    def _renew(self) -> None:
+        """Make the directory anew if it is gone; another thread may have done so already."""
+        with self._renewing:
+            if self.path.is_dir():
+                return
+            path, *lock_fds = _make(self.path.parent)
+            self._unlock()
+            self.path, self._lock_fds = path, tuple(lock_fds)
+
+    def _unlock(self) -> None:
+        for fd in self._lock_fds:
+            os.close(fd)
+
+
+def _make(parent: Path) -> tuple[Path, int, int]:
+    """Make a workspace in ``parent``; return its path and the descriptors that lock it."""
+    # Locked before it has the name that sweepers look for: nobody sees it unowned.
+    unnamed = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove_tree, unnamed)
+        lock_fd = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        undo.callback(os.close, lock_fd)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # systemd-tmpfiles, which clears old files away, spares a directory that is locked itself.
+        directory_fd = os.open(unnamed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, directory_fd)
+        fcntl.flock(directory_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        path = unnamed.with_name(unnamed.name[1:])
+        unnamed.rename(path)
+        undo.pop_all()
+    return path, lock_fd, directory_fd
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -89,12 +130,17 @@ def sweep(parent: Path) -> list[Path]:
     those that ``-k`` kept, and the original server's, stay.
     """
     swept = []
-    for path in parent.glob(f"{_PREFIX}*"):
+    for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f".{_PREFIX}*")):
         try:
-            if path.lstat().st_uid != os.geteuid():
+            status = path.lstat()
+            being_made = path.name.startswith(".") and time.time() - status.st_ctime < _MAKING_S
+            if status.st_uid != os.geteuid() or being_made or not stat.S_ISDIR(status.st_mode):
                 continue
             lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
+            if path.name.startswith("."):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
             continue
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

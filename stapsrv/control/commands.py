@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _FAILED = 1
 _STOPPED_NOTHING = f"{Verb.STOP} {PROGRAM}: OK"
+_TAKES_UP = {Action.START, Action.RESTART, Action.RELOAD, Action.FORCE_RELOAD}
+"""What starts a supervisor, which takes the servers up that a dead one of its user had: they count as its."""
 _VERBS = {Deed.STOP: Verb.STOP, Deed.DRAIN: Verb.DRAIN, Deed.UNDRAIN: Verb.UNDRAIN}
 """What a deed is called when nothing comes of it; any other is a start."""
 
@@ -124,13 +126,14 @@ class _Command:
     def _select(self) -> Selection:
         scene, invocation = self._scene, self._invocation
         running = [server.running for server in scene.found if server.own or invocation.specifications]
-        lost = scene.lost_servers if invocation.action is Action.STOP else []
         wanted = self._wants_configured(running)
         if wanted and scene.nothing_usable:
             return Selection(invocation.action, ())
+        if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
+            running += scene.lost_servers
         selection = select(
             invocation,
-            running=[*running, *lost],
+            running=running,
             configured=scene.configured if wanted or scene.names_unknown(running) else [],
             host=scene.host,
         )

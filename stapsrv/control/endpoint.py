@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,7 @@ from stapsrv.control.listening import open_control_socket
 from stapsrv.control.messages import Code, encode_error
 from stapsrv.control.methods import Caller, Commands, Methods, Reload
 from stapsrv.errors import ControlError
-
-_PAUSE_S = 0.1
-"""Between attempts to accept while descriptors or memory are short."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+from stapsrv.supervisor.accepting import accept_forever
 
 
 async def serve_control(
@@ -106,24 +102,11 @@ class _Endpoint:
 
     async def accept(self, listener: socket.socket) -> NoReturn:
         """Accept until cancelled, short of descriptors or not."""
-        short = False
-        while True:
-            await anyio.wait_readable(listener)
-            try:
-                accepted, _ = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue
-            except OSError as exc:
-                if exc.errno not in _EXHAUSTED:
-                    raise
-                if not short:
-                    self._log.warning("control.exhausted", reason=exc.strerror)
-                short = True
-                await anyio.sleep(_PAUSE_S)
-                continue
-            short = False
-            accepted.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            self._admit(accepted)
+        await accept_forever(
+            listener,
+            lambda accepted, _address: self._admit(accepted),
+            exhausted=lambda reason: self._log.warning("control.exhausted", reason=reason),
+        )
 
     def hurry(self) -> None:
         """Give all connections together ``farewell_s`` for what is still to be sent."""

@@ -17,7 +17,7 @@ import pwd
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -86,6 +86,22 @@ def ensure_directory(directory: Path) -> None:
             raise
     else:
         directory.chmod(0o755)
+
+
+def sweep_left_over(directory: Path) -> None:
+    """Remove what processes that died were preparing in ``directory``, unless somebody is changing it now.
+
+    It may hold private keys, and nobody may change the directory for a long time. What is not ours stays.
+    """
+    with suppress(OSError):
+        if not any(directory.glob(f"{_PREPARING}*")):
+            return
+        descriptor = _open_lock(directory)
+        try:
+            if _lock_nowait(descriptor, fcntl.LOCK_EX):
+                _sweep(directory)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

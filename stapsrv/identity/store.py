@@ -21,8 +21,10 @@ from stapsrv.identity.certificate import (
     renew_identity,
     report_identity,
 )
+from stapsrv.identity.mok import moks_directory
 from stapsrv.identity.nss import Database, WrongPassword
 from stapsrv.identity.signing import sign_module
+from stapsrv.identity.staging import sweep_left_over
 from stapsrv.identity.trust import default_client_directory, trust_locally
 
 _DATABASE_FILES = ("cert9.db", "key4.db")
@@ -188,6 +190,8 @@ class IdentityStore:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
 
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
+        for changed in (directory, moks_directory(directory), default_client_directory(self._environ)):
+            sweep_left_over(changed)
         identity = await self._open(directory, log)
         await self._trust(identity, log)
         return KeptIdentity(identity, identity.tls_context())

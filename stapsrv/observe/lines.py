@@ -50,6 +50,8 @@ CLASSIC: Mapping[str, str] = {
     "request.unserved": "Target kernel version {release} is not supported by this server",
     "request.rejected": "Request from {peer} was refused: {reason}",
     "request.abandoned": "Request from {peer} abandoned: the client went away",
+    "request.interrupted": "Request from {peer} was broken off: the server is stopping",
+    "request.crashed": "Request from {peer} failed: a fault of this program",
     "request.complete": "Request from {peer} complete",
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "

@@ -1,8 +1,4 @@
-"""The listening socket and the accept loop.
-
-The loop is our own: a library's listener ends for good when descriptors run out, on both backends.
-This one pauses and goes on.
-"""
+"""The listening socket of a server, and who is let in."""
 
 from __future__ import annotations
 
@@ -14,19 +10,15 @@ import struct
 from collections.abc import Callable
 from typing import NoReturn
 
-import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.errors import ConfigError
+from stapsrv.supervisor.accepting import accept_forever
 
 _BACKLOG = 1024
 """Connections that the kernel completes for us while the loop is busy; the kernel may lower it."""
 
-_PAUSE_S = 0.1
-"""Between attempts to accept while descriptors or memory are short."""
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
@@ -98,31 +90,23 @@ async def accept_connections(
             one way to tell a client to come back (PROTOCOL, the connection).
         serve: takes an accepted, non-blocking socket over; must not wait.
         log: gets one line for each reset, and one when the host runs short of descriptors.
+
+    Raises:
+        OSError: the listener itself failed.
     """
-    short = False
-    while True:
-        await anyio.wait_readable(listener)
-        try:
-            accepted, sockaddr = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            continue
-        except OSError as exc:
-            if exc.errno not in _EXHAUSTED:
-                raise
-            if not short:
-                log.warning("listener.exhausted", reason=exc.strerror)
-            short = True
-            await anyio.sleep(_PAUSE_S)
-            continue
-        short = False
+
+    def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
         peer = Peer.of(sockaddr)
         refusal = admit(peer)
         if refusal is not None:
             log.warning("connection.refused", peer=peer, reason=refusal)
             reset(accepted)
-            continue
-        accepted.setblocking(False)  # noqa: FBT003 - positional in the standard library
+            return
         serve(accepted, peer)
+
+    await accept_forever(
+        listener, take, exhausted=lambda reason: log.warning("listener.exhausted", reason=reason)
+    )
 
 
 def reset(connection: socket.socket) -> None:

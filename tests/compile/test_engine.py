@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import anyio
@@ -36,9 +37,17 @@ def run(tmp_path, workspace):
     """Run one job with a stand-in of the given script."""
 
     async def run_one(
-        script, *, deadline_s=30.0, keep=False, arguments=(b"-e", b"x"), files=(), environ=None, **limits
+        script,
+        *,
+        program=None,
+        deadline_s=30.0,
+        keep=False,
+        arguments=(b"-e", b"x"),
+        files=(),
+        environ=None,
+        **limits,
     ):
-        stap = StapProgram(make_stap(tmp_path / "stap", script), "4.8")
+        stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
         engine = LocalEngine(
             stap,
             Containment.SESSION,
@@ -108,9 +117,28 @@ async def test_answer_too_large(run):
         await run('head -c 2000 /dev/zero >"$answer/made.ko"', answer_bytes=1000)
 
 
-async def test_temporary_directory_removed_under_us(run):
-    with pytest.raises(TranslatorError, match=r"^The server has trouble with its temporary directory: "):
+async def test_request_that_cannot_be_laid_out(run, workspace):
+    with pytest.raises(TranslatorError) as caught:
         await run("echo", files=(RequestFile(b"x" * 300, b""),))
+    assert caught.value.problem == "The server has trouble with its temporary directory: File name too long"
+    assert caught.value.where == str(workspace.path)
+
+
+async def test_temporary_directory_removed_under_us(run, workspace):
+    """The next request has a new one; one whose own directory goes in the middle is refused."""
+    former = workspace.path
+    shutil.rmtree(former)
+    assert (await run('echo module >"$answer/made.ko"')).status == 0
+    assert workspace.path != former
+    with pytest.raises(TranslatorError, match="has trouble with its temporary directory"):
+        await run('rm -r "$answer"')
+    assert (await run('echo module >"$answer/made.ko"')).status == 0
+
+
+async def test_program_that_is_gone(run, tmp_path):
+    with pytest.raises(TranslatorError) as caught:
+        await run("exit 0", program=tmp_path / "missing")
+    assert caught.value.problem == "The compile could not be started: No such file or directory"
 
 
 async def test_keep(run, workspace):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -67,6 +69,15 @@ def shell(script: str, *arguments: object) -> list[str]:
     return ["/bin/sh", "-c", textwrap.dedent(script), "sh", *map(str, arguments)]
 
 
+def has_children() -> bool:
+    """Whether this process has a child, dead ones that nobody waited for included."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left():
     before = set(os.listdir("/proc/self/fd"))
@@ -114,6 +125,42 @@ async def test_missing_program_is_an_error():
 async def test_arguments_too_long_for_the_system():
     with pytest.raises(RequestRejected, match="longer than a program can take"):
         await run_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
+
+
+async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
+    """With ever more descriptors left it comes further, and in the end all the way."""
+    free = os.dup(0)
+    os.close(free)
+    before = os.listdir("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refusals: list[str] = []
+    try:
+        while True:
+            # Descriptors are given out from the lowest: the limit is so many above the first that is free.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + len(refusals), hard))
+            try:
+                outcome = await run_tree(["true"], deadline_s=10)
+            except TranslatorError as exc:
+                refusals.append(str(exc))
+            else:
+                break
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcome.ending is Ending.EXITED
+    assert len(refusals) >= 5
+    assert set(refusals) == {"true: could not be started: Too many open files"}
+    assert os.listdir("/proc/self/fd") == before
+    assert not has_children()
+
+
+async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(TranslatorError, match="Cannot allocate memory"):
+        await run_tree(shell("exec 3>$1; sleep 300", witness.path), deadline_s=10)
+    assert not has_children()
 
 
 async def test_overdue_tree_is_ended_politely(witness, containment):

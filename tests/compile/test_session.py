@@ -143,16 +143,70 @@ async def test_translator_trouble_is_told():
         assert running.service.pool.statistics().running == 0
 
 
-async def test_a_crash_ends_one_connection_alone():
+async def test_a_crash_ends_one_request_alone_and_its_client_is_told():
     async with running_server() as running:
         running.engine.fault = ZeroDivisionError("a fault of this program")
-        async with await connect(running.port) as tls:
-            await tls.send(frame(request("-p1")))
-            assert await read_answer(tls) == b""
+        answer = await exchange(running.port, request("-p1"))
+        assert answer.rc == 1
+        assert answer.stderr == "Server: The server failed on this request; its log says why\n"
         running.engine.fault = None
         assert (await exchange(running.port, request("-p1"))).rc == 0
         assert running.service.pool.statistics().running == 0
+        assert running.service.counts.failed == 1
+    assert running.lines.events().count("request.crashed") == 1
+
+
+async def test_a_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch):
+    async with running_server() as running:
+        monkeypatch.setattr("stapsrv.compile.session.encode_response", lambda _: 1 // 0)
+        async with await connect(running.port) as tls:
+            await tls.send(frame(request("-p1")))
+            assert await read_answer(tls) == b""
+        monkeypatch.undo()
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        assert running.service.pool.statistics().running == 0
     assert running.lines.events().count("connection.crashed") == 1
+
+
+STOPPING = "Server: The compile was ended: the server is stopping; try again later\n"
+
+
+@pytest.mark.parametrize("end", ["stopped", "cancelled"])
+async def test_clients_are_told_when_a_server_s_end_ends_their_requests(end):
+    """One request compiles, another waits for its turn."""
+    async with running_server(max_threads=1, drain_s=0.2) as running:
+        running.engine.gate = anyio.Event()
+        first, second = await connect(running.port), await connect(running.port)
+        await first.send(frame(request("-p1")))
+        await running.engine.wait(lambda: running.engine.jobs)
+        await second.send(frame(request("-p1")))
+        await running.lines.wait("request.overloaded")
+        if end == "stopped":
+            running.server.stop()
+        else:
+            running.scope.cancel()
+        for tls in (first, second):
+            answer = Answer.of(await read_answer(tls))
+            assert (answer.rc, answer.stderr) == (1, STOPPING)
+            await tls.aclose()
+        await running.ended.wait()
+    assert running.engine.cancelled == 1
+    assert running.lines.events().count("request.interrupted") == 2
+    summaries = [entry for entry in running.lines.entries if entry["event"] == "request.summary"]
+    assert [entry["result"] for entry in summaries] == ["refused rc=1"] * 2
+
+
+async def test_client_that_is_told_and_does_not_listen_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.session._APOLOGY_S", 0.2)
+    async with running_server(drain_s=0.0) as running:
+        running.engine.gate = anyio.Event()
+        async with await connect(running.port) as tls:
+            await tls.send(frame(request("-p1")))
+            await running.engine.wait(lambda: running.engine.jobs)
+            running.server.stop()
+            with anyio.fail_after(5):
+                await running.ended.wait()
+            await anyio.aclose_forcefully(tls)
 
 
 async def test_silent_peers_cost_no_worker():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +94,67 @@ def test_sweep_follows_no_link_to_a_lock(tmp_path):
     (tmp_path / "stap-server.evil").mkdir()
     (tmp_path / "stap-server.evil" / "lock").symlink_to(tmp_path / "elsewhere" / "lock")
     assert sweep(tmp_path) == []
+
+
+def test_opening_sweeps_out_those_who_were_killed_on_their_way(tmp_path):
+    for name in (".stap-server.one", ".stap-server.two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    now = time.time()
+    (tmp_path / ".stap-server.empty").mkdir()
+    assert sweep(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("time.time", lambda: now + 61)
+        sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_that_was_removed_is_made_anew(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    workspace = Workspace.open(tmp_path)
+    former = workspace.path
+    shutil.rmtree(former)
+    request = workspace.make_request_directory()
+    assert request.parent == workspace.path != former
+    assert [path.stat().st_mode & 0o777 for path in (workspace.path, request)] == [0o700, 0o700]
+    assert sweep(tmp_path) == []
+    workspace.discard(request, keep=False)
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_parent_that_is_removed_and_comes_back(tmp_path):
+    parent = tmp_path / "tmp"
+    parent.mkdir()
+    workspace = Workspace.open(parent)
+    shutil.rmtree(parent)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            workspace.make_request_directory()
+    parent.mkdir()
+    assert workspace.make_request_directory().is_dir()
+    workspace.close()
+    assert list(parent.iterdir()) == []
+
+
+def test_many_threads_make_it_anew_once(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    shutil.rmtree(workspace.path)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: workspace.make_request_directory(), range(8)))
+    assert {path.parent for path in made} == {workspace.path}
+    assert list(tmp_path.iterdir()) == [workspace.path]
+    workspace.close()
+
+
+def test_systemd_tmpfiles_is_told_that_it_is_in_use(workspace):
+    """It spares what somebody has locked: tmpfiles.d(5)."""
+    locked = os.open(workspace.path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(locked)
 
 
 def test_unusable_parent_is_one_clear_line(tmp_path):

@@ -281,6 +281,20 @@ def test_a_supervisor_that_was_killed_is_replaced_and_its_servers_are_back(servi
     assert (back["id"], back["port"], back["nickname"]) == (one["id"], one["port"], "one")
 
 
+@pytest.mark.parametrize("action", ["start", "restart"])
+def test_nickname_of_a_server_whose_supervisor_was_killed_is_known(service, options, action):
+    service.ok("start", *options, "-n", "one", "--max-threads", 3)
+    (one,) = service.servers()
+    service.kill()
+    service.ok(action, "-n", "one")
+    (back,) = service.servers()
+    assert back["id"] == one["id"]
+    assert back["settings"] == one["settings"]
+    service.kill()
+    service.ok(action, "-p", one["id"])
+    assert service.servers()[0]["id"] == one["id"]
+
+
 def test_stop_after_a_supervisor_was_killed(service, options):
     service.ok("start", *options, "-n", "one")
     service.kill()

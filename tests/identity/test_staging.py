@@ -19,6 +19,7 @@ from stapsrv.identity.staging import (
     reading,
     refusals_explained,
     staged,
+    sweep_left_over,
 )
 
 from .conftest import contents, names, needs_permissions, set_mode, umask
@@ -96,6 +97,18 @@ async def test_a_commit_that_was_interrupted_is_finished(tmp_path: Path, monkeyp
         assert not is_half_changed(tmp_path)
         assert contents(tmp_path) == {"a": b"new", "b": b"new", "c": b"new"}
         assert not (tmp_path / ".new-dead").exists()
+
+
+async def test_what_the_killed_were_preparing_is_removed_unless_somebody_is_at_it(tmp_path: Path):
+    async with changing(tmp_path):
+        (tmp_path / ".new-alive").mkdir()
+        sweep_left_over(tmp_path)
+        assert names(tmp_path) == [".lock", ".new-alive"]
+    (tmp_path / ".new-alive" / "key4.db").write_text("secret")
+    (tmp_path / "cert9.db").write_text("theirs")
+    sweep_left_over(tmp_path)
+    assert names(tmp_path) == [".lock", "cert9.db"]
+    sweep_left_over(tmp_path / "missing")
 
 
 def test_there_may_be_nothing_to_finish(tmp_path: Path):

@@ -78,6 +78,16 @@ async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, 
     assert "systemtap" in reason
 
 
+async def test_keys_that_a_killed_process_was_preparing_are_removed_at_the_next_start(
+    store, database, lines, tmp_path
+):
+    for directory in (database, database / "moks", tmp_path / "systemtap" / "ssl" / "client"):
+        (directory / ".new-dead").mkdir(parents=True)
+        (directory / ".new-dead" / "key4.db").write_text("secret")
+    await store.obtain(database, lines.log)
+    assert list(tmp_path.rglob(".new-*")) == []
+
+
 class Wall:
     """A wall clock that the test sets."""
 

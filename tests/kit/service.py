@@ -106,6 +106,8 @@ class RunningServer:
     engine: FakeEngine
     lines: LogLines
     ended: anyio.Event
+    scope: anyio.CancelScope
+    """Of all that serves."""
 
     @property
     def port(self) -> int:
@@ -175,10 +177,11 @@ async def running_server(
         log=lines.log,
     )
     server = CompileServer(service, open_listener(0))
-    running = RunningServer(server, service, engine, lines, anyio.Event())
+    running = RunningServer(server, service, engine, lines, anyio.Event(), anyio.CancelScope())
 
     async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        await server.serve(task_status=task_status)
+        with running.scope:
+            await server.serve(task_status=task_status)
         running.ended.set()
 
     with anyio.fail_after(60):

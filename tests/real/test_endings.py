@@ -84,6 +84,8 @@ def test_second_signal_ends_all_at_once(serve, stap, gate, backend, number):
     assert server.wait() == 0
     assert time.monotonic() - begun < Limits().drain_s
     tree.wait_gone(0)
-    assert finish(client).status == 1
+    ran = finish(client)
+    assert ran.status == 1
+    assert "Server: The compile was ended: the server is stopping; try again later\n" in ran.stderr
     assert server.log.count(f"^Received signal {number}, exiting$") == 2
     assert server.log.count("complete$") == 0
