@@ -18,7 +18,8 @@ import anyio
 import attrs
 
 from stapsrv.config.configured import described_by_environ, with_each_release
-from stapsrv.config.global_settings import can_write, global_defaults
+from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
+from stapsrv.config.log_format import LogFormat
 from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
@@ -27,8 +28,10 @@ from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.hosting import Configuration, Hosting
 from stapsrv.identity.password import obtain_password
 from stapsrv.init import fork_as_init
-from stapsrv.observe.logs import Log, LogBook, TerminalSink, open_log
+from stapsrv.observe.logs import Log, LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.observe.sinks import Sink
+from stapsrv.observe.streams import standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import open_host
@@ -109,8 +112,9 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
     settings = with_each_release(options.server or ServerSettings())
     means.sockets.check_all_used([settings], controlled=False)
     environ, notifier = means.environ, means.notifier
-    with contextlib.closing(LogBook(*_terminal())) as book:
-        log = open_log(TerminalSink()) if settings.log is None else book.open(settings.log)
+    style = settings.log_format or global_from_environ(environ).log_format or LogFormat.CLASSIC
+    with contextlib.closing(LogBook(style, terminal=_terminal())) as book:
+        log = book.open(settings.log)
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
             open_host(environ, password=means.password, sockets=means.sockets) as host,
@@ -143,9 +147,11 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
     configuration = Configuration.open(
         own, options.config_file, log=options.log, user=user.pw_name, environ=environ
     )
-    _make_parent(configuration.log_file)
+    style = options.log_format or configuration.settings.log_format or LogFormat.CLASSIC
+    if style is not LogFormat.JOURNAL:
+        _make_parent(configuration.log_file)
     with (
-        contextlib.closing(LogBook(*_terminal())) as book,
+        contextlib.closing(LogBook(style, terminal=_terminal())) as book,
         take_seat(configuration.settings.stat_path, user.pw_name) as seat,
     ):
         async with open_host(environ, password=means.password, sockets=means.sockets) as host:
@@ -181,9 +187,9 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
             tasks.cancel_scope.cancel()
 
 
-def _terminal() -> list[TerminalSink]:
+def _terminal() -> Sink | None:
     """Return the terminal as a place for log lines beside the files, when there is one."""
-    return [TerminalSink()] if sys.stderr.isatty() else []
+    return standard_error() if sys.stderr is not None and sys.stderr.isatty() else None
 
 
 def _make_parent(log_file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 import attrs
 
 from stapsrv import __version__
+from stapsrv.config.log_format import LogFormat, parse_log_format
 from stapsrv.config.mdns import MdnsSettings, parse_host, parse_interfaces
 from stapsrv.config.settings import DEFAULT_MAX_COMPRESSED_BYTES, DEFAULT_MAX_REQUEST_BYTES, ServerSettings
 from stapsrv.errors import UsageError
@@ -22,7 +23,7 @@ _T = TypeVar("_T")
 
 _MAX_PORT = 65535
 _WITH_VALUE = re.compile(
-    r"-[aBDIrRc]|--(port|log|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend"
+    r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend"
     r"|password-file|password-descriptor"
     r"|mdns-interfaces|mdns-host)"
 )
@@ -44,6 +45,7 @@ class DaemonOptions:
     Attributes:
         server: the one server to host, or None to host the configured ones.
         log: the log file, or None for the configured one, or standard error.
+        log_format: how log lines look, or None for as configured.
         config_file: the last ``-c``, a global configuration file.
         resume: start again what a supervisor that died had on record.
         on_demand: host nothing at first, and end when the last server has stopped.
@@ -59,6 +61,7 @@ class DaemonOptions:
 
     server: ServerSettings | None = None
     log: Path | None = None
+    log_format: LogFormat | None = None
     config_file: Path | None = None
     resume: bool = True
     on_demand: bool = False
@@ -105,8 +108,7 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
                 remedy="leave one of the two out",
             )
     settings = {**(described or {}), **named}
-    if "log" in daemon:
-        settings["log"] = daemon["log"]
+    settings |= {name: daemon[name] for name in ("log", "log_format") if name in daemon}
     return DaemonOptions(server=ServerSettings(**settings), **daemon)
 
 
@@ -128,6 +130,12 @@ def _parser() -> _Parser:
     _add_server_options(parser.add_argument_group("a server").add_argument)
     add = parser.add_argument_group("the daemon").add_argument
     add("--log", type=_absolute_path, metavar="FILE", help="log file (default: LOG_FILE, or standard error)")
+    add(
+        "--log-format",
+        type=_expecting(parse_log_format),
+        metavar="FORMAT",
+        help="how log lines look: classic, json, or journal (no file, but the systemd journal)",
+    )
     add(
         "-c",
         dest="config_file",

@@ -83,11 +83,14 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
     """Return the fields of a request's one line in the log; durations in seconds, to the millisecond."""
     seconds = {name: round(getattr(record, name), 3) for name in ("queue_s", "compile_s", "sign_s", "send_s")}
     return {
-        "release": record.release or "-",
-        "options": record.options or "-",
+        "release": record.release or None,
+        "options": record.options or None,
         "result": record.result,
-        "source": record.source.value if record.source else "-",
+        "outcome": record.outcome.value,
+        "rc": record.rc,
+        "source": record.source.value if record.source else None,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,
         **seconds,
+        "refusal": record.refusal,
     }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from stapsrv.config.log_format import parse_log_format
 from stapsrv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ SERVER_VARIABLES = (
     Variable("MAXTHREADS", "max_threads", THREADS.parse),
     Variable("MAXREQSIZE", "max_request_bytes", REQUEST_BYTES.parse),
     Variable("MAXCOMPRESSEDREQ", "max_compressed_bytes", REQUEST_BYTES.parse),
+    # Of our own.
+    Variable("LOG_FORMAT", "log_format", parse_log_format),
 )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stapsrv.config.environment import values_from_environ
 from stapsrv.config.files import Variable, decode_config, values_from
+from stapsrv.config.log_format import LogFormat, parse_log_format
 from stapsrv.config.mdns import (
     MdnsSettings,
     parse_host,
@@ -34,6 +35,7 @@ class GlobalSettings(NamedTuple):
         config_path: the directory of the servers' ``*.conf`` files.
         stat_path: the directory of status files and control sockets.
         log_file: the log of servers that have none of their own.
+        log_format: how lines look in logs that do not say; None for the classic format.
         stap_user: whom servers run as, or None for the default user.
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
@@ -44,6 +46,7 @@ class GlobalSettings(NamedTuple):
     stat_path: Path
     log_file: Path
     stap_user: str | None = None
+    log_format: LogFormat | None = None
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
@@ -72,6 +75,7 @@ GLOBAL_VARIABLES = (
     Variable("CONFIG_PATH", "config_path", Path),
     Variable("STAT_PATH", "stat_path", Path),
     Variable("LOG_FILE", "log_file", Path),
+    Variable("LOG_FORMAT", "log_format", parse_log_format),
     Variable("STAP_USER", "stap_user"),
     Variable("MDNS", "mdns_enabled", parse_switch),
     Variable("MDNS_INTERFACES", "mdns_interfaces", parse_interfaces),
@@ -110,6 +114,15 @@ def global_defaults(
     if not can_write(settings.log_file):
         settings = settings._replace(log_file=state / "log")
     return _lay_environ_over(settings, environ)
+
+
+def global_from_environ(environ: Mapping[str, str]) -> GlobalSettings:
+    """Return what the environment variables say, over the system's settings.
+
+    Raises:
+        ConfigError: a variable's value cannot be.
+    """
+    return _lay_environ_over(SYSTEM_SETTINGS, environ)
 
 
 def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:

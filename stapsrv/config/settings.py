@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
+from stapsrv.config.log_format import LogFormat
 
 DEFAULT_MAX_REQUEST_BYTES = 50_000
 DEFAULT_MAX_COMPRESSED_BYTES = 5_000
@@ -71,6 +72,7 @@ class ServerSettings:
         user: the run-as user, or None for the default one.
         nickname: how people refer to the server, or None for its id.
         log: the log file, or None for the default one.
+        log_format: how lines of the log look, or None for the default.
         port: the TCP port, 0 for one that the kernel picks.
         ssl: the NSS database directory, or None for the user's own.
         max_threads: workers; 0 serves one request at a time, None means the number of cores.
@@ -88,6 +90,7 @@ class ServerSettings:
     user: str | None = None
     nickname: str | None = None
     log: Path | None = None
+    log_format: LogFormat | None = None
     port: int = 0
     ssl: Path | None = None
     max_threads: int | None = None

@@ -162,7 +162,7 @@ class _Endpoint:
         reason = f"{most} connections are open already"
         if not self._full:
             # Once until there is room again: who knocks in a loop does not write the log.
-            self._log.warning("control.refused", reason=reason)
+            self._log.warning("control.crowded", reason=reason)
         self._full = True
         raise ControlError(reason, code=Code.BUSY, remedy="try again later")
 

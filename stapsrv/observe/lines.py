@@ -1,7 +1,7 @@
 """The words of the classic log: one sentence for each event, as scripts have looked for them for years.
 
-Pure: an event's name and fields in, text out. The sentences are those of PROTOCOL, "Log lines that
-scripts look for"; events without a classic sentence read ``name key=value …``.
+Pure: an event's name and fields in, text out. The sentences that scripts look for are the original's, to
+the letter; the others are in its manner. An event that has no sentence reads ``name key=value …``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ from collections.abc import Mapping
 from datetime import datetime
 
 CLASSIC: Mapping[str, str] = {
+    "configuration.refused": "Configuration refused: {reason}",
     "server.starting": "===== compile server pid {pid} starting as {user} =====",
     "server.listening": "Using network address {address}",
     "server.threads": "Using a maximum of {threads} threads",
     "server.serial": "Concurrency disabled",
     "server.signal": "Received signal {signal}, exiting",
     "server.draining": "Waiting for {outstanding} outstanding requests to complete...",
+    "server.resumed": "Server {id} of a supervisor that died is resumed",
+    "server.refused": "The server cannot be started: {reason}",
+    "server.crashed": "The server crashed:",
+    "server.backing_off": "The server is started again in {seconds} seconds",
+    "server.closed_door": "Draining: new connections are reset until undrain",
+    "server.opened_door": "New connections are served again",
+    "server.stopped": "The server has stopped",
+    "listener.exhausted": "Connections cannot be accepted now: {reason}; trying on",
+    "registry.damaged": "A record of a running server is damaged: {reason}",
+    "registry.unwritable": "A running server cannot be recorded: {reason}",
     "identity.missing": "Certificate database {directory} does not exist",
     "identity.generating": "Generating a new certificate database directory in {directory}",
     "identity.found": "Certificate found in database {directory}",
@@ -39,9 +50,27 @@ CLASSIC: Mapping[str, str] = {
     "mdns.host_taken": "{host}.local is another host's name on this network; announcing {other}.local",
     "mdns.failed": "Servers cannot be advertised: {reason}; the next attempt is in {seconds} seconds",
     "mdns.blind": "Changes of the network cannot be followed: {reason}",
+    "mdns.trouble": "Advertising met trouble: {reason}",
+    "mdns.crashed": "Advertising failed by an error of this program, and is tried again:",
+    "mok.generating": "Generating a new machine owner key in {directory}",
+    "mok.generated": "Machine owner key {fingerprint} generated",
+    "mok.signed": "Modules signed with machine owner key {fingerprint}",
+    "mok.offered": "Machine owner key {fingerprint} offered to the client for enrolment",
+    "mok.unusable": "Machine owner key {directory} cannot be used: {reason}",
+    "mok.unwatched": "Changes of machine owner keys in {directory} cannot be followed: {reason}",
+    "control.command": "Control command {method} of user {user}",
+    "control.refused": "Control: user {user} was refused: {reason}",
+    "control.crowded": "Control connections are refused: {reason}",
+    "control.failed": "Control command {method} failed: {reason}",
+    "control.malformed": "Control: the connection of user {user} was closed: {reason}",
+    "control.stalled": "Control: the connection of user {user} was closed: it took no answers",
+    "control.exhausted": "Control connections cannot be accepted now: {reason}; trying on",
+    "control.crashed": "Control: an error of this program:",
+    "log.lost": "{entries} log lines were lost while the log could not be written",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.failed": "Connection from {peer} ended: {reason}",
+    "connection.crashed": "Connection from {peer} ended by an error of this program:",
     "request.one": "Processing 1 request...",
     "request.many": "Processing {running} concurrent requests...",
     "request.overloaded": "Server is overloaded. Processing times may be longer than normal.",
@@ -55,7 +84,8 @@ CLASSIC: Mapping[str, str] = {
     "request.complete": "Request from {peer} complete",
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
-        "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s"
+        "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s; "
+        "refusal: {refusal}"
     ),
 }
 
@@ -69,11 +99,20 @@ def classic_line(event: str, fields: Mapping[str, object]) -> str:
     if template is None:
         rest = " ".join(f"{key}={printable(value)}" for key, value in fields.items())
         return f"{event} {rest}" if rest else event
-    return template.format_map({key: printable(value) for key, value in fields.items()})
+    return template.format_map(_Words({key: printable(value) for key, value in fields.items()}))
+
+
+class _Words(dict[str, str]):
+    """What a sentence is filled in with; a log never fails for want of a word."""
+
+    def __missing__(self, key: str) -> str:
+        return "-"
 
 
 def printable(value: object) -> str:
-    """Return ``value`` as text of one line: control characters and line ends become escapes."""
+    """Return ``value`` as text of one line: control characters and line ends become escapes; None: ``-``."""
+    if value is None:
+        return "-"
     if isinstance(value, datetime):
         return value.strftime("%a %b %e %H:%M:%S %Y")
     text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")

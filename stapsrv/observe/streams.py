@@ -1,4 +1,4 @@
-"""Log lines to a descriptor that this process was started with: a container's standard output, say.
+"""Log entries to a descriptor that this process was started with: a container's standard output, say.
 
 Such a name is never opened again: what stands behind it may be a pipe or a socket of somebody else's,
 which cannot be, and rotates for whoever reads it.
@@ -7,14 +7,17 @@ which cannot be, and rotates for whoever reads it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
+import sys
 from pathlib import Path
 
 from stapsrv.errors import ConfigError
 
-_NAMES = {"/dev/stdout": 1, "/dev/stderr": 2}
+_STDERR = 2
+_NAMES = {"/dev/stdout": 1, "/dev/stderr": _STDERR}
 _NUMBERED = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d{1,6})")
 _PIECE_BYTES = select.PIPE_BUF
 """A pipe that is ready takes at least as many without waiting (pipe(7))."""
@@ -27,11 +30,20 @@ def stream_descriptor(path: Path) -> int | None:
     return int(numbered[1]) if numbered else _NAMES.get(text)
 
 
-class StreamSink:
-    """Writes lines to an inherited descriptor, and never waits for who reads them.
+def standard_error() -> StreamSink:
+    """Return standard error as a sink.
 
-    Lines that do not fit while the reader is behind are lost, and counted when it has caught up; a line
-    that was begun is ended first.
+    Raises:
+        ConfigError: this process was started without one.
+    """
+    # Where it was closed at the start, something else may have its number by now.
+    return StreamSink(Path("/dev/stderr"), -1 if sys.stderr is None else _STDERR)
+
+
+class StreamSink:
+    """Writes entries to an inherited descriptor, and never waits for who reads them.
+
+    Entries that do not fit while the reader is behind are refused; one that was begun is ended first.
 
     Args:
         path: its name.
@@ -42,7 +54,6 @@ class StreamSink:
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self._lost = 0
         self._begun = b""
         try:
             # A descriptor of our own: nobody else's file can come to stand under its number.
@@ -57,18 +68,17 @@ class StreamSink:
         self._readiness = select.poll()
         self._readiness.register(self._fd, select.POLLOUT)
 
-    def write(self, line: str) -> None:
-        """Write a line, or count it as lost; never raises."""
-        text = line + "\n"
-        if self._lost:
-            text = f"{self._lost} log lines were lost while nobody read them\n{text}"
-        data = text.encode("utf-8", "backslashreplace")
+    def write(self, data: bytes) -> None:
+        """Write an entry, or begin to.
+
+        Raises:
+            OSError: nobody takes it now.
+        """
         self._begun = self._send(self._begun)
         rest = data if self._begun else self._send(data)
         if len(rest) == len(data):
-            self._lost += 1
-        else:
-            self._begun, self._lost = rest, 0
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._begun = rest
 
     def reopen(self) -> None:
         """Do nothing: who reads it keeps the lines."""

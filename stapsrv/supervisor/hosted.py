@@ -170,8 +170,10 @@ class HostedServer:
             case Action.FINISH if self._server is not None:
                 self._tasks.start_soon(self._finish, self._server)
             case Action.CLOSE_DOOR if self._server is not None:
+                self._log.info("server.closed_door")
                 self._server.drain()
             case Action.OPEN_DOOR if self._server is not None:
+                self._log.info("server.opened_door")
                 self._server.undrain()
 
     async def _live(self, scope: anyio.CancelScope) -> None:
@@ -187,7 +189,9 @@ class HostedServer:
         except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
             end, reason = Event.CRASHED, repr(_leaf(crash))
             self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
-            self._log.exception("server.crashed", nickname=self.nickname, exc_info=crash)
+            self._log.exception("server.crashed", exc_info=crash)
+        else:
+            self._log.info("server.stopped")
         self._server = None
         if scope.cancel_called or end is not Event.ENDED or self.state is State.STOPPING:
             self._handle(end, reason=reason)
@@ -207,7 +211,9 @@ class HostedServer:
 
     async def _back_off(self, scope: anyio.CancelScope) -> None:
         with scope:
-            await anyio.sleep(back_off_s(self._crashes))
+            delay_s = back_off_s(self._crashes)
+            self._log.warning("server.backing_off", seconds=delay_s)
+            await anyio.sleep(delay_s)
             self._handle(Event.DELAY_OVER)
 
 

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import __version__
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.announcing import Announcer
@@ -79,7 +80,7 @@ class Supervisor:
         registry: where they are recorded.
         ports: the ports that they got at random.
         defaults: what holds where settings do not say.
-        open_log: returns the log of a server with such settings.
+        open_log: returns the log of a server whose settings name such a file and format.
         log: the supervisor's own.
         max_compiles: requests that may compile at the same time, over all servers.
         auto_end: :meth:`run` returns when the last server is gone.
@@ -93,7 +94,7 @@ class Supervisor:
         ports: PortMemory,
         *,
         defaults: HostDefaults,
-        open_log: Callable[[Path], Log],
+        open_log: Callable[[Path, LogFormat | None], Log],
         log: Log,
         max_compiles: int,
         auto_end: bool,
@@ -232,7 +233,7 @@ class Supervisor:
         for record in records:
             if record.settings.user not in {None, self._host.user}:
                 continue
-            self._log.info("server.resumed", id=record.id, nickname=record.settings.nickname)
+            self._log.info("server.resumed", id=record.id)
             self._add(record.id, Wish(record.settings, record.origin), last_port=record.port).command(
                 Event.START
             )
@@ -314,7 +315,9 @@ class Supervisor:
             last_port=last_port,
             prepare=self._prepare,
             tasks=self._tasks,
-            log=self._open_log(wish.settings.log or self._defaults.log),
+            log=self._open_log(wish.settings.log or self._defaults.log, wish.settings.log_format).bind(
+                server=server_id, nickname=wish.settings.nickname or str(server_id)
+            ),
             changed=self._changed,
             withdraw=self._announcer.withdraw,
         )

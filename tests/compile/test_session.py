@@ -62,8 +62,10 @@ async def test_each_request_has_one_line_that_sums_it_up():
         await running.lines.wait("request.summary", 3)
     served, unserved, unread = (line for line in running.lines.entries if line["event"] == "request.summary")
     assert (served["release"], served["result"], served["source"]) == (RELEASE, "answered rc=0", "compiled")
-    assert (unserved["release"], unserved["result"], unserved["source"]) == ("9.9", "refused rc=1", "-")
-    assert (unread["release"], unread["options"], unread["result"]) == ("-", "-", "refused rc=1")
+    assert (unserved["release"], unserved["result"], unserved["source"]) == ("9.9", "refused rc=1", None)
+    assert (unread["release"], unread["options"], unread["result"]) == (None, None, "refused rc=1")
+    assert (served["outcome"], served["rc"], served["refusal"]) == ("answered", 0, None)
+    assert unserved["refusal"].startswith("Target kernel version 9.9 x86_64 is not supported")
     assert served["options"] != unserved["options"]
     assert unread["request_bytes"] == len(b"no zip")
 

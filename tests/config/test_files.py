@@ -27,7 +27,7 @@ WHERE = "conf.d/a.conf"
 HINT = "begin comments with '#' and leave no blank before the '='"
 VARIABLES = (
     "ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME, RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, "
-    "MAXREQSIZE, MAXCOMPRESSEDREQ"
+    "MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT"
 )
 
 
@@ -148,6 +148,7 @@ def test_numbers_and_architectures_are_normalised() -> None:
             f"MAXTHREADS={'9' * 5000}",
             f"MAXTHREADS={'9' * 60}…: expected a number of threads, 0 or more (0: one request at a time)",
         ),
+        ("LOG_FORMAT=xml", "LOG_FORMAT=xml: expected classic, json or journal"),
         ("MAXREQSIZE=0", "MAXREQSIZE=0: expected a number of bytes, 1 or more"),
         ("MAXCOMPRESSEDREQ=1k", "MAXCOMPRESSEDREQ=1k: expected a number of bytes, 1 or more"),
     ],
@@ -201,7 +202,7 @@ def test_a_stat_file_looks_like_the_original_s() -> None:
     assert written == (
         "ARCH=x86_64\nUSER=stap-server\nBUILD+=-j2\nNICKNAME=one\nRUNTIME=\nRELEASE+=6.1.0-56-amd64\n"
         "RELEASE+=/build\nLOG=/var/log/stap-server/log\nPORT=7300\nSSL=\nMAXTHREADS=\nMAXREQSIZE=\n"
-        "MAXCOMPRESSEDREQ=\n"
+        "MAXCOMPRESSEDREQ=\nLOG_FORMAT=\n"
     )
 
 

@@ -344,11 +344,11 @@ async def test_connections_are_bounded(tmp_path):
             await two.stream.send_eof()
             assert await two.wait_closed() == b""
             # Said once, however often somebody knocks.
-            assert control.lines.events() == ["control.refused"]
+            assert control.lines.events() == ["control.crowded"]
             async with peer_of(control) as third, peer_of(control) as fourth:
                 await answers(third)
                 assert error_of(await fourth.receive(), request_id=None)[0] == Code.BUSY
-    refusal = {"level": "warning", "event": "control.refused", "reason": "2 connections are open already"}
+    refusal = {"level": "warning", "event": "control.crowded", "reason": "2 connections are open already"}
     assert control.lines.entries == [refusal] * 2
 
 

@@ -435,7 +435,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
         Registry(directory),
         PortMemory(directory / "ports"),
         defaults=DEFAULTS,
-        open_log=lambda _path: host.lines.log,
+        open_log=lambda _path, _style: host.lines.log,
         log=host.lines.log,
         max_compiles=2,
         auto_end=auto_end,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kit.control import SINCE, FakeCommands, server_status
 
 from stapsrv.config.files import SERVER_VARIABLES
+from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import Limits, ServerSettings
 from stapsrv.control.messages import Code
 from stapsrv.control.shapes import checked
@@ -46,6 +47,7 @@ EVERYTHING = {
     "MAXTHREADS": 0,
     "MAXREQSIZE": 7,
     "MAXCOMPRESSEDREQ": 8,
+    "LOG_FORMAT": "json",
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -58,6 +60,7 @@ SETTINGS = ServerSettings(
     runtime="/runtime",
     releases=("6.1.0", "/build/tree"),
     log=Path("/log"),
+    log_format=LogFormat.JSON,
     port=5001,
     ssl=Path("/ssl"),
     max_threads=0,
@@ -104,7 +107,8 @@ def test_numbers_may_be_texts_of_their_digits():
         (
             {"Port": 1},
             "s: unknown variable 'Port'; the variables are ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME,"
-            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, KEEP",
+            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT,"
+            " KEEP",
         ),
         (
             {"PORT": 65_536},

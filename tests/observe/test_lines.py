@@ -61,8 +61,13 @@ def test_words_that_scripts_look_for(event, fields, line):
 
 
 def test_event_without_a_sentence_tells_its_fields():
-    assert classic_line("listener.exhausted", {"reason": "Too many"}) == "listener.exhausted reason=Too many"
+    assert classic_line("some.event", {"reason": "Too many"}) == "some.event reason=Too many"
     assert classic_line("bare", {}) == "bare"
+
+
+def test_a_word_that_is_missing_costs_no_line():
+    assert classic_line("server.refused", {}) == "The server cannot be started: -"
+    assert classic_line("server.refused", {"reason": None}) == "The server cannot be started: -"
 
 
 @given(st.text())

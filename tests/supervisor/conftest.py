@@ -73,7 +73,7 @@ class Bench:
                 yield made
                 made.end()
 
-    def _open_log(self, path: Path) -> object:
+    def _open_log(self, path: Path, _style: object) -> object:
         self.opened.append(path)
         return self.lines.log
 

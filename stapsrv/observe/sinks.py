@@ -1,0 +1,169 @@
+"""Where log entries end up: a file that survives rotation, the systemd journal.
+
+A sink that cannot take an entry says so at once with OSError and never waits for better times: a server
+goes on without its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from array import array
+from pathlib import Path
+from typing import Protocol
+
+from stapsrv.errors import ConfigError
+
+JOURNAL = Path("/run/systemd/journal/socket")
+
+_TOO_LONG = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class Sink(Protocol):
+    """Takes finished entries."""
+
+    def write(self, data: bytes) -> None:
+        """Take one entry whole.
+
+        Raises:
+            OSError: it was not taken, or not all of it.
+        """
+
+    def reopen(self) -> None:
+        """Begin again at the sink's name, as after SIGHUP; never raises."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class FileSink:
+    """Appends to a file by its name: when that is moved away (log rotation), a new one is begun.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: _Lines | None = None
+        try:
+            self._open()
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be written ({exc.strerror})",
+                where=f"log file {path}",
+                remedy="give a file in a directory that the server's user may write to, with --log",
+            ) from exc
+
+    def write(self, data: bytes) -> None:
+        """Append an entry, in a file of the expected name."""
+        lines = self._lines
+        if lines is None or self._moved_away(lines.fd):
+            lines = self._open()
+        lines.write(data)
+
+    def reopen(self) -> None:
+        """Begin again at the file's name; on failure the open file stays in use."""
+        with contextlib.suppress(OSError):
+            self._open()
+
+    def close(self) -> None:
+        """Close the file; later entries open it again."""
+        if self._lines is not None:
+            os.close(self._lines.fd)
+            self._lines = None
+
+    def _open(self) -> _Lines:
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.close()
+        self._lines = _Lines(fd)
+        return self._lines
+
+    def _moved_away(self, fd: int) -> bool:
+        try:
+            named = self.path.stat()
+        except FileNotFoundError:
+            return True
+        opened = os.fstat(fd)
+        return (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino)
+
+
+class JournalSink:
+    """Sends entries to the systemd journal, by its own protocol: fields and all.
+
+    Args:
+        path: the journal's socket.
+
+    Raises:
+        ConfigError: nobody listens there.
+
+    Source: systemd, Native Journal Protocol. An entry that is too long for a datagram travels in a
+    sealed memory file, whose descriptor is sent in its place.
+    """
+
+    def __init__(self, path: Path = JOURNAL) -> None:
+        self._path = str(path)
+        try:
+            with _datagram_socket() as probe:
+                probe.connect(self._path)
+        except OSError as exc:
+            raise ConfigError(
+                f"the systemd journal does not listen at {path} ({exc.strerror})",
+                where="log format journal",
+                remedy="use classic or json where systemd does not run",
+            ) from exc
+        self._socket = _datagram_socket()
+
+    def write(self, data: bytes) -> None:
+        """Send an entry; by name each time, since the journal may be started again."""
+        try:
+            self._socket.sendto(data, self._path)
+        except OSError as exc:
+            if exc.errno not in _TOO_LONG:
+                raise
+            self._send_file(data)
+
+    def reopen(self) -> None:
+        """Go on: the journal rotates by itself."""
+
+    def close(self) -> None:
+        """Send no more."""
+        self._socket.close()
+
+    def _send_file(self, data: bytes) -> None:
+        fd = os.memfd_create("log-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            _Lines(fd).write(data)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))
+            self._socket.sendmsg([b""], [rights], 0, self._path)
+        finally:
+            os.close(fd)
+
+
+def _datagram_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.setblocking(False)  # noqa: FBT003 - positional in the standard library
+    return made
+
+
+class _Lines:
+    """An open descriptor to which whole lines are appended, each in one piece where that is possible."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._is_torn = False
+
+    def write(self, data: bytes) -> None:
+        # What is there of a line that did not fit must not run into the next one.
+        data = b"\n" + data if self._is_torn else data
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self.fd, data[done:])
+        finally:
+            self._is_torn = done < len(data) if done else self._is_torn

@@ -1,0 +1,68 @@
+"""One event is one entry, whatever a client put into it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stapsrv.config.log_format import LogFormat
+from stapsrv.observe.formats import ENCODERS, LogEntry, encode_classic, encode_journal, encode_json
+from stapsrv.observe.lines import CLASSIC
+
+from .conftest import journal_fields
+
+# Text as Python has it from bytes that are no UTF-8, too.
+TEXT = st.text(st.characters(exclude_categories=())) | st.binary().map(
+    lambda data: data.decode("utf-8", "surrogateescape")
+)
+VALUES = TEXT | st.integers() | st.floats() | st.none() | st.booleans() | st.datetimes() | st.binary()
+NAMES = st.sampled_from(["peer", "options", "reason", "release", "version", "user"])
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> LogEntry:
+    return LogEntry(
+        time=draw(st.floats(0, 4e9)),
+        level=draw(st.sampled_from(["info", "warning", "error"])),
+        event=draw(st.sampled_from([*CLASSIC, "some.event"])),
+        fields=draw(st.dictionaries(NAMES, VALUES)),
+        traceback=draw(st.none() | TEXT),
+    )
+
+
+def test_each_format_has_its_encoder():
+    assert set(ENCODERS) == set(LogFormat)
+
+
+@given(entries())
+def test_classic_entry_is_one_line_with_a_date(entry):
+    lines = encode_classic(entry).decode().splitlines()
+    dated = [line for line in lines if re.match(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d ", line)]
+    assert dated == lines[:1]
+    assert all(row.startswith("  ") for row in lines[1:])
+    assert entry.traceback or len(lines) == 1
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", encode_classic(entry).decode())
+
+
+@given(entries())
+def test_json_entry_is_one_line_that_parses(entry):
+    line = encode_json(entry)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert line.decode("ascii").isprintable() or line[:-1].decode("ascii").isprintable()
+    record = json.loads(line, parse_constant=lambda word: (_ for _ in ()).throw(ValueError(word)))
+    assert (record["event"], record["level"]) == (entry.event, entry.level)
+    assert set(entry.fields) <= set(record)
+    json.dumps(record, ensure_ascii=False).encode("utf-8")
+
+
+@given(entries())
+def test_journal_entry_reads_back(entry):
+    fields = journal_fields(encode_journal(entry))
+    assert fields["STAPSRV_EVENT"] == entry.event
+    assert "\n" not in fields["MESSAGE"]
+    assert {f"STAPSRV_{name.upper()}" for name in entry.fields} <= set(fields)
+    assert all(re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) for name in fields)
