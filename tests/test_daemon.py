@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -62,6 +63,14 @@ def test_failed_start_is_one_line_and_leaves_nothing(tmp_path, environ, argument
     assert "Traceback" not in result.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "st").exists()
+
+
+def test_the_format_of_the_log_comes_from_option_or_environment(environ):
+    """A server that cannot be served says so in its log before it ends."""
+    for options, variable in ((["--log-format", "json"], "classic"), ([], "json")):
+        result = serverd("-r", "/missing", *options, env=environ | {"STAPSRV_LOG_FORMAT": variable})
+        record = json.loads(result.stderr.splitlines()[0])
+        assert (record["event"], record["level"]) == ("server.starting", "info")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config.log_format import LogFormat
 from stapsrv.config.mdns import MdnsSettings
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import DaemonOptions, parse_arguments
@@ -83,6 +84,7 @@ def test_relative_paths_hold_wherever_the_daemon_goes(monkeypatch, tmp_path):
         ("--log", "argument --log: expected one argument"),
         ("--mdns-host a.b", "argument --mdns-host: 'a.b': expected a host name of up to 63 letters"),
         ("--mdns-interfaces=a/b", "argument --mdns-interfaces: 'a/b': expected names of interfaces or IP"),
+        ("--log-format xml", "argument --log-format: 'xml': expected classic, json or journal"),
         ("--max 3", "ambiguous option: --max could match"),
     ],
 )
@@ -91,6 +93,12 @@ def test_faults_are_one_line_that_names_the_option(line, text):
         parse_arguments(line.split())
     assert str(caught.value).startswith(text)
     assert str(caught.value).endswith("; see stap-serverd --help")
+
+
+def test_the_format_of_the_log():
+    options = parse_arguments(["-r", "6.1", "--log-format", "JSON"])
+    assert options.server == ServerSettings(releases=("6.1",), log_format=LogFormat.JSON)
+    assert parse_arguments(["--log-format=journal"]).log_format is LogFormat.JOURNAL
 
 
 def test_a_server_is_advertised_as_the_line_says():
