@@ -109,10 +109,12 @@ def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
 
 async def _serve_one(options: DaemonOptions, means: _Means) -> None:
     """Host the one server that the command line describes; nothing else commands it."""
-    settings = with_each_release(options.server or ServerSettings())
-    means.sockets.check_all_used([settings], controlled=False)
     environ, notifier = means.environ, means.notifier
-    style = settings.log_format or global_from_environ(environ).log_format or LogFormat.CLASSIC
+    configured = global_from_environ(environ)
+    settings = with_each_release(options.server or ServerSettings())
+    settings = attrs.evolve(settings, tuning=settings.tuning.over(configured.tuning.of_servers()))
+    means.sockets.check_all_used([settings], controlled=False)
+    style = settings.log_format or configured.log_format or LogFormat.CLASSIC
     with contextlib.closing(LogBook(style, terminal=_terminal())) as book:
         log = book.open(settings.log)
         async with (

@@ -15,6 +15,7 @@ from stapsrv import __version__
 from stapsrv.config.log_format import LogFormat, parse_log_format
 from stapsrv.config.mdns import MdnsSettings, parse_host, parse_interfaces
 from stapsrv.config.settings import DEFAULT_MAX_COMPRESSED_BYTES, DEFAULT_MAX_REQUEST_BYTES, ServerSettings
+from stapsrv.config.tunables import NOTHING_SET, TUNABLES, Scope, Tunable, Tuning, with_tuning
 from stapsrv.errors import UsageError
 
 PROGRAM = "stap-serverd"
@@ -26,6 +27,7 @@ _WITH_VALUE = re.compile(
     r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend"
     r"|password-file|password-descriptor"
     r"|mdns-interfaces|mdns-host)"
+    rf"|{'|'.join(row.option for row in TUNABLES)}"
 )
 _EPILOG = f"""\
 With an option that describes a server, that one server is hosted. Without any, the servers of the
@@ -57,6 +59,7 @@ class DaemonOptions:
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
         mdns_host: likewise.
+        tuning: what is set of the supervisor's own rows of the table of tunables.
     """
 
     server: ServerSettings | None = None
@@ -73,6 +76,7 @@ class DaemonOptions:
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
+    tuning: Tuning = NOTHING_SET
 
     @property
     def mdns(self) -> MdnsSettings:
@@ -96,9 +100,15 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
     for name in ("releases", "build", "define", "include"):
         if name in named:
             named[name] = tuple(named[name])
+    for row in TUNABLES:
+        if row.array and row.attribute in named:
+            named[row.attribute] = tuple(named[row.attribute])
+    own = [row.attribute for row in TUNABLES if row.scope is Scope.SUPERVISOR]
+    tuning = Tuning({name: named.pop(name) for name in own if name in named})
     daemon = {
         field.name: named.pop(field.name) for field in attrs.fields(DaemonOptions) if field.name in named
     }
+    daemon["tuning"] = tuning
     if not named:
         return DaemonOptions(**daemon)
     for option in ("config_file", "on_demand"):
@@ -107,7 +117,7 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
                 "a server is described, and -c is for the configured ones",
                 remedy="leave one of the two out",
             )
-    settings = {**(described or {}), **named}
+    settings = with_tuning({**(described or {}), **named})
     settings |= {name: daemon[name] for name in ("log", "log_format") if name in daemon}
     return DaemonOptions(server=ServerSettings(**settings), **daemon)
 
@@ -128,6 +138,10 @@ def _parser() -> _Parser:
         argument_default=argparse.SUPPRESS,
     )
     _add_server_options(parser.add_argument_group("a server").add_argument)
+    limits = parser.add_argument_group("limits of a server")
+    own = parser.add_argument_group("limits of all servers together")
+    for row in TUNABLES:
+        _add_tunable((limits if row.scope is Scope.SERVER else own).add_argument, row)
     add = parser.add_argument_group("the daemon").add_argument
     add("--log", type=_absolute_path, metavar="FILE", help="log file (default: LOG_FILE, or standard error)")
     add(
@@ -233,6 +247,19 @@ def _add_server_options(add: Callable[..., argparse.Action]) -> None:
         type=_number("a size in bytes", 1),
         metavar="BYTES",
         help=f"largest request, as sent (default: {DEFAULT_MAX_COMPRESSED_BYTES})",
+    )
+
+
+def _add_tunable(add: Callable[..., argparse.Action], row: Tunable) -> None:
+    default = f" (default: {row.default_text})" if row.default_text else ""
+    repeated = "; may be repeated" if row.array else ""
+    add(
+        row.option,
+        dest=row.attribute,
+        metavar=row.kind.metavar,
+        type=_expecting(row.kind.parse),
+        action="append" if row.array else "store",
+        help=f"{row.help}{repeated}{default}".replace("%", "%%"),
     )
 
 

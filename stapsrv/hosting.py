@@ -93,7 +93,13 @@ class Configuration:
     @property
     def defaults(self) -> HostDefaults:
         """What holds for servers that do not say."""
-        return HostDefaults(arch=host_arch(), release=host_release(), user=self.user, log=self.log_file)
+        return HostDefaults(
+            arch=host_arch(),
+            release=host_release(),
+            user=self.user,
+            log=self.log_file,
+            tuning=self.settings.tuning.of_servers(),
+        )
 
     def read_servers(self, config_file: Path | None) -> ConfiguredServers:
         """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
@@ -106,7 +112,7 @@ class Configuration:
         """
         settings = read_global_settings(self.base, config_file or self.config_file)
         files = read_configured_or_environ(settings.config_path, self.environ)
-        defaults = attrs.evolve(self.defaults, user=self.default_user)
+        defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
             wishes=tuple(

@@ -7,7 +7,6 @@ single one by one compile and not by a hundred.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,7 +31,8 @@ class WorkerPool:
 
     Args:
         workers: how many requests may run at the same time.
-        queue_length: how many may wait; more are rejected. None where the clients are bounded themselves.
+        queue_length: how many may wait; more are rejected. None where the clients are bounded themselves. May
+            be changed at any time, for requests to come.
         parent: a pool that this one draws from as well, for a total over several servers. It sees each
             child pool as one client, so its workers are shared fairly between the servers.
     """
@@ -40,7 +40,7 @@ class WorkerPool:
     def __init__(self, workers: int, *, queue_length: int | None, parent: WorkerPool | None = None) -> None:
         self._workers = workers
         self._free = workers
-        self._queue_length = math.inf if queue_length is None else queue_length
+        self.queue_length = queue_length
         self._parent = parent
         self._waiting: OrderedDict[Hashable, deque[_Turn]] = OrderedDict()
         self._queued = 0
@@ -49,7 +49,11 @@ class WorkerPool:
     @property
     def full(self) -> bool:
         """Whether a request that came now would be rejected."""
-        return self._free == 0 and self._queued >= self._queue_length
+        return self._free == 0 and self._has_no_place
+
+    @property
+    def _has_no_place(self) -> bool:
+        return self.queue_length is not None and self._queued >= self.queue_length
 
     def statistics(self) -> PoolStatistics:
         """Return what runs and what waits."""
@@ -83,7 +87,7 @@ class WorkerPool:
         if self._free:
             self._free -= 1
             return
-        if self._queued >= self._queue_length:
+        if self._has_no_place:
             raise RequestRejected(
                 f"The server is busy: {self._queued} requests are waiting already", remedy="try again later"
             )

@@ -12,6 +12,7 @@ from stapsrv.config.files import SERVER_VARIABLES, decode_config, server_setting
 from stapsrv.config.global_settings import GLOBAL_VARIABLES
 from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.config.tunables import with_tuning
 from stapsrv.errors import ConfigError
 
 _SUFFIX = ".conf"
@@ -69,8 +70,7 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
     described = described_by_environ(environ)
     if not described:
         return ()
-    # mypy cannot follow the table; a test builds every attribute through it.
-    settings = ServerSettings(**described)  # type: ignore[arg-type]
+    settings = ServerSettings(**with_tuning(described))
     return (ConfiguredFile(_ENVIRONMENT, with_each_release(settings), None),)
 
 

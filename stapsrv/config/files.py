@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from stapsrv.config.log_format import parse_log_format
+from stapsrv.config.tunables import BY_ATTRIBUTE, SERVER_TUNABLES, Tunable, with_tuning
 from stapsrv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,12 +109,26 @@ class Variable(NamedTuple):
         parse: turns a value that is not empty into the attribute's, or for an array into one element;
             a ValueError's text says what was expected.
         array: holds any number of values; ``+=`` adds one.
+        encode: the reverse of ``parse``.
     """
 
     name: str
     attribute: str
     parse: Callable[[str], object] = str
     array: bool = False
+    encode: Callable[[object], str] = str
+
+    @classmethod
+    def of(cls, row: Tunable) -> Variable:
+        """Return the variable of a row of the table."""
+        return cls(row.variable, row.attribute, row.kind.parse, row.array, row.kind.encode)
+
+    def value_in(self, settings: ServerSettings) -> object:
+        """Return its value in a server's settings; None where a tunable is not set."""
+        if self.attribute in BY_ATTRIBUTE:
+            return settings.tuning.get(self.attribute)
+        value: object = getattr(settings, self.attribute)
+        return value
 
 
 SERVER_VARIABLES = (
@@ -134,6 +149,7 @@ SERVER_VARIABLES = (
     Variable("MAXCOMPRESSEDREQ", "max_compressed_bytes", REQUEST_BYTES.parse),
     # Of our own.
     Variable("LOG_FORMAT", "log_format", parse_log_format),
+    *map(Variable.of, SERVER_TUNABLES),
 )
 
 
@@ -202,15 +218,14 @@ def server_settings_from(text: str, *, where: str) -> ServerSettings:
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
     values = values_from(text, where=where, variables=SERVER_VARIABLES)
-    # mypy cannot follow the table; a test builds every attribute through it.
-    return ServerSettings(**values)  # type: ignore[arg-type]
+    return ServerSettings(**with_tuning(values))
 
 
 def encode_server_settings(settings: ServerSettings) -> str:
     """Write settings as a ``.stat`` file has them; :func:`server_settings_from` reads them back equal.
 
-    What has its default is written as an empty value, like in the original. ``keep_temporary`` and
-    ``limits`` have no variable and are not written.
+    What has its default is written as an empty value, like in the original; of the table of tunables,
+    only what is set is written. ``keep_temporary`` has no variable and is not written.
 
     Raises:
         ConfigError: a value that no line can hold: one with a line break, an empty one, or not text.
@@ -218,13 +233,17 @@ def encode_server_settings(settings: ServerSettings) -> str:
     default = type(settings)()
     lines: list[str] = []
     for variable in SERVER_VARIABLES:
-        value = getattr(settings, variable.attribute)
-        if variable.array:
-            lines += (f"{variable.name}+={_writable(variable, element)}" for element in value)
-        elif value == getattr(default, variable.attribute):
+        value = variable.value_in(settings)
+        if value is None and variable.attribute in BY_ATTRIBUTE:
+            continue
+        if isinstance(value, tuple):
+            lines += (
+                f"{variable.name}+={_writable(variable, variable.encode(element))}" for element in value
+            )
+        elif value == variable.value_in(default):
             lines.append(f"{variable.name}=")
         else:
-            lines.append(f"{variable.name}={_writable(variable, str(value))}")
+            lines.append(f"{variable.name}={_writable(variable, variable.encode(value))}")
     return "".join(f"{line}\n" for line in lines)
 
 

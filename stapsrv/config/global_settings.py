@@ -20,6 +20,7 @@ from stapsrv.config.mdns import (
     parse_interfaces,
     parse_switch,
 )
+from stapsrv.config.tunables import NOTHING_SET, TUNABLES, Tuning, with_tuning
 from stapsrv.errors import ConfigError
 
 SERVICE_USER = "stap-server"
@@ -40,6 +41,7 @@ class GlobalSettings(NamedTuple):
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
         mdns_host: likewise.
+        tuning: what is set of the table of tunables, for every server and for the supervisor.
     """
 
     config_path: Path
@@ -50,6 +52,7 @@ class GlobalSettings(NamedTuple):
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
+    tuning: Tuning = NOTHING_SET
 
     @property
     def mdns(self) -> MdnsSettings:
@@ -80,6 +83,7 @@ GLOBAL_VARIABLES = (
     Variable("MDNS", "mdns_enabled", parse_switch),
     Variable("MDNS_INTERFACES", "mdns_interfaces", parse_interfaces),
     Variable("MDNS_HOST", "mdns_host", parse_host),
+    *map(Variable.of, TUNABLES),
 )
 
 
@@ -131,8 +135,13 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
     Raises:
         ConfigFaults: everything that is wrong with the file.
     """
-    # mypy cannot follow the table; a test sets every attribute through it.
-    return base._replace(**values_from(text, where=where, variables=GLOBAL_VARIABLES))  # type: ignore[arg-type]
+    return with_values(base, values_from(text, where=where, variables=GLOBAL_VARIABLES))
+
+
+def with_values(base: GlobalSettings, values: Mapping[str, object]) -> GlobalSettings:
+    """Return ``base`` with values by the attributes of :data:`GLOBAL_VARIABLES` laid over it."""
+    laid = base._replace(**with_tuning(values))
+    return laid._replace(tuning=laid.tuning.over(base.tuning))
 
 
 def read_global_settings(
@@ -177,8 +186,7 @@ def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
 
 
 def _lay_environ_over(settings: GlobalSettings, environ: Mapping[str, str]) -> GlobalSettings:
-    # mypy cannot follow the table; a test sets every attribute through it.
-    return settings._replace(**values_from_environ(environ, variables=GLOBAL_VARIABLES))  # type: ignore[arg-type]
+    return with_values(settings, values_from_environ(environ, variables=GLOBAL_VARIABLES))
 
 
 def _absolute(directory: str | None) -> Path | None:

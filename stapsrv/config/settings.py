@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
 from stapsrv.config.log_format import LogFormat
+from stapsrv.config.tunables import BY_ATTRIBUTE, NOTHING_SET, Tuning
 
 DEFAULT_MAX_REQUEST_BYTES = 50_000
 DEFAULT_MAX_COMPRESSED_BYTES = 5_000
+
+
+def _tunable(attribute: str) -> Any:  # noqa: ANN401 - the annotation beside each use says the type
+    """Return the attrs field of a tunable, with the table's default."""
+    return attrs.field(default=BY_ATTRIBUTE[attribute].default)
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
     """How long and how much: every wait and every buffer that a peer or a compile could stretch.
 
-    Durations are in seconds of the event loop's clock. A cold compile takes 10 to 15 s on a small
-    host and some scripts minutes, so ``compile_s`` is generous; all that depends on a peer is short.
+    Durations are in seconds of the event loop's clock, sizes in bytes. What each is, and its default, is in
+    the table (:mod:`stapsrv.config.tunables`). A cold compile takes 10 to 15 s on a small host and some
+    scripts minutes, so ``compile_s`` is generous; all that depends on a peer is short.
     """
 
-    connections: int = 512
-    """Open connections of one server; more are reset before the handshake, so the client comes back."""
-    queue_length: int = 256
-    """Requests that may wait for a worker; real clients give up after some minutes anyway."""
-    handshake_s: float = 10.0
-    request_s: float = 30.0
-    queue_s: float = 300.0
-    compile_s: float = 600.0
-    send_s: float = 60.0
-    drain_s: float = 5.0
-    """How long a stopping server lets running requests finish."""
-    kill_grace_s: float = 2.0
-    """Between the polite signal to a compile's process tree and the final one."""
-    output_bytes: int = 16 * 1024 * 1024
-    """Of each of stap's standard output and standard error."""
-    answer_bytes: int = 64 * 1024 * 1024
-    """Of all files of one answer, before compression."""
+    connections: int = _tunable("connections")
+    queue_length: int = _tunable("queue_length")
+    handshake_s: float = _tunable("handshake_s")
+    request_s: float = _tunable("request_s")
+    queue_s: float = _tunable("queue_s")
+    compile_s: float = _tunable("compile_s")
+    send_s: float = _tunable("send_s")
+    drain_s: float = _tunable("drain_s")
+    kill_grace_s: float = _tunable("kill_grace_s")
+    output_bytes: int = _tunable("output_bytes")
+    answer_bytes: int = _tunable("answer_bytes")
 
 
 @attrs.frozen(kw_only=True)
@@ -50,12 +53,14 @@ class HostDefaults:
         release: the release of its kernel.
         user: whom servers run as.
         log: where they log.
+        tuning: what the global configuration sets for all of them.
     """
 
     arch: str
     release: str
     user: str
     log: Path
+    tuning: Tuning = NOTHING_SET
 
 
 @attrs.frozen(kw_only=True)
@@ -79,6 +84,7 @@ class ServerSettings:
         max_request_bytes: largest request after unpacking.
         max_compressed_bytes: largest request as sent.
         keep_temporary: ``-k``, temporary directories stay.
+        tuning: what is set of the table of tunables; :attr:`limits` has the defaults filled in.
     """
 
     arch: str | None = attrs.field(default=None, converter=attrs.converters.optional(normalise_arch))
@@ -97,7 +103,13 @@ class ServerSettings:
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
     max_compressed_bytes: int = DEFAULT_MAX_COMPRESSED_BYTES
     keep_temporary: bool = False
-    limits: Limits = Limits()
+    tuning: Tuning = attrs.field(default=NOTHING_SET, converter=Tuning)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The bounds that hold for it."""
+        names = [field.name for field in attrs.fields(Limits)]
+        return Limits(**{name: self.tuning.effective(name) for name in names})
 
     @property
     def workers(self) -> int:
@@ -114,13 +126,15 @@ class ServerSettings:
             releases=tuple(dict.fromkeys(self.releases)) or (defaults.release,),
             user=self.user or defaults.user,
             log=self.log or defaults.log,
+            tuning=self.tuning.over(defaults.tuning),
         )
 
     def identity(self, defaults: HostDefaults) -> ServerSettings:
         """Return what makes a server the same as another: starting it while that one runs changes nothing.
 
         The nickname does not count, nor does the order of releases, ``-k`` (which no file records) or
-        the limits. Source: manual page, ``start``; PROTOCOL, the commands of the original.
+        what can be tuned while it runs. Source: manual page, ``start``; PROTOCOL, the commands of the
+        original.
         """
         resolved = self.resolved(defaults)
         return attrs.evolve(
@@ -128,7 +142,7 @@ class ServerSettings:
             releases=tuple(sorted(resolved.releases)),
             nickname=None,
             keep_temporary=False,
-            limits=Limits(),
+            tuning=resolved.tuning.identifying(),
         )
 
     def served_releases(self) -> tuple[ServedRelease, ...]:

@@ -3,14 +3,16 @@
 The order of the options means something, so what comes out keeps it as far as it does:
 
 * ``-a -r -I -R -B -D -u`` describe a server: the same one, however many are typed; ``-r -I -B -D`` add up.
+  So do the long options of the table of tunables (:mod:`stapsrv.config.tunables`).
 * ``-n`` and ``-p`` name a server whose settings take the place of what described this one before; what
   follows overrides them. A second ``-n`` or ``-p`` begins a further server.
 * ``-i`` means one server for each installed release, with the ``-I -R -B -D -u`` typed before it. What
   follows describes a further server, which ``-r``, ``-n`` or ``-p`` must then name, lest an option that
   came too late for ``-i`` starts a server of its own.
-* ``-I -R -B -D -u`` stay in force for further servers (manual page: "the server(s)"); the selection, which
-  puts servers together, sees to that.
-* ``--log --port --ssl --max-…`` make lists, to be dealt out in turn when the servers are known.
+* ``-I -R -B -D -u`` and the tunables stay in force for further servers (manual page: "the server(s)"); the
+  selection, which puts servers together, sees to that.
+* ``--log --port --ssl --max-threads --max-request-size --max-compressed-request`` make lists, to be dealt out
+  in turn when the servers are known.
 
 Source: manual page, OPTIONS. The original of 4.8 takes a whole command line for one server: a second
 ``-n`` replaces the first, and ``-i`` makes one server of all releases (older ones did as the manual page
@@ -30,6 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from stapsrv.config.files import PORTS, REQUEST_BYTES, THREADS, NumberRange, unwritable_reason
 from stapsrv.control.invocation import (
     LIST_OPTIONS,
+    TUNING_OPTIONS,
     Action,
     DealtValue,
     Invocation,
@@ -49,9 +52,9 @@ _NUMBERS: Mapping[str, NumberRange] = {
     "--max-compressed-request": REQUEST_BYTES,
 }
 _PATHS = ("-c", "-I", "-R", "--log", "--ssl")
-_WITH_VALUE = ("-c", "--timeout", *ServerOption, *_LISTS)
+_WITH_VALUE = ("-c", "--timeout", *ServerOption, *_LISTS, *TUNING_OPTIONS)
 _FLAGS = ("-i", "-k", "-P", "--json", "--classic", "--wait", "--no-wait", "--help", "--version")
-_MAY_BE_EMPTY = ("-a", "-R", "-u", *_LISTS)
+_MAY_BE_EMPTY = ("-a", "-R", "-u", *_LISTS, *TUNING_OPTIONS)
 _CONTROL = "ctl"
 _INVALID_PARAMS = -32602
 """JSON-RPC 2.0, error object."""
@@ -194,6 +197,9 @@ class _Reader:
             self._invocation = self._invocation._replace(config_file=value)
         elif option == "--timeout":
             self._invocation = self._invocation._replace(timeout_s=_parse_timeout(value))
+        elif option in TUNING_OPTIONS:
+            _check_tuning(option, value)
+            self._specifications.take(TypedOption(option, value))
         else:
             self._specifications.take(TypedOption(ServerOption(option), value))
 
@@ -289,6 +295,15 @@ def _parse_dealt(option: str, value: str) -> DealtValue:
         return value
     try:
         return allowed.parse(value)
+    except ValueError as exc:
+        raise UsageError(f"expected {exc}, not {value!r}", where=option) from exc
+
+
+def _check_tuning(option: str, value: str) -> None:
+    """Refuse what the table does not take; an empty value takes back what was typed before."""
+    try:
+        if value:
+            TUNING_OPTIONS[option].kind.parse(value)
     except ValueError as exc:
         raise UsageError(f"expected {exc}, not {value!r}", where=option) from exc
 

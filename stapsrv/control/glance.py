@@ -180,15 +180,13 @@ def _read_line(connection: socket.socket) -> bytes:
 def _settings_in(record: bytes) -> SettingsInfo:
     """Read a record as far as it is to be printed."""
     from stapsrv.config.files import SERVER_VARIABLES, decode_config, values_from  # noqa: PLC0415 - rarely needed
+    from stapsrv.control.wireform import variable_info  # noqa: PLC0415
 
     values = values_from(decode_config(record, where="record"), where="record", variables=SERVER_VARIABLES)
     if PORT_MARK in record:
         values.pop("port", None)
     settings: SettingsInfo = {}
     for variable in SERVER_VARIABLES:
-        value = values.get(variable.attribute)
-        if isinstance(value, tuple):
-            settings[variable.name] = [str(element) for element in value]
-        elif value is not None:
-            settings[variable.name] = value if isinstance(value, int) else str(value)
+        if variable.attribute in values:
+            settings[variable.name] = variable_info(variable, values[variable.attribute])
     return settings

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from stapsrv.config.tunables import SERVER_TUNABLES, Tunable
+
 
 class Action(StrEnum):
     """What is to be done; ``try-restart`` is another word for ``condrestart``."""
@@ -41,6 +43,10 @@ class ServerOption(StrEnum):
     PID = "-p"
 
 
+TUNING_OPTIONS: Mapping[str, Tunable] = {row.option: row for row in SERVER_TUNABLES}
+"""The options that tune a server, typed like its :class:`ServerOption` ones."""
+
+
 class OutputForm(StrEnum):
     """How answers are printed; ``AUTO`` looks at whether a terminal reads them."""
 
@@ -50,9 +56,14 @@ class OutputForm(StrEnum):
 
 
 class TypedOption(NamedTuple):
-    """An option and its value; an empty value means the default. That a pid is a number is not checked."""
+    """An option and its value; an empty value means the default. That a pid is a number is not checked.
 
-    option: ServerOption
+    Attributes:
+        option: a :class:`ServerOption`, or one of the :data:`TUNING_OPTIONS`.
+        value: as it was typed.
+    """
+
+    option: str
     value: str
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from stapsrv.config.tunables import SERVER_TUNABLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import TextIO, TypedDict
@@ -49,6 +51,7 @@ _OPTIONS = (
     ("MAXTHREADS", "--max-threads"),
     ("MAXREQSIZE", "--max-request-size"),
     ("MAXCOMPRESSEDREQ", "--max-compressed-request"),
+    *((row.variable, row.option) for row in SERVER_TUNABLES),
 )
 _DOWN = frozenset({"failed", "backing-off"})
 """The states of a server that should be up and serves nobody."""

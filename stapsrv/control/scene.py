@@ -75,7 +75,11 @@ class Scene:
     def host(self) -> HostFacts:
         """What the selection has to know about the host."""
         defaults = HostDefaults(
-            arch=host_arch(), release=host_release(), user=self.default_user, log=self.settings.log_file
+            arch=host_arch(),
+            release=host_release(),
+            user=self.default_user,
+            log=self.settings.log_file,
+            tuning=self.settings.tuning.of_servers(),
         )
         return HostFacts(defaults=defaults, installed=tuple(installed_releases()))
 

@@ -226,17 +226,25 @@ class _Judge:
         if rule.if_not is Deed.CHECK or (rule.if_not is Deed.START and server is None):
             return self._new_target(asked, meant.where)
         if server is not None:
-            return self._running_target(server, asked, meant.where)
+            return self._running_target(server, asked, meant)
         return Target(deed=rule.if_not, settings=asked, where=meant.where, exit_status=rule.absent_status)
 
-    def _running_target(self, server: RunningServer, asked: ServerSettings, where: str | None) -> Target:
-        deed = self._rule.if_running
+    def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Meant) -> Target:
+        deed, where = self._rule.if_running, meant.where
+        recorded, typed = self._known.resolved(server.settings).tuning, meant.settings.tuning
+        # One that is named had its own tuning to begin with; of the others only what is typed is known.
+        tuning = self._known.resolved(meant.settings).tuning if meant.server else typed.over(recorded)
         settings = asked if self._rule.like_start else self._known.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
             return Target(deed=Deed.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED)
         if deed is Deed.RESTART:
+            settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
+        elif deed is Deed.KEEP and where is None and tuning != recorded:
+            self.warnings.append(
+                f"server {server.nickname} runs already, and keeps its limits; restart changes them"
+            )
         return Target(deed=deed, settings=settings, server=server, where=where)
 
     def _new_target(self, asked: ServerSettings, where: str | None) -> Target:

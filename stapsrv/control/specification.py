@@ -12,8 +12,10 @@ from pathlib import Path
 import attrs
 
 from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.config.tunables import Tuning
 from stapsrv.control.invocation import (
     LIST_OPTIONS,
+    TUNING_OPTIONS,
     DealtValue,
     OptionLists,
     ServerOption,
@@ -192,7 +194,8 @@ def _overridden(
     whole = changed(_described(base.settings, typed), dealt)
     named = base.server is not None or base.where is not None
     if named and known.identity(whole) == known.identity(base.settings):
-        return base
+        # The same server, though it may be tuned otherwise from its next start on.
+        return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
     if named:
         return Meant(changed(_described(_lent(base.settings), typed), dealt))
     return attrs.evolve(base, settings=whole)
@@ -209,14 +212,21 @@ def _for_each_release(
         yield Meant(changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
 
 
-_ARRAYS = {
+_ARRAYS: Mapping[str, str] = {
     ServerOption.RELEASE: "releases",
     ServerOption.INCLUDE: "include",
     ServerOption.BUILD: "build",
     ServerOption.DEFINE: "define",
 }
-_SINGLES = {ServerOption.ARCH: "arch", ServerOption.RUNTIME: "runtime", ServerOption.USER: "user"}
-_IN_FORCE = {*_ARRAYS, *_SINGLES} - {ServerOption.RELEASE, ServerOption.ARCH}
+_SINGLES: Mapping[str, str] = {
+    ServerOption.ARCH: "arch",
+    ServerOption.RUNTIME: "runtime",
+    ServerOption.USER: "user",
+}
+_IN_FORCE: frozenset[str] = frozenset({*_ARRAYS, *_SINGLES, *TUNING_OPTIONS}) - {
+    ServerOption.RELEASE,
+    ServerOption.ARCH,
+}
 """What is typed for one server and stays in force for those after it."""
 
 
@@ -226,14 +236,27 @@ def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> Server
         if option in _ARRAYS:
             name = _ARRAYS[option]
             settings = changed(settings, {name: (*getattr(settings, name), value)})
+        elif option in TUNING_OPTIONS:
+            settings = changed(settings, {"tuning": _tuned(settings.tuning, option, value)})
         else:
             settings = changed(settings, {_SINGLES[option]: value or None})
     return settings
 
 
+def _tuned(tuning: Tuning, option: str, text: str) -> Tuning:
+    """Apply an option of the table: an empty value takes back, one of an array adds."""
+    row = TUNING_OPTIONS[option]
+    if not text:
+        return Tuning({name: value for name, value in tuning.items() if name != row.attribute})
+    value = row.kind.parse(text)
+    if row.array:
+        value = (*tuning.get(row.attribute, ()), value)
+    return Tuning({**tuning, row.attribute: value})
+
+
 def _lent(settings: ServerSettings) -> ServerSettings:
-    """Return what a named server lends to another one (manual page, ``-n`` and ``-p``)."""
-    names = (*_ARRAYS.values(), *_SINGLES.values())
+    """Return what a named server lends to another one: manual page, ``-n`` and ``-p``; and its tuning."""
+    names = (*_ARRAYS.values(), *_SINGLES.values(), "tuning")
     return changed(ServerSettings(), {name: getattr(settings, name) for name in names})
 
 

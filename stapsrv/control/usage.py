@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+
+from stapsrv.config.tunables import SERVER_TUNABLES
+
 _ACTIONS = {
     "start": (
         "start the servers named, or the configured ones, or one for this host's kernel",
@@ -49,7 +53,15 @@ which server, or which servers:
                 tapsets, runtime, options for make, definitions
 dealt out in turn to the servers named:
   --port N  --log FILE  --ssl DIR  --max-threads N  --max-request-size BYTES  --max-compressed-request BYTES
+for the server described, and those that follow (docs/limits.md):
 """
+_TUNING = textwrap.fill(
+    "  ".join(f"{row.option} {row.kind.metavar}" for row in SERVER_TUNABLES),
+    width=110,
+    initial_indent="  ",
+    subsequent_indent="  ",
+    break_on_hyphens=False,
+)
 _STARTING = """\
 for those that are started:
   -k            keep temporary directories
@@ -77,7 +89,7 @@ def usage(topic: str | None) -> str:
     words = "" if action == "reload" else " [SERVERS]"
     text = f"usage: stap-server {topic}{words} [options]\n\n{what[0].upper()}{what[1:]}.\n\n"
     if words:
-        text += _DESCRIBING
+        text += f"{_DESCRIBING}{_TUNING}\n"
     if action in {"start", "restart", "force-reload"}:
         text += _STARTING
     text += "\noptions:\n"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 
 from stapsrv.config.files import SERVER_VARIABLES, Variable, unwritable_reason
+from stapsrv.config.tunables import with_tuning
 from stapsrv.control.messages import Code, kind_of, shown
 from stapsrv.errors import ControlError
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 
 SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
-"""A server's settings by the configuration files' names of variables: texts, numbers, for arrays lists of
-texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What is left out has its default."""
+"""A server's settings by the configuration files' names of variables: texts, whole numbers, for arrays lists
+of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What is left out has its default.
+"""
 
 
 class ServerInfo(TypedDict):
@@ -200,20 +202,23 @@ def outcome_info(outcome: Outcome) -> OutcomeInfo:
 
 
 def settings_info(settings: ServerSettings) -> SettingsInfo:
-    """Return the JSON form of settings; ``limits``, which nothing outside can set, is left out."""
+    """Return the JSON form of settings."""
     default = type(settings)()
     info: SettingsInfo = {}
     for variable in SERVER_VARIABLES:
-        value = getattr(settings, variable.attribute)
-        if value == getattr(default, variable.attribute):
-            continue
-        if variable.array:
-            info[variable.name] = list(value)
-        else:
-            info[variable.name] = value if isinstance(value, int) else str(value)
+        value = variable.value_in(settings)
+        if value != variable.value_in(default):
+            info[variable.name] = variable_info(variable, value)
     if settings.keep_temporary:
         info[_KEEP] = True
     return info
+
+
+def variable_info(variable: Variable, value: object) -> int | str | list[str]:
+    """Return the JSON form of the value of one variable of a server's file."""
+    if isinstance(value, tuple):
+        return [variable.encode(element) for element in value]
+    return value if isinstance(value, int) else variable.encode(value)
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
@@ -246,8 +251,7 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
                 )
         except ValueError as exc:
             raise _invalid(f"{where}.{name}: {exc}") from exc
-    # mypy cannot follow the table; a test builds every attribute through it.
-    return ServerSettings(**values)  # type: ignore[arg-type]
+    return ServerSettings(**with_tuning(values))
 
 
 def checked_text(value: str, *, where: str) -> str:
@@ -293,7 +297,7 @@ def _element(variable: Variable, value: object) -> object:
         parsed = variable.parse(text)
     except ValueError as exc:
         raise ValueError(f"expected {exc}, not {shown(text)}") from exc
-    if number and not isinstance(parsed, int):
+    if number and not isinstance(parsed, int | float):
         raise ValueError("expected a string, not a number")
     if variable.name in _PATHS and not text.startswith("/"):
         raise ValueError(f"expected an absolute path, not {shown(text)}")

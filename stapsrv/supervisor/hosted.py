@@ -110,6 +110,13 @@ class HostedServer:
         """
         self._handle(event)
 
+    def tune(self, settings: ServerSettings) -> None:
+        """Take over settings that differ in tuning alone: at once, without a connection lost."""
+        self.settings = settings
+        if self._server is not None:
+            self._server.tune(settings)
+        self._changed(self)
+
     async def wait_settled(self) -> State:
         """Wait until nothing is under way, and return the state then."""
         while self.state not in SETTLED:
@@ -197,10 +204,14 @@ class HostedServer:
             self._handle(end, reason=reason)
 
     async def _serve(self) -> None:
-        server = await self._prepare(self.settings, self._log, last_port=self.last_port)
+        settings = self.settings
+        server = await self._prepare(settings, self._log, last_port=self.last_port)
         async with anyio.create_task_group() as serving:
             await serving.start(server.serve)
             self._server = server
+            if self.settings is not settings:
+                # Told while it was made ready.
+                server.tune(self.settings)
             self.last_port = server.address.port
             self.has_served = True
             self._handle(Event.READY)

@@ -14,6 +14,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import attrs
+
 from stapsrv.config.files import encode_server_settings
 from stapsrv.config.settings import ServerSettings
 
@@ -62,8 +64,9 @@ class PortMemory:
 
 
 def _key(settings: ServerSettings) -> str:
-    """Name a server by all that it is asked to be."""
-    return hashlib.sha256(encode_server_settings(settings).encode()).hexdigest()[:16]
+    """Name a server by all that it is asked to be, but for what can be tuned while it runs."""
+    asked = attrs.evolve(settings, tuning=settings.tuning.identifying())
+    return hashlib.sha256(encode_server_settings(asked).encode()).hexdigest()[:16]
 
 
 def _read(file: Path) -> dict[str, int]:

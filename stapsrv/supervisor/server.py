@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
+from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
 
@@ -111,6 +112,11 @@ class CompileServer:
     def undrain(self) -> None:
         """Let new connections in again."""
         self._draining = False
+
+    def tune(self, settings: ServerSettings) -> None:
+        """Have the tuning of ``settings``, otherwise its own, hold for all connections to come."""
+        self._service = attrs.evolve(self._service, settings=settings)
+        self._service.pool.queue_length = settings.limits.queue_length
 
     async def wait_idle(self) -> None:
         """Wait until no connection is open."""

@@ -218,7 +218,7 @@ class Supervisor:
             for server in list(self._servers.values()):
                 wish = wanted.get(self._identity(server.settings))
                 if wish is not None:
-                    server.settings, server.origin = wish.settings, wish.origin
+                    self._follow(server, wish)
                 elif server.origin in unreadable:
                     continue
                 elif force or server.origin is not None:
@@ -252,6 +252,8 @@ class Supervisor:
             if same is not None:
                 already = same.wanted is Wanted.UP and same.state in RUNNING
                 followed.add(same.id)
+                if wish.origin is not None and wish.origin == same.origin:
+                    self._follow(same, wish)
                 same.command(Event.START)
                 return same, already
             server = self._add(
@@ -262,6 +264,12 @@ class Supervisor:
         followed.add(server.id)
         server.command(Event.START)
         return server, False
+
+    def _follow(self, server: HostedServer, wish: Wish) -> None:
+        """Have a server obey what its file says now of all that makes it no other server."""
+        server.origin = wish.origin
+        if wish.settings != server.settings:
+            server.tune(wish.settings)
 
     def _check_not_ending(self) -> None:
         """Let nothing begin that the end would wait for in vain."""

@@ -16,7 +16,7 @@ from stapsrv.compile.wire import CompileRequest
 from stapsrv.compile.workspace import Workspace
 from stapsrv.compile.zips import RequestFile
 from stapsrv.config.kernels import ServedRelease
-from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
 
 pytestmark = pytest.mark.anyio
@@ -58,8 +58,7 @@ def run(tmp_path, workspace):
         request = CompileRequest(
             release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
         )
-        limits = Limits(**{"kill_grace_s": 0.2, **limits})
-        settings = ServerSettings(limits=limits, keep_temporary=keep)
+        settings = ServerSettings(tuning={"kill_grace_s": 0.2, **limits}, keep_temporary=keep)
         job = CompileJob(request=request, release=RELEASE, settings=settings)
         return await engine.run(job, deadline_s=deadline_s)
 

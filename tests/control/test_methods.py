@@ -400,6 +400,9 @@ class QuietServer:
     def undrain(self) -> None:
         pass
 
+    def tune(self, settings) -> None:
+        pass
+
     async def wait_idle(self) -> None:
         pass
 

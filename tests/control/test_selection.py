@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stapsrv.config.settings import HostDefaults, Limits, ServerSettings
+from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.arguments import parse_arguments
 from stapsrv.control.invocation import Action
 from stapsrv.control.selection import Deed, Selection, Target, select
@@ -72,7 +72,7 @@ def shown(target: Target) -> str:
         Deed.DRAIN,
         Deed.UNDRAIN,
     ):
-        given = attrs.asdict(target.settings, filter=attrs.filters.exclude("limits"))
+        given = attrs.asdict(target.settings, filter=attrs.filters.exclude("tuning"))
         plain = attrs.asdict(PLAIN.resolved(HOST.defaults))
         words += (f"{name}={_short(value)}" for name, value in given.items() if value != plain[name])
     return " ".join(words)
@@ -698,9 +698,46 @@ def test_nickname_k_limits_and_spelt_out_defaults_do_not() -> None:
         log=Path("/log"),
         nickname="x",
         keep_temporary=True,
-        limits=Limits(connections=1),
+        tuning={"connections": 1},
     )
     assert spelt_out.identity(HOST.defaults) == PLAIN.identity(HOST.defaults)
+
+
+def tuned(line: str, running: list[RunningServer]) -> tuple[list[tuple[Deed, dict[str, object]]], list[str]]:
+    """Return what each target does and how it is tuned, and the warnings."""
+    selection = choose(line, running)
+    told = [(one.deed, dict(one.settings.tuning)) for one in selection.targets if one.settings is not None]
+    return told, list(selection.warnings)
+
+
+def test_tuning_is_a_server_s_and_stays_in_force() -> None:
+    line = "start -n a -r 5.10 --queue-length 1 -n b -r 6.1 --compile-timeout 2m -n c -r /b --queue-length="
+    first, both, last = {"queue_length": 1}, {"queue_length": 1, "compile_s": 120.0}, {"compile_s": 120.0}
+    assert tuned(line, []) == ([(Deed.START, first), (Deed.START, both), (Deed.START, last)], [])
+
+
+def test_each_release_s_server_is_tuned() -> None:
+    releases, _ = tuned("start --queue-length 1 -i", [])
+    assert len(releases) > 1
+    assert {tuning["queue_length"] for _, tuning in releases} == {1}
+
+
+def test_a_restart_tunes_and_a_start_says_that_it_does_not() -> None:
+    slow = attrs.evolve(WEB, tuning={"compile_s": 9.0, "queue_length": 5})
+    running = run(slow)
+    for named in ("-n web", "-r 5.10 -D WEB -I /web --log /web.log --port 7001 --ssl /nss --max-threads 3"):
+        both = {"compile_s": 9.0, "queue_length": 7}
+        assert tuned(f"restart {named} --queue-length 7", running) == ([(Deed.RESTART, both)], [])
+        assert tuned(f"start {named} --queue-length 7", running)[1] == [
+            "server web runs already, and keeps its limits; restart changes them"
+        ]
+        assert tuned(f"start {named}", running)[1] == []
+    assert tuned("restart -n web --queue-length=", running)[0] == [(Deed.RESTART, {"compile_s": 9.0})]
+
+
+def test_a_server_like_another_one_is_tuned_like_it() -> None:
+    slow = attrs.evolve(WEB, tuning={"compile_s": 9.0})
+    assert tuned("start -n web -r 6.1", run(slow))[0] == [(Deed.START, {"compile_s": 9.0})]
 
 
 def test_it_is_pure() -> None:

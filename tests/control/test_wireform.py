@@ -13,7 +13,8 @@ from kit.control import SINCE, FakeCommands, server_status
 
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.log_format import LogFormat
-from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import SERVER_TUNABLES
 from stapsrv.control.messages import Code
 from stapsrv.control.shapes import checked
 from stapsrv.control.wireform import (
@@ -48,6 +49,17 @@ EVERYTHING = {
     "MAXREQSIZE": 7,
     "MAXCOMPRESSEDREQ": 8,
     "LOG_FORMAT": "json",
+    "MAX_CONNECTIONS": 9,
+    "HANDSHAKE_TIMEOUT": "1s",
+    "REQUEST_TIMEOUT": "2m",
+    "QUEUE_LENGTH": 0,
+    "QUEUE_TIMEOUT": "3h",
+    "COMPILE_TIMEOUT": "1d",
+    "SEND_TIMEOUT": "0.5s",
+    "MAX_OUTPUT_SIZE": 4096,
+    "MAX_ANSWER_SIZE": 4097,
+    "DRAIN_TIMEOUT": "4s",
+    "KILL_GRACE": "0s",
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -67,6 +79,19 @@ SETTINGS = ServerSettings(
     max_request_bytes=7,
     max_compressed_bytes=8,
     keep_temporary=True,
+    tuning={
+        "connections": 9,
+        "handshake_s": 1.0,
+        "request_s": 120.0,
+        "queue_length": 0,
+        "queue_s": 10_800.0,
+        "compile_s": 86_400.0,
+        "send_s": 0.5,
+        "output_bytes": 4096,
+        "answer_bytes": 4097,
+        "drain_s": 4.0,
+        "kill_grace_s": 0.0,
+    },
 )
 
 
@@ -77,7 +102,7 @@ def test_every_setting_goes_both_ways():
 
 
 def test_defaults_are_left_out():
-    assert settings_info(ServerSettings(limits=Limits(connections=1))) == {}
+    assert settings_info(ServerSettings()) == {}
     assert settings_from({}, where="settings") == ServerSettings()
 
 
@@ -101,14 +126,19 @@ def test_numbers_may_be_texts_of_their_digits():
     assert settings_from({"PORT": "5001"}, where="settings").port == 5001
 
 
+def test_durations_may_be_numbers_and_sizes_texts():
+    settings = settings_from({"COMPILE_TIMEOUT": 90, "MAX_ANSWER_SIZE": "2M"}, where="settings")
+    assert (settings.limits.compile_s, settings.limits.answer_bytes) == (90.0, 2 * 1024 * 1024)
+
+
 @pytest.mark.parametrize(
     ("info", "text"),
     [
         (
             {"Port": 1},
             "s: unknown variable 'Port'; the variables are ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME,"
-            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT,"
-            " KEEP",
+            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT, "
+            + ", ".join([row.variable for row in SERVER_TUNABLES] + ["KEEP"]),
         ),
         (
             {"PORT": 65_536},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import ssl
 import struct
 import zipfile
@@ -80,6 +81,20 @@ def trusting(**bounds: ssl.TLSVersion) -> ssl.SSLContext:
     for name, value in bounds.items():
         setattr(context, name, value)
     return context
+
+
+async def is_reset(port: int, *, source: str = "127.0.0.1") -> bool:
+    """Connect, say nothing, and return whether the server resets the connection rather than wait or close."""
+    target = "::1" if ":" in source else "127.0.0.1"
+    with socket.create_connection((target, port), timeout=10, source_address=(source, 0)) as client:
+        client.setblocking(False)
+        with anyio.fail_after(20):
+            await anyio.wait_readable(client)
+        try:
+            client.recv(1)
+        except ConnectionResetError:
+            return True
+        return False
 
 
 async def connect(port: int, context: ssl.SSLContext | None = None) -> TLSStream:

@@ -21,7 +21,7 @@ from stapsrv.compile.service import CompileService, ServedIdentity
 from stapsrv.compile.wire import AnswerFile
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
-from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.mok import MokStore
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
@@ -162,9 +162,7 @@ async def running_server(
         workspace: needed to sign with one.
         limits: those that differ from the defaults.
     """
-    settings = ServerSettings(
-        max_threads=max_threads, max_request_bytes=max_request_bytes, limits=Limits(**limits)
-    )
+    settings = ServerSettings(max_threads=max_threads, max_request_bytes=max_request_bytes, tuning=limits)
     engine, lines = FakeEngine(), LogLines()
     service = CompileService(
         settings=settings,

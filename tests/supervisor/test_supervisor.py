@@ -6,7 +6,7 @@ import socket
 
 import anyio
 import pytest
-from kit.client import exchange, request
+from kit.client import exchange, is_reset, request
 
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor import hosted
@@ -105,6 +105,49 @@ async def test_restart_keeps_id_and_port(bench):
         assert after.error is None
         assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
         assert changes == [State.STOPPING, State.STARTING, State.SERVING]
+
+
+async def test_a_reload_tunes_servers_that_go_on_serving(bench):
+    origin = "/etc/stap-server/conf.d/one.conf"
+    async with bench.supervisor() as supervisor:
+        (before,) = await supervisor.start([Wish(bench.settings(), origin)])
+        wish = Wish(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
+        changes = []
+        (after,) = await supervisor.reload([wish], force=False, report=changes.append)
+        assert (after.error, after.already) == (None, True)
+        assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
+        assert State.STOPPING not in [change.state for change in changes]
+        assert "MAX_CONNECTIONS=1\n" in bench.records()[after.server.id]
+        with socket.create_connection(("127.0.0.1", after.server.port)):
+            await bench.lines.wait("connection.accepted")
+            assert await is_reset(after.server.port)
+
+
+async def test_a_start_obeys_the_file_that_a_running_server_comes_from_and_no_other(bench):
+    async with bench.supervisor() as supervisor:
+        await supervisor.start([Wish(bench.settings(), "/one.conf")])
+        wish = bench.settings(tuning={"connections": 1})
+        for origin, connections in ((None, 512), ("/other.conf", 512), ("/one.conf", 1)):
+            (outcome,) = await supervisor.start([Wish(wish, origin)])
+            assert outcome.already
+            assert outcome.server.settings.limits.connections == connections
+
+
+async def test_limits_are_on_record_and_change_no_port(bench):
+    async with bench.supervisor() as supervisor:
+        (first,) = await supervisor.start([Wish(bench.settings())])
+        await supervisor.stop([first.server.id])
+        (second,) = await supervisor.start([Wish(bench.settings(tuning={"compile_s": 60.0}))])
+        assert second.server.port == first.server.port
+        record = bench.records()[second.server.id]
+        assert "COMPILE_TIMEOUT=1m\n" in record
+        assert "MAX_CONNECTIONS" not in record
+        (bench.stat_path / "kept").write_text(record)
+    (bench.stat_path / "kept").rename(bench.stat_path / f"{FIRST_ID + 9}.stat")
+    async with bench.supervisor() as resumed:
+        resumed.resume()
+        (server,) = resumed.status().servers
+        assert server.settings.limits.compile_s == 60.0
 
 
 async def test_progress_is_told_of_every_server_of_a_command(bench):

@@ -1,0 +1,106 @@
+"""Amounts as people write them: numbers, durations, sizes, words to choose from; and how to write them.
+
+Pure and light to import: the table of :mod:`stapsrv.config.tunables` is made of these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+_MAX_DIGITS = 18
+"""Of a number: more is a mistake, and Python refuses to convert thousands of them."""
+_BLANKS = " \t"
+_NUMBER = re.compile(rf"[0-9]{{1,{_MAX_DIGITS}}}")
+_DURATION = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{1,6}})?)(ms|s|m|h|d)?")
+_SIZE = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}})(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
+_SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+_KIBI = 1024
+
+
+class Kind(NamedTuple):
+    """What values a setting takes.
+
+    Attributes:
+        metavar: stands for a value in descriptions of a command line.
+        parse: converts text; a ValueError's text says what was expected.
+        encode: the reverse, for files, messages and descriptions.
+    """
+
+    metavar: str
+    parse: Callable[[str], object]
+    encode: Callable[[object], str] = str
+
+
+def count(what: str, *, least: int = 1, most: int | None = None) -> Kind:
+    """Return the kind of whole numbers from ``least`` to ``most``; ``what`` they are, for messages."""
+    bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        digits = text.strip(_BLANKS)
+        number = int(digits) if _NUMBER.fullmatch(digits) else -1
+        if number < least or (most is not None and number > most):
+            raise ValueError(f"{what}, {bounds}")
+        return number
+
+    return Kind("N", parse)
+
+
+def duration(*, least_s: float = 0.1, most_s: float = 86_400.0) -> Kind:
+    """Return the kind of durations in seconds: ``30``, ``0.5``, ``30s``, ``5m``, ``2h``, ``500ms``."""
+
+    def parse(text: str) -> float:
+        found = _DURATION.fullmatch(text.strip(_BLANKS))
+        seconds = -1.0 if found is None else float(found[1]) * _SECONDS[found[2]]
+        if not least_s <= seconds <= most_s:
+            bounds = f"from {least_s:g} seconds to {encode_duration(most_s)}"
+            raise ValueError(f"a duration {bounds}, like 30 (seconds), 30s or 5m")
+        return seconds
+
+    return Kind("SECONDS", parse, encode_duration)
+
+
+def size(*, least: int = 1024) -> Kind:
+    """Return the kind of sizes in bytes: ``65536``, ``64k``, ``64M``, ``1G`` (powers of 1024)."""
+
+    def parse(text: str) -> int:
+        found = _SIZE.fullmatch(text.strip(_BLANKS))
+        number = -1
+        if found is not None:
+            number = int(found[1]) * _KIBI ** _POWERS.get((found[2] or "").lower(), 0)
+        if not least <= number < 10**_MAX_DIGITS:
+            raise ValueError(f"a size of {encode_size(least)} or more, like 65536 (bytes), 64M or 1G")
+        return number
+
+    return Kind("BYTES", parse, encode_size)
+
+
+def choice(*words: str) -> Kind:
+    """Return the kind of one of some words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return Kind("|".join(words), parse)
+
+
+def encode_duration(seconds: object) -> str:
+    """Write a duration so that reading it gives the same: whole minutes and hours as such."""
+    assert isinstance(seconds, int | float)  # noqa: S101 - values of the kind, by its parser
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{int(seconds // _SECONDS[unit])}{unit}"
+    return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds}s"
+
+
+def encode_size(number: object) -> str:
+    """Write a size so that reading it gives the same, with the largest unit that divides it."""
+    assert isinstance(number, int)  # noqa: S101 - values of the kind, by its parser
+    for letter, power in (("T", 4), ("G", 3), ("M", 2), ("k", 1)):
+        if number and number % _KIBI**power == 0:
+            return f"{number // _KIBI**power}{letter}"
+    return str(number)

@@ -1,0 +1,205 @@
+"""The table of what can be tuned: each row is a variable of the files, an option, and a line of the manual.
+
+A row of scope SERVER may stand in the global file, where it holds for every server, in a server's file and on
+the command lines of ``stap-serverd`` and ``stap-server``, where it goes before that. One of scope SUPERVISOR
+stands in the global file and on ``stap-serverd``'s command line.
+
+What has been set is a :class:`Tuning`: attribute to value, and nothing where nobody said anything, so that
+one source can be laid over another. Values with all defaults filled in, and with types, are the attrs classes
+of :mod:`stapsrv.config.settings`. Light to import, like :mod:`stapsrv.config.files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from stapsrv.config.quantities import Kind, count, duration, size
+
+
+class Scope(Enum):
+    """Whose a setting is."""
+
+    SERVER = "server"
+    SUPERVISOR = "supervisor"
+
+
+class Tunable(NamedTuple):
+    """One row.
+
+    Attributes:
+        variable: its name in files.
+        attribute: its name in a :class:`Tuning`, and in the class that gives it a type.
+        kind: what values it takes; an array's elements, each.
+        default: what holds where nobody says anything; None where that depends on the host.
+        help: what it is, in a few words without a full stop.
+        scope: whose it is.
+        array: holds any number of values, one for each line of a file and each time the option is typed.
+        identifies: servers that differ in it are not the same (manual page, ``start``).
+    """
+
+    variable: str
+    attribute: str
+    kind: Kind
+    default: Any
+    help: str
+    scope: Scope = Scope.SERVER
+    array: bool = False
+    identifies: bool = False
+
+    @property
+    def option(self) -> str:
+        """Its long option."""
+        return f"--{self.variable.lower().replace('_', '-')}"
+
+    @property
+    def default_text(self) -> str:
+        """The default as one would write it; empty where there is none to write."""
+        return "" if self.default is None or self.array else self.kind.encode(self.default)
+
+
+_GRACE = duration(least_s=0.0, most_s=3600.0)
+
+TUNABLES: tuple[Tunable, ...] = (
+    Tunable(
+        "MAX_CONNECTIONS",
+        "connections",
+        count("a number of connections"),
+        512,
+        "open connections; more are reset before the handshake, so that clients come back",
+    ),
+    Tunable(
+        "HANDSHAKE_TIMEOUT",
+        "handshake_s",
+        duration(),
+        10.0,
+        "how long a client may take for the TLS handshake",
+    ),
+    Tunable(
+        "REQUEST_TIMEOUT",
+        "request_s",
+        duration(),
+        30.0,
+        "how long a client may take to send its request",
+    ),
+    Tunable(
+        "QUEUE_LENGTH",
+        "queue_length",
+        count("a number of requests", least=0),
+        256,
+        "requests that may wait for a worker; more connections are reset before the handshake",
+    ),
+    Tunable(
+        "QUEUE_TIMEOUT",
+        "queue_s",
+        duration(),
+        300.0,
+        "how long a request may wait for a worker",
+    ),
+    Tunable(
+        "COMPILE_TIMEOUT",
+        "compile_s",
+        duration(),
+        600.0,
+        "how long stap may take for a request",
+    ),
+    Tunable(
+        "SEND_TIMEOUT",
+        "send_s",
+        duration(),
+        60.0,
+        "how long a client may take to receive its answer",
+    ),
+    Tunable(
+        "MAX_OUTPUT_SIZE",
+        "output_bytes",
+        size(),
+        16 * 1024 * 1024,
+        "what stap may print for a request, on each of standard output and standard error",
+    ),
+    Tunable(
+        "MAX_ANSWER_SIZE",
+        "answer_bytes",
+        size(),
+        64 * 1024 * 1024,
+        "all files of an answer together, before compression",
+    ),
+    Tunable(
+        "DRAIN_TIMEOUT",
+        "drain_s",
+        _GRACE,
+        5.0,
+        "how long a server that stops lets outstanding requests finish",
+    ),
+    Tunable(
+        "KILL_GRACE",
+        "kill_grace_s",
+        _GRACE,
+        2.0,
+        "how long a compile that is ended has between the signals TERM and KILL",
+    ),
+)
+"""In the order in which people read of them. Add rows where they belong."""
+
+BY_ATTRIBUTE: Mapping[str, Tunable] = {row.attribute: row for row in TUNABLES}
+SERVER_TUNABLES = tuple(row for row in TUNABLES if row.scope is Scope.SERVER)
+
+
+class Tuning(Mapping[str, Any]):
+    """What has been set: attribute to value. Immutable; the order of setting does not count.
+
+    Args:
+        values: by attributes of the table.
+
+    Raises:
+        KeyError: the table has no such attribute.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {BY_ATTRIBUTE[name].attribute: value for name, value in (values or {}).items()}
+
+    def __getitem__(self, attribute: str) -> Any:  # noqa: ANN401 - each row has its own type
+        return self._values[attribute]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Tuning({self._values!r})"
+
+    def over(self, base: Mapping[str, Any]) -> Tuning:
+        """Return what holds when this goes before ``base``."""
+        return Tuning({**base, **self._values})
+
+    def effective(self, attribute: str) -> Any:  # noqa: ANN401 - each row has its own type
+        """Return a value, or the default where none was set."""
+        return self._values.get(attribute, BY_ATTRIBUTE[attribute].default)
+
+    def identifying(self) -> Tuning:
+        """Return what makes a server another one."""
+        return Tuning({name: value for name, value in self.items() if BY_ATTRIBUTE[name].identifies})
+
+    def of_servers(self) -> Tuning:
+        """Return what holds for servers, without what is the supervisor's own."""
+        return Tuning(
+            {name: value for name, value in self.items() if BY_ATTRIBUTE[name].scope is Scope.SERVER}
+        )
+
+
+NOTHING_SET = Tuning()
+
+
+def with_tuning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by attribute, those of the table put together as ``tuning`` if there is any."""
+    tuned = {name: value for name, value in values.items() if name in BY_ATTRIBUTE}
+    others = {name: value for name, value in values.items() if name not in tuned}
+    return {**others, "tuning": Tuning(tuned)} if tuned else others
