@@ -34,7 +34,16 @@ COMMAND_S = 180.0
 class Fleet:
     """N configured servers, and the command that controls them."""
 
-    def __init__(self, command: Path, directory: Path, *, release: str, count: int, first_port: int) -> None:
+    def __init__(
+        self,
+        command: Path,
+        directory: Path,
+        *,
+        release: str,
+        count: int,
+        first_port: int,
+        runtime: Path | None = None,
+    ) -> None:
         self.command = command
         self.directory = directory
         self.ports = range(first_port, first_port + count)
@@ -42,6 +51,7 @@ class Fleet:
         (directory / "stat").mkdir()
         for port in self.ports:
             text = f"RELEASE={release}\nPORT={port}\nNICKNAME=server{port}\n"
+            text += f"RUNTIME={runtime}\n" if runtime is not None else ""
             (directory / "conf.d" / f"{port}.conf").write_text(text)
         self.config = directory / "global.conf"
         self.config.write_text(

@@ -1,0 +1,433 @@
+"""The loads that ``performance.py`` measures: each returns what came of it, beside what is to be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import socket
+import ssl
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import anyio
+import attrs
+import structlog
+from compare import LOCAL, ORIGINAL, OURS, check, exchange, fetch, progress, rate
+from servers import OURS as OUR_COMMAND
+from servers import fleet
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from kit.client import frame, request
+from kit.real import Installation, ProcessTree, Stap, serving, serving_original
+
+from stapsrv.identity.certificate import load_or_create_identity
+
+_EXACT_ROUNDS = 20
+"""Of what takes some milliseconds."""
+_NEW_ROUNDS = 6
+"""Of new scripts, which take seconds and differ by tenths."""
+_IDLE_S = 30.0
+_IDLE_SERVERS = 20
+_IDLE_CONNECTIONS = 200
+_SETTLE_S = 90.0
+"""For what follows a start, a first compile for the kernel release included."""
+_IDLE_PORT = 7760
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+"""What the kernel shows of a process's time at best."""
+
+Values = Mapping[str, list[float]]
+
+
+@attrs.frozen
+class Verdict:
+    """A line of the table.
+
+    Attributes:
+        load: what was asked for.
+        original: what the original did.
+        ours: what this project's server did.
+        measured: what is to be compared with the aim.
+        target: the aim.
+        reached: whether it is reached; None where nothing was aimed at.
+    """
+
+    load: str
+    original: str
+    ours: str
+    measured: str
+    target: str
+    reached: bool | None
+
+
+class Bench:
+    """Both servers, each with certificates, a compile cache and a log of its own, and the real stap.
+
+    Args:
+        installation: what this host has.
+        place: a directory for everything.
+        rounds: how often to measure, at least.
+        backend: of this project's server.
+    """
+
+    def __init__(self, installation: Installation, place: Path, *, rounds: int, backend: str) -> None:
+        self.installation = installation
+        self.rounds = rounds
+        self.backend = backend
+        self._place = place
+        self._scripts = itertools.count(1)
+        self._users = itertools.count(1)
+        self._warm: Stap | None = None
+
+    def user(self) -> Stap:
+        """Return somebody who has compiled nothing yet."""
+        place = self._place / f"user{next(self._users)}"
+        place.mkdir()
+        return Stap(installation=self.installation, directory=place / "systemtap", place=place)
+
+    @property
+    def warm(self) -> Stap:
+        """The user of most loads, whose stap knows the kernel release."""
+        if self._warm is None:
+            progress(f"  compiling once for {self.installation.release}")
+            self._warm = self.user()
+            check(LOCAL, self._warm.local("-p4", "-e", self.script()))
+        return self._warm
+
+    def script(self) -> str:
+        """Return a script that nobody has compiled before, of the same size as all others."""
+        number = f"{next(self._scripts):06}"
+        return f'probe begin {{ println("{number}") exit() }} probe timer.s(7) {{ exit() }}'
+
+    def payload(self, script: str) -> bytes:
+        """Return what a raw client sends for a script."""
+        return frame(request("-p4", "-e", script, release=self.installation.release))
+
+    @contextlib.contextmanager
+    def both(self) -> Iterator[dict[str, int]]:
+        """Serve the warm user with both servers; yields their ports by their names."""
+        with (
+            serving_original(self.warm) as original,
+            serving(self.warm, backend=self.backend) as ours,
+        ):
+            yield {ORIGINAL: original.port, OURS: ours.port}
+
+    def alternate(self, count: int, measure: Callable[[str], float], of: Sequence[str]) -> Values:
+        """Measure all in turn, ``count`` times, each time in the other direction."""
+        values: dict[str, list[float]] = {who: [] for who in of}
+        for number in range(count):
+            for who in of if number % 2 else reversed(of):
+                values[who].append(measure(who))
+        return values
+
+    def real(self, who: str, port: int, script: str) -> float:
+        """Return how long the real client takes with a script (seconds)."""
+        return timed(lambda: check(who, self.warm.via(f"[::1]:{port}", "-p4", "-e", script)))
+
+
+def repeated_real(bench: Bench) -> list[Verdict]:
+    """Ask with the real client for a script that was compiled before, of a server that need not work, too."""
+    script = bench.script()
+    with bench.both() as ports:
+        bench.real(OURS, ports[OURS], script)
+        answer = fetch(OURS, ports[OURS], bench.payload(script))
+        with replaying(bench.warm, answer) as floor:
+            places = {**ports, "floor": floor}
+            for who, port in places.items():
+                bench.real(who, port, script)
+            values = bench.alternate(
+                max(bench.rounds, _EXACT_ROUNDS),
+                lambda who: bench.real(who, places[who], script),
+                tuple(places),
+            )
+    ratio = median(values[OURS]) / median(values[ORIGINAL])
+    least = median(values["floor"]) / median(values[ORIGINAL])
+    return [
+        Verdict(
+            "repeated script, one real client",
+            spread(values[ORIGINAL]),
+            spread(values[OURS]),
+            f"{ratio:.3f} = 1/{1 / ratio:.1f}",
+            "at most 1/8",
+            ratio <= 1 / 8,
+        ),
+        Verdict(
+            "the same client, where the answer lies ready",
+            "",
+            spread(values["floor"]),
+            f"{least:.3f} = 1/{1 / least:.1f}",
+            "(no server can do better)",
+            None,
+        ),
+    ]
+
+
+def repeated_raw(bench: Bench) -> list[Verdict]:
+    """Ask with eight raw clients, as fast as they are answered, for a script that was compiled before."""
+    payload = bench.payload(bench.script())
+    with bench.both() as ports:
+        for who, port in ports.items():
+            fetch(who, port, payload)
+        values = bench.alternate(
+            bench.rounds, lambda who: rate(who, ports[who], payload, 8, 5.0), tuple(ports)
+        )
+    times = median(values[OURS]) / median(values[ORIGINAL])
+    return [
+        Verdict(
+            "repeated script, 8 raw clients, requests per second",
+            spread(values[ORIGINAL], unit="/s", digits=1),
+            spread(values[OURS], unit="/s", digits=1),
+            f"{times:.1f} times",
+            "at least 20 times",
+            times >= 20,
+        )
+    ]
+
+
+def equal_at_once(bench: Bench) -> list[Verdict]:
+    """Let sixteen raw clients ask for the same new script at once."""
+    with bench.both() as ports:
+        single = bench.alternate(
+            bench.rounds,
+            lambda who: together(who, ports[who], [bench.payload(bench.script())]),
+            tuple(ports),
+        )
+        many = bench.alternate(
+            bench.rounds,
+            lambda who: together(who, ports[who], [bench.payload(bench.script())] * 16),
+            tuple(ports),
+        )
+    ratio = {who: median(many[who]) / median(single[who]) for who in ports}
+    return [
+        Verdict(
+            "16 equal new requests at once",
+            f"{spread(many[ORIGINAL])}, {ratio[ORIGINAL]:.1f} times one",
+            f"{spread(many[OURS])}, {ratio[OURS]:.1f} times one",
+            f"{ratio[OURS]:.2f} times one",
+            "at most 1.3 times one",
+            ratio[OURS] <= 1.3,
+        )
+    ]
+
+
+def share(bench: Bench) -> list[Verdict]:
+    """Find what a server adds to a plain local stap.
+
+    New scripts differ by more than that among themselves. So the same is also measured where stap takes the
+    module from its own cache, and the server cannot take the answer from its own.
+    """
+    with bench.both() as ports:
+
+        def new(who: str) -> float:
+            script = bench.script()
+            if who == LOCAL:
+                return timed(lambda: check(LOCAL, bench.warm.local("-p4", "-e", script)))
+            return together(who, ports[who], [bench.payload(script)])
+
+        values = bench.alternate(max(bench.rounds, _NEW_ROUNDS), new, (LOCAL, *ports))
+
+        def known(who: str) -> float:
+            script = bench.script()
+            check(LOCAL, bench.warm.local("-p4", "-e", script))
+            return (
+                timed(lambda: check(LOCAL, bench.warm.local("-p4", "-e", script)))
+                if who == LOCAL
+                else together(who, ports[who], [bench.payload(script)])
+            )
+
+        short = bench.alternate(max(bench.rounds, _NEW_ROUNDS), known, (LOCAL, *ports))
+    return [
+        _share("new script, one client", values),
+        _share("new to the server, in stap's cache, one client", short),
+    ]
+
+
+def _share(load: str, values: Values) -> Verdict:
+    local = median(values[LOCAL])
+    added = {who: 1000 * (median(values[who]) - local) for who in (ORIGINAL, OURS)}
+    return Verdict(
+        f"{load}, beside {spread(values[LOCAL])} of local stap",
+        f"{spread(values[ORIGINAL])}: {added[ORIGINAL]:+.0f} ms",
+        f"{spread(values[OURS])}: {added[OURS]:+.0f} ms",
+        f"{added[OURS]:+.0f} ms",
+        "at most +30 ms",
+        added[OURS] <= 30,
+    )
+
+
+def different_at_once(bench: Bench) -> list[Verdict]:
+    """Let eight raw clients ask for eight new scripts at once; then with 200 idle connections beside them."""
+
+    def burst(who: str) -> float:
+        return together(who, ports[who], [bench.payload(bench.script()) for _ in range(8)])
+
+    with bench.both() as ports:
+        values = bench.alternate(bench.rounds, burst, tuple(ports))
+        beside = []
+        for _ in range(bench.rounds):
+            with idle_connections(ports[OURS], _IDLE_CONNECTIONS):
+                beside.append(burst(OURS))
+    ratio = median(values[OURS]) / median(values[ORIGINAL])
+    ratio_beside = median(beside) / median(values[ORIGINAL])
+    return [
+        Verdict(
+            "8 different new scripts at once",
+            spread(values[ORIGINAL]),
+            spread(values[OURS]),
+            f"{ratio:.2f} times",
+            "at most 1.0 times",
+            ratio <= 1.0,
+        ),
+        Verdict(
+            f"the same, beside {_IDLE_CONNECTIONS} idle connections",
+            "answers nobody",
+            spread(beside),
+            f"{ratio_beside:.2f} times",
+            "at most 1.0 times",
+            ratio_beside <= 1.0,
+        ),
+    ]
+
+
+def idle(bench: Bench) -> list[Verdict]:
+    """Let a supervisor with twenty servers do nothing for half a minute, and see what it costs."""
+    place = bench.user().place
+    with fleet(
+        OUR_COMMAND,
+        place / "fleet",
+        release=bench.installation.release,
+        count=_IDLE_SERVERS,
+        first_port=_IDLE_PORT,
+        runtime=bench.installation.runtime,
+    ) as one:
+        one.start()
+        wait_quiet(one.processes())
+        before = cpu_s(one.processes())
+        # Nothing tells of the end of half a minute but a clock.
+        select.select([], [], [], _IDLE_S)
+        spent = cpu_s(one.processes()) - before
+        one.call("stop")
+    return [
+        Verdict(
+            f"idle supervisor with {_IDLE_SERVERS} servers, {_IDLE_S:g} s",
+            "",
+            f"{1000 * spent:.1f} ms of CPU",
+            f"{100 * spent / _IDLE_S:.3f} %",
+            f"less than the kernel's tick, {1000 * _TICK_S:g} ms",
+            spent < _TICK_S,
+        )
+    ]
+
+
+LOADS: Mapping[str, Callable[[Bench], list[Verdict]]] = {
+    "repeated-real": repeated_real,
+    "repeated-raw": repeated_raw,
+    "equal": equal_at_once,
+    "share": share,
+    "different": different_at_once,
+    "idle": idle,
+}
+
+
+def together(who: str, port: int, payloads: Sequence[bytes]) -> float:
+    """Return the time from the first request to the last answer of raw clients that ask at once (seconds)."""
+    with ThreadPoolExecutor(len(payloads)) as threads:
+        began = time.monotonic()
+        answers = list(threads.map(lambda payload: exchange(who, port, payload), payloads))
+        took = time.monotonic() - began
+    for answer in answers:
+        if answer.rc != 0:
+            sys.exit(f"{who} has failed:\n{answer.stderr}")
+    return took
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, count: int) -> Iterator[None]:
+    """Hold connections that say nothing."""
+    with contextlib.ExitStack() as held:
+        for _ in range(count):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        yield
+
+
+@contextlib.contextmanager
+def replaying(stap: Stap, answer: bytes) -> Iterator[int]:
+    """Send an answer to whoever asks for anything, under the identity that ``stap``'s client trusts.
+
+    Yields the port. What a client takes with this server is its own time.
+    """
+
+    async def context() -> ssl.SSLContext:
+        quiet = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+        identity = await load_or_create_identity(stap.directory / "ssl" / "server", log=quiet)
+        return identity.tls_context()
+
+    tls_context = anyio.run(context)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # closed: nobody asks any more
+            with contextlib.suppress(OSError), tls_context.wrap_socket(connection, server_side=True) as tls:
+                missing = int.from_bytes(tls.recv(4), "big")
+                while missing > 0:
+                    missing -= len(tls.recv(missing))
+                tls.sendall(answer)
+                tls.unwrap()
+
+    with socket.create_server(("::1", 0), family=socket.AF_INET6, dualstack_ipv6=False) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def cpu_s(processes: Sequence[int]) -> float:
+    """Return the CPU time of all threads of these processes so far, as the scheduler knows it (seconds)."""
+    total = 0
+    for pid in processes:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def wait_quiet(processes: Sequence[int]) -> None:
+    """Wait until what a start leaves to be done is done: no child, and no work to speak of for a second."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        before = cpu_s(processes)
+        select.select([], [], [], 1.0)
+        if cpu_s(processes) - before < _TICK_S and not any(ProcessTree(pid).names for pid in processes):
+            return
+    sys.exit(f"the supervisor was busy for {_SETTLE_S:g} s after its start")
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how long some work takes (seconds)."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float], *, unit: str = " s", digits: int | None = None) -> str:
+    """Return a median with the least and the most."""
+    if digits is None:
+        digits = 3 if median(values) < 1 else 2
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
+    return f"{middle}{unit} ({low}-{high})"
