@@ -113,9 +113,10 @@ class Bench:
     @contextlib.contextmanager
     def both(self) -> Iterator[dict[str, int]]:
         """Serve the warm user with both servers; yields their ports by their names."""
+        # In this order: ours has the client trust the certificate, and the original takes it as it is.
         with (
-            serving_original(self.warm) as original,
             serving(self.warm, backend=self.backend) as ours,
+            serving_original(self.warm) as original,
         ):
             yield {ORIGINAL: original.port, OURS: ours.port}
 
@@ -377,9 +378,13 @@ def replaying(stap: Stap, answer: bytes) -> Iterator[int]:
                 connection, _ = listener.accept()
             except OSError:
                 return  # closed: nobody asks any more
+            # The client sends in small pieces, each of which waits for the one before to be acknowledged.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(OSError), tls_context.wrap_socket(connection, server_side=True) as tls:
+                tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 missing = int.from_bytes(tls.recv(4), "big")
                 while missing > 0:
+                    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                     missing -= len(tls.recv(missing))
                 tls.sendall(answer)
                 tls.unwrap()
