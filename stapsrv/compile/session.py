@@ -186,7 +186,8 @@ def _acknowledge_at_once(stream: TLSStream) -> None:
     holds each back until the one before is acknowledged (Nagle), which ours would put off for 40 ms.
     """
     with contextlib.suppress(OSError):
-        stream.extra(SocketAttribute.raw_socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - AnyIO's extra, not Django's
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 async def _watch_departure(tls: TLSStream, waiting: anyio.CancelScope) -> None:

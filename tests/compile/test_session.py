@@ -500,3 +500,23 @@ class TestKernelUnderSecureBoot:
             assert "/dev" not in answer.stderr
             assert "/dev/null/moks" in running.lines.reasons("request.rejected")[0]
             assert (await exchange(running.port, request("-p4"))).rc == 0
+
+
+async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
+    """The real client's kernel holds a piece back until the last one is acknowledged; ours would take 40 ms."""
+    took = []
+    async with running_server() as running:
+        payload = request("-p1")
+        for _ in range(5):
+            async with await anyio.connect_tcp("127.0.0.1", running.port) as stream:
+                stream.extra(SocketAttribute.raw_socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+                tls = await TLSStream.wrap(
+                    stream, server_side=False, ssl_context=trusting(), standard_compatible=False
+                )
+                began = anyio.current_time()
+                await tls.send(frame(payload)[:4])
+                await tls.send(payload)
+                assert Answer.of(await read_answer(tls)).rc == 0
+                took.append(anyio.current_time() - began)
+    # The least, since others use this machine, too.
+    assert min(took) < 0.035, took
