@@ -503,7 +503,7 @@ class TestKernelUnderSecureBoot:
 
 
 async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
-    """The real client's kernel holds a piece back until the last one is acknowledged; ours would take 40 ms."""
+    """The real client's kernel holds each back until the last was acknowledged, which may take 40 ms."""
     took = []
     async with running_server() as running:
         payload = request("-p1")
