@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve bench clean
+.PHONY: help setup test lint format demo serve bench install clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ serve: ## start a server in the foreground and print a line to try
 bench: setup ## measure beside SystemTap's own server: compiles, then the control of twenty servers (a quarter of an hour)
 	@packaging/as-stap-server python bench/performance.py $(ARGS)
 	@packaging/as-stap-server python bench/servers.py
+
+install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' packaging/install
 
 clean: ## remove .venv, caches and build results
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

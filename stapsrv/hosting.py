@@ -167,6 +167,7 @@ class Hosting:
         self._notifier = notifier
         self._environ = environ
         self._hangup = anyio.Event()
+        self._is_up = False
         self.log = book.open(configuration.log_file)
         self.supervisor = Supervisor(
             host,
@@ -222,6 +223,16 @@ class Hosting:
         Raises:
             ConfigError: the global file or the directory cannot be used; nothing was changed.
         """
+        # While it comes up, the service manager is told of readiness once, when all is up.
+        if not self._is_up:
+            return await self._reload(config_file, force=force, report=report)
+        self._notifier.reloading()
+        try:
+            return await self._reload(config_file, force=force, report=report)
+        finally:
+            self._notifier.ready(self._summary())
+
+    async def _reload(self, config_file: Path | None, *, force: bool, report: Report | None) -> list[Outcome]:
         found = await self._read_servers(config_file)
         wishes = found.wishes
         if force and found.nothing_configured:
@@ -258,6 +269,7 @@ class Hosting:
         self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
         default = Wish(default_server(self._configuration.defaults))
         await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
+        self._is_up = True
         self._notifier.ready(self._summary())
 
     async def _obey_hangups(self) -> None:
@@ -265,12 +277,10 @@ class Hosting:
             await self._hangup.wait()
             self._hangup = anyio.Event()
             self._book.reopen()
-            self._notifier.reloading()
             try:
                 await self.reload()
             except ConfigError as exc:
                 self.log.error("configuration.refused", reason=exc)
-            self._notifier.ready(self._summary())
 
     async def _stop_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()
