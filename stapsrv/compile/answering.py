@@ -1,5 +1,7 @@
 """A whole request becomes an answer: zip -> release served? -> queue -> worker: stap -> sign.
 
+Equal requests that are here at the same time wait for one compile; each is signed for by itself.
+
 Whatever goes wrong on the way that a client can be told of becomes an answer of this server's own:
 exit status 1 and a line that begins with ``Server:``.
 """
@@ -17,6 +19,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.deadlines import deadline
 from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.keys import request_digest
 from stapsrv.compile.modules import (
     SIGNED_PRIVILEGES,
     add_signatures,
@@ -126,12 +129,17 @@ class Exchange:
         )
 
     async def _result(self, job: CompileJob) -> CompileResult:
-        """Return what stap makes of a job."""
-        async with self._worker():
+        """Return what stap makes of a job, for this request and all equal ones that are here now."""
+
+        async def work() -> CompileResult:
             with self._timed("compile_s"):
-                result = await self._service.engine.run(job, deadline_s=self._limits.compile_s)
-        self._record.source = Source.COMPILED
-        return result
+                return await self._service.engine.run(job, deadline_s=self._limits.compile_s)
+
+        landed = await self._service.flights.fly(
+            request_digest(job.request), self._client, worker=self._worker, work=work
+        )
+        self._record.source = Source.SHARED if landed.joined else Source.COMPILED
+        return landed.value
 
     async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
         """Return the answer that ``result`` makes, with the signatures that its modules need."""

@@ -31,6 +31,8 @@ class Source(enum.StrEnum):
 
     COMPILED = "compiled"
     """From a compile of its own."""
+    SHARED = "shared"
+    """From the compile of an equal request that was here already."""
 
 
 @attrs.define(kw_only=True)
@@ -47,7 +49,7 @@ class RequestRecord:
         rc: the exit status in the answer; None if there is none.
         answer_bytes: the size of the answer as it is sent.
         queue_s: seconds that it waited for a worker.
-        compile_s: seconds that stap took.
+        compile_s: seconds that stap took; 0 where it ran for another request.
         sign_s: seconds that the signatures took.
         send_s: seconds that the client took to take its answer.
         refusal: why it was refused; None if it was not.

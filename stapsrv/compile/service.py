@@ -10,7 +10,8 @@ from typing import Protocol
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import Engine
+from stapsrv.compile.engine import CompileResult, Engine
+from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.kernels import ServedRelease
@@ -55,6 +56,7 @@ class CompileService:
         kernel_signer: signs modules for kernels under secure boot.
         log: the server's own.
         counts: kept by the sessions.
+        flights: the compiles that its sessions wait for; open as long as there are sessions.
     """
 
     settings: ServerSettings
@@ -66,3 +68,4 @@ class CompileService:
     kernel_signer: KernelSigner
     log: Log
     counts: RequestCounts = attrs.field(factory=RequestCounts)
+    flights: Flights[CompileResult] = attrs.field(factory=Flights)

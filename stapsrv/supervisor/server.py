@@ -88,7 +88,7 @@ class CompileServer:
             log.info("server.serial")
         else:
             log.info("server.threads", threads=self._service.settings.workers)
-        async with anyio.create_task_group() as sessions:
+        async with self._service.flights.open(), anyio.create_task_group() as sessions:
             with self._accepting, contextlib.closing(self._listener):
                 task_status.started()
                 await accept_connections(

@@ -181,7 +181,7 @@ async def test_clients_are_told_when_a_server_s_end_ends_their_requests(end):
         first, second = await connect(running.port), await connect(running.port)
         await first.send(frame(request("-p1")))
         await running.engine.wait(lambda: running.engine.jobs)
-        await second.send(frame(request("-p1")))
+        await second.send(frame(request("-p2")))
         await running.lines.wait("request.overloaded")
         if end == "stopped":
             running.server.stop()
@@ -265,7 +265,7 @@ async def test_queue_has_a_deadline():
         async with await connect(running.port) as first:
             await first.send(frame(request("-p1")))
             await running.engine.wait(lambda: running.engine.jobs)
-            answer = await exchange(running.port, request("-p1"))
+            answer = await exchange(running.port, request("-p2"))
             assert answer.stderr == (
                 "Server: The server is busy: no worker was free within 0.2 seconds; try again later\n"
             )
@@ -305,13 +305,57 @@ async def test_client_that_leaves_the_queue_leaves_its_place():
             await first.send(frame(request("-p1")))
             await running.engine.wait(lambda: running.engine.jobs)
             second = await connect(running.port)
-            await second.send(frame(request("-p1")))
+            await second.send(frame(request("-p2")))
             await running.lines.wait("request.overloaded")
             await anyio.aclose_forcefully(second)
             await running.lines.wait("request.abandoned")
             assert running.service.pool.statistics().queued == 0
             running.engine.gate.set()
             assert Answer.of(await read_answer(first)).rc == 0
+
+
+async def test_equal_requests_share_a_compile_and_each_is_answered_for_itself():
+    asking = request("-p4", "--privilege=stapusr")
+    async with running_server(max_threads=2) as running:
+        running.engine.gate = anyio.Event()
+        async with (
+            await connect(running.port) as first,
+            await connect(running.port) as leaver,
+            await connect(running.port) as last,
+        ):
+            await first.send(frame(asking))
+            await leaver.send(frame(asking))
+            await last.send(frame(request("-p4", "--privilege=stapusr", locale="BAD=1")))
+            await running.lines.wait("request.options", 3)
+            await anyio.aclose_forcefully(leaver)
+            await running.lines.wait("request.abandoned")
+            running.engine.gate.set()
+            answers = [Answer.of(await read_answer(tls)) for tls in (first, last)]
+        await running.lines.wait("request.summary", 3)
+    assert len(running.engine.jobs) == 1
+    assert running.engine.cancelled == 0
+    assert [answer.stderr for answer in answers] == [
+        "err\n",
+        "Server: Localization key 'BAD' not found in global list\nerr\n",
+    ]
+    assert all(answer.files["stap_x.ko.sgn"] for answer in answers)
+    sources = [line["source"] for line in running.lines.entries if line["event"] == "request.summary"]
+    assert set(sources) == {None, "compiled", "shared"}
+
+
+async def test_a_crash_of_a_shared_compile_is_told_to_every_client_that_waits_for_it():
+    async with running_server(max_threads=2) as running:
+        running.engine.gate, running.engine.late_fault = anyio.Event(), RuntimeError("boom")
+        async with await connect(running.port) as first, await connect(running.port) as second:
+            for tls in (first, second):
+                await tls.send(frame(request("-p4")))
+            await running.lines.wait("request.options", 2)
+            running.engine.gate.set()
+            answers = [Answer.of(await read_answer(tls)) for tls in (first, second)]
+    assert len(running.engine.jobs) == 1
+    assert [answer.rc for answer in answers] == [1, 1]
+    assert all("failed on this request" in answer.stderr for answer in answers)
+    assert running.lines.events().count("request.crashed") == 2
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 100])

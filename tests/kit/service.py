@@ -37,6 +37,7 @@ class FakeEngine:
         self.cancelled = 0
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
+        self.late_fault: Exception | None = None
         self.module = b"module" * 1000
         self.module_path = "stap000000/stap_x.ko"
         self.more_files: tuple[AnswerFile, ...] = ()
@@ -55,6 +56,8 @@ class FakeEngine:
                 self.cancelled += 1
                 self._note()
                 raise
+        if self.late_fault is not None:
+            raise self.late_fault
         module = AnswerFile(self.module_path, self.module)
         return CompileResult(self.status, b"out\n", b"err\n", (module, *self.more_files))
 

@@ -124,7 +124,7 @@ def test_no_threads_is_one_request_at_a_time(serve, stap, records, backend):
     server = serve("--max-threads=0", backend=backend, SYSTEMTAP_STAP=str(records.program))
     assert server.log.count("^Concurrency disabled$") == 1
     records.hold()
-    clients = [stap.begin_via(server.port, "-p1", *SCRIPT) for _ in range(2)]
+    clients = [stap.begin_via(server.port, option, *SCRIPT) for option in ("-p1", "-p2")]
     server.log.wait("Server is overloaded")
     assert records.begun <= 1
     records.release()
