@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import attrs
 from anyio.abc import TaskStatus
 
@@ -19,6 +19,7 @@ from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
 from stapsrv.daemon_options import DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
+from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
@@ -168,6 +169,7 @@ class Hosting:
         self._environ = environ
         self._hangup = anyio.Event()
         self._is_up = False
+        self._files = FileWork()
         self.log = book.open(configuration.log_file)
         self.supervisor = Supervisor(
             host,
@@ -288,7 +290,12 @@ class Hosting:
         self.supervisor.end()
 
     async def _read_servers(self, config_file: Path | None) -> ConfiguredServers:
-        found = await anyio.to_thread.run_sync(self._configuration.read_servers, config_file)
+        try:
+            found = await self._files.run(partial(self._configuration.read_servers, config_file))
+        except TimeoutError as exc:
+            raise ConfigError(
+                f"cannot be read: {exc.strerror}", where="the configuration", remedy="mend its file system"
+            ) from exc
         for fault in found.faults.values():
             self.log.error("configuration.refused", reason=fault)
         return found

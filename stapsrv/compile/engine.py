@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
-import anyio.to_thread
 import attrs
 
 from stapsrv.compile.options import Privilege, requested_privilege
@@ -33,6 +32,9 @@ from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
+
+_REMOVAL_S = 10.0
+"""How long a request waits for its directory to be gone."""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,12 +113,11 @@ class LocalEngine:
         try:
             async with request_directory(self.workspace, keep=job.settings.keep_temporary) as directory:
                 root, answer = directory / "request", directory / "response" / ANSWER_DIRECTORY
-                await anyio.to_thread.run_sync(_prepare, job.request, root, answer)
+                work = self.workspace.files
+                await work.run(functools.partial(_prepare, job.request, root, answer))
                 outcome = await self._run_stap(job, root, answer, deadline_s)
                 _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
-                files = await anyio.to_thread.run_sync(
-                    functools.partial(collect, answer, max_bytes=limits.answer_bytes)
-                )
+                files = await work.run(functools.partial(collect, answer, max_bytes=limits.answer_bytes))
                 hidden = (*self._private, directory / "response", directory)
         except OSError as exc:
             raise TranslatorError(
@@ -155,16 +156,17 @@ async def request_directory(workspace: Workspace, *, keep: bool) -> AsyncIterato
     """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
 
     Raises:
-        OSError: none can be made.
+        OSError: none can be made, or not in time.
 
-    Cancellation: its removal is not left out.
+    Cancellation: its removal is not left out; where it takes long, nobody waits for its end.
     """
-    path = await anyio.to_thread.run_sync(workspace.make_request_directory)
+    discard = functools.partial(workspace.discard, keep=keep)
+    path = await workspace.files.run(workspace.make_request_directory, undo=discard)
     try:
         yield path
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(functools.partial(workspace.discard, path, keep=keep))
+        with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
+            await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
 
 
 def _prepare(request: CompileRequest, root: Path, answer: Path) -> None:

@@ -15,6 +15,7 @@ Source: PROTOCOL, privilege and signing, machine owner keys; seen in SystemTap 4
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -187,9 +188,9 @@ class KernelSigner:
         try:
             async with request_directory(self._workspace, keep=False) as directory:
                 path = directory / "module.ko"
-                await anyio.to_thread.run_sync(path.write_bytes, module)
+                await self._workspace.files.run(functools.partial(path.write_bytes, module))
                 await _run_sign_file(build_tree / "scripts" / "sign-file", key, path)
-                return await anyio.to_thread.run_sync(path.read_bytes)
+                return await self._workspace.files.run(path.read_bytes)
         except (OSError, TranslatorError) as exc:
             # Where and why is the log's, and not the client's.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from stapsrv.errors import ConfigError
+from stapsrv.filework import FileWork
 
 _PREFIX = "stap-server."
 _REQUEST = "request."
@@ -32,12 +33,15 @@ class Workspace:
 
     Attributes:
         path: its absolute name; mode 0700.
+        files: what works on files in it, since it may be on a file system that hangs.
     """
 
     def __init__(self, path: Path, *lock_fds: int) -> None:
         self.path = path
+        self.files = FileWork()
         self._lock_fds = lock_fds
         self._renewing = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, parent: Path | None = None) -> Workspace:
@@ -87,13 +91,15 @@ class Workspace:
 
     def close(self) -> None:
         """Remove the directory and all that is left in it."""
-        _remove_tree(self.path)
-        self._unlock()
+        with self._renewing:
+            self._closed = True
+            _remove_tree(self.path)
+            self._unlock()
 
     def _renew(self) -> None:
         """Make the directory anew if it is gone; another thread may have done so already."""
         with self._renewing:
-            if self.path.is_dir():
+            if self._closed or self.path.is_dir():
                 return
             path, *lock_fds = _make(self.path.parent)
             self._unlock()

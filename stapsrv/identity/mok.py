@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -31,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
+from stapsrv.filework import FileWork
 from stapsrv.identity.staging import changing, is_present, refusals_explained, staged
 
 CERTIFICATE_FILE = "signing_key.x509"
@@ -175,6 +177,7 @@ class MokStore:
         self._log = log
         self._examiner = _Examiner()
         self._examining = anyio.Lock()
+        self._files = FileWork()
         self._reported: frozenset[str] = frozenset()
 
     async def find(self, fingerprints: Sequence[str]) -> Mok | None:
@@ -198,7 +201,10 @@ class MokStore:
 
     async def _list(self) -> tuple[Mok, ...]:
         async with self._examining:
-            listing = await anyio.to_thread.run_sync(self._examiner.examine, self._directory)
+            try:
+                listing = await self._files.run(partial(self._examiner.examine, self._directory))
+            except TimeoutError as exc:
+                listing = _unreadable(self._directory, exc)
             reasons = {str(error): error for error in listing.unusable}
             for text in reasons.keys() - self._reported:
                 error = reasons[text]
@@ -222,7 +228,7 @@ class _Examiner:
         except FileNotFoundError:
             entries = []
         except OSError as exc:
-            return MokListing(unusable=(_unusable(directory, f"cannot be read ({exc.strerror})"),))
+            return _unreadable(directory, exc)
         self._found = {entry: self._examine(entry) for entry in entries}
         found = [outcome for _stamp, outcome in self._found.values()]
         return MokListing(
@@ -290,6 +296,10 @@ def _load(directory: Path) -> Mok:
     if key.public_key() != public_key:
         raise _unusable(directory, f"{KEY_FILE} is not the key of {CERTIFICATE_FILE}")
     return mok
+
+
+def _unreadable(directory: Path, exc: OSError) -> MokListing:
+    return MokListing(unusable=(_unusable(directory, f"cannot be read ({exc.strerror})"),))
 
 
 def _unusable(directory: Path, problem: str, remedy: str = "mend it or move it away") -> IdentityError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +15,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
+from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import (
     Identity,
     Validity,
@@ -36,7 +39,8 @@ _DRIFT_S = 3600.0
 
 Clock = Callable[[], datetime]
 
-_Fingerprint = tuple[tuple[int, int, int], ...]
+Fingerprint = tuple[tuple[int, int, int], ...]
+"""What changes when a database's files are replaced or written."""
 
 
 @attrs.frozen
@@ -46,10 +50,12 @@ class KeptIdentity:
     Attributes:
         identity: certificate and key.
         context: the server's side of TLS with them.
+        fingerprint: of the database's files as they were when it was loaded.
     """
 
     identity: Identity
     context: ssl.SSLContext = attrs.field(repr=False, eq=False)
+    fingerprint: Fingerprint = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def not_after(self) -> datetime:
@@ -64,30 +70,27 @@ class KeptIdentity:
 class LiveIdentity:
     """Who the servers of one database directory are, at each moment.
 
-    Called at each handshake, it answers at once; if what it has is no longer what it should have, it sees
-    to it that the store looks after it.
+    Called at each handshake, it answers at once, and sees to it that the store looks soon whether what it
+    has is still what it should have.
     """
 
-    def __init__(self, kept: KeptIdentity, *, clock: Clock, stale: Callable[[], None]) -> None:
+    def __init__(self, kept: KeptIdentity, *, clock: Clock, met: Callable[[], None]) -> None:
         self.kept = kept
         self._clock = clock
-        self._stale = stale
-        self._fingerprint = _fingerprint(kept.identity.directory)
+        self._met = met
         self._changed = anyio.Event()
 
     def __call__(self) -> KeptIdentity:
-        """Return the identity for a new connection."""
-        if not self.is_current:
-            self._stale()
+        """Return the identity for a new connection; looks at no file, which could take long."""
+        self._met()
         return self.kept
 
-    @property
     def is_current(self) -> bool:
         """Whether the certificate is valid now, and its database is the one that it was loaded from."""
         identity = self.kept.identity
         return (
             identity.validity(self._clock()) is Validity.VALID
-            and _fingerprint(identity.directory) == self._fingerprint
+            and _fingerprint(identity.directory) == self.kept.fingerprint
         )
 
     async def wait_changed(self) -> None:
@@ -98,7 +101,6 @@ class LiveIdentity:
         """Take ``kept`` for every connection from now on."""
         is_new = kept.identity.certificate != self.kept.identity.certificate
         self.kept = kept
-        self._fingerprint = _fingerprint(kept.identity.directory)
         if is_new:
             self._changed.set()
             self._changed = anyio.Event()
@@ -125,8 +127,9 @@ class IdentityStore:
         self._passwords: dict[Path, str] = {}
         self._clock = clock
         self._live: dict[Path, LiveIdentity] = {}
+        self._files = FileWork()
         self._working = anyio.Lock()
-        self._stale = anyio.Event()
+        self._met = anyio.Event()
 
     async def obtain(self, directory: Path | None, log: FilteringBoundLogger) -> LiveIdentity:
         """Return who a server with its database in ``directory`` is, and make the local client trust it.
@@ -141,12 +144,12 @@ class IdentityStore:
         directory = directory or default_directory(self._environ)
         async with self._working:
             live = self._live.get(directory)
-            if live is not None and live.is_current:
+            if live is not None and await self._is_current(directory, live):
                 report_identity(live.kept.identity, log=log, now=self._clock())
                 return live
             kept = await self._load(directory, log)
             if live is None:
-                live = LiveIdentity(kept, clock=self._clock, stale=self._note_stale)
+                live = LiveIdentity(kept, clock=self._clock, met=self._note_met)
                 self._live[directory] = live
             else:
                 live.replace(kept)
@@ -160,8 +163,8 @@ class IdentityStore:
         seen = _Clocks(self._clock())
         while True:
             with anyio.move_on_after(_CHECK_S):
-                await self._stale.wait()
-            self._stale = anyio.Event()
+                await self._met.wait()
+            self._met = anyio.Event()
             if seen.jumped(self._clock()):
                 # A clock that is set back soon must not cost a certificate that was valid all the time.
                 log.warning("clock.jumped")
@@ -172,29 +175,43 @@ class IdentityStore:
             # Whatever keeps failing does so once a second at the most, however many peers connect.
             await anyio.sleep(_PAUSE_S)
 
-    def _note_stale(self) -> None:
-        self._stale.set()
+    def _note_met(self) -> None:
+        self._met.set()
 
     async def _freshen(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
         identity = live.kept.identity
         try:
-            if not live.is_current:
+            if not await self._is_current(directory, live):
                 live.replace(await self._load(directory, log))
             elif self._clock() >= renewal_due(identity):
                 log.info("identity.renewing", when=identity.not_after)
                 password = self._passwords.get(directory, "")
                 renewed = await renew_identity(identity, log=log, password=password, now=self._clock())
                 await self._trust(renewed, log)
-                live.replace(KeptIdentity(renewed, renewed.tls_context()))
-        except IdentityError as exc:
+                live.replace(await self._keep(renewed))
+        except (IdentityError, OSError) as exc:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
+        except Exception:
+            # The old identity serves on, and so does everything else here.
+            log.exception("identity.renewal_crashed", directory=directory)
+
+    async def _is_current(self, directory: Path, live: LiveIdentity) -> bool:
+        with _hangs_explained(directory):
+            return await self._files.run(live.is_current)
 
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
-        for changed in (directory, moks_directory(directory), default_client_directory(self._environ)):
-            sweep_left_over(changed)
+        changed = (directory, moks_directory(directory), default_client_directory(self._environ))
+        # Looked at in a thread before anything is done: a directory that hangs is met here.
+        with _hangs_explained(directory):
+            await self._files.run(functools.partial(sweep_left_over, *changed))
         identity = await self._open(directory, log)
         await self._trust(identity, log)
-        return KeptIdentity(identity, identity.tls_context())
+        return await self._keep(identity)
+
+    async def _keep(self, identity: Identity) -> KeptIdentity:
+        with _hangs_explained(identity.directory):
+            fingerprint = await self._files.run(functools.partial(_fingerprint, identity.directory))
+        return KeptIdentity(identity, identity.tls_context(), fingerprint)
 
     async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
         """Load or make an identity, with the password only where it is one of the database's."""
@@ -219,6 +236,16 @@ class IdentityStore:
             log.warning("trust.failed", directory=directory, reason=exc)
 
 
+@contextlib.contextmanager
+def _hangs_explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as exc:
+        raise IdentityError(
+            f"its file system hangs: {exc.strerror}", where=str(directory), remedy="mend that, and try again"
+        ) from exc
+
+
 def renewal_due(identity: Identity) -> datetime:
     """Return when an identity is to be renewed: a month before it expires, or in its last third."""
     lifetime = identity.not_after - identity.not_before
@@ -240,8 +267,7 @@ class _Clocks:
         return abs(drift) > _DRIFT_S
 
 
-def _fingerprint(directory: Path) -> _Fingerprint:
-    """Return what changes when a database's files are replaced or written."""
+def _fingerprint(directory: Path) -> Fingerprint:
     found = []
     for name in _DATABASE_FILES:
         try:

@@ -38,6 +38,7 @@ CLASSIC: Mapping[str, str] = {
     "identity.unusable": "Certificate database {directory} cannot be used: {reason}",
     "identity.renewing": "Certificate expires on {when} UTC and is renewed",
     "identity.renewal_failed": "Certificate database {directory} could not be renewed: {reason}",
+    "identity.renewal_crashed": "Certificate database {directory} met a fault of this program",
     "clock.jumped": "The clock was set; certificates are judged by it after a minute",
     "trust.established": "The local client trusts this server: {directory}",
     "trust.failed": "The local client could not be made to trust this server: {directory}: {reason}",

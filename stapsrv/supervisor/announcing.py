@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.mdns import MdnsSettings
+from stapsrv.filework import FileWork
 from stapsrv.identity.mok import list_moks, moks_directory
 from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
@@ -51,6 +52,7 @@ class Announcer:
         self._shown: dict[int, _Shown] = {}
         self._followed: set[Path] = set()
         self._moks: dict[Path, tuple[str, ...]] = {}
+        self._files = FileWork()
         self._tasks: TaskGroup | None = None
 
     @classmethod
@@ -127,7 +129,11 @@ class Announcer:
             await self._look_at_moks(directory)
 
     async def _look_at_moks(self, directory: Path) -> None:
-        found = await anyio.to_thread.run_sync(list_moks, moks_directory(directory))
+        try:
+            found = await self._files.run(partial(list_moks, moks_directory(directory)))
+        except TimeoutError as exc:
+            self._log.warning("mok.unwatched", directory=moks_directory(directory), reason=exc.strerror)
+            return
         fingerprints = tuple(mok.fingerprint for mok in found)
         if fingerprints != self._moks.get(directory):
             self._moks[directory] = fingerprints

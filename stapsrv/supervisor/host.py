@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -26,6 +27,9 @@ from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
+
+_REMOVAL_S = 5.0
+"""How long the end of the process waits for its temporary directory to be gone; else the next one sweeps."""
 
 
 @attrs.frozen(kw_only=True)
@@ -116,7 +120,8 @@ async def open_host(
             user=entry.pw_name, engine=engine, identities=identities, sockets=sockets or PassedSockets()
         )
     finally:
-        workspace.close()
+        with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
+            await workspace.files.run(workspace.close, patience_s=_REMOVAL_S)
 
 
 def _open_listener(port: int, last_port: int | None) -> socket.socket:

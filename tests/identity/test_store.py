@@ -58,10 +58,10 @@ async def test_replaced_database_is_loaded_again(store, database, lines, tmp_pat
     before = live()
     for name in ("cert9.db", "key4.db", "stap.cert"):
         (database / name).unlink()
-    assert not live.is_current
+    assert not live.is_current()
     assert (await store.obtain(database, lines.log)) is live
     assert live().identity.serial != before.identity.serial
-    assert live.is_current
+    assert live.is_current()
 
 
 async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_path):
@@ -136,7 +136,7 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
     await renewed(set_store, live, lines, go_there)
     after = live()
     assert after.not_after == due.replace(microsecond=0) + timedelta(days=365)
-    assert live.is_current
+    assert live.is_current()
     client = Database(tmp_path / "systemtap" / "ssl" / "client")
     trusted = await client.certificates("stap-server")
     # Answers signed by the old one are still about.
@@ -170,7 +170,7 @@ async def test_replaced_database_is_taken_up_while_serving(set_store, database, 
             (database / name).unlink()
 
     await renewed(set_store, live, lines, replace)
-    assert live.is_current
+    assert live.is_current()
 
 
 async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database, lines, wall, monkeypatch):
@@ -188,8 +188,36 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
             await lines.wait("identity.renewal_failed", 2)
             tasks.cancel_scope.cancel()
     assert live() is before
-    assert live.is_current
+    assert live.is_current()
     assert "No space left" in lines.reasons("identity.renewal_failed")[0]
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(24, "Too many open files"), MemoryError(), ValueError("a fault of this program")]
+)
+async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
+    set_store, database, lines, monkeypatch, fault
+):
+    live = await set_store.obtain(database, lines.log)
+    before = live().identity
+
+    def fail(*_arguments: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stapsrv.identity.certificate.Identity.tls_context", fail)
+        (database / "cert9.db").touch()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(set_store.keep_fresh, lines.log)
+            await lines.wait(
+                "identity.renewal_failed" if isinstance(fault, OSError) else "identity.renewal_crashed"
+            )
+            assert live().identity is before
+            patched.undo()
+            with anyio.fail_after(20):
+                while not live.is_current():
+                    await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
 
 
 async def test_clock_that_is_set_and_set_back_costs_nothing(set_store, database, lines, wall):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 READY_S = 60.0
+PROGRAM = (sys.executable, "-m", "stapsrv.daemon")
 
 
 class SupportsFileno(Protocol):
@@ -79,6 +80,7 @@ def start(
     *,
     passed: Sequence[Passed] = (),
     stdout: int = subprocess.DEVNULL,
+    program: Sequence[str] = PROGRAM,
 ) -> Iterator[ServerProcess]:
     """Start a daemon, wait until it is ready, and end it for certain at the end of the block.
 
@@ -87,6 +89,7 @@ def start(
         environ: its environment.
         passed: what a service manager opened for it.
         stdout: as of subprocess.
+        program: the daemon, or what runs it.
     """
     with (
         passing(passed) as passing_on,
@@ -95,7 +98,7 @@ def start(
     ):
         manager.bind(f"{directory}/socket")
         process = subprocess.Popen(
-            [*passing_on.command, sys.executable, "-m", "stapsrv.daemon", *map(str, arguments)],
+            [*passing_on.command, *program, *map(str, arguments)],
             env={**environ, **passing_on.environ, "NOTIFY_SOCKET": f"{directory}/socket"},
             pass_fds=passing_on.descriptors,
             stdin=subprocess.DEVNULL,

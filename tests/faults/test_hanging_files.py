@@ -1,0 +1,90 @@
+"""A file system that does not answer, under the temporary directory or the certificates of a whole daemon.
+
+There is none to be had for a test, so calls into it hang as they would.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from kit.faulty import faulty_server, receive
+from kit.real import wait_until
+from kit.stap import MAKES
+
+HANGS = """
+import threading, stapsrv.compile.workspace, stapsrv.identity.store, stapsrv.filework, pathlib, functools
+def hang(*_args, **_names):
+    while pathlib.Path(GATE).exists():
+        threading.Event().wait(0.05)
+def hanging(owner, name):
+    called = getattr(owner, name)
+    @functools.wraps(called)
+    def call(*args, **names):
+        hang()
+        return called(*args, **names)
+    setattr(owner, name, call)
+stapsrv.filework.FileWork.__init__.__kwdefaults__.update(patience_s=0.5, grace_s=0.1, most_abandoned=4)
+"""
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """As long as it exists, calls that are made to hang do."""
+    return tmp_path / "gate"
+
+
+def patched(gate, name: str) -> str:
+    owner, _, attribute = name.rpartition(".")
+    return f"GATE = {str(gate)!r}\n{HANGS}\nhanging({owner}, {attribute!r})\n"
+
+
+def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend, gate):
+    """Clients are refused in time, the server ends when it is told to, and works again if it comes back."""
+    patch = patched(gate, "stapsrv.compile.workspace.Workspace.make_request_directory")
+    with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
+        assert server.ask(MAKES).rc == 0
+        gate.touch()
+        clients = [server.send(MAKES) for _ in range(6)]
+        for client in clients:
+            told = receive(client).stderr
+            assert told.startswith("Server: The server has trouble with its temporary directory: ")
+            assert told.endswith(("no answer within 0.5 seconds\n", " calls hang already\n"))
+        began = time.monotonic()
+        assert "calls hang already" in server.ask(MAKES).stderr
+        assert time.monotonic() - began < 0.5
+        gate.unlink()
+        # Directories that were made when nobody waited for them any more are removed.
+        assert server.left_over(threads=2) == []
+        assert server.ask(MAKES).rc == 0
+        gate.touch()
+        waiting = server.send("the last")
+        wait_until(lambda: "-e the last" in server.log.read_text())
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+        assert receive(waiting).rc == 1
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
+    """The identity that the server has goes on serving."""
+    patch = patched(gate, "stapsrv.identity.store._fingerprint")
+    with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
+        gate.touch()
+        for _ in range(3):
+            assert server.ask(MAKES).rc == 0
+        wait_until(lambda: "could not be renewed" in server.log.read_text())
+        assert f"{identity}: its file system hangs: no answer within 0.5 seconds" in server.log.read_text()
+        assert server.ask(MAKES).rc == 0
+        gate.unlink()
+        assert server.left_over(threads=2) == []
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+    assert "Traceback" not in server.log.read_text()
