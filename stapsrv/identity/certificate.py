@@ -91,12 +91,16 @@ class Identity:
         return Validity.EXPIRED if now > self.not_after else Validity.VALID
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return a new context for the server's side of TLS 1.2 or 1.3, asking for no client certificate."""
+        """Return a new context for the server's side of TLS 1.2 or 1.3, asking for no client certificate.
+
+        Sessions of one context cannot be resumed in another.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = ssl.TLSVersion.TLSv1_3
-        # Each client process connects once; a ticket would only be one more write that it may not wait for.
-        context.num_tickets = 0
+        # One, for clients that ask again: they skip the key exchange's costly signature. Its keys are this
+        # context's own, so that a renewed certificate is shown to all, whatever tickets they have.
+        context.num_tickets = 1
         key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with memory_file(self.certificate.public_bytes(Encoding.PEM) + key) as chain:
             context.load_cert_chain(chain.path)

@@ -470,6 +470,35 @@ class TestSigning:
         assert answer.stderr.startswith("Server: --sign-module is not for clients")
 
 
+class TestResumption:
+    """A raw client that keeps its session; the real one never does."""
+
+    @staticmethod
+    def _ask(
+        port: int, context: ssl.SSLContext, session: ssl.SSLSession | None
+    ) -> tuple[bool, ssl.SSLSession]:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            with context.wrap_socket(connection, session=session) as tls:
+                tls.sendall(frame(request("-p1")))
+                while tls.recv(65536):
+                    continue
+                assert tls.session_reused is not None and tls.session is not None
+                return tls.session_reused, tls.session
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    async def test_session_is_resumed_until_the_certificate_is_renewed(self, identity, version):
+        made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
+        shown = [KeptIdentity(made, made.tls_context())]
+        context = trusting(minimum_version=version, maximum_version=version)
+        async with running_server(identity=lambda: shown[-1]) as running:
+            ask = functools.partial(anyio.to_thread.run_sync, self._ask, running.port, context)
+            at_first, session = await ask(None)
+            again, session = await ask(session)
+            shown.append(KeptIdentity(made, made.tls_context()))
+            after_renewal, _ = await ask(session)
+        assert (at_first, again, after_renewal) == (False, True, False)
+
+
 @pytest.fixture(scope="module")
 def mok(tmp_path_factory: pytest.TempPathFactory) -> Mok:
     """A machine owner key of the server's."""
