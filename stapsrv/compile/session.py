@@ -8,6 +8,7 @@ whole, and a client that goes away takes its compile with it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 
@@ -154,7 +155,9 @@ class Session:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
             response = await exchange.respond(received)
-            answer = await anyio.to_thread.run_sync(encode_response, response)
+            # To a client on this host nothing is gained by a smaller answer.
+            encode = functools.partial(encode_response, response, deflate=not _is_local(tls))
+            answer = await anyio.to_thread.run_sync(encode)
             tasks.cancel_scope.cancel()
         return answer
 
@@ -177,6 +180,13 @@ async def _adopt(connection: socket.socket) -> SocketStream:
     except BaseException:
         connection.close()
         raise
+
+
+def _is_local(stream: TLSStream) -> bool:
+    """Whether the peer is on this host, which then is at both ends under one address."""
+    ends = (SocketAttribute.local_address, SocketAttribute.remote_address)
+    here, there = (stream.extra(end) for end in ends)  # noqa: S610 - AnyIO's extra, not Django's
+    return here[0] == there[0]
 
 
 def _acknowledge_at_once(stream: TLSStream) -> None:

@@ -294,11 +294,16 @@ class CompileResponse:
     files: tuple[AnswerFile, ...] = ()
 
 
-def encode_response(response: CompileResponse) -> bytes:
+def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes:
     """Return the zip that the client is sent; equal responses give equal bytes.
 
     ``stap000000`` is always in it, so a client never finds fewer directories than it looks for. Times
     are the earliest that a zip can hold: no client looks at them.
+
+    Args:
+        response: what is to be sent.
+        deflate: make it a third of the size, for a network that is slower than two milliseconds' work; else
+            files are stored as they are.
 
     Raises:
         ValueError: two entries would have one path: a fault of this program.
@@ -325,7 +330,8 @@ def encode_response(response: CompileResponse) -> bytes:
             archive.writestr(_directory_header(path), b"")
         for path, data in entries.items():
             # What is tiny hardly shrinks. Level 1 takes a third of the default's time for a few percent more.
-            method = zipfile.ZIP_STORED if len(data) < _STORED_BYTES else zipfile.ZIP_DEFLATED
+            small = not deflate or len(data) < _STORED_BYTES
+            method = zipfile.ZIP_STORED if small else zipfile.ZIP_DEFLATED
             archive.writestr(_file_header(path), data, method, compresslevel=1)
     return buffer.getvalue()
 

@@ -70,6 +70,24 @@ async def test_each_request_has_one_line_that_sums_it_up():
     assert unread["request_bytes"] == len(b"no zip")
 
 
+async def test_answer_is_deflated_for_clients_elsewhere_only():
+    """Two addresses stand for two hosts: 127.0.0.2 is this one, too, and nothing says so."""
+    async with running_server() as running:
+        sizes = []
+        for client in ("127.0.0.1", "127.0.0.2"):
+            stream = await anyio.connect_tcp("127.0.0.1", running.port, local_host=client)
+            tls = await TLSStream.wrap(
+                stream, server_side=False, ssl_context=trusting(), standard_compatible=False
+            )
+            async with tls:
+                await tls.send(frame(request("-p1")))
+                data = await read_answer(tls)
+            assert Answer.of(data).files == {"stap_x.ko": b"module" * 1000}
+            sizes.append(len(data))
+    stored, deflated = sizes
+    assert stored > 6000 > deflated
+
+
 async def test_request_may_arrive_byte_by_byte():
     async with running_server() as running, await connect(running.port) as tls:
         for byte in frame(request("-p1")):
@@ -160,7 +178,7 @@ async def test_a_crash_ends_one_request_alone_and_its_client_is_told():
 
 async def test_a_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch):
     async with running_server() as running:
-        monkeypatch.setattr("stapsrv.compile.session.encode_response", lambda _: 1 // 0)
+        monkeypatch.setattr("stapsrv.compile.session.encode_response", lambda *_, **__: 1 // 0)
         async with await connect(running.port) as tls:
             await tls.send(frame(request("-p1")))
             assert await read_answer(tls) == b""
@@ -482,7 +500,8 @@ class TestResumption:
                 tls.sendall(frame(request("-p1")))
                 while tls.recv(65536):
                     continue
-                assert tls.session_reused is not None and tls.session is not None
+                assert tls.session_reused is not None
+                assert tls.session is not None
                 return tls.session_reused, tls.session
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -429,6 +429,12 @@ class TestEncodeResponse:
             assert info.compress_type == (zipfile.ZIP_STORED if small else zipfile.ZIP_DEFLATED)
         assert next(iter(entries)) == "stap000000/"
 
+    def test_files_are_stored_where_smaller_is_no_gain(self):
+        with zipfile.ZipFile(io.BytesIO(encode_response(RESPONSE, deflate=False))) as archive:
+            assert archive.testzip() is None
+            assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+            assert archive.read("stap000000/m.ko") == RESPONSE.files[0].data
+
     def test_the_directory_is_there_without_a_module(self):
         with zipfile.ZipFile(io.BytesIO(encode_response(CompileResponse("4.8", 0)))) as archive:
             assert archive.namelist() == ["stap000000/", "version", "rc", "stdout", "stderr"]
