@@ -342,6 +342,7 @@ async def test_equal_requests_share_a_compile_and_each_is_answered_for_itself():
             await connect(running.port) as last,
         ):
             await first.send(frame(asking))
+            await running.engine.wait(lambda: running.engine.jobs)
             await leaver.send(frame(asking))
             await last.send(frame(request("-p4", "--privilege=stapusr", locale="BAD=1")))
             await running.lines.wait("request.options", 3)
