@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from stapsrv.errors import ConfigError
 
-_DEFAULT = False
+DEFAULT = False
+"""Whether servers are advertised where nobody says yes or no."""
 _SWITCH = "STAPSRV_MDNS"
 """An environment variable: ``yes`` or ``no``, for containers and for tests."""
 
@@ -36,8 +37,8 @@ class MdnsSettings(NamedTuple):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether servers are advertised: they are, unless somebody says no."""
-        return _DEFAULT if self.enabled is None else self.enabled
+        """Whether servers are advertised."""
+        return DEFAULT if self.enabled is None else self.enabled
 
     def over(self, base: MdnsSettings) -> MdnsSettings:
         """Return what holds when this source goes before ``base``."""

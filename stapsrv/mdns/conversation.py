@@ -180,7 +180,8 @@ class Conversation:
             # Said again, so that everybody forgets what the other host said.
             await self._run(self._responder.update, entry.said)
         else:
-            await self._run(self._responder.drop, entry.said.name)
+            # With a goodbye, lest nobody has the name if both give it up; who keeps it takes that back.
+            await self._run(self._responder.withdraw, entry.said.name)
             self._rename(entry)
 
     def _rename(self, entry: Entry) -> None:

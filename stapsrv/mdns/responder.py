@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from zeroconf import Error, RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
-from zeroconf._dns import DNSAddress, DNSQuestion, DNSRecord, DNSService
+from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSService
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from stapsrv.errors import AdvertiseError
@@ -58,6 +58,7 @@ class Responder:
         self._infos: dict[str, ServiceInfo] = {}
         # All that was ever said of a name: an answer of ours that comes back late is no conflict.
         self._said: dict[str, set[tuple[str | None, int | None]]] = {}
+        self._names: dict[str, str] = {}
         self._contested: set[str] = set()
         self._troubles: deque[str] = deque(maxlen=_TROUBLES)
         self._heard = threading.Condition()
@@ -91,7 +92,10 @@ class Responder:
     def claim(self, service: Service) -> bool:
         """Ask for a service's name, for 0.75 s; False when another host has it."""
         info = self._remembered(service)
-        return self._probe(info.name, (_ANY,), [info.dns_service()])
+        free = self._probe(info.name, (_ANY,), [info.dns_service()])
+        if not free and service.name not in self._infos:
+            self._forget(service.name)
+        return free
 
     def announce(self, service: Service) -> None:
         """Say for the first time that a service is there; its name was claimed. Takes 0.5 s.
@@ -127,16 +131,6 @@ class Responder:
             with translated():
                 self._zeroconf.unregister_service(info)
 
-    def drop(self, name: str) -> None:
-        """Say no more of a service, and no goodbye either, since the name is another host's.
-
-        Raises:
-            AdvertiseError: zeroconf gave up.
-        """
-        info = self._forget(name)
-        if info is not None:
-            self._in_loop(lambda: self._zeroconf.registry.async_remove(info))
-
     def move(self, network: Network) -> None:
         """Go on with other links or addresses; takes up to 0.5 s. Every service is to be updated after it.
 
@@ -148,7 +142,7 @@ class Responder:
 
         def prepare() -> None:
             self._zeroconf.async_leave(network.links)
-            for info in self._infos.values():
+            for info in tuple(self._infos.values()):
                 info.addresses = addresses
 
         self._in_loop(prepare)
@@ -165,7 +159,8 @@ class Responder:
             contested, self._contested = self._contested, set()
             troubles = tuple(self._troubles)
             self._troubles.clear()
-        names = frozenset(name for name in self._infos if _full(name).lower() in contested)
+        # Not only what is announced: a name may be lost while it is being announced.
+        names = frozenset(name for key, name in tuple(self._names.items()) if key in contested)
         return News(host_contested=self._host_key in contested, contested=names, troubles=troubles)
 
     def close(self) -> None:
@@ -204,6 +199,7 @@ class Responder:
     def _hear(self, record: DNSRecord) -> None:
         """Note a conflict; called in zeroconf's thread for everything that is said, by us, too."""
         if record.ttl == 0:
+            self._rescue(record)
             return
         if isinstance(record, DNSService):
             said = self._said.get(record.key)
@@ -218,6 +214,13 @@ class Responder:
                 self._contested.add(record.key)
                 self._tell()
 
+    def _rescue(self, goodbye: DNSRecord) -> None:
+        """Take back a goodbye to a name of ours: a host that gave it up to us has said it (RFC 6762, 10.1)."""
+        if isinstance(goodbye, DNSPointer) and goodbye.alias_key in self._names:
+            info = self._infos.get(self._names[goodbye.alias_key])
+            if info is not None:
+                self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
+
     def _note_trouble(self, text: str) -> None:
         with self._heard:
             self._troubles.append(text)
@@ -230,6 +233,7 @@ class Responder:
 
     def _remembered(self, service: Service) -> ServiceInfo:
         info = self._info(_full(service.name), _host(service.host), service.port, service.text)
+        self._names[info.key] = service.name
         # A new set: zeroconf's thread may be looking at the old one.
         self._said[info.key] = self._said.get(info.key, set()) | {(info.server_key, info.port)}
         return info
@@ -240,7 +244,9 @@ class Responder:
         )
 
     def _forget(self, name: str) -> ServiceInfo | None:
-        self._said.pop(_full(name).lower(), None)
+        key = _full(name).lower()
+        self._names.pop(key, None)
+        self._said.pop(key, None)
         return self._infos.pop(name, None)
 
     def _addresses(self) -> list[bytes]:
@@ -283,7 +289,7 @@ def translated() -> Iterator[None]:
     except OSError as exc:
         raise AdvertiseError(f"multicast DNS is refused: {exc.strerror or exc}") from exc
     except (Error, RuntimeError, concurrent.futures.CancelledError) as exc:
-        raise AdvertiseError(f"python-zeroconf: {exc or type(exc).__name__}") from exc
+        raise AdvertiseError(f"python-zeroconf: {str(exc) or type(exc).__name__}") from exc
 
 
 def silence_library() -> None:

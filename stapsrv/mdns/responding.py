@@ -40,9 +40,6 @@ class Responding(Protocol):
     def withdraw(self, name: str) -> None:
         """Say that a service is gone."""
 
-    def drop(self, name: str) -> None:
-        """Say no more of a service."""
-
     def move(self, network: Network) -> None:
         """Go on with other links or addresses."""
 

@@ -64,16 +64,21 @@ class Announcer:
         return cls(Advertiser(host, interfaces=interfaces, log=log), log=log)
 
     async def run(self) -> None:
-        """Speak to the network until cancelled.
+        """Speak to the network until cancelled; whatever goes wrong with that, servers go on.
 
         Cancellation: goodbye is said to all that is announced, within two seconds.
         """
         if self._advertiser is None:
             return
-        async with anyio.create_task_group() as self._tasks:
-            for server_id in self._shown:
-                self._publish(server_id)
-            await self._advertiser.run()
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                for server_id in self._shown:
+                    self._publish(server_id)
+                await self._advertiser.run()
+        except* Exception as crash:  # noqa: BLE001 - the one net between the network and the servers
+            self._log.exception("mdns.crashed", exc_info=crash)
+        finally:
+            self._tasks = None
 
     def show(self, server_id: int, server: CompileServer) -> None:
         """Have a server that serves advertised; never waits."""

@@ -207,6 +207,7 @@ class Seen:
     """A service as avahi resolved it.
 
     Attributes:
+        interface: where it was heard.
         name: the instance.
         protocol: ``IPv4`` or ``IPv6``: what it was heard over.
         host: the host name.
@@ -215,6 +216,7 @@ class Seen:
         text: the strings of the TXT record, sorted.
     """
 
+    interface: str
     name: str
     protocol: str
     host: str
@@ -255,7 +257,7 @@ def parse_seen(lines: Sequence[str]) -> list[Seen]:
         elif sign == "=":
             _type, _domain, host, address, port, text = (*fields, "")[:6]
             strings = tuple(sorted(re.findall(r'"([^"]*)"', text)))
-            there[key] = Seen(name, protocol, host, address, int(port), strings)
+            there[key] = Seen(interface, name, protocol, host, address, int(port), strings)
     return list(there.values())
 
 

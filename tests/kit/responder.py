@@ -124,11 +124,6 @@ class FakeResponder:
         del self._air.heard[name]
         self._air.tell()
 
-    def drop(self, name: str) -> None:
-        self._air.note("drop", name)
-        del self._air.heard[name]
-        self._air.tell()
-
     def move(self, network: Network) -> None:
         self._air.note("move", ",".join(each.name for each in network.links))
 

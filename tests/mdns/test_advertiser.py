@@ -214,8 +214,7 @@ async def test_name_that_another_host_claims_later_and_keeps(air):
         air.others.add(NAME)
         air.responders[0].tell(News(contested=frozenset({NAME})))
         await bench.heard(_2=FIRST)
-        # It is the other's now: no goodbye to it.
-        assert (air.calls("drop"), air.calls("withdraw")) == ([NAME], [])
+        assert air.calls("withdraw") == [NAME]
 
 
 async def test_name_that_another_host_claims_later_and_gives_up(air):
@@ -224,7 +223,7 @@ async def test_name_that_another_host_claims_later_and_gives_up(air):
         await bench.lines.wait("mdns.established")
         air.responders[0].tell(News(contested=frozenset({NAME})))
         await air.wait(lambda: air.calls("update") == [NAME])
-        assert air.calls("drop") == []
+        assert air.calls("withdraw") == []
 
 
 async def test_host_s_name_that_another_host_has(air):

@@ -18,7 +18,7 @@ from stapsrv.identity.mok import create_mok
 from stapsrv.identity.store import KeptIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
-from stapsrv.supervisor import hosted
+from stapsrv.supervisor import announcing, hosted
 from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.supervisor import Wish
@@ -129,6 +129,20 @@ async def test_machine_owner_keys_are_followed(bench, air):
         await air.wait(lambda: [text.get("mok_info") for text in texts(air)] == [[mok.fingerprint]])
         shutil.rmtree(mok.directory)
         await air.wait(lambda: "mok_info" not in texts(air)[0])
+
+
+async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
+    def fail(_directory):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(announcing, "list_moks", fail)
+    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+        (first,) = await supervisor.start([Wish(bench.settings())])
+        await bench.lines.wait("mdns.crashed")
+        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        assert (first.error, second.error) == (None, None)
+        outcomes = await supervisor.stop([first.server.id, second.server.id])
+        assert [outcome.error for outcome in outcomes] == [None, None]
 
 
 async def test_nothing_is_said_where_nothing_is_wanted(bench):
