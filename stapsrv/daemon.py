@@ -20,7 +20,6 @@ import attrs
 from stapsrv.config.configured import described_by_environ, with_each_release
 from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
 from stapsrv.config.log_format import LogFormat
-from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.environment import started_environ
@@ -123,7 +122,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             server = await host.prepare(settings, log)
-            announcer = Announcer.from_settings(options.mdns.over(mdns_from_environ(environ)), log=log)
+            announcer = Announcer.from_settings(options.mdns.over(configured.mdns), log=log)
             async with anyio.create_task_group() as background:
                 background.start_soon(announcer.run)
                 background.start_soon(feed_watchdog, notifier, environ)

@@ -13,7 +13,6 @@ from anyio.abc import TaskStatus
 from stapsrv.config.configured import default_server, read_configured_or_environ
 from stapsrv.config.global_settings import GlobalSettings, read_global_settings
 from stapsrv.config.kernels import host_arch, host_release
-from stapsrv.config.mdns import mdns_from_environ
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
@@ -180,9 +179,7 @@ class Hosting:
             log=self.log,
             max_compiles=options.max_compiles,
             auto_end=options.on_demand,
-            announcer=Announcer.from_settings(
-                options.mdns.over(configuration.settings.mdns).over(mdns_from_environ(environ)), log=self.log
-            ),
+            announcer=Announcer.from_settings(options.mdns.over(configuration.settings.mdns), log=self.log),
         )
 
     def hang_up(self) -> None:

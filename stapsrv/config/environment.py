@@ -7,7 +7,6 @@ configuration directory holds none. Light to import, like :mod:`stapsrv.config.f
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from stapsrv.config.files import Variable, unwritable_reason
@@ -61,6 +60,8 @@ def refuse_unknown(environ: Mapping[str, str], *, variables: Iterable[Variable])
     for name in sorted(environ):
         if name in known or name in _OTHERS or name.startswith(_FOR_TESTS) or not name.startswith(PREFIX):
             continue
+        import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
+
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if _is_link(name):
             remedy = _LINK_REMEDY

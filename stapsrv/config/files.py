@@ -11,7 +11,6 @@ imports it at the top, and the two functions that deal in :class:`ServerSettings
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -334,6 +333,8 @@ def _converted(variable: Variable, value: str) -> object:
 
 
 def _refuse_unknown(name: str, known: dict[str, Variable]) -> NoReturn:
+    import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
+
     nearest = difflib.get_close_matches(name.upper(), known, n=1)
     remedy = (
         f"did you mean {nearest[0]}?" if nearest else f"the variables of this file are {', '.join(known)}"

@@ -5,21 +5,11 @@ Light to import, like :mod:`stapsrv.config.global_settings`, whose variables the
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from stapsrv.errors import ConfigError
-
-DEFAULT = False
-"""Whether servers are advertised where nobody says yes or no."""
-_SWITCH = "STAPSRV_MDNS"
-"""An environment variable: ``yes`` or ``no``, for containers and for tests."""
-
-_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_INTERFACE_NAME = re.compile(r"[^\s/:]{1,15}")
-"""As the kernel takes them (IFNAMSIZ); a colon would make an alias, which is no interface."""
-_NOT_NAMES = frozenset({".", ".."})
+_NAME_CHARACTERS = 15
+"""The kernel's limit (IFNAMSIZ)."""
+_LABEL_CHARACTERS = 63
 
 
 class MdnsSettings(NamedTuple):
@@ -37,29 +27,14 @@ class MdnsSettings(NamedTuple):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether servers are advertised."""
-        return DEFAULT if self.enabled is None else self.enabled
+        """Whether servers are advertised: they are, unless somebody says no."""
+        return self.enabled is not False
 
     def over(self, base: MdnsSettings) -> MdnsSettings:
         """Return what holds when this source goes before ``base``."""
         return MdnsSettings(
             *(theirs if own is None else own for own, theirs in zip(self, base, strict=True))  # type: ignore[arg-type]
         )
-
-
-def mdns_from_environ(environ: Mapping[str, str]) -> MdnsSettings:
-    """Return what the environment says, which every other source goes before.
-
-    Raises:
-        ConfigError: it says something that is neither yes nor no.
-    """
-    text = environ.get(_SWITCH)
-    if not text:
-        return MdnsSettings()
-    try:
-        return MdnsSettings(enabled=parse_switch(text))
-    except ValueError as exc:
-        raise ConfigError(f"expected {exc}", where=f"{_SWITCH}={text}") from exc
 
 
 def parse_switch(text: str) -> bool:
@@ -84,7 +59,7 @@ def parse_interfaces(text: str) -> tuple[str, ...]:
     """
     words = tuple(dict.fromkeys(text.replace(",", " ").split()))
     for word in words:
-        if not (_is_address(word) or (_INTERFACE_NAME.fullmatch(word) and word not in _NOT_NAMES)):
+        if not (_is_interface_name(word) or _is_address(word)):
             raise ValueError(f"names of interfaces or IP addresses, which {word!r} is not")
     if not words:
         raise ValueError("at least one name of an interface or IP address")
@@ -98,9 +73,19 @@ def parse_host(text: str) -> str:
         ValueError: not one label of letters, digits and dashes; the text is what was expected.
     """
     label = text.removesuffix(".").removesuffix(".local")
-    if _LABEL.fullmatch(label) is None:
+    inner = label.replace("-", "")
+    if (
+        not (inner.isascii() and inner.isalnum())
+        or label.strip("-") != label
+        or len(label) > _LABEL_CHARACTERS
+    ):
         raise ValueError("a host name of up to 63 letters, digits and dashes, without a domain")
     return label
+
+
+def _is_interface_name(word: str) -> bool:
+    """Whether the kernel could have it; a colon would make an alias, which is no interface."""
+    return len(word) <= _NAME_CHARACTERS and not {"/", ":"} & {*word} and word not in {".", ".."}
 
 
 def _is_address(word: str) -> bool:

@@ -78,6 +78,7 @@ class LiveIdentity:
         self.kept = kept
         self._clock = clock
         self._met = met
+        self._looked = kept.fingerprint
         self._changed = anyio.Event()
 
     def __call__(self) -> KeptIdentity:
@@ -92,6 +93,14 @@ class LiveIdentity:
             identity.validity(self._clock()) is Validity.VALID
             and _fingerprint(identity.directory) == self.kept.fingerprint
         )
+
+    def is_replaced(self) -> bool:
+        """Whether the database is another one than this identity's, and than the one met at the last call.
+
+        For whoever watches the directory: a database that cannot be loaded is to be met once.
+        """
+        before, self._looked = self._looked, _fingerprint(self.kept.identity.directory)
+        return self._looked not in (before, self.kept.fingerprint)
 
     async def wait_changed(self) -> None:
         """Wait until another identity takes the place of this one."""

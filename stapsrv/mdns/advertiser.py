@@ -91,6 +91,7 @@ class Advertiser:
         self._conversation: Conversation | None = None
         self._problem: str | None = None
         self._failures = 0
+        self._absent: tuple[str, ...] = ()
         self._warned: tuple[str, float] | None = None
 
     def set(self, server_id: int, advertisements: Sequence[Advertisement], log: Log | None = None) -> None:
@@ -170,7 +171,7 @@ class Advertiser:
         Raises:
             AdvertiseError: it did, alone or in a group.
         """
-        network = await self._workers.run(self._look)
+        network = await self._look()
         try:
             async with self._responder(network) as responder:
                 self._problem = None
@@ -192,20 +193,23 @@ class Advertiser:
             with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(AdvertiseError):
                 await self._workers.run(responder.close)
 
-    def _look(self) -> Network:
-        """Return the network as far as servers are to be advertised there; blocks for 0.1 ms.
+    async def _look(self) -> Network:
+        """Return the network as far as servers are to be advertised there.
 
         Raises:
             AdvertiseError: there is none now.
         """
         try:
-            network = self._read_network()
+            network = await self._workers.run(self._read_network)
         except OSError as exc:
             raise AdvertiseError(f"the kernel does not tell its network interfaces: {exc.strerror}") from exc
         network = network.choose(self._interfaces)
         if not network.links:
             which = f" ({', '.join(self._interfaces)})" if self._interfaces else ""
             raise AdvertiseError(f"no network interface{which} is up and has an address")
+        before, self._absent = self._absent, network.absent
+        if network.absent and network.absent != before:
+            self._log.warning("mdns.absent", interfaces=" ".join(network.absent))
         return network
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ itself. Two others heed what other hosts say of our names, and how this host's n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import anyio
@@ -45,7 +45,7 @@ class Manners:
 
     Attributes:
         host: this host's name, one label.
-        look: returns the network to speak on; blocks; may raise AdvertiseError.
+        look: returns the network to speak on; may raise AdvertiseError.
         patience: returns how many seconds to wait before a contested name is asked for. Drawn at random, so
             that of two hosts that contest one, the first to ask gives it up and the other keeps it.
         log: hears of trouble; what concerns one server goes to its own log.
@@ -54,7 +54,7 @@ class Manners:
     """
 
     host: str
-    look: Callable[[], Network]
+    look: Callable[[], Awaitable[Network]]
     patience: Callable[[], float]
     log: Log
     monitor: Monitoring | None
@@ -221,7 +221,7 @@ class Conversation:
     async def _look_again(self) -> None:
         """Go on with the network as it is now."""
         async with self._looking:
-            before, self.network = self.network, await self._run(self._look)
+            before, self.network = self.network, await self._look()
             if self.network != before:
                 await self._run(self._responder.move, self.network)
             if self.network.links != before.links:

@@ -67,10 +67,12 @@ class Network:
     Attributes:
         links: on which servers are advertised, or could be.
         own: every address of this host, the ones that are no good to announce included.
+        absent: the names and addresses that were asked for and that no link answers to.
     """
 
     links: tuple[Link, ...]
     own: frozenset[Address]
+    absent: tuple[str, ...] = ()
 
     def choose(self, wanted: Sequence[str]) -> Network:
         """Return the network as far as it is to hear of this host's servers.
@@ -79,7 +81,10 @@ class Network:
             wanted: names of interfaces and addresses; empty for every link that is up and can multicast
                 (tunnels have to be named), or the loopback link where there is no such.
         """
-        return Network(_choose(self.links, wanted), self.own)
+        chosen = _choose(self.links, wanted)
+        there = {link.name for link in chosen} | {each.ip for link in chosen for each in link.addresses}
+        absent = tuple(word for word in wanted if word not in there and _parse(word) not in there)
+        return Network(chosen, self.own, absent)
 
 
 def _choose(links: Iterable[Link], wanted: Sequence[str]) -> tuple[Link, ...]:

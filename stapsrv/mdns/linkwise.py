@@ -70,13 +70,17 @@ class LinkwiseZeroconf(Zeroconf):
         self._yielded -= {key}
 
     def async_leave(self, links: Sequence[Link]) -> None:
-        """Say goodbye where :meth:`move` to ``links`` would leave without a word; in zeroconf's loop."""
+        """Say goodbye where :meth:`move` to ``links`` would leave without a word; in zeroconf's loop.
+
+        Nothing is said there from then on, lest it undo the goodbye.
+        """
         staying = {link.index for link in links}
         for sender in self.engine.senders:
             link = self._link_at(sender)
             if link is not None and link.index not in staying:
                 for info in self.registry.async_get_service_infos():
                     self.async_send(self.generate_service_broadcast(info, 0), transport=sender)
+        self._links = tuple(links)
 
     def async_send(
         self,
@@ -88,10 +92,12 @@ class LinkwiseZeroconf(Zeroconf):
     ) -> None:
         """Send ``out`` as it reads on each link; called by zeroconf, in its loop, for all that it says."""
         for sender in self.engine.senders if transport is None else [transport]:
-            if addr is None:
-                said = self._as_said(out, self._addresses_at(sender))
-            else:
+            if addr is not None:
                 said = self._as_said(out, self._addresses_near(addr, v6_flow_scope))
+            elif (link := self._link_at(sender)) is not None:
+                said = self._as_said(out, _packed(link.ipv6 if sender.is_ipv6 else link.ipv4))
+            else:
+                said = None
             if said is not None:
                 super().async_send(said, addr, port, v6_flow_scope, sender)
 
@@ -120,7 +126,7 @@ class LinkwiseZeroconf(Zeroconf):
         return True
 
     def _link_at(self, sender: _WrappedTransport) -> Link | None:
-        """Return the link on which a sender speaks."""
+        """Return the link on which a sender speaks; None where it is about to be closed."""
         for link in self._links:
             if sender.is_ipv6:
                 found = link.index == sender.multicast_index
@@ -129,13 +135,6 @@ class LinkwiseZeroconf(Zeroconf):
             if found:
                 return link
         return None
-
-    def _addresses_at(self, sender: _WrappedTransport) -> frozenset[bytes]:
-        """Return the addresses to announce where a sender speaks, in its protocol."""
-        link = self._link_at(sender)
-        if link is None:
-            return frozenset()
-        return _packed(link.ipv6 if sender.is_ipv6 else link.ipv4)
 
     def _addresses_near(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
         """Return the addresses to announce to a peer that wants to be answered by itself."""

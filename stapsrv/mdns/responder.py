@@ -215,7 +215,7 @@ class Responder:
                 self._tell()
 
     def _rescue(self, goodbye: DNSRecord) -> None:
-        """Take back a goodbye to a name of ours: a host that gave it up to us has said it (RFC 6762, 10.1)."""
+        """Take back a goodbye to a name of ours: a host that gave it up to us has said it."""
         if isinstance(goodbye, DNSPointer) and goodbye.alias_key in self._names:
             info = self._infos.get(self._names[goodbye.alias_key])
             if info is not None:

@@ -23,7 +23,7 @@ from stapsrv.supervisor.server import CompileServer
 from stapsrv.supervisor.watching import DirectoryMonitor
 
 _SETTLE_S = 0.2
-"""A key comes in several files; this long after the first change they are looked at."""
+"""A key, like a certificate, comes in several files; this long after the first they are looked at."""
 
 
 @attrs.frozen
@@ -43,7 +43,7 @@ class Announcer:
 
     Args:
         advertiser: speaks to the network; None where servers are not to be advertised.
-        log: hears of keys that cannot be watched.
+        log: hears of directories that cannot be watched.
     """
 
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
@@ -103,7 +103,7 @@ class Announcer:
         if shown.directory not in self._followed and self._tasks is not None:
             self._followed.add(shown.directory)
             self._tasks.start_soon(self._follow_identity, shown.identity)
-            self._tasks.start_soon(self._follow_moks, shown.directory)
+            self._tasks.start_soon(self._follow_files, shown.identity)
         if shown.directory in self._moks and self._advertiser is not None:
             serial = shown.identity.kept.identity.serial
             found = advertisements(shown.server, serial=serial, moks=self._moks[shown.directory])
@@ -120,26 +120,31 @@ class Announcer:
             await identity.wait_changed()
             self._publish_all(identity.kept.identity.directory)
 
-    async def _follow_moks(self, directory: Path) -> None:
-        """Keep the fingerprints of an identity's machine owner keys as they are on disk."""
+    async def _follow_files(self, identity: LiveIdentity) -> None:
+        """Keep what is said of a certificate and of machine owner keys as it is on disk."""
+        directory = identity.kept.identity.directory
         try:
-            with contextlib.closing(DirectoryMonitor(moks_directory(directory))) as monitor:
+            with contextlib.closing(DirectoryMonitor(directory, moks_directory(directory))) as monitor:
                 while True:
-                    monitor.arm()
-                    await self._look_at_moks(directory)
+                    await self._files.run(monitor.arm)
+                    await self._look_at_files(identity)
                     await monitor.wait_changed()
                     await anyio.sleep(_SETTLE_S)
         except OSError as exc:
-            self._log.warning("mok.unwatched", directory=moks_directory(directory), reason=exc.strerror)
-            await self._look_at_moks(directory)
+            self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
+            await self._look_at_files(identity)
 
-    async def _look_at_moks(self, directory: Path) -> None:
+    async def _look_at_files(self, identity: LiveIdentity) -> None:
+        directory = identity.kept.identity.directory
         try:
+            if await self._files.run(identity.is_replaced):
+                # As at a handshake, but before a client comes that trusts a certificate of the past.
+                identity()
             found = await self._files.run(partial(list_moks, moks_directory(directory)))
+            fingerprints = tuple(mok.fingerprint for mok in found)
         except TimeoutError as exc:
-            self._log.warning("mok.unwatched", directory=moks_directory(directory), reason=exc.strerror)
-            return
-        fingerprints = tuple(mok.fingerprint for mok in found)
+            self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
+            fingerprints = self._moks.get(directory, ())
         if fingerprints != self._moks.get(directory):
             self._moks[directory] = fingerprints
             self._publish_all(directory)

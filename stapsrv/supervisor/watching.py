@@ -1,4 +1,4 @@
-"""Waiting for a directory to change (inotify(7)).
+"""Waiting for directories to change (inotify(7)).
 
 By hand, in a few calls of the C library: it waits on a descriptor, on both backends, where the usual
 packages either know asyncio alone or keep a thread for each directory.
@@ -34,33 +34,34 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DirectoryMonitor:
-    """Hears of changes in a directory and in those below it, one level deep.
+    """Hears of changes in directories and in those below each, one level deep.
 
     Args:
-        directory: need not exist; its coming is a change.
+        directories: need not exist; their coming is a change.
 
     Raises:
         OSError: this user watches too much already (``fs.inotify.max_user_instances``).
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, *directories: Path) -> None:
+        self._directories = directories
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def arm(self) -> None:
-        """Hear of every change from now on; to be called before each look at the directory.
+        """Hear of every change from now on; to be called before each look at the directories.
 
         Raises:
             OSError: this user watches too much already (``fs.inotify.max_user_watches``).
         """
-        watched = None
-        while (place := self._nearest()) != watched:
-            # Once more, lest the next directory on the way was made just before.
-            watched = place
-            self._watch(place)
-        if watched == self._directory:
-            for child in _directories(watched):
-                self._watch(child)
+        for directory in self._directories:
+            watched = None
+            while (place := _nearest(directory)) != watched:
+                # Once more, lest the next directory on the way was made just before.
+                watched = place
+                self._watch(place)
+            if watched == directory:
+                for child in _children(watched):
+                    self._watch(child)
 
     async def wait_changed(self) -> None:
         """Wait for a change since :meth:`arm`; several at once are one."""
@@ -75,10 +76,6 @@ class DirectoryMonitor:
         """Hear no more."""
         os.close(self._descriptor)
 
-    def _nearest(self) -> Path:
-        """Return the directory, or what there is of the way to it."""
-        return next(place for place in (self._directory, *self._directory.parents) if place.is_dir())
-
     def _watch(self, directory: Path) -> None:
         try:
             _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK))
@@ -87,7 +84,12 @@ class DirectoryMonitor:
             return
 
 
-def _directories(directory: Path) -> Iterator[Path]:
+def _nearest(directory: Path) -> Path:
+    """Return a directory, or what there is of the way to it."""
+    return next(place for place in (directory, *directory.parents) if place.is_dir())
+
+
+def _children(directory: Path) -> Iterator[Path]:
     try:
         with os.scandir(directory) as entries:
             yield from (Path(entry) for entry in entries if entry.is_dir())

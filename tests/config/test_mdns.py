@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
-from stapsrv.config.mdns import (
-    MdnsSettings,
-    mdns_from_environ,
-    parse_host,
-    parse_interfaces,
-    parse_switch,
-)
+from stapsrv.config.global_settings import SYSTEM_SETTINGS, global_from_environ, lay_over
+from stapsrv.config.mdns import MdnsSettings, parse_host, parse_interfaces, parse_switch
 from stapsrv.errors import ConfigError
 
 
@@ -89,9 +83,21 @@ def test_sources_go_before_each_other() -> None:
     assert not file.is_enabled
 
 
+def test_on_unless_somebody_says_no() -> None:
+    assert MdnsSettings().is_enabled
+    assert MdnsSettings(enabled=True).is_enabled
+    assert not MdnsSettings(enabled=False).is_enabled
+
+
 def test_environment() -> None:
-    assert mdns_from_environ({}) == mdns_from_environ({"STAPSRV_MDNS": ""}) == MdnsSettings()
-    assert mdns_from_environ({"STAPSRV_MDNS": "no"}) == MdnsSettings(enabled=False)
+    assert global_from_environ({}).mdns == global_from_environ({"STAPSRV_MDNS": ""}).mdns == MdnsSettings()
+    environ = {
+        "STAPSRV_MDNS": "no",
+        "STAPSRV_MDNS_INTERFACES": "eth0 wlan0",
+        "STAPSRV_MDNS_HOST": "build",
+        "STAPSRV_LOG_FILE": "x",
+    }
+    assert global_from_environ(environ).mdns == MdnsSettings(False, ("eth0", "wlan0"), "build")
     with pytest.raises(ConfigError) as caught:
-        mdns_from_environ({"STAPSRV_MDNS": "off"})
-    assert str(caught.value) == "STAPSRV_MDNS=off: expected yes or no"
+        global_from_environ({"STAPSRV_MDNS": "off"})
+    assert str(caught.value) == "STAPSRV_MDNS='off': expected yes or no"

@@ -254,7 +254,14 @@ HEAVY = [
     "ssl",
     "asyncio",
 ]
-UNNEEDED = [*HEAVY, "subprocess", "datetime", "stapsrv.control.arguments", "stapsrv.control.client"]
+UNNEEDED = [
+    *HEAVY,
+    "subprocess",
+    "datetime",
+    "difflib",
+    "stapsrv.control.arguments",
+    "stapsrv.control.client",
+]
 
 
 def loaded(words: list[str], names: list[str]) -> subprocess.CompletedProcess[str]:

@@ -162,6 +162,15 @@ async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
     assert live().not_after > wall.now
 
 
+async def test_watched_database_is_met_once(store, database, lines):
+    """It may be one that cannot be loaded."""
+    live = await store.obtain(database, lines.log)
+    assert not live.is_replaced()
+    for count in (1, 2):
+        (database / "cert9.db").write_bytes(b"x" * count)
+        assert [live.is_replaced() for _ in range(3)] == [True, False, False]
+
+
 async def test_replaced_database_is_taken_up_while_serving(set_store, database, pristine_identity, lines):
     live = await set_store.obtain(database, lines.log)
 

@@ -247,9 +247,14 @@ class Browser:
 
 
 def parse_seen(lines: Sequence[str]) -> list[Seen]:
-    """Read what ``avahi-browse --resolve --parsable`` prints: ``+`` found, ``=`` resolved, ``-`` gone."""
+    """Read what ``avahi-browse --resolve --parsable`` prints: ``+`` found, ``=`` resolved, ``-`` gone.
+
+    Other lines are complaints, about a service that went while it was resolved, say.
+    """
     there: dict[tuple[str, ...], Seen] = {}
     for line in lines:
+        if not line.startswith(("+;", "=;", "-;")):
+            continue
         sign, interface, protocol, name, *fields = _unescaped(line).split(";", 9)
         key = (interface, protocol, name)
         if sign == "-":

@@ -271,6 +271,16 @@ async def test_network_that_goes_and_comes(air):
         assert bench.advertiser.statistics().problem is None
 
 
+async def test_interface_that_is_not_there_is_named_once(air):
+    async with advertising(air, interfaces=("eth0", "elan0")) as bench:
+        bench.advertiser.set(1, (FIRST,))
+        await bench.lines.wait("mdns.established")
+        air.network = network(link("eth0", "192.0.2.7/24"))
+        bench.monitor.tell()
+        await air.wait(lambda: air.calls("update") == [NAME])
+        assert [line["interfaces"] for line in bench.lines_of("mdns.absent")] == ["elan0"]
+
+
 async def test_interfaces_that_are_not_there_are_named(air):
     async with advertising(air, interfaces=("eth7", "192.0.2.9")) as bench:
         bench.advertiser.set(1, (FIRST,))

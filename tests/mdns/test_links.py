@@ -35,6 +35,15 @@ def test_choice(there, wanted, chosen):
     assert [each.name for each in there.choose(wanted).links] == chosen.split()
 
 
+def test_what_is_named_and_not_there():
+    assert EVERYTHING.choose(("wlan0", "eth1", "fe80::1", "fe80:0::99", "eth7")).absent == (
+        "eth1",
+        "fe80:0::99",
+        "eth7",
+    )
+    assert EVERYTHING.choose(()).absent == ()
+
+
 def test_addresses_of_this_host_stay_known():
     assert EVERYTHING.choose(("eth0",)).own == EVERYTHING.own
 

@@ -31,6 +31,6 @@ def test_switch_that_is_neither_is_one_line(tmp_path, build_tree, identity):
         "STAP_PR11197_OVERRIDE": "1",
         "STAPSRV_MDNS": "perhaps",
     }
-    with pytest.raises(AssertionError, match=r"stap-serverd: STAPSRV_MDNS=perhaps: expected yes or no\n"):
+    with pytest.raises(AssertionError, match=r"stap-serverd: STAPSRV_MDNS='perhaps': expected yes or no\n"):
         with start(["-r", build_tree, "--ssl", identity], environ):
             pass

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 
+import anyio
 import attrs
 import pytest
 from kit.responder import Air, FakeMonitor
@@ -119,6 +120,17 @@ async def test_renewed_certificate_is_announced(bench, air, tmp_path):
         live.replace(KeptIdentity(renewed, renewed.tls_context()))
         await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[renewed.serial]] * 2)
         assert sorted(air.calls("announce")) == [NAME, f"{NAME} #2"]
+
+
+async def test_database_that_is_replaced_is_announced(bench, air, tmp_path):
+    """No client has come by, and the clock's minute is not over."""
+    async with serving(bench, air), anyio.create_task_group() as background:
+        background.start_soon(bench.host.identities.keep_fresh, bench.lines.log)
+        other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
+        for path in other.directory.iterdir():
+            shutil.copy(path, bench.identity / path.name)
+        await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[other.serial]])
+        background.cancel_scope.cancel()
 
 
 async def test_machine_owner_keys_are_followed(bench, air):
