@@ -27,13 +27,17 @@ from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.hosting import Configuration, Hosting
 from stapsrv.identity.password import obtain_password
 from stapsrv.init import fork_as_init
+from stapsrv.observe.door import Door, open_door
+from stapsrv.observe.facts import Phase
 from stapsrv.observe.logs import Log, LogBook
+from stapsrv.observe.monitor import monitored
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.observe.sinks import Sink
 from stapsrv.observe.streams import standard_error
+from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
-from stapsrv.supervisor.host import open_host
+from stapsrv.supervisor.host import Host, open_host
 from stapsrv.supervisor.seat import take_seat
 
 CONTROL_SOCKET = "control.sock"
@@ -114,11 +118,15 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
     settings = attrs.evolve(settings, tuning=settings.tuning.over(configured.tuning.of_servers()))
     means.sockets.check_all_used([settings], controlled=False)
     style = settings.log_format or configured.log_format or LogFormat.CLASSIC
-    with contextlib.closing(LogBook(style, terminal=_terminal())) as book:
+    with (
+        contextlib.closing(LogBook(style, terminal=_terminal())) as book,
+        open_door(options.metrics or configured.metrics) as metrics,
+    ):
         log = book.open(settings.log)
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
             open_host(environ, password=means.password, sockets=means.sockets) as host,
+            _looked_at(host, settings, metrics, log) as solitary,
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             server = await host.prepare(settings, log)
@@ -129,9 +137,11 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
                 background.start_soon(host.identities.keep_fresh, log)
                 async with anyio.create_task_group() as serving:
                     await serving.start(server.serve)
+                    solitary.server, solitary.phase = server, Phase.RUNNING
                     notifier.ready(f"serving on {server.address}")
                     announcer.show(os.getpid(), server)
                     await stopping.wait()
+                    solitary.phase = Phase.STOPPING
                     notifier.stopping()
                     await announcer.withdraw(os.getpid())
                     server.stop()
@@ -154,11 +164,25 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
     with (
         contextlib.closing(LogBook(style, terminal=_terminal())) as book,
         take_seat(configuration.settings.stat_path, user.pw_name) as seat,
+        open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
     ):
         async with open_host(environ, password=means.password, sockets=means.sockets) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
-            async with _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping:
+            async with (
+                _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping,
+                monitored(metrics, hosting.look, log=hosting.log),
+            ):
                 await hosting.run(seat / CONTROL_SOCKET, stopping)
+
+
+@contextlib.asynccontextmanager
+async def _looked_at(
+    host: Host, settings: ServerSettings, metrics: Door | None, log: Log
+) -> AsyncIterator[SolitaryServer]:
+    """Have the one server of this process looked at, from before it is there, while the block runs."""
+    solitary = SolitaryServer(host, settings)
+    async with monitored(metrics, solitary.look, log=log):
+        yield solitary
 
 
 @contextlib.asynccontextmanager

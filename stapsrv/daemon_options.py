@@ -14,6 +14,7 @@ import attrs
 from stapsrv import __version__
 from stapsrv.config.log_format import LogFormat, parse_log_format
 from stapsrv.config.mdns import MdnsSettings, parse_host, parse_interfaces
+from stapsrv.config.metrics_address import MetricsAddress, parse_metrics_address
 from stapsrv.config.settings import DEFAULT_MAX_COMPRESSED_BYTES, DEFAULT_MAX_REQUEST_BYTES, ServerSettings
 from stapsrv.config.tunables import NOTHING_SET, TUNABLES, Scope, Tunable, Tuning, with_tuning
 from stapsrv.errors import UsageError
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 
 _MAX_PORT = 65535
 _WITH_VALUE = re.compile(
-    r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|backend"
+    r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|metrics|backend"
     r"|password-file|password-descriptor"
     r"|mdns-interfaces|mdns-host)"
     rf"|{'|'.join(row.option for row in TUNABLES)}"
@@ -52,6 +53,7 @@ class DaemonOptions:
         resume: start again what a supervisor that died had on record.
         on_demand: host nothing at first, and end when the last server has stopped.
         max_compiles: requests that may compile at the same time, over all servers.
+        metrics: where metrics and health are to be had, or None for as configured.
         use_password: the certificate databases have a password.
         password_file: where it is to be read.
         password_descriptor: likewise, inherited.
@@ -69,6 +71,7 @@ class DaemonOptions:
     resume: bool = True
     on_demand: bool = False
     max_compiles: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    metrics: MetricsAddress | None = None
     use_password: bool = False
     password_file: Path | None = None
     password_descriptor: int | None = None
@@ -162,6 +165,12 @@ def _parser() -> _Parser:
         type=_number("a number of compiles", 1),
         metavar="N",
         help="requests compiled at the same time over all servers (default: the number of cores)",
+    )
+    add(
+        "--metrics",
+        type=_expecting(parse_metrics_address),
+        metavar="ADDRESS",
+        help="metrics and health over HTTP: PORT (on 127.0.0.1), ADDRESS:PORT, or unix:PATH (default: off)",
     )
     add(
         "--no-resume",

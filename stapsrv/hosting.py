@@ -20,6 +20,7 @@ from stapsrv.daemon_options import DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.observe.facts import Facts, Phase
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.supervisor.announcing import Announcer
@@ -167,8 +168,9 @@ class Hosting:
         self._notifier = notifier
         self._environ = environ
         self._hangup = anyio.Event()
-        self._is_up = False
         self._files = FileWork()
+        self._phase = Phase.STARTING
+        self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
         self.supervisor = Supervisor(
             host,
@@ -185,6 +187,12 @@ class Hosting:
     def hang_up(self) -> None:
         """Begin new log files and read the configuration again, soon."""
         self._hangup.set()
+
+    def look(self) -> Facts:
+        """Return what is known of this process now."""
+        return Facts(
+            phase=self._phase, faults=self._faults, status=self.supervisor.status(), tally=self._host.tally
+        )
 
     async def run(self, socket: Path, stopping: anyio.Event) -> None:
         """Host servers until ``stopping``, or until the last is gone if started on demand.
@@ -223,7 +231,7 @@ class Hosting:
             ConfigError: the global file or the directory cannot be used; nothing was changed.
         """
         # While it comes up, the service manager is told of readiness once, when all is up.
-        if not self._is_up:
+        if self._phase is Phase.STARTING:
             return await self._reload(config_file, force=force, report=report)
         self._notifier.reloading()
         try:
@@ -260,6 +268,7 @@ class Hosting:
         else:
             self.supervisor.forget_records()
         if self._options.on_demand:
+            self._phase = Phase.RUNNING
             self._notifier.ready("waiting for commands")
             await anyio.sleep(_UNUSED_S)
             self.supervisor.end_if_unused()
@@ -268,7 +277,7 @@ class Hosting:
         self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
         default = Wish(default_server(self._configuration.defaults))
         await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
-        self._is_up = True
+        self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 
     async def _obey_hangups(self) -> None:
@@ -283,6 +292,7 @@ class Hosting:
 
     async def _stop_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()
+        self._phase = Phase.STOPPING
         self._notifier.stopping()
         self.supervisor.end()
 
@@ -293,6 +303,7 @@ class Hosting:
             raise ConfigError(
                 f"cannot be read: {exc.strerror}", where="the configuration", remedy="mend its file system"
             ) from exc
+        self._faults = tuple(str(fault) for fault in found.faults.values())
         for fault in found.faults.values():
             self.log.error("configuration.refused", reason=fault)
         return found

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from kit.daemon import start
+from kit.http import get_page
 
 from stapsrv.daemon import refuse_root
 from stapsrv.errors import UsageError
@@ -118,6 +120,37 @@ def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity):
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert log.read_text().endswith("Received signal 15, exiting\n")
+
+
+def test_metrics_of_one_server(tmp_path, environ, build_tree, identity):
+    place = tmp_path / "metrics.sock"
+    command = ["-r", build_tree, "--ssl", identity]
+    with start([*command, "--metrics", f"unix:{place}"], environ) as server:
+        assert get_page(place, "/readyz") == (200, "ok\n")
+        status, text = get_page(place, "/metrics")
+        assert status == 200
+        assert '\nstapsrv_server_serving{server="stap-serverd"} 1.0\n' in text
+        assert '\nstapsrv_requests_total{release="6.1.0-test",result="success"} 0.0\n' in text
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert not place.exists()
+
+
+def test_metrics_where_somebody_else_is(tmp_path, environ, build_tree, identity):
+    """Also when they come from the environment."""
+    command = ["-r", build_tree, "--ssl", identity]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        results = [
+            serverd(*command, "--metrics", port, env=environ),
+            serverd(*command, env=environ | {"STAPSRV_METRICS": f":{port}"}),
+        ]
+    for result in results:
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"stap-serverd: metrics address 127.0.0.1:{port}: is in use by another program; "
+            "give another address with --metrics or METRICS=, or off\n"
+        )
 
 
 @pytest.mark.parametrize("options", [["--password-file"], ["-P"]], ids=["file", "credential"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from kit.daemon import ServerProcess, passing, start
+from kit.http import get_page
 
 
 class Site:
@@ -96,7 +97,16 @@ def test_one_bad_file_hinders_no_other_and_is_told(site):
     site.configure("good")
     site.configure("bad", "PORT=many\n")
     site.configure("impossible", "RUNTIME=/missing\n")
-    with site.start() as server:
+    with site.start("--metrics", "unix:metrics.sock") as server:
+        place = site.stat / site.user / "metrics.sock"
+        status, reasons = get_page(place, "/readyz")
+        impossible, bad = reasons.splitlines()
+        assert status == 503
+        assert impossible.startswith("server impossible is failed: -R /missing: is not a directory")
+        assert bad.startswith(f"configuration refused: {site.conf_d}/bad.conf:4: PORT=many: expected a port")
+        metrics = get_page(place, "/metrics")[1]
+        assert '\nstapsrv_server_serving{server="good"} 1.0\n' in metrics
+        assert '\nstapsrv_server_serving{server="impossible"} 0.0\n' in metrics
         told = " ".join(server.told)
         assert "STATUS=1 of 2 servers serve; impossible: -R /missing: is not a directory" in told
         servers = site.status()

@@ -14,6 +14,7 @@ from stapsrv.compile.engine import CompileResult, Engine
 from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.tally import Tally
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 
@@ -57,6 +58,7 @@ class CompileService:
         log: the server's own.
         counts: kept by the sessions.
         flights: the compiles that its sessions wait for; open as long as there are sessions.
+        tally: likewise, of all servers of this process.
     """
 
     settings: ServerSettings
@@ -69,3 +71,4 @@ class CompileService:
     log: Log
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     flights: Flights[CompileResult] = attrs.field(factory=Flights)
+    tally: Tally = attrs.field(factory=Tally)

@@ -21,6 +21,7 @@ from stapsrv.compile.answering import Exchange
 from stapsrv.compile.deadlines import deadline
 from stapsrv.compile.record import Outcome, RequestRecord, summary
 from stapsrv.compile.service import CompileService
+from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.compile.wire import FrameReader, encode_response
 from stapsrv.errors import ProtocolError, StapsrvError
 
@@ -54,6 +55,7 @@ class Session:
         # Taken once: what this peer is sent is signed by the certificate that it was shown.
         self._identity = service.identity()
         self._arriving = anyio.CancelScope()
+        self._outcome = ConnectionOutcome.ENDED
         self.outstanding = False
         """Whether a whole request has arrived and its answer is not sent yet."""
 
@@ -71,27 +73,40 @@ class Session:
             async with await _adopt(connection) as stream:
                 await self._converse(stream)
         except TimeoutError as exc:
-            self._log.info("connection.failed", reason=str(exc))
+            self._fail(str(exc))
         except ProtocolError as exc:
-            self._log.info("connection.failed", reason=exc)
+            self._fail(exc)
         except _BROKEN as exc:
-            self._log.info("connection.failed", reason=_describe(exc))
+            self._fail(_describe(exc))
         except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
+            self._outcome = ConnectionOutcome.CRASHED
             self._log.exception("connection.crashed")
+        finally:
+            self._service.tally.connections[self._outcome] += 1
+
+    def _fail(self, reason: object) -> None:
+        self._log.info("connection.failed", reason=reason)
+        if self._outcome is not ConnectionOutcome.REQUEST:
+            self._outcome = ConnectionOutcome.FAILED
 
     async def _converse(self, stream: SocketStream) -> None:
         with self._arriving:
             tls = await self._handshake(stream)
             received = await self._receive(tls)
             self.outstanding = received is not None
-        if self._arriving.cancelled_caught or received is None:
+        if self._arriving.cancelled_caught:
             return
+        if received is None:
+            self._outcome = ConnectionOutcome.EMPTY
+            return
+        self._outcome = ConnectionOutcome.REQUEST
         record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
         try:
             await self._serve(tls, received, record)
         finally:
             self.outstanding = False
             self._log.info("request.summary", **summary(record))
+            self._service.tally.count_request(record, served=self._service.releases)
         await _say_goodbye(tls)
 
     async def _serve(self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord) -> None:

@@ -20,6 +20,7 @@ from stapsrv.config.mdns import (
     parse_interfaces,
     parse_switch,
 )
+from stapsrv.config.metrics_address import MetricsAddress, parse_metrics_address
 from stapsrv.config.tunables import NOTHING_SET, TUNABLES, Tuning, with_tuning
 from stapsrv.errors import ConfigError
 
@@ -38,6 +39,7 @@ class GlobalSettings(NamedTuple):
         log_file: the log of servers that have none of their own.
         log_format: how lines look in logs that do not say; None for the classic format.
         stap_user: whom servers run as, or None for the default user.
+        metrics: where metrics and health are to be had; None for nowhere.
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
         mdns_host: likewise.
@@ -49,6 +51,7 @@ class GlobalSettings(NamedTuple):
     log_file: Path
     stap_user: str | None = None
     log_format: LogFormat | None = None
+    metrics: MetricsAddress | None = None
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
@@ -80,6 +83,7 @@ GLOBAL_VARIABLES = (
     Variable("LOG_FILE", "log_file", Path),
     Variable("LOG_FORMAT", "log_format", parse_log_format),
     Variable("STAP_USER", "stap_user"),
+    Variable("METRICS", "metrics", parse_metrics_address),
     Variable("MDNS", "mdns_enabled", parse_switch),
     Variable("MDNS_INTERFACES", "mdns_interfaces", parse_interfaces),
     Variable("MDNS_HOST", "mdns_host", parse_host),

@@ -1,4 +1,4 @@
-"""The control socket as a file: made whole or not at all, and taken away only if it is ours."""
+"""The control socket as a file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from stapsrv.control.address import address_of
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.seat import share_with_group
+from stapsrv.supervisor.socket_file import open_socket_file
 
-_MODE = 0o660
 _BACKLOG = 128
 """Connections that the kernel completes while the loop is busy: as many as are let in at once."""
 
@@ -29,37 +27,13 @@ def open_control_socket(path: Path) -> Iterator[socket.socket]:
     Raises:
         ConfigError: it cannot be made.
     """
-    beside = path.with_name(f".{path.name}.new")
-    made: tuple[int, int] | None = None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    with contextlib.ExitStack() as held:
         try:
-            beside.unlink(missing_ok=True)
-            with address_of(beside) as address:
-                listener.bind(address)
-            # Nobody can connect before listen(), so the mode that bind() gave was never of use.
-            beside.chmod(_MODE)
-            share_with_group(beside)
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            made = _identity(beside)
-            beside.replace(path)
+            listener = held.enter_context(open_socket_file(path, backlog=_BACKLOG))
         except OSError as exc:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             raise ConfigError(
                 f"cannot be made: {exc.strerror}",
                 where=f"control socket {path}",
                 remedy="let the server's user write to its directory, or set STAT_PATH to another one",
             ) from exc
-        try:
-            yield listener
-        finally:
-            # Taken away before it is closed: who finds the name finds somebody who accepts.
-            with contextlib.suppress(OSError):
-                if _identity(path) == made:
-                    path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
+        yield listener

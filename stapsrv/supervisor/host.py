@@ -18,6 +18,7 @@ from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.process import find_containment
 from stapsrv.compile.service import CompileService
+from stapsrv.compile.tally import Tally
 from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import ServerSettings
@@ -41,12 +42,14 @@ class Host:
         engine: runs stap here.
         identities: who its servers are.
         sockets: what the service manager opened for them.
+        tally: what became of their connections and requests.
     """
 
     user: str
     engine: LocalEngine
     identities: IdentityStore
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
+    tally: Tally = attrs.field(factory=Tally)
 
     async def prepare(
         self,
@@ -88,8 +91,10 @@ class Host:
                     MokStore(moks_directory(identity.kept.identity.directory), log), self.engine.workspace
                 ),
                 log=log,
+                tally=self.tally,
             )
             server = CompileServer(service, listener, identity=identity)
+            self.tally.expect(service.releases)
             undo.pop_all()
         return server
 

@@ -147,6 +147,7 @@ class HostedServer:
             done=statistics.done if statistics else 0,
             failed=statistics.failed if statistics else 0,
             certificate_expires=statistics.certificate_expires if statistics else None,
+            connections=statistics.connections if statistics else 0,
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

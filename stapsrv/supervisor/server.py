@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
+from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
@@ -93,7 +94,7 @@ class CompileServer:
                 task_status.started()
                 await accept_connections(
                     self._listener,
-                    admit=self._refusal,
+                    admit=self._admit,
                     serve=lambda connection, peer: self._begin(sessions, connection, peer),
                     log=log,
                 )
@@ -139,6 +140,12 @@ class CompileServer:
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
+
+    def _admit(self, peer: Peer) -> str | None:
+        refusal = self._refusal(peer)
+        if refusal is not None:
+            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
+        return refusal
 
     def _refusal(self, _peer: Peer) -> str | None:
         """Why a new connection is reset, if it is; the reason names the limit that was met."""

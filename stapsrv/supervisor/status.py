@@ -29,6 +29,7 @@ class ServerStatus:
         done: requests answered, whatever stap said of them.
         failed: requests that came to no answer of stap's.
         certificate_expires: the end of its certificate's validity, once it has one.
+        connections: open ones, whatever they are doing.
     """
 
     id: int
@@ -45,6 +46,7 @@ class ServerStatus:
     done: int
     failed: int
     certificate_expires: datetime | None
+    connections: int = 0
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,61 @@
+"""What a process knows of itself: what metrics and health are made of."""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
+
+import anyio
+import attrs
+
+from stapsrv.compile.tally import Durations, Tally
+from stapsrv.supervisor.status import SupervisorStatus
+
+LAG_INTERVAL_S = 5.0
+"""Between looks at the event loop's lateness: an idle process must stay idle."""
+
+
+class Phase(enum.StrEnum):
+    """How far a process is."""
+
+    STARTING = "starting"
+    """What its configuration says is not under way yet."""
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What is known of this process at one moment.
+
+    Attributes:
+        phase: how far it is.
+        faults: why configured servers are not hosted.
+        status: of the supervisor; of a single server, as of a supervisor that hosts it.
+        tally: what became of connections and requests.
+        lag: of the event loop.
+    """
+
+    phase: Phase
+    status: SupervisorStatus
+    tally: Tally
+    faults: tuple[str, ...] = ()
+    lag: Durations = attrs.field(factory=Durations)
+
+    def frozen(self) -> Facts:
+        """Return a copy that stays as it is while the event loop goes on counting."""
+        return attrs.evolve(self, tally=copy.deepcopy(self.tally), lag=copy.deepcopy(self.lag))
+
+
+Look: TypeAlias = Callable[[], Facts]
+"""Looks at the process; called on the event loop."""
+
+
+async def sample_lag(lag: Durations, *, interval_s: float = LAG_INTERVAL_S) -> NoReturn:
+    """Add how late the event loop is to ``lag``, every so often, until cancelled."""
+    while True:
+        due = anyio.current_time() + interval_s
+        await anyio.sleep_until(due)
+        lag.add(max(0.0, anyio.current_time() - due))

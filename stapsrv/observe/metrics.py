@@ -1,0 +1,326 @@
+"""The metrics: one table of what each is called, means and is made of; and their text for Prometheus.
+
+What is counted is counted elsewhere (:mod:`stapsrv.compile.tally`), with or without somebody who asks.
+Here it is only put into words, from a snapshot, in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stapsrv.compile.tally import Durations
+from stapsrv.observe.facts import Facts
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.status import ServerStatus
+
+_TASKS = Path("/proc/self/task")
+
+
+class Kind(enum.StrEnum):
+    """What kind of metric one is, as Prometheus has it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+Samples = Iterable[tuple[tuple[str, ...], float | Durations]]
+"""Values of labels, and a value."""
+
+
+class Row(NamedTuple):
+    """One metric.
+
+    Attributes:
+        name: with its unit.
+        kind: histograms are of durations.
+        help: what it is, in one sentence.
+        labels: their names.
+        read: returns its samples.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[Facts], Samples]
+
+
+def _single(read: Callable[[Facts], float | Durations]) -> Callable[[Facts], Samples]:
+    return lambda facts: [((), read(facts))]
+
+
+def _stage(name: str) -> Callable[[Facts], Samples]:
+    return lambda facts: [((), facts.tally.stages[name])]
+
+
+def _of_servers(read: Callable[[ServerStatus], float]) -> Callable[[Facts], Samples]:
+    return lambda facts: [((server.nickname,), read(server)) for server in facts.status.servers]
+
+
+def _build(facts: Facts) -> Samples:
+    status = facts.status
+    return [((status.version, status.stap_version, status.containment), 1)]
+
+
+def _servers(facts: Facts) -> Samples:
+    states = Counter(server.state for server in facts.status.servers)
+    return [((state.value,), states[state]) for state in State]
+
+
+def _certificates(facts: Facts) -> Samples:
+    for server in facts.status.servers:
+        if server.certificate_expires is not None:
+            yield (server.nickname,), server.certificate_expires.timestamp()
+
+
+def _children(_facts: Facts) -> Samples:
+    count = count_children()
+    return [] if count is None else [((), count)]
+
+
+ROWS = (
+    Row(
+        "stapsrv_build_info",
+        Kind.GAUGE,
+        "Always 1; the labels tell the versions of stapsrv and stap, and how compiles are contained.",
+        ("version", "stap_version", "containment"),
+        _build,
+    ),
+    Row(
+        "stapsrv_servers",
+        Kind.GAUGE,
+        "Compile servers in each state; serving is the one to be in.",
+        ("state",),
+        _servers,
+    ),
+    Row(
+        "stapsrv_server_serving",
+        Kind.GAUGE,
+        "Whether a server serves: 1, or 0 in every other state.",
+        ("server",),
+        _of_servers(lambda server: server.state is State.SERVING),
+    ),
+    Row(
+        "stapsrv_certificate_expiry_timestamp_seconds",
+        Kind.GAUGE,
+        "When a server's certificate expires; it is renewed a month before.",
+        ("server",),
+        _certificates,
+    ),
+    Row(
+        "stapsrv_workers",
+        Kind.GAUGE,
+        "Requests that a server compiles at the same time at most.",
+        ("server",),
+        _of_servers(lambda server: server.settings.workers),
+    ),
+    Row(
+        "stapsrv_workers_busy",
+        Kind.GAUGE,
+        "Requests of a server that compile now.",
+        ("server",),
+        _of_servers(lambda server: server.running),
+    ),
+    Row(
+        "stapsrv_requests_queued",
+        Kind.GAUGE,
+        "Requests of a server that wait for a worker now.",
+        ("server",),
+        _of_servers(lambda server: server.queued),
+    ),
+    Row(
+        "stapsrv_connections_open",
+        Kind.GAUGE,
+        "Open connections of a server, whatever they are doing.",
+        ("server",),
+        _of_servers(lambda server: server.connections),
+    ),
+    Row(
+        "stapsrv_compiles_running",
+        Kind.GAUGE,
+        "Requests that compile now, over all servers.",
+        (),
+        _single(lambda facts: facts.status.compiles),
+    ),
+    Row(
+        "stapsrv_compiles_limit",
+        Kind.GAUGE,
+        "Requests that may compile at the same time, over all servers.",
+        (),
+        _single(lambda facts: facts.status.max_compiles),
+    ),
+    Row(
+        "stapsrv_connections_total",
+        Kind.COUNTER,
+        "Connections that have ended: refused (reset, no room), failed, empty (no request), request, "
+        "ended (the server stopped), crashed.",
+        ("outcome",),
+        lambda facts: [((outcome.value,), count) for outcome, count in facts.tally.connections.items()],
+    ),
+    Row(
+        "stapsrv_requests_total",
+        Kind.COUNTER,
+        "Requests that have ended: success, error (stap found fault), refused (by the server), abandoned (by "
+        "the client); by kernel release, other where it is not served.",
+        ("release", "result"),
+        lambda facts: [
+            ((release, result.value), count) for (release, result), count in facts.tally.requests.items()
+        ],
+    ),
+    Row(
+        "stapsrv_answers_total",
+        Kind.COUNTER,
+        "Answers of stap by where they came from.",
+        ("source",),
+        lambda facts: [((source.value,), count) for source, count in facts.tally.sources.items()],
+    ),
+    Row(
+        "stapsrv_request_queue_seconds",
+        Kind.HISTOGRAM,
+        "How long requests waited for a worker.",
+        (),
+        _stage("queue"),
+    ),
+    Row(
+        "stapsrv_request_compile_seconds",
+        Kind.HISTOGRAM,
+        "How long stap took for requests.",
+        (),
+        _stage("compile"),
+    ),
+    Row(
+        "stapsrv_request_sign_seconds",
+        Kind.HISTOGRAM,
+        "How long the signatures of answers took.",
+        (),
+        _stage("sign"),
+    ),
+    Row(
+        "stapsrv_request_send_seconds",
+        Kind.HISTOGRAM,
+        "How long clients took to take their answers.",
+        (),
+        _stage("send"),
+    ),
+    Row(
+        "stapsrv_received_bytes_total",
+        Kind.COUNTER,
+        "Bytes of requests that arrived whole, before TLS.",
+        (),
+        _single(lambda facts: facts.tally.request_bytes),
+    ),
+    Row(
+        "stapsrv_sent_bytes_total",
+        Kind.COUNTER,
+        "Bytes of answers, before TLS.",
+        (),
+        _single(lambda facts: facts.tally.answer_bytes),
+    ),
+    Row(
+        "stapsrv_event_loop_lag_seconds",
+        Kind.HISTOGRAM,
+        "How late the event loop was, looked at every 5 seconds.",
+        (),
+        _single(lambda facts: facts.lag),
+    ),
+    Row(
+        "stapsrv_child_processes",
+        Kind.GAUGE,
+        "Child processes, without those below them.",
+        (),
+        _children,
+    ),
+)
+
+
+def families(facts: Facts) -> Iterator[Metric]:
+    """Return every metric of the table, as Prometheus' library has them."""
+    for row in ROWS:
+        yield _family(row, row.read(facts))
+
+
+class Exposition:
+    """Puts facts into Prometheus' text format, with a registry of its own."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._latest = _Latest()
+        self._registry.register(self._latest)
+        ProcessCollector(registry=self._registry)
+
+    def text(self, facts: Facts) -> bytes:
+        """Return the text; takes milliseconds, and is not to be called twice at the same time."""
+        self._latest.facts = facts
+        return generate_latest(self._registry)
+
+
+class _Latest(Collector):
+    """What a registry asks."""
+
+    def __init__(self) -> None:
+        self.facts: Facts | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(()) if self.facts is None else families(self.facts)
+
+
+def count_children() -> int | None:
+    """Return how many children this process has; None where the kernel does not tell."""
+    count = 0
+    try:
+        tasks = list(_TASKS.iterdir())
+    except OSError:
+        return None
+    for task in tasks:
+        # Of a thread that has just ended there are none.
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                count += len((task / "children").read_text().split())
+            except FileNotFoundError:
+                if task.exists():
+                    return None
+    return count
+
+
+def _family(row: Row, samples: Samples) -> Metric:
+    match row.kind:
+        case Kind.HISTOGRAM:
+            histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+            for labels, durations in samples:
+                assert isinstance(durations, Durations)  # noqa: S101 - the table's business
+                histogram.add_metric(labels, _buckets(durations), durations.total_s)
+            return histogram
+        case Kind.COUNTER:
+            return _plain(CounterMetricFamily(row.name, row.help, labels=row.labels), samples)
+        case Kind.GAUGE:
+            return _plain(GaugeMetricFamily(row.name, row.help, labels=row.labels), samples)
+
+
+def _plain(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> Metric:
+    for labels, value in samples:
+        assert not isinstance(value, Durations)  # noqa: S101 - the table's business
+        family.add_metric(labels, float(value))
+    return family
+
+
+def _buckets(durations: Durations) -> Sequence[tuple[str, float]]:
+    """Return the upper bounds, and how many were below each."""
+    bounds = [*(f"{float(bound)}" for bound in durations.bounds_s), "+Inf"]
+    below = 0
+    buckets = []
+    for bound, count in zip(bounds, durations.counts, strict=True):
+        below += count
+        buckets.append((bound, float(below)))
+    return buckets

@@ -1,0 +1,105 @@
+"""Metrics and health over HTTP: ``/metrics``, ``/livez`` and ``/readyz``.
+
+They have a listener, deadlines and a thread of their own. What goes wrong here is logged, and no server
+notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+import anyio
+import anyio.to_thread
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.tally import Durations
+from stapsrv.observe.door import Door
+from stapsrv.observe.facts import Look, sample_lag
+from stapsrv.observe.health import reasons_not_ready
+from stapsrv.observe.httpserver import HttpLimits, HttpServer, Page
+
+_FRESH_S = 0.5
+"""How long a text serves: a crowd that asks at once is told the same."""
+_PAUSE_S = 10.0
+"""After a failure of the listener."""
+
+
+class Monitor:
+    """What is told of this process over one listener.
+
+    Args:
+        listener: listening and non-blocking; its owner closes it.
+        look: looks at the process.
+        log: the process's own.
+        limits: of clients; other ones than the default.
+    """
+
+    def __init__(
+        self, listener: socket.socket, look: Look, *, log: Log, limits: HttpLimits | None = None
+    ) -> None:
+        self._server = HttpServer(listener, self._find, log=log, limits=limits)
+        self._look = look
+        self._log = log
+        self._lag = Durations()
+        # Slow to load, and of use only here.
+        from stapsrv.observe.metrics import Exposition  # noqa: PLC0415
+
+        self._exposition = Exposition()
+        self._rendering = anyio.Lock()
+        self._thread = anyio.CapacityLimiter(1)
+        self._page = Page(HTTPStatus.OK, b"")
+        self._fresh_until = -1.0
+
+    async def run(self) -> None:
+        """Tell whoever asks, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sample_lag, self._lag)
+            while True:
+                await self._serve()
+
+    async def _serve(self) -> None:
+        try:
+            await self._server.serve()
+        except* OSError as failure:
+            self._log.error("metrics.failed", reason=str(failure.exceptions[0]))
+            await anyio.sleep(_PAUSE_S)
+
+    async def _find(self, path: str) -> Page:
+        match path:
+            case "/metrics":
+                return await self._metrics()
+            case "/livez":
+                # That this is answered is what it says.
+                return Page.of_lines(HTTPStatus.OK, "ok")
+            case "/readyz":
+                reasons = reasons_not_ready(self._look())
+                if reasons:
+                    return Page.of_lines(HTTPStatus.SERVICE_UNAVAILABLE, *reasons)
+                return Page.of_lines(HTTPStatus.OK, "ok")
+        return Page.of_lines(HTTPStatus.NOT_FOUND, "there are /metrics, /livez and /readyz")
+
+    async def _metrics(self) -> Page:
+        async with self._rendering:
+            if anyio.current_time() >= self._fresh_until:
+                facts = attrs.evolve(self._look(), lag=self._lag).frozen()
+                text = await anyio.to_thread.run_sync(self._exposition.text, facts, limiter=self._thread)
+                self._page = Page(HTTPStatus.OK, text, self._exposition.content_type)
+                self._fresh_until = anyio.current_time() + _FRESH_S
+            return self._page
+
+
+@contextlib.asynccontextmanager
+async def monitored(door: Door | None, look: Look, *, log: Log) -> AsyncIterator[None]:
+    """Have metrics and health told at ``door`` for as long as the block runs; nothing without one."""
+    if door is None:
+        yield
+        return
+    log.info("metrics.listening", address=door.name)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Monitor(door.listener, look, log=log).run)
+        yield
+        tasks.cancel_scope.cancel()

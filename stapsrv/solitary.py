@@ -1,0 +1,72 @@
+"""The one server of a process without a supervisor, described as a supervisor would describe it."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from stapsrv import __version__
+from stapsrv.config.settings import ServerSettings
+from stapsrv.daemon_options import PROGRAM
+from stapsrv.observe.facts import Facts, Phase
+from stapsrv.supervisor.host import Host
+from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+
+_STATES = {Phase.STARTING: State.STARTING, Phase.RUNNING: State.SERVING, Phase.STOPPING: State.STOPPING}
+
+
+class SolitaryServer:
+    """What is known of the server.
+
+    Attributes:
+        phase: how far it is.
+        server: what serves, once it is there.
+    """
+
+    def __init__(self, host: Host, settings: ServerSettings) -> None:
+        self.phase = Phase.STARTING
+        self.server: CompileServer | None = None
+        self._host = host
+        self._settings = settings
+        self._since = datetime.now(UTC)
+
+    def look(self) -> Facts:
+        """Return what is known of this process now."""
+        server = self._status()
+        host = self._host
+        status = SupervisorStatus(
+            pid=os.getpid(),
+            user=host.user,
+            version=__version__,
+            stap_version=host.engine.stap.version,
+            containment=host.engine.containment.value,
+            since=self._since,
+            compiles=server.running,
+            max_compiles=self._settings.workers,
+            servers=(server,),
+        )
+        return Facts(phase=self.phase, status=status, tally=host.tally)
+
+    def _status(self) -> ServerStatus:
+        pid, server = os.getpid(), self.server
+        statistics = server.statistics() if server is not None else None
+        return ServerStatus(
+            id=pid,
+            # Not the id: that is another after each start, and this is what its metrics go by.
+            nickname=self._settings.nickname or PROGRAM,
+            settings=self._settings,
+            origin=None,
+            wanted=Wanted.UP,
+            state=_STATES[self.phase],
+            since=self._since,
+            reason=None,
+            port=server.address.port if server is not None else None,
+            running=statistics.running if statistics else 0,
+            queued=statistics.queued if statistics else 0,
+            done=statistics.done if statistics else 0,
+            failed=statistics.failed if statistics else 0,
+            certificate_expires=statistics.certificate_expires if statistics else None,
+            connections=statistics.connections if statistics else 0,
+        )

@@ -1,0 +1,32 @@
+"""Asking a process for a page, over an Internet or a Unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from pathlib import Path
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def get_page(place: int | Path, path: str) -> tuple[int, str]:
+    """Return status and text of a page; ``place`` is a port of 127.0.0.1, or a socket's path."""
+    if isinstance(place, int):
+        connection = http.client.HTTPConnection("127.0.0.1", place, timeout=30)
+    else:
+        connection = _UnixConnection(place)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()

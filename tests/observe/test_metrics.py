@@ -1,0 +1,212 @@
+"""The metrics' text: what Prometheus reads from it, its names, and who else knows them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import attrs
+import pytest
+from kit.control import server_status
+from prometheus_client.parser import text_string_to_metric_families
+
+from stapsrv.compile.record import Outcome, RequestRecord, Source
+from stapsrv.compile.tally import ConnectionOutcome, Durations, Tally
+from stapsrv.observe.facts import Facts, Phase, sample_lag
+from stapsrv.observe.metrics import ROWS, Exposition, Kind, count_children
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.status import SupervisorStatus
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "packaging" / "grafana" / "stapsrv.json"
+DOCUMENT = ROOT / "docs" / "metrics.md"
+EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def facts() -> Facts:
+    tally = Tally()
+    tally.expect(["6.1"])
+    record = RequestRecord(
+        peer="p",
+        request_bytes=10,
+        release="6.1",
+        outcome=Outcome.ANSWERED,
+        source=Source.COMPILED,
+        rc=0,
+        answer_bytes=20,
+        queue_s=0.002,
+        compile_s=3.0,
+        sign_s=0.002,
+        send_s=700.0,
+    )
+    tally.count_request(record, served=["6.1"])
+    tally.connections[ConnectionOutcome.REQUEST] += 1
+    lag = Durations()
+    lag.add(0.02)
+    servers = (
+        server_status(1, nickname='na"me\n', running=2, queued=3, connections=7, certificate_expires=EXPIRY),
+        server_status(2, State.FAILED, reason="broken"),
+    )
+    status = SupervisorStatus(
+        pid=1,
+        user="u",
+        version="0",
+        stap_version="4.8",
+        containment="session",
+        since=EXPIRY,
+        compiles=2,
+        max_compiles=4,
+        servers=servers,
+    )
+    return Facts(phase=Phase.RUNNING, status=status, tally=tally, lag=lag)
+
+
+@pytest.fixture
+def samples(facts) -> dict[tuple[str, ...], float]:
+    """Samples as Prometheus reads them: by name and the labels' values."""
+    text = Exposition().text(facts).decode()
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_values(samples):
+    expected = {
+        ("stapsrv_servers", "serving"): 1,
+        ("stapsrv_servers", "failed"): 1,
+        ("stapsrv_servers", "draining"): 0,
+        ("stapsrv_server_serving", 'na"me\n'): 1,
+        ("stapsrv_server_serving", "2"): 0,
+        ("stapsrv_certificate_expiry_timestamp_seconds", 'na"me\n'): EXPIRY.timestamp(),
+        ("stapsrv_workers_busy", 'na"me\n'): 2,
+        ("stapsrv_requests_queued", 'na"me\n'): 3,
+        ("stapsrv_connections_open", 'na"me\n'): 7,
+        ("stapsrv_compiles_running",): 2,
+        ("stapsrv_compiles_limit",): 4,
+        ("stapsrv_connections_total", "request"): 1,
+        ("stapsrv_connections_total", "refused"): 0,
+        ("stapsrv_requests_total", "6.1", "success"): 1,
+        ("stapsrv_requests_total", "6.1", "abandoned"): 0,
+        ("stapsrv_requests_total", "other", "refused"): 0,
+        ("stapsrv_answers_total", "compiled"): 1,
+        ("stapsrv_request_compile_seconds_bucket", "2.5"): 0,
+        ("stapsrv_request_compile_seconds_bucket", "5.0"): 1,
+        ("stapsrv_request_compile_seconds_bucket", "+Inf"): 1,
+        ("stapsrv_request_compile_seconds_count",): 1,
+        ("stapsrv_request_compile_seconds_sum",): 3,
+        ("stapsrv_request_send_seconds_bucket", "600.0"): 0,
+        ("stapsrv_request_send_seconds_bucket", "+Inf"): 1,
+        ("stapsrv_received_bytes_total",): 10,
+        ("stapsrv_sent_bytes_total",): 20,
+        ("stapsrv_event_loop_lag_seconds_count",): 1,
+    }
+    assert {key: samples.get(key) for key in expected} == expected
+    assert ("stapsrv_certificate_expiry_timestamp_seconds", "2") not in samples
+    assert samples["process_resident_memory_bytes",] > 1e6
+
+
+def test_a_snapshot_stays_as_it_is(facts):
+    before = Exposition().text(frozen := facts.frozen())
+    facts.tally.request_bytes += 1
+    facts.tally.stages["queue"].add(1)
+    facts.lag.add(1)
+    after = Exposition().text(frozen)
+    own = [line for line in before.splitlines() if line.startswith(b"stapsrv_")]
+    assert own == [line for line in after.splitlines() if line.startswith(b"stapsrv_")]
+    assert attrs.evolve(facts).frozen().tally.request_bytes == 11
+
+
+def test_names_are_as_prometheus_wants_them(facts):
+    """What ``promtool check metrics`` complains of: names, units, suffixes, HELP and TYPE."""
+    text = Exposition().text(facts).decode()
+    metadata = re.findall(r"^# (HELP|TYPE) (\S+) (.+)$", text, re.MULTILINE)
+    names = {name for _, name, _ in metadata}
+    assert all((kind, name) in {row[:2] for row in metadata} for kind in ("HELP", "TYPE") for name in names)
+    assert len(metadata) == 2 * len(names)
+    for family in text_string_to_metric_families(text):
+        name = family.name
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", name)
+        assert family.type in {"counter", "gauge", "histogram"}
+        assert family.documentation
+        # The parser takes the suffix from a counter's name.
+        assert not name.endswith(("_total", "_count", "_sum", "_bucket"))
+        assert not re.search(r"_(milli|micro|nano|kilo|kibi|mega|minute|hour|day|percent)", name)
+        assert family.type != "histogram" or name.endswith("_seconds")
+        for sample in family.samples:
+            assert family.type != "counter" or sample.name.endswith("_total")
+            assert not set(sample.labels) & {"instance", "job", "quantile"}
+            assert family.type == "histogram" or "le" not in sample.labels
+            assert all(re.fullmatch(r"[a-z][a-z_]*", label) for label in sample.labels)
+
+
+def test_every_row_of_the_table_has_samples(facts):
+    names = {name for name, *_ in _names(facts)}
+    assert {row.name for row in ROWS} <= names
+
+
+def test_the_documentation_has_each_metric_with_its_labels():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|$", text, re.MULTILINE)
+    documented = {
+        name: (kind, tuple(re.findall(r"`(\w+)`", labels)), help_) for name, kind, labels, help_ in rows
+    }
+    own = {name: row for name, row in documented.items() if name.startswith("stapsrv_")}
+    assert own == {row.name: (row.kind.value, row.labels, row.help) for row in ROWS}
+    assert "process_resident_memory_bytes" in documented
+
+
+@pytest.mark.parametrize("path", [DASHBOARD, DOCUMENT], ids=lambda path: path.name)
+def test_whoever_asks_for_metrics_asks_for_some_that_there_are(path, facts):
+    known = {"stapsrv_build_info"} | {name for name, *_ in _names(facts)}
+    text = path.read_text(encoding="utf-8")
+    if path is DASHBOARD:
+        panels = json.loads(text)["panels"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel.get("targets", ()))
+    asked = set(re.findall(r"\b((?:stapsrv|process)_[a-z_]+[a-z])\b", text))
+    assert len(asked) > 10
+    assert asked <= known | {
+        f"{row.name}{part}"
+        for row in ROWS
+        if row.kind is Kind.HISTOGRAM
+        for part in ("_bucket", "_sum", "_count")
+    }
+
+
+def test_a_dashboard_shows_every_row_but_few():
+    text = DASHBOARD.read_text(encoding="utf-8")
+    missing = {row.name for row in ROWS if row.name not in text}
+    assert missing == set()
+
+
+def test_children_are_counted():
+    before = count_children()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert (before, count_children()) == (before, before + 1)
+    child.communicate()
+    assert count_children() == before
+
+
+@pytest.mark.anyio
+async def test_the_loop_is_looked_at_now_and_then():
+    lag = Durations()
+    with anyio.move_on_after(10) as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: sample_lag(lag, interval_s=0.01))
+            while sum(lag.counts) < 3:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    assert not scope.cancelled_caught
+    assert 0 <= lag.total_s < 10
+
+
+def _names(facts: Facts) -> list[tuple[str, str]]:
+    text = Exposition().text(facts).decode()
+    return [(name, kind) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)]
