@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve bench install clean
+.PHONY: help setup test lint format demo serve bench fuzz install clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,11 @@ serve: ## start a server in the foreground and print a line to try
 bench: setup ## measure beside SystemTap's own server: compiles, then the control of twenty servers (a quarter of an hour)
 	@packaging/as-stap-server python bench/performance.py $(ARGS)
 	@packaging/as-stap-server python bench/servers.py
+
+fuzz: setup ## give hostile bytes to every parser: TIME=60 seconds each, ARGS='zip options' for some of them
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/python -m pip install --quiet atheris || \
+	    echo 'atheris is not to be had: inputs are changed by chance'
+	@.venv/bin/python tests/fuzz/run.py --time $(or $(TIME),60) $(ARGS)
 
 install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' packaging/install
