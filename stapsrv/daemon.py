@@ -37,7 +37,7 @@ from stapsrv.observe.streams import standard_error
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
-from stapsrv.supervisor.host import Host, open_host
+from stapsrv.supervisor.host import open_host
 from stapsrv.supervisor.seat import take_seat
 
 CONTROL_SOCKET = "control.sock"
@@ -126,7 +126,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
             open_host(environ, password=means.password, sockets=means.sockets) as host,
-            _looked_at(host, settings, metrics, log) as solitary,
+            _looked_at(SolitaryServer(host, settings, book.losses), metrics, log) as solitary,
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             server = await host.prepare(settings, log)
@@ -177,10 +177,9 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
 
 @contextlib.asynccontextmanager
 async def _looked_at(
-    host: Host, settings: ServerSettings, metrics: Door | None, log: Log
+    solitary: SolitaryServer, metrics: Door | None, log: Log
 ) -> AsyncIterator[SolitaryServer]:
     """Have the one server of this process looked at, from before it is there, while the block runs."""
-    solitary = SolitaryServer(host, settings)
     async with monitored(metrics, solitary.look, log=log):
         yield solitary
 

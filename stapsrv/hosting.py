@@ -191,7 +191,11 @@ class Hosting:
     def look(self) -> Facts:
         """Return what is known of this process now."""
         return Facts(
-            phase=self._phase, faults=self._faults, status=self.supervisor.status(), tally=self._host.tally
+            phase=self._phase,
+            faults=self._faults,
+            status=self.supervisor.status(),
+            tally=self._host.tally,
+            lost_entries=self._book.losses.entries,
         )
 
     async def run(self, socket: Path, stopping: anyio.Event) -> None:

@@ -9,6 +9,7 @@ from stapsrv import __version__
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM
 from stapsrv.observe.facts import Facts, Phase
+from stapsrv.observe.logs import Losses
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.server import CompileServer
@@ -20,16 +21,22 @@ _STATES = {Phase.STARTING: State.STARTING, Phase.RUNNING: State.SERVING, Phase.S
 class SolitaryServer:
     """What is known of the server.
 
+    Args:
+        host: what it runs on.
+        settings: what it is to be.
+        losses: of its log.
+
     Attributes:
         phase: how far it is.
         server: what serves, once it is there.
     """
 
-    def __init__(self, host: Host, settings: ServerSettings) -> None:
+    def __init__(self, host: Host, settings: ServerSettings, losses: Losses) -> None:
         self.phase = Phase.STARTING
         self.server: CompileServer | None = None
         self._host = host
         self._settings = settings
+        self._losses = losses
         self._since = datetime.now(UTC)
 
     def look(self) -> Facts:
@@ -47,7 +54,7 @@ class SolitaryServer:
             max_compiles=self._settings.workers,
             servers=(server,),
         )
-        return Facts(phase=self.phase, status=status, tally=host.tally)
+        return Facts(phase=self.phase, status=status, tally=host.tally, lost_entries=self._losses.entries)
 
     def _status(self) -> ServerStatus:
         pid, server = os.getpid(), self.server

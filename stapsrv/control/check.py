@@ -15,6 +15,7 @@ from pathlib import Path
 from stapsrv.config.files import ConfigFaults
 from stapsrv.config.global_settings import can_write
 from stapsrv.config.kernels import resolve_release
+from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.accounts import Account, runnable_account
 from stapsrv.control.invocation import Invocation, OutputForm
@@ -23,6 +24,7 @@ from stapsrv.control.output import Console, encode_document
 from stapsrv.control.scene import Scene
 from stapsrv.control.selection import Deed, Target, select
 from stapsrv.errors import ConfigError
+from stapsrv.observe.sinks import JOURNAL
 from stapsrv.observe.streams import stream_descriptor
 
 _FAILED = 1
@@ -35,6 +37,7 @@ _OPTIONS = {
     "LOG": "--log",
     "PORT": "--port",
     "SSL": "--ssl",
+    "LOG_FORMAT": "log format",
 }
 """What says on the command line what a variable says in a file."""
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -153,6 +156,14 @@ class _Checker:
 
     def _check_log(self, target: Target, settings: ServerSettings, account: Account) -> Iterator[ConfigError]:
         log = settings.log or self._scene.settings.log_file
+        if (settings.log_format or self._scene.settings.log_format) is LogFormat.JOURNAL:
+            if not JOURNAL.is_socket():
+                yield ConfigError(
+                    f"the systemd journal does not listen at {JOURNAL}",
+                    where=_place(target, "LOG_FORMAT", LogFormat.JOURNAL),
+                    remedy="use classic or json where systemd does not run",
+                )
+            return
         if stream_descriptor(log) is not None:
             return
         # The default log is made where it is missing, by root for others or by the user himself.

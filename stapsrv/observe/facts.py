@@ -35,12 +35,14 @@ class Facts:
         faults: why configured servers are not hosted.
         status: of the supervisor; of a single server, as of a supervisor that hosts it.
         tally: what became of connections and requests.
+        lost_entries: of the logs.
         lag: of the event loop.
     """
 
     phase: Phase
     status: SupervisorStatus
     tally: Tally
+    lost_entries: int = 0
     faults: tuple[str, ...] = ()
     lag: Durations = attrs.field(factory=Durations)
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
+import attrs
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
@@ -19,15 +20,34 @@ Log = FilteringBoundLogger
 """What every room logs through: a constant event name and fields."""
 
 
+@attrs.define
+class Losses:
+    """Entries that were lost.
+
+    Attributes:
+        entries: how many, since the process began.
+    """
+
+    entries: int = 0
+
+
 class Channel:
     """A sink and how entries look in it.
 
     A sink that cannot take entries, such as a file on a full disk, costs these entries and nothing else:
     they are counted, and the count is told as soon as the sink takes entries again.
+
+    Args:
+        sink: where entries go.
+        style: how they look.
+        losses: where those are counted that the sink did not take.
     """
 
-    def __init__(self, sink: Sink, style: LogFormat = LogFormat.CLASSIC) -> None:
+    def __init__(
+        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, losses: Losses | None = None
+    ) -> None:
         self._sink = sink
+        self._losses = losses or Losses()
         self._encode: Encode = ENCODERS[style]
         self._lost = 0
 
@@ -40,6 +60,7 @@ class Channel:
             self._sink.write(self._encode(entry))
         except OSError:
             self._lost += 1
+            self._losses.entries += 1
 
 
 class LogBook:
@@ -49,6 +70,9 @@ class LogBook:
         style: how entries look where a log does not say.
         terminal: also shows every entry of every log that is no stream; None for nobody who looks.
         journal: the socket of the systemd journal.
+
+    Attributes:
+        losses: of all its logs; the terminal's are nobody's.
     """
 
     def __init__(
@@ -62,6 +86,7 @@ class LogBook:
         self._terminal = terminal
         self._journal = journal
         self._sinks: dict[Path | None, Sink] = {}
+        self.losses = Losses()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
         """Return a logger.
@@ -79,7 +104,7 @@ class LogBook:
         if place not in self._sinks:
             self._sinks[place] = _open_sink(place, style)
         sink = self._sinks[place]
-        channels = [Channel(sink, style)]
+        channels = [Channel(sink, style, losses=self.losses)]
         # A stream is read as it is; it may even be that terminal.
         if self._terminal is not None and not isinstance(sink, StreamSink):
             shown = LogFormat.CLASSIC if style is LogFormat.JOURNAL else style

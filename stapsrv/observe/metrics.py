@@ -227,6 +227,13 @@ ROWS = (
         _single(lambda facts: facts.tally.answer_bytes),
     ),
     Row(
+        "stapsrv_log_entries_lost_total",
+        Kind.COUNTER,
+        "Entries that a log did not take: its disk is full, or nobody reads it.",
+        (),
+        _single(lambda facts: facts.lost_entries),
+    ),
+    Row(
         "stapsrv_event_loop_lag_seconds",
         Kind.HISTOGRAM,
         "How late the event loop was, looked at every 5 seconds.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_a_problem_and_its_line(command_line, files, monkeypatch, tmp_path, text
     assert ran.status == 1
     (printed,) = ran.out.splitlines()
     assert printed.startswith(f"{path}:{line}: {problem}")
+
+
+def test_a_journal_that_is_not_there(command_line, files, monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "JOURNAL", tmp_path / "journal")
+    path = files(one="TREE\nLOG=/missing/log\nLOG_FORMAT=journal\n")["one"]
+    assert command_line.run("check").out == (
+        f"{path}:3: the systemd journal does not listen at {tmp_path}/journal; "
+        "use classic or json where systemd does not run\n"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        assert command_line.run("check").status == 0
 
 
 def test_all_problems_are_told_and_the_good_servers_hinder_none(command_line, files):

@@ -64,7 +64,7 @@ def facts() -> Facts:
         max_compiles=4,
         servers=servers,
     )
-    return Facts(phase=Phase.RUNNING, status=status, tally=tally, lag=lag)
+    return Facts(phase=Phase.RUNNING, status=status, tally=tally, lag=lag, lost_entries=5)
 
 
 @pytest.fixture
@@ -106,6 +106,7 @@ def test_values(samples):
         ("stapsrv_request_send_seconds_bucket", "+Inf"): 1,
         ("stapsrv_received_bytes_total",): 10,
         ("stapsrv_sent_bytes_total",): 20,
+        ("stapsrv_log_entries_lost_total",): 5,
         ("stapsrv_event_loop_lag_seconds_count",): 1,
     }
     assert {key: samples.get(key) for key in expected} == expected

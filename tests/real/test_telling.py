@@ -1,0 +1,63 @@
+"""What a server tells of the real client's requests: in its metrics, and in one line of its log."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+from kit.http import get_page
+from kit.real import wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def samples(place: Path) -> dict[tuple[str, ...], float]:
+    """Metrics by name and the labels' values."""
+    status, text = get_page(place, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_requests_of_the_real_client(serve, stap):
+    place = stap.place / "metrics.sock"
+    server = serve("--metrics", f"unix:{place}")
+    release = stap.installation.release
+    assert stap.via(server.port, "-p4", "-e", "probe begin { exit() }").status == 0
+    assert stap.via(server.port, "-p4", "-e", "probe begin { exit( }").status == 1
+    assert stap.via(server.port, "-p1", "-r", "5.5.5", "-e", "probe begin { exit() }").status == 1
+
+    # A client has its answer a moment before the server is done with it.
+    wait_until(lambda: server.log.count("; refusal: ") == 3)
+    done, faulty, refused = (line for line in server.log.lines if "; refusal: " in line)
+    times = r"queue 0\.\d+ s, compile \d+\.\d+ s, sign 0\.\d+ s, send \d+\.\d+ s"
+    for line, rc in ((done, 0), (faulty, 1)):
+        assert re.fullmatch(
+            rf"Request from \S+ for {release}, options \w+: answered rc={rc}, compiled, "
+            rf"\d+ bytes in, \d+ out; {times}; refusal: -",
+            line,
+        )
+    assert " for 5.5.5, options " in refused
+    assert ": refused rc=1, -, " in refused
+    assert "; refusal: Target kernel version 5.5.5 x86_64 is not supported by this server" in refused
+    told = samples(place)
+    expected = {
+        ("stapsrv_server_serving", "stap-serverd"): 1,
+        ("stapsrv_requests_total", release, "success"): 1,
+        ("stapsrv_requests_total", release, "error"): 1,
+        ("stapsrv_requests_total", "other", "refused"): 1,
+        ("stapsrv_answers_total", "compiled"): 2,
+        ("stapsrv_request_compile_seconds_count",): 2,
+        ("stapsrv_workers_busy", "stap-serverd"): 0,
+        ("stapsrv_child_processes",): 0,
+    }
+    assert {key: told.get(key) for key in expected} == expected
+    assert told["stapsrv_connections_total", "request"] == 3
+    assert told["stapsrv_request_compile_seconds_sum",] > 0.02
+
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert not place.exists()
