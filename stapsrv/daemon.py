@@ -37,6 +37,7 @@ from stapsrv.observe.streams import standard_error
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
+from stapsrv.supervisor.descriptors import raise_open_files, warn_of_few_files
 from stapsrv.supervisor.host import open_host
 from stapsrv.supervisor.seat import take_seat
 
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # By this name scripts, ps and stap-stop-server know a compile server.
         Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
         os.chdir("/")
+        raise_open_files()
         serve = _serve_configured if options.server is None else _serve_one
         means = _Means(without_passed(environ), notifier, password, sockets)
         anyio.run(serve, options, means, backend=options.backend)
@@ -116,6 +118,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
     configured = global_from_environ(environ)
     settings = with_each_release(options.server or ServerSettings())
     settings = attrs.evolve(settings, tuning=settings.tuning.over(configured.tuning.of_servers()))
+    tuning = options.tuning.over(configured.tuning)
     means.sockets.check_all_used([settings], controlled=False)
     style = settings.log_format or configured.log_format or LogFormat.CLASSIC
     with (
@@ -125,10 +128,11 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
         log = book.open(settings.log)
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
-            open_host(environ, password=means.password, sockets=means.sockets) as host,
+            open_host(environ, password=means.password, sockets=means.sockets, tuning=tuning) as host,
             _looked_at(SolitaryServer(host, settings, book.losses), metrics, log) as solitary,
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
+            warn_of_few_files(tuning, log)
             server = await host.prepare(settings, log)
             announcer = Announcer.from_settings(options.mdns.over(configured.mdns), log=log)
             async with anyio.create_task_group() as background:
@@ -166,8 +170,10 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
         take_seat(configuration.settings.stat_path, user.pw_name) as seat,
         open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
     ):
-        async with open_host(environ, password=means.password, sockets=means.sockets) as host:
+        tuning = options.tuning.over(configuration.settings.tuning)
+        async with open_host(environ, password=means.password, sockets=means.sockets, tuning=tuning) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
+            warn_of_few_files(tuning, hosting.log)
             async with (
                 _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping,
                 monitored(metrics, hosting.look, log=hosting.log),

@@ -19,7 +19,10 @@ certificate), a client that leaves without close_notify, cancellation.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from stapsrv.refusal import Refusal
 
 
 class StapsrvError(Exception):
@@ -29,16 +32,25 @@ class StapsrvError(Exception):
         problem: what was wrong, without a full stop.
         where: the thing it is about (a file and line, an option, a directory), or None.
         remedy: what to do, as an imperative phrase, or None where ``problem`` says it all.
+        refusal: the bound that a peer or a compile met, if it is that.
         exit_status: what a command exits with when this error ends it (manual page: 1 failed, 2 usage).
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, problem: str, *, where: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+        refusal: Refusal | None = None,
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.where = where
         self.remedy = remedy
+        self.refusal = refusal
 
     def __str__(self) -> str:
         sentence = self.problem if self.where is None else f"{self.where}: {self.problem}"

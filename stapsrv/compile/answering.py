@@ -17,7 +17,6 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.deadlines import deadline
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.keys import request_digest
 from stapsrv.compile.modules import (
@@ -32,6 +31,7 @@ from stapsrv.compile.service import CompileService, ServedIdentity
 from stapsrv.compile.wire import CompileRequest, CompileResponse, parse_request, render_arguments
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
+from stapsrv.refusal import Refusal
 
 
 class Exchange:
@@ -73,7 +73,10 @@ class Exchange:
             response = await self._compile(await self._parse(received))
         except (ProtocolError, RequestRejected, TranslatorError) as exc:
             counts.failed += 1
-            self._log.warning("request.rejected", reason=exc)
+            reason = exc
+            self._service.refusals.note(
+                exc.refusal, lambda: self._log.warning("request.rejected", reason=reason)
+            )
             response = self._refusal(exc)
         except Exception:  # noqa: BLE001 - the one net below a request: its client still gets an answer
             counts.failed += 1
@@ -181,12 +184,13 @@ class Exchange:
         if before.running >= before.workers:
             self._log.warning("request.overloaded")
         async with contextlib.AsyncExitStack() as held:
-            with self._timed("queue_s"), deadline(self._limits.queue_s, None) as scope:
+            with self._timed("queue_s"), anyio.move_on_after(self._limits.queue_s) as scope:
                 await held.enter_async_context(pool.worker(self._client))
             if scope.cancelled_caught:
                 raise RequestRejected(
                     f"The server is busy: no worker was free within {self._limits.queue_s:g} seconds",
                     remedy="try again later",
+                    refusal=Refusal.QUEUE_TIMEOUT,
                 )
             running = pool.statistics().running
             if running > 1:

@@ -32,6 +32,7 @@ from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
+from stapsrv.refusal import Refusal
 
 _REMOVAL_S = 10.0
 """How long a request waits for its directory to be gone."""
@@ -177,6 +178,11 @@ def _prepare(request: CompileRequest, root: Path, answer: Path) -> None:
 
 def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:
     if outcome.ending is Ending.OVERDUE:
-        raise TranslatorError(f"The compile was ended: it took longer than {deadline_s:g} seconds")
+        raise TranslatorError(
+            f"The compile was ended: it took longer than {deadline_s:g} seconds",
+            refusal=Refusal.COMPILE_TIMEOUT,
+        )
     if outcome.ending is Ending.FLOODED:
-        raise TranslatorError(f"The compile was ended: it printed more than {output_bytes} bytes")
+        raise TranslatorError(
+            f"The compile was ended: it printed more than {output_bytes} bytes", refusal=Refusal.OUTPUT_SIZE
+        )

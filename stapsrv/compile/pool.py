@@ -1,13 +1,14 @@
 """Bounded workers and a bounded, fair queue in front of them.
 
 A worker is a permission to run one compile. Requests that find none free wait by client; a freed
-worker goes to the clients in turn, so that one client with a hundred requests delays another client's
-single one by one compile and not by a hundred.
+worker goes to the client that was served longest ago. A client with nothing at work counts as served just
+before the last one that was: a hundred requests of one client delay another's single one by what runs
+already, and a stream of newcomers keeps nobody waiting for ever.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -15,6 +16,7 @@ import anyio
 import attrs
 
 from stapsrv.errors import RequestRejected
+from stapsrv.refusal import Refusal
 
 
 @attrs.frozen
@@ -42,7 +44,12 @@ class WorkerPool:
         self._free = workers
         self.queue_length = queue_length
         self._parent = parent
-        self._waiting: OrderedDict[Hashable, deque[_Turn]] = OrderedDict()
+        self._waiting: dict[Hashable, deque[_Turn]] = {}
+        self._held: Counter[Hashable] = Counter()
+        self._granted = 0
+        """Workers given so far."""
+        self._served: dict[Hashable, float] = {}
+        """Of each client with something at work or waiting, which of them was its last."""
         self._queued = 0
         self._at_parent = 0
 
@@ -74,7 +81,7 @@ class WorkerPool:
         """
         async with AsyncExitStack() as held:
             await self._acquire(client)
-            held.callback(self._release)
+            held.callback(self._release, client)
             if self._parent is not None:
                 self._at_parent += 1
                 try:
@@ -86,41 +93,60 @@ class WorkerPool:
     async def _acquire(self, client: Hashable) -> None:
         if self._free:
             self._free -= 1
+            self._grant(client)
             return
         if self._has_no_place:
             raise RequestRejected(
-                f"The server is busy: {self._queued} requests are waiting already", remedy="try again later"
+                f"The server is busy: {self._queued} requests are waiting already",
+                remedy="try again later",
+                refusal=Refusal.QUEUE_LENGTH,
             )
         turn = _Turn()
+        self._served.setdefault(client, self._granted - 0.5)
         self._waiting.setdefault(client, deque()).append(turn)
         self._queued += 1
         try:
             await turn.granted.wait()
         except BaseException:
             if turn.granted.is_set():
-                self._release()
+                self._release(client)
             else:
                 self._withdraw(client, turn)
             raise
 
-    def _release(self) -> None:
-        """Hand the worker to the next client in turn, or back to the pool."""
+    def _release(self, holder: Hashable) -> None:
+        """Hand the worker of ``holder`` to the next client in turn, or back to the pool."""
+        self._held[holder] -= 1
         if not self._waiting:
             self._free += 1
-            return
-        client, turns = self._waiting.popitem(last=False)
-        turn = turns.popleft()
-        if turns:
-            self._waiting[client] = turns
-        self._queued -= 1
-        turn.granted.set()
+        else:
+            # Of equal ones the first that came: dictionaries keep their order.
+            client = min(self._waiting, key=self._served.__getitem__)
+            turn = self._waiting[client].popleft()
+            self._queued -= 1
+            self._grant(client)
+            turn.granted.set()
+            self._forget_unless_needed(client)
+        self._forget_unless_needed(holder)
+
+    def _grant(self, client: Hashable) -> None:
+        self._granted += 1
+        self._served[client] = self._granted
+        self._held[client] += 1
+
+    def _forget_unless_needed(self, client: Hashable) -> None:
+        """Keep of a client what is of use, and no more: clients come and go without end."""
+        if not self._waiting.get(client, True):
+            del self._waiting[client]
+        if not self._held[client]:
+            del self._held[client]
+            if client not in self._waiting:
+                self._served.pop(client, None)
 
     def _withdraw(self, client: Hashable, turn: _Turn) -> None:
-        turns = self._waiting[client]
-        turns.remove(turn)
-        if not turns:
-            del self._waiting[client]
+        self._waiting[client].remove(turn)
         self._queued -= 1
+        self._forget_unless_needed(client)
 
 
 class _Turn:

@@ -14,6 +14,7 @@ from stapsrv.compile.engine import CompileResult, Engine
 from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.refusals import Refusals
 from stapsrv.compile.tally import Tally
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -59,6 +60,7 @@ class CompileService:
         counts: kept by the sessions.
         flights: the compiles that its sessions wait for; open as long as there are sessions.
         tally: likewise, of all servers of this process.
+        refusals: what was turned away, likewise of this server.
     """
 
     settings: ServerSettings
@@ -72,3 +74,6 @@ class CompileService:
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     flights: Flights[CompileResult] = attrs.field(factory=Flights)
     tally: Tally = attrs.field(factory=Tally)
+    refusals: Refusals = attrs.field(
+        default=attrs.Factory(lambda self: Refusals(self.log, self.tally.refusals), takes_self=True)
+    )

@@ -18,12 +18,13 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
 from stapsrv.compile.answering import Exchange
-from stapsrv.compile.deadlines import deadline
+from stapsrv.compile.deadlines import Overdue, deadline
 from stapsrv.compile.record import Outcome, RequestRecord, summary
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.compile.wire import FrameReader, encode_response
 from stapsrv.errors import ProtocolError, StapsrvError
+from stapsrv.refusal import Refusal
 
 _READ_BYTES = 65536
 _DISCARD_BYTES = 16 * 1024 * 1024
@@ -72,10 +73,12 @@ class Session:
         try:
             async with await _adopt(connection) as stream:
                 await self._converse(stream)
+        except (Overdue, ProtocolError) as exc:
+            # As text: the name is unbound when the block ends.
+            self._fail(str(exc), exc.refusal)
         except TimeoutError as exc:
+            # The peer's host is gone, as TCP has found out.
             self._fail(str(exc))
-        except ProtocolError as exc:
-            self._fail(exc)
         except _BROKEN as exc:
             self._fail(_describe(exc))
         except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
@@ -84,8 +87,8 @@ class Session:
         finally:
             self._service.tally.connections[self._outcome] += 1
 
-    def _fail(self, reason: object) -> None:
-        self._log.info("connection.failed", reason=reason)
+    def _fail(self, reason: str, refusal: Refusal | None = None) -> None:
+        self._service.refusals.note(refusal, lambda: self._log.info("connection.failed", reason=reason))
         if self._outcome is not ConnectionOutcome.REQUEST:
             self._outcome = ConnectionOutcome.FAILED
 
@@ -126,7 +129,7 @@ class Session:
                 return
             record.answer_bytes = len(answer)
             began = anyio.current_time()
-            with deadline(self._limits.send_s, "the client did not take its answer"):
+            with deadline(self._limits.send_s, "the client did not take its answer", Refusal.SEND_TIMEOUT):
                 await tls.send(answer)
             record.send_s = anyio.current_time() - began
             taken = True
@@ -136,7 +139,7 @@ class Session:
                 record.outcome = Outcome.ABANDONED
 
     async def _handshake(self, stream: SocketStream) -> TLSStream:
-        with deadline(self._limits.handshake_s, "no TLS handshake"):
+        with deadline(self._limits.handshake_s, "no TLS handshake", Refusal.HANDSHAKE_TIMEOUT):
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
@@ -147,7 +150,7 @@ class Session:
     async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
         """Return the request's zip, why it cannot be taken, or None when the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
-        with deadline(self._limits.request_s, "the request did not arrive whole"):
+        with deadline(self._limits.request_s, "the request did not arrive whole", Refusal.REQUEST_TIMEOUT):
             while (payload := frame.payload) is None:
                 _acknowledge_at_once(tls)
                 try:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 import attrs
 
 from stapsrv.compile.record import Outcome, RequestRecord, Source
+from stapsrv.refusal import Refusal
 
 OTHER = "other"
 """In place of a release that is not served."""
@@ -90,6 +91,7 @@ class Tally:
 
     Attributes:
         connections: by how they ended.
+        refusals: what was turned away, by reason.
         requests: by release and result.
         sources: of stap's answers.
         stages: how long requests took in each that they came to: ``queue``, ``compile``, ``sign``, ``send``.
@@ -100,6 +102,7 @@ class Tally:
     connections: Counter[ConnectionOutcome] = attrs.field(
         factory=lambda: Counter(dict.fromkeys(ConnectionOutcome, 0))
     )
+    refusals: Counter[Refusal] = attrs.field(factory=lambda: Counter(dict.fromkeys(Refusal, 0)))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
     sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
     stages: dict[str, Durations] = attrs.field(

@@ -20,6 +20,7 @@ from stapsrv.compile.wire import AnswerFile, CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.refusal import Refusal
 
 _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
@@ -159,7 +160,9 @@ def collect(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
             total += status.st_size
             if total > max_bytes:
                 raise TranslatorError(
-                    f"The answer is larger than {max_bytes} bytes", where=None, remedy="ask for less at once"
+                    f"The answer is larger than {max_bytes} bytes",
+                    remedy="ask for less at once",
+                    refusal=Refusal.ANSWER_SIZE,
                 )
             data = stream.read(status.st_size)
         found.append(AnswerFile(f"{answer.name}/{path.relative_to(answer)}", data))

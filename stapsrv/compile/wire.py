@@ -21,6 +21,7 @@ from stapsrv.compile.locales import StatedLocale, parse_keys, parse_locale
 from stapsrv.compile.zips import RequestFile, printable, read_archive
 from stapsrv.config.kernels import is_release_name
 from stapsrv.errors import ProtocolError, RequestRejected
+from stapsrv.refusal import Refusal
 
 ANSWER_DIRECTORY = "stap000000"
 """Clients look for a directory ``stap??????`` in the answer."""
@@ -117,6 +118,7 @@ class FrameReader:
                 "Error size of (compressed) request file is too large:"
                 f" it announces {announced} bytes, the limit is {self._max_bytes}",
                 remedy="--max-compressed-request raises the limit",
+                refusal=Refusal.REQUEST_SIZE,
             )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from stapsrv.errors import ProtocolError
+from stapsrv.refusal import Refusal
 
 MAX_ENTRIES = 10_000
 """Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700."""
@@ -192,7 +193,9 @@ def _check_total(total: int, max_bytes: int) -> None:
         f"Uncompressed request size of {total} bytes is not within the expected range"
         f" of 1 to {max_bytes} bytes."
     )
-    raise ProtocolError(f"{problem} --max-request-size raises the limit." if total else problem)
+    if not total:
+        raise ProtocolError(problem)
+    raise ProtocolError(f"{problem} --max-request-size raises the limit.", refusal=Refusal.REQUEST_SIZE)
 
 
 def _check_packing(entry: _Entry) -> None:

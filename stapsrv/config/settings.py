@@ -32,6 +32,7 @@ class Limits:
     """
 
     connections: int = _tunable("connections")
+    connections_per_address: int = _tunable("connections_per_address")
     queue_length: int = _tunable("queue_length")
     handshake_s: float = _tunable("handshake_s")
     request_s: float = _tunable("request_s")

@@ -70,6 +70,13 @@ TUNABLES: tuple[Tunable, ...] = (
         "open connections; more are reset before the handshake, so that clients come back",
     ),
     Tunable(
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "connections_per_address",
+        count("a number of connections"),
+        128,
+        "open connections from one address, or from one IPv6 network of 64 bits; more are reset likewise",
+    ),
+    Tunable(
         "HANDSHAKE_TIMEOUT",
         "handshake_s",
         duration(),
@@ -124,6 +131,14 @@ TUNABLES: tuple[Tunable, ...] = (
         size(),
         64 * 1024 * 1024,
         "all files of an answer together, before compression",
+    ),
+    Tunable(
+        "MAX_TOTAL_CONNECTIONS",
+        "total_connections",
+        count("a number of connections"),
+        None,
+        "open connections to all servers together (default: 4096, or what the limit of open files allows)",
+        Scope.SUPERVISOR,
     ),
     Tunable(
         "DRAIN_TIMEOUT",

@@ -32,7 +32,7 @@ of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What
 class ServerInfo(TypedDict):
     """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
 
-    Times are like ``2026-02-03T04:05:06.789Z``.
+    Times are like ``2026-02-03T04:05:06.789Z``. Of the refusals those that there were are there.
     """
 
     id: int
@@ -49,6 +49,8 @@ class ServerInfo(TypedDict):
     done: int
     failed: int
     certificate_expires: str | None
+    connections: NotRequired[int]
+    refusals: NotRequired[dict[str, int]]
 
 
 class SupervisorInfo(TypedDict):
@@ -192,6 +194,8 @@ def server_info(status: ServerStatus) -> ServerInfo:
         "done": status.done,
         "failed": status.failed,
         "certificate_expires": None if expires is None else _time(expires),
+        "connections": status.connections,
+        "refusals": {refusal.value: count for refusal, count in status.refusals.items() if count},
     }
 
 

@@ -24,6 +24,9 @@ CLASSIC: Mapping[str, str] = {
     "server.closed_door": "Draining: new connections are reset until undrain",
     "server.opened_door": "New connections are served again",
     "server.stopped": "The server has stopped",
+    "listener.descriptors": (
+        "Open files allow {affordable} connections, and {wanted} are wanted; raise the limit of open files"
+    ),
     "listener.exhausted": "Connections cannot be accepted now: {reason}; trying on",
     "registry.damaged": "A record of a running server is damaged: {reason}",
     "registry.unwritable": "A running server cannot be recorded: {reason}",
@@ -77,6 +80,7 @@ CLASSIC: Mapping[str, str] = {
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.failed": "Connection from {peer} ended: {reason}",
     "connection.crashed": "Connection from {peer} ended by an error of this program:",
+    "log.suppressed": "{suppressed} more refusals of the kind {kind} in {seconds} seconds",
     "request.one": "Processing 1 request...",
     "request.many": "Processing {running} concurrent requests...",
     "request.overloaded": "Server is overloaded. Processing times may be longer than normal.",

@@ -168,6 +168,13 @@ ROWS = (
         lambda facts: [((outcome.value,), count) for outcome, count in facts.tally.connections.items()],
     ),
     Row(
+        "stapsrv_refusals_total",
+        Kind.COUNTER,
+        "Connections and requests turned away, by the bound that they met.",
+        ("reason",),
+        lambda facts: [((refusal.value,), count) for refusal, count in facts.tally.refusals.items()],
+    ),
+    Row(
         "stapsrv_requests_total",
         Kind.COUNTER,
         "Requests that have ended: success, error (stap found fault), refused (by the server), abandoned (by "

@@ -22,10 +22,13 @@ from stapsrv.compile.tally import Tally
 from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.activation import PassedSockets
+from stapsrv.supervisor.admission import ConnectionBudget
+from stapsrv.supervisor.descriptors import most_connections
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
 
@@ -43,6 +46,7 @@ class Host:
         identities: who its servers are.
         sockets: what the service manager opened for them.
         tally: what became of their connections and requests.
+        connections: how many there may be, to all servers together.
     """
 
     user: str
@@ -50,6 +54,7 @@ class Host:
     identities: IdentityStore
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     tally: Tally = attrs.field(factory=Tally)
+    connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
 
     async def prepare(
         self,
@@ -93,7 +98,7 @@ class Host:
                 log=log,
                 tally=self.tally,
             )
-            server = CompileServer(service, listener, identity=identity)
+            server = CompileServer(service, listener, identity=identity, budget=self.connections)
             self.tally.expect(service.releases)
             undo.pop_all()
         return server
@@ -101,7 +106,11 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def open_host(
-    environ: Mapping[str, str], *, password: str | None = None, sockets: PassedSockets | None = None
+    environ: Mapping[str, str],
+    *,
+    password: str | None = None,
+    sockets: PassedSockets | None = None,
+    tuning: Tuning = NOTHING_SET,
 ) -> AsyncIterator[Host]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
 
@@ -109,6 +118,7 @@ async def open_host(
         environ: the environment that the process was started with.
         password: of certificate databases that have one.
         sockets: what the service manager opened for this process.
+        tuning: what is set of the limits of all servers together.
 
     Raises:
         ConfigError: stap is missing, or no temporary directory can be made.
@@ -122,7 +132,11 @@ async def open_host(
         engine = LocalEngine(stap, containment, workspace, environ=environ, home=home)
         identities = IdentityStore(environ, password=password)
         yield Host(
-            user=entry.pw_name, engine=engine, identities=identities, sockets=sockets or PassedSockets()
+            user=entry.pw_name,
+            engine=engine,
+            identities=identities,
+            sockets=sockets or PassedSockets(),
+            connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
         )
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):

@@ -148,6 +148,7 @@ class HostedServer:
             failed=statistics.failed if statistics else 0,
             certificate_expires=statistics.certificate_expires if statistics else None,
             connections=statistics.connections if statistics else 0,
+            refusals=statistics.refusals if statistics else {},
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

@@ -78,7 +78,7 @@ def address_of(listener: socket.socket) -> Peer:
 async def accept_connections(
     listener: socket.socket,
     *,
-    admit: Callable[[Peer], str | None],
+    admit: Callable[[Peer], bool],
     serve: Callable[[socket.socket, Peer], None],
     log: Log,
 ) -> NoReturn:
@@ -86,10 +86,10 @@ async def accept_connections(
 
     Args:
         listener: from :func:`open_listener`.
-        admit: returns None to let a peer in, or why it is reset. A reset before the handshake is the
-            one way to tell a client to come back (PROTOCOL, the connection).
+        admit: whether to let a peer in; if not, it is reset. A reset before the handshake is the one way
+            to tell a client to come back (PROTOCOL, the connection).
         serve: takes an accepted, non-blocking socket over; must not wait.
-        log: gets one line for each reset, and one when the host runs short of descriptors.
+        log: gets a line when the host runs short of descriptors.
 
     Raises:
         OSError: the listener itself failed.
@@ -97,12 +97,10 @@ async def accept_connections(
 
     def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
         peer = Peer.of(sockaddr)
-        refusal = admit(peer)
-        if refusal is not None:
-            log.warning("connection.refused", peer=peer, reason=refusal)
+        if admit(peer):
+            serve(accepted, peer)
+        else:
             reset(accepted)
-            return
-        serve(accepted, peer)
 
     await accept_forever(
         listener, take, exhausted=lambda reason: log.warning("listener.exhausted", reason=reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Mapping
 from datetime import datetime
 
 import anyio
@@ -20,6 +21,8 @@ from stapsrv.compile.session import Session
 from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
+from stapsrv.refusal import Refusal
+from stapsrv.supervisor.admission import Admission, ConnectionBudget, TurnedAway, client_of
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
 
 
@@ -33,6 +36,7 @@ class ServerStatistics:
         queued: requests that wait for a worker.
         done: requests answered, whatever stap said of them.
         failed: requests that came to no answer of stap's.
+        refusals: what was turned away, by reason; every reason is there.
         certificate_expires: the end of the certificate's validity.
     """
 
@@ -41,6 +45,7 @@ class ServerStatistics:
     queued: int
     done: int
     failed: int
+    refusals: Mapping[Refusal, int]
     certificate_expires: datetime
 
 
@@ -51,15 +56,22 @@ class CompileServer:
         service: what its sessions share.
         listener: listening and non-blocking; closed when the server stops accepting.
         identity: whose certificate and keys clients hear of; None for a server that is not advertised.
+        budget: of connections, shared with other servers.
     """
 
     def __init__(
-        self, service: CompileService, listener: socket.socket, *, identity: LiveIdentity | None = None
+        self,
+        service: CompileService,
+        listener: socket.socket,
+        *,
+        identity: LiveIdentity | None = None,
+        budget: ConnectionBudget,
     ) -> None:
         self.identity = identity
         self._service = service
         self._listener = listener
         self._sessions: set[Session] = set()
+        self._admission = Admission(budget)
         self._gone = anyio.Event()
         self._draining = False
         self._accepting = anyio.CancelScope()
@@ -91,13 +103,15 @@ class CompileServer:
             log.info("server.threads", threads=self._service.settings.workers)
         async with self._service.flights.open(), anyio.create_task_group() as sessions:
             with self._accepting, contextlib.closing(self._listener):
-                task_status.started()
-                await accept_connections(
-                    self._listener,
-                    admit=self._admit,
-                    serve=lambda connection, peer: self._begin(sessions, connection, peer),
-                    log=log,
-                )
+                async with anyio.create_task_group() as accepting:
+                    accepting.start_soon(self._service.refusals.tell)
+                    task_status.started()
+                    await accept_connections(
+                        self._listener,
+                        admit=self._admit,
+                        serve=lambda connection, peer: self._begin(sessions, connection, peer),
+                        log=log,
+                    )
             if self.outstanding:
                 log.info("server.draining", outstanding=self.outstanding)
             for session in self._sessions:
@@ -134,6 +148,7 @@ class CompileServer:
             queued=pool.queued,
             done=counts.done,
             failed=counts.failed,
+            refusals=dict(self._service.refusals.counts),
             certificate_expires=self._service.identity().not_after,
         )
 
@@ -141,32 +156,38 @@ class CompileServer:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
 
-    def _admit(self, peer: Peer) -> str | None:
-        refusal = self._refusal(peer)
-        if refusal is not None:
+    def _admit(self, peer: Peer) -> bool:
+        """Whether a new connection is let in; if not, it is counted and logged."""
+        away = self._judge(client_of(peer.address))
+        if away is not None:
+            log = self._service.log
             self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
-        return refusal
+            self._service.refusals.note(
+                away.refusal, lambda: log.warning("connection.refused", peer=peer, reason=away.reason)
+            )
+        return away is None
 
-    def _refusal(self, _peer: Peer) -> str | None:
-        """Why a new connection is reset, if it is; the reason names the limit that was met."""
+    def _judge(self, client: str) -> TurnedAway | None:
         if self._draining:
-            return "the server is draining"
-        limits = self._service.settings.limits
-        if len(self._sessions) >= limits.connections:
-            return f"{limits.connections} connections are open already"
-        if self._service.pool.full:
-            return f"{limits.queue_length} requests are waiting already"
-        return None
+            return TurnedAway(Refusal.DRAINING, "the server is draining")
+        limits, pool = self._service.settings.limits, self._service.pool
+        away = self._admission.judge(client, limits)
+        if away is None and pool.full:
+            return TurnedAway(Refusal.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
+        return away
 
     def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
-        session = Session(self._service, peer=peer, client=peer.address)
+        client = client_of(peer.address)
+        session = Session(self._service, peer=peer, client=client)
         self._sessions.add(session)
-        sessions.start_soon(self._run, session, connection)
+        self._admission.enter(client)
+        sessions.start_soon(self._run, session, connection, client)
 
-    async def _run(self, session: Session, connection: socket.socket) -> None:
+    async def _run(self, session: Session, connection: socket.socket, client: str) -> None:
         try:
             await session.run(connection)
         finally:
             self._sessions.discard(session)
+            self._admission.leave(client)
             self._gone.set()
             self._gone = anyio.Event()

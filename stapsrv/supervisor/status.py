@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import attrs
 
 from stapsrv.config.settings import ServerSettings
+from stapsrv.refusal import Refusal
 from stapsrv.supervisor.lifecycle import State, Wanted
 
 
@@ -30,6 +32,7 @@ class ServerStatus:
         failed: requests that came to no answer of stap's.
         certificate_expires: the end of its certificate's validity, once it has one.
         connections: open ones, whatever they are doing.
+        refusals: what it turned away since it last started, by reason.
     """
 
     id: int
@@ -47,6 +50,7 @@ class ServerStatus:
     failed: int
     certificate_expires: datetime | None
     connections: int = 0
+    refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

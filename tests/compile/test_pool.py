@@ -59,15 +59,37 @@ async def test_as_many_run_as_there_are_workers(tasks):
     assert pool.statistics() == PoolStatistics(workers=2, running=2, queued=0)
 
 
-async def test_clients_take_turns(tasks):
+async def test_a_client_that_has_nothing_at_work_waits_for_what_runs_and_no_more(tasks):
     requests = Requests(WorkerPool(1, queue_length=10), tasks)
     await requests.start("running", "greedy")
     for number in range(3):
         await requests.start(f"greedy{number}", "greedy")
     await requests.start("modest", "modest")
-    for name in ("running", "greedy0", "modest", "greedy1", "greedy2"):
+    for name in ("running", "modest", "greedy0", "greedy1", "greedy2"):
         await requests.end(name)
-    assert requests.order == ["running", "greedy0", "modest", "greedy1", "greedy2"]
+    assert requests.order == ["running", "modest", "greedy0", "greedy1", "greedy2"]
+
+
+async def test_clients_take_turns(tasks):
+    requests = Requests(WorkerPool(1, queue_length=20), tasks)
+    await requests.start("running", "x")
+    for number in range(3):
+        for client in "abc":
+            await requests.start(f"{client}{number}", client)
+    await requests.end("running")
+    for _ in range(9):
+        await requests.end(requests.order[-1])
+    assert requests.order[1:] == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+async def test_newcomers_one_after_the_other_keep_nobody_waiting_for_ever(tasks):
+    requests = Requests(WorkerPool(1, queue_length=20), tasks)
+    await requests.start("running", "greedy")
+    await requests.start("waiting", "greedy")
+    for number in range(3):
+        await requests.start(f"new{number}", f"new{number}")
+        await requests.end(requests.order[-1])
+    assert requests.order == ["running", "new0", "waiting", "new1"]
 
 
 async def test_full_queue_rejects_at_once(tasks):
@@ -126,7 +148,7 @@ async def test_parent_bounds_the_total_and_serves_its_children_in_turn(tasks):
     assert total.statistics() == PoolStatistics(workers=1, running=1, queued=3)
     assert one.pool.statistics() == PoolStatistics(workers=4, running=1, queued=2)
     await one.end("one.a")
-    await one.end("one.b")
-    assert (one.order, two.order) == (["one.a", "one.b"], ["two.a"])
+    assert (one.order, two.order) == (["one.a"], ["two.a"])
     await two.end("two.a")
+    await one.end("one.b")
     assert one.order == ["one.a", "one.b", "one.c"]

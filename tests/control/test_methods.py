@@ -408,7 +408,7 @@ class QuietServer:
 
     def statistics(self) -> ServerStatistics:
         return ServerStatistics(
-            connections=0, running=0, queued=0, done=0, failed=0, certificate_expires=SINCE
+            connections=0, running=0, queued=0, done=0, failed=0, refusals={}, certificate_expires=SINCE
         )
 
 

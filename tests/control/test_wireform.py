@@ -29,6 +29,7 @@ from stapsrv.control.wireform import (
     supervisor_info,
 )
 from stapsrv.errors import ControlError
+from stapsrv.refusal import Refusal
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
 from stapsrv.supervisor.supervisor import Outcome
@@ -52,6 +53,7 @@ EVERYTHING = {
     "MAX_CONNECTIONS": 9,
     "HANDSHAKE_TIMEOUT": "1s",
     "REQUEST_TIMEOUT": "2m",
+    "MAX_CONNECTIONS_PER_ADDRESS": 8,
     "QUEUE_LENGTH": 0,
     "QUEUE_TIMEOUT": "3h",
     "COMPILE_TIMEOUT": "1d",
@@ -83,6 +85,7 @@ SETTINGS = ServerSettings(
         "connections": 9,
         "handshake_s": 1.0,
         "request_s": 120.0,
+        "connections_per_address": 8,
         "queue_length": 0,
         "queue_s": 10_800.0,
         "compile_s": 86_400.0,
@@ -191,6 +194,8 @@ def test_status_of_a_server():
         settings=ServerSettings(port=5001),
         reason="it crashed",
         certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+        connections=3,
+        refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
     )
     assert server_info(status) == {
         "id": 7,
@@ -207,6 +212,8 @@ def test_status_of_a_server():
         "done": 0,
         "failed": 0,
         "certificate_expires": "2030-01-01T00:00:00.000Z",
+        "connections": 3,
+        "refusals": {"denied": 2},
     }
 
 

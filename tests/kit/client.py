@@ -97,8 +97,10 @@ async def is_reset(port: int, *, source: str = "127.0.0.1") -> bool:
         return False
 
 
-async def connect(port: int, context: ssl.SSLContext | None = None) -> TLSStream:
-    stream = await anyio.connect_tcp("127.0.0.1", port)
+async def connect(
+    port: int, context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1"
+) -> TLSStream:
+    stream = await anyio.connect_tcp("127.0.0.1", port, local_host=source)
     try:
         return await TLSStream.wrap(
             stream, server_side=False, ssl_context=context or trusting(), standard_compatible=False
@@ -117,9 +119,9 @@ async def read_answer(tls: TLSStream) -> bytes:
         return bytes(data)
 
 
-async def exchange(port: int, payload: bytes) -> Answer:
-    """Send one request and return its answer; bounded."""
+async def exchange(port: int, payload: bytes, *, source: str = "127.0.0.1") -> Answer:
+    """Send one request from an address and return its answer; bounded."""
     with anyio.fail_after(60):
-        async with await connect(port) as tls:
+        async with await connect(port, source=source) as tls:
             await tls.send(frame(payload))
             return Answer.of(await read_answer(tls))

@@ -23,6 +23,7 @@ from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.mok import MokStore
+from stapsrv.supervisor.admission import ConnectionBudget
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
 
@@ -152,6 +153,7 @@ async def running_server(
     build_tree: Path = Path("/nowhere"),
     moks: Path = NO_MOKS,
     workspace: Workspace = NO_WORKSPACE,
+    most_connections: int = 1000,
     **limits: float,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block ends; the limits given differ from the defaults.
@@ -163,6 +165,7 @@ async def running_server(
         build_tree: of the release that it serves; only ``scripts/sign-file`` is of use.
         moks: the directory of machine owner keys.
         workspace: needed to sign with one.
+        most_connections: to all servers together.
         limits: those that differ from the defaults.
     """
     settings = ServerSettings(max_threads=max_threads, max_request_bytes=max_request_bytes, tuning=limits)
@@ -177,7 +180,7 @@ async def running_server(
         kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace),
         log=lines.log,
     )
-    server = CompileServer(service, open_listener(0))
+    server = CompileServer(service, open_listener(0), budget=ConnectionBudget(most_connections))
     running = RunningServer(server, service, engine, lines, anyio.Event(), anyio.CancelScope())
 
     async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:

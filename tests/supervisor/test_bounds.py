@@ -1,0 +1,182 @@
+"""Each bound of a server, met over real sockets: what the client sees, what is counted, what is logged."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import struct
+
+import anyio
+import pytest
+from kit.client import connect, exchange, frame, is_reset, request
+from kit.service import running_server
+
+from stapsrv.errors import TranslatorError
+from stapsrv.refusal import Refusal
+
+pytestmark = pytest.mark.anyio
+
+OTHER = "127.0.0.2"
+"""Loopback is a whole network: a client of its own."""
+
+
+def counted(running) -> dict[Refusal, int]:
+    refusals = running.server.statistics().refusals
+    assert refusals.keys() == set(Refusal)
+    return {refusal: count for refusal, count in refusals.items() if count}
+
+
+@contextlib.asynccontextmanager
+async def held(running, number=1):
+    """Keep connections open and say nothing on them."""
+    with contextlib.ExitStack() as open_ones:
+        before = running.lines.events().count("connection.accepted")
+        for _ in range(number):
+            open_ones.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+        await running.lines.wait("connection.accepted", before + number)
+        yield
+
+
+async def test_too_many_connections_are_reset_and_logged_once():
+    async with running_server(connections=2) as running:
+        async with held(running, 2):
+            for _ in range(20):
+                assert await is_reset(running.port)
+            assert counted(running) == {Refusal.CONNECTIONS: 20}
+            assert running.lines.reasons("connection.refused") == ["2 connections are open already"]
+        await running.lines.wait("connection.failed", 1)
+        await running.server.wait_idle()
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        running.server.stop()
+        await running.ended.wait()
+    (told,) = (entry for entry in running.lines.entries if entry["event"] == "log.suppressed")
+    assert (told["kind"], told["suppressed"]) == ("connections", 19)
+
+
+async def test_one_address_cannot_take_all_connections():
+    async with running_server(connections_per_address=2) as running, held(running, 2):
+        assert await is_reset(running.port)
+        assert counted(running) == {Refusal.ADDRESS_CONNECTIONS: 1}
+        assert (await exchange(running.port, request("-p1"), source=OTHER)).rc == 0
+
+
+async def test_all_servers_share_a_bound():
+    async with running_server(most_connections=1) as running, held(running):
+        assert await is_reset(running.port, source=OTHER)
+        assert counted(running) == {Refusal.TOTAL_CONNECTIONS: 1}
+
+
+async def test_bounds_are_let_go_of():
+    async with running_server(connections=1, most_connections=1, connections_per_address=1) as running:
+        for _ in range(3):
+            assert (await exchange(running.port, request("-p1"))).rc == 0
+            await running.server.wait_idle()
+    assert counted(running) == {}
+
+
+async def test_a_full_queue_resets_before_the_handshake():
+    async with running_server(max_threads=1, queue_length=1) as running, anyio.create_task_group() as tasks:
+        running.engine.gate = anyio.Event()
+        for name in "ab":
+            tasks.start_soon(exchange, running.port, request("-p1", name))
+        await running.lines.wait("request.overloaded")
+        assert running.service.pool.full
+        assert await is_reset(running.port)
+        assert counted(running) == {Refusal.QUEUE_LENGTH: 1}
+        running.engine.gate.set()
+
+
+async def test_a_draining_server_resets():
+    async with running_server() as running:
+        running.server.drain()
+        assert await is_reset(running.port)
+        assert counted(running) == {Refusal.DRAINING: 1}
+
+
+async def test_those_who_are_silent_are_counted_and_logged_now_and_then():
+    async with running_server(handshake_s=0.1) as running:
+        for number in range(1, 4):
+            with socket.create_connection(("127.0.0.1", running.port)):
+                await running.lines.wait("connection.accepted", number)
+                await running.server.wait_idle()
+        assert counted(running) == {Refusal.HANDSHAKE_TIMEOUT: 3}
+        assert len(running.lines.reasons("connection.failed")) == 1
+
+
+async def test_a_request_that_comes_too_slowly_is_counted():
+    async with running_server(request_s=0.1) as running:
+        tls = await connect(running.port)
+        await tls.send(struct.pack(">I", 100) + b"half")
+        await running.server.wait_idle()
+        await anyio.aclose_forcefully(tls)
+        assert counted(running) == {Refusal.REQUEST_TIMEOUT: 1}
+
+
+async def test_a_request_that_waits_too_long_is_told():
+    async with running_server(max_threads=1, queue_s=0.1) as running, anyio.create_task_group() as tasks:
+        running.engine.gate = anyio.Event()
+        tasks.start_soon(exchange, running.port, request("-p1", "other"))
+        await running.engine.wait(lambda: bool(running.engine.jobs))
+        answer = await exchange(running.port, request("-p1"))
+        assert (answer.rc, answer.stderr) == (
+            1,
+            "Server: The server is busy: no worker was free within 0.1 seconds; try again later\n",
+        )
+        assert counted(running) == {Refusal.QUEUE_TIMEOUT: 1}
+        running.engine.gate.set()
+
+
+@pytest.mark.parametrize("refusal", [Refusal.COMPILE_TIMEOUT, Refusal.OUTPUT_SIZE, Refusal.ANSWER_SIZE])
+async def test_a_compile_that_is_ended_is_told_counted_and_logged_now_and_then(refusal):
+    async with running_server() as running:
+        running.engine.fault = TranslatorError("The compile was ended: it was too much", refusal=refusal)
+        for _ in range(3):
+            answer = await exchange(running.port, request("-p1"))
+            assert (answer.rc, answer.stderr) == (1, "Server: The compile was ended: it was too much\n")
+        assert counted(running) == {refusal: 3}
+        assert len(running.lines.reasons("request.rejected")) == 1
+        await running.lines.wait("request.summary", 3)
+
+
+@pytest.mark.parametrize("payload", [bytes(6000), request("x" * 60_000)], ids=["as sent", "uncompressed"])
+async def test_a_request_that_is_too_large_is_counted(payload):
+    async with running_server() as running:
+        assert (await exchange(running.port, payload)).rc == 1
+        assert counted(running) == {Refusal.REQUEST_SIZE: 1}
+
+
+async def test_faults_that_are_no_refusals_are_all_logged_and_not_counted():
+    async with running_server() as running:
+        for _ in range(3):
+            assert (await exchange(running.port, b"no zip")).rc == 1
+        assert counted(running) == {}
+        assert len(running.lines.reasons("request.rejected")) == 3
+
+
+async def test_a_client_who_does_not_take_its_answer_is_counted():
+    async with running_server(send_s=0.2) as running:
+        running.engine.module = os.urandom(30_000_000)
+        tls = await connect(running.port)
+        await tls.send(frame(request("-p1")))
+        await running.lines.wait("connection.failed")
+        await anyio.aclose_forcefully(tls)
+        assert counted(running) == {Refusal.SEND_TIMEOUT: 1}
+
+
+async def test_an_address_that_floods_delays_another_by_what_runs_and_no_more():
+    async with running_server(max_threads=1) as running, anyio.create_task_group() as tasks:
+        engine = running.engine
+        engine.gate = running_gate = anyio.Event()
+        for number in range(20):
+            flood = request("-p1", f"flood{number}")
+            tasks.start_soon(functools.partial(exchange, running.port, flood, source=OTHER))
+        await running.lines.wait("request.overloaded", 19)
+        tasks.start_soon(exchange, running.port, request("-p1", "single"))
+        await running.lines.wait("request.overloaded", 20)
+        engine.gate = anyio.Event()
+        running_gate.set()
+        await engine.wait(lambda: len(engine.jobs) == 2)
+        assert engine.jobs[1].request.arguments[1] == b"single"
+        engine.gate.set()
