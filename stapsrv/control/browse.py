@@ -90,7 +90,7 @@ def _parser(program: str) -> LineParser:
     parser = LineParser(
         prog=program,
         description="List the compile servers on the network, and whether your client trusts them.",
-        epilog="exit status: 0 servers were found, 1 none was",
+        epilog=f"example: {program} --timeout 5; exit status: 0 servers were found, 1 none was",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(

@@ -41,6 +41,26 @@ from stapsrv.identity.trust import (
 )
 
 _DNS_SEPARATORS = ","
+_EXAMPLES = {"show": " --json", "export": " -o server.pem", "authorize": " --all", "revoke": " --all"}
+"""What follows a verb in the example that its help gives."""
+_HELP = frozenset({"-h", "--help"})
+GEN_HELP = """\
+usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
+
+Make a server's certificate, in place of the one that is there. DIRECTORY, which has a slash in it, is the
+certificate database (default: ~/.systemtap/ssl/server). Names are those of this host, and those given.
+
+example:
+  stap-gen-cert /var/lib/stap-server/lab build.example.org
+"""
+AUTHORIZE_HELP = """\
+usage: stap-authorize-cert CERTFILE DIRECTORY
+
+Let the certificate database in DIRECTORY trust the server whose certificate is in CERTFILE.
+
+example:
+  stap-authorize-cert server.pem ~/.systemtap/ssl/client
+"""
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
@@ -95,7 +115,11 @@ def _parser(program: str) -> LineParser:
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:
         return verbs.add_parser(
-            verb, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[common]
+            verb,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: {program} {verb}{_EXAMPLES.get(verb, '')}",
+            parents=[common],
         )
 
     add("show", "show the certificate, and who trusts it on this host").add_argument(
@@ -241,6 +265,9 @@ async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
 
 def _gen_cert(argv: Sequence[str]) -> int:
     words = list(argv)
+    if _HELP.intersection(words[:1]):
+        sys.stdout.write(GEN_HELP)
+        return 0
     if words and words[0].startswith("-"):
         raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
     directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
@@ -265,6 +292,9 @@ def _gen_cert(argv: Sequence[str]) -> int:
 
 
 def _authorize_cert(argv: Sequence[str]) -> int:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(AUTHORIZE_HELP)
+        return 0
     if len(argv) != 2:  # noqa: PLR2004 - a file and a directory
         raise UsageError(
             "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"

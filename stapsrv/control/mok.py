@@ -16,6 +16,9 @@ from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, examine_moks, moks_directory
 
+_EXAMPLES = {"list": " --json", "export": " -o key.x509"}
+"""What follows a verb in the example that its help gives."""
+
 
 def main(argv: Sequence[str], *, program: str = "stap-server mok") -> int:
     """Carry out ``stap-server mok …``; returns the exit status."""
@@ -54,7 +57,11 @@ def _parser(program: str) -> LineParser:
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:
         return verbs.add_parser(
-            verb, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[common]
+            verb,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: {program} {verb}{_EXAMPLES.get(verb, '')}",
+            parents=[common],
         )
 
     add("list", "list the keys, and what is wrong with those that cannot be used").add_argument(

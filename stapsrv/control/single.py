@@ -24,6 +24,24 @@ _START_S = 60.0
 _STOP_S = 10.0
 """As long as the original's command waits."""
 
+_HELP = frozenset({"-h", "--help"})
+START_HELP = """\
+usage: stap-start-server [options of stap-serverd]
+
+Start a stap-serverd in the background, print its process id once it accepts connections.
+
+example:
+  stap-start-server -r 6.1.0-56-amd64 --port 5001 --log /tmp/stap-server.log
+"""
+STOP_HELP = """\
+usage: stap-stop-server PID
+
+End the stap-serverd with this process id, and return when it has ended.
+
+example:
+  stap-stop-server 4711
+"""
+
 
 def start_server() -> NoReturn:
     """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts.
@@ -52,6 +70,9 @@ def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[
 
 
 def _start(argv: Sequence[str]) -> None:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(START_HELP)
+        return
     with open_notifications() as notifications:
         server = subprocess.Popen(
             [sys.executable, "-P", "-m", "stapsrv.daemon", *argv],
@@ -71,6 +92,9 @@ def _start(argv: Sequence[str]) -> None:
 
 
 def _stop(argv: Sequence[str]) -> None:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(STOP_HELP)
+        return
     if len(argv) != 1:
         raise UsageError("one process id is needed", remedy="usage: stap-stop-server PID")
     pid = int(argv[0]) if argv[0].isascii() and argv[0].isdigit() else 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import textwrap
 
-from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.control.options import OPTIONS, Group, groups_of
 
-_ACTIONS = {
+ACTIONS = {
     "start": (
         "start the servers named, or the configured ones, or one for this host's kernel",
         "stap-server start -r 6.1.0-56-amd64 -n native --port 5001",
@@ -39,41 +39,7 @@ _ACTIONS = {
         "stap-server check -c /etc/stap-server/new.conf",
     ),
 }
-_ALIASES = {"try-restart": "condrestart"}
-
-_DESCRIBING = """\
-which server, or which servers:
-  -n NICKNAME   the server of that nickname, running or configured
-  -p ID         the running server that status shows as PID ID
-  -i            one for each installed kernel release, with the -I -R -B -D -u before it
-  -r RELEASE    a kernel release, or an absolute build tree; may be repeated
-  -a ARCH       the target architecture
-  -u USER       whom it runs as
-  -I DIR  -R DIR  -B OPTION  -D NAME=VALUE
-                tapsets, runtime, options for make, definitions
-dealt out in turn to the servers named:
-  --port N  --log FILE  --ssl DIR  --max-threads N  --max-request-size BYTES  --max-compressed-request BYTES
-for the server described, and those that follow (docs/limits.md):
-"""
-_TUNING = textwrap.fill(
-    "  ".join(f"{row.option} {row.kind.metavar}" for row in SERVER_TUNABLES),
-    width=110,
-    initial_indent="  ",
-    subsequent_indent="  ",
-    break_on_hyphens=False,
-)
-_STARTING = """\
-for those that are started:
-  -k            keep temporary directories
-"""
-_WAITING = """\
-  --no-wait     return when it has begun; --wait, the default, when it is done
-  --timeout S   wait no longer than S seconds; what was begun goes on
-"""
-_COMMON = """\
-  -c FILE       a global configuration file, read after the default one
-  --json        one JSON document; --classic: the original's lines, also on a terminal
-"""
+ALIASES = {"try-restart": "condrestart"}
 
 
 def usage(topic: str | None) -> str:
@@ -82,25 +48,37 @@ def usage(topic: str | None) -> str:
     Args:
         topic: an action, or None; one that there is not counts as None.
     """
-    action = _ALIASES.get(topic, topic) if topic is not None else None
-    if action not in _ACTIONS:
+    action = ALIASES.get(topic, topic) if topic is not None else None
+    if action not in ACTIONS:
         return _overview()
-    what, example = _ACTIONS[action]
+    what, example = ACTIONS[action]
     words = "" if action == "reload" else " [SERVERS]"
     text = f"usage: stap-server {topic}{words} [options]\n\n{what[0].upper()}{what[1:]}.\n\n"
-    if words:
-        text += f"{_DESCRIBING}{_TUNING}\n"
-    if action in {"start", "restart", "force-reload"}:
-        text += _STARTING
-    text += "\noptions:\n"
-    if action not in {"status", "check"}:
-        text += _WAITING
-    return f"{text}{_COMMON}\nexample:\n  {example}\n"
+    for group in groups_of(action):
+        text += _options_of(group)
+    return f"{text}\nexample:\n  {example}\n"
+
+
+def _options_of(group: Group) -> str:
+    """Return the lines of a group of options; the table of tunables, which is long, without its texts."""
+    options = [
+        (f"{row.option} {row.metavar}" if row.metavar else row.option, row.text)
+        for row in OPTIONS
+        if row.group is group
+    ]
+    if group is Group.TUNING:
+        words = "  ".join(option for option, _ in options)
+        filled = textwrap.fill(
+            words, width=110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )
+        return f"{group}:\n{filled}\n"
+    width = max(len(option) for option, _ in options)
+    return "".join([f"{group}:\n", *(f"  {option:{width}}  {text}\n" for option, text in options)])
 
 
 def _overview() -> str:
-    width = max(map(len, _ACTIONS))
-    lines = [f"  {action:{width}}  {what.partition(';')[0]}" for action, (what, _) in _ACTIONS.items()]
+    width = max(map(len, ACTIONS))
+    lines = [f"  {action:{width}}  {what.partition(';')[0]}" for action, (what, _) in ACTIONS.items()]
     return "\n".join(
         [
             "usage: stap-server ACTION [options]",

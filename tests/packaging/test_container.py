@@ -269,10 +269,18 @@ def test_kubernetes_file_fits_the_image():
     (container,) = pod["containers"]
     ids = pod["securityContext"]
     assert f"{ids['runAsUser']}:{ids['runAsGroup']}" == IMAGE.user
-    assert container["ports"] == [{"name": service["spec"]["ports"][0]["targetPort"], "containerPort": 5001}]
-    for probe in ("startupProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == IMAGE.healthcheck
-    described_by_environ({each["name"]: each["value"] for each in container["env"]})
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    described_by_environ(environ)
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert [ports[service["spec"]["ports"][0]["targetPort"]]] == IMAGE.ports
+    assert environ["STAPSRV_METRICS"] == f"0.0.0.0:{ports['health']}"
+    for probe, path in (
+        ("startupProbe", "/livez"),
+        ("livenessProbe", "/livez"),
+        ("readinessProbe", "/readyz"),
+    ):
+        assert container[probe]["httpGet"] == {"path": path, "port": "health"}
+        assert f"| `{path}` |" in (ROOT / "docs" / "metrics.md").read_text()
     # What Kubernetes would set for the service must not be taken for ours.
     assert not service["metadata"]["name"].upper().replace("-", "_").startswith("STAPSRV")
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

@@ -1,0 +1,81 @@
+"""Make manual pages and completions: ``generate.py DIRECTORY``, with a Python that has stapsrv.
+
+DIRECTORY gets ``man/PAGE.SECTION``, ``bash/COMMAND``, ``zsh/_stap-server`` and ``fish/COMMAND.fish``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import completion
+import model
+import roff
+import variables
+
+from stapsrv import __version__
+from stapsrv.control.usage import ACTIONS, ALIASES
+
+PAGES = Path(__file__).parent / "pages"
+
+
+def main() -> None:
+    """Write everything below the directory that the command line names."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: generate.py DIRECTORY")
+    target = Path(sys.argv[1])
+    texts = {f"man/{page.name}": manual_page(page) for page in sorted(PAGES.iterdir())}
+    server, daemon = model.server(), model.daemon()
+    texts |= {f"bash/{name}": text for name, text in completion.bash(server, daemon).items()}
+    texts |= {"zsh/_stap-server": completion.zsh(server, daemon)}
+    texts |= {f"fish/{name}.fish": text for name, text in completion.fish(server, daemon).items()}
+    for name, text in texts.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def manual_page(template: Path) -> str:
+    """Return a page made from its template, whose name is ``PAGE.SECTION``."""
+    directives: dict[str, roff.Directive] = {
+        "head": lambda words: [f'.TH {words[0].upper()} {words[1]} "" "stapsrv {__version__}"'],
+        "options": _options,
+        "actions": _actions,
+        "tools": _tools,
+        "variables": _variables,
+    }
+    return roff.fill(template.read_text(encoding="utf-8"), directives)
+
+
+def _options(words: Sequence[str]) -> Iterable[str]:
+    if words[0] == "stap-serverd":
+        return roff.options(model.daemon())
+    start = next(verb for verb in model.server().verbs if verb.words[-1] == "start")
+    return roff.options(start, without=["--help"])
+
+
+def _actions(_words: Sequence[str]) -> Iterable[str]:
+    for action, (text, _) in ACTIONS.items():
+        others = [alias for alias, known in ALIASES.items() if known == action]
+        yield from roff.entry(", ".join(map(roff.bold, [action, *others])), text)
+
+
+def _tools(_words: Sequence[str]) -> Iterable[str]:
+    for tool in model.server().verbs:
+        if tool.words[-1] not in {*ACTIONS, *ALIASES}:
+            for command in tool.verbs or (tool,):
+                yield f".SS {roff.bold(' '.join(command.words[1:]))}"
+                yield roff.escaped(f"{command.summary}.")
+                for option in command.options:
+                    if "-h" not in option.names:
+                        yield from roff.entry(roff.option_title(option), option.text)
+
+
+def _variables(words: Sequence[str]) -> Iterable[str]:
+    for name, text in variables.described(words[0]).items():
+        yield from roff.entry(roff.bold(name), text)
+
+
+if __name__ == "__main__":
+    main()
