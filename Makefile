@@ -42,6 +42,12 @@ fuzz: setup ## give hostile bytes to every parser: TIME=60 seconds each, ARGS='z
 install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' packaging/install
 
+dist: setup ## build a wheel and an sdist in dist/
+	.venv/bin/python -m hatchling build
+
+deb: setup ## build a Debian package in dist/, in place of systemtap-server
+	@packaging/deb
+
 clean: ## remove .venv, caches and build results
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
