@@ -15,11 +15,24 @@ from stapsrv.observe.lines import CLASSIC
 from .conftest import journal_fields
 
 # Text as Python has it from bytes that are no UTF-8, too.
-TEXT = st.text(st.characters(exclude_categories=())) | st.binary().map(
-    lambda data: data.decode("utf-8", "surrogateescape")
+TEXT = (
+    st.text(st.characters(exclude_categories=()))
+    | st.text(st.sampled_from('\n\r\0\x1b\x85\u2028\udcff"\\{} =a'))
+    | st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))
 )
-VALUES = TEXT | st.integers() | st.floats() | st.none() | st.booleans() | st.datetimes() | st.binary()
-NAMES = st.sampled_from(["peer", "options", "reason", "release", "version", "user"])
+VALUES = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([float("nan"), float("inf")]),
+    st.none(),
+    st.booleans(),
+    st.datetimes(),
+    st.binary(),
+)
+FIELDS = st.fixed_dictionaries(
+    {"peer": TEXT, "options": TEXT, "reason": TEXT},
+    optional={"release": VALUES, "version": VALUES, "user": VALUES},
+)
 
 
 @st.composite
@@ -28,7 +41,7 @@ def entries(draw: st.DrawFn) -> LogEntry:
         time=draw(st.floats(0, 4e9)),
         level=draw(st.sampled_from(["info", "warning", "error"])),
         event=draw(st.sampled_from([*CLASSIC, "some.event"])),
-        fields=draw(st.dictionaries(NAMES, VALUES)),
+        fields=draw(FIELDS),
         traceback=draw(st.none() | TEXT),
     )
 

@@ -60,7 +60,7 @@ async def find(path: str) -> Page:
 @contextlib.asynccontextmanager
 async def serving(limits: HttpLimits = PATIENT) -> AsyncIterator[Server]:
     lines = LogLines()
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, anyio.fail_after(60):
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, anyio.fail_after(20):
         listener.setblocking(False)
         server = HttpServer(listener, find, log=lines.log, limits=limits)
         async with anyio.create_task_group() as tasks:
@@ -115,6 +115,17 @@ async def test_a_page_that_fails_is_an_answer_and_an_entry_in_the_log():
         assert (await server.get("/crash"))[0] == 500
         assert server.lines.events() == ["metrics.crashed"]
         assert (await server.get("/a"))[0] == 200
+
+
+async def test_there_is_room_for_so_many_and_the_next_waits():
+    async with serving(HttpLimits(connections=2, request_s=60, total_s=60)) as server:
+        first, second = [await server.connect() for _ in range(2)]
+        with anyio.move_on_after(0.3) as patience:
+            await server.get("/a")
+        assert patience.cancelled_caught
+        await first.aclose()
+        assert (await server.get("/a"))[0] == 200
+        await second.aclose()
 
 
 async def test_who_says_nothing_is_told_so_and_leaves_the_room():
