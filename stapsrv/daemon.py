@@ -128,10 +128,17 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
         log = book.open(settings.log)
         async with (
             _obeying_signals(log, hangup=book.reopen) as stopping,
-            open_host(environ, password=means.password, sockets=means.sockets, tuning=tuning) as host,
+            open_host(
+                environ,
+                password=means.password,
+                sockets=means.sockets,
+                tuning=tuning,
+                secret=_secrets(options),
+            ) as host,
             _looked_at(SolitaryServer(host, settings, book.losses), metrics, log) as solitary,
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
+            host.tell_sandbox(log)
             warn_of_few_files(tuning, log)
             server = await host.prepare(settings, log)
             announcer = Announcer.from_settings(options.mdns.over(configured.mdns), log=log)
@@ -171,7 +178,13 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
         open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
     ):
         tuning = options.tuning.over(configuration.settings.tuning)
-        async with open_host(environ, password=means.password, sockets=means.sockets, tuning=tuning) as host:
+        async with open_host(
+            environ,
+            password=means.password,
+            sockets=means.sockets,
+            tuning=tuning,
+            secret=(*_secrets(options), *configuration.files),
+        ) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
             warn_of_few_files(tuning, hosting.log)
             async with (
@@ -215,6 +228,13 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
             tasks.start_soon(obey, signals, tasks.cancel_scope)
             yield stopping
             tasks.cancel_scope.cancel()
+
+
+def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
+    """Return the files that the options name and no request may see."""
+    return tuple(
+        path for path in (options.log, options.config_file, options.password_file) if path is not None
+    )
 
 
 def _terminal() -> Sink | None:

@@ -11,7 +11,7 @@ import attrs
 from anyio.abc import TaskStatus
 
 from stapsrv.config.configured import default_server, read_configured_or_environ
-from stapsrv.config.global_settings import GlobalSettings, read_global_settings
+from stapsrv.config.global_settings import DEFAULT_FILES, GlobalSettings, read_global_settings
 from stapsrv.config.kernels import host_arch, host_release
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.access import Policy
@@ -90,6 +90,12 @@ class Configuration:
             default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
             environ=environ,
         )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and directories of this service that are nobody else's business."""
+        settings = self.settings
+        return (settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
 
     @property
     def defaults(self) -> HostDefaults:
@@ -172,6 +178,7 @@ class Hosting:
         self._phase = Phase.STARTING
         self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
+        host.tell_sandbox(self.log)
         self.supervisor = Supervisor(
             host,
             Registry(configuration.settings.stat_path),

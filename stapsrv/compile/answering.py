@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -136,7 +137,9 @@ class Exchange:
 
         async def work() -> CompileResult:
             with self._timed("compile_s"):
-                return await self._service.engine.run(job, deadline_s=self._limits.compile_s)
+                return await self._service.engine.run(
+                    job, deadline_s=self._limits.compile_s, kept=self._log_kept
+                )
 
         landed = await self._service.flights.fly(
             request_digest(job.request), self._client, worker=self._worker, work=work
@@ -147,7 +150,11 @@ class Exchange:
     async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
         """Return the answer that ``result`` makes, with the signatures that its modules need."""
         request = job.request
-        own = "".join(f"{message}\n" for message in request.messages).encode()
+        messages = list(request.messages)
+        if result.limit_met is not None:
+            self._log.warning("request.limited", reason=result.limit_met)
+            messages.append(f"Server: {result.limit_met}")
+        own = "".join(f"{message}\n" for message in messages).encode()
         answer = CompileResponse(
             version=self._service.version,
             rc=result.status,
@@ -198,6 +205,9 @@ class Exchange:
             else:
                 self._log.info("request.one")
             yield
+
+    def _log_kept(self, directory: Path) -> None:
+        self._log.info("request.kept", directory=directory)
 
     @contextlib.contextmanager
     def _timed(self, duration: str) -> Iterator[None]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 import attrs
 
+from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.options import Privilege, requested_privilege
-from stapsrv.compile.process import Containment, Ending, Outcome, run_tree
+from stapsrv.compile.process import Ending, Outcome, run_tree
 from stapsrv.compile.translator import (
     StapProgram,
     collect,
@@ -31,8 +32,16 @@ from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile, CompileRequest
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.errors import TranslatorError
+from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.refusal import Refusal
+from stapsrv.sandbox.resources import Resources
+from stapsrv.sandbox.surroundings import Needs
+from stapsrv.sandbox.view import View
+
+_ROOT = Path("request")
+_ANSWER = Path("response", ANSWER_DIRECTORY)
+_TEMPORARY = Path("tmp")
+"""Of a job's directory: what the client sent, what it gets, and the compiler's own files."""
 
 _REMOVAL_S = 10.0
 """How long a request waits for its directory to be gone."""
@@ -61,19 +70,28 @@ class CompileResult:
         stdout: without this host's private paths.
         stderr: likewise.
         files: what the answer carries.
+        limit_met: the bound that stap met, as far as its end shows one.
     """
 
     status: int
     stdout: bytes
     stderr: bytes
     files: tuple[AnswerFile, ...]
+    limit_met: str | None = None
 
 
 class Engine(Protocol):
     """Somewhere to compile."""
 
-    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+    async def run(
+        self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
+    ) -> CompileResult:
         """Compile ``job`` within ``deadline_s`` seconds.
+
+        Args:
+            job: what to compile.
+            deadline_s: counts from now.
+            kept: told where the job's directory stays, if it does (``-k``).
 
         Raises:
             TranslatorError: it could not be started, overran the deadline or made too much.
@@ -83,40 +101,81 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs stap on this host, each job in a directory of its own that is gone afterwards.
+    """Runs stap on this host, contained, each job in a directory of its own that is gone afterwards.
 
     Args:
         stap: the translator.
-        containment: how a compile's process tree is held together.
+        sandbox: how compiles are contained.
         workspace: where the directories are made.
         environ: the environment that compiles inherit.
         home: the home directory of the server's user, which answers do not mention.
+        secret: what no compile may see, wherever it lies.
     """
 
     def __init__(
         self,
         stap: StapProgram,
-        containment: Containment,
+        sandbox: Sandbox,
         workspace: Workspace,
         *,
         environ: Mapping[str, str],
         home: Path,
+        secret: tuple[Path, ...] = (),
     ) -> None:
         self.stap = stap
-        self.containment = containment
+        self.sandbox = sandbox
         self.workspace = workspace
+        self._variables = dict(environ)
         self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+        self._home = home
         self._private = private_paths(environ, home)
+        self._secret = (*secret, workspace.path)
 
-    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+    def needs(self, settings: ServerSettings, release: ServedRelease) -> Needs:
+        """Return what a job of a server needs to see of this host."""
+        own = (*settings.include, *((settings.runtime,) if settings.runtime is not None else ()))
+        secret = (settings.ssl, settings.log)
+        return Needs(
+            stap=self.stap.path,
+            environ=self._variables,
+            home=self._home,
+            build_trees=(release.build_tree,),
+            releases=(release.name,),
+            read=tuple(map(Path, (*own, *settings.limits.sandbox_read))),
+            write=tuple(map(Path, settings.limits.sandbox_write)),
+            secret=(*self._secret, *(path for path in secret if path is not None)),
+        )
+
+    def check(self, settings: ServerSettings, release: ServedRelease) -> None:
+        """See whether jobs of a server can be contained; looks at directories.
+
+        Raises:
+            ConfigError: they cannot be.
+        """
+        needs = self.needs(settings, release)
+        try:
+            view = self.sandbox.view(needs, self.workspace.path, start=self.workspace.path)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be made: {exc.strerror}",
+                where=str(needs.stap_cache),
+                remedy="point SYSTEMTAP_DIR to a directory that the server's user may write to",
+            ) from exc
+        self.sandbox.check(view)
+
+    async def run(
+        self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
+    ) -> CompileResult:
         """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
         limits = job.settings.limits
         try:
-            async with request_directory(self.workspace, keep=job.settings.keep_temporary) as directory:
-                root, answer = directory / "request", directory / "response" / ANSWER_DIRECTORY
+            async with request_directory(
+                self.workspace, keep=job.settings.keep_temporary, kept=kept
+            ) as directory:
                 work = self.workspace.files
-                await work.run(functools.partial(_prepare, job.request, root, answer))
-                outcome = await self._run_stap(job, root, answer, deadline_s)
+                view = await work.run(functools.partial(self._prepare, job, directory))
+                answer = directory / _ANSWER
+                outcome, limit_met = await self._run_stap(job, view, answer, deadline_s=deadline_s)
                 _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
                 files = await work.run(functools.partial(collect, answer, max_bytes=limits.answer_bytes))
                 hidden = (*self._private, directory / "response", directory)
@@ -126,10 +185,30 @@ class LocalEngine:
                 where=str(self.workspace.path),
             ) from exc
         status = 128 - outcome.status if outcome.status < 0 else outcome.status
-        return CompileResult(status, redact(outcome.stdout, hidden), redact(outcome.stderr, hidden), files)
+        stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
+        return CompileResult(status, stdout, stderr, files, limit_met)
 
-    async def _run_stap(self, job: CompileJob, root: Path, answer: Path, deadline_s: float) -> Outcome:
+    def _prepare(self, job: CompileJob, directory: Path) -> View:
+        """Make a job's directories and files; return what it sees.
+
+        Raises:
+            TranslatorError: stap is gone.
+            OSError: there is no room, or what the job needs is not there.
+        """
+        _check_program(self.stap.path)
+        (directory / _ANSWER).mkdir(mode=0o700, parents=True)
+        (directory / _TEMPORARY).mkdir(mode=0o700)
+        root = directory / _ROOT
+        root.mkdir(mode=0o700)
+        lay_out(job.request, root)
+        return self.sandbox.view(self.needs(job.settings, job.release), directory, start=root)
+
+    async def _run_stap(
+        self, job: CompileJob, view: View, answer: Path, *, deadline_s: float
+    ) -> tuple[Outcome, str | None]:
+        """Run stap; return what came of it, and the bound that it met, if that can be seen."""
         limits = job.settings.limits
+        resources = Resources.of(limits)
         command = stap_command(
             self.stap,
             job.settings,
@@ -138,23 +217,36 @@ class LocalEngine:
             privilege=job.privilege,
             answer=answer,
         )
-        try:
-            return await run_tree(
-                command,
-                cwd=root,
-                env=stap_environment(self._environ, job.request.environment),
-                deadline_s=deadline_s,
-                grace_s=limits.kill_grace_s,
-                output_bytes=limits.output_bytes,
-                containment=self.containment,
-            )
-        except TranslatorError as exc:
-            raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
+        environ = self.sandbox.environment(
+            self._environ, temporary=answer.parents[1] / _TEMPORARY, network=view.network
+        )
+        async with self.sandbox.request_group(answer.parents[1].name, resources) as group:
+            try:
+                outcome = await run_tree(
+                    self.sandbox.command(view, resources, command),
+                    cwd=view.directory,
+                    env=stap_environment(environ, job.request.environment),
+                    deadline_s=deadline_s,
+                    grace_s=limits.kill_grace_s,
+                    output_bytes=limits.output_bytes,
+                    group=group,
+                )
+            except TranslatorError as exc:
+                raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
+            exceeded = None if group is None else group.exceeded
+        return outcome, resources.explain(outcome.status, outcome.stderr, exceeded=exceeded)
 
 
 @contextlib.asynccontextmanager
-async def request_directory(workspace: Workspace, *, keep: bool) -> AsyncIterator[Path]:
+async def request_directory(
+    workspace: Workspace, *, keep: bool, kept: Callable[[Path], None] | None = None
+) -> AsyncIterator[Path]:
     """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
+
+    Args:
+        workspace: where it is made.
+        keep: let it stay.
+        kept: told where it stays.
 
     Raises:
         OSError: none can be made, or not in time.
@@ -167,13 +259,17 @@ async def request_directory(workspace: Workspace, *, keep: bool) -> AsyncIterato
         yield path
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
-            await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
+            place = await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
+            if place is not None and kept is not None:
+                kept(place)
 
 
-def _prepare(request: CompileRequest, root: Path, answer: Path) -> None:
-    answer.mkdir(mode=0o700, parents=True)
-    root.mkdir(mode=0o700)
-    lay_out(request, root)
+def _check_program(path: Path) -> None:
+    """See that a program is there; the programs that contain it would report that in words of their own."""
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    except OSError as exc:
+        raise TranslatorError(f"The compile could not be started: {exc.strerror}", where=str(path)) from exc
 
 
 def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:

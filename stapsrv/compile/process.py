@@ -22,9 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.sandbox.cgroup import RequestGroup
 
 _READ_BYTES = 65536
 _REAP_S = 5.0
@@ -104,6 +106,7 @@ async def run_tree(
     env: Mapping[bytes, bytes] | None = None,
     grace_s: float = 2.0,
     output_bytes: int = 1 << 20,
+    group: RequestGroup | None = None,
 ) -> Outcome:
     """Run ``command`` with standard input from /dev/null until its tree is gone.
 
@@ -115,9 +118,10 @@ async def run_tree(
         env: the whole environment, or None for this process's.
         grace_s: seconds between TERM and KILL to the tree.
         output_bytes: of standard output and of standard error each; more ends the tree as FLOODED.
+        group: the control group that it is to be in; its owner ends what this cannot.
 
     Raises:
-        TranslatorError: the program could not be started.
+        TranslatorError: the program could not be started, or not be put into its group.
         RequestRejected: the arguments are too long for the system.
 
     Cancellation: the tree is ended, TERM first and KILL after the grace, before this returns.
@@ -125,6 +129,8 @@ async def run_tree(
     tree = _Tree.spawn([*containment.wrapper, *command], cwd=cwd, env=env)
     ending = Ending.EXITED
     try:
+        if group is not None:
+            await tree.join(group)
         async with anyio.create_task_group() as drains:
             for pipe in (tree.stdout, tree.stderr):
                 drains.start_soon(pipe.drain, output_bytes, drains.cancel_scope)
@@ -227,6 +233,22 @@ class _Tree:
         """Wait until the leader has ended, and reap it."""
         while self._child.poll() is None:
             await anyio.wait_readable(self._pidfd)
+
+    async def join(self, group: RequestGroup) -> None:
+        """Put all that there is of the tree into a control group.
+
+        Raises:
+            TranslatorError: it does not go.
+        """
+        try:
+            # The kernel may take a while to move a process.
+            await anyio.to_thread.run_sync(group.adopt, self._child.pid)
+        except ProcessLookupError:
+            return
+        except OSError as exc:
+            raise TranslatorError(
+                f"could not be started in a control group: {exc.strerror}", where=str(group.directory)
+            ) from exc
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of the session that are left."""

@@ -88,6 +88,17 @@ def choice(*words: str) -> Kind:
     return Kind("|".join(words), parse)
 
 
+def path() -> Kind:
+    """Return the kind of absolute paths of files and directories."""
+
+    def parse(text: str) -> str:
+        if not text.startswith("/"):
+            raise ValueError("an absolute path")
+        return text
+
+    return Kind("PATH", parse)
+
+
 def encode_duration(seconds: object) -> str:
     """Write a duration so that reading it gives the same: whole minutes and hours as such."""
     assert isinstance(seconds, int | float)  # noqa: S101 - values of the kind, by its parser

@@ -43,6 +43,14 @@ class Limits:
     kill_grace_s: float = _tunable("kill_grace_s")
     output_bytes: int = _tunable("output_bytes")
     answer_bytes: int = _tunable("answer_bytes")
+    cpu_s: float = _tunable("cpu_s")
+    memory_bytes: int = _tunable("memory_bytes")
+    file_bytes: int = _tunable("file_bytes")
+    processes: int = _tunable("processes")
+    cores: int = _tunable("cores")
+    nice: int = _tunable("nice")
+    sandbox_read: tuple[str, ...] = _tunable("sandbox_read")
+    sandbox_write: tuple[str, ...] = _tunable("sandbox_write")
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from stapsrv.config.quantities import Kind, count, duration, size
+from stapsrv.config.quantities import Kind, choice, count, duration, path, size
 
 
 class Scope(Enum):
@@ -59,6 +59,7 @@ class Tunable(NamedTuple):
         return "" if self.default is None or self.array else self.kind.encode(self.default)
 
 
+_GIBI = 1024**3
 _GRACE = duration(least_s=0.0, most_s=3600.0)
 
 TUNABLES: tuple[Tunable, ...] = (
@@ -153,6 +154,72 @@ TUNABLES: tuple[Tunable, ...] = (
         _GRACE,
         2.0,
         "how long a compile that is ended has between the signals TERM and KILL",
+    ),
+    Tunable(
+        "LIMIT_CPU",
+        "cpu_s",
+        duration(least_s=0.0),
+        600.0,
+        "processor time of each process of a compile; 0: no limit",
+    ),
+    Tunable(
+        "LIMIT_MEMORY",
+        "memory_bytes",
+        size(least=0),
+        8 * _GIBI,
+        "address space of each process of a compile, and memory of all in a control group; 0: no limit",
+    ),
+    Tunable(
+        "LIMIT_FILE",
+        "file_bytes",
+        size(least=0),
+        2 * _GIBI,
+        "size of each file that a compile writes; 0: no limit",
+    ),
+    Tunable(
+        "LIMIT_PROCESSES",
+        "processes",
+        count("a number of processes", least=0),
+        512,
+        "processes of a compile at the same time; 0: no limit",
+    ),
+    Tunable(
+        "LIMIT_CORES",
+        "cores",
+        count("a number of cores", least=0),
+        0,
+        "cores that a compile may use up at the same time, in a control group; 0: no limit",
+    ),
+    Tunable(
+        "NICE",
+        "nice",
+        count("a priority", least=0, most=19),
+        5,
+        "how far compiles stand behind other programs",
+    ),
+    Tunable(
+        "SANDBOX_READ",
+        "sandbox_read",
+        path(),
+        (),
+        "a further file or directory that compiles may read",
+        array=True,
+    ),
+    Tunable(
+        "SANDBOX_WRITE",
+        "sandbox_write",
+        path(),
+        (),
+        "a further directory that compiles may change",
+        array=True,
+    ),
+    Tunable(
+        "SANDBOX",
+        "sandbox",
+        choice("auto", "bubblewrap", "unshare", "landlock", "off"),
+        "auto",
+        "how compiles are kept from the rest of the host; auto: the first way that works",
+        scope=Scope.SUPERVISOR,
     ),
 )
 """In the order in which people read of them. Add rows where they belong."""

@@ -69,9 +69,8 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
             mark = _COLOURS.get(server["state"], _YELLOW)
             cells[state] = cells[state].replace(row[state], f"{mark}{row[state]}{_PLAIN}")
         lines.append(_GAP.join(cells).rstrip())
-    reasons = [
-        printable(reason) for reason in (*down_reasons(report), *_losses(report.lost), *report.remarks)
-    ]
+    told = (*down_reasons(report), *_losses(report.lost), *report.remarks, *_sandboxes(report))
+    reasons = [printable(reason) for reason in told]
     return [*lines, "", *reasons] if reasons else lines
 
 
@@ -198,6 +197,13 @@ def _as_server(lost: LostServer) -> ServerInfo:
         "failed": 0,
         "certificate_expires": None,
     }
+
+
+def _sandboxes(report: StatusReport) -> list[str]:
+    """Say what holds requests in, once for all supervisors that say the same."""
+    names = dict.fromkeys(supervisor.get("sandbox") for supervisor in report.supervisors)
+    words = {"off": "requests are not contained: SANDBOX=off"}
+    return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
 
 
 def _losses(lost: Sequence[LostServer]) -> list[str]:

@@ -54,13 +54,18 @@ class ServerInfo(TypedDict):
 
 
 class SupervisorInfo(TypedDict):
-    """A supervisor and its servers; see :class:`stapsrv.supervisor.status.SupervisorStatus`."""
+    """A supervisor and its servers; see :class:`stapsrv.supervisor.status.SupervisorStatus`.
+
+    A supervisor of an earlier version says nothing of ``sandbox`` and ``cgroup``.
+    """
 
     pid: int
     user: str
     version: str
     stap_version: str
+    sandbox: NotRequired[str]
     containment: str
+    cgroup: NotRequired[str | None]
     since: str
     compiles: int
     max_compiles: int
@@ -168,7 +173,9 @@ def supervisor_info(status: SupervisorStatus) -> SupervisorInfo:
         "user": status.user,
         "version": status.version,
         "stap_version": status.stap_version,
+        "sandbox": status.sandbox,
         "containment": status.containment,
+        "cgroup": status.cgroup,
         "since": _time(status.since),
         "compiles": status.compiles,
         "max_compiles": status.max_compiles,

@@ -30,6 +30,9 @@ CLASSIC: Mapping[str, str] = {
     "listener.exhausted": "Connections cannot be accepted now: {reason}; trying on",
     "registry.damaged": "A record of a running server is damaged: {reason}",
     "registry.unwritable": "A running server cannot be recorded: {reason}",
+    "sandbox.found": "Requests are contained by {mechanism}",
+    "sandbox.off": "Requests are not contained: SANDBOX=off",
+    "sandbox.cgroup": "Requests get control groups of their own in {cgroup}",
     "identity.missing": "Certificate database {directory} does not exist",
     "identity.generating": "Generating a new certificate database directory in {directory}",
     "identity.found": "Certificate found in database {directory}",
@@ -91,6 +94,8 @@ CLASSIC: Mapping[str, str] = {
     "request.abandoned": "Request from {peer} abandoned: the client went away",
     "request.interrupted": "Request from {peer} was broken off: the server is stopping",
     "request.crashed": "Request from {peer} failed: a fault of this program",
+    "request.limited": "Request from {peer} met a limit: {reason}",
+    "request.kept": "Request from {peer} left its temporary directory {directory}",
     "request.complete": "Request from {peer} complete",
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.containing import find_sandbox
 from stapsrv.compile.engine import LocalEngine
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.process import find_containment
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.tally import Tally
 from stapsrv.compile.translator import find_stap
@@ -56,6 +57,16 @@ class Host:
     tally: Tally = attrs.field(factory=Tally)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
 
+    def tell_sandbox(self, log: Log) -> None:
+        """Log what holds requests in."""
+        sandbox = self.engine.sandbox
+        if sandbox.mechanism is None:
+            log.warning("sandbox.off")
+        else:
+            log.info("sandbox.found", mechanism=sandbox.name)
+        if sandbox.cgroup is not None:
+            log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
+
     async def prepare(
         self,
         settings: ServerSettings,
@@ -80,6 +91,8 @@ class Host:
         """
         releases = settings.served_releases()
         _check_directories(settings)
+        for release in releases:
+            await anyio.to_thread.run_sync(self.engine.check, settings, release)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
             listener = _open_listener(settings.port, last_port) if passed is None else passed
@@ -111,6 +124,7 @@ async def open_host(
     password: str | None = None,
     sockets: PassedSockets | None = None,
     tuning: Tuning = NOTHING_SET,
+    secret: tuple[Path, ...] = (),
 ) -> AsyncIterator[Host]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
 
@@ -118,18 +132,20 @@ async def open_host(
         environ: the environment that the process was started with.
         password: of certificate databases that have one.
         sockets: what the service manager opened for this process.
-        tuning: what is set of the limits of all servers together.
+        tuning: what is set of what all servers have in common: limits, and how requests are contained.
+        secret: files and directories of this service that no request may see.
 
     Raises:
-        ConfigError: stap is missing, or no temporary directory can be made.
+        ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
     """
     stap = await find_stap(environ)
-    containment = await find_containment()
     workspace = Workspace.open()
     try:
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)
-        engine = LocalEngine(stap, containment, workspace, environ=environ, home=home)
+        wanted = tuning.effective("sandbox")
+        found = await find_sandbox(wanted, stap, environ, home=home, workspace=workspace.path)
+        engine = LocalEngine(stap, found, workspace, environ=environ, home=home, secret=secret)
         identities = IdentityStore(environ, password=password)
         yield Host(
             user=entry.pw_name,

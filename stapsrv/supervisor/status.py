@@ -62,7 +62,9 @@ class SupervisorStatus:
         user: the name of the user that it runs as.
         version: of this program.
         stap_version: of the translator.
+        sandbox: what keeps compiles from the rest of the host: a mechanism's name, or ``off``.
         containment: how a compile's process tree is held together.
+        cgroup: what compiles get control groups of their own from; None where the host grants none.
         since: when it started.
         compiles: requests that compile now, over all servers.
         max_compiles: the most that may.
@@ -73,7 +75,9 @@ class SupervisorStatus:
     user: str
     version: str
     stap_version: str
+    sandbox: str
     containment: str
+    cgroup: str | None
     since: datetime
     compiles: int
     max_compiles: int

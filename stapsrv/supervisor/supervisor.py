@@ -143,12 +143,15 @@ class Supervisor:
     def status(self) -> SupervisorStatus:
         """Return a snapshot of everything."""
         compiles = self._pool.statistics()
+        sandbox = self._host.engine.sandbox
         return SupervisorStatus(
             pid=os.getpid(),
             user=self._host.user,
             version=__version__,
             stap_version=self._host.engine.stap.version,
-            containment=self._host.engine.containment.value,
+            sandbox=sandbox.name,
+            containment=sandbox.containment.value,
+            cgroup=sandbox.cgroup,
             since=self._since,
             compiles=compiles.running,
             max_compiles=compiles.workers,

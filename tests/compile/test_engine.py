@@ -9,8 +9,8 @@ import anyio
 import pytest
 from kit.stap import make_stap
 
+from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.engine import CompileJob, LocalEngine
-from stapsrv.compile.process import Containment
 from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.wire import CompileRequest
 from stapsrv.compile.workspace import Workspace
@@ -40,6 +40,8 @@ def run(tmp_path, workspace):
         script,
         *,
         program=None,
+        sandbox=Sandbox(None),  # noqa: B008 - a value
+        kept=None,
         deadline_s=30.0,
         keep=False,
         arguments=(b"-e", b"x"),
@@ -50,7 +52,7 @@ def run(tmp_path, workspace):
         stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
         engine = LocalEngine(
             stap,
-            Containment.SESSION,
+            sandbox,
             workspace,
             environ=environ or {"PATH": "/usr/bin:/bin"},
             home=Path("/home/nobody-here"),
@@ -60,7 +62,7 @@ def run(tmp_path, workspace):
         )
         settings = ServerSettings(tuning={"kill_grace_s": 0.2, **limits}, keep_temporary=keep)
         job = CompileJob(request=request, release=RELEASE, settings=settings)
-        return await engine.run(job, deadline_s=deadline_s)
+        return await engine.run(job, deadline_s=deadline_s, kept=kept)
 
     return run_one
 
@@ -141,8 +143,10 @@ async def test_program_that_is_gone(run, tmp_path):
 
 
 async def test_keep(run, workspace):
-    await run('echo module >"$answer/made.ko"', keep=True)
+    told = []
+    await run('echo module >"$answer/made.ko"', keep=True, kept=told.append)
     (kept,) = workspace.path.parent.glob(f"{workspace.path.name}.*")
+    assert told == [kept]
     assert (kept / "response" / "stap000000" / "made.ko").read_text() == "module\n"
 
 

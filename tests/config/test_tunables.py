@@ -21,7 +21,7 @@ TYPED = {field.name: field for group in (Limits,) for field in attrs.fields(grou
 
 def a_value(row):
     """Return a value that is not the default, as text."""
-    texts = ("1", "2", "7k", "9k", "yes", "no")
+    texts = ("1", "2", "7k", "9k", "yes", "no", "off", "/a")
     for text in texts:
         try:
             if row.kind.parse(text) != row.default:

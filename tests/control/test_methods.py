@@ -15,6 +15,7 @@ import pytest
 from kit.control import DEFAULTS, SINCE, LinePeer, peer_of, running_control, server_status
 from kit.service import LogLines
 
+from stapsrv.compile.containing import Sandbox
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
@@ -418,9 +419,7 @@ class LocalHost:
     user = "me"
 
     def __init__(self) -> None:
-        self.engine = SimpleNamespace(
-            stap=SimpleNamespace(version="4.8"), containment=SimpleNamespace(value="none")
-        )
+        self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
         self.lines = LogLines()
 
     async def prepare(self, settings, log, *, last_port=None, shared=None) -> QuietServer:

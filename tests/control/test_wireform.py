@@ -62,6 +62,14 @@ EVERYTHING = {
     "MAX_ANSWER_SIZE": 4097,
     "DRAIN_TIMEOUT": "4s",
     "KILL_GRACE": "0s",
+    "LIMIT_CPU": "5m",
+    "LIMIT_MEMORY": 4098,
+    "LIMIT_FILE": 4099,
+    "LIMIT_PROCESSES": 10,
+    "LIMIT_CORES": 2,
+    "NICE": 11,
+    "SANDBOX_READ": ["/opt/one", "/opt/two"],
+    "SANDBOX_WRITE": ["/ccache"],
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -94,6 +102,14 @@ SETTINGS = ServerSettings(
         "answer_bytes": 4097,
         "drain_s": 4.0,
         "kill_grace_s": 0.0,
+        "cpu_s": 300.0,
+        "memory_bytes": 4098,
+        "file_bytes": 4099,
+        "processes": 10,
+        "cores": 2,
+        "nice": 11,
+        "sandbox_read": ("/opt/one", "/opt/two"),
+        "sandbox_write": ("/ccache",),
     },
 )
 

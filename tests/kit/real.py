@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -368,14 +369,16 @@ class CompilerGate:
 
     Args:
         directory: made, and given to the client with ``-I``.
+        visible: a directory that compiles see, for the pipe.
     """
 
     SCRIPT = "probe begin { gated() exit() }"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, visible: Path) -> None:
         directory.mkdir()
+        visible.mkdir(exist_ok=True)
         self.directory = directory
-        self._pipe = directory / "gate.h"
+        self._pipe = Path(tempfile.mkdtemp(prefix="gate.", dir=visible)) / "gate.h"
         self._fd = -1
         os.mkfifo(self._pipe)
         (directory / "gated.stp").write_text(f'%{{\n#include "{self._pipe}"\n%}}\nfunction gated() %{{ %}}\n')
@@ -393,12 +396,17 @@ class CompilerGate:
 
     def open(self) -> None:
         """Let the compiler pass, and whoever reads the file after it."""
-        plain = self.directory / "open.h"
+        plain = self._pipe.with_suffix(".open")
         plain.touch()
         plain.replace(self._pipe)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def close(self) -> None:
+        """Let the compiler pass, and leave nothing behind."""
+        self.open()
+        shutil.rmtree(self._pipe.parent)
 
 
 def vermagic(module: Path) -> str:

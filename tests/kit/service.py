@@ -45,7 +45,7 @@ class FakeEngine:
         self.status = 0
         self._changed = anyio.Event()
 
-    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+    async def run(self, job: CompileJob, *, deadline_s: float, kept=None) -> CompileResult:
         self.jobs.append(job)
         self._note()
         if self.fault is not None:

@@ -17,10 +17,10 @@ BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @pytest.fixture
-def gate(tmp_path):
-    gate = CompilerGate(tmp_path / "gate")
+def gate(tmp_path, stap):
+    gate = CompilerGate(tmp_path / "gate", visible=stap.directory / "cache")
     yield gate
-    gate.open()
+    gate.close()
 
 
 def begin_compile(stap, server, gate):

@@ -17,10 +17,14 @@ class StapRecords:
 
     Args:
         directory: made; holds the program, the lock, and a directory for each time that it was called.
+
+    Attributes:
+        options: what a server needs for it: it runs where nothing else of this directory would be.
     """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
+        self.options = ("--sandbox-write", directory)
         self._calls = directory / "calls"
         self._calls.mkdir()
         self._lock = (directory / "lock").open("w")
@@ -68,7 +72,7 @@ def records(tmp_path):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_locale_of_the_client_reaches_the_server_s_stap(serve, stap, records, backend):
     """Over the server's own, and in place of it."""
-    server = serve(backend=backend, SYSTEMTAP_STAP=str(records.program), LC_TIME="C.UTF-8")
+    server = serve(*records.options, backend=backend, SYSTEMTAP_STAP=str(records.program), LC_TIME="C.UTF-8")
     ran = stap.via(server.port, "-p1", *SCRIPT, LANG="fr_FR.utf8", LC_NUMERIC="en_GB.utf8")
     assert ran.status == 0
     (environ,) = records.calls("environ")
@@ -78,7 +82,7 @@ def test_locale_of_the_client_reaches_the_server_s_stap(serve, stap, records, ba
 
 def test_server_in_the_c_locale_adds_none_of_its_own(serve, stap, records):
     """So does the original: what the compiler says is in the client's language, and in its encoding."""
-    server = serve(SYSTEMTAP_STAP=str(records.program), LANG="C")
+    server = serve(*records.options, SYSTEMTAP_STAP=str(records.program), LANG="C")
     assert stap.via(server.port, "-p1", *SCRIPT, LANG="fr_FR.utf8").status == 0
     (environ,) = records.calls("environ")
     assert {line for line in environ if line.startswith(("LANG", "LC_"))} == {"LANG=fr_FR.utf8"}
@@ -91,7 +95,9 @@ def test_locale_that_no_server_would_take_is_told_to_the_client(server, stap):
 
 
 def test_options_of_server_and_client_reach_stap_in_order(serve, stap, records, tmp_path):
-    server = serve("-D", "MAXACTION=7", "-I", tmp_path, "-BV=0", SYSTEMTAP_STAP=str(records.program))
+    server = serve(
+        *records.options, "-D", "MAXACTION=7", "-I", tmp_path, "-BV=0", SYSTEMTAP_STAP=str(records.program)
+    )
     script = "probe begin {\n\tprintln(\"a 'b' $c \\\\ é\")\n}\n"
     ran = stap.via(server.port, "-vp1", "-DMINE=8", "-e", script, "--", "-x", "")
     assert ran.status == 0, ran.stderr
@@ -108,7 +114,7 @@ def test_options_of_server_and_client_reach_stap_in_order(serve, stap, records, 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_six_requests_at_once(serve, stap, records, backend):
     """None of them can be answered before all are seen to be in work."""
-    server = serve("--max-threads=6", backend=backend, SYSTEMTAP_STAP=str(records.program))
+    server = serve(*records.options, "--max-threads=6", backend=backend, SYSTEMTAP_STAP=str(records.program))
     assert server.log.count("^Using a maximum of 6 threads$") == 1
     records.hold()
     scripts = [f"probe begin {{ println({number}) exit() }}" for number in range(1000, 1006)]
@@ -121,7 +127,7 @@ def test_six_requests_at_once(serve, stap, records, backend):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_no_threads_is_one_request_at_a_time(serve, stap, records, backend):
-    server = serve("--max-threads=0", backend=backend, SYSTEMTAP_STAP=str(records.program))
+    server = serve(*records.options, "--max-threads=0", backend=backend, SYSTEMTAP_STAP=str(records.program))
     assert server.log.count("^Concurrency disabled$") == 1
     records.hold()
     clients = [stap.begin_via(server.port, option, *SCRIPT) for option in ("-p1", "-p2")]
@@ -153,7 +159,7 @@ def test_build_tree_serves_the_release_of_its_modules(serve, stap, records):
     """
     release = stap.installation.release
     tree = Path("/lib/modules", release, "build")
-    server = serve("-r", tree, release=False, SYSTEMTAP_STAP=str(records.program))
+    server = serve(*records.options, "-r", tree, release=False, SYSTEMTAP_STAP=str(records.program))
     ran = stap.via(server.port, "-p2", *SCRIPT, release=None, SYSTEMTAP_RELEASE=release)
     assert ran.status == 0, ran.stderr
     assert ran.stdout.endswith("begin /* <- begin */\n")

@@ -13,8 +13,8 @@ import pytest
 from kit.service import LogLines
 from kit.stap import make_stap
 
+from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.engine import LocalEngine
-from stapsrv.compile.process import Containment
 from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
@@ -41,7 +41,7 @@ class Bench:
         self.defaults = HostDefaults(arch="x86_64", release=str(build_tree), user=USER, log=directory / "log")
         environ = {"SYSTEMTAP_DIR": str(directory / "systemtap"), "PATH": os.environ["PATH"]}
         stap = StapProgram(make_stap(directory / "stap", "echo compiled"), "4.8")
-        engine = LocalEngine(stap, Containment.SESSION, workspace, environ=environ, home=Path("/nobody"))
+        engine = LocalEngine(stap, Sandbox(None), workspace, environ=environ, home=Path("/nobody"))
         self.host = Host(user=USER, engine=engine, identities=IdentityStore(environ))
 
     def settings(self, **changes: object) -> ServerSettings:

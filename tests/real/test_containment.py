@@ -1,0 +1,93 @@
+"""What a guru's script can make the compiler bring home: nothing that is not its business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kit.real import Ran, serving
+
+SECRET = b"the-operator-s-own-words"
+
+
+@pytest.fixture(params=["bubblewrap", "unshare", "landlock"])
+def contained(request, stap, tmp_path):
+    """A server with this mechanism, its own log and certificate database, and a request under way in it."""
+    with serving(stap, f"--sandbox={request.param}", f"--ssl={tmp_path / 'ssl'}") as server:
+        assert server.log.count(f"^Requests are contained by {request.param}$") == 1
+        yield server
+
+
+def embedded(code: str) -> tuple[str, ...]:
+    return ("-g", "-p4", "-e", f"%{{\n{code}\n%}}\nprobe begin {{ exit() }}")
+
+
+def targets(stap, server, tmp_path) -> dict[str, object]:
+    """Return files that the server's user can read and its requests must not."""
+    (other,) = server.temporary.glob("stap-server.*")
+    (other / "secret").write_bytes(SECRET)
+    config = tmp_path / "stap-server.conf"
+    config.write_bytes(SECRET)
+    return {
+        "the key of the server's certificate": tmp_path / "ssl" / "key4.db",
+        "its certificate database": tmp_path / "ssl" / "cert9.db",
+        "the local client's": stap.directory / "ssl" / "client" / "cert9.db",
+        "another request's file": other / "secret",
+        "a configuration file": config,
+        "the log": server.log.path,
+        "the host's users": "/etc/passwd",
+    }
+
+
+def test_no_file_of_the_host_comes_back_inside_a_module(contained, stap, tmp_path):
+    """All in one compile: the assembler names each file that it cannot have."""
+    files = targets(stap, contained, tmp_path)
+    ran = stap.via(contained.port, *embedded("\n".join(map(incbin, files.values()))), "-v")
+    assert ran.status != 0
+    assert not list(stap.place.glob("*.ko"))
+    for path in files.values():
+        assert f"/{Path(path).name}" in ran.stderr
+    assert not told(ran)
+
+
+def test_no_line_of_the_host_s_files_comes_back_in_a_message(serve, stap, tmp_path):
+    server = serve(f"--ssl={tmp_path / 'ssl'}")
+    files = targets(stap, server, tmp_path)
+    ran = stap.via(server.port, *embedded(f'#include "{files["a configuration file"]}"'), "-v")
+    assert ran.status != 0
+    assert "No such file or directory" in ran.stderr
+    assert not told(ran)
+    script = f'probe begin {{ println(@cast(0, "x", "kernel<{files["a configuration file"]}>")->y) }}'
+    cast = stap.via(server.port, "-g", "-p2", "-vvv", "-e", script)
+    assert cast.status != 0
+    assert not told(cast)
+
+
+def test_without_containment_they_do(stap, tmp_path):
+    """Else the tests above would show nothing."""
+    with serving(stap, "--sandbox=off", f"--ssl={tmp_path / 'ssl'}") as server:
+        assert server.log.count("^Requests are not contained: SANDBOX=off$") == 1
+        files = targets(stap, server, tmp_path)
+        ran = stap.via(server.port, *embedded(incbin(files["another request's file"])))
+        assert ran.status == 0, ran.stderr
+        assert SECRET in (stap.place / ran.module).read_bytes()
+
+
+def test_what_a_script_needs_is_there(contained, stap):
+    """Also for a probe of the host's programs. Module and answer are in the cache that requests share."""
+    script = f'probe process("/bin/ls").begin {{ }} probe begin {{ println({contained.port}) exit() }}'
+    first = stap.via(contained.port, "-p4", "-e", script)
+    assert first.status == 0, first.stderr
+    again = stap.via(contained.port, "-v", "-p4", "-e", script)
+    assert again.module == first.module
+    assert "using cached" in again.stderr
+
+
+def incbin(path: object) -> str:
+    return f'__asm__(".incbin \\"{path}\\"");'
+
+
+def told(ran: Ran) -> bool:
+    """Whether a client was told what stands in one of the targets."""
+    words = (SECRET.decode(), "root:x:0:0", "compile server pid", "SQLite")
+    return any(word in ran.stdout + ran.stderr for word in words)
