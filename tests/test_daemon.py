@@ -112,14 +112,17 @@ def test_serves_until_a_signal(tmp_path, environ, build_tree, identity, backend,
     assert list(tmp_path.glob("stap-server.*")) == []
 
 
-def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity):
+@pytest.mark.parametrize("style", ["classic", "json"])
+def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity, style):
     log = tmp_path / "log"
-    with start(["-r", build_tree, "--log", log, "--ssl", identity], environ) as server:
+    command = ["-r", build_tree, "--log", log, "--log-format", style, "--ssl", identity]
+    with start(command, environ) as server:
         log.rename(tmp_path / "log.1")
         server.send_signal(signal.SIGHUP)
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
-    assert log.read_text().endswith("Received signal 15, exiting\n")
+    last = log.read_text().splitlines()[-1]
+    assert (json.loads(last)["message"] if style == "json" else last).endswith("Received signal 15, exiting")
 
 
 def test_metrics_of_one_server(tmp_path, environ, build_tree, identity):

@@ -91,7 +91,11 @@ def encode_journal(entry: LogEntry) -> bytes:
         "PRIORITY": str(_PRIORITIES.get(entry.level, _PRIORITIES["info"])),
         "SYSLOG_IDENTIFIER": PROGRAM,
         "STAPSRV_EVENT": entry.event,
-        **{f"STAPSRV_{name.upper()}": _journal_value(value) for name, value in entry.fields.items()},
+        **{
+            f"STAPSRV_{name.upper()}": _journal_value(value)
+            for name, value in entry.fields.items()
+            if value is not None
+        },
     }
     if entry.traceback is not None:
         record["STAPSRV_TRACEBACK"] = entry.traceback
@@ -119,8 +123,6 @@ def _json_value(value: object) -> object:
 
 
 def _journal_value(value: object) -> str:
-    if value is None:
-        return ""
     return value.isoformat() if isinstance(value, datetime) else _text(value)
 
 
