@@ -69,11 +69,11 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
         # Not answered to this host alone: of the programs that share the port, one gets such an answer.
         ServiceBrowser(zeroconf, SERVICE_TYPE, listener=listener, question_type=DNSQuestionType.QM)
         threading.Event().wait(wait_s)
-        infos = [ServiceInfo(SERVICE_TYPE, name) for name in sorted(listener.names)]
+        infos = [ServiceInfo(SERVICE_TYPE, name) for name in listener.names]
         found = [
             info for info in infos if info.load_from_cache(zeroconf) or info.request(zeroconf, _RESOLVE_MS)
         ]
-    return [_found(info) for info in found]
+    return sorted(map(_found, found), key=lambda server: server.name)
 
 
 class _Names(ServiceListener):

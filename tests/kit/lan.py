@@ -8,18 +8,21 @@ import pwd
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
-from .network import Host, Program, join, open_host
+from .network import WAIT_S, Host, Program, Seen, join, open_host
 from .real import ORIGINAL, Installation
 
 USER = "stap-server"
 SERVER_ADDRESS = "10.99.0.1"
 CLIENT_ADDRESS = "10.99.0.2"
 CABLE = "cable0"
+NAME = "Systemtap Compile Server on build"
+"""Of the first service."""
 
 _ESTABLISHED = r"Avahi service '(.*)' successfully established\.$"
 
@@ -45,6 +48,11 @@ class Lan:
     @property
     def systemtap(self) -> Path:
         return self.home / "systemtap"
+
+    @property
+    def moks(self) -> Path:
+        """Where the user's machine owner keys are."""
+        return self.systemtap / "ssl" / "server" / "moks"
 
     def start_avahi(self) -> None:
         """Start the client's avahi again."""
@@ -83,10 +91,19 @@ class Lan:
         """Run the real client, and return what it says."""
         return self.client.run("stap", *arguments, user=USER, place=self.home, **self._environ)
 
-    def browse(self, *arguments: object, user: str = USER) -> str:
-        """Run ``stap-server browse`` beside the real client, and return what it says."""
-        program = "import sys; from stapsrv.control.browse import main; sys.exit(main(sys.argv[1:]))"
-        return self.client.run(sys.executable, "-c", program, *arguments, user=user, **self._environ)
+    def stap_server(self, *arguments: object, on: Host | None = None) -> str:
+        """Run ``stap-server``, and return what it says."""
+        return self._run_entry("stapsrv.control.cli", "main", *arguments, on=on)
+
+    def make_identity(self) -> None:
+        """Make the user's certificate, with the server's name in it."""
+        self._run_entry("stapsrv.control.cert", "gen_cert")
+
+    def _run_entry(self, module: str, function: str, *arguments: object, on: Host | None = None) -> str:
+        """Run one of our commands as its script would."""
+        program = f"import sys; from {module} import {function}; sys.exit({function}())"
+        host = on or self.server
+        return host.run(sys.executable, "-c", program, *arguments, user=USER, **self._environ)
 
     @property
     def _one_server(self) -> tuple[object, ...]:
@@ -112,6 +129,17 @@ def wait_established(server: Program, count: int = 1) -> list[str]:
     return server.wait(look)
 
 
+def wait_seen(lan: Lan, condition: Callable[[list[Seen]], bool]) -> list[Seen]:
+    """Wait until what the client's avahi has of compile servers is as it should be, and return it."""
+    looks: list[list[Seen]] = []
+    deadline = time.monotonic() + WAIT_S
+    while not looks or not condition(looks[-1]):
+        assert time.monotonic() < deadline, looks
+        # Takes a second: it waits for more by itself. One that goes on would not resolve anything twice.
+        looks.append(lan.client.look())
+    return looks[-1]
+
+
 def give_to_user(path: Path) -> None:
     """Make a file or a tree the user's."""
     entry = pwd.getpwnam(USER)
@@ -133,4 +161,6 @@ def open_lan(installation: Installation) -> Iterator[Lan]:
             open_host("laptop", directory / "client") as client,
         ):
             join((server, CABLE, f"{SERVER_ADDRESS}/24"), (client, CABLE, f"{CLIENT_ADDRESS}/24"))
-            yield Lan(server, client, client.start_avahi(), installation, directory / "home")
+            lan = Lan(server, client, client.start_avahi(), installation, directory / "home")
+            lan.make_identity()
+            yield lan

@@ -105,9 +105,10 @@ class Program:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
         if self._process.poll() is None:
-            # Our child is nsenter, which waits for its own and has no signal for it.
+            # Our child is nsenter, which waits for its own, if that is still there, and has no signal for it.
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-            os.kill(int(children), number)
+            for child in children.split():
+                os.kill(int(child), number)
         try:
             return self._process.wait(WAIT_S)
         finally:
@@ -184,7 +185,9 @@ class Host:
 
     def look(self) -> list[Seen]:
         """Return the compile servers that avahi sees now."""
-        printed = self.run("avahi-browse", "--resolve", "--parsable", "--terminate", "_stap._tcp")
+        # It waits for ever for a service that went while it was being resolved.
+        command = "timeout 5 avahi-browse --resolve --parsable --terminate _stap._tcp || test $? = 124"
+        printed = self.run("sh", "-c", command)
         return parse_seen(printed.splitlines())
 
     def ip(self, *words: str) -> None:
@@ -223,6 +226,19 @@ class Seen:
     address: str
     port: int
     text: tuple[str, ...]
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """Return what the TXT record has for ``key``."""
+        pairs = (string.partition("=") for string in self.text)
+        return tuple(value for found, _, value in pairs if found == key)
+
+    @property
+    def keys(self) -> list[str]:
+        return [string.partition("=")[0] for string in self.text]
+
+    @property
+    def sysinfo(self) -> str:
+        return self.strings("sysinfo")[0]
 
 
 class Browser:

@@ -1,0 +1,135 @@
+"""What the real client, and its avahi, find of a supervisor with a server for each of two kernel releases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from kit.lan import CABLE, NAME, SERVER_ADDRESS, Lan, give_to_user, wait_seen
+from kit.moks import make_mok
+from kit.network import Program, Seen
+from kit.real import vermagic
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.real,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+
+@attrs.frozen
+class Service:
+    """The supervisor, and what there is to ask about it.
+
+    Attributes:
+        lan: where it runs.
+        program: its process.
+        seen: its two services, each by the release that it serves, as first heard over IPv4.
+    """
+
+    lan: Lan
+    program: Program
+    seen: dict[str, Seen]
+
+
+@pytest.fixture(scope="module")
+def service(lan: Lan) -> Iterator[Service]:
+    """Host the servers; when they stop, nothing more is heard of them."""
+    if len(lan.installation.releases) < 2:
+        pytest.skip("two kernels' headers are needed")
+    releases = lan.installation.releases[:2]
+    place = lan.home / "service"
+    (place / "conf.d").mkdir(parents=True)
+    for number, release in enumerate(releases):
+        text = f"RELEASE+={release}\nRUNTIME={lan.installation.runtime}\n"
+        (place / "conf.d" / f"{number}.conf").write_text(text)
+    config = place / "global.conf"
+    config.write_text(f"CONFIG_PATH={place}/conf.d\nSTAT_PATH={place}/stat\nLOG_FILE={place}/log\n")
+    give_to_user(place)
+    browser = lan.client.browse()
+    with lan.hosting("-c", config) as program:
+        seen = browser.wait(lambda seen: len(seen) == 4)
+        assert {each.name for each in seen} == {NAME, f"{NAME} #2"}
+        over_ipv4 = {each.sysinfo.partition(" ")[0]: each for each in seen if each.protocol == "IPv4"}
+        assert set(over_ipv4) == set(releases)
+        yield Service(lan, program, over_ipv4)
+        # The one above ended with the avahi that it asked.
+        browser = lan.client.browse()
+        browser.wait(lambda seen: len(seen) == 4)
+    browser.wait(lambda seen: not seen)
+
+
+def test_client_lists_what_is_online(service):
+    listed = service.lan.stap("--list-servers=online")
+    for release, seen in service.seen.items():
+        assert (
+            f' host=build.local address={SERVER_ADDRESS} port={seen.port} sysinfo="{release} x86_64"'
+            in listed
+        )
+
+
+def test_client_takes_the_server_that_fits(service):
+    other = service.lan.installation.releases[1]
+    port = service.seen[other].port
+    listed = service.lan.stap("-r", other, "--list-servers=online,trusted,compatible").splitlines()[-2:]
+    for line, address in zip(sorted(listed), (SERVER_ADDRESS, "fe80:"), strict=True):
+        assert line.startswith(f" host=build.local address={address}")
+        assert f' port={port} sysinfo="{other} x86_64" version=' in line
+
+    words = ("-v", "-p4", "-m", "found", "-r", other, "-e", "probe begin { exit() }")
+    said = service.lan.stap("--use-server", *words)
+    assert "WARNING: The domain name" not in said
+    assert f"port={port} " in said
+    assert vermagic(service.lan.home / "found.ko") == other
+
+
+def test_browse_tells_what_the_client_would_find(service):
+    lan = service.lan
+    known = {seen.name: seen for seen in lan.client.look() if seen.protocol == "IPv4"}
+    found = json.loads(lan.stap_server("browse", "--json", "--timeout", "1.5", on=lan.client))
+    assert [each["name"] for each in found] == sorted(known)
+    for each in found:
+        seen = known[each["name"]]
+        ipv4, ipv6 = each.pop("addresses")
+        assert ipv4 == SERVER_ADDRESS
+        assert ipv6.startswith("fe80:")
+        assert ipv6.endswith(f"%{CABLE}")
+        assert each == {
+            "name": seen.name,
+            "host": "build.local",
+            "port": seen.port,
+            "release": seen.sysinfo.partition(" ")[0],
+            "arch": "x86_64",
+            "version": "4.8",
+            "serial": seen.strings("certinfo")[0],
+            "options": f"-R{lan.installation.runtime}",
+            "moks": list(seen.strings("mok_info")),
+            "trusted": True,
+        }
+
+
+def test_keys_that_change_are_announced(service):
+    """Of the certificate, and a machine owner key: no client comes by, and nothing tells the servers."""
+    lan = service.lan
+    (before,) = {seen.strings("certinfo") for seen in service.seen.values()}
+    serial = lan.stap_server("cert", "renew").split()[0]
+    assert before != (serial,)
+    fingerprint = make_mok(lan.moks).fingerprint
+    give_to_user(lan.moks)
+    wait_seen(
+        lan,
+        lambda seen: (
+            {(each.strings("certinfo"), fingerprint in each.strings("mok_info")) for each in seen}
+            == {((serial,), True)}
+        ),
+    )
+
+
+def test_avahi_that_restarts_finds_the_servers_again(service):
+    lan = service.lan
+    assert lan.avahi.stop() == 0
+    lan.start_avahi()
+    lan.client.browse().wait(lambda seen: len(seen) == 4)
