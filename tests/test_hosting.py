@@ -93,6 +93,28 @@ def test_hosts_what_is_configured(site, backend):
     assert list(site.stat.glob("*/control.sock")) == []
 
 
+def test_each_server_logs_in_its_own_format(site):
+    own = site.log.with_name("own")
+    site.configure("one", f"LOG={own}\nLOG_FORMAT=json\n")
+    with site.start("--log-format", "classic") as server:
+        (listening,) = (
+            record
+            for record in map(json.loads, own.read_text().splitlines())
+            if record["event"] == "server.listening"
+        )
+        (server_id,) = (found["id"] for found in site.status().values())
+        assert (listening["server"], listening["nickname"]) == (server_id, "one")
+        site.configure("one", f"LOG={own}\nLOG_FORMAT=classic\n")
+        own.unlink()
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        lines = own.read_text().splitlines()
+        assert json.loads(lines[0])["event"] == "server.stopped"
+        assert lines[-2][26:].startswith("Using network address ")
+        stop(server)
+    assert '{"time"' not in site.log.read_text()
+
+
 def test_one_bad_file_hinders_no_other_and_is_told(site):
     site.configure("good")
     site.configure("bad", "PORT=many\n")

@@ -17,6 +17,8 @@ from stapsrv.config.global_settings import (
     lay_over,
     read_global_settings,
 )
+from stapsrv.config.log_format import LogFormat
+from stapsrv.config.metrics_address import MetricsAddress
 from stapsrv.errors import ConfigError
 
 HOME = Path("/home/me")
@@ -40,10 +42,11 @@ def test_manual_page_example() -> None:
 
 
 def test_every_variable_is_set_and_an_empty_one_sets_nothing() -> None:
-    text = "CONFIG_PATH=/c\nSTAT_PATH=/s\nLOG_FILE=/l\nSTAP_USER=bob\n"
+    text = "CONFIG_PATH=/c\nSTAT_PATH=/s\nLOG_FILE=/l\nSTAP_USER=bob\nLOG_FORMAT=json\nMETRICS=9817\n"
     settings = lay_over(SYSTEM_SETTINGS, text, where="g")
-    assert settings == GlobalSettings(Path("/c"), Path("/s"), Path("/l"), "bob")
-    empty = "CONFIG_PATH=\nSTAT_PATH=\nLOG_FILE=\nSTAP_USER=\n"
+    metrics = MetricsAddress("127.0.0.1", 9817)
+    assert settings == GlobalSettings(Path("/c"), Path("/s"), Path("/l"), "bob", LogFormat.JSON, metrics)
+    empty = "CONFIG_PATH=\nSTAT_PATH=\nLOG_FILE=\nSTAP_USER=\nLOG_FORMAT=\nMETRICS=\n"
     assert lay_over(settings, empty, where="g") == settings
 
 
