@@ -72,7 +72,7 @@ runtime_for() {
 clean_environment() {
     local name
     environment=("HOME=$1" "USER=$2" "LOGNAME=$2" SHELL=/bin/sh
-        "PATH=$3/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" STAPSRV_MDNS=no)
+        "PATH=$3/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" STAPSRV_MDNS=no STAPSRV_WARMUP=no)
     for name in CI TERM LANG; do
         if [[ -v $name ]]; then
             environment+=("$name=${!name}")

@@ -146,14 +146,23 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
                 background.start_soon(announcer.run)
                 background.start_soon(feed_watchdog, notifier, environ)
                 background.start_soon(host.identities.keep_fresh, log)
+                background.start_soon(host.warmer.run)
+
+                def health_changed(_standing: object) -> None:
+                    if not stopping.is_set():
+                        announcer.show(os.getpid(), server)
+
+                host.warmer.follow(health_changed)
                 async with anyio.create_task_group() as serving:
                     await serving.start(server.serve)
                     solitary.server, solitary.phase = server, Phase.RUNNING
                     notifier.ready(f"serving on {server.address}")
                     announcer.show(os.getpid(), server)
+                    host.warmer.want(os.getpid(), server.service)
                     await stopping.wait()
                     solitary.phase = Phase.STOPPING
                     notifier.stopping()
+                    host.warmer.drop(os.getpid())
                     await announcer.withdraw(os.getpid())
                     server.stop()
                 background.cancel_scope.cancel()

@@ -19,6 +19,8 @@ hypothesis.settings.load_profile("stapsrv")
 
 # No server that a test starts is heard of on a real network; the tests of that have networks of their own.
 os.environ["STAPSRV_MDNS"] = "no"
+# Nor does it compile for anybody but the test.
+os.environ["STAPSRV_WARMUP"] = "no"
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -29,6 +29,7 @@ from stapsrv.compile.modules import (
 )
 from stapsrv.compile.record import Outcome, RequestRecord, Source, digest_options
 from stapsrv.compile.service import CompileService, ServedIdentity
+from stapsrv.compile.standing import Health
 from stapsrv.compile.wire import CompileRequest, CompileResponse, parse_request, render_arguments
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
@@ -137,9 +138,13 @@ class Exchange:
 
         async def work() -> CompileResult:
             with self._timed("compile_s"):
-                return await self._service.engine.run(
+                result = await self._service.engine.run(
                     job, deadline_s=self._limits.compile_s, kept=self._log_kept
                 )
+            standing = self._service.standings.get(job.release.name)
+            if standing is not None and result.status == 0 and has_modules(result.files):
+                standing.become(Health.HEALTHY)
+            return result
 
         landed = await self._service.flights.fly(
             request_digest(job.request), self._client, worker=self._worker, work=work

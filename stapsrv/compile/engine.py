@@ -49,11 +49,19 @@ _REMOVAL_S = 10.0
 
 @attrs.frozen(kw_only=True)
 class CompileJob:
-    """One request, the release that it is compiled for, and the options of the server that it came to."""
+    """One request, the release that it is compiled for, and the options of the server that it came to.
+
+    Attributes:
+        request: what to compile.
+        release: the kernel to compile for.
+        settings: the server's.
+        background: nobody waits for it: it leaves the processors to others.
+    """
 
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
+    background: bool = False
 
     @property
     def privilege(self) -> Privilege | None:
@@ -230,6 +238,7 @@ class LocalEngine:
                     grace_s=limits.kill_grace_s,
                     output_bytes=limits.output_bytes,
                     group=group,
+                    background=job.background,
                 )
             except TranslatorError as exc:
                 raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc

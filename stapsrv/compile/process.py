@@ -29,6 +29,7 @@ from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.sandbox.cgroup import RequestGroup
 
 _READ_BYTES = 65536
+_LOWEST_PRIORITY = 19
 _REAP_S = 5.0
 """How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
 
@@ -107,6 +108,7 @@ async def run_tree(
     grace_s: float = 2.0,
     output_bytes: int = 1 << 20,
     group: RequestGroup | None = None,
+    background: bool = False,
 ) -> Outcome:
     """Run ``command`` with standard input from /dev/null until its tree is gone.
 
@@ -119,6 +121,7 @@ async def run_tree(
         grace_s: seconds between TERM and KILL to the tree.
         output_bytes: of standard output and of standard error each; more ends the tree as FLOODED.
         group: the control group that it is to be in; its owner ends what this cannot.
+        background: leave the processors to others.
 
     Raises:
         TranslatorError: the program could not be started, or not be put into its group.
@@ -131,6 +134,8 @@ async def run_tree(
     try:
         if group is not None:
             await tree.join(group)
+        if background:
+            tree.step_back()
         async with anyio.create_task_group() as drains:
             for pipe in (tree.stdout, tree.stderr):
                 drains.start_soon(pipe.drain, output_bytes, drains.cancel_scope)
@@ -249,6 +254,15 @@ class _Tree:
             raise TranslatorError(
                 f"could not be started in a control group: {exc.strerror}", where=str(group.directory)
             ) from exc
+
+    def step_back(self) -> None:
+        """Give the tree the lowest priority, if it may have it."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, self._child.pid, _LOWEST_PRIORITY)
+        # Where the kernel groups processes by session, niceness counts within the session's group alone, and
+        # the group has one of its own (sched(7), the autogroup feature).
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self._child.pid}/autogroup").write_text(f"{_LOWEST_PRIORITY}", encoding="ascii")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of the session that are left."""

@@ -15,6 +15,7 @@ from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.refusals import Refusals
+from stapsrv.compile.standing import Standing
 from stapsrv.compile.tally import Tally
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -51,6 +52,7 @@ class CompileService:
     Attributes:
         settings: the server's options and limits.
         releases: what it compiles for, by name.
+        standings: what is known of them, by name; only of those that are looked after.
         version: the protocol version in answers: that of the installed stap.
         engine: where compiles run.
         pool: who may run one.
@@ -71,6 +73,7 @@ class CompileService:
     identity: Callable[[], ServedIdentity]
     kernel_signer: KernelSigner
     log: Log
+    standings: Mapping[str, Standing] = attrs.field(factory=dict)
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     flights: Flights[CompileResult] = attrs.field(factory=Flights)
     tally: Tally = attrs.field(factory=Tally)

@@ -99,6 +99,17 @@ def path() -> Kind:
     return Kind("PATH", parse)
 
 
+def switch() -> Kind:
+    """Return the kind of what is on or off: ``yes``, ``no``."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in {"yes", "no"}:
+            raise ValueError("yes or no")
+        return text.lower() == "yes"
+
+    return Kind("yes|no", parse, lambda value: "yes" if value else "no")
+
+
 def encode_duration(seconds: object) -> str:
     """Write a duration so that reading it gives the same: whole minutes and hours as such."""
     assert isinstance(seconds, int | float)  # noqa: S101 - values of the kind, by its parser

@@ -51,6 +51,7 @@ class Limits:
     nice: int = _tunable("nice")
     sandbox_read: tuple[str, ...] = _tunable("sandbox_read")
     sandbox_write: tuple[str, ...] = _tunable("sandbox_write")
+    warmup: bool = _tunable("warmup")
 
 
 @attrs.frozen(kw_only=True)

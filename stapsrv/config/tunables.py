@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from stapsrv.config.quantities import Kind, choice, count, duration, path, size
+from stapsrv.config.quantities import Kind, choice, count, duration, path, size, switch
 
 
 class Scope(Enum):
@@ -220,6 +220,13 @@ TUNABLES: tuple[Tunable, ...] = (
         "auto",
         "how compiles are kept from the rest of the host; auto: the first way that works",
         scope=Scope.SUPERVISOR,
+    ),
+    Tunable(
+        "WARMUP",
+        "warmup",
+        switch(),
+        True,  # noqa: FBT003 - the default, as in every row
+        "compile for each release once after the start, in the background, lest its first client waits",
     ),
 )
 """In the order in which people read of them. Add rows where they belong."""

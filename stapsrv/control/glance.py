@@ -33,8 +33,8 @@ _ANSWER_S = 10.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
-_SUPERVISOR_MEMBERS = {"pid": int, "user": str, "servers": list}
-_SERVER_MEMBERS = {
+_SUPERVISOR_MEMBERS: dict[str, type] = {"pid": int, "user": str, "servers": list}
+_SERVER_MEMBERS: dict[str, type] = {
     "id": int,
     "nickname": str,
     "settings": dict,
@@ -49,6 +49,7 @@ _SERVER_MEMBERS = {
     "failed": int,
     "certificate_expires": str,
 }
+_RELEASE_MEMBERS: dict[str, type] = {"name": str, "health": str, "reason": str}
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 """Codes of the control protocol."""
 
@@ -155,9 +156,15 @@ def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its typ
 
     Supervisors of other users are asked, too, and what they say must not make root's command stumble.
     """
+    servers = info["servers"]
     for described, members in (
         (info, _SUPERVISOR_MEMBERS),
-        *((server, _SERVER_MEMBERS) for server in info["servers"]),
+        *((server, _SERVER_MEMBERS) for server in servers),
+        *(
+            (release, _RELEASE_MEMBERS)
+            for server in info["servers"]
+            for release in server.get("releases", ())
+        ),
     ):
         for member, kind in members.items():
             value = described[member]

@@ -55,6 +55,7 @@ _OPTIONS = (
 )
 _DOWN = frozenset({"failed", "backing-off"})
 """The states of a server that should be up and serves nobody."""
+_UNHEALTHY = "unhealthy"
 _FAILED = 1
 _NOT_RUNNING = 3
 
@@ -192,6 +193,16 @@ def down_reasons(report: StatusReport) -> list[str]:
         f"{server['nickname']}: {server['reason'] or 'is ' + server['state']}"
         for server in report.servers()
         if is_down(server)
+    ]
+
+
+def health_remarks(report: StatusReport) -> list[str]:
+    """Return a line for each release that a server cannot compile for: its nickname, and why."""
+    return [
+        f"{server['nickname']}: cannot compile for {release['name']}: {release['reason']}"
+        for server in report.servers()
+        for release in server.get("releases", ())
+        if release["health"] == _UNHEALTHY
     ]
 
 

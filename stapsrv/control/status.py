@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stapsrv.control.glance import Glance
-from stapsrv.control.output import StatusReport, down_reasons, status_json, status_lines
+from stapsrv.control.output import StatusReport, down_reasons, health_remarks, status_json, status_lines
 from stapsrv.control.places import own_settings, readable_stat_paths
 
 if TYPE_CHECKING:
@@ -44,6 +44,6 @@ def show_status(report: StatusReport, form: str, console: Console, environ: Mapp
     else:
         for line in status_lines(report):
             console.say(line)
-        console.complain_each(down_reasons(report))
+        console.complain_each((*down_reasons(report), *health_remarks(report)))
     console.complain_each(report.problems)
     return report.exit_status

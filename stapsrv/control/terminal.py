@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from stapsrv.control.output import Console, down_reasons, printable
+from stapsrv.control.output import Console, down_reasons, health_remarks, printable
 from stapsrv.control.reporting import Result, Verb
 
 if TYPE_CHECKING:
@@ -69,7 +69,13 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
             mark = _COLOURS.get(server["state"], _YELLOW)
             cells[state] = cells[state].replace(row[state], f"{mark}{row[state]}{_PLAIN}")
         lines.append(_GAP.join(cells).rstrip())
-    told = (*down_reasons(report), *_losses(report.lost), *report.remarks, *_sandboxes(report))
+    told = (
+        *down_reasons(report),
+        *health_remarks(report),
+        *_losses(report.lost),
+        *report.remarks,
+        *_sandboxes(report),
+    )
     reasons = [printable(reason) for reason in told]
     return [*lines, "", *reasons] if reasons else lines
 
@@ -196,6 +202,7 @@ def _as_server(lost: LostServer) -> ServerInfo:
         "done": 0,
         "failed": 0,
         "certificate_expires": None,
+        "releases": [],
     }
 
 

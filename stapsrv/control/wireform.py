@@ -29,6 +29,20 @@ of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What
 """
 
 
+class ReleaseInfo(TypedDict):
+    """A kernel release that a server serves.
+
+    Attributes:
+        name: as a client states it.
+        health: ``untried``, ``warming``, ``healthy`` or ``unhealthy``.
+        reason: the compiler's first error while it is unhealthy, else None.
+    """
+
+    name: str
+    health: str
+    reason: str | None
+
+
 class ServerInfo(TypedDict):
     """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
 
@@ -51,6 +65,7 @@ class ServerInfo(TypedDict):
     certificate_expires: str | None
     connections: NotRequired[int]
     refusals: NotRequired[dict[str, int]]
+    releases: NotRequired[list[ReleaseInfo]]
 
 
 class SupervisorInfo(TypedDict):
@@ -203,6 +218,10 @@ def server_info(status: ServerStatus) -> ServerInfo:
         "certificate_expires": None if expires is None else _time(expires),
         "connections": status.connections,
         "refusals": {refusal.value: count for refusal, count in status.refusals.items() if count},
+        "releases": [
+            {"name": release.name, "health": release.health.value, "reason": release.reason}
+            for release in status.releases
+        ],
     }
 
 
@@ -229,7 +248,9 @@ def variable_info(variable: Variable, value: object) -> int | str | list[str]:
     """Return the JSON form of the value of one variable of a server's file."""
     if isinstance(value, tuple):
         return [variable.encode(element) for element in value]
-    return value if isinstance(value, int) else variable.encode(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return variable.encode(value)
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:

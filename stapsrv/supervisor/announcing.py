@@ -151,7 +151,7 @@ class Announcer:
 
 
 def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
-    """Return what clients are to hear of a server: one for each release.
+    """Return what clients are to hear of a server: one for each release that it can compile for.
 
     Args:
         server: one that listens.
@@ -173,4 +173,5 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
             moks=tuple(moks),
         )
         for release in service.releases.values()
+        if release.name not in service.standings or service.standings[release.name].is_usable
     )

@@ -25,6 +25,7 @@ from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
+from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.activation import PassedSockets
@@ -32,6 +33,8 @@ from stapsrv.supervisor.admission import ConnectionBudget
 from stapsrv.supervisor.descriptors import most_connections
 from stapsrv.supervisor.listener import open_listener
 from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.warming import Warmer
+from stapsrv.supervisor.warmth import WarmMemory
 
 _REMOVAL_S = 5.0
 """How long the end of the process waits for its temporary directory to be gone; else the next one sweeps."""
@@ -45,6 +48,7 @@ class Host:
         user: the name of the user that everything runs as.
         engine: runs stap here.
         identities: who its servers are.
+        warmer: looks after what they compile for.
         sockets: what the service manager opened for them.
         tally: what became of their connections and requests.
         connections: how many there may be, to all servers together.
@@ -53,6 +57,7 @@ class Host:
     user: str
     engine: LocalEngine
     identities: IdentityStore
+    warmer: Warmer
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     tally: Tally = attrs.field(factory=Tally)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
@@ -101,6 +106,9 @@ class Host:
             service = CompileService(
                 settings=settings,
                 releases={release.name: release for release in releases},
+                standings={
+                    release.name: self.warmer.standing(settings, release, log) for release in releases
+                },
                 version=self.engine.stap.version,
                 engine=self.engine,
                 pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
@@ -147,10 +155,13 @@ async def open_host(
         found = await find_sandbox(wanted, stap, environ, home=home, workspace=workspace.path)
         engine = LocalEngine(stap, found, workspace, environ=environ, home=home, secret=secret)
         identities = IdentityStore(environ, password=password)
+        systemtap = systemtap_directory(environ)
+        warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
         yield Host(
             user=entry.pw_name,
             engine=engine,
             identities=identities,
+            warmer=warmer,
             sockets=sockets or PassedSockets(),
             connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
         )

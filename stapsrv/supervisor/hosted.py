@@ -149,6 +149,7 @@ class HostedServer:
             certificate_expires=statistics.certificate_expires if statistics else None,
             connections=statistics.connections if statistics else 0,
             refusals=statistics.refusals if statistics else {},
+            releases=server.releases() if server is not None else (),
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

@@ -18,12 +18,14 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
+from stapsrv.compile.standing import Standing
 from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.refusal import Refusal
 from stapsrv.supervisor.admission import Admission, ConnectionBudget, TurnedAway, client_of
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
+from stapsrv.supervisor.status import ReleaseStatus
 
 
 @attrs.frozen(kw_only=True)
@@ -151,6 +153,16 @@ class CompileServer:
             refusals=dict(self._service.refusals.counts),
             certificate_expires=self._service.identity().not_after,
         )
+
+    def releases(self) -> tuple[ReleaseStatus, ...]:
+        """Return what it serves, and whether that can be compiled for."""
+        standings = self._service.standings
+        known = ((name, standings.get(name, Standing())) for name in self._service.releases)
+        return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
+
+    def serves_under(self, standing: Standing) -> bool:
+        """Whether one of its releases has this very standing."""
+        return any(standing is other for other in self._service.standings.values())
 
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""

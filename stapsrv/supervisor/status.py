@@ -7,9 +7,25 @@ from datetime import datetime
 
 import attrs
 
+from stapsrv.compile.standing import Health
 from stapsrv.config.settings import ServerSettings
 from stapsrv.refusal import Refusal
 from stapsrv.supervisor.lifecycle import State, Wanted
+
+
+@attrs.frozen
+class ReleaseStatus:
+    """A kernel release that a server serves.
+
+    Attributes:
+        name: as a client states it.
+        health: whether it can be compiled for, as far as that is known.
+        reason: the compiler's first error if it cannot, or None.
+    """
+
+    name: str
+    health: Health
+    reason: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -33,6 +49,7 @@ class ServerStatus:
         certificate_expires: the end of its certificate's validity, once it has one.
         connections: open ones, whatever they are doing.
         refusals: what it turned away since it last started, by reason.
+        releases: what it serves; empty while nothing serves.
     """
 
     id: int
@@ -51,6 +68,7 @@ class ServerStatus:
     certificate_expires: datetime | None
     connections: int = 0
     refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
+    releases: tuple[ReleaseStatus, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import __version__
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.standing import Standing
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
@@ -115,6 +116,7 @@ class Supervisor:
         self._tasks: TaskGroup | None = None
         self._commands: list[_Command] = []
         self._ending = anyio.Event()
+        host.warmer.follow(self._health_changed)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Host servers until :meth:`end`, or until the last one is gone if so made; then stop all.
@@ -123,12 +125,13 @@ class Supervisor:
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            async with anyio.create_task_group() as announcing:
-                announcing.start_soon(self._announcer.run)
+            async with anyio.create_task_group() as background:
+                background.start_soon(self._announcer.run)
+                background.start_soon(self._host.warmer.run)
                 task_status.started()
                 await self._ending.wait()
                 await self.stop(list(self._servers))
-                announcing.cancel_scope.cancel()
+                background.cancel_scope.cancel()
             self._tasks = None
 
     def end(self) -> None:
@@ -365,8 +368,10 @@ class Supervisor:
         """Keep the record, the network and the listeners up to date; forget who is down for good."""
         if server.state is State.SERVING and server.server is not None:
             self._announcer.show(server.id, server.server)
+            self._host.warmer.want(server.id, server.server.service)
         else:
             self._announcer.hide(server.id)
+            self._host.warmer.drop(server.id)
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
             record = Record(
                 id=server.id, settings=server.settings, origin=server.origin, port=server.last_port
@@ -384,6 +389,13 @@ class Supervisor:
         for command in self._commands:
             if command.report is not None and server.id in command.followed:
                 command.report(server.status())
+
+    def _health_changed(self, standing: Standing) -> None:
+        """Let the network hear of a release only while it can be compiled for."""
+        for server in self._servers.values():
+            serving = server.server
+            if server.state is State.SERVING and serving is not None and serving.serves_under(standing):
+                self._announcer.show(server.id, serving)
 
     @contextlib.contextmanager
     def _command(self, report: Report | None) -> Iterator[set[int]]:

@@ -27,6 +27,8 @@ from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
 from stapsrv.supervisor.server import ServerStatistics
 from stapsrv.supervisor.supervisor import Outcome, Supervisor, Wish
+from stapsrv.supervisor.warming import Warmer
+from stapsrv.supervisor.warmth import WarmMemory
 
 pytestmark = pytest.mark.anyio
 
@@ -382,6 +384,8 @@ async def test_servers_that_are_gone_at_the_time_out(tmp_path):
 class QuietServer:
     """A server that accepts, and has nobody to serve."""
 
+    service = SimpleNamespace(settings=ServerSettings(tuning={"warmup": False}))
+
     def __init__(self, port: int) -> None:
         self._listener = open_listener(port)
         self.address = address_of(self._listener)
@@ -404,6 +408,9 @@ class QuietServer:
     def tune(self, settings) -> None:
         pass
 
+    def releases(self) -> tuple[()]:
+        return ()
+
     async def wait_idle(self) -> None:
         pass
 
@@ -421,6 +428,7 @@ class LocalHost:
     def __init__(self) -> None:
         self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
         self.lines = LogLines()
+        self.warmer = Warmer(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")))
 
     async def prepare(self, settings, log, *, last_port=None, shared=None) -> QuietServer:
         if settings.runtime is not None:

@@ -12,7 +12,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from kit.supervisor import FakeSupervisor, bind_socket, here, listening, server_info, shutting_down
+from kit.supervisor import (
+    FakeSupervisor,
+    bind_socket,
+    here,
+    listening,
+    server_info,
+    shutting_down,
+    supervisor_info,
+)
 
 from stapsrv.control import glance
 from stapsrv.control.glance import PORT_MARK, RECORD_MARK, Glance
@@ -78,6 +86,21 @@ def test_a_failed_server_is_told_with_its_reason(command_line, supervisor):
     ran = command_line.run("status")
     assert ran.out.splitlines()[0] == f"{WEB_LINE} started as PID 4194305 is no longer running"
     assert (ran.status, ran.err) == (1, "stap-server: web: port 7001: is in use\n")
+
+
+@pytest.mark.parametrize("form", ["table", "lines"])
+def test_a_release_that_cannot_be_compiled_for_is_told_with_its_reason(command_line, supervisor, form):
+    supervisor.servers[4194305] |= {
+        "releases": [
+            {"name": "6.1.0", "health": "healthy", "reason": None},
+            {"name": "6.2.0", "health": "unhealthy", "reason": "x.h:3: error: no such\x1bthing"},
+        ]
+    }
+    ran = command_line.run("status", terminal=form == "table")
+    told = "web: cannot compile for 6.2.0: x.h:3: error: no such\\x1bthing"
+    assert told in (ran.out if form == "table" else ran.err)
+    assert ran.status == 0
+    assert "6.1.0" not in ran.err
 
 
 def test_json(command_line, supervisor, user):
@@ -195,6 +218,11 @@ class Strange:
         self.listener.close()
 
 
+def strange_release(release: object) -> bytes:
+    server = server_info(7, releases=[release])
+    return json.dumps({"result": supervisor_info("strange", server)}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -203,6 +231,8 @@ class Strange:
         (b"nonsense\n", "its answer cannot be understood"),
         (b"[]\n", "its answer cannot be understood"),
         (b'{"result":{"servers":[{}]}}\n', "its answer cannot be understood"),
+        (strange_release({"name": 1, "health": "", "reason": ""}), "its answer cannot be understood"),
+        (strange_release(7), "its answer cannot be understood"),
         (b'{"error":{}}\n', "its answer cannot be understood"),
         (
             encode_error(None, ControlError("128 connections are open already", code=Code.BUSY)),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.control import SINCE, FakeCommands, server_status
 
+from stapsrv.compile.standing import Health
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import ServerSettings
@@ -31,7 +32,7 @@ from stapsrv.control.wireform import (
 from stapsrv.errors import ControlError
 from stapsrv.refusal import Refusal
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.status import ReleaseStatus, ServerStatus, SupervisorStatus
 from stapsrv.supervisor.supervisor import Outcome
 
 EVERYTHING = {
@@ -70,6 +71,7 @@ EVERYTHING = {
     "NICE": 11,
     "SANDBOX_READ": ["/opt/one", "/opt/two"],
     "SANDBOX_WRITE": ["/ccache"],
+    "WARMUP": "no",
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -110,6 +112,7 @@ SETTINGS = ServerSettings(
         "nice": 11,
         "sandbox_read": ("/opt/one", "/opt/two"),
         "sandbox_write": ("/ccache",),
+        "warmup": False,
     },
 )
 
@@ -212,6 +215,7 @@ def test_status_of_a_server():
         certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
         connections=3,
         refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
+        releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
     )
     assert server_info(status) == {
         "id": 7,
@@ -230,6 +234,7 @@ def test_status_of_a_server():
         "certificate_expires": "2030-01-01T00:00:00.000Z",
         "connections": 3,
         "refusals": {"denied": 2},
+        "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
     }
 
 

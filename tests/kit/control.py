@@ -48,6 +48,7 @@ def server_status(server_id: int, state: State = State.SERVING, **facts: object)
         "done": 0,
         "failed": 0,
         "certificate_expires": None,
+        "releases": [],
     }
     return ServerStatus(id=server_id, state=state, **(values | facts))
 

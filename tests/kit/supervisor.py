@@ -38,6 +38,7 @@ def server_info(server_id: int, **facts: object) -> dict[str, object]:
         "done": 0,
         "failed": 0,
         "certificate_expires": EXPIRES,
+        "releases": [],
         **facts,
     }
 

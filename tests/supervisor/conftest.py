@@ -24,6 +24,8 @@ from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
 from stapsrv.supervisor.supervisor import Supervisor
+from stapsrv.supervisor.warming import Warmer
+from stapsrv.supervisor.warmth import WarmMemory
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -42,11 +44,24 @@ class Bench:
         environ = {"SYSTEMTAP_DIR": str(directory / "systemtap"), "PATH": os.environ["PATH"]}
         stap = StapProgram(make_stap(directory / "stap", "echo compiled"), "4.8")
         engine = LocalEngine(stap, Sandbox(None), workspace, environ=environ, home=Path("/nobody"))
-        self.host = Host(user=USER, engine=engine, identities=IdentityStore(environ))
+        self.first_delay_s = 3600.0
+        self._engine, self._environ, self._directory = engine, environ, directory
+        self.host = self.new_host()
 
-    def settings(self, **changes: object) -> ServerSettings:
+    def new_host(self) -> Host:
+        """Return what the next process has."""
+        memory = WarmMemory(self._directory / "warm", self._directory / "systemtap" / "cache")
+        return Host(
+            user=USER,
+            engine=self._engine,
+            identities=IdentityStore(self._environ),
+            warmer=Warmer(self._engine, memory, first_delay_s=self.first_delay_s),
+        )
+
+    def settings(self, *, warmup: bool = False, **changes: object) -> ServerSettings:
         """Return settings that can be served; each call's are equal unless changed."""
-        return ServerSettings(ssl=self.identity, **changes).resolved(self.defaults)
+        tuning = {"warmup": warmup, **changes.pop("tuning", {})}
+        return ServerSettings(ssl=self.identity, tuning=tuning, **changes).resolved(self.defaults)
 
     def records(self) -> dict[int, str]:
         return {int(path.stem): path.read_text() for path in self.stat_path.glob("*.stat")}

@@ -1,0 +1,70 @@
+"""Whether a kernel release can be compiled for, as far as this process knows.
+
+Servers that compile for a release in the same way share one :class:`Standing`: what a first compile, or a
+client's request, has shown of one of them holds for all. Pure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Callable, Iterator
+
+
+class Health(enum.StrEnum):
+    """What is known of a release."""
+
+    UNTRIED = "untried"
+    """Nothing yet."""
+    WARMING = "warming"
+    """A first compile is under way."""
+    HEALTHY = "healthy"
+    """A module was made for it."""
+    UNHEALTHY = "unhealthy"
+    """Not even the shortest script could be compiled for it."""
+
+
+class Standing:
+    """The health of a release.
+
+    Args:
+        changed: called after each change.
+
+    Attributes:
+        health: what is known.
+        reason: the compiler's first error while it is unhealthy, else None.
+    """
+
+    def __init__(self, changed: Callable[[Standing], None] | None = None) -> None:
+        self.health = Health.UNTRIED
+        self.reason: str | None = None
+        self._listeners: list[Callable[[], None]] = []
+        if changed is not None:
+            self._listeners.append(lambda: changed(self))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether clients should hear of it: nothing speaks against a release that was not tried yet."""
+        return self.health is not Health.UNHEALTHY
+
+    def become(self, health: Health, reason: str | None = None) -> None:
+        """Take in what has been found."""
+        if (health, reason) != (self.health, self.reason):
+            self.health, self.reason = health, reason
+            for listener in list(self._listeners):
+                listener()
+
+    @contextlib.contextmanager
+    def when_healthy(self, then: Callable[[], None]) -> Iterator[None]:
+        """Call ``then`` as soon as a module was made for it, be it at once, until the block ends."""
+
+        def look() -> None:
+            if self.health is Health.HEALTHY:
+                then()
+
+        look()
+        self._listeners.append(look)
+        try:
+            yield
+        finally:
+            self._listeners.remove(look)
