@@ -48,6 +48,9 @@ dist: setup ## build a wheel and an sdist in dist/
 deb: setup ## build a Debian package in dist/, in place of systemtap-server
 	@packaging/deb
 
+docs: setup ## build the pages of docs/ into build/docs
+	.venv/bin/mkdocs build --strict
+
 clean: ## remove .venv, caches and build results
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
