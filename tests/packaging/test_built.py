@@ -110,7 +110,7 @@ def test_debian_package(installed, tmp_path):
     """It takes the place of systemtap-server, brings all commands, makes its user, and goes again."""
     made = subprocess.run(
         [ROOT / "packaging" / "deb", installed],
-        env=os.environ | {"DIST": str(tmp_path)},
+        env=os.environ | {"DIST": str(tmp_path / "dist")},
         check=True,
         capture_output=True,
         text=True,
@@ -120,13 +120,13 @@ def test_debian_package(installed, tmp_path):
     with machine(
         tmp_path / "root",
         ["sleep", "infinity"],
+        mounts={package.parent: "/mnt/dist"},
         environ={"PATH": SYSTEM_PATH, "DEBIAN_FRONTEND": "noninteractive", "LANG": "C.UTF-8"},
         output=tmp_path / "output",
     ) as host:
-        host.run("cp", package, "/tmp/stapsrv.deb")
         host.run("sh", "-c", "userdel stap-test; userdel stap-server; groupdel stap-server")
         # dpkg takes systemtap-server away for it, since both cannot be.
-        ran = host.run("dpkg", "-i", "/tmp/stapsrv.deb")
+        ran = host.run("dpkg", "-i", f"/mnt/dist/{package.name}")
         assert ran.status == 0, ran.stderr
         state = "${db:Status-Status}\\n"
         assert host.run("dpkg-query", "-W", "-f", state, "stapsrv").stdout == "installed\n"
