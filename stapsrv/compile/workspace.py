@@ -42,6 +42,8 @@ class Workspace:
         self._lock_fds = lock_fds
         self._renewing = threading.Lock()
         self._closed = False
+        self._leaving = threading.Lock()
+        self._left: list[Path] = []
 
     @classmethod
     def open(cls, parent: Path | None = None) -> Workspace:
@@ -80,7 +82,7 @@ class Workspace:
             Where it was kept, or None.
         """
         if not keep:
-            _remove_tree(path)
+            self._remove(path)
             return None
         kept = self.path.with_name(f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}")
         try:
@@ -88,6 +90,15 @@ class Workspace:
         except FileNotFoundError:
             return None
         return kept
+
+    def _remove(self, path: Path) -> None:
+        """Remove a tree, and what could not be removed before: without a free descriptor nothing can."""
+        with self._leaving:
+            left, self._left = [*self._left, path], []
+        for tree in left:
+            if not _remove_tree(tree):
+                with self._leaving:
+                    self._left.append(tree)
 
     def close(self) -> None:
         """Remove the directory and all that is left in it."""
@@ -160,11 +171,11 @@ def sweep(parent: Path) -> list[Path]:
     return swept
 
 
-def _remove_tree(path: Path) -> None:
-    """Remove a tree as far as it can be removed; directories that a compile sealed are opened first."""
+def _remove_tree(path: Path) -> bool:
+    """Remove a tree; directories that a compile sealed are opened first. Returns whether nothing is left."""
     shutil.rmtree(path, ignore_errors=True)
     if not path.exists():
-        return
+        return True
     with contextlib.suppress(OSError):
         path.chmod(0o700)
         for parent, names, _ in os.walk(path):
@@ -172,3 +183,4 @@ def _remove_tree(path: Path) -> None:
                 if not directory.is_symlink():
                     directory.chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()

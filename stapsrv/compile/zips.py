@@ -7,6 +7,7 @@ before a byte of it is used. All memory is bounded by the payload, ``max_bytes``
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import copy
 import io
@@ -29,6 +30,9 @@ MAX_PATH_BYTES = 3_840
 """Linux's PATH_MAX less 256 bytes for the directory that a request is laid out in."""
 
 _ZIP = "The request's zip"
+
+_NAMES = codecs.lookup("cp437").name
+"""How names of bytes are read and written one to one; looked up before files cannot be opened any more."""
 
 # APPNOTE 4.3.16: signature, this disk, the directory's disk, entries here and in all, the directory's
 # size and offset, length of the comment.
@@ -120,7 +124,7 @@ def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
     """
     announced, directory_offset = _check_end(payload)
     with _foreign_faults(_ZIP):
-        archive = zipfile.ZipFile(io.BytesIO(payload), metadata_encoding="cp437")
+        archive = zipfile.ZipFile(io.BytesIO(payload), metadata_encoding=_NAMES)
     with archive:
         entries = [_Entry.from_header(header) for header in archive.infolist()]
         if len(entries) != announced:
@@ -156,7 +160,7 @@ class _Entry:
     @classmethod
     def from_header(cls, header: zipfile.ZipInfo) -> _Entry:
         # The name's bytes as they stand in the header: both of zipfile's decodings are one to one.
-        name = header.orig_filename.encode("utf-8" if header.flag_bits & _FLAG_UTF8 else "cp437")
+        name = header.orig_filename.encode("utf-8" if header.flag_bits & _FLAG_UTF8 else _NAMES)
         return cls(header, name.removesuffix(b"/"), name.endswith(b"/"), f"{_ZIP} entry '{printable(name)}'")
 
 

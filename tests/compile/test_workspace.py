@@ -57,6 +57,17 @@ def test_discard_follows_no_link(workspace, tmp_path):
     assert (precious / "file").exists()
 
 
+def test_what_cannot_be_removed_now_is_removed_with_the_next(workspace, monkeypatch):
+    """Without a free descriptor nothing can be."""
+    first, second = workspace.make_request_directory(), workspace.make_request_directory()
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_arguments, **_options: None)
+        workspace.discard(first, keep=False)
+    assert first.exists()
+    workspace.discard(second, keep=False)
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
+
+
 def test_kept_directory_outlives_the_workspace_and_the_sweeper(tmp_path):
     workspace = Workspace.open(tmp_path)
     request = workspace.make_request_directory()

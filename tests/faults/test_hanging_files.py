@@ -29,11 +29,6 @@ stapsrv.filework.FileWork.__init__.__kwdefaults__.update(patience_s=0.5, grace_s
 """
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def backend(request):
-    return request.param
-
-
 @pytest.fixture
 def gate(tmp_path):
     """As long as it exists, calls that are made to hang do."""
@@ -51,7 +46,7 @@ def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend,
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         assert server.ask(MAKES).rc == 0
         gate.touch()
-        clients = [server.send(MAKES) for _ in range(6)]
+        clients = [server.send(f"{MAKES} echo {number}") for number in range(6)]
         for client in clients:
             told = receive(client).stderr
             assert told.startswith("Server: The server has trouble with its temporary directory: ")
@@ -65,12 +60,12 @@ def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend,
         assert server.ask(MAKES).rc == 0
         gate.touch()
         waiting = server.send("the last")
-        wait_until(lambda: "-e the last" in server.log.read_text())
+        wait_until(lambda: "-e the last" in server.log_text())
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait() == 0
         assert receive(waiting).rc == 1
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log_text()
 
 
 def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
@@ -80,11 +75,11 @@ def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
         gate.touch()
         for _ in range(3):
             assert server.ask(MAKES).rc == 0
-        wait_until(lambda: "could not be renewed" in server.log.read_text())
-        assert f"{identity}: its file system hangs: no answer within 0.5 seconds" in server.log.read_text()
+        wait_until(lambda: "could not be renewed" in server.log_text())
+        assert f"{identity}: its file system hangs: no answer within 0.5 seconds" in server.log_text()
         assert server.ask(MAKES).rc == 0
         gate.unlink()
         assert server.left_over(threads=2) == []
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait() == 0
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log_text()

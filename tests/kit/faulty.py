@@ -31,9 +31,16 @@ def connect(port: int, *, source: str | None = None, timeout: float = ANSWER_S) 
         raise
 
 
-def send(port: int, script: str, *, release: str = RELEASE, source: str | None = None) -> ssl.SSLSocket:
+def send(
+    port: int,
+    script: str,
+    *,
+    release: str = RELEASE,
+    source: str | None = None,
+    timeout: float = ANSWER_S,
+) -> ssl.SSLSocket:
     """Send a request for what the stand-in is to do; :func:`receive` takes the answer."""
-    tls = connect(port, source=source)
+    tls = connect(port, source=source, timeout=timeout)
     tls.sendall(frame(request("-e", script, release=release)))
     return tls
 
@@ -47,8 +54,10 @@ def receive(tls: ssl.SSLSocket) -> Answer:
     return Answer.of(bytes(data))
 
 
-def ask(port: int, script: str, *, release: str = RELEASE, source: str | None = None) -> Answer:
-    return receive(send(port, script, release=release, source=source))
+def ask(
+    port: int, script: str, *, release: str = RELEASE, source: str | None = None, timeout: float = ANSWER_S
+) -> Answer:
+    return receive(send(port, script, release=release, source=source, timeout=timeout))
 
 
 @attrs.frozen
@@ -85,8 +94,13 @@ class FaultyServer:
             lambda: Footprint.of(self.pid, self.temporary).differences(self.quiet, threads=threads)
         )
 
+    def log_text(self) -> str:
+        """Return its log, which may be in a mount namespace of its own as long as it lives."""
+        inside = Path(f"/proc/{self.pid}/root{self.log}")
+        return (inside if inside.exists() else self.log).read_text()
+
     def log_lines(self) -> list[str]:
-        return [line[26:] for line in self.log.read_text().splitlines()]
+        return [line[26:] for line in self.log_text().splitlines()]
 
 
 def environment(place: Path, temporary: Path) -> dict[str, str]:

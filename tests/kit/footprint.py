@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -38,7 +39,7 @@ class Footprint:
         return cls(
             descriptors=_descriptors(pid),
             threads=_number("Threads", status),
-            processes=Counter(_descendants(pid)),
+            processes=Counter(_names(descendants(pid))),
             files=Counter(
                 re.sub(r"\.\w{8}$", ".*", str(path.relative_to(temporary)))
                 for pattern in ("*", "*/*")
@@ -85,20 +86,20 @@ def _descriptors(pid: int) -> Counter[str]:
     return found
 
 
-def _descendants(pid: int) -> list[str]:
+def descendants(pid: int) -> list[int]:
+    """Return the process ids of all that a process has begun, and that is there still."""
     found = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            pids = children.read_text().split()
-        except OSError:
-            continue
-        for child in map(int, pids):
-            try:
-                found.append(Path(f"/proc/{child}/comm").read_text().strip())
-            except OSError:
-                continue
-            found += _descendants(child)
+        with contextlib.suppress(OSError):
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
     return found
+
+
+def _names(pids: list[int]) -> Iterator[str]:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            yield Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _number(name: str, status: str) -> int:

@@ -1,0 +1,30 @@
+"""Daemons for faults, on both backends."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+
+import pytest
+from kit.faulty import faulty_server
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def serve(tmp_path, build_tree, identity, backend):
+    """Start a daemon with options of the test's own; it has logged no fault of its own in the end."""
+    with contextlib.ExitStack() as servers:
+        begun = []
+
+        def start(*options: object, **more: object):
+            begin = partial(faulty_server, tmp_path, build_tree, identity, *options, backend=backend)
+            begun.append(servers.enter_context(begin(**more)))
+            return begun[-1]
+
+        yield start
+        for server in begun:
+            assert "Traceback" not in server.log_text()
