@@ -78,4 +78,5 @@ class SolitaryServer:
             failed=statistics.failed if statistics else 0,
             certificate_expires=statistics.certificate_expires if statistics else None,
             connections=statistics.connections if statistics else 0,
+            releases=server.releases() if server is not None else (),
         )

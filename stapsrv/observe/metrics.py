@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stapsrv.compile.standing import Health
 from stapsrv.compile.tally import Durations
 from stapsrv.observe.facts import Facts
 from stapsrv.supervisor.lifecycle import State
@@ -88,6 +89,12 @@ def _children(_facts: Facts) -> Samples:
     return [] if count is None else [((), count)]
 
 
+def _releases(facts: Facts) -> Samples:
+    for server in facts.status.servers:
+        for release in server.releases:
+            yield (server.nickname, release.name), release.health is not Health.UNHEALTHY
+
+
 ROWS = (
     Row(
         "stapsrv_build_info",
@@ -109,6 +116,13 @@ ROWS = (
         "Whether a server serves: 1, or 0 in every other state.",
         ("server",),
         _of_servers(lambda server: server.state is State.SERVING),
+    ),
+    Row(
+        "stapsrv_release_usable",
+        Kind.GAUGE,
+        "Whether a server can compile for a release: 0 if not even the shortest script compiled, else 1.",
+        ("server", "release"),
+        _releases,
     ),
     Row(
         "stapsrv_certificate_expiry_timestamp_seconds",

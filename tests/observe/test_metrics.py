@@ -16,11 +16,12 @@ from kit.control import server_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from stapsrv.compile.record import Outcome, RequestRecord, Source
+from stapsrv.compile.standing import Health
 from stapsrv.compile.tally import ConnectionOutcome, Durations, Tally
 from stapsrv.observe.facts import Facts, Phase, sample_lag
 from stapsrv.observe.metrics import ROWS, Exposition, Kind, count_children
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.status import SupervisorStatus
+from stapsrv.supervisor.status import ReleaseStatus, SupervisorStatus
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "packaging" / "grafana" / "stapsrv.json"
@@ -50,7 +51,18 @@ def facts() -> Facts:
     lag = Durations()
     lag.add(0.02)
     servers = (
-        server_status(1, nickname='na"me\n', running=2, queued=3, connections=7, certificate_expires=EXPIRY),
+        server_status(
+            1,
+            nickname='na"me\n',
+            running=2,
+            queued=3,
+            connections=7,
+            certificate_expires=EXPIRY,
+            releases=(
+                ReleaseStatus("6.1", Health.UNTRIED, None),
+                ReleaseStatus("6.2", Health.UNHEALTHY, "error"),
+            ),
+        ),
         server_status(2, State.FAILED, reason="broken"),
     )
     status = SupervisorStatus(
@@ -87,6 +99,8 @@ def test_values(samples):
         ("stapsrv_servers", "draining"): 0,
         ("stapsrv_server_serving", 'na"me\n'): 1,
         ("stapsrv_server_serving", "2"): 0,
+        ("stapsrv_release_usable", "6.1", 'na"me\n'): 1,
+        ("stapsrv_release_usable", "6.2", 'na"me\n'): 0,
         ("stapsrv_certificate_expiry_timestamp_seconds", 'na"me\n'): EXPIRY.timestamp(),
         ("stapsrv_workers_busy", 'na"me\n'): 2,
         ("stapsrv_requests_queued", 'na"me\n'): 3,
