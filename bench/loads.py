@@ -297,6 +297,36 @@ def different_at_once(bench: Bench) -> list[Verdict]:
     ]
 
 
+def first(bench: Bench) -> list[Verdict]:
+    """Start a server for a user who has never compiled, let it warm up, and ask for new scripts."""
+    at_first: dict[str, list[float]] = {ORIGINAL: [], OURS: []}
+    later: dict[str, list[float]] = {ORIGINAL: [], OURS: []}
+    for who in (OURS, ORIGINAL):
+        user = bench.user()
+        served = (
+            serving(user, "--warmup", "yes", backend=bench.backend) if who == OURS else serving_original(user)
+        )
+        with served as server:
+            if who == OURS:
+                server.log.wait("can be compiled for")
+            at_first[who].append(together(who, server.port, [bench.payload(bench.script())]))
+            later[who] += [
+                together(who, server.port, [bench.payload(bench.script())])
+                for _ in range(max(bench.rounds, _NEW_ROUNDS))
+            ]
+    ratio = {who: median(at_first[who]) / median(later[who]) for who in at_first}
+    return [
+        Verdict(
+            "first request for a release, after the start and warm-up",
+            f"{at_first[ORIGINAL][0]:.2f} s, {ratio[ORIGINAL]:.1f} times a later one",
+            f"{at_first[OURS][0]:.2f} s, {ratio[OURS]:.1f} times a later one",
+            f"{ratio[OURS]:.2f} times a later one",
+            "at most 1.3 times a later one",
+            ratio[OURS] <= 1.3,
+        )
+    ]
+
+
 def idle(bench: Bench) -> list[Verdict]:
     """Let a supervisor with twenty servers do nothing for half a minute, and see what it costs."""
     place = bench.user().place
@@ -333,6 +363,7 @@ LOADS: Mapping[str, Callable[[Bench], list[Verdict]]] = {
     "equal": equal_at_once,
     "share": share,
     "different": different_at_once,
+    "first": first,
     "idle": idle,
 }
 
