@@ -55,6 +55,21 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
+class Reach:
+    """Where a server listens, and whom it lets in (:mod:`stapsrv.config.networks` has the forms).
+
+    Attributes:
+        listen: addresses; none for all of the host's.
+        allow: networks; none for everybody.
+        deny: networks; they go before those allowed.
+    """
+
+    listen: tuple[str, ...] = _tunable("listen")
+    allow: tuple[str, ...] = _tunable("allow")
+    deny: tuple[str, ...] = _tunable("deny")
+
+
+@attrs.frozen(kw_only=True)
 class HostDefaults:
     """What holds for a server whose settings do not say.
 
@@ -118,8 +133,12 @@ class ServerSettings:
     @cached_property
     def limits(self) -> Limits:
         """The bounds that hold for it."""
-        names = [field.name for field in attrs.fields(Limits)]
-        return Limits(**{name: self.tuning.effective(name) for name in names})
+        return Limits(**_effective(self.tuning, Limits))
+
+    @cached_property
+    def reach(self) -> Reach:
+        """Where it listens, and whom it lets in."""
+        return Reach(**_effective(self.tuning, Reach))
 
     @property
     def workers(self) -> int:
@@ -163,3 +182,8 @@ class ServerSettings:
         """
         arch = self.arch or host_arch()
         return tuple(resolve_release(name, arch=arch) for name in self.releases or (host_release(),))
+
+
+def _effective(tuning: Tuning, group: type[attrs.AttrsInstance]) -> dict[str, Any]:
+    """Return the values of all fields of a class of tunables."""
+    return {field.name: tuning.effective(field.name) for field in attrs.fields(group)}

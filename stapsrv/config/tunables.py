@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from stapsrv.config.networks import LISTEN_ADDRESS, NETWORK
 from stapsrv.config.quantities import Kind, choice, count, duration, path, size, switch
 
 
@@ -63,6 +64,31 @@ _GIBI = 1024**3
 _GRACE = duration(least_s=0.0, most_s=3600.0)
 
 TUNABLES: tuple[Tunable, ...] = (
+    Tunable(
+        "LISTEN",
+        "listen",
+        LISTEN_ADDRESS,
+        (),
+        "an address to listen on, in place of all that this host has",
+        array=True,
+        identifies=True,
+    ),
+    Tunable(
+        "ALLOW",
+        "allow",
+        NETWORK,
+        (),
+        "a network whose clients may use the server, in place of all clients",
+        array=True,
+    ),
+    Tunable(
+        "DENY",
+        "deny",
+        NETWORK,
+        (),
+        "a network whose clients may not use the server, whatever is allowed",
+        array=True,
+    ),
     Tunable(
         "MAX_CONNECTIONS",
         "connections",

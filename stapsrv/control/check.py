@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from stapsrv.config.files import ConfigFaults
 from stapsrv.config.global_settings import can_write
 from stapsrv.config.kernels import resolve_release
 from stapsrv.config.log_format import LogFormat
+from stapsrv.config.networks import socket_address
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.accounts import Account, runnable_account
 from stapsrv.control.invocation import Invocation, OutputForm
@@ -37,6 +39,7 @@ _OPTIONS = {
     "LOG": "--log",
     "PORT": "--port",
     "SSL": "--ssl",
+    "LISTEN": "--listen",
     "LOG_FORMAT": "log format",
 }
 """What says on the command line what a variable says in a file."""
@@ -96,7 +99,7 @@ class _Checker:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._ports: dict[int, str] = {}
+        self._ports: dict[int, list[tuple[frozenset[str], str]]] = {}
 
     def check(self, target: Target) -> Iterator[ConfigError]:
         """Give what would go wrong with a server."""
@@ -111,6 +114,8 @@ class _Checker:
             yield refusal
         yield from self._check_releases(target, settings)
         yield from self._check_port(target, settings)
+        for address in settings.reach.listen:
+            yield from _check_listen(target, address)
         for directory in settings.include:
             yield from _check_directory(target, "INCLUDE", directory)
         if settings.runtime is not None:
@@ -146,8 +151,12 @@ class _Checker:
                 where=where,
                 remedy=f"give one from {_first_port()} to 65535",
             )
-        other = self._ports.setdefault(port, where)
-        if other is not where:
+        listen = frozenset(settings.reach.listen)
+        others = self._ports.setdefault(port, [])
+        # An unspecified address stands for many; whether two such meet is left to the kernel.
+        meeting = [place for other, place in others if not (other and listen and other.isdisjoint(listen))]
+        others.append((listen, where))
+        for other in meeting[:1]:
             yield ConfigError(
                 f"port {port} is that of another server, too: {other}",
                 where=where,
@@ -176,6 +185,19 @@ class _Checker:
                 where=_place(target, "LOG", str(log)),
                 remedy="make its directory, or let the user write there",
             )
+
+
+def _check_listen(target: Target, address: str) -> Iterator[ConfigError]:
+    """Give why an address cannot be listened on: it is bound for a moment, on any port."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind(socket_address(address, 0))
+    except OSError as exc:
+        yield ConfigError(
+            f"{address} cannot be listened on: {exc.strerror}",
+            where=_place(target, "LISTEN", address),
+            remedy="give an address of this host, or none for all",
+        )
 
 
 def _check_directory(target: Target, variable: str, directory: str) -> Iterator[ConfigError]:

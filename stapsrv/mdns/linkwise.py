@@ -45,6 +45,7 @@ class LinkwiseZeroconf(Zeroconf):
     def __init__(self, links: Sequence[Link], trouble: Callable[[str], None]) -> None:
         self._links = tuple(links)
         self._yielded: frozenset[str] = frozenset()
+        self._limits: dict[str, frozenset[bytes]] = {}
         super().__init__(interfaces=_interfaces(links), ip_version=_protocols(links))
         if self.loop is not None:
             self.loop.set_exception_handler(
@@ -68,6 +69,16 @@ class LinkwiseZeroconf(Zeroconf):
     def keep_host(self, key: str) -> None:
         """Say again that this host has the name ``key``."""
         self._yielded -= {key}
+
+    def limit(self, key: str, addresses: frozenset[bytes] | None) -> None:
+        """Speak of the service ``key`` only where all that is announced is among ``addresses``.
+
+        An address of zeros stands for all of its protocol, and None for all of both. A client that heard
+        of it elsewhere would knock at an address where nobody listens.
+        """
+        others = {name: limit for name, limit in self._limits.items() if name != key}
+        # A new one: zeroconf's thread may be looking at the old one.
+        self._limits = others if addresses is None else {**others, key: addresses}
 
     def async_leave(self, links: Sequence[Link]) -> None:
         """Say goodbye where :meth:`move` to ``links`` would leave without a word; in zeroconf's loop.
@@ -120,10 +131,21 @@ class LinkwiseZeroconf(Zeroconf):
         if record.ttl == 0:
             return True
         if isinstance(record, DNSPointer) and record.key == SERVICE_TYPE:
-            return self.registry.async_get_info_name(record.alias_key) is not None
+            return self._is_served(record.alias_key, addresses)
         if isinstance(record, DNSService | DNSText):
-            return self.registry.async_get_info_name(record.key) is not None
+            return self._is_served(record.key, addresses)
         return True
+
+    def _is_served(self, key: str, addresses: frozenset[bytes]) -> bool:
+        """Whether a service is registered, and listens on all of ``addresses``."""
+        limit = self._limits.get(key)
+        if limit is None:
+            here = True
+        else:
+            here = bool(addresses) and all(
+                not {each, bytes(len(each))}.isdisjoint(limit) for each in addresses
+            )
+        return here and self.registry.async_get_info_name(key) is not None
 
     def _link_at(self, sender: _WrappedTransport) -> Link | None:
         """Return the link on which a sender speaks; None where it is about to be closed."""

@@ -35,6 +35,8 @@ class Advertisement:
             it trusts the server.
         options: the server's own ``-R… -B… -D… -I…``, each with its value attached; for people to read.
         moks: the fingerprints of its machine owner keys, as mokutil shows them.
+        addresses: those that the server listens on, packed (one of zeros for all of its protocol); None for
+            all that this host has.
     """
 
     sysinfo: str
@@ -43,6 +45,7 @@ class Advertisement:
     serial: str
     options: tuple[str, ...] = ()
     moks: tuple[str, ...] = ()
+    addresses: frozenset[bytes] | None = None
 
     @property
     def text(self) -> bytes:
@@ -86,12 +89,14 @@ class Service:
         host: the label that stands for this host's addresses: ``build``, for ``build.local``.
         port: the listener's.
         text: the TXT record.
+        addresses: see :class:`Advertisement`; it is said only where all that this host has are among them.
     """
 
     name: str
     host: str
     port: int
     text: bytes
+    addresses: frozenset[bytes] | None = None
 
 
 @attrs.frozen(kw_only=True)

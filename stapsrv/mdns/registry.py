@@ -75,7 +75,13 @@ class Entry:
         """Return what is to be said of it, by this name; None when it is not wanted."""
         if self.wanted is None:
             return None
-        return Service(name=name, host=surroundings.host, port=self.wanted.port, text=self.wanted.text)
+        return Service(
+            name=name,
+            host=surroundings.host,
+            port=self.wanted.port,
+            text=self.wanted.text,
+            addresses=self.wanted.addresses,
+        )
 
     def next_step(self, surroundings: Surroundings) -> Step | None:
         """Return what is to be done now; None when all is as wanted."""

@@ -234,6 +234,7 @@ class Responder:
     def _remembered(self, service: Service) -> ServiceInfo:
         info = self._info(_full(service.name), _host(service.host), service.port, service.text)
         self._names[info.key] = service.name
+        self._zeroconf.limit(info.key, service.addresses)
         # A new set: zeroconf's thread may be looking at the old one.
         self._said[info.key] = self._said.get(info.key, set()) | {(info.server_key, info.port)}
         return info

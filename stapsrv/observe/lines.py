@@ -84,6 +84,7 @@ CLASSIC: Mapping[str, str] = {
     "log.lost": "{entries} log lines were lost while the log could not be written",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
+    "connection.denied": "Connection from {peer} was denied: its address may not use this server",
     "connection.failed": "Connection from {peer} ended: {reason}",
     "connection.crashed": "Connection from {peer} ended by an error of this program:",
     "log.suppressed": "{suppressed} more refusals of the kind {kind} in {seconds} seconds",

@@ -88,6 +88,12 @@ class PassedSockets:
         passed = None if settings.nickname in {None, CONTROL} else self._sockets.get(settings.nickname or "")
         if passed is None:
             return None
+        if settings.reach.listen:
+            raise ConfigError(
+                f"decides where the server listens, and so does LISTEN={settings.reach.listen[0]}",
+                where=f"socket '{settings.nickname}'",
+                remedy="leave LISTEN out",
+            )
         port = passed.getsockname()[1]
         if settings.port not in {0, port}:
             raise ConfigError(

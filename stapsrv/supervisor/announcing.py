@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,8 @@ class Announcer:
 def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
     """Return what clients are to hear of a server: one for each release that it can compile for.
 
+    Of one that listens on loopback alone they are to hear nothing.
+
     Args:
         server: one that listens.
         serial: its certificate's serial number, as ``certinfo`` has it.
@@ -160,6 +163,9 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
     """
     service = server.service
     settings = service.settings
+    heard_at = _listened_on(settings.reach.listen)
+    if heard_at is not None and not heard_at:
+        return ()
     options = server_options(
         runtime=settings.runtime, build=settings.build, define=settings.define, include=settings.include
     )
@@ -171,7 +177,14 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
             serial=serial,
             options=options,
             moks=tuple(moks),
+            addresses=heard_at,
         )
         for release in service.releases.values()
         if release.name not in service.standings or service.standings[release.name].is_usable
     )
+
+
+def _listened_on(listen: Sequence[str]) -> frozenset[bytes] | None:
+    """Return the addresses that other hosts can reach a server at, packed; None for all of this host's."""
+    addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in listen]
+    return frozenset(each.packed for each in addresses if not each.is_loopback) if addresses else None

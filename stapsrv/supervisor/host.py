@@ -31,7 +31,7 @@ from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.admission import ConnectionBudget
 from stapsrv.supervisor.descriptors import most_connections
-from stapsrv.supervisor.listener import open_listener
+from stapsrv.supervisor.listener import open_listeners
 from stapsrv.supervisor.server import CompileServer
 from stapsrv.supervisor.warming import Warmer
 from stapsrv.supervisor.warmth import WarmMemory
@@ -100,8 +100,9 @@ class Host:
             await anyio.to_thread.run_sync(self.engine.check, settings, release)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
-            listener = _open_listener(settings.port, last_port) if passed is None else passed
-            undo.callback(listener.close)
+            listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
+            for listener in listeners:
+                undo.callback(listener.close)
             identity = await self.identities.obtain(settings.ssl, log)
             service = CompileService(
                 settings=settings,
@@ -119,7 +120,7 @@ class Host:
                 log=log,
                 tally=self.tally,
             )
-            server = CompileServer(service, listener, identity=identity, budget=self.connections)
+            server = CompileServer(service, listeners, identity=identity, budget=self.connections)
             self.tally.expect(service.releases)
             undo.pop_all()
         return server
@@ -170,12 +171,13 @@ async def open_host(
             await workspace.files.run(workspace.close, patience_s=_REMOVAL_S)
 
 
-def _open_listener(port: int, last_port: int | None) -> socket.socket:
+def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:
     """Listen on the given port, or where the server listened before, or on one that the kernel picks."""
-    if port == 0 and last_port is not None:
+    addresses = settings.reach.listen
+    if settings.port == 0 and last_port is not None:
         with contextlib.suppress(ConfigError):
-            return open_listener(last_port)
-    return open_listener(port)
+            return open_listeners(last_port, addresses)
+    return open_listeners(settings.port, addresses)
 
 
 def _check_directories(settings: ServerSettings) -> None:

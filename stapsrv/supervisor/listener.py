@@ -7,17 +7,24 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.config.networks import socket_address
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor.accepting import accept_forever
 
 _BACKLOG = 1024
 """Connections that the kernel completes for us while the loop is busy; the kernel may lower it."""
+
+_UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - where an operator wants it
+"""Of IPv4, and of IPv6."""
+
+_ATTEMPTS = 20
+"""To find a port that is free on every address, where the kernel picks one that is free on the first."""
 
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
@@ -70,6 +77,27 @@ def open_listener(port: int) -> socket.socket:
         _refuse(exc, port)
 
 
+def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
+    """Listen on each of some addresses, on one port, or on all of this host.
+
+    Args:
+        port: 0 lets the kernel pick one that is free on each.
+        addresses: as settings have them; none for all.
+
+    Returns:
+        Listening, non-blocking sockets, which the caller closes.
+
+    Raises:
+        ConfigError: the port is taken on an address, not this user's to take, or no such address is here.
+    """
+    if not addresses:
+        return (open_listener(port),)
+    for _ in range(_ATTEMPTS if port == 0 else 0):
+        with contextlib.suppress(ConfigError):
+            return _open_each(port, addresses)
+    return _open_each(port, addresses)
+
+
 def address_of(listener: socket.socket) -> Peer:
     """Return the address that a listener is bound to."""
     return Peer.of(listener.getsockname())
@@ -114,13 +142,15 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _listen(family: socket.AddressFamily, address: str, port: int, *, only: bool = False) -> socket.socket:
+    """Listen on an address; on ``::`` for IPv4, too, unless ``only`` that is meant."""
+    place = socket_address(address, port)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind((address, port))
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+        listener.bind(place)
         listener.listen(_BACKLOG)
         listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
     except BaseException:
@@ -129,14 +159,48 @@ def _listen(family: socket.AddressFamily, address: str, port: int) -> socket.soc
     return listener
 
 
-def _refuse(exc: OSError, port: int) -> NoReturn:
+def _open_each(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
+    with contextlib.ExitStack() as undo:
+        opened: list[socket.socket] = []
+        for address in _needed(addresses):
+            listener = _open_at(address, port)
+            undo.callback(listener.close)
+            opened.append(listener)
+            port = port or address_of(listener).port
+        undo.pop_all()
+    return tuple(opened)
+
+
+def _needed(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return each address once, and none that an unspecified one of its protocol stands for."""
+    every = {address for address in addresses if address in _UNSPECIFIED}
+    return tuple(
+        dict.fromkeys(
+            address for address in addresses if address in every or _UNSPECIFIED[":" in address] not in every
+        )
+    )
+
+
+def _open_at(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return _listen(family, address, port, only=True)
+    except OSError as exc:
+        _refuse(exc, port, address)
+
+
+def _refuse(exc: OSError, port: int, address: str | None = None) -> NoReturn:
     """Say why a port cannot be listened on."""
     remedy: str | None = None
+    where = f"port {port}" if address is None else f"address {address}, port {port}"
     match exc.errno:
         case errno.EADDRINUSE:
             reason, remedy = "is in use by another program", "give a free one, or 0 for any, with --port"
         case errno.EACCES:
             reason, remedy = "is reserved for root", "give one above 1023 with --port"
+        case errno.EADDRNOTAVAIL | errno.ENODEV:
+            where = f"address {address}"
+            reason, remedy = "is not one of this host's", "give another one, or none for all, with --listen"
         case _:
             reason = f"cannot be listened on: {exc.strerror}"
-    raise ConfigError(reason, where=f"port {port}", remedy=remedy) from exc
+    raise ConfigError(reason, where=where, remedy=remedy) from exc

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import anyio
@@ -24,7 +24,9 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.refusal import Refusal
 from stapsrv.supervisor.admission import Admission, ConnectionBudget, TurnedAway, client_of
+from stapsrv.supervisor.denying import deny
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
+from stapsrv.supervisor.networks import NetworkRules
 from stapsrv.supervisor.status import ReleaseStatus
 
 
@@ -51,12 +53,16 @@ class ServerStatistics:
     certificate_expires: datetime
 
 
+_MOST_DENIALS = 64
+"""At work at once; more are reset, and come back a few times."""
+
+
 class CompileServer:
-    """Serves one listener; used once.
+    """Serves one port; used once.
 
     Args:
         service: what its sessions share.
-        listener: listening and non-blocking; closed when the server stops accepting.
+        listeners: on one port, listening and non-blocking; closed when the server stops accepting.
         identity: whose certificate and keys clients hear of; None for a server that is not advertised.
         budget: of connections, shared with other servers.
     """
@@ -64,20 +70,27 @@ class CompileServer:
     def __init__(
         self,
         service: CompileService,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         *,
         identity: LiveIdentity | None = None,
         budget: ConnectionBudget,
     ) -> None:
         self.identity = identity
         self._service = service
-        self._listener = listener
+        self._listeners = tuple(listeners)
         self._sessions: set[Session] = set()
         self._admission = Admission(budget)
         self._gone = anyio.Event()
         self._draining = False
         self._accepting = anyio.CancelScope()
-        self.address = address_of(listener)
+        self._rules = _rules(service.settings)
+        self._denials = 0
+        self.addresses = tuple(map(address_of, listeners))
+
+    @property
+    def address(self) -> Peer:
+        """Where it listens, or the first of several addresses; the port is that of all."""
+        return self.addresses[0]
 
     @property
     def service(self) -> CompileService:
@@ -98,22 +111,21 @@ class CompileServer:
         Cancellation: every session and every compile is ended before this returns.
         """
         log = self._service.log
-        log.info("server.listening", address=self.address)
+        for address in self.addresses:
+            log.info("server.listening", address=address)
         if self._service.settings.max_threads == 0:
             log.info("server.serial")
         else:
             log.info("server.threads", threads=self._service.settings.workers)
         async with self._service.flights.open(), anyio.create_task_group() as sessions:
-            with self._accepting, contextlib.closing(self._listener):
+            with self._accepting, contextlib.ExitStack() as open_ones:
+                for listener in self._listeners:
+                    open_ones.callback(listener.close)
                 async with anyio.create_task_group() as accepting:
                     accepting.start_soon(self._service.refusals.tell)
+                    for listener in self._listeners:
+                        accepting.start_soon(self._accept, listener, sessions)
                     task_status.started()
-                    await accept_connections(
-                        self._listener,
-                        admit=self._admit,
-                        serve=lambda connection, peer: self._begin(sessions, connection, peer),
-                        log=log,
-                    )
             if self.outstanding:
                 log.info("server.draining", outstanding=self.outstanding)
             for session in self._sessions:
@@ -134,6 +146,7 @@ class CompileServer:
         """Have the tuning of ``settings``, otherwise its own, hold for all connections to come."""
         self._service = attrs.evolve(self._service, settings=settings)
         self._service.pool.queue_length = settings.limits.queue_length
+        self._rules = _rules(settings)
 
     async def wait_idle(self) -> None:
         """Wait until no connection is open."""
@@ -168,11 +181,27 @@ class CompileServer:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
 
+    async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
+        def take(connection: socket.socket, peer: Peer) -> None:
+            if self._rules.permit(peer.address):
+                self._begin(sessions, connection, peer)
+            else:
+                sessions.start_soon(self._deny, connection)
+
+        await accept_connections(listener, admit=self._admit, serve=take, log=self._service.log)
+
     def _admit(self, peer: Peer) -> bool:
-        """Whether a new connection is let in; if not, it is counted and logged."""
+        """Whether a new connection is taken, and not reset; what is turned away is counted and logged."""
+        log = self._service.log
+        if not self._rules.permit(peer.address):
+            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
+            self._service.refusals.note(
+                Refusal.DENIED,
+                lambda: log.warning("connection.denied", peer=peer),
+            )
+            return self._denials < _MOST_DENIALS
         away = self._judge(client_of(peer.address))
         if away is not None:
-            log = self._service.log
             self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
             self._service.refusals.note(
                 away.refusal, lambda: log.warning("connection.refused", peer=peer, reason=away.reason)
@@ -195,6 +224,13 @@ class CompileServer:
         self._admission.enter(client)
         sessions.start_soon(self._run, session, connection, client)
 
+    async def _deny(self, connection: socket.socket) -> None:
+        self._denials += 1
+        try:
+            await deny(connection)
+        finally:
+            self._denials -= 1
+
     async def _run(self, session: Session, connection: socket.socket, client: str) -> None:
         try:
             await session.run(connection)
@@ -203,3 +239,7 @@ class CompileServer:
             self._admission.leave(client)
             self._gone.set()
             self._gone = anyio.Event()
+
+
+def _rules(settings: ServerSettings) -> NetworkRules:
+    return NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny)

@@ -9,19 +9,19 @@ import attrs
 import pytest
 
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
-from stapsrv.config.settings import HostDefaults, Limits, ServerSettings
+from stapsrv.config.settings import HostDefaults, Limits, Reach, ServerSettings
 from stapsrv.config.tunables import SERVER_TUNABLES, TUNABLES, Scope, Tuning, with_tuning
 from stapsrv.control.arguments import parse_arguments as parse_command
 from stapsrv.control.output import title
 from stapsrv.daemon_options import parse_arguments
 from stapsrv.errors import UsageError
 
-TYPED = {field.name: field for group in (Limits,) for field in attrs.fields(group)}
+TYPED = {field.name: field for group in (Limits, Reach) for field in attrs.fields(group)}
 
 
 def a_value(row):
     """Return a value that is not the default, as text."""
-    texts = ("1", "2", "7k", "9k", "yes", "no", "off", "/a")
+    texts = ("1", "2", "7k", "9k", "yes", "no", "off", "/a", "192.0.2.1", "192.0.2.0/24")
     for text in texts:
         try:
             if row.kind.parse(text) != row.default:
@@ -121,6 +121,11 @@ def test_tuning_is_a_value():
         (
             ["--max-answer-size=12"],
             "--max-answer-size: expected a size of 1k or more, like 65536 (bytes), 64M or 1G, not '12'",
+        ),
+        (
+            ["--listen", "localhost"],
+            "--listen: expected an IPv4 or IPv6 address without a port, like 192.0.2.1 or fe80::1%eth0 "
+            "(host names are not looked up), not 'localhost'",
         ),
         (
             ["--max-connections", "0"],

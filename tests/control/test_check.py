@@ -179,3 +179,26 @@ def test_root_asks_in_the_name_of_the_user(tmp_path):
     assert check._may_write(account, own)
     assert not check._may_write(account, other)
     assert not check._may_write(account, tmp_path / "missing")
+
+
+def test_servers_on_one_port_must_not_meet_on_an_address(command_line, files):
+    where = files(
+        a="TREE\nPORT=7501\nLISTEN=127.0.0.1\n",
+        b="TREE\nPORT=7501\nLISTEN=127.0.0.2\n",
+        c="TREE\nPORT=7501\nLISTEN=127.0.0.2\nMAXTHREADS=1\n",
+    )
+    ran = command_line.run("check")
+    assert (ran.status, ran.out) == (
+        1,
+        f"{where['c']}:2: port 7501 is that of another server, too: {where['b']}:2; "
+        "give one of the two another port\n",
+    )
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "fe80::1%nosuch0"])
+def test_addresses_of_other_hosts_are_found(command_line, files, address):
+    where = files(a=f"TREE\nLISTEN=127.0.0.1\nLISTEN+={address}\n")
+    ran = command_line.run("check")
+    assert ran.status == 1
+    assert ran.out.startswith(f"{where['a']}:3: {address} cannot be listened on: ")
+    assert ran.out.endswith("; give an address of this host, or none for all\n")

@@ -312,7 +312,7 @@ def _started(
         FollowedLog.open(place / "log", process.pid) as log,
     ):
         try:
-            port = int(log.wait(r"Using network address \[::\]:(\d+)$")[1])
+            port = int(log.wait(r"Using network address \S+:(\d+)$")[1])
             wait_until(lambda: is_listening(port) or process.poll() is not None)
             yield Server(process, port, log, temporary)
         finally:

@@ -180,7 +180,7 @@ async def running_server(
         kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace),
         log=lines.log,
     )
-    server = CompileServer(service, open_listener(0), budget=ConnectionBudget(most_connections))
+    server = CompileServer(service, [open_listener(0)], budget=ConnectionBudget(most_connections))
     running = RunningServer(server, service, engine, lines, anyio.Event(), anyio.CancelScope())
 
     async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:

@@ -65,6 +65,7 @@ def zeroconf() -> LinkwiseZeroconf:
     made = LinkwiseZeroconf.__new__(LinkwiseZeroconf)
     made._links = (WIRED, WIRELESS)
     made._yielded = frozenset()
+    made._limits = {}
     made.registry = ServiceRegistry()
     made.engine = SimpleNamespace(
         senders=[
@@ -101,6 +102,26 @@ def test_each_link_and_protocol_hears_its_own_addresses(zeroconf, info, said):
     }
     assert said[0].kinds == ["DNSAddress", "DNSPointer", "DNSService", "DNSText"]
     assert all(packet.out.packets() for packet in said)
+
+
+@pytest.mark.parametrize(
+    ("listened", "heard"),
+    [
+        (["192.0.2.1"], ["eth0 IPv4"]),
+        (["0.0.0.0", "2001:db8::1"], ["eth0 IPv4", "wlan0 IPv4", "wlan0 IPv6"]),
+        (["203.0.113.9"], []),
+    ],
+)
+def test_a_server_is_heard_of_only_where_it_listens(zeroconf, info, said, listened, heard):
+    zeroconf.registry.async_add(info)
+    zeroconf.limit(info.key, frozenset(ipaddress.ip_address(address).packed for address in listened))
+    zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
+    services = [packet.sender for packet in said if {"DNSService", "DNSPointer"} & set(packet.kinds)]
+    assert services == heard
+    said.clear()
+    zeroconf.limit(info.key, None)
+    zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
+    assert len([packet for packet in said if "DNSService" in packet.kinds]) == 4
 
 
 def test_question_for_an_address_is_answered_where_there_is_one(zeroconf, info, said):

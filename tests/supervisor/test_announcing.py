@@ -61,6 +61,16 @@ def texts(air: Air) -> list[dict[str, list[str]]]:
     return [parse_text(said.text) for said in air.heard.values()]
 
 
+async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
+    changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
+    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+        hidden, heard = await supervisor.start([Wish(bench.settings(**change)) for change in changes])
+        assert (hidden.error, heard.error) == (None, None)
+        await air.wait(lambda: len(air.heard) == 1)
+        (said,) = air.heard.values()
+        assert (said.port, said.addresses) == (heard.server.port, frozenset({bytes(4)}))
+
+
 async def test_servers_that_serve_are_heard_of(bench, air):
     async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = air.heard.values()
@@ -105,7 +115,7 @@ async def test_crashed_servers_are_not_heard_of(bench, air, monkeypatch):
     monkeypatch.setattr(hosted, "back_off_s", lambda _crashes: 0.2)
     async with serving(bench, air) as (supervisor, servers):
         # Accepting fails from now on.
-        supervisor._servers[servers[0].id].server._listener.shutdown(socket.SHUT_RDWR)
+        supervisor._servers[servers[0].id].server._listeners[0].shutdown(socket.SHUT_RDWR)
         await bench.lines.wait("server.crashed")
         await air.wait(lambda: not air.heard)
         await air.wait(lambda: list(air.heard) == [NAME])

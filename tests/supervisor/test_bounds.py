@@ -6,9 +6,11 @@ import contextlib
 import functools
 import os
 import socket
+import ssl
 import struct
 
 import anyio
+import attrs
 import pytest
 from kit.client import connect, exchange, frame, is_reset, request
 from kit.service import running_server
@@ -180,3 +182,34 @@ async def test_an_address_that_floods_delays_another_by_what_runs_and_no_more():
         await engine.wait(lambda: len(engine.jobs) == 2)
         assert engine.jobs[1].request.arguments[1] == b"single"
         engine.gate.set()
+
+
+async def test_a_denied_client_is_told_by_a_tls_alert_and_nobody_else_is():
+    async with running_server(deny=("127.0.0.2/32",)) as running:
+        for _ in range(3):
+            with pytest.raises(ssl.SSLError) as caught:
+                await connect(running.port, source=OTHER)
+            assert caught.value.reason == "TLSV1_ALERT_ACCESS_DENIED"
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        assert counted(running) == {Refusal.DENIED: 3}
+        assert running.lines.events().count("connection.denied") == 1
+        assert running.lines.events().count("connection.accepted") == 1
+
+
+async def test_denied_clients_that_stay_are_not_waited_for_and_then_reset():
+    async with running_server(allow=("none",)) as running:
+        with contextlib.ExitStack() as silent:
+            for _ in range(64):
+                silent.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            with anyio.fail_after(20):
+                while not await is_reset(running.port):
+                    pass
+
+
+async def test_networks_change_while_a_server_serves():
+    async with running_server() as running:
+        settings = running.service.settings
+        running.server.tune(attrs.evolve(settings, tuning={"allow": ("127.0.0.2/32",)}))
+        with pytest.raises(ssl.SSLError):
+            await connect(running.port)
+        assert (await exchange(running.port, request("-p1"), source=OTHER)).rc == 0

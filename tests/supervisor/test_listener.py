@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.listener import Peer, accept_connections, address_of, open_listener
+from stapsrv.supervisor.listener import Peer, accept_connections, address_of, open_listener, open_listeners
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +123,56 @@ async def test_shortage_is_logged(listener, accepted, log):
             await accepted.wait(1)
         tasks.cancel_scope.cancel()
     assert [call.kwargs["event"] for call in log._logger.calls] == ["listener.exhausted"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "reached", "unreached"),
+    [
+        (["127.0.0.1"], ["127.0.0.1"], ["127.0.0.2", "::1"]),
+        (["127.0.0.1", "::1"], ["127.0.0.1", "::1"], ["127.0.0.2"]),
+        (["::"], ["::1"], ["127.0.0.1"]),
+        (["0.0.0.0"], ["127.0.0.1", "127.0.0.2"], ["::1"]),
+        (["127.0.0.1", "0.0.0.0", "::", "::"], ["127.0.0.1", "127.0.0.2", "::1"], []),
+    ],
+)
+def test_a_server_may_listen_on_some_addresses_on_one_port(addresses, reached, unreached):
+    if not ipv6_works():
+        pytest.skip("this host has no IPv6")
+    listeners = open_listeners(0, addresses)
+    try:
+        (port,) = {address_of(listener).port for listener in listeners}
+        for host in reached:
+            socket.create_connection((host, port), timeout=10).close()
+        for host in unreached:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, port), timeout=10)
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_a_port_that_is_taken_on_the_second_address_is_not_picked(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            open_listeners(taken, ["127.0.0.1", "127.0.0.2"])
+        assert str(caught.value) == (
+            f"address 127.0.0.2, port {taken}: is in use by another program; "
+            "give a free one, or 0 for any, with --port"
+        )
+        # Nothing is left behind on the first address.
+        socket.create_server(("127.0.0.1", taken)).close()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "fe80::1%nosuch0"])
+def test_an_address_of_another_host_is_one_clear_line(address):
+    with pytest.raises(ConfigError) as caught:
+        open_listeners(0, [address])
+    assert str(caught.value) == (
+        f"address {address}: is not one of this host's; give another one, or none for all, with --listen"
+    )
 
 
 def test_taken_port_is_one_clear_line(listener):

@@ -1,0 +1,43 @@
+"""Whom a server lets in, by address: networks that are denied, then networks that are allowed."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from stapsrv.config.networks import EVERYBODY, NOBODY
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_EVERY_NETWORK = ("0.0.0.0/0", "::/0")
+
+
+class NetworkRules:
+    """Which addresses may use a server: none that is denied; of the others all, or those that are allowed.
+
+    Args:
+        allow: networks as settings have them; none means all.
+        deny: likewise; goes before ``allow``.
+    """
+
+    def __init__(self, *, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
+        self._allow = _networks(tuple(allow) or (EVERYBODY,))
+        self._deny = _networks(deny)
+
+    def permit(self, address: str) -> bool:
+        """Whether a peer of this address is let in; IPv4 mapped into IPv6 counts as IPv4."""
+        peer = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        return not _is_in(peer, self._deny) and _is_in(peer, self._allow)
+
+
+def _networks(words: Iterable[str]) -> tuple[_Network, ...]:
+    found: list[_Network] = []
+    for word in words:
+        if word != NOBODY:
+            found += map(ipaddress.ip_network, _EVERY_NETWORK if word == EVERYBODY else (word,))
+    return tuple(found)
+
+
+def _is_in(peer: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: tuple[_Network, ...]) -> bool:
+    return any(peer in network for network in networks)

@@ -1,0 +1,47 @@
+"""What the real client makes of a server that turns it away."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from kit.real import CompilerGate, finish, without_client_lines
+
+SCRIPT = ("-p1", "-e", "probe begin { exit() }")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_comes_back_to_a_server_that_is_full(serve, stap, backend):
+    server = serve("--max-connections=1", backend=backend)
+    with socket.create_connection(("127.0.0.1", server.port)):
+        client = stap.begin_via(server.port, *SCRIPT)
+        server.log.wait("Connection from .* was reset: 1 connections are open already$")
+        assert client.poll() is None
+    ran = finish(client)
+    assert (ran.status, ran.stderr.count("Server:")) == (0, 0), ran.stderr
+    assert "# parse tree dump" in ran.stdout
+
+
+def test_a_client_that_waited_too_long_for_a_worker_is_told(serve, stap, tmp_path):
+    server = serve("--max-threads=0", "--queue-timeout=300ms")
+    with contextlib.closing(CompilerGate(tmp_path / "gate", visible=stap.directory / "cache")) as gate:
+        first = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
+        gate.wait_reached(first)
+        ran = without_client_lines(stap.via(server.port, *SCRIPT))
+        gate.open()
+        assert finish(first).status == 0
+    assert (ran.status, ran.stdout, ran.stderr) == (
+        1,
+        "",
+        "Server: The server is busy: no worker was free within 0.3 seconds; try again later\n",
+    )
+
+
+def test_a_client_that_is_denied_says_so_and_does_not_come_back(serve, stap):
+    server = serve("--allow=127.0.0.0/8", "--deny=127.0.0.1", "--listen=127.0.0.1", "--listen=127.0.0.3")
+    ran = stap.via(server.port, *SCRIPT)
+    assert ran.status == 1
+    assert "access was denied" in ran.stderr
+    assert server.log.count("^Connection from 127.0.0.1:.* was denied: ") == 1
+    assert server.log.count("^Using network address 127.0.0.[13]:") == 2
