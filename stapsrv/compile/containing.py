@@ -18,7 +18,7 @@ from stapsrv.compile.translator import StapProgram
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
 from stapsrv.sandbox.mechanisms import Mechanism
-from stapsrv.sandbox.resources import Resources
+from stapsrv.sandbox.resources import Resources, count_processes
 from stapsrv.sandbox.surroundings import Needs, contained_environment, make_caches, request_view
 from stapsrv.sandbox.view import View
 
@@ -75,7 +75,8 @@ class Sandbox:
 
     def command(self, view: View, resources: Resources, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with that view and those bounds."""
-        inner = [*resources.inner_command(), *command]
+        alone = self.mechanism is not None and self.mechanism.ends_whole
+        inner = [*resources.inner_command(others=0 if alone else count_processes()), *command]
         if self.mechanism is None:
             return [*resources.outer_command(), *self.containment.wrapper, *inner]
         return [*resources.outer_command(), *self.mechanism.command(view, inner)]

@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
             os.chdir(directory)
             _give_up_capabilities()
             _promise_no_new_privileges()
+            _become_init()
         else:
             _promise_no_new_privileges()
             _confine(places, network=mode == "landlock")
@@ -80,6 +81,21 @@ def main(argv: list[str]) -> None:
         reason = f"{exc.filename or mode}: {exc.strerror}"
     sys.stderr.write(f"launcher: {reason}\n")
     sys.exit(REFUSED)
+
+
+def _become_init() -> None:
+    """Stay behind as the first process of the namespace, and return in a second one.
+
+    The first one is deaf to signals that a program is to die of, and everybody's heir.
+    """
+    child = os.fork()
+    if child == 0:
+        return
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def _call(what: str, result: int) -> int:

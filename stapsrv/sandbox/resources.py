@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -40,7 +41,7 @@ class Resources:
         cpu_s: of processor time, for each process, in seconds.
         memory_bytes: of address space, for each process; in a cgroup, of memory for all together.
         file_bytes: of each file that is written.
-        processes: at once: of the request where it has a cgroup or namespaces of its own, else of the user.
+        processes: at once.
         cores: the processors' time that all processes together get, in processors; only in a cgroup.
         nice: how far behind other programs they stand, from 0 to 19.
     """
@@ -61,14 +62,18 @@ class Resources:
         """Return what goes before the command that contains a program."""
         return ["choom", "-n", str(_OOM_SCORE), "--", *(("nice", "-n", str(self.nice)) if self.nice else ())]
 
-    def inner_command(self) -> list[str]:
-        """Return what goes before the program itself: inside, processes are counted by themselves."""
+    def inner_command(self, *, others: int = 0) -> list[str]:
+        """Return what goes before the program itself.
+
+        Args:
+            others: how many processes are counted that are not the program's: in namespaces of its own, none.
+        """
         seconds = max(1, round(self.cpu_s)) if self.cpu_s else 0
         limits = [
             ("cpu", resource.RLIMIT_CPU, seconds, _OVERTIME_S),
             ("as", resource.RLIMIT_AS, self.memory_bytes, 0),
             ("fsize", resource.RLIMIT_FSIZE, self.file_bytes, 0),
-            ("nproc", resource.RLIMIT_NPROC, self.processes, 0),
+            ("nproc", resource.RLIMIT_NPROC, self.processes and self.processes + others, 0),
         ]
         return ["prlimit", "--core=0", *_settings(limits), "--"]
 
@@ -100,6 +105,18 @@ class Resources:
             for name, (bound, what) in sentences.items()
             if bound
         }
+
+
+def count_processes(loadavg: Path = Path("/proc/loadavg")) -> int:
+    """Return how many processes and threads there are on the host; 0 where that cannot be known.
+
+    Where a user's processes are all counted together, a bound on them has to leave room for what runs
+    already. This is more than one user has, and known at once.
+    """
+    try:
+        return int(loadavg.read_text(encoding="ascii").split()[3].partition("/")[2])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _settings(limits: Sequence[tuple[str, int, int, int]]) -> Iterator[str]:

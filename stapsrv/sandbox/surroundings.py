@@ -44,6 +44,7 @@ _MAKEFILE_BYTES = 4096
 _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale")
 """What an installed SystemTap has below its prefix."""
 _MAX_LINKS = 40
+"""On the way of one path, as the kernel has it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +154,7 @@ def follow(path: Path) -> tuple[Path | None, tuple[Link, ...]]:
         What it leads to, free of links, or None if that does not exist; and the links on the way.
     """
     links: dict[Path, Link] = {}
-    here, left = Path("/"), list(reversed(path.absolute().parts[1:]))
+    here, left, followed = Path("/"), list(reversed(path.absolute().parts[1:])), 0
     while left:
         part = left.pop()
         if part == "..":
@@ -166,7 +167,8 @@ def follow(path: Path) -> tuple[Path | None, tuple[Link, ...]]:
             return None, ()
         except OSError:  # no link; or not ours to look at, as the opening of it will show
             continue
-        if len(links) == _MAX_LINKS or here in links:
+        followed += 1
+        if followed > _MAX_LINKS:
             return None, ()
         links[here] = Link(here, target)
         left += reversed([part for part in target.split("/") if part not in ("", ".")])

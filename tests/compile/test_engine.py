@@ -9,7 +9,7 @@ import anyio
 import pytest
 from kit.stap import make_stap
 
-from stapsrv.compile.containing import Sandbox
+from stapsrv.compile.containing import Sandbox, find_sandbox
 from stapsrv.compile.engine import CompileJob, LocalEngine
 from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.wire import CompileRequest
@@ -140,6 +140,31 @@ async def test_program_that_is_gone(run, tmp_path):
     with pytest.raises(TranslatorError) as caught:
         await run("exit 0", program=tmp_path / "missing")
     assert caught.value.problem == "The compile could not be started: No such file or directory"
+
+
+async def test_limit_that_was_met(run):
+    result = await run("kill -XCPU $$", cpu_s=7.0)
+    assert (
+        result.limit_met
+        == "The compile needed more than 7 seconds of processor time (LIMIT_CPU of this server)"
+    )
+    assert (await run("exit 1")).limit_met is None
+
+
+async def test_contained_compile(run, tmp_path):
+    """Its own directory is where it is outside; nothing beside it is there."""
+    (tmp_path / "beside").touch()
+    result = await run(
+        'cat script/x; echo module >"$answer/made.ko"; echo $TMPDIR; ls -A "$H" /root; ls -d "$TMPDIR"; nice',
+        files=(RequestFile(b"script/x", b"probe\n"),),
+        sandbox=await find_sandbox(
+            "auto", StapProgram(Path("/usr/bin/true"), "4.8"), {}, home=tmp_path, workspace=tmp_path
+        ),
+        environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st"), "H": str(tmp_path)},
+        nice=6,
+    )
+    assert result.stdout == b"probe\n<server>/tmp\n<server>/tmp\n6\n", result
+    assert [file.data for file in result.files] == [b"module\n"]
 
 
 async def test_keep(run, workspace):

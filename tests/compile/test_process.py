@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from kit.trees import Witness, shell
 
 from stapsrv.compile import process
 from stapsrv.compile.process import Containment, Ending, Outcome, find_containment, run_tree
@@ -28,45 +29,11 @@ async def containment(request: pytest.FixtureRequest) -> Containment:
     return request.param
 
 
-class Witness:
-    """A FIFO that a child tree holds open: end of file means that the last of the tree is gone."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "witness"
-        os.mkfifo(self.path)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    async def wait_line(self) -> str:
-        """Wait until somebody of the tree has written a line."""
-        with anyio.fail_after(20):
-            while True:
-                await anyio.wait_readable(self._fd)
-                if line := os.read(self._fd, 4096):
-                    return line.decode()
-
-    async def wait_gone(self) -> None:
-        with anyio.fail_after(20):
-            while True:
-                await anyio.wait_readable(self._fd)
-                try:
-                    if not os.read(self._fd, 4096):
-                        return
-                except BlockingIOError:
-                    continue
-
-
 @pytest.fixture
 def witness(tmp_path: Path):
     made = Witness(tmp_path)
     yield made
     made.close()
-
-
-def shell(script: str, *arguments: object) -> list[str]:
-    return ["/bin/sh", "-c", textwrap.dedent(script), "sh", *map(str, arguments)]
 
 
 def has_children() -> bool:

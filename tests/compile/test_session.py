@@ -104,6 +104,14 @@ async def test_certificate_visit_is_no_error():
     assert running.service.counts.accepted == 0
 
 
+async def test_limit_that_stap_met_is_told_and_logged():
+    async with running_server() as running:
+        running.engine.status, running.engine.limit_met = 1, "The compile needed too much"
+        answer = await exchange(running.port, request("-p4"))
+    assert (answer.rc, answer.stderr) == (1, "Server: The compile needed too much\nerr\n")
+    assert "request.limited" in running.lines.events()
+
+
 async def test_locale_messages_come_before_stap_s_own():
     async with running_server() as running:
         answer = await exchange(running.port, request("-p1", locale="LANG=C\nBAD=1\n"))

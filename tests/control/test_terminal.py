@@ -48,6 +48,23 @@ def test_table():
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["bubblewrap"], ["requests are contained by bubblewrap"]),
+        (["off"], ["requests are not contained: SANDBOX=off"]),
+        (["unshare", "unshare"], ["requests are contained by unshare"]),
+        (
+            ["off", "landlock"],
+            ["requests are not contained: SANDBOX=off", "requests are contained by landlock"],
+        ),
+    ],
+)
+def test_what_holds_requests_in(names, words):
+    report = StatusReport([{**supervisor_info("me", NATIVE), "sandbox": name} for name in names])
+    assert status_table(report, colour=False, now=NOW)[-len(words) :] == words
+
+
 def test_table_of_several_users_with_reasons_below():
     report = StatusReport(
         [supervisor_info("me", NATIVE), supervisor_info("you", BROKEN)],

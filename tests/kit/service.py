@@ -43,6 +43,7 @@ class FakeEngine:
         self.module_path = "stap000000/stap_x.ko"
         self.more_files: tuple[AnswerFile, ...] = ()
         self.status = 0
+        self.limit_met: str | None = None
         self._changed = anyio.Event()
 
     async def run(self, job: CompileJob, *, deadline_s: float, kept=None) -> CompileResult:
@@ -60,7 +61,7 @@ class FakeEngine:
         if self.late_fault is not None:
             raise self.late_fault
         module = AnswerFile(self.module_path, self.module)
-        return CompileResult(self.status, b"out\n", b"err\n", (module, *self.more_files))
+        return CompileResult(self.status, b"out\n", b"err\n", (module, *self.more_files), self.limit_met)
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""

@@ -1,0 +1,40 @@
+"""Each mechanism that this host has, and a witness of what it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kit.trees import Witness
+
+from stapsrv.compile.containing import find_sandbox
+from stapsrv.compile.translator import StapProgram
+from stapsrv.errors import ConfigError
+from stapsrv.sandbox.mechanisms import Mechanism
+
+
+@pytest.fixture
+def witness(tmp_path: Path):
+    made = Witness(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def available(tmp_path: Path):
+    """Skip the test where this host does not have a mechanism."""
+
+    async def check(mechanism: Mechanism) -> Mechanism:
+        stap = StapProgram(Path("/usr/bin/true"), "4.8")
+        try:
+            await find_sandbox(mechanism.value, stap, {"PATH": "/usr/bin"}, home=tmp_path, workspace=tmp_path)
+        except ConfigError as exc:
+            pytest.skip(str(exc))
+        return mechanism
+
+    return check
+
+
+@pytest.fixture(params=Mechanism, ids=lambda mechanism: mechanism.value)
+async def mechanism(request: pytest.FixtureRequest, available) -> Mechanism:
+    return await available(request.param)

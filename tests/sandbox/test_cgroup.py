@@ -1,0 +1,170 @@
+"""Control groups: the files of a stand-in; the kernel's own where a test may have one (as root)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from kit.trees import shell
+
+from stapsrv.compile.containing import Sandbox
+from stapsrv.compile.process import Ending, run_tree
+from stapsrv.errors import TranslatorError
+from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
+from stapsrv.sandbox.resources import Resources
+
+pytestmark = pytest.mark.anyio
+
+BOUNDS = Resources(memory_bytes=1 << 30, processes=100, cores=2)
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """A process in group /unit of a hierarchy that is mounted at ``tmp_path / 'fs'``."""
+    directory = tmp_path / "proc"
+    directory.mkdir()
+    (directory / "cgroup").write_text("4:memory:/x\n0::/unit\n")
+    mount = f"31 25 0:27 / {tmp_path}/fs rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
+    (directory / "mountinfo").write_text(f"22 1 0:20 / / rw - ext4 /dev/vda rw\n{mount}")
+    return directory
+
+
+@pytest.fixture
+def unit(tmp_path):
+    """That group, with the files that matter."""
+    group = tmp_path / "fs" / "unit"
+    group.mkdir(parents=True)
+    for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.type"):
+        (group / name).touch()
+    (group / "cgroup.controllers").write_text("cpuset cpu memory pids\n")
+    return group
+
+
+def test_delegated_group_is_found_and_its_controllers_handed_down(proc, unit):
+    # The kernel makes these files; a stand-in's leaf has to have them beforehand.
+    leaf = unit / f"stap-server-{os.getpid()}"
+    leaf.mkdir()
+    found = find_delegation(proc)
+    assert found == Delegation(unit, ("memory", "pids", "cpu"))
+    assert found.description == f"{unit} with memory, pids, cpu"
+    assert (leaf / "cgroup.procs").read_text() == str(os.getpid())
+    assert (unit / "cgroup.subtree_control").read_text() == "+cpu"
+
+
+@pytest.mark.parametrize("missing", ["cgroup.type", "cgroup.procs"])
+def test_host_s_own_group_and_others_are_left_alone(proc, unit, missing):
+    (unit / missing).unlink()
+    assert find_delegation(proc) is None
+    assert not list(unit.glob("stap-server-*"))
+
+
+@pytest.mark.parametrize("own", ["4:memory:/x\n", "0::/../elsewhere\n", ""])
+def test_no_group_of_version_2(proc, unit, own):
+    (proc / "cgroup").write_text(own)
+    assert find_delegation(proc) is None
+
+
+def test_request_gets_the_bounds_that_the_host_hands_down(tmp_path, monkeypatch):
+    made: list[Path] = []
+
+    def mkdir(self, *_args, **_options):
+        os.mkdir(self)
+        made.append(self)
+        for name in ("memory.max", "memory.oom.group", "pids.max", "cpu.max"):
+            (self / name).touch()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    group = Delegation(tmp_path, ("memory", "cpu")).make_group("x", BOUNDS)
+    assert made == [group.directory]
+    files = {path.name: path.read_text() for path in group.directory.iterdir()}
+    expected = {"memory.max": "1073741824", "memory.oom.group": "1", "cpu.max": "200000 100000"}
+    assert files == {**expected, "pids.max": ""}
+
+
+def test_bound_that_was_exceeded_is_told(tmp_path):
+    group = RequestGroup(tmp_path)
+    assert group.exceeded is None
+    (tmp_path / "pids.events").write_text("max 3\n")
+    assert group.exceeded == "processes"
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\n")
+    assert group.exceeded == "memory"
+
+
+async def test_program_that_cannot_be_put_into_its_group_does_not_run(tmp_path):
+    """It is ended before it has said a word."""
+    with pytest.raises(TranslatorError, match="could not be started in a control group: No such file"):
+        await run_tree(["sleep", "1000"], deadline_s=60, group=RequestGroup(tmp_path / "missing"))
+
+
+@pytest.fixture
+def real():
+    """A group of the kernel's, made for the test below the root of the version 2 hierarchy."""
+    for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        if Path(mount, "cgroup.controllers").exists() and os.access(mount, os.W_OK):
+            break
+    else:
+        pytest.skip("no cgroup v2 hierarchy that this user may write to")
+    group = Path(mount, f"stapsrv-test-{os.getpid()}")
+    group.mkdir()
+    handed = (Path(mount) / "cgroup.subtree_control").read_text().split()
+    yield Delegation(group, tuple(name for name in ("memory", "pids", "cpu") if name in handed))
+    for left in group.glob("*/"):
+        left.rmdir()
+    group.rmdir()
+
+
+def members_of(group: RequestGroup) -> list[str]:
+    return (group.directory / "cgroup.procs").read_text().split()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there that is not dead; those of others, too."""
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.root
+async def test_whole_request_is_ended_whatever_it_did(real):
+    """Also what has left session and process group, with no namespace around it."""
+    sandbox = Sandbox(None, delegation=real)
+    async with sandbox.request_group("x", Resources()) as group:
+        script = "setsid sleep 1000 & echo $!; exec 1>&- 2>&-; sleep 0.2; cat /proc/self/cgroup >/dev/null"
+        outcome = await run_tree(shell(script), deadline_s=60, group=group, grace_s=0.1)
+        escaped = int(outcome.stdout)
+        members = members_of(group)
+        assert outcome.ending is Ending.EXITED
+        assert str(escaped) in members
+        assert is_running(escaped)
+    assert not group.directory.exists()
+    assert not is_running(escaped)
+
+
+@pytest.mark.root
+def test_what_was_started_before_is_taken_in_too(real):
+    group = real.make_group("x", Resources())
+    with subprocess.Popen(shell("sleep 1000 & sleep 1000 & echo; wait"), stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        group.adopt(parent.pid)
+        assert len((group.directory / "cgroup.procs").read_text().split()) == 3
+        group.remove()
+        assert parent.wait() == -signal.SIGKILL
+    assert not group.directory.exists()
+
+
+@pytest.mark.root
+async def test_memory_of_all_together(real):
+    if "memory" not in real.controllers:
+        pytest.skip("this host hands down no memory controller")
+    sandbox = Sandbox(None, delegation=real)
+    bounds = Resources(memory_bytes=64 << 20)
+    async with sandbox.request_group("x", bounds) as group:
+        command = ["/usr/bin/python3", "-c", f"x = bytearray({128 << 20})"]
+        outcome = await run_tree(command, deadline_s=60, group=group)
+        assert outcome.status == -signal.SIGKILL
+        assert group.exceeded == "memory"

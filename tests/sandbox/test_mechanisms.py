@@ -1,0 +1,194 @@
+"""Each mechanism of this host: what a program in it sees, can do, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import attrs
+import pytest
+from kit.trees import shell
+
+from stapsrv.compile.process import Ending, run_tree
+from stapsrv.sandbox.mechanisms import Mechanism
+from stapsrv.sandbox.surroundings import Needs, request_view
+
+pytestmark = pytest.mark.anyio
+
+
+class Place:
+    """A request's directory, and things beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "request dir"
+        self.directory.mkdir()
+        (directory / "home").mkdir()
+        (directory / "shown").mkdir()
+        (directory / "shown" / "file").write_text("shown\n")
+        (directory / "shown" / "hidden").mkdir()
+        (directory / "shown" / "hidden" / "key").write_text("key\n")
+        (directory / "link").symlink_to("shown")
+        (directory / "secret").write_text("secret\n")
+        self.needs = Needs(
+            stap=Path("/usr/bin/stap"),
+            environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(directory / "home")},
+            home=directory / "home",
+            build_trees=(),
+            releases=(),
+            read=(directory / "link",),
+        )
+
+    def view(self, **changes):
+        return request_view(attrs.evolve(self.needs, **changes), self.directory)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+async def run(mechanism, view, script, *arguments, **options):
+    command = mechanism.command(view, shell(script, *arguments))
+    return await run_tree(command, **{"deadline_s": 30, "cwd": view.directory, **options})
+
+
+async def test_files(mechanism, place, tmp_path):
+    outcome = await run(
+        mechanism,
+        place.view(),
+        """
+        cat "$1/link/file" "$1/shown/file"; pwd; echo x >made && cat made
+        cat "$1/secret" && echo seen; echo x >"$1/shown/new" && echo written
+        echo x >"$1/new" && echo written; ls -A "$1/home" /root /home && echo listed
+        echo x >/dev/null && echo null; head -c3 /dev/zero | wc -c
+        """,
+        tmp_path,
+    )
+    assert outcome.stdout.decode() == f"shown\nshown\n{place.directory}\nx\nnull\n3\n", outcome.stderr
+    assert (place.directory / "made").read_text() == "x\n"
+    assert not (tmp_path / "new").exists()
+
+
+async def test_no_privileges_and_no_descriptors(mechanism, place):
+    script = (
+        "grep -E '^(CapEff|CapPrm|CapInh|CapAmb|NoNewPrivs|Uid)' /proc/self/status; ls /proc/$$/fd; id -u"
+    )
+    outcome = await run(mechanism, place.view(), script)
+    lines = outcome.stdout.decode().split("\n")
+    words = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    assert {words[f"Cap{kind}:"] for kind in ("Eff", "Prm", "Inh", "Amb")} == {"0" * 16}
+    assert words["NoNewPrivs:"] == "1"
+    assert lines[-5:] == ["0", "1", "2", str(os.getuid()), ""], outcome
+
+
+async def test_processes(mechanism, place):
+    outcome = await run(mechanism, place.view(), 'kill -0 "$1" && echo there; ls /proc', os.getpid())
+    if mechanism.ends_whole:
+        assert b"there" not in outcome.stdout
+        numbers = [int(name) for name in outcome.stdout.split() if name.isdigit()]
+        assert max(numbers) < 10
+    # Another's environment is no file to open, whatever is seen of it.
+    spied = await run(mechanism, place.view(), 'cat "/proc/$1/environ" | wc -c', os.getpid())
+    assert spied.stdout == b"0\n"
+
+
+async def test_network(mechanism, place):
+    """The host's own services cannot be reached, unless the view says so."""
+    connect = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5); print('in')"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        for urls, said in (("", b""), ("https://x.example", b"in\n")):
+            view = place.view(environ={**place.needs.environ, "DEBUGINFOD_URLS": urls})
+            command = mechanism.command(view, ["/usr/bin/python3", "-c", connect, port])
+            outcome = await run_tree(command, deadline_s=30)
+            assert outcome.stdout == said, outcome
+
+
+async def test_part_of_a_directory_is_hidden(mechanism, place, tmp_path):
+    view = place.view(secret=(tmp_path / "shown" / "hidden",))
+    if not mechanism.covers:
+        pytest.skip(f"{mechanism.value} cannot, and is not asked to: see test_containing.py")
+    outcome = await run(mechanism, view, 'ls -A "$1/shown" "$1/shown/hidden"', tmp_path)
+    assert outcome.stdout.decode().split() == [
+        *(f"{tmp_path}/shown:", "file", "hidden"),
+        f"{tmp_path}/shown/hidden:",
+    ]
+    full = await run(mechanism, view, 'echo x >"$1/shown/hidden/x"; echo x >/x; echo x >/dev/x', tmp_path)
+    assert full.stderr.count(b"Read-only file system") == 3
+
+
+async def test_status_output_and_environment(mechanism, place):
+    script = 'echo out "$WORD"; echo err >&2; exit 7'
+    env = {b"PATH": b"/usr/bin:/bin", b"WORD": b"\xff"}
+    outcome = await run(mechanism, place.view(), script, env=env)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (7, b"out \xff\n", b"err\n")
+
+
+async def test_death_by_signal_is_told(mechanism, place):
+    outcome = await run(mechanism, place.view(), "kill -XCPU $$; sleep 1000")
+    assert outcome.status in {-signal.SIGXCPU, 128 + signal.SIGXCPU}
+
+
+async def test_end_is_polite(mechanism, place):
+    """The program hears TERM, and has time to tidy up."""
+    script = "trap 'echo bye >said; exit 3' TERM; while :; do sleep 0.01; done"
+    outcome = await run(mechanism, place.view(), script, deadline_s=1, grace_s=20)
+    assert outcome.ending is Ending.OVERDUE
+    assert (place.directory / "said").read_text() == "bye\n"
+
+
+async def test_end_is_whole(mechanism, place, witness):
+    """Even of what left its session, where the mechanism promises that."""
+    leave = "setsid" if mechanism.ends_whole else ""
+    script = f'exec 3>"$1"; trap "" TERM; echo >&3; {leave} sleep 1000 & sleep 1000'
+    view = place.view(write=(witness.path,))
+    outcome = await run(mechanism, view, script, witness.path, deadline_s=1, grace_s=0.1)
+    assert outcome.ending is Ending.OVERDUE
+    await witness.wait_gone()
+
+
+async def test_whole_tree_dies_with_a_killed_supervisor(mechanism, place, witness):
+    if not mechanism.ends_whole:
+        pytest.skip("Landlock holds no processes")
+    supervisor = """
+        import sys, anyio
+        from stapsrv.compile.process import run_tree
+        async def main():
+            await run_tree(sys.argv[1:], deadline_s=60)
+        anyio.run(main)
+    """
+    script = 'exec 3>"$1"; echo ready >&3; setsid sleep 1000 & sleep 1000'
+    command = mechanism.command(place.view(write=(witness.path,)), shell(script, witness.path))
+    killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(supervisor), *command])
+    assert await witness.wait_line() == "ready\n"
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    await witness.wait_gone()
+
+
+def test_description_names_all_places_in_order(place):
+    """Each mechanism is told of the same places; bubblewrap's mounts go from the outside in."""
+    view = place.view()
+    for mechanism in Mechanism:
+        command = [str(word) for word in mechanism.command(view, ["program"])]
+        left = iter(command)
+        assert all(str(item.path) in left for item in view.places)
+        assert command[-1] == "program"
+
+
+def test_launcher_says_what_it_cannot_do(tmp_path):
+    launcher = Path(sys.modules["stapsrv.sandbox.mechanisms"].__file__).with_name("launcher.py")
+    ran = subprocess.run(
+        [sys.executable, "-I", launcher, "landlock", "/", "READ", str(tmp_path / "missing"), "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 125
+    missing = f"launcher: {tmp_path}/missing: No such file or directory\n"
+    assert ran.stderr in {missing, "launcher: Landlock: Function not implemented\n"}
