@@ -30,7 +30,7 @@ from stapsrv.init import fork_as_init
 from stapsrv.observe.door import Door, open_door
 from stapsrv.observe.facts import Phase
 from stapsrv.observe.logs import Log, LogBook
-from stapsrv.observe.monitor import monitored
+from stapsrv.observe.monitoring import monitored
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.observe.sinks import Sink
 from stapsrv.observe.streams import standard_error

@@ -1,14 +1,13 @@
 """Metrics and health over HTTP: ``/metrics``, ``/livez`` and ``/readyz``.
 
 They have a listener, deadlines and a thread of their own. What goes wrong here is logged, and no server
-notices.
+notices. Loaded only where somebody asks for it (:mod:`stapsrv.observe.monitoring`): with Prometheus' library
+that takes as long as a fifth of all else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import anyio
@@ -17,10 +16,10 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.tally import Durations
-from stapsrv.observe.door import Door
 from stapsrv.observe.facts import Look, sample_lag
 from stapsrv.observe.health import reasons_not_ready
 from stapsrv.observe.httpserver import HttpLimits, HttpServer, Page
+from stapsrv.observe.metrics import Exposition
 
 _FRESH_S = 0.5
 """How long a text serves: a crowd that asks at once is told the same."""
@@ -45,9 +44,6 @@ class Monitor:
         self._look = look
         self._log = log
         self._lag = Durations()
-        # Slow to load, and of use only here.
-        from stapsrv.observe.metrics import Exposition  # noqa: PLC0415
-
         self._exposition = Exposition()
         self._rendering = anyio.Lock()
         self._thread = anyio.CapacityLimiter(1)
@@ -90,16 +86,3 @@ class Monitor:
                 self._page = Page(HTTPStatus.OK, text, self._exposition.content_type)
                 self._fresh_until = anyio.current_time() + _FRESH_S
             return self._page
-
-
-@contextlib.asynccontextmanager
-async def monitored(door: Door | None, look: Look, *, log: Log) -> AsyncIterator[None]:
-    """Have metrics and health told at ``door`` for as long as the block runs; nothing without one."""
-    if door is None:
-        yield
-        return
-    log.info("metrics.listening", address=door.name)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Monitor(door.listener, look, log=log).run)
-        yield
-        tasks.cancel_scope.cancel()

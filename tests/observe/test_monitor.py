@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import anyio
@@ -17,7 +19,8 @@ from stapsrv.compile.tally import Tally
 from stapsrv.observe.door import Door
 from stapsrv.observe.facts import Facts, Phase
 from stapsrv.observe.httpserver import HttpLimits
-from stapsrv.observe.monitor import Monitor, monitored
+from stapsrv.observe.monitor import Monitor
+from stapsrv.observe.monitoring import monitored
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
 
@@ -196,3 +199,14 @@ async def test_sessions_and_the_server_count():
     }
     assert requests == {("6.1.0-test", "success"): 1, ("other", "refused"): 1}
     assert attrs.asdict(tally)["answer_bytes"] > 0
+
+
+def test_who_has_no_use_for_it_does_not_load_it():
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, stapsrv.daemon; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "stapsrv.observe.door" in loaded
+    assert not {"h11", "prometheus_client", "stapsrv.observe.monitor"} & set(loaded)
