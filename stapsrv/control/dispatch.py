@@ -17,7 +17,9 @@ from stapsrv.control.usage import usage
 _TOOLS = {
     "browse": "stapsrv.control.browse",
     "cert": "stapsrv.control.cert",
+    "doctor": "stapsrv.doctor.command",
     "mok": "stapsrv.control.mok",
+    "report": "stapsrv.doctor.report",
 }
 """Commands that are about no server of a supervisor, and have a grammar of their own."""
 

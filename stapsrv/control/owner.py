@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import attrs
 import structlog
@@ -73,8 +73,17 @@ def absolute_path(text: str) -> Path:
     return Path(text).absolute()
 
 
-def run_as_owner(owner: Owner, module: str, arguments: Sequence[str]) -> int:
-    """Run a module of this program as the owner: files made by root would be of no use to a server."""
+def run_as_owner(
+    owner: Owner, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None
+) -> int:
+    """Run a module of this program as the owner: files made by root would be of no use to a server.
+
+    Args:
+        owner: who runs it.
+        module: its name.
+        arguments: its command line.
+        output: its standard output; None for this process's.
+    """
     entry = pwd.getpwnam(owner.name)
     done = subprocess.run(
         [sys.executable, "-P", "-m", module, *arguments],
@@ -82,6 +91,7 @@ def run_as_owner(owner: Owner, module: str, arguments: Sequence[str]) -> int:
         group=entry.pw_gid,
         extra_groups=os.getgrouplist(owner.name, entry.pw_gid),
         cwd="/",
+        stdout=output,
         env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **owner.environ},
         check=False,
     )

@@ -90,6 +90,8 @@ def _overview() -> str:
             *lines,
             f"  {'cert, mok':{width}}  look after a server's certificate, and its machine owner keys",
             f"  {'browse':{width}}  show the servers that the network tells of",
+            f"  {'doctor':{width}}  ask what stands between a client and its module, and say what to do",
+            f"  {'report':{width}}  put what a bug report needs into one archive",
             "",
             "stap-server ACTION --help tells more. Exit status: 0 done, 1 something failed, 2 bad usage,",
             "3 (status) not running.",

@@ -1,0 +1,95 @@
+"""What an examination finds: a verdict on each question, and how they are shown. Pure."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from stapsrv.errors import StapsrvError
+from stapsrv.observe.lines import printable
+
+_QUESTION_WIDTH = 30
+
+
+class Verdict(enum.StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """Clients are served; something is not as it should be."""
+    FAILURE = "failure"
+    """Some client is not served, or will not be."""
+
+
+@attrs.frozen
+class Finding:
+    """The answer to one question.
+
+    Attributes:
+        question: what was asked, in a few words.
+        verdict: how bad it is.
+        answer: what was found, one sentence.
+        remedy: what to do about it; None where there is nothing to do.
+    """
+
+    question: str
+    verdict: Verdict
+    answer: str
+    remedy: str | None = None
+
+
+def ok(question: str, answer: str) -> Finding:
+    """Return a finding that needs nothing done."""
+    return Finding(question, Verdict.OK, answer)
+
+
+def warning(question: str, answer: str, remedy: str | None = None) -> Finding:
+    """Return a finding that somebody should look at."""
+    return Finding(question, Verdict.WARNING, answer, remedy)
+
+
+def failure(question: str, answer: str, remedy: str | None = None) -> Finding:
+    """Return a finding that keeps a client from its module."""
+    return Finding(question, Verdict.FAILURE, answer, remedy)
+
+
+def fault(question: str, exc: StapsrvError) -> Finding:
+    """Return the finding that an error makes."""
+    answer = exc.problem if exc.where is None else f"{exc.where}: {exc.problem}"
+    return failure(question, answer, exc.remedy)
+
+
+def has_failed(findings: Iterable[Finding]) -> bool:
+    """Whether there is a failure among them."""
+    return any(finding.verdict is Verdict.FAILURE for finding in findings)
+
+
+def lines_of(finding: Finding) -> list[str]:
+    """Return a finding as a person reads it: one line, and one for the remedy; no terminal is commanded."""
+    mark = finding.verdict.value if finding.verdict is not Verdict.FAILURE else "FAILURE"
+    lines = [f"{mark:8} {finding.question:{_QUESTION_WIDTH}} {printable(finding.answer)}".rstrip()]
+    if finding.remedy is not None:
+        lines.append(f"{'':9}{'':{_QUESTION_WIDTH}} -> {printable(finding.remedy)}")
+    return lines
+
+
+def summary_line(findings: Sequence[Finding]) -> str:
+    """Return the last line: how many of each."""
+    counts = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
+    return (
+        f"{counts[Verdict.OK]} ok, {_counted(counts[Verdict.WARNING], 'warning')}, "
+        f"{_counted(counts[Verdict.FAILURE], 'failure')}"
+    )
+
+
+def document_of(findings: Sequence[Finding]) -> str:
+    """Return a JSON document: ``findings``, an array of objects as :class:`Finding`, and ``exit_status``."""
+    found = [attrs.asdict(finding) for finding in findings]
+    return json.dumps({"findings": found, "exit_status": int(has_failed(findings))}, indent=2) + "\n"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,94 @@
+"""Can modules be compiled for the releases that are served?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+from stapsrv.compile.engine import CompileJob
+from stapsrv.compile.wire import CompileRequest
+from stapsrv.config.kernels import ServedRelease, resolve_release
+from stapsrv.config.settings import ServerSettings
+from stapsrv.doctor.findings import Finding, failure, fault, ok
+from stapsrv.doctor.patient import Patient
+from stapsrv.errors import ConfigError, StapsrvError
+from stapsrv.supervisor.host import open_host
+
+PROBE = b"probe begin { exit() }"
+_PATIENCE_S = 180.0
+"""A first compile for a kernel takes ten seconds, on a slow and busy host a minute."""
+_ERROR = ("error:", "fatal", "ERROR")
+
+
+async def check_releases(patient: Patient) -> AsyncIterator[Finding]:
+    """Are the headers of each release there?"""
+    if not patient.servers:
+        yield failure("releases", "no configured server can be used", "run stap-server check")
+    for settings in patient.servers:
+        for name in settings.releases:
+            try:
+                release = _resolve(name, settings)
+            except ConfigError as exc:
+                yield fault(f"headers of {name}", exc)
+            else:
+                yield ok(f"headers of {release.name}", f"{release.build_tree.resolve()}, {release.arch}")
+
+
+async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
+    """Does a script of one line compile for each release, the way that requests do?"""
+    jobs = list(_jobs(patient)) if patient.compiles else []
+    if not jobs:
+        return
+    async with open_host(patient.environ, tuning=patient.settings.tuning) as host:
+        for job in jobs:
+            question = f"compiling for {job.release.name}"
+            try:
+                result = await host.engine.run(job, deadline_s=_PATIENCE_S)
+            except StapsrvError as exc:
+                yield fault(question, exc)
+                continue
+            if result.status == 0:
+                yield ok(question, "a script of one line compiles")
+            else:
+                yield failure(question, _first_error(result.stderr), "mend the headers or the runtime (-R)")
+
+
+def _jobs(patient: Patient) -> Iterator[CompileJob]:
+    """Give one job for each release and way to compile for it."""
+    seen = set()
+    for settings in patient.servers:
+        for name in settings.releases:
+            try:
+                release = _resolve(name, settings)
+            except ConfigError:
+                continue
+            way = (release, settings.runtime, settings.include, settings.define, settings.build)
+            if way not in seen:
+                seen.add(way)
+                yield CompileJob(request=_probe(release), release=release, settings=settings)
+
+
+def _probe(release: ServedRelease) -> CompileRequest:
+    return CompileRequest(
+        version="4.8",
+        release=release.name,
+        arch=release.arch,
+        arguments=(b"-p4", b"-e", PROBE),
+        environment=(),
+        messages=(),
+        fingerprints=(),
+        mok_missing=False,
+        files=(),
+        directories=(),
+    )
+
+
+def _resolve(name: str, settings: ServerSettings) -> ServedRelease:
+    assert settings.arch is not None, "settings are resolved"  # noqa: S101
+    return resolve_release(name, arch=settings.arch)
+
+
+def _first_error(stderr: bytes) -> str:
+    """Return the line that says why, as far as it can be told."""
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    telling = [line for line in lines if any(word in line for word in _ERROR)]
+    return (telling or lines or ["stap says nothing"])[0]

@@ -1,0 +1,230 @@
+"""``stap-server report``: one archive for a bug report, without keys and without scripts of clients.
+
+What goes in is listed here and nowhere collected by pattern: what nobody thought of stays out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+
+from stapsrv import __version__
+from stapsrv.compile.process import run_tree
+from stapsrv.config.global_settings import DEFAULT_FILES
+from stapsrv.control.accounts import environment_for, runnable_account
+from stapsrv.control.output import status_json
+from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.status import status_of_all
+from stapsrv.doctor.command import examine
+from stapsrv.doctor.findings import document_of
+from stapsrv.doctor.leaving_out import without_scripts
+from stapsrv.doctor.patient import Patient
+from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
+from stapsrv.observe.streams import stream_descriptor
+
+_NAME = "stapsrv-report"
+_LOG_BYTES = 1024 * 1024
+"""Of the end of each log: some thousand requests."""
+_FILE_BYTES = 64 * 1024
+"""Of each configuration file."""
+_COMMAND_S = 20.0
+_LIBRARIES = ("anyio", "attrs", "cryptography", "structlog", "trio", "zeroconf")
+_TOLD_VARIABLES = frozenset(
+    {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "HOME", "SYSTEMTAP_DIR", "SYSTEMTAP_STAP", "DEBUGINFOD_URLS"}
+)
+_TOLD_PREFIX = "STAPSRV_"
+_COMMANDS = {
+    "stap": ("stap", "--version"),
+    "gcc": ("gcc", "--version"),
+    "make": ("make", "--version"),
+}
+
+
+def main(argv: Sequence[str], *, program: str = "stap-server report") -> int:
+    """Carry out ``stap-server report …``; returns the exit status."""
+    return guarded(program, lambda: _report(program, argv))
+
+
+def contents(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
+    """Give the archive's files: name and text.
+
+    Args:
+        patient: whose host it is.
+        now: seconds since 1970.
+    """
+    yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
+    told = {name: value for name, value in patient.environ.items() if _is_told(name)}
+    yield "environment.json", json.dumps(told, indent=2, sort_keys=True) + "\n"
+    for name, command in _COMMANDS.items():
+        yield f"commands/{name}.txt", anyio.run(_output_of, command)
+    yield from _configuration(patient)
+    yield "status.json", status_json(status_of_all(patient.invocation.config_file, patient.environ))
+    yield "doctor.json", document_of(anyio.run(examine, patient, _ignore))
+    for number, log in enumerate(_logs(patient)):
+        yield f"logs/{number}-{log.name}", f"# the end of {log}\n{without_scripts(_end_of(log))}"
+
+
+def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float) -> None:
+    """Write a compressed tar archive; everything in it lies in one directory and belongs to nobody."""
+    with tarfile.open(fileobj=stream, mode="w|gz") as archive:
+        for name, text in files:
+            data = text.encode("utf-8", "backslashreplace")
+            entry = tarfile.TarInfo(f"{_NAME}/{name}")
+            entry.size, entry.mtime, entry.mode = len(data), int(now), 0o600
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def _report(program: str, argv: Sequence[str]) -> int:
+    given = _parser(program).parse_args(argv)
+    now = time.time()
+    if str(given.output) == "-":
+        if sys.stdout.isatty():
+            raise UsageError("an archive is no text for a terminal", remedy="name a file with -o")
+        _collect(sys.stdout.buffer, given.user, given.config, now)
+        return 0
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
+    try:
+        # Whatever the umask: a report tells of a host what only its administrators know.
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot be made ({exc.strerror})", where=str(target), remedy="name another"
+        ) from exc
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            _collect(stream, given.user, given.config, now)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    sys.stderr.write(f"{program}: look through it before you send it: tar -xzOf {target} | less\n")
+    sys.stdout.write(f"{target}\n")
+    return 0
+
+
+def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float) -> None:
+    """Write the archive, as the servers' user."""
+    owner = Owner.find(user, os.environ)
+    if os.geteuid() == 0 and owner.name != "root":
+        environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
+        words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
+        if run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream):
+            raise StapsrvError(f"user {owner.name} could not make the report")
+        return
+    patient = Patient(None if config is None else str(config), os.environ)
+    write_archive(stream, contents(patient, now), now)
+
+
+def _parser(program: str) -> LineParser:
+    parser = LineParser(
+        prog=program,
+        description="Put into one archive what a bug report needs: versions, configuration, status, the end "
+        "of the logs and the doctor's answers. It holds no keys, and no scripts of clients.",
+        epilog=f"example: {program} -o report.tar.gz",
+    )
+    parser.add_argument(
+        "-c", dest="config", type=absolute_path, metavar="FILE", help="global configuration file"
+    )
+    parser.add_argument(
+        "-u", dest="user", metavar="USER", help="whose servers (default: yours, for root stap-server's)"
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        metavar="FILE",
+        help=f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)",
+    )
+    return parser
+
+
+def _versions(now: float) -> Mapping[str, object]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "stapsrv": __version__,
+        "python": sys.version,
+        "libraries": {name: _version_of(name) for name in _LIBRARIES},
+        "kernel": platform.uname()._asdict(),
+        "system": _os_release(),
+    }
+
+
+def _version_of(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _os_release() -> Mapping[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
+
+
+def _is_told(variable: str) -> bool:
+    return variable in _TOLD_VARIABLES or variable.startswith(_TOLD_PREFIX)
+
+
+async def _output_of(command: Sequence[str]) -> str:
+    try:
+        outcome = await run_tree(command, deadline_s=_COMMAND_S)
+    except TranslatorError as exc:
+        return f"{exc}\n"
+    return (outcome.stdout + outcome.stderr).decode("utf-8", "replace")
+
+
+def _configuration(patient: Patient) -> Iterator[tuple[str, str]]:
+    """Give the global files and the servers' files, as far as they can be read."""
+    named = patient.invocation.config_file
+    for path in (*DEFAULT_FILES, *([] if named is None else [Path(named)])):
+        if path.exists():
+            yield f"configuration/global/{str(path).strip('/').replace('/', '_')}", _beginning_of(path)
+    for file in patient.scene.files:
+        yield f"configuration/servers/{file.path.name}", _beginning_of(file.path)
+
+
+def _logs(patient: Patient) -> list[Path]:
+    """Return the log files of the supervisor and of the servers, each once."""
+    logs = [patient.settings.log_file, *(server.log for server in patient.servers if server.log is not None)]
+    return [log for log in dict.fromkeys(logs) if stream_descriptor(log) is None and log.is_file()]
+
+
+def _beginning_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_FILE_BYTES).decode("utf-8", "replace")
+    except OSError as exc:
+        return f"# {path}: {exc.strerror}\n"
+
+
+def _end_of(path: Path) -> str:
+    """Return the last whole lines of a log."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_BYTES))
+            data = file.read(_LOG_BYTES)
+    except OSError as exc:
+        return f"# {path}: {exc.strerror}\n"
+    # A line that was cut in two could begin within a script.
+    return (data if size <= _LOG_BYTES else data.partition(b"\n")[2]).decode("utf-8", "replace")
+
+
+def _ignore(_finding: object) -> None:
+    """Everything is told in the archive."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""``stap-server doctor``: each question, once answered well and once badly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from kit.daemon import start
+from kit.stap import make_stap
+
+from stapsrv.doctor.findings import Verdict
+
+
+def test_a_sound_host(site):
+    findings = site.examine()
+    assert [finding.answer for finding in findings.failures] == []
+    assert findings.one("stap").answer == f"{site.environ['SYSTEMTAP_STAP']}, version 4.8"
+    assert findings.one("configured servers").answer == "1, no problem"
+    assert findings.one("headers of 6.1.0-test").verdict is Verdict.OK
+    assert findings.one("supervisor").verdict is Verdict.WARNING
+    assert findings.one("announced (mDNS)").answer.startswith("is off")
+    assert findings.one("certificate").answer.startswith("none in ")
+    assert findings.one("open files").verdict is Verdict.OK
+    assert findings.one("containment").verdict in {Verdict.OK, Verdict.WARNING}
+    assert not findings.of("compiling for 6.1.0-test")
+
+
+def test_no_stap(site):
+    findings = site.examine(environ={**site.environ, "SYSTEMTAP_STAP": "/missing/stap"})
+    assert findings.one("stap").verdict is Verdict.FAILURE
+    assert "install SystemTap" in findings.one("stap").remedy
+
+
+def test_missing_tools(site, tmp_path):
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("sh", "true", "setpriv", "unshare", "bwrap"):
+        (bare / name).symlink_to(shutil.which(name))
+    make_stap(bare / "gcc", "exit 1").write_text("#!/bin/sh\nexit 1\n")
+    findings = site.examine(environ={**site.environ, "PATH": str(bare)})
+    assert findings.one("gcc").answer == f"{bare}/gcc --version does not answer"
+    assert findings.one("make").answer == "was not found on the path"
+    assert findings.one("certutil").remedy == "install it (Debian: libnss3-tools)"
+
+
+def test_a_release_without_headers(site):
+    (site.directory / "conf.d" / "other.conf").write_text("RELEASE=9.9\n")
+    findings = site.examine()
+    assert findings.one("headers of 9.9").verdict is Verdict.FAILURE
+    assert "linux-headers-9.9" in findings.one("headers of 9.9").remedy
+    assert findings.one("headers of 6.1.0-test").verdict is Verdict.OK
+    assert findings.one("configured servers").verdict is Verdict.FAILURE
+
+
+def test_a_file_that_cannot_be_used(site):
+    site.configure("bad", "PORT=none\n")
+    assert f"{site.directory}/conf.d/bad.conf:3" in site.examine().one("configured servers").answer
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "answer"),
+    [
+        ("exit 0", Verdict.OK, "a script of one line compiles"),
+        (
+            "echo WARNING: something >&2; echo 'x.c:1: error: no such header' >&2; exit 1",
+            Verdict.FAILURE,
+            "x.c:1: error: no such header",
+        ),
+        ("exit 1", Verdict.FAILURE, "stap says nothing"),
+    ],
+)
+def test_compiling(site, stand_in, script, verdict, answer):
+    stand_in(script)
+    finding = site.examine(compiles=True).one("compiling for 6.1.0-test")
+    assert (finding.verdict, finding.answer) == (verdict, answer)
+
+
+def test_equal_servers_compile_once(site):
+    site.configure("twin")
+    site.configure("other", "DEFINE=X\n")
+    assert len(site.examine(compiles=True).of("compiling for 6.1.0-test")) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_places_that_cannot_be_written(site):
+    closed = site.directory / "closed"
+    closed.mkdir(mode=0o500)
+    site.set(f"STAT_PATH={closed}/stat\n")
+    finding = site.examine().one("state")
+    assert finding.verdict is Verdict.FAILURE
+    assert "STAT_PATH" in finding.remedy
+
+
+def test_a_place_that_everybody_can_write(site):
+    (site.directory / "stat").mkdir()
+    (site.directory / "stat").chmod(0o777)
+    finding = site.examine().one("state")
+    assert (finding.verdict, finding.remedy) == (Verdict.FAILURE, f"chmod o-w {site.directory}/stat")
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "inodes", "verdict"),
+    [
+        (10_000, 5, Verdict.OK),
+        (100, 5, Verdict.WARNING),
+        (10, 5, Verdict.FAILURE),
+        (10_000, 0, Verdict.FAILURE),
+    ],
+)
+def test_room(site, monkeypatch, free_mib, inodes, verdict):
+    values = (4096, 4096, 9_999_999, 0, free_mib * 256, 10, 10, inodes, 0, 255)
+    monkeypatch.setattr(os, "statvfs", lambda _place: os.statvfs_result(values))
+    assert site.examine().one("room for logs").verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("hard", "verdict"), [(100, Verdict.FAILURE), (20_000, Verdict.OK), (-1, Verdict.OK)]
+)
+def test_open_files(site, monkeypatch, hard, verdict):
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (hard, hard))
+    assert site.examine().one("open files").verdict is verdict
+
+
+def test_a_port_that_is_taken(site):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        site.configure("lab", f"PORT={port}\n")
+        finding = site.examine().one(f"port {port}")
+    assert (finding.verdict, finding.answer) == (
+        Verdict.FAILURE,
+        f"port {port}: is in use by another program",
+    )
+    assert site.examine().one(f"port {port}").answer == "is free"
+
+
+def test_an_exposed_key(site, pristine_identity):
+    place = site.directory / "systemtap" / "ssl" / "server"
+    shutil.copytree(pristine_identity, place)
+    assert site.examine().one("certificate").verdict is Verdict.OK
+    assert site.examine().one("trust").remedy == "stap-server cert authorize"
+    (place / "key4.db").chmod(0o644)
+    assert site.examine().one("certificate").verdict is Verdict.FAILURE
+
+
+def test_a_service_that_runs(site):
+    """From outside, as a person has it: another process, and its exit status."""
+    site.configure("second", "RELEASE+=/missing\n")
+    with start(["-c", site.config], os.environ | site.environ):
+        ran = subprocess.run(
+            [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config, "--json", "--no-compile"],
+            env=os.environ | site.environ | {"TMPDIR": str(site.directory / "tmp")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr) == (1, "")
+    findings = {finding["question"]: finding for finding in json.loads(ran.stdout)["findings"]}
+    assert findings["supervisor"]["verdict"] == "ok"
+    assert findings["server lab"]["verdict"] == "ok"
+    port = findings["server lab"]["answer"].rpartition(" ")[2]
+    assert findings[f"TLS on port {port}"]["verdict"] == "ok"
+    assert findings["trust"]["verdict"] == "ok"
+    assert findings["server second"]["verdict"] == "failure"
+    assert "/missing" in findings["server second"]["answer"]
+
+
+def test_a_wrong_global_file_is_one_line(site, capsys):
+    from stapsrv.doctor.command import main
+
+    site.set("COLOUR=red\n")
+    assert main(["-c", str(site.config)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"stap-server doctor: {site.config}:")
+    assert said.count("\n") == 1

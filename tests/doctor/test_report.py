@@ -1,0 +1,74 @@
+"""``stap-server report``: what the archive holds, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tarfile
+
+import pytest
+
+from stapsrv.doctor.patient import Patient
+from stapsrv.doctor.report import contents, main
+
+
+@pytest.fixture
+def at_home(site, monkeypatch, tmp_path):
+    """The site, in force for this process, with a log and a key."""
+    for name, value in site.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET", "do-not-tell")
+    monkeypatch.chdir(tmp_path)
+    (site.directory / "log").write_text(
+        "Mon Nov 23 08:21:15 2026: Options passed from the client: -e probe begin { secret }\n"
+        "Mon Nov 23 08:21:16 2026: Certificate is valid\n"
+    )
+    key = site.directory / "systemtap" / "ssl" / "server" / "key4.db"
+    key.parent.mkdir(parents=True)
+    key.write_text("private-key")
+    key.chmod(0o600)
+    return site
+
+
+def read(path) -> dict[str, str]:
+    with tarfile.open(path) as archive:
+        return {entry.name: archive.extractfile(entry).read().decode() for entry in archive}
+
+
+def test_what_is_in_it(at_home, capsys, tmp_path):
+    target = tmp_path / "report.tar.gz"
+    assert main(["-c", str(at_home.config), "-o", str(target)]) == 0
+    assert capsys.readouterr().out == f"{target}\n"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    files = {name.removeprefix("stapsrv-report/"): text for name, text in read(target).items()}
+    assert json.loads(files["versions.json"])["libraries"]["anyio"]
+    assert json.loads(files["doctor.json"])["findings"]
+    assert json.loads(files["status.json"])
+    assert "NICKNAME=lab" in files["configuration/servers/lab.conf"]
+    assert "Certificate is valid" in files["logs/0-log"]
+    everything = "".join(files.values())
+    for secret in ("secret", "private-key", "do-not-tell"):
+        assert secret not in everything
+
+
+def test_its_default_name_is_new_each_time(at_home, capsys):
+    assert main(["-c", str(at_home.config)]) == 0
+    path = capsys.readouterr().out.strip()
+    assert os.path.basename(path).startswith("stapsrv-report-")
+    assert main(["-c", str(at_home.config), "-o", path]) == 1
+    assert "cannot be made (File exists)" in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_one_that_fails(at_home, tmp_path, capsys):
+    assert main(["-c", "/missing.conf", "-o", str(tmp_path / "report")]) == 1
+    assert "/missing.conf: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_only_the_end_of_a_long_log_from_a_whole_line_on(at_home):
+    line = "Mon Nov 23 08:21:15 2026: Options passed from the client: secret\n"
+    (at_home.directory / "log").write_text(line * 50_000)
+    files = dict(contents(Patient(str(at_home.config), at_home.environ), 0.0))
+    assert len(files["logs/0-log"]) < 1_200_000
+    assert "secret" not in files["logs/0-log"]
