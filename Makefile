@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve bench fuzz install clean
+.PHONY: help setup test lint format demo serve bench fuzz soak install clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ fuzz: setup ## give hostile bytes to every parser: TIME=60 seconds each, ARGS='z
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/python -m pip install --quiet atheris || \
 	    echo 'atheris is not to be had: inputs are changed by chance'
 	@.venv/bin/python tests/fuzz/run.py --time $(or $(TIME),60) $(ARGS)
+
+soak: setup ## all kinds of clients against one server, MINUTES=3 of them; fails if anything is not as before
+	@packaging/as-stap-server python bench/soak.py --minutes $(or $(MINUTES),3) $(ARGS)
 
 install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' packaging/install
