@@ -19,6 +19,7 @@ import attrs
 from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.options import Privilege, requested_privilege
 from stapsrv.compile.process import Ending, Outcome, run_tree
+from stapsrv.compile.space import TemporarySpace
 from stapsrv.compile.translator import (
     StapProgram,
     collect,
@@ -32,6 +33,7 @@ from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile, CompileRequest
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import NOTHING_SET
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.refusal import Refusal
 from stapsrv.sandbox.resources import Resources
@@ -118,6 +120,7 @@ class LocalEngine:
         environ: the environment that compiles inherit.
         home: the home directory of the server's user, which answers do not mention.
         secret: what no compile may see, wherever it lies.
+        space: bounds the temporary space of all compiles; None for the usual bound.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class LocalEngine:
         environ: Mapping[str, str],
         home: Path,
         secret: tuple[Path, ...] = (),
+        space: TemporarySpace | None = None,
     ) -> None:
         self.stap = stap
         self.sandbox = sandbox
@@ -138,6 +142,7 @@ class LocalEngine:
         self._home = home
         self._private = private_paths(environ, home)
         self._secret = (*secret, workspace.path)
+        self.space = space or TemporarySpace(NOTHING_SET.effective("total_temp_bytes"))
 
     def needs(self, settings: ServerSettings, release: ServedRelease) -> Needs:
         """Return what a job of a server needs to see of this host."""
@@ -183,7 +188,12 @@ class LocalEngine:
                 work = self.workspace.files
                 view = await work.run(functools.partial(self._prepare, job, directory))
                 answer = directory / _ANSWER
-                outcome, limit_met = await self._run_stap(job, view, answer, deadline_s=deadline_s)
+                outcome, limit_met = await self.space.bounded(
+                    directory,
+                    functools.partial(self._run_stap, job, view, answer, deadline_s=deadline_s),
+                    most_bytes=limits.temp_bytes,
+                    files=work,
+                )
                 _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
                 files = await work.run(functools.partial(collect, answer, max_bytes=limits.answer_bytes))
                 hidden = (*self._private, directory / "response", directory)

@@ -43,6 +43,7 @@ class Limits:
     kill_grace_s: float = _tunable("kill_grace_s")
     output_bytes: int = _tunable("output_bytes")
     answer_bytes: int = _tunable("answer_bytes")
+    temp_bytes: int = _tunable("temp_bytes")
     cpu_s: float = _tunable("cpu_s")
     memory_bytes: int = _tunable("memory_bytes")
     file_bytes: int = _tunable("file_bytes")

@@ -160,6 +160,21 @@ TUNABLES: tuple[Tunable, ...] = (
         "all files of an answer together, before compression",
     ),
     Tunable(
+        "MAX_TEMP_SIZE",
+        "temp_bytes",
+        size(),
+        _GIBI,
+        "temporary files of a request together",
+    ),
+    Tunable(
+        "MAX_TOTAL_TEMP_SIZE",
+        "total_temp_bytes",
+        size(),
+        4 * _GIBI,
+        "temporary files of all requests to all servers together; beyond it the largest request is ended",
+        Scope.SUPERVISOR,
+    ),
+    Tunable(
         "MAX_TOTAL_CONNECTIONS",
         "total_connections",
         count("a number of connections"),

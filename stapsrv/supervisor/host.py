@@ -19,6 +19,7 @@ from stapsrv.compile.engine import LocalEngine
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.service import CompileService
+from stapsrv.compile.space import TemporarySpace
 from stapsrv.compile.tally import Tally
 from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
@@ -154,7 +155,15 @@ async def open_host(
         home = Path(environ.get("HOME") or entry.pw_dir)
         wanted = tuning.effective("sandbox")
         found = await find_sandbox(wanted, stap, environ, home=home, workspace=workspace.path)
-        engine = LocalEngine(stap, found, workspace, environ=environ, home=home, secret=secret)
+        engine = LocalEngine(
+            stap,
+            found,
+            workspace,
+            environ=environ,
+            home=home,
+            secret=secret,
+            space=TemporarySpace(tuning.effective("total_temp_bytes")),
+        )
         identities = IdentityStore(environ, password=password)
         systemtap = systemtap_directory(environ)
         warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))

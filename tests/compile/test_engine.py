@@ -18,6 +18,7 @@ from stapsrv.compile.zips import RequestFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
+from stapsrv.refusal import Refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -188,3 +189,10 @@ async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_pat
             while not running.exists():
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
+
+
+async def test_a_compile_that_fills_the_disk_is_ended_and_leaves_nothing(run):
+    with pytest.raises(TranslatorError) as caught:
+        await run('head -c 3000000 /dev/zero >"$answer/big"; sleep 1000', temp_bytes=2_000_000)
+    assert str(caught.value) == ("The compile was ended: it used more than 2000000 bytes of temporary space")
+    assert caught.value.refusal is Refusal.TEMP_SIZE

@@ -40,8 +40,9 @@ def test_a_client_that_waited_too_long_for_a_worker_is_told(serve, stap, tmp_pat
 
 def test_a_client_that_is_denied_says_so_and_does_not_come_back(serve, stap):
     server = serve("--allow=127.0.0.0/8", "--deny=127.0.0.1", "--listen=127.0.0.1", "--listen=127.0.0.3")
-    ran = stap.via(server.port, *SCRIPT)
+    ran = stap.via(server.port, "-vvv", *SCRIPT)
     assert ran.status == 1
-    assert "access was denied" in ran.stderr
+    assert "SSL_ERROR_ACCESS_DENIED_ALERT" in ran.stderr
+    assert "Unable to connect to a server." in ran.stderr
     assert server.log.count("^Connection from 127.0.0.1:.* was denied: ") == 1
     assert server.log.count("^Using network address 127.0.0.[13]:") == 2
