@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from kit.daemon import start
+from kit.ports import quiet_port
 from kit.stap import make_stap
 
 from stapsrv.doctor.findings import Verdict
@@ -127,9 +128,9 @@ def test_open_files(site, monkeypatch, hard, verdict):
 
 
 def test_a_port_that_is_taken(site):
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        site.configure("lab", f"PORT={port}\n")
+    port = quiet_port()
+    site.configure("lab", f"PORT={port}\n")
+    with socket.create_server(("", port)):
         finding = site.examine().one(f"port {port}")
     assert (finding.verdict, finding.answer) == (
         Verdict.FAILURE,

@@ -7,7 +7,6 @@ import importlib
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from kit.ports import quiet_port
 from kit.real import PATIENCE_S, Stap
 
 from stapsrv.config.files import SERVER_VARIABLES
@@ -154,13 +154,11 @@ def test_commands_that_are_marked_run(stap: Stap, tmp_path, page):
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
     script = "\n".join(shown.line for shown in shown_in(page) if shown.runs)
-    with socket.create_server(("localhost", 0)) as free:
-        port = str(free.getsockname()[1])
     for said, meant in (
         ("6.1.0-56-amd64", releases[0]),
         ("6.1.0-56-cloud-amd64", releases[-1]),
         ("/var/lib/stap-server/runtime", str(stap.installation.runtime)),
-        ("5001", port),
+        ("5001", str(quiet_port())),
     ):
         script = script.replace(said, meant)
     try:
