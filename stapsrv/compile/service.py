@@ -14,6 +14,7 @@ from stapsrv.compile.engine import CompileResult, Engine
 from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.recent import RecentRequests
 from stapsrv.compile.refusals import Refusals
 from stapsrv.compile.standing import Standing
 from stapsrv.compile.tally import Tally
@@ -61,6 +62,7 @@ class CompileService:
         log: the server's own.
         counts: kept by the sessions.
         flights: the compiles that its sessions wait for; open as long as there are sessions.
+        recent: likewise, what the last requests took.
         tally: likewise, of all servers of this process.
         refusals: what was turned away, likewise of this server.
     """
@@ -76,6 +78,7 @@ class CompileService:
     standings: Mapping[str, Standing] = attrs.field(factory=dict)
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     flights: Flights[CompileResult] = attrs.field(factory=Flights)
+    recent: RecentRequests = attrs.field(factory=RecentRequests)
     tally: Tally = attrs.field(factory=Tally)
     refusals: Refusals = attrs.field(
         default=attrs.Factory(lambda self: Refusals(self.log, self.tally.refusals), takes_self=True)

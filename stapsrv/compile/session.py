@@ -109,6 +109,7 @@ class Session:
         finally:
             self.outstanding = False
             self._log.info("request.summary", **summary(record))
+            self._service.recent.note(record)
             self._service.tally.count_request(record, served=self._service.releases)
         await _say_goodbye(tls)
 

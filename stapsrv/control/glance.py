@@ -19,6 +19,7 @@ from stapsrv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import UnionType
 
     from stapsrv.control.output import LostServer
     from stapsrv.control.wireform import SettingsInfo, SupervisorInfo
@@ -33,8 +34,8 @@ _ANSWER_S = 10.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
-_SUPERVISOR_MEMBERS: dict[str, type] = {"pid": int, "user": str, "servers": list}
-_SERVER_MEMBERS: dict[str, type] = {
+_SUPERVISOR_MEMBERS: dict[str, type | UnionType] = {"pid": int, "user": str, "servers": list}
+_SERVER_MEMBERS: dict[str, type | UnionType] = {
     "id": int,
     "nickname": str,
     "settings": dict,
@@ -49,7 +50,8 @@ _SERVER_MEMBERS: dict[str, type] = {
     "failed": int,
     "certificate_expires": str,
 }
-_RELEASE_MEMBERS: dict[str, type] = {"name": str, "health": str, "reason": str}
+_RECENT_MEMBERS: dict[str, type | UnionType] = {"requests": int, "compile_s": float | int}
+_RELEASE_MEMBERS: dict[str, type | UnionType] = {"name": str, "health": str, "reason": str}
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 """Codes of the control protocol."""
 
@@ -160,11 +162,8 @@ def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its typ
     for described, members in (
         (info, _SUPERVISOR_MEMBERS),
         *((server, _SERVER_MEMBERS) for server in servers),
-        *(
-            (release, _RELEASE_MEMBERS)
-            for server in info["servers"]
-            for release in server.get("releases", ())
-        ),
+        *((server["recent"], _RECENT_MEMBERS) for server in servers if "recent" in server),
+        *((release, _RELEASE_MEMBERS) for server in servers for release in server.get("releases", ())),
     ):
         for member, kind in members.items():
             value = described[member]

@@ -20,6 +20,8 @@ _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
+_COMPILE = "COMPILE"
+"""The heading of the median of recent compiles; a column that is left out where there were none."""
 _SETTLED = frozenset({"serving", "stopped", "failed", "backing-off"})
 """The states that end a server's line. Draining does not: it goes on until the last request is done."""
 
@@ -55,6 +57,8 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
     columns = _columns(now)
     if len({_setting(server, "USER") for server in servers}) < 2:  # noqa: PLR2004 - nothing to tell apart
         columns = [column for column in columns if column.heading != "USER"]
+    if all(_compile_time(server) == _NOTHING for server in servers):
+        columns = [column for column in columns if column.heading != _COMPILE]
     rows = [[column.heading for column in columns]]
     rows += ([printable(column.cell(server)) for column in columns] for server in servers)
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -179,8 +183,16 @@ def _columns(now: datetime) -> list[_Column]:
         _Column("QUEUED", lambda server: _number(server["queued"]), right=True),
         _Column("DONE", lambda server: _number(server["done"]), right=True),
         _Column("FAILED", lambda server: _number(server["failed"]), right=True),
+        _Column(_COMPILE, _compile_time, right=True),
         _Column("CERT UNTIL", lambda server: _moment(server["certificate_expires"], now)),
     ]
+
+
+def _compile_time(server: ServerInfo) -> str:
+    """Return what stap took for a request of late."""
+    recent = server.get("recent")
+    seconds = None if recent is None else recent["compile_s"]
+    return _NOTHING if seconds is None else f"{seconds:.1f}s"
 
 
 def _as_server(lost: LostServer) -> ServerInfo:

@@ -43,6 +43,14 @@ class ReleaseInfo(TypedDict):
     reason: str | None
 
 
+class RecentInfo(TypedDict):
+    """What the last requests took; see :class:`stapsrv.compile.recent.RecentTimes`."""
+
+    requests: int
+    queue_s: float | None
+    compile_s: float | None
+
+
 class ServerInfo(TypedDict):
     """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
 
@@ -66,6 +74,7 @@ class ServerInfo(TypedDict):
     connections: NotRequired[int]
     refusals: NotRequired[dict[str, int]]
     releases: NotRequired[list[ReleaseInfo]]
+    recent: NotRequired[RecentInfo]
 
 
 class SupervisorInfo(TypedDict):
@@ -222,7 +231,17 @@ def server_info(status: ServerStatus) -> ServerInfo:
             {"name": release.name, "health": release.health.value, "reason": release.reason}
             for release in status.releases
         ],
+        "recent": {
+            "requests": status.recent.requests,
+            "queue_s": _seconds(status.recent.queue_s),
+            "compile_s": _seconds(status.recent.compile_s),
+        },
     }
+
+
+def _seconds(duration: float | None) -> float | None:
+    """Return a duration as it is told: to the millisecond."""
+    return None if duration is None else round(duration, 3)
 
 
 def outcome_info(outcome: Outcome) -> OutcomeInfo:

@@ -10,6 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.recent import RecentTimes
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError
 from stapsrv.supervisor.lifecycle import (
@@ -150,6 +151,7 @@ class HostedServer:
             connections=statistics.connections if statistics else 0,
             refusals=statistics.refusals if statistics else {},
             releases=server.releases() if server is not None else (),
+            recent=statistics.recent if statistics else RecentTimes(),
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

@@ -16,6 +16,7 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
+from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
 from stapsrv.compile.standing import Standing
@@ -42,6 +43,7 @@ class ServerStatistics:
         failed: requests that came to no answer of stap's.
         refusals: what was turned away, by reason; every reason is there.
         certificate_expires: the end of the certificate's validity.
+        recent: what the last requests took.
     """
 
     connections: int
@@ -51,6 +53,7 @@ class ServerStatistics:
     failed: int
     refusals: Mapping[Refusal, int]
     certificate_expires: datetime
+    recent: RecentTimes = attrs.field(factory=RecentTimes)
 
 
 _MOST_DENIALS = 64
@@ -165,6 +168,7 @@ class CompileServer:
             failed=counts.failed,
             refusals=dict(self._service.refusals.counts),
             certificate_expires=self._service.identity().not_after,
+            recent=self._service.recent.times(),
         )
 
     def releases(self) -> tuple[ReleaseStatus, ...]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import attrs
 
+from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.settings import ServerSettings
 from stapsrv.refusal import Refusal
@@ -50,6 +51,7 @@ class ServerStatus:
         connections: open ones, whatever they are doing.
         refusals: what it turned away since it last started, by reason.
         releases: what it serves; empty while nothing serves.
+        recent: what the last requests took.
     """
 
     id: int
@@ -69,6 +71,7 @@ class ServerStatus:
     connections: int = 0
     refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()
+    recent: RecentTimes = attrs.field(factory=RecentTimes)
 
 
 @attrs.frozen(kw_only=True)

@@ -89,6 +89,14 @@ def test_table_of_several_users_with_reasons_below():
     ]
 
 
+def test_table_shows_what_compiles_took_of_late():
+    recent = {"requests": 3, "queue_s": 0.0, "compile_s": 2.345}
+    busy = {**NATIVE, "id": 4194399, "recent": recent}
+    lines = status_table(StatusReport([supervisor_info("me", NATIVE, busy)]), colour=False, now=NOW)
+    column = lines[0].index("COMPILE")
+    assert [line[column : column + 7].strip() for line in lines[1:3]] == ["-", "2.3s"]
+
+
 def test_only_states_are_coloured():
     report = StatusReport([supervisor_info("me", NATIVE, {**NATIVE, "state": "draining"}, BROKEN)])
     plain = status_table(report, colour=False, now=NOW)

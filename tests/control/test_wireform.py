@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.control import SINCE, FakeCommands, server_status
 
+from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.log_format import LogFormat
@@ -224,6 +225,7 @@ def test_status_of_a_server():
         connections=3,
         refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
         releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
+        recent=RecentTimes(3, 0.0, 2.34567),
     )
     assert server_info(status) == {
         "id": 7,
@@ -243,6 +245,7 @@ def test_status_of_a_server():
         "connections": 3,
         "refusals": {"denied": 2},
         "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
+        "recent": {"requests": 3, "queue_s": 0.0, "compile_s": 2.346},
     }
 
 
