@@ -24,6 +24,7 @@ CABLE = "cable0"
 NAME = "Systemtap Compile Server on build"
 """Of the first service."""
 
+_PAUSE_S = 0.1
 _ESTABLISHED = r"Avahi service '(.*)' successfully established\.$"
 
 
@@ -41,9 +42,9 @@ class Lan:
 
     server: Host
     client: Host
-    avahi: Program
     installation: Installation
     home: Path
+    avahi: Program = attrs.field(init=False)
 
     @property
     def systemtap(self) -> Path:
@@ -55,8 +56,10 @@ class Lan:
         return self.systemtap / "ssl" / "server" / "moks"
 
     def start_avahi(self) -> None:
-        """Start the client's avahi again."""
+        """Start the client's avahi, once more if it was there before."""
         self.avahi = self.client.start_avahi()
+        # While somebody browses, avahi answers others at once; else each look would wait a second for more.
+        self.client.browse()
 
     @contextlib.contextmanager
     def serving(self, *options: object, on: Host | None = None) -> Iterator[Program]:
@@ -135,7 +138,9 @@ def wait_seen(lan: Lan, condition: Callable[[list[Seen]], bool]) -> list[Seen]:
     deadline = time.monotonic() + WAIT_S
     while not looks or not condition(looks[-1]):
         assert time.monotonic() < deadline, looks
-        # Takes a second: it waits for more by itself. One that goes on would not resolve anything twice.
+        if looks:
+            # Nobody tells: an avahi-browse that goes on does not resolve anything twice.
+            time.sleep(_PAUSE_S)
         looks.append(lan.client.look())
     return looks[-1]
 
@@ -161,6 +166,7 @@ def open_lan(installation: Installation) -> Iterator[Lan]:
             open_host("laptop", directory / "client") as client,
         ):
             join((server, CABLE, f"{SERVER_ADDRESS}/24"), (client, CABLE, f"{CLIENT_ADDRESS}/24"))
-            lan = Lan(server, client, client.start_avahi(), installation, directory / "home")
+            lan = Lan(server, client, installation, directory / "home")
+            lan.start_avahi()
             lan.make_identity()
             yield lan

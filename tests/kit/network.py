@@ -186,7 +186,7 @@ class Host:
     def look(self) -> list[Seen]:
         """Return the compile servers that avahi sees now."""
         # It waits for ever for a service that went while it was being resolved.
-        command = "timeout 5 avahi-browse --resolve --parsable --terminate _stap._tcp || test $? = 124"
+        command = "timeout 3 avahi-browse --resolve --parsable --terminate _stap._tcp || test $? = 124"
         printed = self.run("sh", "-c", command)
         return parse_seen(printed.splitlines())
 

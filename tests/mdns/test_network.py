@@ -149,16 +149,16 @@ def test_same_words_as_the_original_beside_the_same_avahi(lan):
     make_mok(lan.moks)
     give_to_user(lan.moks)
     options = ("-B", "V=1 W=2", "-D", "ONE=1", "-DTWO", "-I", lan.home)
-    avahi = lan.server.start_avahi()
-    try:
-        browser = lan.client.browse()
-        with lan.serving(*options) as server:
+    browser = lan.client.browse()
+    with lan.serving(*options) as server:
+        avahi = lan.server.start_avahi()
+        try:
             (name,) = wait_established(server)
             with lan.serving_original(*options):
                 services = of_release(browser, lan, 2)
                 ours = services.pop(name)
                 (original,) = services.values()
-        assert (ours.text, ours.host) == (original.text, original.host)
-        assert set(ours.keys) == {"certinfo", "mok_info", "optinfo", "sysinfo", "version"}
-    finally:
-        avahi.stop()
+        finally:
+            avahi.stop()
+    assert (ours.text, ours.host) == (original.text, original.host)
+    assert set(ours.keys) == {"certinfo", "mok_info", "optinfo", "sysinfo", "version"}
