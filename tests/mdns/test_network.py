@@ -38,6 +38,15 @@ def places(seen: list[Seen]) -> set[Place]:
     return {(each.name, each.host, each.address) for each in seen if each.protocol == "IPv4"}
 
 
+def are_apart(found: set[Place]) -> bool:
+    """Whether there is one service of each host, and the two share neither name nor host name.
+
+    Which host keeps a name is a matter of chance; now and then neither does.
+    """
+    names, hosts, addresses = (set(column) for column in zip(*found, strict=True)) if found else ((), (), ())
+    return len(found) == len(names) == len(hosts) == 2 and addresses == {SERVER_ADDRESS, CLIENT_ADDRESS}
+
+
 def wait_places(lan: Lan, *choices: set[Place]) -> None:
     """Wait until the client's avahi has one of these."""
     wait_seen(lan, lambda seen: places(seen) in choices)
@@ -88,18 +97,9 @@ def test_names_that_two_networks_have_become_one(lan):
         with lan.serving() as first, lan.serving("--mdns-host", "build", on=lan.client) as second:
             assert wait_established(first) == wait_established(second) == [NAME]
             lan.server.ip("link", "set", CABLE, "up")
-
-            hosts, addresses = ("build.local", "build-2.local"), (SERVER_ADDRESS, CLIENT_ADDRESS)
-            wait_places(
-                lan,
-                *(
-                    {(NAME, first_host, first_address), (f"{NAME} #2", second_host, second_address)}
-                    for first_host, second_host in (hosts, hosts[::-1])
-                    for first_address, second_address in (addresses, addresses[::-1])
-                ),
-            )
-            renamed = f"Avahi service name collision, renaming service '{NAME}' to '{NAME} #2'"
-            assert [bool(server.find_line(renamed)) for server in (first, second)].count(True) == 1
+            wait_seen(lan, lambda seen: are_apart(places(seen)))
+            renamed = rf"Avahi service name collision, renaming service '{NAME}' to '{NAME} #\d'"
+            assert any(server.find_line(renamed) for server in (first, second))
     finally:
         lan.server.ip("link", "set", CABLE, "up")
 
