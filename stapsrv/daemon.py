@@ -134,6 +134,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
                 sockets=means.sockets,
                 tuning=tuning,
                 secret=_secrets(options),
+                log=log,
             ) as host,
             _looked_at(SolitaryServer(host, settings, book.losses), metrics, log) as solitary,
         ):
@@ -187,12 +188,14 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
         open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
     ):
         tuning = options.tuning.over(configuration.settings.tuning)
+        log = book.open(configuration.log_file)
         async with open_host(
             environ,
             password=means.password,
             sockets=means.sockets,
             tuning=tuning,
             secret=(*_secrets(options), *configuration.files),
+            log=log,
         ) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
             warn_of_few_files(tuning, hosting.log)

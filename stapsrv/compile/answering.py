@@ -18,6 +18,7 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache import AnswerKind, Known, Question, ResultCache
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.keys import request_digest
 from stapsrv.compile.modules import (
@@ -30,7 +31,13 @@ from stapsrv.compile.modules import (
 from stapsrv.compile.record import Outcome, RequestRecord, Source, digest_options
 from stapsrv.compile.service import CompileService, ServedIdentity
 from stapsrv.compile.standing import Health
-from stapsrv.compile.wire import CompileRequest, CompileResponse, parse_request, render_arguments
+from stapsrv.compile.wire import (
+    CompileRequest,
+    CompileResponse,
+    encode_response,
+    parse_request,
+    render_arguments,
+)
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
 from stapsrv.refusal import Refusal
@@ -63,42 +70,41 @@ class Exchange:
         self._record = record
         self._log = log
 
-    async def respond(self, received: bytes | StapsrvError) -> CompileResponse:
-        """Return stap's answer, or this server's own when it comes to no answer of stap's.
+    async def respond(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
+        """Return the zip of stap's answer, or of this server's own when it comes to no answer of stap's.
 
         Args:
             received: the request's zip, or why it could not be taken.
+            deflate: whether a smaller answer is worth the work.
         """
         counts = self._service.counts
         counts.accepted += 1
         try:
-            response = await self._compile(await self._parse(received))
+            answer = await self._compile(await self._parse(received), deflate=deflate)
         except (ProtocolError, RequestRejected, TranslatorError) as exc:
             counts.failed += 1
             reason = exc
             self._service.refusals.note(
                 exc.refusal, lambda: self._log.warning("request.rejected", reason=reason)
             )
-            response = self._refusal(exc)
+            answer = encode_response(self._refusal(exc))
         except Exception:  # noqa: BLE001 - the one net below a request: its client still gets an answer
             counts.failed += 1
             self._log.exception("request.crashed")
-            response = self._refusal(TranslatorError("The server failed on this request; its log says why"))
+            fault = TranslatorError("The server failed on this request; its log says why")
+            answer = encode_response(self._refusal(fault))
         except BaseException:
             counts.failed += 1
             raise
         else:
             counts.done += 1
-        self._record.rc = response.rc
-        return response
+        return answer
 
     def refuse_stopping(self) -> CompileResponse:
         """Return the answer to a request that is broken off because the server stops."""
-        response = self._refusal(
+        return self._refusal(
             TranslatorError("The compile was ended: the server is stopping", remedy="try again later")
         )
-        self._record.rc = response.rc
-        return response
 
     async def _parse(self, received: bytes | StapsrvError) -> CompileRequest:
         if isinstance(received, StapsrvError):
@@ -111,15 +117,23 @@ class Exchange:
         self._log.info("request.options", options=render_arguments(request.arguments))
         return request
 
-    async def _compile(self, request: CompileRequest) -> CompileResponse:
+    async def _compile(self, request: CompileRequest, *, deflate: bool) -> bytes:
         release = self._served_release(request)
         refuse_signing_options(request.arguments)
         job = CompileJob(request=request, release=release, settings=self._service.settings)
-        result = await self._result(job)
-        with self._timed("sign_s"):
-            response = await self._sign(job, result)
+        known = await self._result(job)
+        self._record.uncacheable = known.reason
+        answer = known.answer_for(self._identity, kind := _answer_kind(job, deflate=deflate))
+        self._record.rc = known.result.status
+        if answer is None:
+            with self._timed("sign_s"):
+                response = await self._sign(job, known.result)
+            self._record.rc = response.rc
+            encode = functools.partial(encode_response, response, deflate=deflate)
+            answer = await anyio.to_thread.run_sync(encode)
+            known.keep_answer(self._identity, kind, answer)
         self._record.outcome = Outcome.ANSWERED
-        return response
+        return answer
 
     def _served_release(self, request: CompileRequest) -> ServedRelease:
         releases = self._service.releases
@@ -133,10 +147,17 @@ class Exchange:
             f"which serves {served}"
         )
 
-    async def _result(self, job: CompileJob) -> CompileResult:
-        """Return what stap makes of a job, for this request and all equal ones that are here now."""
+    async def _result(self, job: CompileJob) -> Known:
+        """Return what stap makes of a job: known already, or for all equal requests that are here now."""
+        cache = self._cache(job)
+        question = Question(request_digest(job.request)) if cache is None else cache.ask(job)
+        known = None if cache is None else await cache.find(question)
+        if known is not None:
+            self._record.source = Source.HIT
+            self._service.cache_counts.hits += 1
+            return known
 
-        async def work() -> CompileResult:
+        async def run(job: CompileJob) -> CompileResult:
             with self._timed("compile_s"):
                 result = await self._service.engine.run(
                     job, deadline_s=self._limits.compile_s, kept=self._log_kept
@@ -146,11 +167,22 @@ class Exchange:
                 standing.become(Health.HEALTHY)
             return result
 
+        async def work() -> Known:
+            if cache is None:
+                return Known(await run(job), "off")
+            return await cache.compile(question, job, run, self._service.cache_counts)
+
         landed = await self._service.flights.fly(
-            request_digest(job.request), self._client, worker=self._worker, work=work
+            (question.request, question.premise), self._client, worker=self._worker, work=work
         )
         self._record.source = Source.SHARED if landed.joined else Source.COMPILED
+        self._service.cache_counts.shared += landed.joined
         return landed.value
+
+    def _cache(self, job: CompileJob) -> ResultCache | None:
+        """Return the cache, unless the operator wants none or wants to see what compiles leave behind."""
+        wanted = self._limits.result_cache and not job.settings.keep_temporary
+        return self._service.cache if wanted else None
 
     async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
         """Return the answer that ``result`` makes, with the signatures that its modules need."""
@@ -228,4 +260,13 @@ class Exchange:
         text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
         self._record.outcome = Outcome.REFUSED
         self._record.refusal = exc.problem
+        self._record.rc = 1
         return CompileResponse(version=self._service.version, rc=1, stderr=f"Server: {text}\n".encode())
+
+
+def _answer_kind(job: CompileJob, *, deflate: bool) -> AnswerKind | None:
+    """Return what an answer is made for, beside the result and who signs it; None if it is made each time."""
+    request = job.request
+    if request.fingerprints or request.mok_missing:
+        return None
+    return AnswerKind(deflate=deflate, signed=job.privilege in SIGNED_PRIVILEGES, messages=request.messages)

@@ -17,6 +17,7 @@ import anyio
 import attrs
 
 from stapsrv.compile.containing import Sandbox
+from stapsrv.compile.kbuild import Build, read_build
 from stapsrv.compile.options import Privilege, requested_privilege
 from stapsrv.compile.process import Ending, Outcome, run_tree
 from stapsrv.compile.space import TemporarySpace
@@ -58,12 +59,14 @@ class CompileJob:
         release: the kernel to compile for.
         settings: the server's.
         background: nobody waits for it: it leaves the processors to others.
+        anew: stap is to build everything, whatever its own cache holds.
     """
 
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
     background: bool = False
+    anew: bool = False
 
     @property
     def privilege(self) -> Privilege | None:
@@ -81,6 +84,7 @@ class CompileResult:
         stderr: likewise.
         files: what the answer carries.
         limit_met: the bound that stap met, as far as its end shows one.
+        build: what the module was built from; None if nothing was built, or nothing is known of it.
     """
 
     status: int
@@ -88,6 +92,7 @@ class CompileResult:
     stderr: bytes
     files: tuple[AnswerFile, ...]
     limit_met: str | None = None
+    build: Build | None = attrs.field(default=None, eq=False)
 
 
 class Engine(Protocol):
@@ -196,6 +201,7 @@ class LocalEngine:
                 )
                 _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
                 files = await work.run(functools.partial(collect, answer, max_bytes=limits.answer_bytes))
+                build = await work.run(functools.partial(read_build, answer, job.release.build_tree))
                 hidden = (*self._private, directory / "response", directory)
         except OSError as exc:
             raise TranslatorError(
@@ -204,7 +210,7 @@ class LocalEngine:
             ) from exc
         status = 128 - outcome.status if outcome.status < 0 else outcome.status
         stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
-        return CompileResult(status, stdout, stderr, files, limit_met)
+        return CompileResult(status, stdout, stderr, files, limit_met, build)
 
     def _prepare(self, job: CompileJob, directory: Path) -> View:
         """Make a job's directories and files; return what it sees.
@@ -234,6 +240,7 @@ class LocalEngine:
             job.request.arguments,
             privilege=job.privilege,
             answer=answer,
+            anew=job.anew,
         )
         environ = self.sandbox.environment(
             self._environ, temporary=answer.parents[1] / _TEMPORARY, network=view.network

@@ -31,6 +31,8 @@ class Source(enum.StrEnum):
 
     COMPILED = "compiled"
     """From a compile of its own."""
+    HIT = "hit"
+    """From the result cache."""
     SHARED = "shared"
     """From the compile of an equal request that was here already."""
 
@@ -46,6 +48,7 @@ class RequestRecord:
         options: a digest of the client's options, equal for equal options.
         outcome: how it ended; abandoned until something better is known.
         source: where its answer came from, if from stap.
+        uncacheable: why the next equal request will be compiled again, in a word; None if it need not be.
         rc: the exit status in the answer; None if there is none.
         answer_bytes: the size of the answer as it is sent.
         queue_s: seconds that it waited for a worker.
@@ -61,6 +64,7 @@ class RequestRecord:
     options: str = ""
     outcome: Outcome = Outcome.ABANDONED
     source: Source | None = None
+    uncacheable: str | None = None
     rc: int | None = None
     answer_bytes: int = 0
     queue_s: float = 0.0
@@ -91,6 +95,7 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
         "outcome": record.outcome.value,
         "rc": record.rc,
         "source": record.source.value if record.source else None,
+        "uncacheable": record.uncacheable,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,
         **seconds,

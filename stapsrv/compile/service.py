@@ -10,7 +10,8 @@ from typing import Protocol
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import CompileResult, Engine
+from stapsrv.compile.cache import CacheCounts, Known, ResultCache
+from stapsrv.compile.engine import Engine
 from stapsrv.compile.flights import Flights
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
@@ -63,6 +64,8 @@ class CompileService:
         counts: kept by the sessions.
         flights: the compiles that its sessions wait for; open as long as there are sessions.
         recent: likewise, what the last requests took.
+        cache: results that are known, shared by the servers of a process; None to compile each time.
+        cache_counts: what it did for this server.
         tally: likewise, of all servers of this process.
         refusals: what was turned away, likewise of this server.
     """
@@ -77,8 +80,10 @@ class CompileService:
     log: Log
     standings: Mapping[str, Standing] = attrs.field(factory=dict)
     counts: RequestCounts = attrs.field(factory=RequestCounts)
-    flights: Flights[CompileResult] = attrs.field(factory=Flights)
+    flights: Flights[Known] = attrs.field(factory=Flights)
     recent: RecentRequests = attrs.field(factory=RecentRequests)
+    cache: ResultCache | None = None
+    cache_counts: CacheCounts = attrs.field(factory=CacheCounts)
     tally: Tally = attrs.field(factory=Tally)
     refusals: Refusals = attrs.field(
         default=attrs.Factory(lambda self: Refusals(self.log, self.tally.refusals), takes_self=True)

@@ -8,7 +8,6 @@ whole, and a client that goes away takes its compile with it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import ssl
 
@@ -173,10 +172,8 @@ class Session:
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
-            response = await exchange.respond(received)
             # To a client on this host nothing is gained by a smaller answer.
-            encode = functools.partial(encode_response, response, deflate=not _is_local(tls))
-            answer = await anyio.to_thread.run_sync(encode)
+            answer = await exchange.respond(received, deflate=not _is_local(tls))
             tasks.cancel_scope.cancel()
         return answer
 

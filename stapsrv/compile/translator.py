@@ -93,6 +93,7 @@ def stap_command(
     *,
     privilege: Privilege | None,
     answer: Path,
+    anew: bool = False,
 ) -> list[bytes]:
     """Return the command line: the server's options, the privilege, the marker, the client's arguments.
 
@@ -103,6 +104,7 @@ def stap_command(
         arguments: the client's, byte for byte.
         privilege: what we read in them; said in front of them, it makes stap fail if it reads another.
         answer: the directory for stap's own files.
+        anew: let stap build what its own cache has, and keep that instead.
     """
     own: list[str] = [str(stap.path), "-r", release.argument]
     if settings.arch is not None:
@@ -112,6 +114,8 @@ def stap_command(
     if settings.runtime is not None:
         own += ["-R", settings.runtime]
     own.append(f"--tmpdir={answer}")
+    if anew:
+        own.append("--poison-cache")
     return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
 
 

@@ -44,6 +44,7 @@ class Limits:
     output_bytes: int = _tunable("output_bytes")
     answer_bytes: int = _tunable("answer_bytes")
     temp_bytes: int = _tunable("temp_bytes")
+    result_cache: bool = _tunable("result_cache")
     cpu_s: float = _tunable("cpu_s")
     memory_bytes: int = _tunable("memory_bytes")
     file_bytes: int = _tunable("file_bytes")

@@ -183,6 +183,29 @@ TUNABLES: tuple[Tunable, ...] = (
         Scope.SUPERVISOR,
     ),
     Tunable(
+        "RESULT_CACHE",
+        "result_cache",
+        switch(),
+        True,  # noqa: FBT003 - the default, as in every row
+        "answer a request whose result is known without compiling it again",
+    ),
+    Tunable(
+        "RESULT_CACHE_SIZE",
+        "result_cache_bytes",
+        size(least=1024 * 1024),
+        256 * 1024 * 1024,
+        "all results that are kept, on disk",
+        scope=Scope.SUPERVISOR,
+    ),
+    Tunable(
+        "RESULT_CACHE_AGE",
+        "result_cache_s",
+        duration(least_s=1.0, most_s=366 * 86_400.0),
+        30 * 86_400.0,
+        "how long a result is kept",
+        scope=Scope.SUPERVISOR,
+    ),
+    Tunable(
         "DRAIN_TIMEOUT",
         "drain_s",
         _GRACE,

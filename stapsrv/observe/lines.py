@@ -82,6 +82,14 @@ CLASSIC: Mapping[str, str] = {
     "metrics.failed": "Metrics cannot be served now: {reason}; trying on",
     "metrics.crashed": "Metrics: an error of this program:",
     "log.lost": "{entries} log lines were lost while the log could not be written",
+    "cache.unusable": "Results cannot be kept: {reason}",
+    "cache.idle": "No result is kept, since not all is known that it depends on: {reason}",
+    "cache.unwatched": "Results that depend on {place} are not kept: it cannot be watched: {reason}",
+    "cache.unnoticed": "{place} had changed without notice; what was known of it is not used any more",
+    "cache.overflow": "Changes came too fast to be followed; all that results depend on is looked at anew",
+    "cache.unwritable": "A result could not be kept: {reason}",
+    "cache.damaged": "The result {entry} was damaged and is removed",
+    "cache.outside": "The result depends on {file}, which is not watched, and is not kept",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.denied": "Connection from {peer} was denied: its address may not use this server",
@@ -104,7 +112,7 @@ CLASSIC: Mapping[str, str] = {
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
         "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s; "
-        "refusal: {refusal}"
+        "refusal: {refusal}, not kept: {uncacheable}"
     ),
 }
 

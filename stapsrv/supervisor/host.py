@@ -14,6 +14,7 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.containing import find_sandbox
 from stapsrv.compile.engine import LocalEngine
 from stapsrv.compile.modules import KernelSigner
@@ -31,6 +32,7 @@ from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.admission import ConnectionBudget
+from stapsrv.supervisor.caching import open_cache
 from stapsrv.supervisor.descriptors import most_connections
 from stapsrv.supervisor.listener import open_listeners
 from stapsrv.supervisor.server import CompileServer
@@ -51,6 +53,7 @@ class Host:
         identities: who its servers are.
         warmer: looks after what they compile for.
         sockets: what the service manager opened for them.
+        cache: results that are known; None to compile each time.
         tally: what became of their connections and requests.
         connections: how many there may be, to all servers together.
     """
@@ -60,6 +63,7 @@ class Host:
     identities: IdentityStore
     warmer: Warmer
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
+    cache: ResultCache | None = None
     tally: Tally = attrs.field(factory=Tally)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
 
@@ -120,7 +124,10 @@ class Host:
                 ),
                 log=log,
                 tally=self.tally,
+                cache=self.cache,
             )
+            if self.cache is not None and settings.limits.result_cache:
+                self.cache.watch(releases, settings)
             server = CompileServer(service, listeners, identity=identity, budget=self.connections)
             self.tally.expect(service.releases)
             undo.pop_all()
@@ -135,6 +142,7 @@ async def open_host(
     sockets: PassedSockets | None = None,
     tuning: Tuning = NOTHING_SET,
     secret: tuple[Path, ...] = (),
+    log: Log | None = None,
 ) -> AsyncIterator[Host]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
 
@@ -144,6 +152,7 @@ async def open_host(
         sockets: what the service manager opened for this process.
         tuning: what is set of what all servers have in common: limits, and how requests are contained.
         secret: files and directories of this service that no request may see.
+        log: hears of the result cache; None to keep no results.
 
     Raises:
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
@@ -164,17 +173,21 @@ async def open_host(
             secret=secret,
             space=TemporarySpace(tuning.effective("total_temp_bytes")),
         )
-        identities = IdentityStore(environ, password=password)
         systemtap = systemtap_directory(environ)
         warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
-        yield Host(
+        host = Host(
             user=entry.pw_name,
             engine=engine,
-            identities=identities,
+            identities=IdentityStore(environ, password=password),
             warmer=warmer,
             sockets=sockets or PassedSockets(),
             connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
         )
+        async with contextlib.AsyncExitStack() as opened:
+            if log is not None:
+                cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
+                host = attrs.evolve(host, cache=cache)
+            yield host
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
             await workspace.files.run(workspace.close, patience_s=_REMOVAL_S)

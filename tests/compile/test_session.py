@@ -186,7 +186,7 @@ async def test_a_crash_ends_one_request_alone_and_its_client_is_told():
 
 async def test_a_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch):
     async with running_server() as running:
-        monkeypatch.setattr("stapsrv.compile.session.encode_response", lambda *_, **__: 1 // 0)
+        monkeypatch.setattr("stapsrv.compile.session.Exchange", lambda *_, **__: 1 // 0)
         async with await connect(running.port) as tls:
             await tls.send(frame(request("-p1")))
             assert await read_answer(tls) == b""

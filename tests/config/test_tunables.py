@@ -21,7 +21,7 @@ TYPED = {field.name: field for group in (Limits, Reach) for field in attrs.field
 
 def a_value(row):
     """Return a value that is not the default, as text."""
-    texts = ("1", "2", "7k", "9k", "yes", "no", "off", "/a", "192.0.2.1", "192.0.2.0/24")
+    texts = ("1", "2", "7M", "7k", "9k", "yes", "no", "off", "/a", "192.0.2.1", "192.0.2.0/24")
     for text in texts:
         try:
             if row.kind.parse(text) != row.default:

@@ -1,0 +1,463 @@
+"""Results that are known: an equal request is answered without stap, as long as nothing has changed.
+
+A result is found by a digest of all that it depends on (:meth:`ResultCache.ask`): what the request holds,
+the server's options, and the state of this host as far as stap looks at it (:mod:`stapsrv.compile.premises`).
+Whether it depends on anything else is not guessed. The request has to be one that is known to be repeatable
+(:mod:`stapsrv.compile.repeatable`), the compiler's own lists have to name no file from elsewhere
+(:mod:`stapsrv.compile.kbuild`), the C that stap made no program of a user's. Results are kept as stap made
+them, without any signature.
+
+stap has a cache of its own, and takes no notice of a changed header. A module that comes from there was not
+built, so there is no list of what it was built from: then all that its C includes has to be found in the
+known headers. The means by which each module was built are remembered. If they have changed since, stap
+is made to build it anew, and likewise the first module after any change of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+
+import anyio.to_thread
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.grounds import Grounds
+from stapsrv.compile.kbuild import Build
+from stapsrv.compile.keys import digest, request_digest
+from stapsrv.compile.premises import Surroundings
+from stapsrv.compile.repeatable import build_options_are_known, unrepeatable
+from stapsrv.compile.scripts import outward_names
+from stapsrv.compile.store import NOTE, DamagedError, Store, decode_body, encode_body
+from stapsrv.compile.trees import Place
+from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+
+_HOT_BYTES = 64 * 1024 * 1024
+"""Of results kept in memory beside the disk: some hundred modules."""
+_MOST_ANSWERS = 4
+"""Kept of one result: signed or not, compressed or not."""
+_TOUCH_S = 60.0
+_VERSION = b"1"
+
+_MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+)\.ko")
+# How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
+_PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
+_INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MULTILINE)
+_HEADER = re.compile(rb'[ \t]*[<"]([^<>"\\]+)[>"][ \t]*(?://.*|/\*.*\*/[ \t]*)?\r?')
+
+
+@attrs.frozen
+class Question:
+    """A job, as far as its answer may be known.
+
+    Attributes:
+        request: the digest of the request.
+        premise: the digest of all else that the answer depends on; None if that is not known.
+        means: the digest of that part of it that stap's own cache takes little notice of.
+        reason: why not, in a word.
+    """
+
+    request: bytes
+    premise: bytes | None = None
+    means: bytes = b""
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the answer is kept under, if all that it depends on is known."""
+        return digest((_VERSION, self.request, self.premise or b"")).hex()
+
+
+@attrs.define(kw_only=True)
+class CacheCounts:
+    """What the cache did for one server so far.
+
+    Attributes:
+        hits: requests answered from it.
+        misses: requests that were compiled, and could have been known.
+        shared: requests answered from the compile of another one.
+        stored: results that were kept.
+        uncacheable: by reason, compiles whose result could not be kept.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    shared: int = 0
+    stored: int = 0
+    uncacheable: Counter[str] = attrs.field(factory=Counter)
+
+
+@attrs.frozen(kw_only=True)
+class CacheStatistics:
+    """The cache of this process and all that share its directory, at one moment.
+
+    Attributes:
+        directory: where it is.
+        entries: on disk.
+        stored_bytes: on disk.
+        evicted: entries that this process removed, for their age or for want of room.
+        damaged: entries that this process found damaged, and removed.
+    """
+
+    directory: Path
+    entries: int
+    stored_bytes: int
+    evicted: int
+    damaged: int
+
+
+@attrs.frozen
+class AnswerKind:
+    """What an answer is made for, beside a result and who signs it.
+
+    Attributes:
+        deflate: whether it is compressed.
+        signed: whether it carries signatures by the certificate's key.
+        messages: of the server's own.
+    """
+
+    deflate: bool
+    signed: bool
+    messages: tuple[str, ...]
+
+
+@attrs.define(eq=False)
+class Known:
+    """A result, and the answers that were made of it.
+
+    Attributes:
+        result: as stap made it.
+        reason: why it is not kept, in a word; None if it is.
+        touched: when its file was last said to be in use, by the monotonic clock.
+    """
+
+    result: CompileResult
+    reason: str | None = None
+    touched: float = 0.0
+    _answers: dict[AnswerKind, tuple[object, bytes]] = attrs.field(factory=dict)
+
+    @property
+    def size(self) -> int:
+        """In bytes, without its answers, which are no larger."""
+        result = self.result
+        return len(result.stdout) + len(result.stderr) + sum(len(file.data) for file in result.files)
+
+    def answer_for(self, signer: object, kind: AnswerKind | None) -> bytes | None:
+        """Return the answer that was made for this before, if it was."""
+        made = None if kind is None else self._answers.get(kind)
+        return made[1] if made is not None and made[0] is signer else None
+
+    def keep_answer(self, signer: object, kind: AnswerKind | None, answer: bytes) -> None:
+        """Keep an answer for the next of its kind; the signatures of one signer, the last, are kept."""
+        if kind is None:
+            return
+        if len(self._answers) >= _MOST_ANSWERS:
+            self._answers.clear()
+        self._answers[kind] = (signer, answer)
+
+
+class ResultCache:
+    """The results of this process's servers.
+
+    Args:
+        surroundings: what they depend on.
+        grounds: keeps watch over it.
+        store: where results are kept.
+        log: hears of what is wrong with it.
+    """
+
+    def __init__(self, surroundings: Surroundings, grounds: Grounds, store: Store, *, log: Log) -> None:
+        self._surroundings = surroundings
+        self._grounds = grounds
+        self._store = store
+        self._log = log
+        self._hot: OrderedDict[str, Known] = OrderedDict()
+        self._hot_bytes = 0
+        self._outward: tuple[bytes, frozenset[str]] | None = None
+        self._evicted = 0
+        self._damaged = 0
+
+    def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
+        """Begin to watch over what a server's results depend on."""
+        if self._surroundings.fault is None:
+            for release in releases:
+                self._grounds.want(self._surroundings.premises(release, settings).places)
+
+    async def wait_watching(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
+        """Wait until all of it has been looked at."""
+        for release in releases:
+            await self._grounds.wait_known(self._surroundings.premises(release, settings).places)
+
+    def ask(self, job: CompileJob) -> Question:
+        """Return the question that a job is, as of now."""
+        asked = request_digest(job.request)
+        settings, release = job.settings, job.release
+        if self._surroundings.fault is not None:
+            return Question(asked, reason=self._surroundings.fault)
+        if not build_options_are_known(settings.build, settings.define):
+            return Question(asked, reason="server options")
+        state = self._surroundings.state(release)
+        if state is None:
+            return Question(asked, reason="rc")
+        premises = self._surroundings.premises(release, settings)
+        tapsets = self._grounds.fingerprint(premises.tapsets)
+        means = self._grounds.fingerprint(premises.means)
+        if tapsets is None or means is None:
+            unwatched = self._grounds.fault(premises.places) is not None
+            return Question(asked, reason="unwatched" if unwatched else "unknown yet")
+        means = digest((_settings_digest(settings, release), means))
+        return Question(asked, digest((means, tapsets, state)), means)
+
+    async def find(self, question: Question) -> Known | None:
+        """Return the answer to a question, if it is known."""
+        if question.premise is None:
+            return None
+        name = question.name
+        known = self._hot.get(name)
+        if known is not None and self._store.has(name):
+            self._hot.move_to_end(name)
+            now = time.monotonic()
+            if now - known.touched > _TOUCH_S:
+                known.touched = now
+                await anyio.to_thread.run_sync(self._store.touch, name)
+            return known
+        if known is not None:
+            self._cool(name)
+        body = await self._read(name)
+        result = None if body is None else _decode_result(body)
+        return None if result is None else self._keep(name, result)
+
+    async def compile(
+        self,
+        question: Question,
+        job: CompileJob,
+        run: Callable[[CompileJob], Awaitable[CompileResult]],
+        counts: CacheCounts,
+    ) -> Known:
+        """Have a job compiled, and keep the result if that is right.
+
+        Args:
+            question: asked before.
+            job: what to compile.
+            run: compiles a job.
+            counts: the server's.
+
+        Raises:
+            Exception: what ``run`` raises.
+        """
+        if question.premise is None:
+            unknown = question.reason or "unknown yet"
+            counts.uncacheable[unknown] += 1
+            return Known(await run(job), unknown)
+        counts.misses += 1
+        anew = await self._read(_last_means(job)) not in {None, question.means}
+        result = await run(attrs.evolve(job, anew=anew))
+        await self._note_build(question, job, result)
+        outward = await self._outward_names(job, question.premise)
+        reason = await anyio.to_thread.run_sync(_why_not, job, result, outward)
+        if reason is None and result.build is None and await self._is_stale(question, job, result):
+            result = await run(attrs.evolve(job, anew=True))
+            await self._note_build(question, job, result)
+            reason = _why_not(job, result, outward)
+        if reason is None:
+            reason = await self._judge(question, job, result)
+        if reason is not None:
+            counts.uncacheable[reason] += 1
+            return Known(result, reason)
+        counts.stored += 1
+        return self._keep(question.name, result)
+
+    async def statistics(self) -> CacheStatistics:
+        """Return a snapshot; the directory is read for it."""
+        stored = await anyio.to_thread.run_sync(self._store.statistics)
+        return CacheStatistics(
+            directory=self._store.directory,
+            entries=stored.entries,
+            stored_bytes=stored.stored_bytes,
+            evicted=self._evicted,
+            damaged=self._damaged,
+        )
+
+    async def _outward_names(self, job: CompileJob, premise: bytes) -> frozenset[str]:
+        """Return by which names the tapsets lead to what is not known of the host."""
+        if self._outward is None or self._outward[0] != premise:
+            places = self._surroundings.premises(job.release, job.settings).tapsets
+            self._outward = (premise, await anyio.to_thread.run_sync(_read_outward, places))
+        return self._outward[1]
+
+    async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
+        """Remember by which means a module was built, if it was; none, if they changed meanwhile."""
+        if await self._read(_first_means(job)) is None:
+            await self._note(_first_means(job), question.means)
+        if result.build is None:
+            return
+        means = question.means if self.ask(job).means == question.means else b""
+        for name in (_module_means(result), _last_means(job)):
+            await self._note(name, means)
+
+    async def _is_stale(self, question: Question, job: CompileJob, result: CompileResult) -> bool:
+        """Whether a module from stap's own cache may have been built by other means.
+
+        What it had before this program looked at it for the first time is taken as it is, as stap does.
+        """
+        means = await self._read(_module_means(result)) or await self._read(_first_means(job))
+        return means != question.means
+
+    async def _judge(self, question: Question, job: CompileJob, result: CompileResult) -> str | None:
+        """Keep a result and what it shows; or return why it cannot be kept, in a word."""
+        places = self._surroundings.premises(job.release, job.settings).places
+        if result.build is not None:
+            outside = await anyio.to_thread.run_sync(_find_outside, result, places)
+            if outside is not None:
+                self._log.info("cache.outside", file=outside)
+                return "outside"
+        elif not _includes_are_inside(result):
+            return "no evidence"
+        # Last, so that nothing is between this look and the end of the compile but work of our own.
+        if self.ask(job).premise != question.premise:
+            return "changed"
+        return None if await self._note(question.name, _encode_result(result)) else "disk"
+
+    async def _note(self, name: str, body: bytes) -> bool:
+        """Write an entry; return whether it could be written."""
+        try:
+            self._evicted += await anyio.to_thread.run_sync(self._store.write, name, body)
+        except OSError as exc:
+            self._log.warning("cache.unwritable", reason=exc)
+            return False
+        return True
+
+    async def _read(self, name: str) -> bytes | None:
+        try:
+            return await anyio.to_thread.run_sync(self._store.read, name)
+        except DamagedError:
+            self._damaged += 1
+            self._log.warning("cache.damaged", entry=name)
+            return None
+
+    def _keep(self, name: str, result: CompileResult) -> Known:
+        """Keep a result in memory, and let go of those that were not asked for lately."""
+        self._cool(name)
+        known = self._hot[name] = Known(attrs.evolve(result, build=None), touched=time.monotonic())
+        self._hot_bytes += known.size
+        while self._hot_bytes > _HOT_BYTES and len(self._hot) > 1:
+            self._cool(next(iter(self._hot)))
+        return known
+
+    def _cool(self, name: str) -> None:
+        known = self._hot.pop(name, None)
+        if known is not None:
+            self._hot_bytes -= known.size
+
+
+def _why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> str | None:
+    """Return why a result is not the same each time, as far as request and result show it."""
+    if result.status != 0:
+        return "failure"
+    if _module_name(result) is None:
+        return "no module"
+    return unrepeatable(job.request, outward)
+
+
+def _find_outside(result: CompileResult, places: Sequence[Place]) -> str | None:
+    """Return a file from elsewhere that a result was made from, or a program that it probes; or None."""
+    build = result.build or Build(frozenset())
+    named = [
+        os.fsdecode(name)
+        for file in result.files
+        for name in _PROGRAM.findall(file.data[:1_000_000])
+        if file.path.endswith((".c", ".h"))
+    ]
+    roots = {os.path.realpath(place.path) for place in places if place.below}
+    inside: dict[str, bool] = {}
+    for path in sorted({*build.paths, *named}):
+        directory = os.path.dirname(path)  # noqa: PTH120 - a thousand of them
+        if directory not in inside:
+            real = os.path.realpath(directory)
+            inside[directory] = any(real == root or real.startswith(f"{root}/") for root in roots)
+        if not inside[directory]:
+            return path
+    return None
+
+
+def _includes_are_inside(result: CompileResult) -> bool:
+    """Whether the C that stap made includes nothing but what is found in the kernel's and runtime's headers.
+
+    The kernel is compiled without any other directories of headers (``-nostdinc``).
+    """
+    sources = [file.data for file in result.files if file.path.endswith("_src.c")]
+    includes = [match for source in sources for match in _INCLUDE.findall(source)]
+    return bool(sources) and all(
+        (named := _HEADER.fullmatch(include)) is not None
+        and not named[1].startswith(b"/")
+        and b".." not in named[1].split(b"/")
+        for include in includes
+    )
+
+
+def _module_name(result: CompileResult) -> str | None:
+    """Return the name of the one module that a result has."""
+    names = [match[1] for file in result.files if (match := _MODULE.fullmatch(file.path)) is not None]
+    return names[0] if len(names) == 1 else None
+
+
+def _module_means(result: CompileResult) -> str:
+    """Return what is kept under is: the means by which stap last built the module of this name."""
+    return NOTE + digest((b"module", (_module_name(result) or "").encode())).hex()
+
+
+def _last_means(job: CompileJob) -> str:
+    """Return what is kept under is: the means by which stap last built anything for a server like this."""
+    return NOTE + digest((b"last", _settings_digest(job.settings, job.release))).hex()
+
+
+def _first_means(job: CompileJob) -> str:
+    """Return what is kept under is: the means that there were when a server like this was first met."""
+    return NOTE + digest((b"first", _settings_digest(job.settings, job.release))).hex()
+
+
+def _settings_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
+    limits = settings.limits
+    lists = (
+        *(settings.build, settings.define, settings.include),
+        *(limits.sandbox_read, limits.sandbox_write),
+    )
+    single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
+    return digest(
+        [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]
+    )
+
+
+def _read_outward(places: Sequence[Place]) -> frozenset[str]:
+    texts = []
+    for place in places:
+        for path in Path(place.path).rglob("*.stp*"):
+            try:
+                texts.append(path.read_bytes())
+            except OSError:
+                # Not for stap to read either.
+                continue
+    return outward_names(texts)
+
+
+def _encode_result(result: CompileResult) -> bytes:
+    head = {"status": result.status, "files": [file.path for file in result.files]}
+    return encode_body(head, [result.stdout, result.stderr, *(file.data for file in result.files)])
+
+
+def _decode_result(body: bytes) -> CompileResult | None:
+    try:
+        head, (stdout, stderr, *files) = decode_body(body)
+        if not isinstance(head, dict):
+            return None
+        named = tuple(AnswerFile(path, data) for path, data in zip(head["files"], files, strict=True))
+        return CompileResult(int(head["status"]), stdout, stderr, named)
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,189 @@
+"""What of this host a result of stap's depends on, besides the request and the server's options.
+
+These are the places that stap, make, the compiler and the linker were seen to look at (strace(1) of
+SystemTap 4.8 on Linux 6.1): tapsets, runtime, the kernel's build tree with what it leads to, its modules,
+symbol map and debugging information; the programs on the path, the compiler's own files, libraries; stap's
+``rc`` file; the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from stapsrv.compile.keys import digest
+from stapsrv.compile.repeatable import rc_is_known
+from stapsrv.compile.translator import StapProgram
+from stapsrv.compile.trees import Place, stamp
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+
+_COMPILERS = ("/usr/lib/gcc", "/usr/libexec/gcc", "/usr/lib/gcc-cross")
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
+_DEBUG = ("/usr/lib/debug", "/var/cache/abrt-di")
+# One of these changes with every package that is installed, removed or brought up to date.
+_PACKAGES = (
+    *("/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite"),
+    *("/var/lib/rpm/Packages", "/lib/apk/db/installed", "/var/lib/pacman/local"),
+    *("/etc/ld.so.cache", "/etc/ld.so.preload"),
+)
+_LOCKDOWN = ("/sys/kernel/security/lockdown", "/sys/module/module/parameters/sig_enforce")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MODULES = Path("/proc/modules")
+
+_INCLUDED_MAKEFILE = re.compile(r"^include\s+(/\S+)/Makefile\s*$", re.MULTILINE)
+
+# Of the process and not of what it compiles; some differ with each start.
+_IMMATERIAL = frozenset(
+    {"_", "HOME", "HOSTNAME", "INVOCATION_ID", "JOURNAL_STREAM", "LOGNAME", "MAIL", "MANAGERPID", "OLDPWD"}
+    | {"PWD", "RUNTIME_DIRECTORY", "SHLVL", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "STATE_DIRECTORY"}
+    | {
+        "SYSTEMD_EXEC_PID",
+        "TERM",
+        "TMPDIR",
+        "USER",
+        "XDG_RUNTIME_DIR",
+        "XDG_SESSION_ID",
+        "PYTEST_CURRENT_TEST",
+    }
+)
+
+
+@attrs.frozen
+class Premises:
+    """The premises of one job.
+
+    Attributes:
+        tapsets: where scripts come from.
+        means: what modules are built with, and from.
+    """
+
+    tapsets: tuple[Place, ...]
+    means: tuple[Place, ...]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All of them."""
+        return self.tapsets + self.means
+
+
+class Surroundings:
+    """What holds for every job of this process.
+
+    Args:
+        stap: the translator.
+        environ: the environment that it gets.
+        directory: stap's own, ``$SYSTEMTAP_DIR``.
+        contained: how requests are contained, which decides on what they see.
+    """
+
+    def __init__(
+        self, stap: StapProgram, environ: Mapping[str, str], directory: Path, *, contained: str = ""
+    ) -> None:
+        self._program = Path(os.path.realpath(stap.path))
+        self._prefix = self._program.parent.parent
+        self._data = self._prefix / "share" / "systemtap"
+        self._environ = environ
+        self._rc = directory / "rc"
+        self._version = stap.version
+        self._known_rc = (b"none", True, b"")
+        kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
+        self._environment = digest(map(os.fsencode, (contained, *kept)))
+        self._boot = _read(_BOOT_ID)
+        self.fault = self._find_fault()
+        self._premises: dict[object, Premises] = {}
+
+    def premises(self, release: ServedRelease, settings: ServerSettings) -> Premises:
+        """Return the premises of jobs for a release, on a server."""
+        key = (release, settings.include, settings.runtime)
+        found = self._premises.get(key)
+        if found is None:
+            found = self._premises[key] = Premises(
+                tuple(dict.fromkeys(_places(self._tapsets(settings)))),
+                tuple(dict.fromkeys(_places(self._means(release, settings)))),
+            )
+        return found
+
+    def state(self, release: ServedRelease) -> bytes | None:
+        """Return a digest of what is looked at anew each time; None if it is not known to suffice."""
+        rc = stamp(self._rc)
+        if rc != self._known_rc[0]:
+            text = _read(self._rc)
+            self._known_rc = (rc, rc_is_known(text.decode("utf-8", "replace")), text)
+        if not self._known_rc[1]:
+            return None
+        parts = [self._environment, self._known_rc[2], self._version.encode(), stamp(self._program)]
+        parts += map(stamp, _PACKAGES)
+        if release.name == os.uname().release:
+            # Its symbols may be read from the kernel that runs, and those of its modules.
+            loaded = sorted(line.split(b" ", 1)[0] for line in _read(_MODULES).splitlines())
+            parts += [self._boot, *loaded]
+        return digest(parts)
+
+    def _find_fault(self) -> str | None:
+        """Return why nothing can be known, or None."""
+        if self._environ.get("DEBUGINFOD_URLS"):
+            return "debuginfod"
+        if not (self._data / "tapset").is_dir() and "SYSTEMTAP_TAPSET" not in self._environ:
+            return "tapsets"
+        with contextlib.suppress(OSError), self._program.open("rb") as program:
+            if program.read(4) == b"\x7fELF":
+                return None
+        return "program"
+
+    def _tapsets(self, settings: ServerSettings) -> Iterator[str | None]:
+        yield self._environ.get("SYSTEMTAP_TAPSET")
+        yield str(self._data / "tapset")
+        yield from settings.include
+        home = self._environ.get("XDG_DATA_HOME") or f"{self._environ.get('HOME', '')}/.local/share"
+        for directory in (home, *self._environ.get("XDG_DATA_DIRS", "").split(":")):
+            yield f"{directory}/systemtap/tapset" if directory else None
+
+    def _means(self, release: ServedRelease, settings: ServerSettings) -> Iterator[str | Place | None]:
+        yield settings.runtime or self._environ.get("SYSTEMTAP_RUNTIME")
+        yield str(self._data / "runtime")
+        yield str(release.build_tree)
+        yield from _sources(release.build_tree)
+        yield f"/lib/modules/{release.name}"
+        yield Place("/boot", below=False)
+        yield Place("/usr/src", below=False)
+        yield from _DEBUG
+        for directory in self._environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":"):
+            yield directory.lstrip("+-")
+        yield from _COMPILERS
+        for directory in self._environ.get("PATH", os.defpath).split(":"):
+            yield Place(directory, below=False) if directory.startswith("/") else None
+        multiarch = sysconfig.get_config_var("MULTIARCH")
+        for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
+            yield Place(directory, below=False)
+        yield from _LOCKDOWN
+        yield str(self._prefix / "libexec" / "systemtap")
+        yield str(self._prefix / "lib" / "systemtap")
+
+
+def _sources(build_tree: Path) -> Iterator[str]:
+    """Return where the kernel's sources are, if its build tree only points there."""
+    makefile = _read(build_tree / "Makefile").decode("utf-8", "replace")
+    yield from _INCLUDED_MAKEFILE.findall(makefile)
+    yield str(build_tree / "source")
+
+
+def _places(named: Iterator[str | None] | Iterator[str | Place | None]) -> Iterator[Place]:
+    for place in named:
+        if isinstance(place, Place):
+            yield place
+        elif place and place.startswith("/"):
+            yield Place(os.path.normpath(place))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

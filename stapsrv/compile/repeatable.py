@@ -1,0 +1,104 @@
+"""Whether a request's answer is the same each time, as far as the request itself goes.
+
+What is not known to be is not repeatable: the options and the words that are let through are listed, the
+rest is not. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from stapsrv.compile.options import ParsedOptions, parse_options
+from stapsrv.compile.scripts import looks_outside
+from stapsrv.compile.wire import CompileRequest
+
+_NUMBER = re.compile(rb"[0-9]+")
+_WORD = re.compile(rb"[A-Za-z0-9_-]+")
+_DEFINE = re.compile(rb"[A-Za-z_]\w*(=[\w.+-]*)?", re.ASCII)
+_ANY = re.compile(rb".*", re.DOTALL)
+_PASS = re.compile(rb"[45]")
+_BARE_ARGUMENT = re.compile(rb"\$[0-9*$]")
+_WORDS_OF_RC = re.compile(r"[A-Za-z0-9_=.,:+-]+")
+
+# Options that send stap nowhere but to what is known of the request and the host, and the values that they
+# may have; an option without a value has an empty one. Not here: what prints times (-v), lists (-l), stops
+# before a module is made (-p1), looks at this host's processes (-x, -c, --ldd) or wants a new build.
+_OPTIONS = {
+    **dict.fromkeys(("e", "E", "privilege", "compatible"), _ANY),
+    **dict.fromkeys(("g", "u", "w", "W", "P", "t", "F", "b", "unprivileged"), _ANY),
+    **dict.fromkeys(("suppress-time-limits", "suppress-handler-errors", "skip-badvars"), _ANY),
+    **dict.fromkeys(("prologue-searching", "color", "rlimit-as", "rlimit-cpu", "rlimit-nproc"), _ANY),
+    **dict.fromkeys(("rlimit-stack", "rlimit-fsize"), _ANY),
+    **dict.fromkeys(("s", "G", "T", "S", "m", "d"), re.compile(rb"[A-Za-z0-9_,.=+-]+")),
+    "p": _PASS,
+    "D": _DEFINE,
+}
+
+
+def unrepeatable(request: CompileRequest, outward: frozenset[str]) -> str | None:
+    """Return why a request's answer may differ from time to time, in a word; None if it does not.
+
+    Args:
+        request: any.
+        outward: by which names its tapsets lead to what is not known of the host
+            (:func:`stapsrv.compile.scripts.outward_names`).
+    """
+    parsed = parse_options(request.arguments)
+    if parsed.fault is not None:
+        return "option"
+    for name, value in parsed.options:
+        if not _is_known(name, value or b"", request):
+            return "option"
+    has_text = any(name in {"e", "E"} for name, _value in parsed.options)
+    named = {file.path for file in request.files}
+    if not has_text and parsed.operands and parsed.operands[0] not in named | {b"-"}:
+        return "file"
+    texts = [*_texts(parsed), *(file.data for file in request.files)]
+    arguments = parsed.operands if has_text else parsed.operands[1:]
+    if _pastes(texts, arguments):
+        return "argument"
+    return next((why for text in texts if (why := looks_outside(text, outward)) is not None), None)
+
+
+def rc_is_known(text: str) -> bool:
+    """Whether the options in stap's own ``rc`` file are all such as these."""
+    lines = (line.partition("#")[0] for line in text.splitlines())
+    words = [word for line in lines for word in line.split()]
+    if not all(_WORDS_OF_RC.fullmatch(word) for word in words):
+        return False
+    parsed = parse_options([word.encode("ascii") for word in words])
+    return (
+        parsed.fault is None
+        and not parsed.operands
+        and all(name in _OPTIONS and name not in {"e", "E", "p"} for name, _value in parsed.options)
+        and all(_OPTIONS[name].fullmatch(value or b"") for name, value in parsed.options if value is not None)
+    )
+
+
+def build_options_are_known(build: Iterable[str], define: Iterable[str]) -> bool:
+    """Whether a server's ``-B`` and ``-D`` say what they say, and nothing that make or cpp would work out."""
+    return all(re.fullmatch(r"[\w=.,/+-]*", text, re.ASCII) for text in (*build, *define))
+
+
+def _is_known(name: str, value: bytes, request: CompileRequest) -> bool:
+    if name == "r":
+        return value == request.release.encode()
+    if name == "I":
+        return not value.startswith(b"/") and b".." not in value.split(b"/")
+    pattern = _OPTIONS.get(name)
+    return pattern is not None and pattern.fullmatch(value) is not None
+
+
+def _texts(parsed: ParsedOptions) -> Iterator[bytes]:
+    for name, value in parsed.options:
+        if name in {"e", "E"}:
+            yield value or b""
+    yield from parsed.operands
+
+
+def _pastes(texts: Sequence[bytes], arguments: Sequence[bytes]) -> bool:
+    """Whether words of a script are put together of its arguments (``$1``; ``@1`` is always a string)."""
+    if all(_NUMBER.fullmatch(argument) for argument in arguments):
+        return False
+    return any(_BARE_ARGUMENT.search(text) for text in texts)

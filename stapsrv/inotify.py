@@ -1,0 +1,94 @@
+"""Hearing of changes in directories (inotify(7)), in a few calls of the C library.
+
+The kernel queues an event before the call that made the change returns. So who reads the queue without
+waiting, and finds nothing, knows that nothing had changed when they looked. The usual packages give that
+up: they read in a thread of their own and hand events on later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import NamedTuple
+
+MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
+MOVED_FROM, MOVED_TO = 0x40, 0x80
+CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x100, 0x200, 0x400, 0x800
+UNMOUNT, OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000
+ONLYDIR = 0x0100_0000
+
+_HEADER = struct.Struct("iIII")
+_READ_BYTES = 1 << 18
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Event(NamedTuple):
+    """A change.
+
+    Attributes:
+        watch: what :meth:`Inotify.watch` returned; -1 for OVERFLOW.
+        mask: what happened, of the constants of this module.
+        name: of the entry of the directory; empty if it happened to the directory itself.
+    """
+
+    watch: int
+    mask: int
+    name: bytes
+
+
+class Inotify:
+    """One queue of events; to be closed.
+
+    Raises:
+        OSError: this user has too many already (``fs.inotify.max_user_instances``).
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def watch(self, directory: bytes, mask: int) -> int:
+        """Hear of changes in a directory from now on; the same directory gives the same number again.
+
+        Raises:
+            OSError: it cannot be watched, or too much is (ENOSPC, ``fs.inotify.max_user_watches``).
+        """
+        return _checked(_libc.inotify_add_watch(self.descriptor, directory, mask | ONLYDIR))
+
+    def unwatch(self, watch: int) -> None:
+        """Hear no more of a directory; one that is gone is not watched any more anyway."""
+        _libc.inotify_rm_watch(self.descriptor, watch)
+
+    def read(self) -> list[Event]:
+        """Return the events so far, without waiting."""
+        events: list[Event] = []
+        while True:
+            try:
+                data = os.read(self.descriptor, _READ_BYTES)
+            except BlockingIOError:
+                return events
+            offset = 0
+            while offset < len(data):
+                watch, mask, _cookie, length = _HEADER.unpack_from(data, offset)
+                offset += _HEADER.size
+                name = data[offset : offset + length].rstrip(b"\0")
+                offset += length
+                events.append(Event(watch, mask, name))
+
+    def close(self) -> None:
+        """Hear no more."""
+        os.close(self.descriptor)
+
+
+def is_shortage(exc: OSError) -> bool:
+    """Whether the host's limits are met, and not a directory's absence or protection."""
+    return exc.errno in {errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -1,0 +1,63 @@
+"""The result cache of this process: opened with it, watched over as long as it lives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.cache import ResultCache
+from stapsrv.compile.grounds import Grounds
+from stapsrv.compile.premises import Surroundings
+from stapsrv.compile.store import Store
+from stapsrv.compile.translator import StapProgram
+from stapsrv.config.tunables import Tuning
+from stapsrv.errors import ConfigError
+from stapsrv.identity.certificate import systemtap_directory
+
+_DIRECTORY = "server-results"
+
+
+def results_directory(environ: Mapping[str, str]) -> Path:
+    """Return where a user's servers keep results: beside stap's own cache, and out of its reach."""
+    return systemtap_directory(environ) / _DIRECTORY
+
+
+@contextlib.asynccontextmanager
+async def open_cache(
+    stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, log: Log
+) -> AsyncIterator[ResultCache | None]:
+    """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
+    try:
+        store = await anyio.to_thread.run_sync(open_store, environ, tuning)
+        grounds = Grounds(log=log)
+    except (ConfigError, OSError) as exc:
+        log.warning("cache.unusable", reason=exc)
+        yield None
+        return
+    contained = str(tuning.effective("sandbox"))
+    surroundings = Surroundings(stap, environ, systemtap_directory(environ), contained=contained)
+    if surroundings.fault is not None:
+        log.warning("cache.idle", reason=surroundings.fault)
+    with contextlib.closing(grounds):
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(grounds.run)
+            yield ResultCache(surroundings, grounds, store, log=log)
+            watching.cancel_scope.cancel()
+
+
+def open_store(environ: Mapping[str, str], tuning: Tuning) -> Store:
+    """Open the directory of results.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return Store(
+        results_directory(environ),
+        max_bytes=tuning.effective("result_cache_bytes"),
+        max_age_s=tuning.effective("result_cache_s"),
+    )

@@ -1,0 +1,333 @@
+"""The result cache: what is answered from it, what is never, and what makes it forget."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from kit.service import LogLines
+
+from stapsrv.compile.cache import AnswerKind, CacheCounts, Known, ResultCache
+from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.grounds import Grounds
+from stapsrv.compile.kbuild import Build
+from stapsrv.compile.premises import Premises
+from stapsrv.compile.store import Store
+from stapsrv.compile.trees import Place
+from stapsrv.compile.wire import AnswerFile, CompileRequest
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+
+pytestmark = pytest.mark.anyio
+
+
+@attrs.define
+class Around:
+    """A small world: tapsets in one directory, everything else in another."""
+
+    directory: Path
+    fault: str | None = None
+    stated: bytes | None = b"state"
+
+    def premises(self, _release: ServedRelease, settings: ServerSettings) -> Premises:
+        further = tuple(Place(include) for include in settings.include)
+        return Premises(
+            (Place(str(self.directory / "tapset")), *further), (Place(str(self.directory / "tree")),)
+        )
+
+    def state(self, _release: ServedRelease) -> bytes | None:
+        return self.stated
+
+
+@attrs.define
+class World:
+    """A cache, and a stap that notes how it was run."""
+
+    directory: Path
+    around: Around
+    cache: ResultCache
+    lines: LogLines
+    grounds: Grounds
+    runs: list[CompileJob] = attrs.field(factory=list)
+    counts: CacheCounts = attrs.field(factory=CacheCounts)
+    status: int = 0
+    built: bool = True
+    """Whether stap's own cache has nothing."""
+    outside: tuple[str, ...] = ()
+    code: bytes = b'#include "runtime.h"\n#include <linux/mm.h>\n'
+    meddle: Path | None = None
+    """Changed while stap runs."""
+
+    def job(self, *arguments: bytes, **settings: object) -> CompileJob:
+        return CompileJob(
+            request=CompileRequest(
+                release="6.1", arch="x86_64", arguments=arguments or (b"-p4", b"-eprobe begin {}")
+            ),
+            release=ServedRelease("6.1", "x86_64", "6.1", self.directory / "tree"),
+            settings=ServerSettings(**settings),
+        )
+
+    async def ask(self, *arguments: bytes, **settings: object) -> str:
+        """Answer a request as a server does; return where the answer came from."""
+        job = self.job(*arguments, **settings)
+        premises = self.around.premises(job.release, job.settings)
+        if self.around.fault is None:
+            await self.grounds.wait_known(premises.places)
+        question = self.cache.ask(job)
+        if await self.cache.find(question) is not None:
+            self.counts.hits += 1
+            return "hit"
+        return (await self.cache.compile(question, job, self._run, self.counts)).reason or "stored"
+
+    async def _run(self, job: CompileJob) -> CompileResult:
+        self.runs.append(job)
+        if self.meddle is not None:
+            self.meddle.write_text("meddled")
+        await anyio.lowlevel.checkpoint()
+        build = None
+        if self.built or job.anew:
+            build = Build(frozenset({f"{self.directory}/tree/x.h", *self.outside}))
+        name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
+        files = (
+            AnswerFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
+            AnswerFile(f"stap000000/{name}_src.c", self.code),
+        )
+        return CompileResult(self.status, b"out", b"err", files, build=build)
+
+
+@contextlib.asynccontextmanager
+async def world(directory: Path, *, lay_out: bool = True, **around: object) -> AsyncIterator[World]:
+    if lay_out:
+        for name in ("tapset", "tree"):
+            (directory / name).mkdir()
+        (directory / "tapset" / "a.stp").write_text('probe user.begin = process("/bin/ls").begin {}')
+        (directory / "tree" / "x.h").write_text("/* */")
+    lines = LogLines()
+    with anyio.fail_after(30), contextlib.closing(Grounds(log=lines.log)) as grounds:
+        surroundings = Around(directory, **around)
+        store = Store(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
+        cache = ResultCache(surroundings, grounds, store, log=lines.log)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(grounds.run)
+            yield World(directory, surroundings, cache, lines, grounds)
+            tasks.cancel_scope.cancel()
+
+
+async def test_the_second_time_is_a_hit(tmp_path):
+    async with world(tmp_path) as w:
+        assert [await w.ask() for _ in range(3)] == ["stored", "hit", "hit"]
+        assert len(w.runs) == 1
+        assert (w.counts.misses, w.counts.stored, w.counts.hits) == (1, 1, 2)
+        known = await w.cache.find(w.cache.ask(w.job()))
+        assert known is not None
+        assert (known.result.status, known.result.stdout, known.result.stderr) == (0, b"out", b"err")
+        assert known.result.files[0].data == b"module 1"
+        assert (await w.cache.statistics()).entries == 1
+
+
+async def test_results_outlive_the_process(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+    async with world(tmp_path, lay_out=False) as w:
+        assert await w.ask() == "hit"
+        assert w.runs == []
+
+
+async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        for settings in (
+            {"define": ("X=1",)},
+            {"build": ("V=1",)},
+            {"runtime": "/r"},
+            {"arch": "i386"},
+            {"include": (str(tmp_path / "far"),)},
+        ):
+            assert await w.ask(**settings) == "stored"
+        assert await w.ask() == "hit"
+
+
+@pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
+async def test_a_change_makes_another_question(tmp_path, changed):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        (tmp_path / changed).write_text("changed")
+        assert await w.ask() == "stored"
+        assert await w.ask() == "hit"
+
+
+async def test_the_state_of_the_host_counts(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        w.around.stated = b"another"
+        assert await w.ask() == "stored"
+        w.around.stated = None
+        assert await w.ask() == "rc"
+
+
+async def test_nothing_is_answered_before_the_first_look(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        question = w.cache.ask(w.job())
+        assert (question.premise, question.reason) == (None, "unknown yet")
+        assert await w.cache.find(question) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "arguments", "reason"),
+    [
+        ({"status": 1}, (), "failure"),
+        ({}, (b"-v", b"-eprobe begin {}"), "option"),
+        ({}, (b'-eprobe process("/bin/ls").begin {}',), "program"),
+        ({}, (b"-eprobe user.begin {}",), "program"),
+        ({"outside": ("/etc/hostname",)}, (), "outside"),
+        ({"code": b'{ .procname="/bin/ls", }'}, (), "outside"),
+        ({"code": b'.path = "/usr/bin/ls",'}, (), "outside"),
+        ({"built": False, "code": b'#include "/etc/x.h"\n'}, (), "no evidence"),
+        ({"built": False, "code": b"#include SOME_MACRO\n"}, (), "no evidence"),
+        ({"built": False, "code": b"#include <../../etc/x.h>\n"}, (), "no evidence"),
+    ],
+    ids=str,
+)
+async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
+    async with world(tmp_path) as w:
+        for name, value in attributes.items():
+            setattr(w, name, value)
+        assert [await w.ask(*arguments) for _ in range(2)] == [reason, reason]
+        assert w.counts.uncacheable == {reason: 2}
+        assert len(w.runs) == 2
+
+
+async def test_a_change_during_the_compile_is_not_kept(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        w.meddle = None
+        assert await w.ask() == "stored"
+
+
+async def test_server_options_that_make_works_out_are_not_known(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask(build=("X=$(shell date)",)) == "server options"
+
+
+async def test_a_fault_of_the_surroundings_is_the_reason(tmp_path):
+    async with world(tmp_path, fault="debuginfod") as w:
+        assert await w.ask() == "debuginfod"
+
+
+async def test_a_module_from_stap_s_cache_is_kept_if_its_code_shows_where_it_is_from(tmp_path):
+    async with world(tmp_path) as w:
+        w.built = False
+        assert [await w.ask(), await w.ask()] == ["stored", "hit"]
+        assert [job.anew for job in w.runs] == [False]
+
+
+async def test_stap_s_own_cache_is_passed_over_after_a_change_of_the_means(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        w.built = False
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask() == "stored"
+        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
+async def test_a_module_that_was_built_by_other_means_is_built_anew(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-v", b"-eprobe end {}") == "option"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False, True]
+
+
+async def test_a_module_from_before_a_change_is_built_anew_whoever_had_it_built(tmp_path):
+    async with world(tmp_path) as w:
+        w.built = False
+        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False, True]
+
+
+async def test_what_was_built_while_the_means_changed_is_built_anew(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        w.meddle, w.built = None, False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
+
+
+async def test_a_change_of_a_tapset_is_no_change_of_the_means(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tapset" / "b.stp").write_text("")
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False]
+
+
+async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        for file in (tmp_path / "results").iterdir():
+            file.write_bytes(file.read_bytes()[:-1] + b"?")
+        w.cache._hot.clear()
+        assert await w.ask() == "stored"
+        assert (await w.cache.statistics()).damaged > 0
+        assert await w.ask() == "hit"
+
+
+async def test_what_another_process_removes_is_gone_from_memory_as_well(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        Store(tmp_path / "results", max_bytes=1, max_age_s=1.0).clear()
+        assert await w.ask() == "stored"
+
+
+async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_request(tmp_path):
+    async with world(tmp_path) as w:
+        (tmp_path / "results").mkdir(mode=0o500)
+        assert await w.ask() == "disk"
+        (tmp_path / "results").chmod(0o700)
+        assert "cache.unwritable" in w.lines.events()
+
+
+async def test_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.cache._HOT_BYTES", 100)
+    async with world(tmp_path) as w:
+        for number in range(5):
+            await w.ask(b"-p4", b"-eprobe begin { print(%d) }" % number)
+        assert len(w.cache._hot) <= 2
+        assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
+
+
+def test_answers_are_kept_by_kind_and_signer():
+    known = Known(CompileResult(0, b"", b"", ()))
+    kind = AnswerKind(deflate=True, signed=True, messages=())
+    one, other = object(), object()
+    known.keep_answer(one, kind, b"zip")
+    assert known.answer_for(one, kind) == b"zip"
+    assert known.answer_for(other, kind) is None
+    assert known.answer_for(one, attrs.evolve(kind, deflate=False)) is None
+    known.keep_answer(one, None, b"zip")
+    assert known.answer_for(one, None) is None
+    for number in range(10):
+        known.keep_answer(one, attrs.evolve(kind, messages=(str(number),)), b"zip")
+    assert (
+        sum(
+            known.answer_for(one, attrs.evolve(kind, messages=(str(number),))) is not None
+            for number in range(10)
+        )
+        <= 4
+    )
