@@ -32,6 +32,8 @@ from kit.real import Installation, Ran, Stap, Unavailable, serving, serving_orig
 
 LOCAL, ORIGINAL, OURS = "local stap", "stap-serverd", "stapsrv"
 _SHOWN_BYTES = 64
+_ANSWER_S = 300.0
+"""Sixteen compiles one after the other take a minute on an idle machine."""
 _ANY_SERVER = trusting()
 
 
@@ -190,7 +192,7 @@ def fetch(who: str, port: int, payload: bytes) -> bytes:
     """
     answer = bytearray()
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+        socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_S) as connection,
         _ANY_SERVER.wrap_socket(connection) as tls,
     ):
         tls.sendall(payload)
