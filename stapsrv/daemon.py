@@ -17,6 +17,7 @@ from typing import NoReturn
 import anyio
 import attrs
 
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.configured import described_by_environ, with_each_release
 from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
 from stapsrv.config.log_format import LogFormat
@@ -141,7 +142,9 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
             log.info("server.starting", pid=os.getpid(), user=host.user)
             host.tell_sandbox(log)
             warn_of_few_files(tuning, log)
-            server = await host.prepare(settings, log)
+            compiles = tuning.effective("total_compiles")
+            shared = None if compiles is None else WorkerPool(compiles, queue_length=None)
+            server = await host.prepare(settings, log, shared=shared)
             announcer = Announcer.from_settings(options.mdns.over(configured.mdns), log=log)
             async with anyio.create_task_group() as background:
                 background.start_soon(announcer.run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ _T = TypeVar("_T")
 
 _MAX_PORT = 65535
 _WITH_VALUE = re.compile(
-    r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|max-compiles|metrics|backend"
+    r"-[aBDIrRc]|--(port|log|log-format|ssl|max-threads|max-request-size|max-compressed-request|metrics|backend"
     r"|password-file|password-descriptor"
     r"|mdns-interfaces|mdns-host)"
     rf"|{'|'.join(row.option for row in TUNABLES)}"
@@ -52,7 +51,6 @@ class DaemonOptions:
         config_file: the last ``-c``, a global configuration file.
         resume: start again what a supervisor that died had on record.
         on_demand: host nothing at first, and end when the last server has stopped.
-        max_compiles: requests that may compile at the same time, over all servers.
         metrics: where metrics and health are to be had, or None for as configured.
         use_password: the certificate databases have a password.
         password_file: where it is to be read.
@@ -61,7 +59,7 @@ class DaemonOptions:
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
         mdns_host: likewise.
-        tuning: what is set of the supervisor's own rows of the table of tunables.
+        tuning: what is set of the table of tunables for all servers together.
     """
 
     server: ServerSettings | None = None
@@ -70,7 +68,6 @@ class DaemonOptions:
     config_file: Path | None = None
     resume: bool = True
     on_demand: bool = False
-    max_compiles: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
     metrics: MetricsAddress | None = None
     use_password: bool = False
     password_file: Path | None = None
@@ -159,12 +156,6 @@ def _parser() -> _Parser:
         type=_absolute_path,
         metavar="FILE",
         help="global configuration file, read after the default one; the last -c counts",
-    )
-    add(
-        "--max-compiles",
-        type=_number("a number of compiles", 1),
-        metavar="N",
-        help="requests compiled at the same time over all servers (default: the number of cores)",
     )
     add(
         "--metrics",

@@ -13,7 +13,7 @@ from anyio.abc import TaskStatus
 from stapsrv.config.configured import default_server, read_configured_or_environ
 from stapsrv.config.global_settings import DEFAULT_FILES, GlobalSettings, read_global_settings
 from stapsrv.config.kernels import host_arch, host_release
-from stapsrv.config.settings import HostDefaults
+from stapsrv.config.settings import HostDefaults, total_compiles
 from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
 from stapsrv.daemon_options import DaemonOptions
@@ -186,7 +186,7 @@ class Hosting:
             defaults=configuration.defaults,
             open_log=book.open,
             log=self.log,
-            max_compiles=options.max_compiles,
+            max_compiles=total_compiles(options.tuning.over(configuration.settings.tuning)),
             auto_end=options.on_demand,
             announcer=Announcer.from_settings(options.mdns.over(configuration.settings.mdns), log=self.log),
         )

@@ -9,6 +9,7 @@ import pytest
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.mdns import MdnsSettings
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import Tuning
 from stapsrv.daemon_options import DaemonOptions, parse_arguments
 from stapsrv.errors import UsageError
 
@@ -40,7 +41,7 @@ def test_options_attached_and_separate(line, settings):
         ("-c /a -c/b", DaemonOptions(config_file=Path("/b"))),
         (
             "--no-resume --on-demand --max-compiles 3",
-            DaemonOptions(resume=False, on_demand=True, max_compiles=3),
+            DaemonOptions(resume=False, on_demand=True, tuning=Tuning({"total_compiles": 3})),
         ),
         ("--no-mdns", DaemonOptions(mdns_enabled=False)),
         (

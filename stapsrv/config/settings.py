@@ -186,6 +186,12 @@ class ServerSettings:
         return tuple(resolve_release(name, arch=arch) for name in self.releases or (host_release(),))
 
 
+def total_compiles(tuning: Tuning) -> int:
+    """Return how many requests may compile at the same time, over all servers of a process."""
+    wanted: int | None = tuning.effective("total_compiles")
+    return wanted or len(os.sched_getaffinity(0))
+
+
 def _effective(tuning: Tuning, group: type[attrs.AttrsInstance]) -> dict[str, Any]:
     """Return the values of all fields of a class of tunables."""
     return {field.name: tuning.effective(field.name) for field in attrs.fields(group)}

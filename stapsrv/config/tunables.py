@@ -175,6 +175,14 @@ TUNABLES: tuple[Tunable, ...] = (
         Scope.SUPERVISOR,
     ),
     Tunable(
+        "MAX_COMPILES",
+        "total_compiles",
+        count("a number of compiles"),
+        None,
+        "requests compiled at the same time by all servers together (default: the number of cores)",
+        Scope.SUPERVISOR,
+    ),
+    Tunable(
         "MAX_TOTAL_CONNECTIONS",
         "total_connections",
         count("a number of connections"),

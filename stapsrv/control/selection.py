@@ -232,8 +232,8 @@ class _Judge:
     def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Meant) -> Target:
         deed, where = self._rule.if_running, meant.where
         recorded, typed = self._known.resolved(server.settings).tuning, meant.settings.tuning
-        # One that is named had its own tuning to begin with; of the others only what is typed is known.
-        tuning = self._known.resolved(meant.settings).tuning if meant.server else typed.over(recorded)
+        # One that is named, or has a file, says all of its tuning; of the others only what is typed is known.
+        tuning = asked.tuning if meant.server or where is not None else typed.over(recorded)
         settings = asked if self._rule.like_start else self._known.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
@@ -241,10 +241,9 @@ class _Judge:
         if deed is Deed.RESTART:
             settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
-        elif deed is Deed.KEEP and where is None and tuning != recorded:
-            self.warnings.append(
-                f"server {server.nickname} runs already, and keeps its limits; restart changes them"
-            )
+        elif deed is Deed.KEEP and not self._rule.replaces and tuning != recorded:
+            remedy = "restart changes them" if where is None else f"reload makes them those of {where}"
+            self.warnings.append(f"server {server.nickname} runs already, and keeps its limits; {remedy}")
         return Target(deed=deed, settings=settings, server=server, where=where)
 
     def _new_target(self, asked: ServerSettings, where: str | None) -> Target:

@@ -735,6 +735,17 @@ def test_a_restart_tunes_and_a_start_says_that_it_does_not() -> None:
     assert tuned("restart -n web --queue-length=", running)[0] == [(Deed.RESTART, {"compile_s": 9.0})]
 
 
+def test_a_start_says_that_a_file_s_limits_are_not_those_of_the_running_server() -> None:
+    tuned_web = attrs.evolve(WEB, tuning={"compile_s": 9.0})
+    selection = choose("start", run(WEB), configure(tuned_web))
+    (where,) = [file.where for file in configure(tuned_web)]
+    assert list(selection.warnings) == [
+        f"server web runs already, and keeps its limits; reload makes them those of {where}"
+    ]
+    assert list(choose("start", run(tuned_web), configure(tuned_web)).warnings) == []
+    assert list(choose("reload", run(WEB), configure(tuned_web)).warnings) == []
+
+
 def test_a_server_like_another_one_is_tuned_like_it() -> None:
     slow = attrs.evolve(WEB, tuning={"compile_s": 9.0})
     assert tuned("start -n web -r 6.1", run(slow))[0] == [(Deed.START, {"compile_s": 9.0})]
