@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -19,7 +19,7 @@ from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
 from stapsrv.sandbox.mechanisms import Mechanism
 from stapsrv.sandbox.resources import Resources, count_processes
-from stapsrv.sandbox.surroundings import Needs, contained_environment, make_caches, request_view
+from stapsrv.sandbox.surroundings import Needs, contained_environment, make_caches, request_view, tool_view
 from stapsrv.sandbox.view import View
 
 AUTO = "auto"
@@ -72,6 +72,17 @@ class Sandbox:
             return View(places=(), links=(), directory=start, network=True)
         make_caches(needs)
         return request_view(needs, directory, start=start)
+
+    def tool_view(self, read: Iterable[Path], directory: Path) -> View:
+        """Return what a program of the host sees that needs little else.
+
+        Args:
+            read: what it reads.
+            directory: what it changes, and where it starts.
+        """
+        if self.mechanism is None:
+            return View(places=(), links=(), directory=directory, network=True)
+        return tool_view(read, directory)
 
     def command(self, view: View, resources: Resources, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with that view and those bounds."""
@@ -127,6 +138,18 @@ class Sandbox:
             where=str(shown),
             remedy="move one of the two",
         )
+
+
+def check_program(path: Path) -> None:
+    """See that a program is there; the programs that contain it would report that in words of their own.
+
+    Raises:
+        TranslatorError: it is not.
+    """
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    except OSError as exc:
+        raise TranslatorError(f"could not be started: {exc.strerror}", where=str(path)) from exc
 
 
 async def find_sandbox(

@@ -16,7 +16,7 @@ from typing import Protocol
 import anyio
 import attrs
 
-from stapsrv.compile.containing import Sandbox
+from stapsrv.compile.containing import Sandbox, check_program
 from stapsrv.compile.kbuild import Build, read_build
 from stapsrv.compile.options import Privilege, requested_privilege
 from stapsrv.compile.process import Ending, Outcome, run_tree
@@ -219,7 +219,10 @@ class LocalEngine:
             TranslatorError: stap is gone.
             OSError: there is no room, or what the job needs is not there.
         """
-        _check_program(self.stap.path)
+        try:
+            check_program(self.stap.path)
+        except TranslatorError as exc:
+            raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
         (directory / _ANSWER).mkdir(mode=0o700, parents=True)
         (directory / _TEMPORARY).mkdir(mode=0o700)
         root = directory / _ROOT
@@ -288,14 +291,6 @@ async def request_directory(
             place = await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
             if place is not None and kept is not None:
                 kept(place)
-
-
-def _check_program(path: Path) -> None:
-    """See that a program is there; the programs that contain it would report that in words of their own."""
-    try:
-        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC))
-    except OSError as exc:
-        raise TranslatorError(f"The compile could not be started: {exc.strerror}", where=str(path)) from exc
 
 
 def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:

@@ -24,12 +24,14 @@ from typing import Protocol
 import anyio.to_thread
 import attrs
 
+from stapsrv.compile.containing import Sandbox, check_program
 from stapsrv.compile.engine import request_directory
 from stapsrv.compile.options import Privilege, parse_options
 from stapsrv.compile.process import Ending, run_tree
 from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile
 from stapsrv.compile.workspace import Workspace
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
+from stapsrv.sandbox.resources import Resources
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
 OWNER_CERTIFICATE = "signing_key.x509"
@@ -142,11 +144,13 @@ class KernelSigner:
     Args:
         keys: the server's.
         workspace: where modules are for the moment.
+        sandbox: what is between the kernel's program, which reads what a client had made, and the host.
     """
 
-    def __init__(self, keys: OwnerKeys, workspace: Workspace) -> None:
+    def __init__(self, keys: OwnerKeys, workspace: Workspace, sandbox: Sandbox) -> None:
         self._keys = keys
         self._workspace = workspace
+        self._sandbox = sandbox
 
     async def sign(
         self, files: Sequence[AnswerFile], fingerprints: Sequence[str], build_tree: Path
@@ -189,22 +193,30 @@ class KernelSigner:
             async with request_directory(self._workspace, keep=False) as directory:
                 path = directory / "module.ko"
                 await self._workspace.files.run(functools.partial(path.write_bytes, module))
-                await _run_sign_file(build_tree / "scripts" / "sign-file", key, path)
+                await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path)
                 return await self._workspace.files.run(path.read_bytes)
         except (OSError, TranslatorError) as exc:
             # Where and why is the log's, and not the client's.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
 
-
-async def _run_sign_file(program: Path, key: OwnerKey, module: Path) -> None:
-    """Let the kernel's own program append a signature to the file ``module``."""
-    command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
-    outcome = await run_tree(command, deadline_s=_SIGN_FILE_S, env=_SIGN_FILE_ENVIRONMENT)
-    if outcome.ending is Ending.OVERDUE:
-        raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
-    if outcome.ending is not Ending.EXITED or outcome.status != 0:
-        said = outcome.stderr.decode(errors="replace").strip() or f"status {outcome.status}"
-        raise TranslatorError(said, where=str(program))
+    async def _run_sign_file(self, program: Path, key: OwnerKey, module: Path) -> None:
+        """Let the kernel's own program append a signature to the file ``module``; it sees one key only."""
+        check_program(program)
+        read = (program, key.key_file, key.certificate_file)
+        view = await self._workspace.files.run(
+            functools.partial(self._sandbox.tool_view, read, module.parent)
+        )
+        command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
+        outcome = await run_tree(
+            self._sandbox.command(view, Resources(), command),
+            deadline_s=_SIGN_FILE_S,
+            env=_SIGN_FILE_ENVIRONMENT,
+        )
+        if outcome.ending is Ending.OVERDUE:
+            raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
+        if outcome.ending is not Ending.EXITED or outcome.status != 0:
+            said = outcome.stderr.decode(errors="replace").strip() or f"status {outcome.status}"
+            raise TranslatorError(said, where=str(program))
 
 
 def _is_module(file: AnswerFile) -> bool:

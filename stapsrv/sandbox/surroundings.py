@@ -104,6 +104,23 @@ def request_view(needs: Needs, directory: Path, *, start: Path | None = None) ->
         (needs.stap_cache, Access.WRITE),
         (directory, Access.WRITE),
     ]
+    return _view(wishes, start or directory, network=needs.network)
+
+
+def tool_view(read: Iterable[Path], directory: Path) -> View:
+    """Describe what a program of the host sees that needs little else.
+
+    Args:
+        read: what it reads.
+        directory: what it changes, and where it starts.
+    """
+    shown = (*map(Path, (*SYSTEM, *SYSTEM_FILES, "/etc/ssl/openssl.cnf")), *read)
+    wishes = [*((path, Access.READ) for path in shown), (directory, Access.WRITE)]
+    return _view(wishes, directory, network=False)
+
+
+def _view(wishes: Iterable[tuple[Path, Access]], start: Path, *, network: bool) -> View:
+    """Look up what the wishes stand for."""
     places: list[Place] = []
     links: list[Link] = []
     for path, access in wishes:
@@ -114,7 +131,7 @@ def request_view(needs: Needs, directory: Path, *, start: Path | None = None) ->
         places.append(Place(real, Access.EMPTY_FILE if hidden_file else access))
         if not access.is_hidden:
             links += way
-    return describe(places, links, directory=start or directory, network=needs.network)
+    return describe(places, links, directory=start, network=network)
 
 
 def make_caches(needs: Needs) -> None:

@@ -120,7 +120,9 @@ class Host:
                 pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
                 identity=identity,
                 kernel_signer=KernelSigner(
-                    MokStore(moks_directory(identity.kept.identity.directory), log), self.engine.workspace
+                    MokStore(moks_directory(identity.kept.identity.directory), log),
+                    self.engine.workspace,
+                    self.engine.sandbox,
                 ),
                 log=log,
                 tally=self.tally,

@@ -9,6 +9,7 @@ from kit.moks import make_mok, make_sign_file
 from kit.service import LogLines
 
 from stapsrv.compile import modules
+from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.modules import (
     KernelSigner,
     add_signatures,
@@ -106,7 +107,7 @@ class TestKernelSigner:
 
     @pytest.fixture
     def signer(self, made: Mok, workspace: Workspace) -> KernelSigner:
-        return KernelSigner(MokStore(made.directory.parent, LogLines().log), workspace)
+        return KernelSigner(MokStore(made.directory.parent, LogLines().log), workspace, Sandbox(None))
 
     async def test_modules_are_given_to_the_kernel_s_own_program(self, signer, made, tmp_path):
         make_sign_file(tmp_path, 'echo "$1 $2 $3" >>"$4"; env >>"$4"')
@@ -135,7 +136,7 @@ class TestKernelSigner:
         assert "reboot" in signed.message.decode()
 
     async def test_no_key_and_none_can_be_made(self, workspace, tmp_path):
-        signer = KernelSigner(MokStore(Path("/dev/null/moks"), LogLines().log), workspace)
+        signer = KernelSigner(MokStore(Path("/dev/null/moks"), LogLines().log), workspace, Sandbox(None))
         with pytest.raises(TranslatorError) as caught:
             await signer.sign((MODULE,), (), tmp_path)
         assert caught.value.problem == (

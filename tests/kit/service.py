@@ -14,6 +14,7 @@ import attrs
 import structlog
 import trustme
 
+from stapsrv.compile.containing import Sandbox
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
@@ -178,7 +179,7 @@ async def running_server(
         engine=engine,
         pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length),
         identity=identity,
-        kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace),
+        kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace, Sandbox(None)),
         log=lines.log,
     )
     server = CompileServer(service, [open_listener(0)], budget=ConnectionBudget(most_connections))
