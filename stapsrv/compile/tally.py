@@ -94,6 +94,7 @@ class Tally:
         refusals: what was turned away, by reason.
         requests: by release and result.
         sources: of stap's answers.
+        not_kept: compiles whose result the cache could not keep, by reason.
         stages: how long requests took in each that they came to: ``queue``, ``compile``, ``sign``, ``send``.
         request_bytes: of all requests, as they were sent.
         answer_bytes: of all answers, likewise.
@@ -105,6 +106,7 @@ class Tally:
     refusals: Counter[Refusal] = attrs.field(factory=lambda: Counter(dict.fromkeys(Refusal, 0)))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
     sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
+    not_kept: Counter[str] = attrs.field(factory=Counter)
     stages: dict[str, Durations] = attrs.field(
         factory=lambda: {stage: Durations() for stage in ("queue", "compile", "sign", "send")}
     )
@@ -129,6 +131,8 @@ class Tally:
         self.requests[release, Result.of(record)] += 1
         if record.source is not None:
             self.sources[record.source] += 1
+        if record.source is Source.COMPILED and record.uncacheable is not None:
+            self.not_kept[record.uncacheable] += 1
         for stage, durations in self.stages.items():
             seconds: float = getattr(record, f"{stage}_s")
             if seconds > 0:

@@ -201,9 +201,16 @@ ROWS = (
     Row(
         "stapsrv_answers_total",
         Kind.COUNTER,
-        "Answers of stap by where they came from.",
+        "Answers of stap by where they came from: compiled, hit (known), shared (with an equal request).",
         ("source",),
         lambda facts: [((source.value,), count) for source, count in facts.tally.sources.items()],
+    ),
+    Row(
+        "stapsrv_results_not_kept_total",
+        Kind.COUNTER,
+        "Compiles whose result the cache of known results could not keep, by reason.",
+        ("reason",),
+        lambda facts: [((reason,), count) for reason, count in facts.tally.not_kept.items()],
     ),
     Row(
         "stapsrv_request_queue_seconds",

@@ -59,6 +59,15 @@ def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds):
     assert place == 0 or seconds > BOUNDS_S[place - 1]
 
 
+def test_a_result_that_is_not_kept_counts_once():
+    tally = Tally()
+    for source in (Source.COMPILED, Source.SHARED, Source.SHARED):
+        tally.count_request(record(source=source, uncacheable="code"), served=["6.1"])
+    tally.count_request(record(source=Source.COMPILED), served=["6.1"])
+    assert tally.not_kept == {"code": 1}
+    assert tally.sources == {Source.COMPILED: 2, Source.SHARED: 2, Source.HIT: 0}
+
+
 def test_releases_that_are_not_served_are_one():
     tally = Tally()
     for number in range(1000):
