@@ -8,6 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stapsrv.compile.wire import render_arguments
 from stapsrv.config.log_format import LogFormat
 from stapsrv.observe.formats import ENCODERS, LogEntry, encode_classic, encode_journal, encode_json
 from stapsrv.observe.lines import CLASSIC
@@ -82,3 +83,26 @@ def test_journal_entry_reads_back(entry):
         known | {"STAPSRV_EVENT"}
     )
     assert all(re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) for name in fields)
+
+
+BYTES = st.binary() | st.lists(
+    st.sampled_from([b"\n", b"\r", b"\0", b"\x1b[2J", b"\xc2\x85", b"\xe2\x80\xa8", b" "])
+).map(b"".join)
+
+
+@given(st.lists(BYTES))
+def test_what_a_client_asks_for_is_one_entry_in_each_format(arguments):
+    """From the bytes of a request's options to those of the log."""
+    options = render_arguments(arguments)
+    entry = LogEntry(time=0, level="info", event="request.options", fields={"options": options})
+    for encode in (encode_classic, encode_json):
+        line = encode(entry).decode()
+        assert line.splitlines(keepends=True) == [line]
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line[:-1])
+    assert set(journal_fields(encode_journal(entry))) == {
+        "MESSAGE",
+        "PRIORITY",
+        "SYSLOG_IDENTIFIER",
+        "STAPSRV_EVENT",
+        "STAPSRV_OPTIONS",
+    }
