@@ -70,12 +70,32 @@ class Healths:
                 await self._changed.wait()
 
 
+class Listener:
+    """In an announcer's place: keeps which releases it was last told to say of a server."""
+
+    def __init__(self) -> None:
+        self.said: dict[int, list[str]] = {}
+
+    async def run(self) -> None:
+        await anyio.sleep_forever()
+
+    def show(self, server_id, server) -> None:
+        found = advertisements(server, serial="00", moks=())
+        self.said[server_id] = [advertisement.sysinfo for advertisement in found]
+
+    def hide(self, server_id) -> None:
+        self.said.pop(server_id, None)
+
+    async def withdraw(self, server_id) -> None:
+        self.hide(server_id)
+
+
 @contextlib.asynccontextmanager
-async def started(bench, count: int = 1, **settings):
+async def started(bench, count: int = 1, announcer: Listener | None = None, **settings):
     """Start servers of a new process; yields the supervisor, their status, and what follows their health."""
     bench.host = bench.new_host()
     healths = Healths(bench.host.warmer)
-    async with bench.supervisor() as supervisor:
+    async with bench.supervisor(announcer=announcer) as supervisor:
         wishes = [
             Wish(bench.settings(warmup=True, max_threads=number, **settings))
             for number in range(1, count + 1)
@@ -169,19 +189,19 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
 class TestUnhealthy:
     async def test_is_told_not_advertised_and_tried_again_after_a_change(self, bench, kernel):
         kernel.answer(BROKEN)
-        async with started(bench) as (supervisor, (started_server,), healths):
+        network = Listener()
+        async with started(bench, announcer=network) as (supervisor, (begun,), healths):
             await healths.wait(Health.UNHEALTHY)
             (server,) = supervisor.status().servers
             (release,) = server.releases
             assert (release.health, release.reason) == (Health.UNHEALTHY, "x.h:3: error: no such thing")
-            serving = supervisor._servers[started_server.id].server
-            assert advertisements(serving, serial="00", moks=()) == ()
+            assert network.said == {begun.id: []}
             kernel.answer(MODULE)
             await bench.lines.wait("release.unhealthy")
             (bench.build_tree / "include" / "config" / "new").touch()
             (bench.build_tree / "Makefile").touch()
             await healths.wait(Health.HEALTHY)
-            assert len(advertisements(serving, serial="00", moks=())) == 1
+            assert network.said == {begun.id: ["6.1.0-test x86_64"]}
         assert bench.lines.reasons("release.unhealthy") == ["x.h:3: error: no such thing"]
 
     async def test_is_attempted_for_a_client_whose_success_makes_it_healthy(self, bench, kernel):
