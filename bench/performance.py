@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 from compare import end, progress
@@ -26,27 +27,37 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from kit.real import Installation, Unavailable
 from loads import LOADS, Bench, Verdict
 
+Results = dict[str, Any]
+"""What was measured, as JSON has it."""
+
 _BEGIN, _END = "<!-- figures: bench/performance.py -->\n", "<!-- end of figures -->\n"
 
 
-def measure(options: argparse.Namespace, installation: Installation) -> dict[str, object]:
+def measure(options: argparse.Namespace, installation: Installation) -> Results:
     """Run the loads that were asked for; returns what is shown, as JSON has it."""
-    verdicts = []
+    loads = {}
     with contextlib.ExitStack() as cleanup:
         place = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="stapsrv-bench.")))
         bench = Bench(installation, place, rounds=options.rounds, backend=options.backend)
-        before = os.getloadavg()[0]
+        averages = [os.getloadavg()[0]]
         for name in options.loads or LOADS:
             progress(f"measuring: {name}")
-            verdicts += LOADS[name](bench)
+            loads[name] = [attrs.asdict(verdict) for verdict in LOADS[name](bench)]
+            averages.append(os.getloadavg()[0])
     return {
         "release": installation.release,
         "cores": len(os.sched_getaffinity(0)),
-        "load_before": before,
-        "load_after": os.getloadavg()[0],
+        "averages": averages,
         "rounds": options.rounds,
-        "verdicts": [attrs.asdict(verdict) for verdict in verdicts],
+        "loads": loads,
     }
+
+
+def merged(runs: Sequence[Results]) -> Results:
+    """Return the figures of several runs as one: of each load, those of the last run that has it."""
+    loads = {name: verdicts for run in runs for name, verdicts in run["loads"].items()}
+    averages = [average for run in runs for average in run["averages"]]
+    return {**runs[-1], "averages": averages, "loads": loads}
 
 
 def plain(found: Sequence[Verdict]) -> list[str]:
@@ -69,17 +80,19 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
     return verdict.load, verdict.original, verdict.ours, verdict.measured, verdict.target, word
 
 
-def shown(results: dict[str, object]) -> tuple[str, list[Verdict]]:
+def shown(results: Results) -> tuple[str, list[Verdict]]:
     """Return a sentence on the circumstances, and the rows."""
+    averages = results["averages"]
     circumstances = (
-        f"Kernel release {results['release']}, {results['cores']} cores, load average "
-        f"{results['load_before']:.1f} before and {results['load_after']:.1f} after; medians of "
-        f"{results['rounds']} rounds or more, least to most in brackets."
+        f"Kernel release {results['release']}, {results['cores']} cores, load average from "
+        f"{min(averages):.1f} to {max(averages):.1f}; medians of {results['rounds']} rounds or more, "
+        "least to most in brackets."
     )
-    return circumstances, [Verdict(**verdict) for verdict in results["verdicts"]]  # type: ignore[attr-defined]
+    loads = results["loads"]
+    return circumstances, [Verdict(**row) for name in LOADS for row in loads.get(name, ())]
 
 
-def put_into(page: Path, results: dict[str, object]) -> None:
+def put_into(page: Path, results: Results) -> None:
     """Replace the figures in a page by these."""
     circumstances, verdicts = shown(results)
     text = page.read_text()
@@ -100,13 +113,15 @@ def main() -> None:
     add("--rounds", type=int, default=3, metavar="N", help="how often servers are asked in turn, at least")
     add("--backend", choices=("asyncio", "trio"), default="asyncio", help="this project's event loop")
     add("--json", action="store_true", help="print the figures as JSON, to be kept")
-    add("--from", dest="kept", type=Path, metavar="FILE", help="measure nothing, take such figures")
+    add(
+        "--from", dest="kept", type=Path, nargs="+", metavar="FILE", help="measure nothing, take such figures"
+    )
     add("--into", type=Path, metavar="PAGE", help="put the table in a page, such as docs/performance.md")
     options = parser.parse_args()
     if unknown := [name for name in options.loads if name not in LOADS]:
         parser.error(f"{unknown[0]} is no load; there are {', '.join(LOADS)}")
     if options.kept is not None:
-        results = json.loads(options.kept.read_text())
+        results = merged([json.loads(file.read_text()) for file in options.kept])
     else:
         if os.geteuid() == 0:
             parser.error(
