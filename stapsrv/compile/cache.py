@@ -93,6 +93,10 @@ class CacheCounts:
     stored: int = 0
     uncacheable: Counter[str] = attrs.field(factory=Counter)
 
+    def snapshot(self) -> CacheCounts:
+        """Return what it is now."""
+        return attrs.evolve(self, uncacheable=self.uncacheable.copy())
+
 
 @attrs.frozen(kw_only=True)
 class CacheStatistics:

@@ -22,6 +22,9 @@ import attrs
 
 from stapsrv.errors import ConfigError
 
+RESULTS_DIRECTORY = "server-results"
+"""In a user's ``$SYSTEMTAP_DIR``: beside stap's own cache, and out of the reach of what compiles."""
+
 _MAGIC = b"stapsrv result 1\n"
 _SUM_BYTES = hashlib.sha256().digest_size
 _ENTRY = ".result"

@@ -16,6 +16,7 @@ from stapsrv.control.usage import usage
 
 _TOOLS = {
     "browse": "stapsrv.control.browse",
+    "cache": "stapsrv.control.cache",
     "cert": "stapsrv.control.cert",
     "doctor": "stapsrv.doctor.command",
     "mok": "stapsrv.control.mok",

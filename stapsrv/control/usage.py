@@ -89,6 +89,7 @@ def _overview() -> str:
             "actions:",
             *lines,
             f"  {'cert, mok':{width}}  look after a server's certificate, and its machine owner keys",
+            f"  {'cache':{width}}  count, check or clear the results that servers keep",
             f"  {'browse':{width}}  show the servers that the network tells of",
             f"  {'doctor':{width}}  ask what stands between a client and its module, and say what to do",
             f"  {'report':{width}}  put what a bug report needs into one archive",

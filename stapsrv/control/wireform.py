@@ -51,6 +51,16 @@ class RecentInfo(TypedDict):
     compile_s: float | None
 
 
+class CacheInfo(TypedDict):
+    """What the result cache did for a server; see :class:`stapsrv.compile.cache.CacheCounts`."""
+
+    hits: int
+    misses: int
+    shared: int
+    stored: int
+    uncacheable: dict[str, int]
+
+
 class ServerInfo(TypedDict):
     """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
 
@@ -75,6 +85,7 @@ class ServerInfo(TypedDict):
     refusals: NotRequired[dict[str, int]]
     releases: NotRequired[list[ReleaseInfo]]
     recent: NotRequired[RecentInfo]
+    cache: NotRequired[CacheInfo]
 
 
 class SupervisorInfo(TypedDict):
@@ -235,6 +246,13 @@ def server_info(status: ServerStatus) -> ServerInfo:
             "requests": status.recent.requests,
             "queue_s": _seconds(status.recent.queue_s),
             "compile_s": _seconds(status.recent.compile_s),
+        },
+        "cache": {
+            "hits": status.cache.hits,
+            "misses": status.cache.misses,
+            "shared": status.cache.shared,
+            "stored": status.cache.stored,
+            "uncacheable": dict(status.cache.uncacheable),
         },
     }
 

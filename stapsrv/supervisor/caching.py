@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -13,18 +12,11 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.premises import Surroundings
-from stapsrv.compile.store import Store
+from stapsrv.compile.store import RESULTS_DIRECTORY, Store
 from stapsrv.compile.translator import StapProgram
 from stapsrv.config.tunables import Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
-
-_DIRECTORY = "server-results"
-
-
-def results_directory(environ: Mapping[str, str]) -> Path:
-    """Return where a user's servers keep results: beside stap's own cache, and out of its reach."""
-    return systemtap_directory(environ) / _DIRECTORY
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +49,7 @@ def open_store(environ: Mapping[str, str], tuning: Tuning) -> Store:
         ConfigError: it cannot be used.
     """
     return Store(
-        results_directory(environ),
+        systemtap_directory(environ) / RESULTS_DIRECTORY,
         max_bytes=tuning.effective("result_cache_bytes"),
         max_age_s=tuning.effective("result_cache_s"),
     )

@@ -10,6 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError
@@ -152,6 +153,7 @@ class HostedServer:
             refusals=statistics.refusals if statistics else {},
             releases=server.releases() if server is not None else (),
             recent=statistics.recent if statistics else RecentTimes(),
+            cache=statistics.cache if statistics else CacheCounts(),
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

@@ -16,6 +16,7 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
+from stapsrv.compile.cache import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
@@ -44,6 +45,7 @@ class ServerStatistics:
         refusals: what was turned away, by reason; every reason is there.
         certificate_expires: the end of the certificate's validity.
         recent: what the last requests took.
+        cache: what the result cache did.
     """
 
     connections: int
@@ -54,6 +56,7 @@ class ServerStatistics:
     refusals: Mapping[Refusal, int]
     certificate_expires: datetime
     recent: RecentTimes = attrs.field(factory=RecentTimes)
+    cache: CacheCounts = attrs.field(factory=CacheCounts)
 
 
 _MOST_DENIALS = 64
@@ -169,6 +172,7 @@ class CompileServer:
             refusals=dict(self._service.refusals.counts),
             certificate_expires=self._service.identity().not_after,
             recent=self._service.recent.times(),
+            cache=self._service.cache_counts.snapshot(),
         )
 
     def releases(self) -> tuple[ReleaseStatus, ...]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import attrs
 
+from stapsrv.compile.cache import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.settings import ServerSettings
@@ -52,6 +53,7 @@ class ServerStatus:
         refusals: what it turned away since it last started, by reason.
         releases: what it serves; empty while nothing serves.
         recent: what the last requests took.
+        cache: what is known of results.
     """
 
     id: int
@@ -72,6 +74,7 @@ class ServerStatus:
     refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()
     recent: RecentTimes = attrs.field(factory=RecentTimes)
+    cache: CacheCounts = attrs.field(factory=CacheCounts)
 
 
 @attrs.frozen(kw_only=True)

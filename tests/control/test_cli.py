@@ -144,6 +144,7 @@ def test_faults_are_one_line(words, status, err, environ):
         (["--version"], "stap-server (stapsrv) ", "."),
         (["cert", "--help"], "usage: stap-server cert", "renew"),
         (["mok", "--help"], "usage: stap-server mok", "list"),
+        (["cache", "--help"], "usage: stap-server cache", "verify"),
         (["browse", "--help"], "usage: stap-server browse", "--timeout"),
     ],
 )

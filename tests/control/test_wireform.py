@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.control import SINCE, FakeCommands, server_status
 
+from stapsrv.compile.cache import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.files import SERVER_VARIABLES
@@ -228,6 +230,7 @@ def test_status_of_a_server():
         refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
         releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
         recent=RecentTimes(3, 0.0, 2.34567),
+        cache=CacheCounts(hits=5, misses=4, shared=3, stored=2, uncacheable=Counter(option=1)),
     )
     assert server_info(status) == {
         "id": 7,
@@ -248,6 +251,7 @@ def test_status_of_a_server():
         "refusals": {"denied": 2},
         "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
         "recent": {"requests": 3, "queue_s": 0.0, "compile_s": 2.346},
+        "cache": {"hits": 5, "misses": 4, "shared": 3, "stored": 2, "uncacheable": {"option": 1}},
     }
 
 

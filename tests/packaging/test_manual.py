@@ -21,7 +21,7 @@ from stapsrv.daemon_options import _parser
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 BIN = Path(sys.executable).parent
-TOOLS = ("browse", "cert", "doctor", "mok", "report")
+TOOLS = ("browse", "cache", "cert", "doctor", "mok", "report")
 
 
 @pytest.fixture(scope="session")
