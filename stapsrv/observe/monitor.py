@@ -62,7 +62,9 @@ class Monitor:
             await self._server.serve()
         except* OSError as failure:
             self._log.error("metrics.failed", reason=str(failure.exceptions[0]))
-            await anyio.sleep(_PAUSE_S)
+        except* Exception as crash:  # noqa: BLE001 - whatever it is, servers go on without metrics
+            self._log.exception("metrics.crashed", exc_info=crash)
+        await anyio.sleep(_PAUSE_S)
 
     async def _find(self, path: str) -> Page:
         match path:

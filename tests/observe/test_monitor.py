@@ -161,6 +161,25 @@ async def test_a_compile_is_answered_while_nobody_gets_metrics():
             crowd.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("fault", "event"),
+    [(OSError("no more"), "metrics.failed"), (ZeroDivisionError(), "metrics.crashed")],
+)
+async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
+    async def fail(*_args, **_names):
+        raise fault
+
+    lines = LogLines()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        monkeypatch.setattr("stapsrv.observe.httpserver.accept_forever", fail)
+        monkeypatch.setattr("stapsrv.observe.monitor._PAUSE_S", 0.01)
+        async with monitored(Door(listener, "name"), Process().look, log=lines.log):
+            await lines.wait(event, 3)
+            monkeypatch.undo()
+            assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
+
+
 async def test_nothing_without_a_door():
     lines = LogLines()
     async with monitored(None, Process().look, log=lines.log):
