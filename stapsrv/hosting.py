@@ -23,6 +23,7 @@ from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.facts import Facts, Phase
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
+from stapsrv.supervisor.activation import turn_away
 from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.lifecycle import State
@@ -221,6 +222,7 @@ class Hosting:
             tasks.start_soon(self._bring_up)
             tasks.start_soon(self._obey_hangups)
             tasks.start_soon(self._stop_when, stopping)
+            tasks.start_soon(turn_away, self._host.sockets, self._is_served, self.log)
             await ended.wait()
             tasks.cancel_scope.cancel()
 
@@ -300,6 +302,14 @@ class Hosting:
                 await self.reload()
             except ConfigError as exc:
                 self.log.error("configuration.refused", reason=exc)
+
+    def _is_served(self, nickname: str) -> bool:
+        """Whether who connects to a server's port may wait: it accepts, or will, or the next process."""
+        down = {State.STOPPED, State.FAILED, State.BACKING_OFF}
+        return self._phase is not Phase.RUNNING or any(
+            server.nickname == nickname and server.state not in down
+            for server in self.supervisor.status().servers
+        )
 
     async def _stop_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()

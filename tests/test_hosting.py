@@ -310,6 +310,24 @@ def test_sockets_of_the_service_manager_are_served_and_left_open(site):
                 pass
 
 
+def test_nobody_waits_at_the_port_of_a_server_that_is_stopped(site):
+    """A reset tells the client to come back, and then to go elsewhere."""
+    site.configure("native")
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        with site.start_with(passed=[("native", port)]) as server:
+            (path,) = site.stat.glob("*/control.sock")
+            with socket.socket(socket.AF_UNIX) as control:
+                control.settimeout(30)
+                control.connect(str(path))
+                control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"stop","params":{"ids":"all"}}\n')
+                assert b'"error":null' in control.recv(65536)
+            with socket.create_connection(port.getsockname(), timeout=30) as client:
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+            stop(server)
+        assert "was reset: the server does not run" in site.log.read_text()
+
+
 def test_socket_that_no_server_wants_is_one_line_and_no_start(site):
     site.configure("one")
     with socket.create_server(("127.0.0.1", 0)) as port:

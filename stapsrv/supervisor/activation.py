@@ -1,24 +1,31 @@
 """Listening sockets that a service manager opened for this process (sd_listen_fds(3)), by their names.
 
 ``control`` is the control socket, every other name the nickname of the server whose port it is. They stay
-open between two lives of a server, and of the daemon: who connects meanwhile waits, and is not refused.
+open between two lives of a server, and of the daemon: who connects meanwhile waits, and is not refused. But
+nobody is left waiting at the port of a server that is stopped or has failed.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+import anyio
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
+from stapsrv.supervisor.listener import Peer, reset
 
 CONTROL = "control"
 _FIRST_DESCRIPTOR = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _MOST = 1024
 """Descriptors passed: more than a service manager could ever open for us."""
+_LOOK_S = 1.0
+"""Between looks at ports that nobody serves: as long as a client sleeps before it comes back."""
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 _NAME_IT = "give the socket unit FileDescriptorName=, the server's nickname or control"
 
@@ -60,6 +67,10 @@ class PassedSockets:
                 )
             sockets[name] = _listening(descriptor, name)
         return cls(sockets)
+
+    def by_name(self) -> Mapping[str, socket.socket]:
+        """Return the sockets themselves, which stay open."""
+        return self._sockets
 
     def control(self, path: Path) -> socket.socket | None:
         """Return the control socket, which the caller closes, or None if none was passed.
@@ -132,6 +143,32 @@ class PassedSockets:
                     where=f"socket '{name}'",
                     remedy=_NAME_IT,
                 )
+
+
+async def turn_away(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
+    """Reset who connects to the port of a server that does not run, once a second, until cancelled.
+
+    Args:
+        sockets: those that were passed.
+        is_served: whether the server of a nickname accepts, or is about to.
+        log: gets a line for each reset.
+    """
+    ports = {name: port for name, port in sockets.by_name().items() if name != CONTROL}
+    while ports:
+        await anyio.sleep(_LOOK_S)
+        for name, port in ports.items():
+            if not is_served(name):
+                _reset_waiting(port, log)
+
+
+def _reset_waiting(port: socket.socket, log: Log) -> None:
+    for _ in range(_MOST):
+        try:
+            accepted, sockaddr = port.accept()
+        except OSError:
+            return
+        log.warning("connection.refused", peer=Peer.of(sockaddr), reason="the server does not run")
+        reset(accepted)
 
 
 def without_passed(environ: Mapping[str, str]) -> dict[str, str]:
