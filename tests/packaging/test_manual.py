@@ -14,6 +14,7 @@ from kit.machine import ROOT
 
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.global_settings import GLOBAL_VARIABLES
+from stapsrv.control import dispatch
 from stapsrv.control.arguments import _FLAGS, _WITH_VALUE
 from stapsrv.control.options import OPTIONS
 from stapsrv.control.usage import ACTIONS
@@ -21,7 +22,7 @@ from stapsrv.daemon_options import _parser
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 BIN = Path(sys.executable).parent
-TOOLS = ("browse", "cache", "cert", "doctor", "mok", "report")
+TOOLS = tuple(dispatch._TOOLS)
 
 
 @pytest.fixture(scope="session")
