@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from stapsrv.config.log_format import parse_log_format
-from stapsrv.config.tunables import BY_ATTRIBUTE, SERVER_TUNABLES, Tunable, with_tuning
+from stapsrv.config.tunables import BY_ATTRIBUTE, SERVER_TUNABLES, TUNABLES, Scope, Tunable, with_tuning
 from stapsrv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _MAX_DIGITS = 18
 """Of a number: more is a mistake, and Python refuses to convert thousands of them."""
 _SHOWN_CHARACTERS = 60
 """Of a wrong line, in the message about it."""
+_OF_SUPERVISOR = frozenset(row.variable for row in TUNABLES if row.scope is Scope.SUPERVISOR)
 _UNWRITABLE = {"\n": "a line break", "\r": "a carriage return", "\0": "a NUL"}
 
 
@@ -335,6 +336,8 @@ def _converted(variable: Variable, value: str) -> object:
 def _refuse_unknown(name: str, known: dict[str, Variable]) -> NoReturn:
     import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
 
+    if name in _OF_SUPERVISOR:
+        raise ConfigError(f"{name} is not for one server alone", remedy="set it in the global file")
     nearest = difflib.get_close_matches(name.upper(), known, n=1)
     remedy = (
         f"did you mean {nearest[0]}?" if nearest else f"the variables of this file are {', '.join(known)}"

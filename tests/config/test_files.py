@@ -280,3 +280,11 @@ def test_the_table_covers_all_settings_but_those_that_are_not_recorded() -> None
     every = {field.name for field in attrs.fields(ServerSettings)}
     assert every - recorded == {"keep_temporary", "tuning"}
     assert recorded - every == {row.attribute for row in SERVER_TUNABLES}
+
+
+def test_a_variable_of_the_global_file_belongs_there() -> None:
+    with pytest.raises(ConfigFaults) as caught:
+        read("MAX_COMPILES=3\n")
+    assert str(caught.value) == (
+        f"{WHERE}:1: MAX_COMPILES is not for one server alone; set it in the global file"
+    )
