@@ -42,6 +42,7 @@ class FakeZeroconf:
         self.questions: list[object] = []
         self.answers: list[DNSRecord] = []
         self.fault: Exception | None = None
+        self.limits: dict[str, frozenset[bytes] | None] = {}
 
     def add_listener(self, listener, question) -> None:
         self.listener = listener
@@ -81,6 +82,9 @@ class FakeZeroconf:
 
     def yield_host(self, key: str) -> None:
         self._do("yield", key)
+
+    def limit(self, key: str, addresses: frozenset[bytes] | None) -> None:
+        self.limits[key] = addresses
 
     def close(self) -> None:
         self._do("close", None)
@@ -129,6 +133,12 @@ def test_free_name_is_asked_for_three_times(bench):
     # What makes it a probe, which is answered at once.
     (claim,) = bench.zeroconf.questions[0].authorities
     assert (claim.server, claim.port) == ("build.local.", 5001)
+
+
+def test_a_service_is_said_only_where_it_listens(bench):
+    here = frozenset({bytes([192, 0, 2, 1])})
+    assert bench.responder.claim(attrs.evolve(SERVICE, addresses=here))
+    assert bench.zeroconf.limits == {FULL.lower(): here}
 
 
 def test_taken_name_is_given_up_at_the_first_answer(bench):
