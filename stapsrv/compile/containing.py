@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ from stapsrv.sandbox.view import View
 AUTO = "auto"
 OFF = "off"
 """Settings that are no mechanism's name: the first that works, and none."""
+_SAID_BEFORE = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .*")
+"""The first line of a program that is there to contain another; stap's own errors begin otherwise."""
 _TRIAL_S = 20.0
 _REMEDY = (
     "install bubblewrap and let users make user namespaces (sysctl user.max_user_namespaces, "
@@ -122,6 +125,16 @@ class Sandbox:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(group.remove)
+
+    def failure(self, status: int, stderr: bytes) -> str | None:
+        """Say why a contained program was never started, as the programs before it said it.
+
+        Args:
+            status: what they all came to.
+            stderr: what they said, or the program itself.
+        """
+        said = _SAID_BEFORE.match(stderr)
+        return None if status == 0 or said is None else said[0].decode(errors="replace")
 
     def check(self, view: View) -> None:
         """See whether a view can be had.

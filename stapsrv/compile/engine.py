@@ -263,6 +263,9 @@ class LocalEngine:
             except TranslatorError as exc:
                 raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
             exceeded = None if group is None else group.exceeded
+        failure = self.sandbox.failure(outcome.status, outcome.stderr)
+        if failure is not None:
+            raise TranslatorError("The compile could not be started", where=failure)
         return outcome, resources.explain(outcome.status, outcome.stderr, exceeded=exceeded)
 
 

@@ -19,6 +19,7 @@ from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
 from stapsrv.refusal import Refusal
+from stapsrv.sandbox.mechanisms import Mechanism
 
 pytestmark = pytest.mark.anyio
 
@@ -166,6 +167,20 @@ async def test_contained_compile(run, tmp_path):
     )
     assert result.stdout == b"probe\n<server>/tmp\n<server>/tmp\n6\n", result
     assert [file.data for file in result.files] == [b"module\n"]
+
+
+async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
+    """And no answer of stap's: where and why is for the log."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("choom", "nice", "env", "sh"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    environ = {"PATH": str(programs), "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    with pytest.raises(TranslatorError) as caught:
+        await run("exit 0", sandbox=Sandbox(Mechanism.BUBBLEWRAP), environ=environ)
+    assert caught.value.problem == "The compile could not be started"
+    assert caught.value.where.startswith("env: ")
+    assert "bwrap" in caught.value.where
 
 
 async def test_keep(run, workspace):
