@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import anyio
@@ -136,6 +141,54 @@ async def test_temporary_directory_removed_under_us(run, workspace):
     with pytest.raises(TranslatorError, match="has trouble with its temporary directory"):
         await run('rm -r "$answer"')
     assert (await run('echo module >"$answer/made.ko"')).status == 0
+
+
+STEPS = {
+    "making a directory for it": "tempfile.mkdtemp",
+    "making directories in it": "os.mkdir",
+    "writing its files": "os.fdopen",
+    "finding what stap made": "os.scandir",
+    "looking at what stap made": "os.fstat",
+}
+
+
+# A directory that stap itself sealed is passed over, so nothing can be told from one that became unreadable.
+FAILURES = [
+    (step, error)
+    for step in STEPS
+    for error in (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
+    if (step, error) != ("finding what stap made", errno.EACCES)
+]
+
+
+@pytest.mark.parametrize(("step", "error"), FAILURES)
+async def test_every_step_may_fail_and_leaves_nothing(run, workspace, monkeypatch, step, error):
+    """The client is told what, and nothing of where; the next request finds all as it was."""
+    name = STEPS[step]
+    owner, _, function = name.rpartition(".")
+    module = {"os": os, "tempfile": tempfile}[owner]
+    real = getattr(module, function)
+    threads = set()
+
+    def fail(*arguments: object, **options: object) -> object:
+        # Only what is done for the request: that is in a thread, and removing is done by shutil.
+        caller = sys._getframe(1).f_code.co_filename
+        if threading.current_thread() is threading.main_thread() or "shutil" in caller:
+            return real(*arguments, **options)
+        threads.add(caller)
+        raise OSError(error, os.strerror(error))
+
+    script = 'mkdir "$answer/a"; echo module >"$answer/a/made.ko"'
+    request = {"files": (RequestFile(b"script/x", b"probe\n"),)}
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, fail)
+        with pytest.raises(TranslatorError) as caught:
+            await run(script, **request)
+    assert threads
+    assert caught.value.problem.endswith(f"temporary directory: {os.strerror(error)}")
+    assert "/" not in caught.value.problem
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
+    assert len((await run(script, **request)).files) == 1
 
 
 async def test_program_that_is_gone(run, tmp_path):

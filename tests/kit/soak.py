@@ -230,11 +230,10 @@ class Soak:
         else:
             stream = changed(stream, some_changes(self._chance, (), [stream]))
         with contextlib.suppress(*_GONE):
-            tls = connect(self._server.port, source="127.0.0.75", timeout=15)
+            tls = connect(self._server.port, source="127.0.0.75", timeout=60)
             try:
                 with contextlib.suppress(*_GONE):
                     tls.sendall(stream)
-                    tls.settimeout(15)
                 receive(tls)
             except zipfile.BadZipFile:
                 self.count("malformed, unanswered")
@@ -275,7 +274,7 @@ class Soak:
             for _ in range(100):
                 if self._over.wait(0.02) or self._kill_one(mark):
                     break
-            tls.settimeout(1 if self.is_over else 15)
+            tls.settimeout(1 if self.is_over else 60)
             with contextlib.suppress(zipfile.BadZipFile):
                 answer = receive(tls)
                 if answer.rc == 0:

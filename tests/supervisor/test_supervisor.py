@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 import anyio
@@ -354,3 +356,24 @@ async def test_unwritable_status_directory_is_one_clear_line(bench):
             f"status directory {bench.stat_path}: cannot be written: No such file or directory; "
             "let the server's user write there, or set STAT_PATH to a directory where it may"
         )
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE, errno.EACCES])
+async def test_record_that_cannot_be_written_costs_the_record_alone(bench, monkeypatch, error):
+    """What was on record before stays whole; the server serves, and is recorded when that can be again."""
+    async with bench.supervisor() as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        before = bench.records()
+
+        def refuse(*_arguments: object, **_options: object) -> None:
+            raise OSError(error, os.strerror(error))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("stapsrv.supervisor.registry.os.fchmod", refuse)
+            (again,) = await supervisor.restart([outcome.server.id])
+        assert (again.error, again.server.state) == (None, State.SERVING)
+        assert bench.records() == before
+        assert sorted(path.suffix for path in bench.stat_path.iterdir()) == [".stat"]
+        assert os.strerror(error) in bench.lines.reasons("registry.unwritable")[0]
+        await supervisor.restart([outcome.server.id])
+        assert len(bench.records()) == 1
