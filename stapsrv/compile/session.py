@@ -201,8 +201,9 @@ async def _adopt(connection: socket.socket) -> SocketStream:
 def _is_local(stream: TLSStream) -> bool:
     """Whether the peer is on this host, which then is at both ends under one address."""
     ends = (SocketAttribute.local_address, SocketAttribute.remote_address)
-    here, there = (stream.extra(end) for end in ends)  # noqa: S610 - AnyIO's extra, not Django's
-    return here[0] == there[0]
+    # One that has reset its connection has no address any more.
+    here, there = (stream.extra(end, None) for end in ends)  # noqa: S610 - AnyIO's extra, not Django's
+    return here is not None and there is not None and here[0] == there[0]
 
 
 def _acknowledge_at_once(stream: TLSStream) -> None:

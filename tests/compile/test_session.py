@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -383,6 +384,35 @@ async def test_a_crash_of_a_shared_compile_is_told_to_every_client_that_waits_fo
     assert [answer.rc for answer in answers] == [1, 1]
     assert all("failed on this request" in answer.stderr for answer in answers)
     assert running.lines.events().count("request.crashed") == 2
+
+
+async def test_client_that_resets_as_soon_as_its_request_has_arrived(monkeypatch):
+    """Whatever is asked of its socket then: it has left, and that is all."""
+    async with running_server() as running:
+        tls = await connect(running.port)
+        raw = tls.extra(SocketAttribute.raw_socket)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        receive = TLSStream.receive
+        gone = anyio.Event()
+
+        async def receive_and_wait(self, max_bytes: int = 65536) -> bytes:
+            data = await receive(self, max_bytes)
+            if self.extra(TLSAttribute.server_side) and len(data) > 100:
+                await anyio.aclose_forcefully(tls)
+                with contextlib.suppress(OSError):
+                    while self.extra(SocketAttribute.raw_socket).getpeername():
+                        await anyio.lowlevel.checkpoint()
+                gone.set()
+            return data
+
+        with monkeypatch.context() as patched:
+            patched.setattr(TLSStream, "receive", receive_and_wait)
+            await tls.send(frame(request("-p1")))
+            with anyio.fail_after(10):
+                await gone.wait()
+            await running.lines.wait("request.summary")
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+    assert not [entry for entry in running.lines.entries if entry["level"] == "error"]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 100])
