@@ -194,6 +194,7 @@ class CompileServer:
             if self._rules.permit(peer.address):
                 self._begin(sessions, connection, peer)
             else:
+                self._denials += 1
                 sessions.start_soon(self._deny, connection)
 
         await accept_connections(listener, admit=self._admit, serve=take, log=self._service.log)
@@ -233,7 +234,6 @@ class CompileServer:
         sessions.start_soon(self._run, session, connection, client)
 
     async def _deny(self, connection: socket.socket) -> None:
-        self._denials += 1
         try:
             await deny(connection)
         finally:
