@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import hypothesis
 import pytest
 import structlog
+from kit.real import Stap
+from kit.warm import open_warm_stap
 
 from stapsrv.identity.certificate import load_or_create_identity
 
@@ -57,3 +60,10 @@ def identity(pristine_identity: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "identity"
     shutil.copytree(pristine_identity, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def users_warm_stap() -> Iterator[Stap]:
+    """A stap of the user stap-server's that has compiled before, for the tests that root runs."""
+    with open_warm_stap() as stap:
+        yield stap

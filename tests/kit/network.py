@@ -292,7 +292,9 @@ def open_host(name: str, directory: Path) -> Iterator[Host]:
         name: its host name.
         directory: for its configuration files; readable by all.
     """
-    command = ["unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc", "--propagation=private"]
+    # The host ends with us, even if we are killed.
+    command = ["setpriv", "--pdeathsig=KILL", "unshare", *_NAMESPACES]
+    command += ["--fork", "--kill-child", "--mount-proc", "--propagation=private"]
     with subprocess.Popen(
         [*command, "sh", "-c", _SET_UP, "sh", name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     ) as holder:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kit.machine import ROOT
-from kit.real import PATIENCE_S, Installation, Stap
-
-USER = "stap-server"
-SCRIPT = 'probe begin { println("hello") exit() }'
+from kit.real import Stap
 
 
 @pytest.fixture(scope="session")
@@ -27,30 +22,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm_stap() -> Iterator[Stap]:
-    """A stap of the user stap-server's that has compiled :data:`SCRIPT` once."""
-    with tempfile.TemporaryDirectory(prefix="stapsrv-warm.", dir="/var/tmp") as name:
-        place = Path(name)
-        place.chmod(0o755)
-        stap = Stap(installation=Installation.find(os.environ), directory=place / ".systemtap", place=place)
-        for directory in (place, stap.temporary):
-            shutil.chown(directory, USER, USER)
-        own = ("-r", stap.installation.release, "-R", str(stap.installation.runtime))
-        subprocess.run(
-            [
-                *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups"),
-                "stap",
-                "-p4",
-                *own,
-                "-e",
-                SCRIPT,
-            ],
-            cwd=place,
-            env=stap.environ(),
-            check=True,
-            timeout=PATIENCE_S,
-        )
-        yield stap
+def warm_stap(users_warm_stap: Stap) -> Stap:
+    """A stap of the user stap-server's that has compiled :data:`kit.warm.SCRIPT` once."""
+    return users_warm_stap
 
 
 @pytest.fixture

@@ -16,14 +16,13 @@ import yaml
 from kit.dockerfile import Image
 from kit.machine import ROOT, SYSTEM_PATH, Machine, machine
 from kit.real import finish, wait_until
+from kit.warm import SCRIPT, USER
 
 from stapsrv.config.configured import described_by_environ
 from stapsrv.config.environment import refuse_unknown
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.global_settings import GLOBAL_VARIABLES
 from stapsrv.config.tunables import TUNABLES
-
-from .conftest import SCRIPT, USER
 
 IMAGE = Image.described_by(ROOT / "Dockerfile")
 CONTAINER = ROOT / "packaging" / "container"

@@ -9,8 +9,7 @@ import subprocess
 import pytest
 from kit.machine import ROOT, SYSTEM_PATH, Machine, machine
 from kit.real import wait_until
-
-from .conftest import SCRIPT, USER
+from kit.warm import SCRIPT, USER
 
 UNITS = ROOT / "packaging" / "systemd"
 
