@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.config.quantities import encode_size
 from stapsrv.config.settings import Limits
 
 _OVERTIME_S = 5
@@ -28,7 +29,7 @@ _SAID = (
             rb"|memory exhausted|failed to map segment from shared object"
         ),
     ),
-    ("processes", re.compile(rb"fork\w*: \w*:?\s*Resource temporarily unavailable|[Cc]annot fork")),
+    ("processes", re.compile(rb"Resource temporarily unavailable|[Cc]annot fork")),
 )
 _SIGNALS: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "file"}
 
@@ -94,10 +95,11 @@ class Resources:
         return next((sentences[bound] for bound in met), None)
 
     def _sentences(self) -> dict[str | None, str]:
+        memory, file = encode_size(self.memory_bytes), encode_size(self.file_bytes)
         sentences = {
             "cpu": (self.cpu_s, f"more than {self.cpu_s:g} seconds of processor time (LIMIT_CPU"),
-            "memory": (self.memory_bytes, f"more than {self.memory_bytes >> 20} MB of memory (LIMIT_MEMORY"),
-            "file": (self.file_bytes, f"a file of more than {self.file_bytes >> 20} MB (LIMIT_FILE"),
+            "memory": (self.memory_bytes, f"more than {memory} of memory (LIMIT_MEMORY"),
+            "file": (self.file_bytes, f"a file of more than {file} (LIMIT_FILE"),
             "processes": (self.processes, f"more than {self.processes} processes (LIMIT_PROCESSES"),
         }
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_without_containment_they_do(stap, tmp_path):
         ran = stap.via(server.port, *embedded(incbin(files["another request's file"])))
         assert ran.status == 0, ran.stderr
         assert SECRET in (stap.place / ran.module).read_bytes()
+
+
+def test_limit_that_was_met_is_named_to_the_client(serve, stap):
+    """A module is larger than this; its script is another each time, and so in no cache."""
+    server = serve("--limit-file=64k")
+    ran = stap.via(server.port, "-p4", "-e", f"probe begin {{ println({server.port}, 64) exit() }}")
+    assert ran.status == 1
+    said = "The compile needed a file of more than 64k (LIMIT_FILE of this server)"
+    assert f"Server: {said}\n" in ran.stderr
+    assert server.log.count(re.escape(said)) == 1
 
 
 def test_what_a_script_needs_is_there(contained, stap):
