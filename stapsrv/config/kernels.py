@@ -74,12 +74,15 @@ def is_release_name(text: str) -> bool:
 
 
 def installed_releases(modules: Path = MODULES) -> list[str]:
-    """Return the releases that have a build tree under ``modules``, in order of their names (``-i``)."""
+    """Return the releases that have a build tree under ``modules``, in order of their names (``-i``).
+
+    What this user may not look at is not there for him.
+    """
     try:
         entries = sorted(entry.name for entry in modules.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
-    return [name for name in entries if (modules / name / "build").is_dir()]
+    return [name for name in entries if os.path.isdir(modules / name / "build")]  # noqa: PTH112 - never raises
 
 
 def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
@@ -102,7 +105,15 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
             remedy="give a release such as 6.1.0-56-amd64, or the absolute path of a kernel build tree",
         )
     tree = modules / argument / "build"
-    if not tree.is_dir():
+    try:
+        found = tree.is_dir()
+    except OSError as exc:
+        raise ConfigError(
+            f"{tree} cannot be looked at: {exc.strerror}",
+            where=f"-r {argument}",
+            remedy="let the server's user read it; a service manager may hide it (ProtectKernelModules=)",
+        ) from exc
+    if not found:
         raise ConfigError(
             f"{tree} is missing",
             where=f"-r {argument}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_missing_build_tree_names_package_and_alternatives(modules):
     assert str(caught.value) == (
         f"-r 9.9: {modules}/9.9/build is missing; install the headers of that kernel (Debian: "
         "linux-headers-9.9), or serve one that is installed: 6.1.0-a, 6.2.0-b"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look at everything")
+def test_modules_that_may_not_be_looked_at(modules):
+    """As a service manager hides them."""
+    modules.chmod(0)
+    try:
+        assert installed_releases(modules) == []
+        with pytest.raises(ConfigError) as caught:
+            resolve_release("6.1.0-a", arch="x86_64", modules=modules)
+    finally:
+        modules.chmod(0o755)
+    assert str(caught.value).startswith(
+        f"-r 6.1.0-a: {modules}/6.1.0-a/build cannot be looked at: Permission denied"
     )
 
 
