@@ -117,7 +117,8 @@ class Lan:
         return {
             "HOME": str(self.home),
             "LANG": "C.UTF-8",
-            "STAPSRV_MDNS": "yes",
+            # Nothing: servers are advertised unless somebody says no.
+            "STAPSRV_MDNS": "",
             "SYSTEMTAP_DIR": str(self.systemtap),
         }
 
