@@ -346,3 +346,40 @@ def test_socket_that_no_server_wants_is_one_line_and_no_start(site):
         "stap-serverd: socket 'native': is passed, and no configured server has this nickname; give the "
         "socket unit FileDescriptorName=, the server's nickname or control\n"
     )
+
+
+def is_reset(port: int) -> bool:
+    """Say nothing, and see whether the server resets the connection rather than wait."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        try:
+            client.recv(1)
+        except ConnectionResetError:
+            return True
+    return False
+
+
+def test_limits_of_the_global_file_hold_at_the_start_and_change_with_a_reload(site):
+    with site.config.open("a") as config:
+        config.write("MAX_TOTAL_CONNECTIONS=2\nMAX_CONNECTIONS=1\n")
+    site.configure("one", "COMPILE_TIMEOUT=5m\n")
+    site.configure("two", "MAX_CONNECTIONS=5\nMAXTHREADS=1\n")
+    with site.start() as server:
+        before = site.status()
+        assert before["one"]["settings"]["MAX_CONNECTIONS"] == 1
+        assert before["two"]["settings"]["MAX_CONNECTIONS"] == 5
+        one, two = (before[name]["port"] for name in ("one", "two"))
+        with socket.create_connection(("127.0.0.1", one)):
+            assert is_reset(one)
+            with socket.create_connection(("127.0.0.1", two)):
+                assert is_reset(two)
+        refusals = {name: found["refusals"] for name, found in site.status().items()}
+        assert refusals == {"one": {"connections": 1}, "two": {"total_connections": 1}}
+        site.config.write_text(site.config.read_text().replace("MAX_CONNECTIONS=1", "MAX_CONNECTIONS=3"))
+        site.configure("one", "COMPILE_TIMEOUT=6m\n")
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        after = site.status()
+        assert after["one"]["settings"]["MAX_CONNECTIONS"] == 3
+        assert after["one"]["settings"]["COMPILE_TIMEOUT"] == "6m"
+        assert [found["since"] for found in after.values()] == [found["since"] for found in before.values()]
+        stop(server)
