@@ -28,6 +28,7 @@ from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.hosting import Configuration, Hosting
 from stapsrv.identity.password import obtain_password
 from stapsrv.init import fork_as_init
+from stapsrv.last_resort import end_for_certain
 from stapsrv.observe.door import Door, open_door
 from stapsrv.observe.facts import Phase
 from stapsrv.observe.logs import Log, LogBook
@@ -222,6 +223,8 @@ async def _looked_at(
 async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIterator[anyio.Event]:
     """Obey signals while the block runs; the first TERM or INT sets the event, a second ends the block.
 
+    After the second the process ends in time, whatever hangs in it.
+
     Args:
         log: hears of each signal that stops.
         hangup: called for each HUP.
@@ -235,6 +238,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
                 continue
             log.info("server.signal", signal=int(number))
             if stopping.is_set():
+                end_for_certain(log)
                 everything.cancel()
             stopping.set()
 

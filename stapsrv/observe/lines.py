@@ -16,6 +16,7 @@ CLASSIC: Mapping[str, str] = {
     "server.threads": "Using a maximum of {threads} threads",
     "server.serial": "Concurrency disabled",
     "server.signal": "Received signal {signal}, exiting",
+    "server.hangs": "Something hangs, a call into a file system perhaps; exiting after {seconds} seconds",
     "server.draining": "Waiting for {outstanding} outstanding requests to complete...",
     "server.resumed": "Server {id} of a supervisor that died is resumed",
     "server.refused": "The server cannot be started: {reason}",

@@ -17,6 +17,7 @@ HANGS = """
 import threading, stapsrv.compile.workspace, stapsrv.identity.store, stapsrv.filework, pathlib, functools
 def hang(*_args, **_names):
     while pathlib.Path(GATE).exists():
+        pathlib.Path(GATE + ".met").touch()
         threading.Event().wait(0.05)
 def hanging(owner, name):
     called = getattr(owner, name)
@@ -83,3 +84,20 @@ def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait() == 0
     assert "Traceback" not in server.log_text()
+
+
+def test_second_signal_ends_the_server_whatever_hangs(tmp_path, build_tree, identity, backend, gate):
+    """Also in a thread that the event loop, or the interpreter at its exit, would wait for."""
+    patch = patched(gate, "stapsrv.compile.answering.parse_request").replace(
+        "import threading,", "import stapsrv.last_resort, stapsrv.compile.answering, threading,"
+    )
+    patch += "stapsrv.last_resort.end_for_certain.__kwdefaults__.update(within_s=1.0)\n"
+    with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
+        gate.touch()
+        with server.send(MAKES):
+            wait_until(gate.with_suffix(".met").exists)
+            for _ in range(2):
+                server.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: "Received signal" in server.log_text())
+            assert server.process.wait() == 1
+    assert "Something hangs" in server.log_text()
