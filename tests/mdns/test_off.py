@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from kit.daemon import start
 def sockets_of(pid: int, *tables: str) -> set[str]:
     """Return the inodes of a process's sockets that are in these tables of the kernel's."""
     process = Path(f"/proc/{pid}")
-    held = {os.readlink(entry) for entry in (process / "fd").iterdir()}
+    held = set()
+    for entry in (process / "fd").iterdir():
+        # A file that it was just reading.
+        with contextlib.suppress(FileNotFoundError):
+            held.add(os.readlink(entry))
     rows = [line for table in tables for line in (process / "net" / table).read_text().splitlines()[1:]]
     return {row.split()[9] for row in rows if f"socket:[{row.split()[9]}]" in held}
 
