@@ -107,6 +107,8 @@ def _call(what: str, result: int) -> int:
 
 def _build_root(places: list[tuple[str, str]]) -> None:
     """Make the places the whole file system."""
+    if os.getpid() != 1:
+        raise _Refused("not the first process of a namespace: it would change the host's own file system")
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     root = "/tmp" if os.path.isdir("/tmp") else "/proc"  # noqa: S108 - only a mount point, seen by nobody else
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
