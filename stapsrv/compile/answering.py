@@ -150,7 +150,7 @@ class Exchange:
     async def _result(self, job: CompileJob) -> Known:
         """Return what stap makes of a job: known already, or for all equal requests that are here now."""
         cache = self._cache(job)
-        question = Question(request_digest(job.request)) if cache is None else cache.ask(job)
+        question = Question(request_digest(job.request)) if cache is None else await cache.ask_in_time(job)
         known = None if cache is None else await cache.find(question)
         if known is not None:
             self._record.source = Source.HIT

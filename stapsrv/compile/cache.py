@@ -22,6 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
@@ -44,6 +45,9 @@ _HOT_BYTES = 64 * 1024 * 1024
 _MOST_ANSWERS = 4
 """Kept of one result: signed or not, compressed or not."""
 _TOUCH_S = 60.0
+_LOOK_S = 10.0
+"""How long a request waits for a look at what its result depends on: it takes a second, after a change."""
+_UNKNOWN = "unknown yet"
 _VERSION = b"1"
 
 _MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+)\.ko")
@@ -194,11 +198,6 @@ class ResultCache:
             for release in releases:
                 self._grounds.want(self._surroundings.premises(release, settings).places)
 
-    async def wait_watching(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
-        """Wait until all of it has been looked at."""
-        for release in releases:
-            await self._grounds.wait_known(self._surroundings.premises(release, settings).places)
-
     def ask(self, job: CompileJob) -> Question:
         """Return the question that a job is, as of now."""
         asked = request_digest(job.request)
@@ -215,9 +214,21 @@ class ResultCache:
         means = self._grounds.fingerprint(premises.means)
         if tapsets is None or means is None:
             unwatched = self._grounds.fault(premises.places) is not None
-            return Question(asked, reason="unwatched" if unwatched else "unknown yet")
+            return Question(asked, reason="unwatched" if unwatched else _UNKNOWN)
         means = digest((_settings_digest(settings, release), means))
         return Question(asked, digest((means, tapsets, state)), means)
+
+    async def ask_in_time(self, job: CompileJob) -> Question:
+        """Return the question that a job is, after a bounded wait for places that are being looked at.
+
+        Without a look nobody knows whether stap's own cache is still right.
+        """
+        question = self.ask(job)
+        if question.reason != _UNKNOWN:
+            return question
+        with anyio.move_on_after(_LOOK_S):
+            await self._grounds.wait_known(self._surroundings.premises(job.release, job.settings).places)
+        return self.ask(job)
 
     async def find(self, question: Question) -> Known | None:
         """Return the answer to a question, if it is known."""
@@ -257,7 +268,7 @@ class ResultCache:
             Exception: what ``run`` raises.
         """
         if question.premise is None:
-            unknown = question.reason or "unknown yet"
+            unknown = question.reason or _UNKNOWN
             counts.uncacheable[unknown] += 1
             return Known(await run(job), unknown)
         counts.misses += 1
@@ -379,16 +390,22 @@ def _find_outside(result: CompileResult, places: Sequence[Place]) -> str | None:
         for name in _PROGRAM.findall(file.data[:1_000_000])
         if file.path.endswith((".c", ".h"))
     ]
-    roots = {os.path.realpath(place.path) for place in places if place.below}
+    within = [place.path for place in places if place.below]
+    roots = {os.path.realpath(path) for path in within}
     inside: dict[str, bool] = {}
     for path in sorted({*build.paths, *named}):
         directory = os.path.dirname(path)  # noqa: PTH120 - a thousand of them
         if directory not in inside:
-            real = os.path.realpath(directory)
-            inside[directory] = any(real == root or real.startswith(f"{root}/") for root in roots)
+            # All that links below a place lead to is watched with it; with ".." who knows where one is.
+            steady = "/../" not in path and _is_below(directory, within)
+            inside[directory] = steady or _is_below(os.path.realpath(directory), roots)
         if not inside[directory]:
             return path
     return None
+
+
+def _is_below(directory: str, places: Iterable[str]) -> bool:
+    return any(directory == place or directory.startswith(f"{place}/") for place in places)
 
 
 def _includes_are_inside(result: CompileResult) -> bool:

@@ -77,6 +77,7 @@ class Grounds:
         self._watched: dict[Place, _Watched] = {}
         self._pending = anyio.Event()
         self._news = anyio.Event()
+        self._told = True
         self._ears = _Ears()
 
     def close(self) -> None:
@@ -88,6 +89,7 @@ class Grounds:
         for place in places:
             if place not in self._watched:
                 self._watched[place] = _Watched(place)
+                self._told = False
                 self._pending.set()
 
     def fingerprint(self, places: Sequence[Place]) -> bytes | None:
@@ -123,6 +125,9 @@ class Grounds:
                 for watched in list(self._watched.values()):
                     if watched.known is None and watched.fault is None:
                         await self._look(watched)
+                if not self._told:
+                    self._told = True
+                    self._log.info("cache.watching", places=len(self._watched))
 
     async def _hear(self) -> None:
         while True:

@@ -24,7 +24,8 @@ class Build:
     """What a module was built from.
 
     Attributes:
-        paths: absolute, without those in stap's own directory.
+        paths: absolute, as the compiler opened them (``..`` may follow a symbolic link), without those in
+            stap's own directory.
     """
 
     paths: frozenset[str]
@@ -56,7 +57,7 @@ def read_build(directory: Path, build_tree: Path) -> Build | None:
     paths = set()
     for record in directory.rglob(".*.o.cmd"):
         for named in parse_dependencies(record.read_bytes()):
-            path = os.path.normpath(os.path.join(tree, named))  # noqa: PTH118 - thousands of them
+            path = os.path.join(tree, named.removeprefix("./"))  # noqa: PTH118 - thousands of them
             if not path.startswith(own):
                 paths.add(path)
     # What compiles a user's header does not write down what it read.

@@ -85,6 +85,7 @@ CLASSIC: Mapping[str, str] = {
     "log.lost": "{entries} log lines were lost while the log could not be written",
     "cache.unusable": "Results cannot be kept: {reason}",
     "cache.idle": "No result is kept, since not all is known that it depends on: {reason}",
+    "cache.watching": "Results are kept: {places} places that they depend on are watched",
     "cache.unwatched": "Results that depend on {place} are not kept: it cannot be watched: {reason}",
     "cache.unnoticed": "{place} had changed without notice; what was known of it is not used any more",
     "cache.overflow": "Changes came too fast to be followed; all that results depend on is looked at anew",

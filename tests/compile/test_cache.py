@@ -172,6 +172,13 @@ async def test_the_state_of_the_host_counts(tmp_path):
         assert await w.ask() == "rc"
 
 
+async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.cache._LOOK_S", 0.05)
+    async with world(tmp_path) as w:
+        monkeypatch.setattr(w.grounds, "fingerprint", lambda _places: None)
+        assert (await w.cache.ask_in_time(w.job())).reason == "unknown yet"
+
+
 async def test_nothing_is_answered_before_the_first_look(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
@@ -179,6 +186,8 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
         question = w.cache.ask(w.job())
         assert (question.premise, question.reason) == (None, "unknown yet")
         assert await w.cache.find(question) is None
+        question = await w.cache.ask_in_time(w.job())
+        assert question.premise is not None
 
 
 @pytest.mark.parametrize(
@@ -189,6 +198,7 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
         ({}, (b'-eprobe process("/bin/ls").begin {}',), "program"),
         ({}, (b"-eprobe user.begin {}",), "program"),
         ({"outside": ("/etc/hostname",)}, (), "outside"),
+        ({"outside": ("TREE/../elsewhere.h",)}, (), "outside"),
         ({"code": b'{ .procname="/bin/ls", }'}, (), "outside"),
         ({"code": b'.path = "/usr/bin/ls",'}, (), "outside"),
         ({"built": False, "code": b'#include "/etc/x.h"\n'}, (), "no evidence"),
@@ -201,9 +211,22 @@ async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
     async with world(tmp_path) as w:
         for name, value in attributes.items():
             setattr(w, name, value)
+        w.outside = tuple(path.replace("TREE", f"{tmp_path}/tree") for path in w.outside)
         assert [await w.ask(*arguments) for _ in range(2)] == [reason, reason]
         assert w.counts.uncacheable == {reason: 2}
         assert len(w.runs) == 2
+
+
+async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
+    (tmp_path / "linked").mkdir()
+    async with world(tmp_path) as w:
+        (tmp_path / "tree" / "link").symlink_to("../linked")
+        w.outside = (f"{tmp_path}/tree/link/y.h",)
+        assert await w.ask() == "stored"
+        (tmp_path / "linked" / "y.h").touch()
+        assert await w.ask() == "stored"
+        w.outside = (f"{tmp_path}/linked/y.h",)
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "outside"
 
 
 async def test_a_change_during_the_compile_is_not_kept(tmp_path):

@@ -139,4 +139,4 @@ async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):
     async with watching(place) as (grounds, lines):
         assert grounds.fingerprint([place]) is None
         assert grounds.fault([place]) is not None
-        assert lines.events() == ["cache.unwatched"]
+        assert lines.events() == ["cache.unwatched", "cache.watching"]

@@ -61,7 +61,7 @@ def test_a_build_s_files_are_absolute_and_others(tmp_path):
         "/usr/src/common/include/linux/kconfig.h",
         "/lib/modules/1/build/include/generated/autoconf.h",
         "/lib/modules/1/build/arch/x86/include/generated/asm/rwonce.h",
-        "/var/lib/runtime/runtime.h",
+        "/var/lib/runtime/linux/../runtime.h",
         "/etc/hostname",
     }
 
