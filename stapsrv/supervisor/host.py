@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -24,9 +23,11 @@ from stapsrv.compile.space import TemporarySpace
 from stapsrv.compile.tally import Tally
 from stapsrv.compile.translator import find_stap
 from stapsrv.compile.workspace import Workspace
+from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
+from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
@@ -56,6 +57,7 @@ class Host:
         cache: results that are known; None to compile each time.
         tally: what became of their connections and requests.
         connections: how many there may be, to all servers together.
+        files: what looks at directories, which may be on a file system that hangs.
     """
 
     user: str
@@ -66,6 +68,7 @@ class Host:
     cache: ResultCache | None = None
     tally: Tally = attrs.field(factory=Tally)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
+    files: FileWork = attrs.field(factory=FileWork)
 
     def tell_sandbox(self, log: Log) -> None:
         """Log what holds requests in."""
@@ -99,10 +102,7 @@ class Host:
             ConfigError: a setting cannot be served.
             IdentityError: there is no certificate, and none could be made.
         """
-        releases = settings.served_releases()
-        _check_directories(settings)
-        for release in releases:
-            await anyio.to_thread.run_sync(self.engine.check, settings, release)
+        releases = await self._look_up(settings)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
             listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
@@ -134,6 +134,24 @@ class Host:
             self.tally.expect(service.releases)
             undo.pop_all()
         return server
+
+    async def _look_up(self, settings: ServerSettings) -> tuple[ServedRelease, ...]:
+        """Find what a server compiles for, and see that all that it needs is there."""
+
+        def look() -> tuple[ServedRelease, ...]:
+            releases = settings.served_releases()
+            _check_directories(settings)
+            for release in releases:
+                self.engine.check(settings, release)
+            return releases
+
+        try:
+            return await self.files.run(look)
+        except TimeoutError as exc:
+            raise ConfigError(
+                f"a build tree, or another directory of the server, cannot be looked at: {exc.strerror}",
+                remedy="see which file system hangs",
+            ) from exc
 
 
 @contextlib.asynccontextmanager

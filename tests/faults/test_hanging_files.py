@@ -6,10 +6,12 @@ There is none to be had for a test, so calls into it hang as they would.
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from kit.faulty import faulty_server, receive
+from kit.faulty import environment, faulty_server, receive
 from kit.real import wait_until
 from kit.stap import MAKES
 
@@ -84,6 +86,29 @@ def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait() == 0
     assert "Traceback" not in server.log_text()
+
+
+def test_build_trees_that_hang_are_one_clear_line(tmp_path, build_tree, identity, backend, gate):
+    gate.touch()
+    patch = patched(gate, "stapsrv.config.settings.ServerSettings.served_releases")
+    patch = patch.replace("import threading,", "import stapsrv.config.settings, threading,")
+    program = f"{patch}\nfrom stapsrv.daemon import main; main()"
+    (tmp_path / "tmp").mkdir()
+    failed = subprocess.run(
+        [sys.executable, "-c", program, "-r", build_tree, "--ssl", identity, "--backend", backend],
+        env=environment(tmp_path, tmp_path / "tmp"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        "stap-serverd: a build tree, or another directory of the server, cannot be looked at: "
+        "no answer within 0.5 seconds; see which file system hangs"
+    )
+    assert "Traceback" not in failed.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_second_signal_ends_the_server_whatever_hangs(tmp_path, build_tree, identity, backend, gate):
