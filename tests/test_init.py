@@ -25,7 +25,7 @@ DAEMON = """
 import os, signal, subprocess, sys, time
 from stapsrv.init import fork_as_init
 fork_as_init()
-signal.signal(signal.SIGHUP, lambda *_: print("hangup", flush=True))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 print("pid", os.getpid(), "parent", os.getppid(), flush=True)
 """
 
@@ -73,7 +73,7 @@ print("left", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()
 
 
 def test_signals_are_handed_on():
-    with start("signal.pause()\nsignal.pause()\n") as unshare:
+    with start("signal.sigwait({signal.SIGHUP})\nprint('hangup', flush=True)\nsignal.pause()\n") as unshare:
         assert unshare.stdout.readline() == "pid 2 parent 1\n"
         (init,) = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
         os.kill(int(init), signal.SIGHUP)
