@@ -75,6 +75,25 @@ def test_the_format_of_the_log_comes_from_option_or_environment(environ):
         assert (record["event"], record["level"]) == ("server.starting", "info")
 
 
+def test_host_that_can_contain_no_request_gets_no_server(tmp_path, environ, build_tree):
+    """But for who insists."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("stap", "certutil", "pk12util"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    environ = environ | {"PATH": str(programs)}
+    result = serverd("-r", build_tree, env=environ)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(
+        r"stap-serverd: SANDBOX=auto: requests cannot be contained on this host \(bubblewrap: .*;"
+        r" unshare: .*; landlock: .*\); install bubblewrap and .*;"
+        r" SANDBOX=off \(--sandbox off\) lets requests .*",
+        result.stderr.splitlines()[-1],
+    )
+    with start(["-r", build_tree, "--sandbox", "off", "--log", tmp_path / "log"], environ):
+        assert "Requests are not contained: SANDBOX=off" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize(
     ("tool", "text"),
     [("stap", "stap was not found; install SystemTap"), ("certutil", "certutil: is not installed; install")],
@@ -82,7 +101,7 @@ def test_the_format_of_the_log_comes_from_option_or_environment(environ):
 def test_missing_program_is_named(tmp_path, environ, tool, text, build_tree):
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("stap", "certutil", "pk12util", "setpriv", "env", "bwrap", "cp"):
+    for name in ("stap", "certutil", "pk12util", "setpriv", "env", "bwrap", "cp", "choom", "nice", "prlimit"):
         if name != tool:
             (programs / name).symlink_to(f"/usr/bin/{name}")
     result = serverd("-r", build_tree, env=environ | {"PATH": str(programs)})

@@ -228,7 +228,8 @@ async def _run(mechanism: Mechanism, view: View, command: Sequence[str], *, expe
         b"LC_ALL": b"C",
     }
     try:
-        outcome = await run_tree(mechanism.command(view, command), deadline_s=_TRIAL_S, env=env)
+        whole = Sandbox(mechanism).command(view, Resources(nice=1), command)
+        outcome = await run_tree(whole, deadline_s=_TRIAL_S, env=env)
     except TranslatorError as exc:
         return str(exc)
     if outcome.ending is not Ending.EXITED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import signal
@@ -15,6 +16,7 @@ from stapsrv.config.settings import Limits
 
 _OVERTIME_S = 5
 """Between the signal that tells a process of the end of its time and the one that ends it."""
+_OOM_SCORE_FILE = Path("/proc/self/oom_score_adj")
 _OOM_SCORE = 500
 """Of 1000: when the host runs out of memory, a compile ends before the server does."""
 
@@ -61,7 +63,9 @@ class Resources:
 
     def outer_command(self) -> list[str]:
         """Return what goes before the command that contains a program."""
-        return ["choom", "-n", str(_OOM_SCORE), "--", *(("nice", "-n", str(self.nice)) if self.nice else ())]
+        # In some containers nobody may write there; then the kernel chooses by itself.
+        score = ("choom", "-n", str(_OOM_SCORE), "--") if os.access(_OOM_SCORE_FILE, os.W_OK) else ()
+        return [*score, *(("nice", "-n", str(self.nice)) if self.nice else ())]
 
     def inner_command(self, *, others: int = 0) -> list[str]:
         """Return what goes before the program itself.
