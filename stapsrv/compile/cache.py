@@ -15,11 +15,13 @@ is made to build it anew, and likewise the first module after any change of them
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -34,11 +36,12 @@ from stapsrv.compile.keys import digest, request_digest
 from stapsrv.compile.premises import Surroundings
 from stapsrv.compile.repeatable import build_options_are_known, unrepeatable
 from stapsrv.compile.scripts import outward_names
-from stapsrv.compile.store import NOTE, DamagedError, Store, decode_body, encode_body
+from stapsrv.compile.store import NOTE, DamagedError, Store, StoreStatistics, decode_body, encode_body
 from stapsrv.compile.trees import Place
 from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.filework import FileWork
 
 _HOT_BYTES = 64 * 1024 * 1024
 """Of results kept in memory beside the disk: some hundred modules."""
@@ -47,7 +50,12 @@ _MOST_ANSWERS = 4
 _TOUCH_S = 60.0
 _LOOK_S = 10.0
 """How long a request waits for a look at what its result depends on: it takes a second, after a change."""
+_PATIENCE_S = 10.0
+"""For the directory of results, which may be on a file system that hangs: a compile helps as well."""
+_LONG_S = 60.0
+"""For a look at many files."""
 _UNKNOWN = "unknown yet"
+_DISK = "disk"
 _VERSION = b"1"
 
 _MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+)\.ko")
@@ -191,6 +199,7 @@ class ResultCache:
         self._outward: tuple[bytes, frozenset[str]] | None = None
         self._evicted = 0
         self._damaged = 0
+        self._files = FileWork(patience_s=_PATIENCE_S)
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
         """Begin to watch over what a server's results depend on."""
@@ -236,12 +245,13 @@ class ResultCache:
             return None
         name = question.name
         known = self._hot.get(name)
-        if known is not None and self._store.has(name):
+        if known is not None and await self._has(name):
             self._hot.move_to_end(name)
             now = time.monotonic()
             if now - known.touched > _TOUCH_S:
                 known.touched = now
-                await anyio.to_thread.run_sync(self._store.touch, name)
+                with contextlib.suppress(TimeoutError):
+                    await self._files.run(partial(self._store.touch, name))
             return known
         if known is not None:
             self._cool(name)
@@ -276,6 +286,9 @@ class ResultCache:
         result = await run(attrs.evolve(job, anew=anew))
         await self._note_build(question, job, result)
         outward = await self._outward_names(job, question.premise)
+        if outward is None:
+            counts.uncacheable[_DISK] += 1
+            return Known(result, _DISK)
         reason = await anyio.to_thread.run_sync(_why_not, job, result, outward)
         if reason is None and result.build is None and await self._is_stale(question, job, result):
             result = await run(attrs.evolve(job, anew=True))
@@ -291,7 +304,9 @@ class ResultCache:
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; the directory is read for it."""
-        stored = await anyio.to_thread.run_sync(self._store.statistics)
+        stored = StoreStatistics(0, 0)
+        with contextlib.suppress(TimeoutError):
+            stored = await self._files.run(self._store.statistics)
         return CacheStatistics(
             directory=self._store.directory,
             entries=stored.entries,
@@ -300,12 +315,23 @@ class ResultCache:
             damaged=self._damaged,
         )
 
-    async def _outward_names(self, job: CompileJob, premise: bytes) -> frozenset[str]:
-        """Return by which names the tapsets lead to what is not known of the host."""
+    async def _outward_names(self, job: CompileJob, premise: bytes) -> frozenset[str] | None:
+        """Return by which names the tapsets lead to what is not known of the host; None if they hang."""
         if self._outward is None or self._outward[0] != premise:
             places = self._surroundings.premises(job.release, job.settings).tapsets
-            self._outward = (premise, await anyio.to_thread.run_sync(_read_outward, places))
+            try:
+                names = await self._files.run(partial(_read_outward, places), patience_s=_LONG_S)
+            except TimeoutError as exc:
+                self._log.warning("cache.unreadable", reason=exc.strerror)
+                return None
+            self._outward = (premise, names)
         return self._outward[1]
+
+    async def _has(self, name: str) -> bool:
+        try:
+            return await self._files.run(partial(self._store.has, name))
+        except TimeoutError:
+            return False
 
     async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
         """Remember by which means a module was built, if it was; none, if they changed meanwhile."""
@@ -329,7 +355,10 @@ class ResultCache:
         """Keep a result and what it shows; or return why it cannot be kept, in a word."""
         places = self._surroundings.premises(job.release, job.settings).places
         if result.build is not None:
-            outside = await anyio.to_thread.run_sync(_find_outside, result, places)
+            try:
+                outside = await self._files.run(partial(_find_outside, result, places), patience_s=_LONG_S)
+            except TimeoutError:
+                return _DISK
             if outside is not None:
                 self._log.info("cache.outside", file=outside)
                 return "outside"
@@ -338,12 +367,12 @@ class ResultCache:
         # Last, so that nothing is between this look and the end of the compile but work of our own.
         if self.ask(job).premise != question.premise:
             return "changed"
-        return None if await self._note(question.name, _encode_result(result)) else "disk"
+        return None if await self._note(question.name, _encode_result(result)) else _DISK
 
     async def _note(self, name: str, body: bytes) -> bool:
         """Write an entry; return whether it could be written."""
         try:
-            self._evicted += await anyio.to_thread.run_sync(self._store.write, name, body)
+            self._evicted += await self._files.run(partial(self._store.write, name, body))
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
             return False
@@ -351,7 +380,10 @@ class ResultCache:
 
     async def _read(self, name: str) -> bytes | None:
         try:
-            return await anyio.to_thread.run_sync(self._store.read, name)
+            return await self._files.run(partial(self._store.read, name))
+        except TimeoutError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            return None
         except DamagedError:
             self._damaged += 1
             self._log.warning("cache.damaged", entry=name)

@@ -18,17 +18,19 @@ import threading
 from collections.abc import Iterable, Sequence
 
 import anyio
-import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import inotify
 from stapsrv.compile.trees import Place, TooLargeError, fingerprint
+from stapsrv.filework import FileWork
 
 CHECK_S = 900.0
 _QUIET_S = 0.5
 """How long a place has to be left alone before it is looked at again: installing packages takes its time."""
 _MOST_QUIET_S = 30.0
+_PATIENCE_S = 600.0
+"""For a look at a place: kernel headers are many files, and disks may be slow."""
 
 _MASK = (
     inotify.MODIFY
@@ -79,6 +81,7 @@ class Grounds:
         self._news = anyio.Event()
         self._told = True
         self._ears = _Ears()
+        self._files = FileWork(patience_s=_PATIENCE_S)
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -165,7 +168,7 @@ class Grounds:
             fingerprint, watched.place, functools.partial(self._ears.listen_to, watched.place)
         )
         try:
-            found = await anyio.to_thread.run_sync(look)
+            found = await self._files.run(look)
         except (OSError, TooLargeError) as exc:
             if watched.fault is None:
                 self._log.warning("cache.unwatched", place=watched.place.path, reason=exc)

@@ -89,6 +89,7 @@ CLASSIC: Mapping[str, str] = {
     "cache.unwatched": "Results that depend on {place} are not kept: it cannot be watched: {reason}",
     "cache.unnoticed": "{place} had changed without notice; what was known of it is not used any more",
     "cache.overflow": "Changes came too fast to be followed; all that results depend on is looked at anew",
+    "cache.unreadable": "Known results cannot be read: {reason}",
     "cache.unwritable": "A result could not be kept: {reason}",
     "cache.damaged": "The result {entry} was damaged and is removed",
     "cache.outside": "The result depends on {file}, which is not watched, and is not kept",

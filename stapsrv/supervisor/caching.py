@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 import anyio
-import anyio.to_thread
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache import ResultCache
@@ -16,6 +16,7 @@ from stapsrv.compile.store import RESULTS_DIRECTORY, Store
 from stapsrv.compile.translator import StapProgram
 from stapsrv.config.tunables import Tuning
 from stapsrv.errors import ConfigError
+from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import systemtap_directory
 
 
@@ -25,7 +26,7 @@ async def open_cache(
 ) -> AsyncIterator[ResultCache | None]:
     """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
     try:
-        store = await anyio.to_thread.run_sync(open_store, environ, tuning)
+        store = await FileWork().run(partial(open_store, environ, tuning))
         grounds = Grounds(log=log)
     except (ConfigError, OSError) as exc:
         log.warning("cache.unusable", reason=exc)

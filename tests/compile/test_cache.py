@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from stapsrv.compile.trees import Place
 from stapsrv.compile.wire import AnswerFile, CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.filework import FileWork
 
 pytestmark = pytest.mark.anyio
 
@@ -354,3 +356,22 @@ def test_answers_are_kept_by_kind_and_signer():
         )
         <= 4
     )
+
+
+@pytest.mark.parametrize("call", ["read", "write", "has", "touch", "statistics"])
+async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkeypatch, call):
+    """Whatever is asked of it; and it is of use again when it answers again."""
+    go = threading.Event()
+    async with world(tmp_path) as w:
+        w.cache._files = FileWork(patience_s=0.2, grace_s=0.1)
+        assert await w.ask() == "stored"
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, call, lambda *_arguments: go.wait())
+            patched.setattr("stapsrv.compile.cache._TOUCH_S", -1.0)
+            assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
+            assert await w.ask() in {"hit", "stored", "disk"}
+            assert (await w.cache.statistics()).directory == tmp_path / "results"
+        assert w.cache._files.abandoned
+        go.set()
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
