@@ -90,8 +90,8 @@ def test_life_of_the_service(booted, warm_stap):
     release = warm_stap.installation.release
     assert shown(booted, "ActiveState") == "inactive"
     ran = booted.run("stap-server", "ctl", "status", "--json")  # knocks at the control socket
-    wait_until(lambda: shown(booted, "ActiveState") == "active")
-    assert shown(booted, "StatusText") == "1 of 1 servers serve", ran
+    assert ran.status in {0, 3}, ran  # before it hosts a server there is none
+    wait_until(lambda: shown(booted, "StatusText") == "1 of 1 servers serve")
     ran = compile_on(booted, release)
     assert ran.status == 0, ran.stderr
     assert ran.module.endswith(".ko")
@@ -106,7 +106,7 @@ def test_life_of_the_service(booted, warm_stap):
     new = f"NICKNAME=second\nRELEASE={release}\nPORT=5002\n"
     booted.run("sh", "-c", f"printf '{new}' > /etc/stap-server/conf.d/second.conf")
     assert booted.run("systemctl", "reload", "stap-server").status == 0
-    assert shown(booted, "StatusText") == "2 of 2 servers serve"
+    wait_until(lambda: shown(booted, "StatusText") == "2 of 2 servers serve")
     booted.run("sh", "-c", "echo nonsense > /etc/stap-server/conf.d/second.conf")
     assert booted.run("systemctl", "reload", "stap-server").status == 1
     assert shown(booted, "ActiveState") == "active"
