@@ -43,10 +43,10 @@ from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.filework import FileWork
 
-_HOT_BYTES = 64 * 1024 * 1024
-"""Of results kept in memory beside the disk: some hundred modules."""
-_MOST_ANSWERS = 4
-"""Kept of one result: signed or not, compressed or not."""
+_HOT_BYTES = 16 * 1024 * 1024
+"""Of results kept in memory beside the disk, a hundred scripts; with their answers four times as much."""
+_MOST_ANSWERS = 3
+"""Kept of one result: clients of one kind ask for one or two, signed or not, compressed or not."""
 _TOUCH_S = 60.0
 _LOOK_S = 10.0
 """How long a request waits for a look at what its result depends on: it takes a second, after a change."""

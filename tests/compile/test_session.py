@@ -21,6 +21,9 @@ from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_ans
 from kit.moks import make_mok, make_sign_file
 from kit.service import IDENTITY, running_server, tls_context
 
+from stapsrv.compile.answering import Exchange
+from stapsrv.compile.cache import Known
+from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.wire import AnswerFile
 from stapsrv.compile.workspace import Workspace
 from stapsrv.errors import TranslatorError
@@ -651,3 +654,25 @@ async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
                 took.append(anyio.current_time() - began)
     # The least, since others use this machine, too.
     assert min(took) < 0.035, took
+
+
+async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
+    """The answer that was made for one certificate is not given in the name of another."""
+    shown = [IDENTITY]
+    async with running_server(identity=lambda: shown[0]) as running:
+        known = Known(CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),)))
+
+        async def answer(_self: Exchange, _job: CompileJob) -> Known:
+            return known
+
+        monkeypatch.setattr(Exchange, "_result", answer)
+        payload = request("-p4", "--privilege=stapusr")
+        first, again = [await exchange(running.port, payload) for _ in range(2)]
+        plain = await exchange(running.port, request("-p4"))
+        shown[0] = attrs.evolve(IDENTITY, name=b"renewed")
+        renewed = await exchange(running.port, payload)
+    signature = "stap_x.ko.sgn"
+    assert first.files == again.files
+    assert signature not in plain.files
+    assert first.files[signature].startswith(b"server signed ")
+    assert renewed.files[signature].startswith(b"renewed signed ")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import pytest
-from kit.real import Ran, Server, Stap
+from kit.client import Answer, frame, request, trusting
+from kit.real import PATIENCE_S, Ran, Server, Stap
 
 WATCHING = ": Results are kept: "
 MISSING = "missing unwind/symbol data"
@@ -95,3 +98,51 @@ def test_a_probed_program_is_looked_at_each_time(asking, tmp_path):
         assert MISSING not in ran.stderr
     program.unlink()
     assert MISSING in asker.ask()[0].stderr
+
+
+def copy_tree(original: Path, tree: Path) -> None:
+    """Copy a build tree as far as its generated headers; the rest are links."""
+    for place, spared in ((Path(), "include"), (Path("include"), "generated")):
+        (tree / place).mkdir()
+        for entry in (original / place).iterdir():
+            if entry.name != spared:
+                (tree / place / entry.name).symlink_to(entry.resolve())
+    shutil.copytree(original / "include" / "generated", tree / "include" / "generated")
+
+
+@pytest.mark.timeout(300)
+def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp_path):
+    """stap's own cache takes no notice of either.
+
+    The client is one that names no kernel on stap's command line: that would go before the server's tree.
+    """
+    release = stap.installation.release
+    tree, runtime = tmp_path / "tree", tmp_path / "runtime"
+    copy_tree(Path("/lib/modules", release, "build"), tree)
+    shutil.copytree(stap.installation.runtime, runtime)
+    server = serve("-r", tree, f"-R{runtime}", release=False)
+    server.log.wait(WATCHING)
+    payload = request("-p4", "-e", "probe begin { println(4400) exit() }", release=release)
+
+    def module() -> tuple[bytes, str]:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection,
+            trusting().wrap_socket(connection) as tls,
+        ):
+            tls.sendall(frame(payload))
+            answer = Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
+        assert answer.rc == 0, answer.stderr
+        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
+        return made, [match[2] for line in server.log.lines if (match := SUMMARY.match(line))][-1]
+
+    first, source = module()
+    assert source == "compiled"
+    assert module() == (first, "hit")
+    header = tree / "include" / "generated" / "utsrelease.h"
+    header.write_text(header.read_text().replace(release, f"{release}-changed"))
+    with (runtime / "runtime.h").open("a") as text:
+        text.write('\nMODULE_INFO(changed, "runtime");\n')
+    second, source = module()
+    assert source == "compiled"
+    assert f"vermagic={release}-changed ".encode() in second
+    assert b"changed=runtime" in second

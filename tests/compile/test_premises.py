@@ -1,0 +1,108 @@
+"""What of a host a result depends on, as far as it is found by looking around."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.premises import Surroundings
+from stapsrv.compile.translator import StapProgram
+from stapsrv.compile.trees import Place
+from stapsrv.config.kernels import ServedRelease, host_release
+from stapsrv.config.settings import ServerSettings
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An installation of stap, as far as anybody looks at it."""
+    prefix = tmp_path / "usr"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "stap").write_bytes(b"\x7fELF and more")
+    (prefix / "share" / "systemtap" / "tapset").mkdir(parents=True)
+    return prefix
+
+
+def surroundings(prefix: Path, *, contained: str = "", **environ: str) -> Surroundings:
+    stap = StapProgram(prefix / "bin" / "stap", "4.8")
+    return Surroundings(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
+
+
+def release(tree: Path, name: str = "6.1") -> ServedRelease:
+    return ServedRelease(name, "x86_64", name, tree)
+
+
+def test_places(prefix, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "Makefile").write_text("include /usr/src/common/Makefile\n")
+    around = surroundings(
+        prefix, XDG_DATA_DIRS="/a:/b", SYSTEMTAP_DEBUGINFO_PATH="+:.debug:/debug", XDG_DATA_HOME="/home/x"
+    )
+    premises = around.premises(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
+    assert premises.tapsets == (
+        Place(str(prefix / "share/systemtap/tapset")),
+        Place("/tapset"),
+        Place("/home/x/systemtap/tapset"),
+        Place("/a/systemtap/tapset"),
+        Place("/b/systemtap/tapset"),
+    )
+    assert {
+        Place("/runtime"),
+        Place(str(tree)),
+        Place("/usr/src/common"),
+        Place("/lib/modules/6.1"),
+        Place("/boot", below=False),
+        Place("/debug"),
+        Place("/usr/bin", below=False),
+    } <= set(premises.means)
+    assert Place("bin", below=False) not in premises.means
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda prefix: None, None),
+        (lambda prefix: (prefix / "bin" / "stap").write_text("#!/bin/sh\n"), "program"),
+        (lambda prefix: (prefix / "share" / "systemtap" / "tapset").rmdir(), "tapsets"),
+    ],
+    ids=["sound", "script", "elsewhere"],
+)
+def test_an_installation_that_is_not_known_is_a_fault(prefix, change, fault):
+    change(prefix)
+    assert surroundings(prefix).fault == fault
+
+
+def test_debugging_information_from_the_network_is_not_known(prefix):
+    assert surroundings(prefix, DEBUGINFOD_URLS="https://example.org").fault == "debuginfod"
+    assert surroundings(prefix, DEBUGINFOD_URLS="").fault is None
+
+
+def test_state(prefix, tmp_path):
+    (prefix / "own").mkdir()
+    around = surroundings(prefix)
+    before = around.state(release(tmp_path))
+    assert before is not None
+    assert around.state(release(tmp_path)) == before == surroundings(prefix).state(release(tmp_path))
+    rc = prefix / "own" / "rc"
+    rc.write_text("--rlimit-cpu=100\n")
+    limited = around.state(release(tmp_path))
+    assert limited not in {None, before}
+    rc.write_text("-I /opt/tapset\n")
+    assert around.state(release(tmp_path)) is None
+    rc.unlink()
+    assert around.state(release(tmp_path)) == before
+    (prefix / "bin" / "stap").write_bytes(b"\x7fELF of another version")
+    assert around.state(release(tmp_path)) != before
+
+
+def test_the_environment_counts_as_far_as_it_matters(prefix, tmp_path):
+    before = surroundings(prefix).state(release(tmp_path))
+    assert surroundings(prefix, INVOCATION_ID="1", TMPDIR="/x").state(release(tmp_path)) == before
+    assert surroundings(prefix, KCFLAGS="-O3").state(release(tmp_path)) != before
+    assert surroundings(prefix, contained="off").state(release(tmp_path)) != before
+
+
+def test_the_kernel_that_runs_may_show_more(prefix, tmp_path):
+    around = surroundings(prefix)
+    assert around.state(release(tmp_path, host_release())) != around.state(release(tmp_path, "6.1"))
