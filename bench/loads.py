@@ -243,32 +243,35 @@ def equal_at_once(bench: Bench) -> list[Verdict]:
 def share(bench: Bench) -> list[Verdict]:
     """Find what a server adds to a plain local stap.
 
-    New scripts differ by more than that among themselves. So the same is also measured where stap takes the
-    module from its own cache, and the server cannot take the answer from its own.
+    New scripts differ by more than that among themselves. So the same is also measured with a script that stap
+    has in its own cache, and of a server that keeps no results.
     """
-    with bench.both() as ports:
+    with (
+        bench.both() as ports,
+        serving(bench.warm, "--result-cache", "no", backend=bench.backend) as forgetful,
+    ):
 
-        def new(who: str) -> float:
-            script = bench.script()
+        def ask(who: str, port: Callable[[], int], script: str) -> float:
             if who == LOCAL:
                 return timed(lambda: check(LOCAL, bench.warm.local("-p4", "-e", script)))
-            return together(who, ports[who], [bench.payload(script)])
+            return together(who, port(), [bench.payload(script)])
 
-        values = bench.alternate(max(bench.rounds, _NEW_ROUNDS), new, (LOCAL, *ports))
-
-        def known(who: str) -> float:
-            script = bench.script()
-            check(LOCAL, bench.warm.local("-p4", "-e", script))
-            return (
-                timed(lambda: check(LOCAL, bench.warm.local("-p4", "-e", script)))
-                if who == LOCAL
-                else together(who, ports[who], [bench.payload(script)])
-            )
-
-        short = bench.alternate(max(bench.rounds, _NEW_ROUNDS), known, (LOCAL, *ports))
+        values = bench.alternate(
+            max(bench.rounds, _NEW_ROUNDS),
+            lambda who: ask(who, lambda: ports[who], bench.script()),
+            (LOCAL, *ports),
+        )
+        known = bench.script()
+        check(LOCAL, bench.warm.local("-p4", "-e", known))
+        repeating = {ORIGINAL: ports[ORIGINAL], OURS: forgetful.port}
+        short = bench.alternate(
+            max(bench.rounds, _EXACT_ROUNDS),
+            lambda who: ask(who, lambda: repeating[who], known),
+            (LOCAL, *repeating),
+        )
     return [
         _share("new script, one client", values),
-        _share("new to the server, in stap's cache, one client", short),
+        _share("the same where stap has the module in its cache and no result is kept", short),
     ]
 
 
