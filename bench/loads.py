@@ -155,6 +155,12 @@ class Bench:
         """Return how long the real client takes with a script (seconds)."""
         return timed(lambda: check(who, self.warm.via(f"[::1]:{port}", "-p4", "-e", script)))
 
+    def ask(self, who: str, port: int | None, script: str) -> float:
+        """Return how long a raw client takes with a script, or without a port a local stap (seconds)."""
+        if port is None:
+            return timed(lambda: check(who, self.warm.local("-p4", "-e", script)))
+        return together(who, port, [self.payload(script)])
+
 
 def repeated_real(bench: Bench) -> list[Verdict]:
     """Ask with the real client for a script that was compiled before, of a server that need not work, too."""
@@ -243,31 +249,25 @@ def equal_at_once(bench: Bench) -> list[Verdict]:
 def share(bench: Bench) -> list[Verdict]:
     """Find what a server adds to a plain local stap.
 
-    New scripts differ by more than that among themselves. So the same is also measured with a script that stap
-    has in its own cache, and of a server that keeps no results.
+    New scripts differ by more than that among themselves. So the same is also measured with a script that
+    stap has in its own cache, and of a server that keeps no results.
     """
     with (
         bench.both() as ports,
         serving(bench.warm, "--result-cache", "no", backend=bench.backend) as forgetful,
     ):
-
-        def ask(who: str, port: Callable[[], int], script: str) -> float:
-            if who == LOCAL:
-                return timed(lambda: check(LOCAL, bench.warm.local("-p4", "-e", script)))
-            return together(who, port(), [bench.payload(script)])
-
         values = bench.alternate(
             max(bench.rounds, _NEW_ROUNDS),
-            lambda who: ask(who, lambda: ports[who], bench.script()),
+            lambda who: bench.ask(who, ports.get(who), bench.script()),
             (LOCAL, *ports),
         )
         known = bench.script()
         check(LOCAL, bench.warm.local("-p4", "-e", known))
-        repeating = {ORIGINAL: ports[ORIGINAL], OURS: forgetful.port}
+        ports[OURS] = forgetful.port
         short = bench.alternate(
             max(bench.rounds, _EXACT_ROUNDS),
-            lambda who: ask(who, lambda: repeating[who], known),
-            (LOCAL, *repeating),
+            lambda who: bench.ask(who, ports.get(who), known),
+            (LOCAL, *ports),
         )
     return [
         _share("new script, one client", values),
