@@ -37,7 +37,10 @@ def measure(options: argparse.Namespace, installation: Installation) -> Results:
     """Run the loads that were asked for; returns what is shown, as JSON has it."""
     loads = {}
     with contextlib.ExitStack() as cleanup:
-        place = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="stapsrv-bench.")))
+        # Not in /tmp: servers watch the way to what results depend on, and would hear of all that goes on there.
+        parent = os.environ.get("TMPDIR") or Path.home()
+        temporary = tempfile.TemporaryDirectory(prefix="stapsrv-bench.", dir=parent)
+        place = Path(cleanup.enter_context(temporary))
         bench = Bench(installation, place, rounds=options.rounds, backend=options.backend)
         averages = [os.getloadavg()[0]]
         for name in options.loads or LOADS:
