@@ -37,7 +37,7 @@ def measure(options: argparse.Namespace, installation: Installation) -> Results:
     """Run the loads that were asked for; returns what is shown, as JSON has it."""
     loads = {}
     with contextlib.ExitStack() as cleanup:
-        # Not in /tmp: servers watch the way to what results depend on, and would hear of all that goes on there.
+        # Not in a busy /tmp: servers watch the way to what results depend on.
         parent = os.environ.get("TMPDIR") or Path.home()
         temporary = tempfile.TemporaryDirectory(prefix="stapsrv-bench.", dir=parent)
         place = Path(cleanup.enter_context(temporary))
