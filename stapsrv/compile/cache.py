@@ -246,7 +246,8 @@ class ResultCache:
         name = question.name
         known = self._hot.get(name)
         if known is not None and await self._has(name):
-            self._hot.move_to_end(name)
+            if name in self._hot:  # else others have pushed it out meanwhile
+                self._hot.move_to_end(name)
             now = time.monotonic()
             if now - known.touched > _TOUCH_S:
                 known.touched = now

@@ -101,8 +101,12 @@ class Store:
         return body
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry of this name, sound or not."""
-        return self._path(name).exists()
+        """Whether there is an entry of this name that is not too old, sound or not."""
+        try:
+            age_s = time.time() - self._path(name).stat().st_mtime
+        except OSError:
+            return False
+        return age_s <= self._max_age_s or name.startswith(NOTE)
 
     def touch(self, name: str) -> None:
         """Note that an entry is in use."""

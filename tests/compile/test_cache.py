@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -375,3 +376,24 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
         go.set()
         assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
         assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
+
+
+async def test_what_is_in_memory_ages_as_well(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (file,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("note-"))
+        os.utime(file, (1000.0, 1000.0))
+        assert await w.ask() == "stored"
+
+
+async def test_a_result_may_leave_memory_while_it_is_looked_for(tmp_path, monkeypatch):
+    async with world(tmp_path) as w:
+        await w.ask()
+        has = w.cache._has
+
+        async def has_and_forget(name: str) -> bool:
+            w.cache._cool(name)
+            return await has(name)
+
+        monkeypatch.setattr(w.cache, "_has", has_and_forget)
+        assert await w.ask() == "hit"
