@@ -191,3 +191,12 @@ def test_database_with_a_password(tmp_path, environ, build_tree, options):
     failed = serverd(*server, env=environ)
     assert failed.returncode == 1
     assert "the database is protected by a password; give its password (-P)" in failed.stderr
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_signals_to_the_last_do_not_change_how_it_ends(tmp_path, environ, build_tree, identity, backend):
+    command = ["-r", build_tree, "--log", tmp_path / "log", "--ssl", identity, "--backend", backend]
+    with start(command, environ) as server:
+        while server.is_alive:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0

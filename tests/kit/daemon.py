@@ -49,6 +49,10 @@ class ServerProcess:
         assert found is not None, self.told
         return int(found[1])
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
