@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import anyio
 import attrs
 import pytest
-from kit.client import Answer, connect, frame, read_answer, request
+from kit.client import Answer, connect, frame, pack, read_answer, request
 from kit.real import Ran, Server, serving, serving_original, without_client_lines
 
 SCRIPT = ("-e", "probe begin { exit() }")
@@ -89,7 +89,8 @@ def test_answer_is_smaller_than_that_of_the_original(pair, stap):
     for number, server in enumerate((pair.original, pair.ours)):
         script = f"probe begin {{ println({number}) exit() }}"
         answer = ask(server, request("-p4", "-e", script, release=stap.installation.release))
-        sizes.append(len(answer))
+        # Packed alike: a client on the server's own host is spared the unpacking.
+        sizes.append(len(pack(Answer.of(answer).entries.items())))
         names.append({re.sub(r"_[0-9a-f]{32}_\d+", "_HASH", name) for name in Answer.of(answer).files})
     assert {"stap_HASH.ko", "stap_HASH_src.c", "stap_common.h"} <= names[1]
     assert names[1] == {name for name in names[0] if is_wanted(name)}
