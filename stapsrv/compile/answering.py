@@ -18,9 +18,10 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache import AnswerKind, Known, Question, ResultCache
+from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.keys import request_digest
+from stapsrv.compile.known import AnswerKind, Known, Question
 from stapsrv.compile.modules import (
     SIGNED_PRIVILEGES,
     add_signatures,

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,23 +29,22 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.evidence import find_outside, includes_are_inside, module_name, why_not
 from stapsrv.compile.grounds import Grounds
-from stapsrv.compile.kbuild import Build
 from stapsrv.compile.keys import digest, request_digest
+from stapsrv.compile.known import CacheCounts, CacheStatistics, Known, Question
 from stapsrv.compile.premises import Surroundings
-from stapsrv.compile.repeatable import build_options_are_known, unrepeatable
+from stapsrv.compile.repeatable import build_options_are_known
 from stapsrv.compile.scripts import outward_names
 from stapsrv.compile.store import NOTE, DamagedError, Store, StoreStatistics, decode_body, encode_body
 from stapsrv.compile.trees import Place
-from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.compile.wire import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.filework import FileWork
 
 _HOT_BYTES = 16 * 1024 * 1024
 """Of results kept in memory beside the disk, a hundred scripts; with their answers four times as much."""
-_MOST_ANSWERS = 3
-"""Kept of one result: clients of one kind ask for one or two, signed or not, compressed or not."""
 _TOUCH_S = 60.0
 _LOOK_S = 10.0
 """How long a request waits for a look at what its result depends on: it takes a second, after a change."""
@@ -56,127 +54,6 @@ _LONG_S = 60.0
 """For a look at many files."""
 _UNKNOWN = "unknown yet"
 _DISK = "disk"
-_VERSION = b"1"
-
-_MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+)\.ko")
-# How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
-_PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
-_INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MULTILINE)
-_HEADER = re.compile(rb'[ \t]*[<"]([^<>"\\]+)[>"][ \t]*(?://.*|/\*.*\*/[ \t]*)?\r?')
-
-
-@attrs.frozen
-class Question:
-    """A job, as far as its answer may be known.
-
-    Attributes:
-        request: the digest of the request.
-        premise: the digest of all else that the answer depends on; None if that is not known.
-        means: the digest of that part of it that stap's own cache takes little notice of.
-        reason: why not, in a word.
-    """
-
-    request: bytes
-    premise: bytes | None = None
-    means: bytes = b""
-    reason: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the answer is kept under, if all that it depends on is known."""
-        return digest((_VERSION, self.request, self.premise or b"")).hex()
-
-
-@attrs.define(kw_only=True)
-class CacheCounts:
-    """What the cache did for one server so far.
-
-    Attributes:
-        hits: requests answered from it.
-        misses: requests that were compiled, and could have been known.
-        shared: requests answered from the compile of another one.
-        stored: results that were kept.
-        uncacheable: by reason, compiles whose result could not be kept.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    shared: int = 0
-    stored: int = 0
-    uncacheable: Counter[str] = attrs.field(factory=Counter)
-
-    def snapshot(self) -> CacheCounts:
-        """Return what it is now."""
-        return attrs.evolve(self, uncacheable=self.uncacheable.copy())
-
-
-@attrs.frozen(kw_only=True)
-class CacheStatistics:
-    """The cache of this process and all that share its directory, at one moment.
-
-    Attributes:
-        directory: where it is.
-        entries: on disk.
-        stored_bytes: on disk.
-        evicted: entries that this process removed, for their age or for want of room.
-        damaged: entries that this process found damaged, and removed.
-    """
-
-    directory: Path
-    entries: int
-    stored_bytes: int
-    evicted: int
-    damaged: int
-
-
-@attrs.frozen
-class AnswerKind:
-    """What an answer is made for, beside a result and who signs it.
-
-    Attributes:
-        deflate: whether it is compressed.
-        signed: whether it carries signatures by the certificate's key.
-        messages: of the server's own.
-    """
-
-    deflate: bool
-    signed: bool
-    messages: tuple[str, ...]
-
-
-@attrs.define(eq=False)
-class Known:
-    """A result, and the answers that were made of it.
-
-    Attributes:
-        result: as stap made it.
-        reason: why it is not kept, in a word; None if it is.
-        touched: when its file was last said to be in use, by the monotonic clock.
-    """
-
-    result: CompileResult
-    reason: str | None = None
-    touched: float = 0.0
-    _answers: dict[AnswerKind, tuple[object, bytes]] = attrs.field(factory=dict)
-
-    @property
-    def size(self) -> int:
-        """In bytes, without its answers, which are no larger."""
-        result = self.result
-        return len(result.stdout) + len(result.stderr) + sum(len(file.data) for file in result.files)
-
-    def answer_for(self, signer: object, kind: AnswerKind | None) -> bytes | None:
-        """Return the answer that was made for this before, if it was."""
-        made = None if kind is None else self._answers.get(kind)
-        return made[1] if made is not None and made[0] is signer else None
-
-    def keep_answer(self, signer: object, kind: AnswerKind | None, answer: bytes) -> None:
-        """Keep an answer for the next of its kind; the signatures of one signer, the last, are kept."""
-        if kind is None:
-            return
-        if len(self._answers) >= _MOST_ANSWERS:
-            self._answers.clear()
-        self._answers[kind] = (signer, answer)
 
 
 class ResultCache:
@@ -290,11 +167,11 @@ class ResultCache:
         if outward is None:
             counts.uncacheable[_DISK] += 1
             return Known(result, _DISK)
-        reason = await anyio.to_thread.run_sync(_why_not, job, result, outward)
+        reason = await anyio.to_thread.run_sync(why_not, job, result, outward)
         if reason is None and result.build is None and await self._is_stale(question, job, result):
             result = await run(attrs.evolve(job, anew=True))
             await self._note_build(question, job, result)
-            reason = _why_not(job, result, outward)
+            reason = why_not(job, result, outward)
         if reason is None:
             reason = await self._judge(question, job, result)
         if reason is not None:
@@ -357,13 +234,13 @@ class ResultCache:
         places = self._surroundings.premises(job.release, job.settings).places
         if result.build is not None:
             try:
-                outside = await self._files.run(partial(_find_outside, result, places), patience_s=_LONG_S)
+                outside = await self._files.run(partial(find_outside, result, places), patience_s=_LONG_S)
             except TimeoutError:
                 return _DISK
             if outside is not None:
                 self._log.info("cache.outside", file=outside)
                 return "outside"
-        elif not _includes_are_inside(result):
+        elif not includes_are_inside(result):
             return "no evidence"
         # Last, so that nothing is between this look and the end of the compile but work of our own.
         if self.ask(job).premise != question.premise:
@@ -405,66 +282,9 @@ class ResultCache:
             self._hot_bytes -= known.size
 
 
-def _why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> str | None:
-    """Return why a result is not the same each time, as far as request and result show it."""
-    if result.status != 0:
-        return "failure"
-    if _module_name(result) is None:
-        return "no module"
-    return unrepeatable(job.request, outward)
-
-
-def _find_outside(result: CompileResult, places: Sequence[Place]) -> str | None:
-    """Return a file from elsewhere that a result was made from, or a program that it probes; or None."""
-    build = result.build or Build(frozenset())
-    named = [
-        os.fsdecode(name)
-        for file in result.files
-        for name in _PROGRAM.findall(file.data[:1_000_000])
-        if file.path.endswith((".c", ".h"))
-    ]
-    within = [place.path for place in places if place.below]
-    roots = {os.path.realpath(path) for path in within}
-    inside: dict[str, bool] = {}
-    for path in sorted({*build.paths, *named}):
-        directory = os.path.dirname(path)  # noqa: PTH120 - a thousand of them
-        if directory not in inside:
-            # All that links below a place lead to is watched with it; with ".." who knows where one is.
-            steady = "/../" not in path and _is_below(directory, within)
-            inside[directory] = steady or _is_below(os.path.realpath(directory), roots)
-        if not inside[directory]:
-            return path
-    return None
-
-
-def _is_below(directory: str, places: Iterable[str]) -> bool:
-    return any(directory == place or directory.startswith(f"{place}/") for place in places)
-
-
-def _includes_are_inside(result: CompileResult) -> bool:
-    """Whether the C that stap made includes nothing but what is found in the kernel's and runtime's headers.
-
-    The kernel is compiled without any other directories of headers (``-nostdinc``).
-    """
-    sources = [file.data for file in result.files if file.path.endswith("_src.c")]
-    includes = [match for source in sources for match in _INCLUDE.findall(source)]
-    return bool(sources) and all(
-        (named := _HEADER.fullmatch(include)) is not None
-        and not named[1].startswith(b"/")
-        and b".." not in named[1].split(b"/")
-        for include in includes
-    )
-
-
-def _module_name(result: CompileResult) -> str | None:
-    """Return the name of the one module that a result has."""
-    names = [match[1] for file in result.files if (match := _MODULE.fullmatch(file.path)) is not None]
-    return names[0] if len(names) == 1 else None
-
-
 def _module_means(result: CompileResult) -> str:
     """Return what is kept under is: the means by which stap last built the module of this name."""
-    return NOTE + digest((b"module", (_module_name(result) or "").encode())).hex()
+    return NOTE + digest((b"module", (module_name(result) or "").encode())).hex()
 
 
 def _last_means(job: CompileJob) -> str:

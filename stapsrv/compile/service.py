@@ -10,9 +10,10 @@ from typing import Protocol
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache import CacheCounts, Known, ResultCache
+from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.engine import Engine
 from stapsrv.compile.flights import Flights
+from stapsrv.compile.known import CacheCounts, Known
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.recent import RecentRequests

@@ -52,7 +52,7 @@ class RecentInfo(TypedDict):
 
 
 class CacheInfo(TypedDict):
-    """What the result cache did for a server; see :class:`stapsrv.compile.cache.CacheCounts`."""
+    """What the result cache did for a server; see :class:`stapsrv.compile.known.CacheCounts`."""
 
     hits: int
     misses: int

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache import CacheCounts
+from stapsrv.compile.known import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError

@@ -16,7 +16,7 @@ import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
-from stapsrv.compile.cache import CacheCounts
+from stapsrv.compile.known import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import attrs
 
-from stapsrv.compile.cache import CacheCounts
+from stapsrv.compile.known import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.settings import ServerSettings

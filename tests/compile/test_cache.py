@@ -15,10 +15,11 @@ import attrs
 import pytest
 from kit.service import LogLines
 
-from stapsrv.compile.cache import AnswerKind, CacheCounts, Known, ResultCache
+from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.kbuild import Build
+from stapsrv.compile.known import AnswerKind, CacheCounts, Known
 from stapsrv.compile.premises import Premises
 from stapsrv.compile.store import Store
 from stapsrv.compile.trees import Place

@@ -22,8 +22,8 @@ from kit.moks import make_mok, make_sign_file
 from kit.service import IDENTITY, running_server, tls_context
 
 from stapsrv.compile.answering import Exchange
-from stapsrv.compile.cache import Known
 from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.known import Known
 from stapsrv.compile.wire import AnswerFile
 from stapsrv.compile.workspace import Workspace
 from stapsrv.errors import TranslatorError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.control import SINCE, FakeCommands, server_status
 
-from stapsrv.compile.cache import CacheCounts
+from stapsrv.compile.known import CacheCounts
 from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.standing import Health
 from stapsrv.config.files import SERVER_VARIABLES
