@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stapsrv.control.output import Console, down_reasons, health_remarks, printable
 from stapsrv.control.reporting import Result, Verb
@@ -20,18 +20,20 @@ _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
-_COMPILE = "COMPILE"
-"""The heading of the median of recent compiles; a column that is left out where there were none."""
 _SETTLED = frozenset({"serving", "stopped", "failed", "backing-off"})
 """The states that end a server's line. Draining does not: it goes on until the last request is done."""
 
 
 class _Column(NamedTuple):
-    """A column of the table: its heading, what stands in it, and on which side."""
+    """A column of the table: its heading, what stands in it, and on which side.
+
+    One that is not ``always`` there is left out where there is nothing in it.
+    """
 
     heading: str
     cell: Callable[[ServerInfo], str]
     right: bool = False
+    always: bool = True
 
 
 def print_table(report: StatusReport, console: Console, environ: Mapping[str, str]) -> None:
@@ -57,8 +59,11 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
     columns = _columns(now)
     if len({_setting(server, "USER") for server in servers}) < 2:  # noqa: PLR2004 - nothing to tell apart
         columns = [column for column in columns if column.heading != "USER"]
-    if all(_compile_time(server) == _NOTHING for server in servers):
-        columns = [column for column in columns if column.heading != _COMPILE]
+    columns = [
+        column
+        for column in columns
+        if column.always or any(column.cell(server) != _NOTHING for server in servers)
+    ]
     rows = [[column.heading for column in columns]]
     rows += ([printable(column.cell(server)) for column in columns] for server in servers)
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -183,16 +188,34 @@ def _columns(now: datetime) -> list[_Column]:
         _Column("QUEUED", lambda server: _number(server["queued"]), right=True),
         _Column("DONE", lambda server: _number(server["done"]), right=True),
         _Column("FAILED", lambda server: _number(server["failed"]), right=True),
-        _Column(_COMPILE, _compile_time, right=True),
+        _Column("KNOWN", _share_known, right=True, always=False),
+        _Column("SHARED", _shared, right=True, always=False),
+        _Column("WAIT", lambda server: _recent(server, "queue_s"), right=True, always=False),
+        _Column("COMPILE", lambda server: _recent(server, "compile_s"), right=True, always=False),
         _Column("CERT UNTIL", lambda server: _moment(server["certificate_expires"], now)),
     ]
 
 
-def _compile_time(server: ServerInfo) -> str:
-    """Return what stap took for a request of late."""
+def _recent(server: ServerInfo, duration: Literal["queue_s", "compile_s"]) -> str:
+    """Return the median of what requests waited for a worker, or stap took, of late."""
     recent = server.get("recent")
-    seconds = None if recent is None else recent["compile_s"]
+    seconds = None if recent is None else recent[duration]
     return _NOTHING if seconds is None else f"{seconds:.1f}s"
+
+
+def _share_known(server: ServerInfo) -> str:
+    """Return how many of the requests that stap could answer were answered from known results."""
+    cache = server.get("cache")
+    if cache is None or not cache["hits"]:
+        return _NOTHING
+    asked = cache["hits"] + cache["misses"] + cache["shared"]
+    return f"{100 * cache['hits'] // asked}%"
+
+
+def _shared(server: ServerInfo) -> str:
+    """Return how many requests cost no compile, since an equal one was being compiled."""
+    cache = server.get("cache")
+    return _NOTHING if cache is None or not cache["shared"] else str(cache["shared"])
 
 
 def _as_server(lost: LostServer) -> ServerInfo:

@@ -95,6 +95,18 @@ def test_table_shows_what_compiles_took_of_late():
     lines = status_table(StatusReport([supervisor_info("me", NATIVE, busy)]), colour=False, now=NOW)
     column = lines[0].index("COMPILE")
     assert [line[column : column + 7].strip() for line in lines[1:3]] == ["-", "2.3s"]
+    assert "WAIT" in lines[0]
+
+
+def test_table_shows_what_needed_no_compile():
+    cache = {"hits": 5, "misses": 2, "shared": 1, "stored": 2, "uncacheable": {"code": 1}}
+    known = {**NATIVE, "id": 4194399, "cache": cache}
+    none = {**NATIVE, "cache": dict.fromkeys(cache, 0)}
+    heading, *rows = status_table(StatusReport([supervisor_info("me", none, known)]), colour=False, now=NOW)
+    assert heading.split()[11:13] == ["KNOWN", "SHARED"]
+    assert [row.split()[11:13] for row in rows[:2]] == [["-", "-"], ["62%", "1"]]
+    (heading, *_) = status_table(StatusReport([supervisor_info("me", none)]), colour=False, now=NOW)
+    assert "KNOWN" not in heading
 
 
 def test_only_states_are_coloured():
