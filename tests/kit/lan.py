@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,7 +78,9 @@ class Lan:
             assert program.stop() == 0, program.lines
             assert program.find_line("Traceback") is None, program.lines
         finally:
-            program.kill()
+            # With a goodbye also after a failure, lest the tests that follow hear of it for an hour.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                program.stop()
 
     @contextlib.contextmanager
     def serving_original(self, *options: object) -> Iterator[Program]:
