@@ -1,36 +1,29 @@
-"""Waiting for directories to change (inotify(7)).
+"""Waiting for directories to change (:mod:`stapsrv.inotify`).
 
-By hand, in a few calls of the C library: it waits on a descriptor, on both backends, where the usual
-packages either know asyncio alone or keep a thread for each directory.
+It waits on a descriptor, on both backends, where the usual packages either know asyncio alone or keep a
+thread for each directory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 
-_ATTRIB, _CLOSE_WRITE = 0x4, 0x8
-_MOVED_FROM, _MOVED_TO = 0x40, 0x80
-_CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
-_ONLYDIR = 0x0100_0000
-_MASK = (
-    _ATTRIB
-    | _CLOSE_WRITE
-    | _MOVED_FROM
-    | _MOVED_TO
-    | _CREATE
-    | _DELETE
-    | _DELETE_SELF
-    | _MOVE_SELF
-    | _ONLYDIR
-)
-_EVENT_BYTES = 65536
+from stapsrv import inotify
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_CHANGE = (
+    inotify.ATTRIB
+    | inotify.CLOSE_WRITE
+    | inotify.MOVED_FROM
+    | inotify.MOVED_TO
+    | inotify.CREATE
+    | inotify.DELETE
+    | inotify.DELETE_SELF
+    | inotify.MOVE_SELF
+)
 
 
 class DirectoryMonitor:
@@ -45,7 +38,7 @@ class DirectoryMonitor:
 
     def __init__(self, *directories: Path) -> None:
         self._directories = directories
-        self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._queue = inotify.Inotify()
 
     def arm(self) -> None:
         """Hear of every change from now on; to be called before each look at the directories.
@@ -65,20 +58,16 @@ class DirectoryMonitor:
 
     async def wait_changed(self) -> None:
         """Wait for a change since :meth:`arm`; several at once are one."""
-        await anyio.wait_readable(self._descriptor)
-        try:
-            while os.read(self._descriptor, _EVENT_BYTES):
-                pass
-        except BlockingIOError:
-            return
+        await anyio.wait_readable(self._queue.descriptor)
+        self._queue.read()
 
     def close(self) -> None:
         """Hear no more."""
-        os.close(self._descriptor)
+        self._queue.close()
 
     def _watch(self, directory: Path) -> None:
         try:
-            _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK))
+            self._queue.watch(os.fsencode(directory), _CHANGE)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             # Gone again, which whoever looks will see; or not ours to see.
             return
@@ -95,10 +84,3 @@ def _children(directory: Path) -> Iterator[Path]:
             yield from (Path(entry) for entry in entries if entry.is_dir())
     except OSError:
         return
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from stapsrv.supervisor import watching
+from stapsrv import inotify
 from stapsrv.supervisor.watching import DirectoryMonitor
 
 pytestmark = pytest.mark.anyio
@@ -93,13 +94,11 @@ async def test_file_in_the_place_of_the_directory(tmp_path):
 
 
 async def test_too_many_watches(place, monkeypatch):
-    monkeypatch.setattr(watching, "_libc", None)
-
     class Refusing:
         def inotify_init1(self, _flags):
-            watching.ctypes.set_errno(errno.EMFILE)
+            ctypes.set_errno(errno.EMFILE)
             return -1
 
-    monkeypatch.setattr(watching, "_libc", Refusing())
+    monkeypatch.setattr(inotify, "_libc", Refusing())
     with pytest.raises(OSError, match="Too many open files"):
         DirectoryMonitor(place)
