@@ -1,26 +1,21 @@
 """Ports that servers got at random, remembered for the next time they start.
 
 Firewalls and clients know a server by its port, so one that may choose asks for the port that it had,
-after a restart of the server, of the supervisor or of the host. What is remembered is a convenience: a file
-that is lost or damaged costs nothing but the ports.
+after a restart of the server, of the supervisor or of the host.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
+from typing import TypeGuard
 
 import attrs
 
 from stapsrv.config.files import encode_server_settings
 from stapsrv.config.settings import ServerSettings
+from stapsrv.supervisor.remembering import Memory
 
-_MOST = 500
-"""Servers that are remembered; the one that was longest unused is forgotten first."""
 _HIGHEST = 65_535
 
 
@@ -32,8 +27,8 @@ class PortMemory:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._ports = _read(file)
+        self._memory = Memory(file, _is_port)
+        self._ports = self._memory.read()
 
     def recall(self, settings: ServerSettings) -> int | None:
         """Return the port that a server with such settings had, or None."""
@@ -42,25 +37,8 @@ class PortMemory:
     def remember(self, settings: ServerSettings, port: int) -> None:
         """Keep the port of a server with such settings; a disk that is full costs the memory alone."""
         key = _key(settings)
-        if self._ports.get(key) == port:
-            return
-        self._ports.pop(key, None)
-        self._ports[key] = port
-        while len(self._ports) > _MOST:
-            del self._ports[next(iter(self._ports))]
-        with contextlib.suppress(OSError):
-            self._write()
-
-    def _write(self) -> None:
-        self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{self._file.name}.", dir=self._file.parent)
-        try:
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                json.dump(self._ports, file)
-            Path(name).replace(self._file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        if self._ports.get(key) != port:
+            self._ports = self._memory.keep(self._ports, key, port)
 
 
 def _key(settings: ServerSettings) -> str:
@@ -69,11 +47,5 @@ def _key(settings: ServerSettings) -> str:
     return hashlib.sha256(encode_server_settings(asked).encode()).hexdigest()[:16]
 
 
-def _read(file: Path) -> dict[str, int]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: port for key, port in found.items() if isinstance(port, int) and 0 < port <= _HIGHEST}
+def _is_port(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 < value <= _HIGHEST

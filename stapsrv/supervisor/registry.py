@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import attrs
@@ -23,6 +22,7 @@ import attrs
 from stapsrv.config.files import decode_config, encode_server_settings, server_settings_from
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
+from stapsrv.supervisor.replacing import replace_file
 
 FIRST_ID = 4_194_305
 """One above the largest process id that Linux can give out (2**22): a stand-in is never a process's."""
@@ -98,7 +98,7 @@ class Registry:
         )
         text = "".join(f"{mark}\n" for mark in marks) + encode_server_settings(written)
         try:
-            self._replace(record.id, text)
+            replace_file(self._path(record.id), text, mode=_MODE)
         except OSError as exc:
             raise self._unwritable(exc) from exc
 
@@ -142,17 +142,6 @@ class Registry:
 
     def _path(self, server_id: int) -> Path:
         return self._directory / f"{server_id}.stat"
-
-    def _replace(self, server_id: int, text: str) -> None:
-        fd, name = tempfile.mkstemp(prefix=f".{server_id}.", dir=self._directory)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                os.fchmod(fd, _MODE)
-            Path(name).replace(self._path(server_id))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
     def _unwritable(self, exc: OSError) -> ConfigError:
         return ConfigError(

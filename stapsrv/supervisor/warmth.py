@@ -6,22 +6,19 @@ is remembered by a digest of all that it depends on; a file that is lost costs o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import attrs
 
 from stapsrv.compile.translator import StapProgram
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.supervisor.remembering import Memory
 
-_MOST = 500
-"""Digests that are remembered; the oldest is forgotten first."""
 _TREE_FILES = (
     *("Makefile", ".config", "Module.symvers", "include/config/kernel.release"),
     *("include/generated/autoconf.h", "include/generated/utsrelease.h", "scripts/mod/modpost"),
@@ -64,26 +61,19 @@ class WarmMemory:
     """
 
     def __init__(self, file: Path, cache: Path) -> None:
-        self._file = file
+        self._memory = Memory(file, _is_identity)
         self._cache = cache
 
     def knows(self, digest: str) -> bool:
         """Whether this has been compiled for, and stap's cache is still the same; reads files."""
         cache = _identity(self._cache)
-        return cache is not None and _read(self._file).get(digest) == cache
+        return cache is not None and self._memory.read().get(digest) == cache
 
     def remember(self, digest: str) -> None:
         """Keep that this has been compiled for; writes files. A disk that is full costs the memory alone."""
         cache = _identity(self._cache)
-        if cache is None:
-            return
-        known = _read(self._file)
-        known.pop(digest, None)
-        known[digest] = cache
-        while len(known) > _MOST:
-            del known[next(iter(known))]
-        with contextlib.suppress(OSError):
-            _write(self._file, known)
+        if cache is not None:
+            self._memory.keep(self._memory.read(), digest, cache)
 
 
 def digest_of(subject: Subject, stap: StapProgram) -> str:
@@ -124,23 +114,5 @@ def _identity(directory: Path) -> str | None:
     return f"{status.st_dev}:{status.st_ino}"
 
 
-def _read(file: Path) -> dict[str, str]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {digest: cache for digest, cache in found.items() if isinstance(cache, str)}
-
-
-def _write(file: Path, known: dict[str, str]) -> None:
-    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="ascii") as stream:
-            json.dump(known, stream)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _is_identity(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
