@@ -13,7 +13,7 @@ from stapsrv.observe.logs import Losses
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.server import CompileServer
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.status import NO_WORK, ServerStatus, SupervisorStatus
 
 _STATES = {Phase.STARTING: State.STARTING, Phase.RUNNING: State.SERVING, Phase.STOPPING: State.STOPPING}
 
@@ -52,7 +52,7 @@ class SolitaryServer:
             containment=host.engine.sandbox.containment.value,
             cgroup=host.engine.sandbox.cgroup,
             since=self._since,
-            compiles=server.running,
+            compiles=server.work.running,
             max_compiles=self._settings.workers,
             servers=(server,),
         )
@@ -60,7 +60,6 @@ class SolitaryServer:
 
     def _status(self) -> ServerStatus:
         pid, server = os.getpid(), self.server
-        statistics = server.statistics() if server is not None else None
         return ServerStatus(
             id=pid,
             # Not the id: that is another after each start, and this is what its metrics go by.
@@ -72,11 +71,5 @@ class SolitaryServer:
             since=self._since,
             reason=None,
             port=server.address.port if server is not None else None,
-            running=statistics.running if statistics else 0,
-            queued=statistics.queued if statistics else 0,
-            done=statistics.done if statistics else 0,
-            failed=statistics.failed if statistics else 0,
-            certificate_expires=statistics.certificate_expires if statistics else None,
-            connections=statistics.connections if statistics else 0,
-            releases=server.releases() if server is not None else (),
+            work=NO_WORK if server is None else server.work(),
         )

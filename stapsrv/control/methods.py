@@ -340,7 +340,8 @@ def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> Ou
     if server is None:
         return {"server": None, "already": False, "error": f"is not there after {waited_s:g} s; see the log"}
     error = None
-    draining = method == "drain" and server.state is State.DRAINING and server.running + server.queued > 0
+    outstanding = server.work.running + server.work.queued
+    draining = method == "drain" and server.state is State.DRAINING and outstanding > 0
     if draining or server.state in {State.STARTING, State.STOPPING}:
         error = f"is still {server.state.value} after {waited_s:g} s"
     elif server.state in {State.FAILED, State.BACKING_OFF}:

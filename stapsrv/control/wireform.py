@@ -220,7 +220,8 @@ def supervisor_info(status: SupervisorStatus) -> SupervisorInfo:
 
 def server_info(status: ServerStatus) -> ServerInfo:
     """Return the JSON form of a server's status."""
-    expires = status.certificate_expires
+    work = status.work
+    expires = work.certificate_expires
     return {
         "id": status.id,
         "nickname": status.nickname,
@@ -231,28 +232,28 @@ def server_info(status: ServerStatus) -> ServerInfo:
         "since": _time(status.since),
         "reason": status.reason,
         "port": status.port,
-        "running": status.running,
-        "queued": status.queued,
-        "done": status.done,
-        "failed": status.failed,
+        "running": work.running,
+        "queued": work.queued,
+        "done": work.done,
+        "failed": work.failed,
         "certificate_expires": None if expires is None else _time(expires),
-        "connections": status.connections,
-        "refusals": {refusal.value: count for refusal, count in status.refusals.items() if count},
+        "connections": work.connections,
+        "refusals": {refusal.value: count for refusal, count in work.refusals.items() if count},
         "releases": [
             {"name": release.name, "health": release.health.value, "reason": release.reason}
-            for release in status.releases
+            for release in work.releases
         ],
         "recent": {
-            "requests": status.recent.requests,
-            "queue_s": _seconds(status.recent.queue_s),
-            "compile_s": _seconds(status.recent.compile_s),
+            "requests": work.recent.requests,
+            "queue_s": _seconds(work.recent.queue_s),
+            "compile_s": _seconds(work.recent.compile_s),
         },
         "cache": {
-            "hits": status.cache.hits,
-            "misses": status.cache.misses,
-            "shared": status.cache.shared,
-            "stored": status.cache.stored,
-            "uncacheable": dict(status.cache.uncacheable),
+            "hits": work.cache.hits,
+            "misses": work.cache.misses,
+            "shared": work.cache.shared,
+            "stored": work.cache.stored,
+            "uncacheable": dict(work.cache.uncacheable),
         },
     }
 

@@ -80,8 +80,8 @@ def _servers(facts: Facts) -> Samples:
 
 def _certificates(facts: Facts) -> Samples:
     for server in facts.status.servers:
-        if server.certificate_expires is not None:
-            yield (server.nickname,), server.certificate_expires.timestamp()
+        if server.work.certificate_expires is not None:
+            yield (server.nickname,), server.work.certificate_expires.timestamp()
 
 
 def _children(_facts: Facts) -> Samples:
@@ -91,7 +91,7 @@ def _children(_facts: Facts) -> Samples:
 
 def _releases(facts: Facts) -> Samples:
     for server in facts.status.servers:
-        for release in server.releases:
+        for release in server.work.releases:
             yield (server.nickname, release.name), release.health is not Health.UNHEALTHY
 
 
@@ -143,21 +143,21 @@ ROWS = (
         Kind.GAUGE,
         "Requests of a server that compile now.",
         ("server",),
-        _of_servers(lambda server: server.running),
+        _of_servers(lambda server: server.work.running),
     ),
     Row(
         "stapsrv_requests_queued",
         Kind.GAUGE,
         "Requests of a server that wait for a worker now.",
         ("server",),
-        _of_servers(lambda server: server.queued),
+        _of_servers(lambda server: server.work.queued),
     ),
     Row(
         "stapsrv_connections_open",
         Kind.GAUGE,
         "Open connections of a server, whatever they are doing.",
         ("server",),
-        _of_servers(lambda server: server.connections),
+        _of_servers(lambda server: server.work.connections),
     ),
     Row(
         "stapsrv_compiles_running",

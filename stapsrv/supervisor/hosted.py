@@ -10,8 +10,6 @@ import anyio
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.known import CacheCounts
-from stapsrv.compile.recent import RecentTimes
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError
 from stapsrv.supervisor.lifecycle import (
@@ -25,7 +23,7 @@ from stapsrv.supervisor.lifecycle import (
     transition,
 )
 from stapsrv.supervisor.server import CompileServer
-from stapsrv.supervisor.status import ServerStatus
+from stapsrv.supervisor.status import NO_WORK, ServerStatus
 
 
 class Preparer(Protocol):
@@ -132,8 +130,6 @@ class HostedServer:
 
     def status(self) -> ServerStatus:
         """Return a snapshot."""
-        server = self._server
-        statistics = server.statistics() if server is not None else None
         return ServerStatus(
             id=self.id,
             nickname=self.nickname,
@@ -144,16 +140,7 @@ class HostedServer:
             since=self._since,
             reason=self._reason,
             port=self.last_port,
-            running=statistics.running if statistics else 0,
-            queued=statistics.queued if statistics else 0,
-            done=statistics.done if statistics else 0,
-            failed=statistics.failed if statistics else 0,
-            certificate_expires=statistics.certificate_expires if statistics else None,
-            connections=statistics.connections if statistics else 0,
-            refusals=statistics.refusals if statistics else {},
-            releases=server.releases() if server is not None else (),
-            recent=statistics.recent if statistics else RecentTimes(),
-            cache=statistics.cache if statistics else CacheCounts(),
+            work=NO_WORK if self._server is None else self._server.work(),
         )
 
     def _handle(self, event: Event, *, reason: str | None = None) -> None:

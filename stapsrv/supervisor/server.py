@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
 import anyio
 import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
-from stapsrv.compile.known import CacheCounts
-from stapsrv.compile.recent import RecentTimes
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.session import Session
 from stapsrv.compile.standing import Standing
@@ -29,35 +26,7 @@ from stapsrv.supervisor.admission import Admission, ConnectionBudget, TurnedAway
 from stapsrv.supervisor.denying import deny
 from stapsrv.supervisor.listener import Peer, accept_connections, address_of
 from stapsrv.supervisor.networks import NetworkRules
-from stapsrv.supervisor.status import ReleaseStatus
-
-
-@attrs.frozen(kw_only=True)
-class ServerStatistics:
-    """A server's work at one moment.
-
-    Attributes:
-        connections: open ones, whatever they are doing.
-        running: requests that compile.
-        queued: requests that wait for a worker.
-        done: requests answered, whatever stap said of them.
-        failed: requests that came to no answer of stap's.
-        refusals: what was turned away, by reason; every reason is there.
-        certificate_expires: the end of the certificate's validity.
-        recent: what the last requests took.
-        cache: what the result cache did.
-    """
-
-    connections: int
-    running: int
-    queued: int
-    done: int
-    failed: int
-    refusals: Mapping[Refusal, int]
-    certificate_expires: datetime
-    recent: RecentTimes = attrs.field(factory=RecentTimes)
-    cache: CacheCounts = attrs.field(factory=CacheCounts)
-
+from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
 _MOST_DENIALS = 64
 """At work at once; more are reset, and come back a few times."""
@@ -159,27 +128,22 @@ class CompileServer:
         while self._sessions:
             await self._gone.wait()
 
-    def statistics(self) -> ServerStatistics:
+    def work(self) -> ServerWork:
         """Return a snapshot of its work."""
         pool = self._service.pool.statistics()
         counts = self._service.counts
-        return ServerStatistics(
-            connections=len(self._sessions),
+        return ServerWork(
             running=pool.running,
             queued=pool.queued,
             done=counts.done,
             failed=counts.failed,
-            refusals=dict(self._service.refusals.counts),
             certificate_expires=self._service.identity().not_after,
+            connections=len(self._sessions),
+            refusals=dict(self._service.refusals.counts),
+            releases=self._releases(),
             recent=self._service.recent.times(),
             cache=self._service.cache_counts.snapshot(),
         )
-
-    def releases(self) -> tuple[ReleaseStatus, ...]:
-        """Return what it serves, and whether that can be compiled for."""
-        standings = self._service.standings
-        known = ((name, standings.get(name, Standing())) for name in self._service.releases)
-        return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
 
     def serves_under(self, standing: Standing) -> bool:
         """Whether one of its releases has this very standing."""
@@ -188,6 +152,11 @@ class CompileServer:
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
+
+    def _releases(self) -> tuple[ReleaseStatus, ...]:
+        standings = self._service.standings
+        known = ((name, standings.get(name, Standing())) for name in self._service.releases)
+        return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
 
     async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
         def take(connection: socket.socket, peer: Peer) -> None:

@@ -31,6 +31,39 @@ class ReleaseStatus:
 
 
 @attrs.frozen(kw_only=True)
+class ServerWork:
+    """A server's work at one moment, counted since it last started.
+
+    Attributes:
+        running: requests that compile.
+        queued: requests that wait for a worker.
+        done: requests answered, whatever stap said of them.
+        failed: requests that came to no answer of stap's.
+        certificate_expires: the end of its certificate's validity, once it has one.
+        connections: open ones, whatever they are doing.
+        refusals: what was turned away, by reason.
+        releases: what it serves.
+        recent: what the last requests took.
+        cache: what the result cache did.
+    """
+
+    running: int = 0
+    queued: int = 0
+    done: int = 0
+    failed: int = 0
+    certificate_expires: datetime | None = None
+    connections: int = 0
+    refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
+    releases: tuple[ReleaseStatus, ...] = ()
+    recent: RecentTimes = attrs.field(factory=RecentTimes)
+    cache: CacheCounts = attrs.field(factory=CacheCounts)
+
+
+NO_WORK = ServerWork()
+"""Of a server that is not there."""
+
+
+@attrs.frozen(kw_only=True)
 class ServerStatus:
     """One server at one moment.
 
@@ -44,16 +77,7 @@ class ServerStatus:
         since: when it came into that state.
         reason: why it is backing off or has failed, or None.
         port: the one that it listens on, or last listened on; None before the first time.
-        running: requests that compile.
-        queued: requests that wait for a worker.
-        done: requests answered, whatever stap said of them.
-        failed: requests that came to no answer of stap's.
-        certificate_expires: the end of its certificate's validity, once it has one.
-        connections: open ones, whatever they are doing.
-        refusals: what it turned away since it last started, by reason.
-        releases: what it serves; empty while nothing serves.
-        recent: what the last requests took.
-        cache: what is known of results.
+        work: what it does; nothing while nothing serves.
     """
 
     id: int
@@ -65,16 +89,7 @@ class ServerStatus:
     since: datetime
     reason: str | None
     port: int | None
-    running: int
-    queued: int
-    done: int
-    failed: int
-    certificate_expires: datetime | None
-    connections: int = 0
-    refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
-    releases: tuple[ReleaseStatus, ...] = ()
-    recent: RecentTimes = attrs.field(factory=RecentTimes)
-    cache: CacheCounts = attrs.field(factory=CacheCounts)
+    work: ServerWork
 
 
 @attrs.frozen(kw_only=True)

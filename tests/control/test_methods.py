@@ -25,7 +25,7 @@ from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.listener import address_of, open_listener
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
-from stapsrv.supervisor.server import ServerStatistics
+from stapsrv.supervisor.status import ServerWork
 from stapsrv.supervisor.supervisor import Outcome, Supervisor, Wish
 from stapsrv.supervisor.warming import Warmer
 from stapsrv.supervisor.warmth import WarmMemory
@@ -408,16 +408,11 @@ class QuietServer:
     def tune(self, settings) -> None:
         pass
 
-    def releases(self) -> tuple[()]:
-        return ()
-
     async def wait_idle(self) -> None:
         pass
 
-    def statistics(self) -> ServerStatistics:
-        return ServerStatistics(
-            connections=0, running=0, queued=0, done=0, failed=0, refusals={}, certificate_expires=SINCE
-        )
+    def work(self) -> ServerWork:
+        return ServerWork(certificate_expires=SINCE)
 
 
 class LocalHost:

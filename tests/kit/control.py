@@ -20,7 +20,7 @@ from stapsrv.control.access import Peer, Policy, read_peer
 from stapsrv.control.connection import ControlLimits
 from stapsrv.control.endpoint import serve_control
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
 from stapsrv.supervisor.supervisor import Outcome, Report, Wish
 
 from .service import LogLines
@@ -43,14 +43,9 @@ def server_status(server_id: int, state: State = State.SERVING, **facts: object)
         "since": SINCE,
         "reason": None,
         "port": server_id,
-        "running": 0,
-        "queued": 0,
-        "done": 0,
-        "failed": 0,
-        "certificate_expires": None,
-        "releases": [],
     }
-    return ServerStatus(id=server_id, state=state, **(values | facts))
+    work = {field.name: facts.pop(field.name) for field in attrs.fields(ServerWork) if field.name in facts}
+    return ServerStatus(id=server_id, state=state, work=ServerWork(**work), **(values | facts))
 
 
 class FakeCommands:

@@ -25,7 +25,7 @@ OTHER = "127.0.0.2"
 
 
 def counted(running) -> dict[Refusal, int]:
-    refusals = running.server.statistics().refusals
+    refusals = running.server.work().refusals
     assert refusals.keys() == set(Refusal)
     return {refusal: count for refusal, count in refusals.items() if count}
 

@@ -33,8 +33,8 @@ async def test_started_servers_serve_the_client(bench):
             assert (answer.rc, answer.stdout) == (0, "compiled\n")
         assert states(supervisor) == {"one": State.SERVING, str(FIRST_ID + 1): State.SERVING}
         status = supervisor.status().servers[0]
-        assert (status.done, status.failed, status.wanted) == (1, 0, Wanted.UP)
-        assert status.certificate_expires is not None
+        assert (status.work.done, status.work.failed, status.wanted) == (1, 0, Wanted.UP)
+        assert status.work.certificate_expires is not None
 
 
 async def test_equal_settings_are_the_same_server(bench):

@@ -110,7 +110,8 @@ async def test_release_is_compiled_for_once_and_known_to_be_warm_after_a_restart
         await healths.wait(Health.HEALTHY)
         assert healths.seen == [Health.WARMING, Health.HEALTHY]
         (server,) = supervisor.status().servers
-        assert [(release.health, release.reason) for release in server.releases] == [(Health.HEALTHY, None)]
+        (served,) = server.work.releases
+        assert (served.health, served.reason) == (Health.HEALTHY, None)
     async with started(bench) as (_, _, healths):
         await healths.wait(Health.HEALTHY)
         assert healths.seen == [Health.HEALTHY]
@@ -144,9 +145,8 @@ async def test_it_is_compiled_for_again_after_a_change(bench, kernel, tmp_path, 
 async def test_equal_servers_share_one(bench, kernel):
     async with started(bench, count=3) as (supervisor, _, healths):
         await healths.wait(Health.HEALTHY)
-        assert {release.health for server in supervisor.status().servers for release in server.releases} == {
-            Health.HEALTHY
-        }
+        served = [release for server in supervisor.status().servers for release in server.work.releases]
+        assert {release.health for release in served} == {Health.HEALTHY}
         await supervisor.start([Wish(bench.settings(warmup=True, define=("A=1",)))])
         await healths.wait(Health.HEALTHY, 2)
     assert len(kernel.runs) == 2
@@ -165,7 +165,7 @@ async def test_one_is_compiled_for_at_a_time(bench, kernel, tmp_path):
 async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
     async with bench.supervisor() as supervisor:
         (outcome,) = await supervisor.start([Wish(bench.settings())])
-        assert [release.health for release in outcome.server.releases] == [Health.UNTRIED]
+        assert [release.health for release in outcome.server.work.releases] == [Health.UNTRIED]
         assert [case.scope for case in bench.host.warmer._cases.values()] == [None]
     assert kernel.runs == []
 
@@ -193,7 +193,7 @@ class TestUnhealthy:
         async with started(bench, announcer=network) as (supervisor, (begun,), healths):
             await healths.wait(Health.UNHEALTHY)
             (server,) = supervisor.status().servers
-            (release,) = server.releases
+            (release,) = server.work.releases
             assert (release.health, release.reason) == (Health.UNHEALTHY, "x.h:3: error: no such thing")
             assert network.said == {begun.id: []}
             kernel.answer(MODULE)
