@@ -12,6 +12,12 @@ from stapsrv.errors import StapsrvError
 from stapsrv.observe.lines import printable
 
 _QUESTION_WIDTH = 30
+_MOST_CHARACTERS = 1000
+"""Of an answer: others' words are part of some."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
 
 
 class Verdict(enum.StrEnum):
@@ -31,13 +37,13 @@ class Finding:
     Attributes:
         question: what was asked, in a few words.
         verdict: how bad it is.
-        answer: what was found, one sentence.
+        answer: what was found, one sentence; the beginning of a long one.
         remedy: what to do about it; None where there is nothing to do.
     """
 
     question: str
     verdict: Verdict
-    answer: str
+    answer: str = attrs.field(converter=_shortened)
     remedy: str | None = None
 
 
