@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import anyio
 
@@ -16,7 +19,7 @@ from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run
 from stapsrv.doctor.findings import Finding, document_of, failure, fault, has_failed, lines_of, summary_line
 from stapsrv.doctor.kernels import check_compiling, check_releases
 from stapsrv.doctor.network import check_announcements
-from stapsrv.doctor.patient import Patient
+from stapsrv.doctor.patient import Patient, admit
 from stapsrv.doctor.places import check_directories, check_space, check_user
 from stapsrv.doctor.service import (
     check_certificates,
@@ -29,28 +32,48 @@ from stapsrv.doctor.system import check_clock, check_containment, check_files
 from stapsrv.doctor.tools import check_stap, check_tools
 from stapsrv.doctor.visit import Destination, walk
 from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.filework import FileWork
 
-Check = Callable[[Patient], AsyncIterator[Finding]]
+Check: TypeAlias = Callable[[Patient], AsyncIterator[Finding]]
 
-CHECKS: tuple[tuple[str, Check], ...] = (
-    ("stap", check_stap),
-    ("tools", check_tools),
-    ("user", check_user),
-    ("directories", check_directories),
-    ("room", check_space),
-    ("clock", check_clock),
-    ("open files", check_files),
-    ("containment", check_containment),
-    ("configured servers", check_configuration),
-    ("releases", check_releases),
-    ("certificate", check_certificates),
-    ("supervisor", check_supervisor),
-    ("ports", check_ports),
-    ("listeners", check_listeners),
-    ("announced (mDNS)", check_announcements),
-    ("compiling", check_compiling),
+_QUICK_S = 20.0
+_SLOW_S = 150.0
+
+
+class Question(NamedTuple):
+    """A row of the table of questions.
+
+    Attributes:
+        name: for one that comes to no answer.
+        check: asks it.
+        patience_s: how long it may take, since it looks at files, and a file system may hang; None for one
+            that has deadlines of its own, and children to look after.
+    """
+
+    name: str
+    check: Check
+    patience_s: float | None = None
+
+
+QUESTIONS = (
+    Question("stap", check_stap),
+    Question("tools", check_tools),
+    Question("user", check_user, _QUICK_S),
+    Question("directories", check_directories, _QUICK_S),
+    Question("room", check_space, _QUICK_S),
+    Question("clock", check_clock),
+    Question("open files", check_files, _QUICK_S),
+    Question("containment", check_containment),
+    Question("configured servers", check_configuration, _SLOW_S),
+    Question("releases", check_releases, _QUICK_S),
+    Question("certificate", check_certificates, _SLOW_S),
+    Question("supervisor", check_supervisor, _QUICK_S),
+    Question("ports", check_ports, _QUICK_S),
+    Question("listeners", check_listeners),
+    Question("announced (mDNS)", check_announcements, _SLOW_S),
+    Question("compiling", check_compiling),
 )
-"""In the order of the answers: the quick first. The names are for those that come to no answer."""
+"""In the order of the answers: the quick first."""
 
 _GREATEST_PORT = 65535
 
@@ -67,19 +90,52 @@ async def examine(patient: Patient, tell: Callable[[Finding], object]) -> list[F
         patient: who is asked.
         tell: called with each answer when it is there.
     """
-    findings = []
-    for name, check in CHECKS:
+    findings: list[Finding] = []
+
+    def take(finding: Finding) -> None:
+        findings.append(finding)
+        tell(finding)
+
+    files = FileWork()
+    for question in QUESTIONS:
         try:
-            async for finding in check(patient):
-                findings.append(finding)
-                tell(finding)
+            await _ask(question, patient, take, files)
         except StapsrvError as exc:
-            findings.append(fault(name, exc))
-            tell(findings[-1])
+            take(fault(question.name, exc))
+        except TimeoutError as exc:
+            take(failure(question.name, exc.strerror or str(exc), "see which file system hangs"))
         except OSError as exc:
-            findings.append(failure(name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
-            tell(findings[-1])
+            take(failure(question.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
     return findings
+
+
+async def _ask(
+    question: Question, patient: Patient, take: Callable[[Finding], object], files: FileWork
+) -> None:
+    """Ask one question, and take its answers.
+
+    Raises:
+        TimeoutError: a file system hangs, now or since an earlier question.
+        StapsrvError, OSError: there is no answer.
+    """
+    if question.patience_s is None:
+        if files.abandoned:
+            raise TimeoutError(errno.ETIMEDOUT, "is not looked at: it might hang as an answer above does")
+        async for finding in question.check(patient):
+            take(finding)
+        return
+    # With an event loop of its own in a thread that can be given up; what it finds later is not taken.
+    is_heard = True
+
+    async def listen() -> None:
+        async for finding in question.check(patient):
+            if is_heard:
+                take(finding)
+
+    try:
+        await files.run(partial(anyio.run, listen), patience_s=question.patience_s)
+    finally:
+        is_heard = False
 
 
 def _doctor(program: str, argv: Sequence[str]) -> int:
@@ -87,6 +143,10 @@ def _doctor(program: str, argv: Sequence[str]) -> int:
     if given.client is None and given.release is not None:
         raise UsageError("--release is for --client", remedy=f"see {program} --help")
     if given.client is not None:
+        if given.config is not None or given.user is not None or not given.compile:
+            raise UsageError(
+                "-c, -u and --no-compile are for this host, not for --client", remedy=f"see {program} --help"
+            )
         host, port = given.client
         destination = Destination(host, port, given.release or host_release())
         return _tell(lambda tell: _visit(destination, os.environ, tell), as_json=given.json)
@@ -94,7 +154,7 @@ def _doctor(program: str, argv: Sequence[str]) -> int:
     if os.geteuid() == 0 and owner.name != "root":
         return _as_owner(owner.name, given)
     config_file = None if given.config is None else str(given.config)
-    patient = Patient(config_file, os.environ, compiles=given.compile)
+    patient = anyio.run(partial(admit, config_file, os.environ, compiles=given.compile))
     return _tell(lambda tell: anyio.run(examine, patient, tell), as_json=given.json)
 
 

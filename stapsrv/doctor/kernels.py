@@ -11,6 +11,7 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.doctor.findings import Finding, failure, fault, ok
 from stapsrv.doctor.patient import Patient
 from stapsrv.errors import ConfigError, StapsrvError
+from stapsrv.filework import FileWork
 from stapsrv.supervisor.host import open_host
 
 PROBE = b"probe begin { exit() }"
@@ -35,7 +36,7 @@ async def check_releases(patient: Patient) -> AsyncIterator[Finding]:
 
 async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
     """Does a script of one line compile for each release, the way that requests do?"""
-    jobs = list(_jobs(patient)) if patient.compiles else []
+    jobs = await FileWork().run(lambda: list(_jobs(patient))) if patient.compiles else []
     if not jobs:
         return
     async with open_host(patient.environ, tuning=patient.settings.tuning) as host:

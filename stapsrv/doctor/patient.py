@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from stapsrv.config.configured import default_server
@@ -13,7 +13,12 @@ from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.arguments import parse_arguments
 from stapsrv.control.scene import FoundServer, Scene
+from stapsrv.errors import ConfigError
+from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import default_directory, systemtap_directory
+
+_PATIENCE_S = 60.0
+"""With the configuration's files, and with supervisors: each has ten seconds to say something."""
 
 
 class Patient:
@@ -76,7 +81,33 @@ class Patient:
         return [found for found in self.scene.found if found.supervisor["user"] == self.user]
 
     @property
+    def own_database(self) -> Path:
+        """The certificate database of servers that name none."""
+        return default_directory(self.environ)
+
+    def database_of(self, settings: ServerSettings) -> Path:
+        """Return a server's certificate database."""
+        return settings.ssl or self.own_database
+
+    @property
     def databases(self) -> list[Path]:
         """The certificate databases of the servers, each once."""
-        own = default_directory(self.environ)
-        return list(dict.fromkeys([settings.ssl or own for settings in self.servers]))
+        return list(dict.fromkeys(map(self.database_of, self.servers)))
+
+
+async def admit(config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> Patient:
+    """Return who is to be examined, as :class:`Patient` says, unless the configuration's file system hangs.
+
+    Raises:
+        ConfigError: it does, or a global file cannot be used.
+    """
+    try:
+        return await FileWork(patience_s=_PATIENCE_S).run(
+            partial(Patient, config_file, environ, compiles=compiles)
+        )
+    except TimeoutError as exc:
+        raise ConfigError(
+            f"cannot be read: {exc.strerror}",
+            where="the configuration, or a directory of supervisors",
+            remedy="see which file system hangs",
+        ) from exc

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from stapsrv.config.global_settings import can_write
+from stapsrv.config.global_settings import GlobalSettings, can_write
+from stapsrv.config.log_format import LogFormat
 from stapsrv.control.accounts import GROUP
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.doctor.patient import Patient
@@ -50,7 +51,7 @@ async def check_directories(patient: Patient) -> AsyncIterator[Finding]:
     settings = patient.settings
     yield _readable("configuration", settings.config_path)
     yield _writable("state", settings.stat_path, "STAT_PATH")
-    if stream_descriptor(settings.log_file) is None:
+    if _writes_log(settings):
         yield _writable("log", settings.log_file, "LOG_FILE")
     yield _writable("stap's directory", patient.state, "SYSTEMTAP_DIR")
     yield _writable("temporary directory", Path(tempfile.gettempdir()), "TMPDIR")
@@ -61,10 +62,16 @@ async def check_space(patient: Patient) -> AsyncIterator[Finding]:
     places = {
         "room for stap's cache": patient.state,
         "room for compiles": Path(tempfile.gettempdir()),
-        "room for logs": patient.settings.log_file.parent,
     }
+    if _writes_log(patient.settings):
+        places["room for logs"] = patient.settings.log_file.parent
     for question, place in places.items():
         yield _room(question, place)
+
+
+def _writes_log(settings: GlobalSettings) -> bool:
+    """Whether the log is a file, and neither a stream nor the journal."""
+    return settings.log_format is not LogFormat.JOURNAL and stream_descriptor(settings.log_file) is None
 
 
 def _room(question: str, place: Path) -> Finding:

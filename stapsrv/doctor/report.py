@@ -12,7 +12,8 @@ import platform
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -21,16 +22,19 @@ import anyio
 
 from stapsrv import __version__
 from stapsrv.compile.process import run_tree
-from stapsrv.config.global_settings import DEFAULT_FILES
+from stapsrv.config.environment import PREFIX
+from stapsrv.config.files import SERVER_VARIABLES
+from stapsrv.config.global_settings import DEFAULT_FILES, GLOBAL_VARIABLES
 from stapsrv.control.accounts import environment_for, runnable_account
 from stapsrv.control.output import status_json
 from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner
 from stapsrv.control.status import status_of_all
 from stapsrv.doctor.command import examine
 from stapsrv.doctor.findings import document_of
-from stapsrv.doctor.leaving_out import without_scripts
-from stapsrv.doctor.patient import Patient
+from stapsrv.doctor.leaving_out import without_passwords, without_scripts
+from stapsrv.doctor.patient import Patient, admit
 from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
+from stapsrv.filework import FileWork
 from stapsrv.observe.streams import stream_descriptor
 
 _NAME = "stapsrv-report"
@@ -39,11 +43,12 @@ _LOG_BYTES = 1024 * 1024
 _FILE_BYTES = 64 * 1024
 """Of each configuration file."""
 _COMMAND_S = 20.0
+_PATIENCE_S = 30.0
+"""With a file system, for each file."""
 _LIBRARIES = ("anyio", "attrs", "cryptography", "structlog", "trio", "zeroconf")
 _TOLD_VARIABLES = frozenset(
     {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "HOME", "SYSTEMTAP_DIR", "SYSTEMTAP_STAP", "DEBUGINFOD_URLS"}
-)
-_TOLD_PREFIX = "STAPSRV_"
+) | {f"{PREFIX}{variable.name}" for variable in (*GLOBAL_VARIABLES, *SERVER_VARIABLES)}
 _COMMANDS = {
     "stap": ("stap", "--version"),
     "gcc": ("gcc", "--version"),
@@ -63,16 +68,8 @@ def contents(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
         patient: whose host it is.
         now: seconds since 1970.
     """
-    yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
-    told = {name: value for name, value in patient.environ.items() if _is_told(name)}
-    yield "environment.json", json.dumps(told, indent=2, sort_keys=True) + "\n"
-    for name, command in _COMMANDS.items():
-        yield f"commands/{name}.txt", anyio.run(_output_of, command)
-    yield from _configuration(patient)
-    yield "status.json", status_json(status_of_all(patient.invocation.config_file, patient.environ))
-    yield "doctor.json", document_of(anyio.run(examine, patient, _ignore))
-    for number, log in enumerate(_logs(patient)):
-        yield f"logs/{number}-{log.name}", f"# the end of {log}\n{without_scripts(_end_of(log))}"
+    for name, text in _files(patient, now):
+        yield name, without_passwords(text)
 
 
 def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float) -> None:
@@ -105,8 +102,12 @@ def _report(program: str, argv: Sequence[str]) -> int:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             _collect(stream, given.user, given.config, now)
-    except BaseException:
+    except BaseException as exc:
         target.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise ConfigError(
+                f"cannot be written ({exc.strerror})", where=str(target), remedy="write elsewhere, with -o"
+            ) from exc
         raise
     sys.stderr.write(f"{program}: look through it before you send it: tar -xzOf {target} | less\n")
     sys.stdout.write(f"{target}\n")
@@ -122,7 +123,7 @@ def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float
         if run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream):
             raise StapsrvError(f"user {owner.name} could not make the report")
         return
-    patient = Patient(None if config is None else str(config), os.environ)
+    patient = anyio.run(admit, None if config is None else str(config), os.environ)
     write_archive(stream, contents(patient, now), now)
 
 
@@ -146,6 +147,33 @@ def _parser(program: str) -> LineParser:
         help=f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)",
     )
     return parser
+
+
+def _files(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
+    yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
+    told = {name: value for name, value in patient.environ.items() if name in _TOLD_VARIABLES}
+    yield "environment.json", json.dumps(told, indent=2, sort_keys=True) + "\n"
+    for name, command in _COMMANDS.items():
+        yield f"commands/{name}.txt", anyio.run(_output_of, command)
+    yield from _configuration(patient)
+    yield "status.json", _patiently(lambda: _status(patient))
+    yield "doctor.json", document_of(anyio.run(examine, patient, _ignore))
+    for number, log in enumerate(_logs(patient)):
+        yield f"logs/{number}-{log.name}", _patiently(partial(_end_of, log))
+
+
+def _patiently(read: Callable[[], str]) -> str:
+    """Return what is read; where that fails, or a file system hangs, a line that says so."""
+    try:
+        return anyio.run(partial(FileWork().run, read, patience_s=_PATIENCE_S))
+    except OSError as exc:
+        return f"# {exc.filename or 'this'} cannot be read: {exc.strerror}\n"
+    except StapsrvError as exc:
+        return f"# {exc}\n"
+
+
+def _status(patient: Patient) -> str:
+    return status_json(status_of_all(patient.invocation.config_file, patient.environ))
 
 
 def _versions(now: float) -> Mapping[str, object]:
@@ -173,10 +201,6 @@ def _os_release() -> Mapping[str, str]:
         return {}
 
 
-def _is_told(variable: str) -> bool:
-    return variable in _TOLD_VARIABLES or variable.startswith(_TOLD_PREFIX)
-
-
 async def _output_of(command: Sequence[str]) -> str:
     try:
         outcome = await run_tree(command, deadline_s=_COMMAND_S)
@@ -189,37 +213,47 @@ def _configuration(patient: Patient) -> Iterator[tuple[str, str]]:
     """Give the global files and the servers' files, as far as they can be read."""
     named = patient.invocation.config_file
     for path in (*DEFAULT_FILES, *([] if named is None else [Path(named)])):
+        # Reading them is how the patient came to be: they are there, or not, and no file system hangs.
         if path.exists():
-            yield f"configuration/global/{str(path).strip('/').replace('/', '_')}", _beginning_of(path)
-    for file in patient.scene.files:
-        yield f"configuration/servers/{file.path.name}", _beginning_of(file.path)
+            name = str(path).strip("/").replace("/", "_")
+            yield f"configuration/global/{name}", _patiently(partial(_beginning_of, path))
+    for path in _server_files(patient):
+        yield f"configuration/servers/{path.name}", _patiently(partial(_beginning_of, path))
+
+
+def _server_files(patient: Patient) -> list[Path]:
+    """Return the files of the configuration directory; those of the environment are told with that."""
+    try:
+        files = anyio.run(FileWork().run, lambda: patient.scene.files)
+    except (OSError, ConfigError):
+        return []
+    return [file.path for file in files if file.path.is_absolute()]
 
 
 def _logs(patient: Patient) -> list[Path]:
     """Return the log files of the supervisor and of the servers, each once."""
-    logs = [patient.settings.log_file, *(server.log for server in patient.servers if server.log is not None)]
-    return [log for log in dict.fromkeys(logs) if stream_descriptor(log) is None and log.is_file()]
+    try:
+        servers = anyio.run(FileWork().run, lambda: patient.servers)
+    except (OSError, ConfigError):
+        servers = ()
+    logs = [patient.settings.log_file, *(server.log for server in servers if server.log is not None)]
+    return [log for log in dict.fromkeys(logs) if stream_descriptor(log) is None]
 
 
 def _beginning_of(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(_FILE_BYTES).decode("utf-8", "replace")
-    except OSError as exc:
-        return f"# {path}: {exc.strerror}\n"
+    with path.open("rb") as file:
+        return file.read(_FILE_BYTES).decode("utf-8", "replace")
 
 
 def _end_of(path: Path) -> str:
-    """Return the last whole lines of a log."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_BYTES))
-            data = file.read(_LOG_BYTES)
-    except OSError as exc:
-        return f"# {path}: {exc.strerror}\n"
+    """Return the last whole lines of a log, without what clients asked for."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LOG_BYTES))
+        data = file.read(_LOG_BYTES)
     # A line that was cut in two could begin within a script.
-    return (data if size <= _LOG_BYTES else data.partition(b"\n")[2]).decode("utf-8", "replace")
+    whole = data if size <= _LOG_BYTES else data.partition(b"\n")[2]
+    return f"# the end of {path}\n{without_scripts(whole.decode('utf-8', 'replace'))}"
 
 
 def _ignore(_finding: object) -> None:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import anyio
-from cryptography import x509
+import attrs
+from anyio.abc import SocketAttribute
 
-from stapsrv.config.settings import ServerSettings
 from stapsrv.control.check import find_problems
 from stapsrv.control.scene import FoundServer
+from stapsrv.doctor.certificates import dates_of, kept_certificate, trust_of
 from stapsrv.doctor.dialogue import CONNECT_S, handshake
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
 from stapsrv.doctor.patient import Patient
 from stapsrv.errors import ConfigError, IdentityError, ProtocolError
-from stapsrv.identity.certificate import CERTIFICATE_FILE, serial_pairs
+from stapsrv.identity.certificate import serial_pairs
 from stapsrv.identity.permissions import refuse_exposed
-from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
-from stapsrv.supervisor.listener import open_listener
+from stapsrv.supervisor.listener import open_listeners
+from stapsrv.supervisor.networks import NetworkRules
 
-_RENEWAL = timedelta(days=30)
-"""A server renews its certificate that long before it expires."""
+_LISTENING = frozenset({"serving", "draining"})
 _BROKEN = (OSError, TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
 
 
@@ -57,17 +55,21 @@ async def check_supervisor(patient: Patient) -> AsyncIterator[Finding]:
 
 async def check_ports(patient: Patient) -> AsyncIterator[Finding]:
     """Are the ports that are asked for free, or in our hands?"""
-    ours = {found.info["port"] for found in patient.running}
-    wanted = {settings.port for settings in patient.servers if settings.port}
-    for port in sorted(wanted):
+    ours = {found.info["port"] for found in patient.running if found.info["state"] in _LISTENING}
+    wanted = {(settings.port, settings.reach.listen) for settings in patient.servers if settings.port}
+    for port, addresses in sorted(wanted):
         question = f"port {port}"
         if port in ours:
             yield ok(question, "a server of ours listens there")
             continue
         try:
-            open_listener(port).close()
+            for listener in open_listeners(port, addresses):
+                listener.close()
         except ConfigError as exc:
-            yield fault(question, exc)
+            yield attrs.evolve(
+                fault(question, exc),
+                remedy=f"{exc.remedy}; or it is one that systemd holds for a server (systemctl list-sockets)",
+            )
         else:
             yield ok(question, "is free")
 
@@ -77,7 +79,7 @@ async def check_certificates(patient: Patient) -> AsyncIterator[Finding]:
     for directory in patient.databases:
         try:
             refuse_exposed(directory)
-            certificate = _read(directory)
+            certificate = kept_certificate(directory)
         except IdentityError as exc:
             yield fault("certificate", exc)
             continue
@@ -85,7 +87,14 @@ async def check_certificates(patient: Patient) -> AsyncIterator[Finding]:
             yield ok("certificate", f"none in {directory} yet: a server makes one when it starts")
             continue
         yield dates_of(certificate)
-        yield await trust_of(certificate, patient)
+        yield await trust_of(
+            certificate,
+            patient.environ,
+            distrust=f"the client of user {patient.user} does not trust it",
+            remedy="stap-server cert authorize"
+            if directory == patient.own_database
+            else f"stap-server cert authorize --ssl {directory}",
+        )
 
 
 async def check_listeners(patient: Patient) -> AsyncIterator[Finding]:
@@ -96,45 +105,13 @@ async def check_listeners(patient: Patient) -> AsyncIterator[Finding]:
             continue
         question = f"TLS on port {port}"
         try:
-            yield await _visit(question, port, found.running.settings, patient)
+            yield await _visit(question, port, found, patient)
         except _BROKEN as exc:
             yield failure(
                 question,
                 f"no handshake with server {found.info['nickname']}: {str(exc) or type(exc).__name__}",
                 "look at its log",
             )
-
-
-def dates_of(certificate: x509.Certificate) -> Finding:
-    """Return whether a certificate is valid now, and for how long."""
-    now = datetime.now(UTC)
-    until = certificate.not_valid_after_utc
-    said = f"serial {serial_pairs(certificate)}, valid until {until:%Y-%m-%d}"
-    if now < certificate.not_valid_before_utc:
-        begins = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-        return failure("certificate", f"is not valid before {begins}", "set the clock, or renew it")
-    if now > until:
-        return failure("certificate", f"has expired on {until:%Y-%m-%d %H:%M} UTC", "stap-server cert renew")
-    if until - now < _RENEWAL:
-        return warning(
-            "certificate",
-            f"{said}, less than a month",
-            "a running server renews it by itself; else start one",
-        )
-    return ok("certificate", said)
-
-
-async def trust_of(certificate: x509.Certificate, patient: Patient) -> Finding:
-    """Return whether the user's own client trusts a certificate."""
-    for place in (default_client_directory(patient.environ), ALL_CLIENTS):
-        try:
-            if await is_trusted(certificate, place):
-                return ok("trust", f"{place} trusts it")
-        except IdentityError as exc:
-            return fault("trust", exc)
-    return failure(
-        "trust", f"the client of user {patient.user} does not trust it", "stap-server cert authorize"
-    )
 
 
 def _state_of(found: FoundServer) -> Finding:
@@ -148,13 +125,19 @@ def _state_of(found: FoundServer) -> Finding:
     return warning(question, f"is {info['state']}, as it was told")
 
 
-async def _visit(question: str, port: int, settings: ServerSettings, patient: Patient) -> Finding:
+async def _visit(question: str, port: int, found: FoundServer, patient: Patient) -> Finding:
+    settings = found.running.settings
+    host = settings.reach.listen[0] if settings.reach.listen else "localhost"
     with anyio.fail_after(CONNECT_S):
-        stream = await anyio.connect_tcp("localhost", port)
+        stream = await anyio.connect_tcp(host, port)
+    own = str(stream.extra(SocketAttribute.local_address)[0])  # noqa: S610 - anyio's, not a database's
+    if not NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny).permit(own):
+        await anyio.aclose_forcefully(stream)
+        return ok(question, f"it accepts; ALLOW and DENY keep out {own}, so no more can be seen from here")
     async with handshake(stream) as (_tls, shown):
         serial = serial_pairs(shown.certificate)
-    directory = settings.ssl or patient.databases[0]
-    kept = _read(directory)
+    directory = patient.database_of(settings)
+    kept = kept_certificate(directory)
     if kept is not None and serial_pairs(kept) != serial:
         return failure(
             question,
@@ -162,14 +145,3 @@ async def _visit(question: str, port: int, settings: ServerSettings, patient: Pa
             "stap-server restart",
         )
     return ok(question, f"{shown.protocol}, certificate {serial}")
-
-
-def _read(directory: Path) -> x509.Certificate | None:
-    """Return the certificate beside a database, as clients are given it; None if there is none."""
-    file = directory / CERTIFICATE_FILE
-    try:
-        return x509.load_der_x509_certificate(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as exc:
-        raise IdentityError(f"cannot be read ({exc})", where=str(file)) from exc

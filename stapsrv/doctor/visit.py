@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import shutil
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import anyio
 import attrs
 from anyio.abc import SocketStream
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from stapsrv.compile.translator import find_stap
+from stapsrv.doctor.certificates import dates_of, trust_of
 from stapsrv.doctor.dialogue import CONNECT_S, Said, ask, handshake
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
-from stapsrv.doctor.service import dates_of
-from stapsrv.errors import IdentityError, ProtocolError, StapsrvError
-from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
+from stapsrv.errors import ProtocolError, StapsrvError
+from stapsrv.filework import FileWork
 
 _PROBE = (b"-p1", b"-e", b"probe begin { exit() }")
 """The first pass reads the script and no more: it costs the server a fraction of a second."""
+_MOST_ADDRESSES = 8
+"""That are tried, one after the other as a client does it; each may take its time."""
+_UNREADABLE = (
+    *(ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType),
+    *(x509.DuplicateExtension, x509.InvalidVersion),
+)
+"""What names in a certificate may be: they are first read when somebody asks for them."""
 _BROKEN = (TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError)
 
 
@@ -54,12 +64,11 @@ async def walk(destination: Destination, environ: Mapping[str, str]) -> AsyncIte
         return
     yield ok("address", ", ".join(addresses))
     try:
-        with anyio.fail_after(CONNECT_S):
-            stream = await anyio.connect_tcp(destination.host, destination.port)
-    except (OSError, TimeoutError) as exc:
+        stream = await _connect(addresses, destination.port)
+    except OSError as exc:
         yield failure(
             "connection",
-            f"{destination.address}: {_reason(exc)}",
+            f"{destination.address}: {exc}",
             "see on that host whether the server runs (stap-server status), and what its firewall lets pass",
         )
         return
@@ -84,24 +93,51 @@ async def _converse(
         yield ok("TLS", f"{shown.protocol}, {shown.cipher}")
         yield dates_of(shown.certificate)
         yield _names(shown.certificate, destination)
-        yield await _trust(shown.certificate, destination, environ)
+        yield await trust_of(
+            shown.certificate,
+            environ,
+            distrust="your client does not trust this server's certificate",
+            remedy=f"stap --trust-servers=ssl --use-server={destination.address}",
+        )
         said = await ask(tls, destination.release, os.uname().machine, _PROBE)
     yield _release(said, destination)
     yield await _version(said, environ)
 
 
 async def _addresses(destination: Destination) -> list[str]:
+    """Look a host up; no event loop's own way, since that waits for a resolver that nobody waits for."""
+    look_up = functools.partial(
+        socket.getaddrinfo, destination.host, destination.port, type=socket.SOCK_STREAM
+    )
     try:
-        with anyio.fail_after(CONNECT_S):
-            found = await anyio.getaddrinfo(destination.host, destination.port)
-    except (OSError, TimeoutError, UnicodeError):
+        found = await FileWork().run(look_up, patience_s=CONNECT_S)
+    except (OSError, UnicodeError):
         return []
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return [str(address) for address in dict.fromkeys(entry[4][0] for entry in found)]
+
+
+async def _connect(addresses: Sequence[str], port: int) -> SocketStream:
+    """Connect to the first address that answers.
+
+    Raises:
+        OSError: there is none; the text is what became of each.
+    """
+    reasons = []
+    for address in addresses[:_MOST_ADDRESSES]:
+        try:
+            with anyio.fail_after(CONNECT_S):
+                return await anyio.connect_tcp(address, port)
+        except (OSError, ValueError) as exc:
+            reasons.append(_reason(exc))
+    raise ConnectionError(", ".join(dict.fromkeys(reasons)))
 
 
 def _names(certificate: x509.Certificate, destination: Destination) -> Finding:
     """Return whether the certificate is for the host that was asked for; clients only remark if not."""
-    names = _names_in(certificate)
+    try:
+        names = _names_in(certificate)
+    except _UNREADABLE as exc:
+        return warning("host name", f"the certificate's names cannot be read: {exc}")
     if _is_address(destination.host) or destination.host.lower().rstrip(".") in names:
         return ok("host name", ", ".join(sorted(names)) or "the certificate has none")
     return warning(
@@ -128,22 +164,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _trust(
-    certificate: x509.Certificate, destination: Destination, environ: Mapping[str, str]
-) -> Finding:
-    for place in (default_client_directory(environ), ALL_CLIENTS):
-        try:
-            if await is_trusted(certificate, place):
-                return ok("trust", f"{place} trusts it")
-        except IdentityError as exc:
-            return fault("trust", exc)
-    return failure(
-        "trust",
-        "your client does not trust this server's certificate",
-        f"stap --trust-servers=ssl --use-server={destination.address}",
-    )
 
 
 def _release(said: Said, destination: Destination) -> Finding:

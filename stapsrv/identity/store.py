@@ -31,7 +31,7 @@ from stapsrv.identity.staging import sweep_left_over
 from stapsrv.identity.trust import default_client_directory, trust_locally
 
 _DATABASE_FILES = ("cert9.db", "key4.db")
-_RENEW_BEFORE = timedelta(days=30)
+RENEW_BEFORE = timedelta(days=30)
 _CHECK_S = 60.0
 """Between looks at the clock; a handshake that meets a stale identity has it looked after at once."""
 _PAUSE_S = 1.0
@@ -258,7 +258,7 @@ def _hangs_explained(directory: Path) -> Iterator[None]:
 def renewal_due(identity: Identity) -> datetime:
     """Return when an identity is to be renewed: a month before it expires, or in its last third."""
     lifetime = identity.not_after - identity.not_before
-    return identity.not_after - min(_RENEW_BEFORE, lifetime / 3)
+    return identity.not_after - min(RENEW_BEFORE, lifetime / 3)
 
 
 class _Clocks:

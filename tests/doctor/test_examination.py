@@ -8,13 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
+import attrs
 import pytest
 from kit.daemon import start
 from kit.ports import quiet_port
 from kit.stap import make_stap
 
+from stapsrv.doctor import command
 from stapsrv.doctor.findings import Verdict
+from stapsrv.mdns.browser import FoundServer
 
 
 def test_a_sound_host(site):
@@ -178,4 +182,78 @@ def test_a_wrong_global_file_is_one_line(site, capsys):
     assert main(["-c", str(site.config)]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"stap-server doctor: {site.config}:")
+    assert said.count("\n") == 1
+
+
+def test_servers_are_looked_for_where_they_listen(site, monkeypatch):
+    """And on the network by their certificates: another host's server may have the same port."""
+    site.configure("lab", "LISTEN=127.0.0.2\n")
+    site.configure("closed", "ALLOW=none\n")
+    heard: list[FoundServer] = []
+    monkeypatch.setattr("stapsrv.doctor.network._listen", lambda _interfaces: heard)
+    environ = site.environ | {"STAPSRV_MDNS": "yes"}
+    with start(["-c", site.config], os.environ | site.environ):
+        findings = site.examine(environ=environ)
+        port = findings.one("server closed").answer.rpartition(" ")[2]
+        stranger = FoundServer(
+            name="Other", host="x.local", addresses=(), port=int(port), release="6.1", arch="x86_64",
+            version="4.8", serial="00:01", options="", moks=(),
+        )  # fmt: skip
+        heard.append(stranger)
+        assert site.examine(environ=environ).of("announced (mDNS)")[0].verdict is Verdict.FAILURE
+        serial = findings.one("certificate").answer.split()[1].rstrip(",")
+        heard.append(attrs.evolve(stranger, name="Ours", serial=serial))
+        announced = site.examine(environ=environ).of("announced (mDNS)")
+    assert [finding.answer for finding in findings.failures] == [
+        f"server closed on port {port} was not heard of within 2 s"
+    ]
+    assert findings.one(f"TLS on port {port}").answer.startswith("it accepts; ALLOW and DENY keep out ")
+    assert sum(finding.answer.startswith("TLSv1.3") for finding in findings.all) == 1
+    assert [finding.answer for finding in announced] == [
+        "server closed: Ours",
+        "server lab listens for this host alone, and others are not told",
+    ]
+
+
+def test_a_port_that_is_taken_elsewhere_only(site):
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        site.configure("lab", f"PORT={port}\nLISTEN=127.0.0.1\n")
+        assert site.examine().one(f"port {port}").answer == "is free"
+
+
+@pytest.mark.parametrize("line", ["LOG_FILE=/dev/stdout\n", "LOG_FORMAT=journal\n"])
+def test_what_writes_no_file_needs_no_room(site, line):
+    site.set(line)
+    findings = site.examine()
+    assert not findings.of("log")
+    assert not findings.of("room for logs")
+
+
+def test_a_file_system_that_hangs_costs_one_answer(site, monkeypatch):
+    hanging = threading.Event()
+    monkeypatch.setattr(os, "statvfs", lambda _place: hanging.wait())
+    rows = [row for row in command.QUESTIONS if row.name in {"room", "releases", "listeners"}]
+    impatient = [row._replace(patience_s=0.2) if row.name == "room" else row for row in rows]
+    monkeypatch.setattr(command, "QUESTIONS", impatient)
+    try:
+        findings = site.examine()
+    finally:
+        hanging.set()
+    assert findings.one("room").answer == "no answer within 0.2 seconds"
+    assert findings.one("room").remedy == "see which file system hangs"
+    assert findings.one("headers of 6.1.0-test").verdict is Verdict.OK
+    assert findings.one("listeners").answer.startswith("is not looked at")
+
+
+def test_a_configuration_that_hangs_is_one_line(site, monkeypatch, capsys):
+    hanging = threading.Event()
+    monkeypatch.setattr("stapsrv.doctor.patient.Scene", lambda *_arguments: hanging.wait())
+    monkeypatch.setattr("stapsrv.doctor.patient._PATIENCE_S", 0.2)
+    try:
+        assert command.main(["-c", str(site.config)]) == 1
+    finally:
+        hanging.set()
+    said = capsys.readouterr().err
+    assert "cannot be read: no answer within 0.2 seconds" in said
     assert said.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -18,7 +19,9 @@ def at_home(site, monkeypatch, tmp_path):
     """The site, in force for this process, with a log and a key."""
     for name, value in site.environ.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_SECRET", "do-not-tell")
+    for name in ("AWS_SECRET", "STAPSRV_PASSPHRASE"):
+        monkeypatch.setenv(name, "do-not-tell")
+    monkeypatch.setenv("DEBUGINFOD_URLS", "https://me:do-not-tell@debug.example.org/")
     monkeypatch.chdir(tmp_path)
     (site.directory / "log").write_text(
         "Mon Nov 23 08:21:15 2026: Options passed from the client: -e probe begin { secret }\n"
@@ -50,6 +53,8 @@ def test_what_is_in_it(at_home, capsys, tmp_path):
     everything = "".join(files.values())
     for secret in ("secret", "private-key", "do-not-tell"):
         assert secret not in everything
+    assert json.loads(files["environment.json"])["DEBUGINFOD_URLS"].endswith("@debug.example.org/")
+    assert json.loads(files["environment.json"])["STAPSRV_MDNS"] == "no"
 
 
 def test_its_default_name_is_new_each_time(at_home, capsys):
@@ -64,6 +69,25 @@ def test_nothing_is_left_of_one_that_fails(at_home, tmp_path, capsys):
     assert main(["-c", "/missing.conf", "-o", str(tmp_path / "report")]) == 1
     assert "/missing.conf: no such file" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_a_disk_that_is_full_is_one_line(at_home, tmp_path, capsys, monkeypatch):
+    def fill(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("stapsrv.doctor.report.write_archive", fill)
+    assert main(["-c", str(at_home.config), "-o", str(tmp_path / "report")]) == 1
+    assert "report: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_log_that_hangs_is_told(at_home, monkeypatch):
+    monkeypatch.setattr("stapsrv.doctor.report._PATIENCE_S", 0.2)
+    (at_home.directory / "log").unlink()
+    os.mkfifo(at_home.directory / "log")
+    files = dict(contents(Patient(str(at_home.config), at_home.environ), 0.0))
+    os.close(os.open(at_home.directory / "log", os.O_RDWR))  # who hangs there goes on
+    assert "no answer within 0.2 seconds" in files["logs/0-log"]
 
 
 def test_only_the_end_of_a_long_log_from_a_whole_line_on(at_home):

@@ -107,6 +107,8 @@ def test_certificate_of_the_kit_is_valid_long():
         (["--client", "host:99999"], "'host:99999' is not HOST:PORT"),
         (["--client", "host:1", "--release", "../x"], "'../x' is not a kernel release"),
         (["--release", "6.1"], "--release is for --client"),
+        (["--client", "host:1", "--no-compile"], "-c, -u and --no-compile are for this host"),
+        (["--client", "host:1", "-u", "nobody"], "-c, -u and --no-compile are for this host"),
         (["more"], "unrecognized arguments: more"),
     ],
 )
