@@ -106,6 +106,21 @@ async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
 async def test_a_run_that_is_cancelled_is_forgotten(tmp_path):
     all_space = TemporarySpace(10**9)
     write(tmp_path / "file", 100 * KIBI)
-    with anyio.move_on_after(0.3):
-        await all_space.bounded(tmp_path, anyio.sleep_forever, most_bytes=10**9, files=FileWork())
+    looked = anyio.Event()
+
+    class Files(FileWork):
+        async def run(self, work):
+            found = await super().run(work)
+            looked.set()
+            return found
+
+    async def run() -> None:
+        await all_space.bounded(tmp_path, anyio.sleep_forever, most_bytes=10**9, files=Files())
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await looked.wait()
+            assert all_space.used_bytes > 0
+            tasks.cancel_scope.cancel()
     assert all_space.used_bytes == 0

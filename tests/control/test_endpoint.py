@@ -239,11 +239,14 @@ async def test_line_that_does_not_end_in_time(tmp_path):
 
 async def test_trickle_does_not_extend_a_line(tmp_path):
     async with running_control(tmp_path, line_s=0.2) as control, peer_of(control) as peer:
-        with contextlib.suppress(anyio.BrokenResourceError), anyio.fail_after(10):
-            while True:
-                await peer.stream.send(b" ")
-                await anyio.sleep(0.01)
-        assert error_of(await peer.receive(), request_id=None)[0] == Code.TIMED_OUT
+        refusal = None
+        with anyio.fail_after(10):
+            while refusal is None:
+                with contextlib.suppress(anyio.BrokenResourceError):
+                    await peer.stream.send(b" ")
+                with anyio.move_on_after(0.01):
+                    refusal = await peer.receive()
+        assert error_of(refusal, request_id=None)[0] == Code.TIMED_OUT
 
 
 async def test_silent_peer_is_sent_away(tmp_path):

@@ -15,7 +15,7 @@ from stapsrv.control.notification import DaemonEnded, open_notifications
 from stapsrv.errors import StapsrvError
 
 TELL = """
-import os, socket, sys, time
+import os, signal, socket, sys
 def tell(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(text.encode(), "\\0" + os.environ["NOTIFY_SOCKET"][1:])
@@ -48,7 +48,7 @@ def spawn(notifications):
 
 
 def test_readiness_leaves_the_daemon_to_itself(notifications, spawn):
-    daemon = spawn("tell('STATUS=coming\\nREADY=1'); time.sleep(60)")
+    daemon = spawn("tell('STATUS=coming\\nREADY=1'); signal.pause()")
     notifications.wait_ready(daemon, timeout_s=60)
     assert daemon.returncode == 0
     os.kill(daemon.pid, 0)
@@ -70,14 +70,14 @@ def test_an_end_before_readiness(notifications, spawn, program, text, status):
 
 
 def test_a_daemon_that_hangs_is_ended(notifications, spawn):
-    daemon = spawn("time.sleep(60)")
+    daemon = spawn("signal.pause()")
     with pytest.raises(StapsrvError, match=r"^stap-serverd was not ready within 0.2 seconds and was ended$"):
         notifications.wait_ready(daemon, timeout_s=0.2)
     assert daemon.returncode == -signal.SIGKILL
 
 
 def test_an_interrupted_wait_ends_the_daemon(notifications, spawn, monkeypatch):
-    daemon = spawn("time.sleep(60)")
+    daemon = spawn("signal.pause()")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

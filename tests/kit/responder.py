@@ -45,6 +45,7 @@ class Air:
         faults: raised by the next calls of a kind, one each.
         gate: while clear, announcing and withdrawing wait.
         on_withdraw: called with the service before it is withdrawn.
+        looks: how often the network was looked at.
     """
 
     network: Network = ETHERNET
@@ -55,10 +56,17 @@ class Air:
     gate: threading.Event = attrs.field(factory=threading.Event)
     on_withdraw: Callable[[Service], None] = lambda _service: None
     responders: list[FakeResponder] = attrs.field(factory=list)
+    looks: int = 0
     _told: int = attrs.field(factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     def __attrs_post_init__(self) -> None:
         self.gate.set()
+
+    def look(self) -> Network:
+        """Return the network, as the kernel would."""
+        self.looks += 1
+        self.tell()
+        return self.network
 
     def open(self, network: Network) -> FakeResponder:
         self.note("open", ",".join(each.name for each in network.links))
@@ -81,7 +89,7 @@ class Air:
         return [what for done, what in self.done if done == kind]
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition`` holds; it is looked at after each call to a responder."""
+        """Wait until ``condition`` holds; asked again after each call and each look."""
         with anyio.fail_after(20):
             while not condition():
                 await anyio.wait_readable(self._told)

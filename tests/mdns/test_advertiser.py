@@ -61,7 +61,7 @@ async def advertising(air: Air, *, interfaces: tuple[str, ...] = ()) -> AsyncIte
         interfaces=interfaces,
         log=lines.log,
         open_responder=air.open,
-        read_network=lambda: air.network,
+        read_network=air.look,
         open_monitor=lambda: monitor,
         patience=lambda: 0,
     )
@@ -250,9 +250,13 @@ async def test_network_that_changes_is_followed(air):
         await air.wait(lambda: air.calls("update") == [NAME])
         assert air.calls("move") == ["eth0,wlan0"]
         assert bench.advertiser.statistics().links == ("eth0", "wlan0")
+        looks = air.looks
         bench.monitor.tell()
-        await anyio.sleep(0.3)
-        assert air.calls("move") == ["eth0,wlan0"]
+        await air.wait(lambda: air.looks == looks + 1)
+        air.network = network(link("wlan0", "198.51.100.1/24", index=3))
+        bench.monitor.tell()
+        await air.wait(lambda: air.calls("update") == [NAME, NAME])
+        assert air.calls("move") == ["eth0,wlan0", "wlan0"]
 
 
 async def test_network_that_goes_and_comes(air):

@@ -113,7 +113,7 @@ def test_names_that_two_networks_have_become_one(lan):
 def test_network_that_comes_and_changes(lan):
     """The server is up before there is a network, and before it may use it."""
     bind = "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5353)); print('bound', flush=True)"
-    holder = lan.server.start(sys.executable, "-c", f"import socket, time; {bind}; time.sleep(60)")
+    holder = lan.server.start(sys.executable, "-c", f"import signal, socket; {bind}; signal.pause()")
     holder.wait_line("bound")
     for interface in (CABLE, "lo"):
         lan.server.ip("link", "set", interface, "down")

@@ -40,7 +40,7 @@ def announcer(air: Air, lines: LogLines) -> Announcer:
         "build",
         log=lines.log,
         open_responder=air.open,
-        read_network=lambda: air.network,
+        read_network=air.look,
         open_monitor=FakeMonitor,
         patience=lambda: 0,
     )

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from kit.client import exchange, request
 from kit.stap import make_stap
+from kit.trees import Witness
 
 from stapsrv.compile.standing import Health
 from stapsrv.supervisor.announcing import advertisements
@@ -171,12 +172,12 @@ async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
 
 
 async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_path):
-    kernel.answer("sleep 1000")
+    witness = Witness(tmp_path)
+    kernel.answer(f'echo >"{witness.path}"; sleep 1000')
     async with started(bench) as (supervisor, (server,), healths):
         await healths.wait(Health.WARMING)
-        with anyio.fail_after(30):
-            while not kernel.runs:
-                await anyio.lowlevel.checkpoint()
+        await witness.wait_line()
+        witness.close()
         kernel.answer(MODULE)
         answer = await exchange(server.port, request("-p4"))
         assert answer.rc == 0
