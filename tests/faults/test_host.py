@@ -9,18 +9,26 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
-from kit.footprint import Footprint, descendants, wait_back
-from kit.real import wait_until
+from kit.footprint import wait_back
+from kit.real import ProcessTree
 from kit.stap import MAKES
 
 FILL = 'head -c 5000000 /dev/zero >"$answer/big"; i=0; while echo >"$answer/$i"; do i=$((i + 1)); done;'
 TROUBLE = "Server: The server has trouble with its temporary directory: "
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    """A named pipe that compiles see: to open it waits until one of them does, on the other side."""
+    path = tmp_path / "systemtap" / "cache" / "fifo"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    return path
 
 
 def test_temporary_directory_that_goes_and_comes_back(serve):
@@ -41,7 +49,7 @@ def test_temporary_directory_that_goes_and_comes_back(serve):
     assert server.ask(MAKES).rc == 0
 
 
-def test_disk_that_fills_up(serve, tmp_path):
+def test_disk_that_fills_up(serve, tmp_path, fifo):
     """Requests and log are on a disk of 3 MB, in a mount namespace of the daemon's own."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -53,14 +61,12 @@ def test_disk_that_fills_up(serve, tmp_path):
     server = serve("--max-threads", 4, temporary=disk / "tmp", log=disk / "log", program=program)
     inside = Path(f"/proc/{server.pid}/root") / str(disk).lstrip("/")
     assert server.ask(MAKES).rc == 0
-    hog = server.send(f'{FILL} mkfifo "$answer/go"; read x <"$answer/go"; exit 3')
-    wait_until(lambda: any(inside.glob("tmp/*/*/*/*/go")))
-    for number in range(12):  # enough of them for what room the log has left in its last page
-        refused = server.ask(f'head -c {number + 1} /dev/zero >"$answer/small"')
-        assert refused.rc == 1
-        assert "No space left on device" in refused.stderr
-    (gate,) = inside.glob("tmp/*/*/*/*/go")
-    gate.write_text("go\n")
+    hog = server.send(f"{FILL} read x <{fifo}; exit 3")
+    with fifo.open("w"):  # when the hog has filled the disk, and until it may go
+        for number in range(12):  # enough of them for what room the log has left in its last page
+            refused = server.ask(f'head -c {number + 1} /dev/zero >"$answer/small"')
+            assert refused.rc == 1
+            assert "No space left on device" in refused.stderr
     assert receive(hog).rc == 3
     assert server.ask(MAKES).rc == 0
     assert "log lines were lost while the log could not be written" in server.log_text()
@@ -82,7 +88,7 @@ def test_descriptors_that_run_out(serve):
     assert 0 < refused < 12
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (held + 3, hard))
     waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
-    wait_until(lambda: "cannot be accepted now: Too many open files" in server.log_text())
+    server.wait_log("cannot be accepted now: Too many open files")
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
     assert server.ask(MAKES).rc == 0
     for client in waiting:
@@ -90,14 +96,14 @@ def test_descriptors_that_run_out(serve):
     assert server.left_over(threads=2) == []
 
 
-def test_time_that_stands_still(serve):
+def test_time_that_stands_still(serve, fifo):
     """Deadlines go by a clock that nobody sets; after a stop they are met, and what can goes on."""
     server = serve("--handshake-timeout", "0.5")
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
-        compile_ = server.send(f"{MAKES} sleep 0.2; echo made")
-        wait_until(lambda: "Processing 1 request" in server.log_text())
-        server.process.send_signal(signal.SIGSTOP)
-        time.sleep(1)
+        compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 1; echo made")
+        with fifo.open("rb") as held:
+            server.process.send_signal(signal.SIGSTOP)
+            assert held.read() == b""  # the compile has ended, after the handshake's deadline
         server.process.send_signal(signal.SIGCONT)
         assert receive(compile_).stdout == "made\n"
         assert silent.recv(1) == b""
@@ -105,7 +111,7 @@ def test_time_that_stands_still(serve):
     assert server.left_over(threads=2) == []
 
 
-def test_kill_under_load(tmp_path, build_tree, identity, backend):
+def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):
     """Nothing of the killed is left when the next one serves, on the same port, whoever asks."""
     temporary, stat, configured = tmp_path / "tmp", tmp_path / "stat", tmp_path / "conf.d"
     temporary.mkdir()
@@ -119,12 +125,13 @@ def test_kill_under_load(tmp_path, build_tree, identity, backend):
     with start(arguments, environ) as first:
         (record,) = stat.glob("*.stat")
         port = port_of(record)
-        clients = [send(port, f"sleep 100{number}") for number in range(6)]
-        wait_until(lambda: Footprint.of(first.pid, temporary).processes["sleep"] == 4)
-        held = descendants(first.pid)
+        clients = [send(port, f"exec 3>{fifo}; echo {number} >&3; sleep 1000") for number in range(6)]
+        with fifo.open() as begun:
+            assert len({begun.readline() for _ in range(4)}) == 4
+        held = ProcessTree(first.pid)
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
-        assert wait_back(lambda: [str(pid) for pid in held if is_alive(pid)]) == []
+        held.wait_gone(20)
         assert len(list(temporary.glob("stap-server.*/request.*"))) == 4
         for client in clients:
             client.close()
@@ -142,10 +149,3 @@ def test_kill_under_load(tmp_path, build_tree, identity, backend):
 
 def port_of(record: Path) -> int:
     return int(dict(line.split("=", 1) for line in record.read_text().splitlines() if "=" in line)["PORT"])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

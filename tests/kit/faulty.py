@@ -15,6 +15,7 @@ import attrs
 from .client import RELEASE, Answer, frame, request, trusting
 from .daemon import PROGRAM, ServerProcess, start
 from .footprint import Footprint, wait_back
+from .real import FollowedLog
 from .stap import OBEDIENT, make_stap
 
 ANSWER_S = 60.0
@@ -98,6 +99,11 @@ class FaultyServer:
         """Return its log, which may be in a mount namespace of its own as long as it lives."""
         inside = Path(f"/proc/{self.pid}/root{self.log}")
         return (inside if inside.exists() else self.log).read_text()
+
+    def wait_log(self, pattern: str) -> None:
+        """Wait until a line of its log matches."""
+        with FollowedLog.open(self.log, self.pid) as log:
+            log.wait(pattern)
 
     def log_lines(self) -> list[str]:
         return [line[26:] for line in self.log_text().splitlines()]

@@ -71,7 +71,7 @@ def wait_back(look: Callable[[], list[str]], *, patience_s: float = PATIENCE_S) 
     """Look again and again until there is no difference; return what is left of them in the end."""
     deadline = time.monotonic() + patience_s
     while (left := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # the kernel tells nobody of what is in /proc
     return left
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,6 +197,10 @@ def _group(name: str) -> Iterator[Path]:
         yield group
     finally:
         (group / "cgroup.kill").write_text("1")
-        wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text())
+        with (group / "cgroup.events").open() as events:
+            while "populated 0" not in events.read():
+                # The kernel tells of a change as of urgent data (cgroups(7)).
+                assert select.select([], [], [events], PATIENCE_S)[2]
+                events.seek(0)
         for below in sorted(group.glob("**/"), reverse=True):
             below.rmdir()

@@ -214,18 +214,18 @@ class FollowedLog:
         """Return how many lines match so far."""
         return sum(re.search(pattern, line) is not None for line in self.lines)
 
-    def wait(self, pattern: str) -> re.Match[str]:
-        """Wait until a line matches, and return the first match."""
-        deadline = time.monotonic() + PATIENCE_S
+    def wait(self, pattern: str, *, count: int = 1, patience_s: float | None = None) -> re.Match[str]:
+        """Wait until so many lines match, for :data:`PATIENCE_S` by default; returns the last match."""
+        deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
         stream = self._tail.stdout
         assert stream is not None
-        while (found := re.search(pattern, self._text, re.MULTILINE)) is None:
+        while len(found := list(re.finditer(pattern, self._text, re.MULTILINE))) < count:
             new = b""
             if select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 new = os.read(stream.fileno(), 65536)
-            assert new, f"the log has no line that matches {pattern!r}:\n{self._text}"
+            assert new, f"the log has not {count} times what matches {pattern!r}:\n{self._text}"
             self._text += new.decode(errors="replace")
-        return found
+        return found[count - 1]
 
 
 @attrs.frozen
@@ -313,6 +313,7 @@ def _started(
     ):
         try:
             port = int(log.wait(r"Using network address \S+:(\d+)$")[1])
+            # The original says it before it listens, and no more after that.
             wait_until(lambda: is_listening(port) or process.poll() is not None)
             yield Server(process, port, log, temporary)
         finally:
@@ -388,6 +389,7 @@ class CompilerGate:
 
         def reached() -> bool:
             assert client.poll() is None, finish(client)
+            # To open it and wait would be for ever where the client has ended.
             with contextlib.suppress(OSError):  # ENXIO: nobody reads yet
                 self._fd = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
             return self._fd >= 0

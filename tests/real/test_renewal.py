@@ -46,7 +46,7 @@ def test_client_that_meets_an_expired_certificate_is_served_at_its_second_try(st
     if ran.status != 0:
         # On a machine so busy that a key takes longer than the client waits, the next one is served.
         server.log.wait("Generating a new certificate database directory")
-        wait_until(lambda: server.log.count("The local client trusts this server") == 2)
+        server.log.wait("The local client trusts this server", count=2)
         ran = stap.via(server.port, *SCRIPT)
     assert (ran.status, "# parse tree dump" in ran.stdout) == (0, True), ran.stderr
     assert server.log.count("Certificate has expired") == 1

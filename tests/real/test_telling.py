@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 from kit.http import get_page
-from kit.real import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -32,7 +31,7 @@ def test_requests_of_the_real_client(serve, stap):
     assert stap.via(server.port, "-p1", "-r", "5.5.5", "-e", "probe begin { exit() }").status == 1
 
     # A client has its answer a moment before the server is done with it.
-    wait_until(lambda: server.log.count("; refusal: ") == 3)
+    server.log.wait("; refusal: .*$", count=3)
     done, faulty, refused = (line for line in server.log.lines if "; refusal: " in line)
     times = r"queue 0\.\d+ s, compile \d+\.\d+ s, sign 0\.\d+ s, send \d+\.\d+ s"
     for line, rc in ((done, 0), (faulty, 1)):
