@@ -29,12 +29,24 @@ _TOKEN = re.compile(
 _PROGRAMS = frozenset({"process", "java", "python2", "python3"})
 # Where the module that a type or a variable is looked up in stands among the arguments.
 _CASTS = {"@cast": 2, "@var": 1}
+# The kernel, a module by its name, or a header of the kernel's.
+_OF_KERNEL = re.compile(r"[\w*?-]*|kernel(<\w[\w./+-]*>)+", re.ASCII)
+# A character by its number.
+_ESCAPE = re.compile(r"\\[0-7xX]")
+# Of stap itself; every other word like these is a macro, which stands for any words.
+_OPERATORS = frozenset(
+    {"@cast", "@const", "@defined", "@define", "@entry", "@kderef", "@kregister", "@perf", "@probewrite"}
+    | {"@uderef", "@uregister", "@var"}
+    | {"@avg", "@count", "@hist_linear", "@hist_log", "@max", "@min", "@sum", "@variance"}
+)
 _KEYWORDS = frozenset({"function", "probe", "global", "private", "@define"})
 # Where a probe point begins.
 _BEFORE_POINT = frozenset({"probe", ",", "{", "!", "?", "=", "+="})
+# Where one ends.
+_AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 
 # A tapset file without any of this sends stap nowhere by itself.
-_SUSPECT = re.compile(rb"process\s*\(|java|python[23]|@cast|@var|module\s*\(")
+_SUSPECT = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
 
 
 def outward_names(texts: Iterable[bytes]) -> frozenset[str]:
@@ -136,25 +148,58 @@ def _reason(item: _Item, outward: frozenset[str]) -> str | None:
         return "unread"  # a string without an end: stap may read on where this does not
     if outward & item.words or any(_leads_out(tokens, number) for number in range(len(tokens))):
         return "program"
-    if any(_leads_to_type(tokens, number) for number in range(len(tokens))):
-        return "header"
+    if any(_leads_to_type(tokens, n) or _is_given_place(tokens, n) for n in range(len(tokens))) or (
+        "define" in item.words and any(_is_place(token) for token in tokens)
+    ):
+        return "header"  # a macro's words may come to stand anywhere, and those that it is given
     if any(_matches(name, outward) for name in _patterns(tokens)):
         return "program"
     return None
 
 
 def _leads_out(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a probe point's component here names a program, or a module by its path."""
+    """Whether a probe point's component here names a program, or a module by its path.
+
+    A component and its argument may stand in different macros.
+    """
     token = tokens[number]
-    if token.kind != "word" or number + 1 == len(tokens):
+    if token.kind != "word":
         return False
-    following = tokens[number + 1].text
+    following = tokens[number + 1].text if number + 1 < len(tokens) else ""
+    before = tokens[number - 1].text if number else ""
+    if token.text == "process":
+        # Without an argument it is any process, and none is looked at.
+        return following != "." and not (before == "." and following in _AFTER_POINT)
     if token.text in _PROGRAMS:
-        return following == "(" or (token.text != "process" and following == ".")
-    if token.text == "module" and following == "(":
-        argument = tokens[number + 2] if number + 2 < len(tokens) else None
-        return argument is None or argument.kind != "text" or "/" in argument.text or "\\" in argument.text
-    return False
+        return True
+    if token.text != "module":
+        return False
+    if following != "(":
+        return any(_is_macro(other) for other in tokens)
+    arguments = _arguments(tokens[number + 1 :])
+    return arguments is None or any(
+        part.kind != "text" or "/" in part.text or "\\" in part.text for part in arguments[0] or [token]
+    )
+
+
+def _is_macro(token: _Token) -> bool:
+    return token.kind == "word" and token.text.startswith("@") and token.text not in _OPERATORS
+
+
+def _is_place(token: _Token) -> bool:
+    """Whether a string, or an argument of the script's, could be where a cast looks outside of the kernel."""
+    if token.kind != "text":
+        return token.text == "@"
+    hidden = _ESCAPE.search(token.text) is not None
+    return hidden or any(part[:1] in {"/", "<"} for part in token.text[1:-1].split(":"))
+
+
+def _is_given_place(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a macro here is given such a string."""
+    if not _is_macro(tokens[number]) or number + 1 == len(tokens) or tokens[number + 1].text != "(":
+        return False
+    arguments = _arguments(tokens[number + 1 :])
+    return arguments is None or any(_is_place(token) for argument in arguments for token in argument)
 
 
 def _leads_to_type(tokens: tuple[_Token, ...], number: int) -> bool:
@@ -170,8 +215,10 @@ def _leads_to_type(tokens: tuple[_Token, ...], number: int) -> bool:
     if any(token.kind != "text" or "\\" in token.text for token in arguments[position]):
         return True
     modules = "".join(token.text[1:-1] for token in arguments[position])
-    # Several, separated by colons; "kernel<…>" is a header of the kernel's.
-    return any(module[:1] in {"/", "<"} for module in modules.split(":"))
+    return any(
+        _OF_KERNEL.fullmatch(module) is None or ".." in re.split("[</>]", module)
+        for module in modules.split(":")
+    )
 
 
 def _arguments(tokens: tuple[_Token, ...]) -> list[list[_Token]] | None:
