@@ -174,7 +174,7 @@ class Exchange:
             return await cache.compile(question, job, run, self._service.cache_counts)
 
         landed = await self._service.flights.fly(
-            (question.request, question.premise), self._client, worker=self._worker, work=work
+            question.flight, self._client, worker=self._worker, work=work
         )
         self._record.source = Source.SHARED if landed.joined else Source.COMPILED
         self._service.cache_counts.shared += landed.joined

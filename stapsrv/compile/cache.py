@@ -10,7 +10,8 @@ them, without any signature.
 stap has a cache of its own, and takes no notice of a changed header. A module that comes from there was not
 built, so there is no list of what it was built from: then all that its C includes has to be found in the
 known headers. The means by which each module was built are remembered. If they have changed since, stap
-is made to build it anew, and likewise the first module after any change of them.
+is made to build it anew, and likewise the first module after any change of them. What it has found out
+about the kernel's types, which goes into modules that were never built before, is removed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from stapsrv.compile.known import CacheCounts, CacheStatistics, Known, Question
 from stapsrv.compile.premises import Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
 from stapsrv.compile.scripts import outward_names
+from stapsrv.compile.stapcache import forget_types
 from stapsrv.compile.store import NOTE, DamagedError, Store, StoreStatistics, decode_body, encode_body
 from stapsrv.compile.trees import Place
 from stapsrv.compile.wire import AnswerFile
@@ -76,6 +78,9 @@ class ResultCache:
         self._outward: tuple[bytes, frozenset[str]] | None = None
         self._evicted = 0
         self._damaged = 0
+        self._unsettled = 0
+        """Compiles during which the means changed: what they left in stap's cache may be of either."""
+        self._settled = 0
         self._files = FileWork(patience_s=_PATIENCE_S)
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
@@ -96,13 +101,15 @@ class ResultCache:
         if state is None:
             return Question(asked, reason="rc")
         premises = self._surroundings.premises(release, settings)
+        # Before the fingerprints, lest what is heard of with the second escapes the first.
+        changes = self._grounds.changes(premises.tapsets), self._grounds.changes(premises.means)
         tapsets = self._grounds.fingerprint(premises.tapsets)
         means = self._grounds.fingerprint(premises.means)
         if tapsets is None or means is None:
             unwatched = self._grounds.fault(premises.places) is not None
             return Question(asked, reason="unwatched" if unwatched else _UNKNOWN)
         means = digest((_settings_digest(settings, release), means))
-        return Question(asked, digest((means, tapsets, state)), means)
+        return Question(asked, digest((means, tapsets, state)), means, changes)
 
     async def ask_in_time(self, job: CompileJob) -> Question:
         """Return the question that a job is, after a bounded wait for places that are being looked at.
@@ -158,22 +165,24 @@ class ResultCache:
         if question.premise is None:
             unknown = question.reason or _UNKNOWN
             counts.uncacheable[unknown] += 1
-            return Known(await run(job), unknown)
+            if unknown != _UNKNOWN:
+                return Known(await run(job), unknown)
+            return Known(await self._run(question, job, run), unknown)
         counts.misses += 1
+        unsettled = self._unsettled
+        is_known = await self._forget_types(question, job)
         anew = await self._read(_last_means(job)) not in {None, question.means}
-        result = await run(attrs.evolve(job, anew=anew))
-        await self._note_build(question, job, result)
-        outward = await self._outward_names(job, question.premise)
+        result = await self._run(question, attrs.evolve(job, anew=anew), run)
+        outward = await self._outward_names(job, question.premise) if is_known else None
         if outward is None:
             counts.uncacheable[_DISK] += 1
             return Known(result, _DISK)
         reason = await anyio.to_thread.run_sync(why_not, job, result, outward)
         if reason is None and result.build is None and await self._is_stale(question, job, result):
-            result = await run(attrs.evolve(job, anew=True))
-            await self._note_build(question, job, result)
+            result = await self._run(question, attrs.evolve(job, anew=True), run)
             reason = why_not(job, result, outward)
         if reason is None:
-            reason = await self._judge(question, job, result)
+            reason = await self._judge(question, job, result, unsettled)
         if reason is not None:
             counts.uncacheable[reason] += 1
             return Known(result, reason)
@@ -211,14 +220,54 @@ class ResultCache:
         except TimeoutError:
             return False
 
+    async def _forget_types(self, question: Question, job: CompileJob) -> bool:
+        """Have stap forget the kernel's types if these may be others now; return whether that is done."""
+        noted, unsettled = _types_means(job), self._unsettled
+        if unsettled == self._settled and await self._read(noted) == question.means:
+            return True
+        # First: where nothing can be noted, it would be forgotten for each request.
+        if not await self._note(noted, b""):
+            return False
+        try:
+            await self._files.run(partial(forget_types, self._surroundings.stap_cache), patience_s=_LONG_S)
+        except OSError as exc:
+            self._log.warning("cache.unwritable", reason=exc)
+            return False
+        self._settled = unsettled
+        return await self._note(noted, question.means)
+
+    async def _run(
+        self, question: Question, job: CompileJob, run: Callable[[CompileJob], Awaitable[CompileResult]]
+    ) -> CompileResult:
+        """Have a job compiled, and remember by which means, however it ends."""
+        try:
+            result = await run(job)
+        finally:
+            hold = self._means_hold(question, job)
+            self._unsettled += not hold
+        await self._note_build(question, job, result)
+        return result
+
+    def _means_hold(self, question: Question, job: CompileJob) -> bool:
+        """Whether the means were known, and have been the same ever since the question."""
+        now = self.ask(job)
+        return (
+            question.premise is not None
+            and now.premise is not None
+            and (now.means, now.changes[1]) == (question.means, question.changes[1])
+        )
+
     async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
         """Remember by which means a module was built, if it was; none, if they changed meanwhile."""
-        if await self._read(_first_means(job)) is None:
+        if question.premise is not None and await self._read(_first_means(job)) is None:
             await self._note(_first_means(job), question.means)
         if result.build is None:
             return
-        means = question.means if self.ask(job).means == question.means else b""
-        for name in (_module_means(result), _last_means(job)):
+        means = question.means if self._means_hold(question, job) else b""
+        names = [_module_means(result)]
+        if question.premise is not None:
+            names.append(_last_means(job))
+        for name in names:
             await self._note(name, means)
 
     async def _is_stale(self, question: Question, job: CompileJob, result: CompileResult) -> bool:
@@ -226,11 +275,22 @@ class ResultCache:
 
         What it had before this program looked at it for the first time is taken as it is, as stap does.
         """
-        means = await self._read(_module_means(result)) or await self._read(_first_means(job))
+        means = await self._read(_module_means(result))
+        if means is None:
+            means = await self._read(_first_means(job))
         return means != question.means
 
-    async def _judge(self, question: Question, job: CompileJob, result: CompileResult) -> str | None:
-        """Keep a result and what it shows; or return why it cannot be kept, in a word."""
+    async def _judge(
+        self, question: Question, job: CompileJob, result: CompileResult, unsettled: int
+    ) -> str | None:
+        """Keep a result and what it shows; or return why it cannot be kept, in a word.
+
+        Args:
+            question: asked before.
+            job: what was compiled.
+            result: what came of it.
+            unsettled: what ``_unsettled`` was before.
+        """
         places = self._surroundings.premises(job.release, job.settings).places
         if result.build is not None:
             try:
@@ -243,7 +303,8 @@ class ResultCache:
         elif not includes_are_inside(result):
             return "no evidence"
         # Last, so that nothing is between this look and the end of the compile but work of our own.
-        if self.ask(job).premise != question.premise:
+        now = self.ask(job)
+        if (now.premise, now.changes, self._unsettled) != (question.premise, question.changes, unsettled):
             return "changed"
         return None if await self._note(question.name, _encode_result(result)) else _DISK
 
@@ -290,6 +351,11 @@ def _module_means(result: CompileResult) -> str:
 def _last_means(job: CompileJob) -> str:
     """Return what is kept under is: the means by which stap last built anything for a server like this."""
     return NOTE + digest((b"last", _settings_digest(job.settings, job.release))).hex()
+
+
+def _types_means(job: CompileJob) -> str:
+    """Return what is kept under is: the means that there were when stap last forgot the kernel's types."""
+    return NOTE + digest((b"types", _settings_digest(job.settings, job.release))).hex()
 
 
 def _first_means(job: CompileJob) -> str:

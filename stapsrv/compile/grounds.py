@@ -106,6 +106,13 @@ class Grounds:
             sha.update(watched.known)
         return sha.digest()
 
+    def changes(self, places: Sequence[Place]) -> int:
+        """Return how many changes of the places were heard of; the same number twice: there was none between.
+
+        A fingerprint may be the same again after two changes, or after one within a tick of the clock.
+        """
+        return sum(self._watched[place].changes for place in places if place in self._watched)
+
     def fault(self, places: Sequence[Place]) -> str | None:
         """Return why one of the places will not become known, if so."""
         faults = (self._watched[place].fault for place in places if place in self._watched)

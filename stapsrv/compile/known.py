@@ -23,13 +23,20 @@ class Question:
         request: the digest of the request.
         premise: the digest of all else that the answer depends on; None if that is not known.
         means: the digest of that part of it that stap's own cache takes little notice of.
+        changes: how many changes of the tapsets and of the means were heard of by then.
         reason: why not, in a word.
     """
 
     request: bytes
     premise: bytes | None = None
     means: bytes = b""
+    changes: tuple[int, int] = (0, 0)
     reason: str | None = None
+
+    @property
+    def flight(self) -> tuple[bytes, bytes | None, tuple[int, int]]:
+        """What is equal for requests that one compile suits: nothing has changed between them."""
+        return self.request, self.premise, self.changes
 
     @property
     def name(self) -> str:

@@ -81,6 +81,9 @@ class Surroundings:
         environ: the environment that it gets.
         directory: stap's own, ``$SYSTEMTAP_DIR``.
         contained: how requests are contained, which decides on what they see.
+
+    Attributes:
+        stap_cache: stap's own cache.
     """
 
     def __init__(
@@ -91,8 +94,9 @@ class Surroundings:
         self._data = self._prefix / "share" / "systemtap"
         self._environ = environ
         self._rc = directory / "rc"
+        self.stap_cache = directory / "cache"
         self._version = stap.version
-        self._known_rc = (b"none", True, b"")
+        self._known_rc = (b"none", True)
         kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
         self._environment = digest(map(os.fsencode, (contained, *kept)))
         self._boot = _read(_BOOT_ID)
@@ -114,11 +118,11 @@ class Surroundings:
         """Return a digest of what is looked at anew each time; None if it is not known to suffice."""
         rc = stamp(self._rc)
         if rc != self._known_rc[0]:
-            text = _read(self._rc)
-            self._known_rc = (rc, rc_is_known(text.decode("utf-8", "replace")), text)
+            text = _read(self._rc).decode("utf-8", "replace")
+            self._known_rc = (rc, rc_is_known(text))
         if not self._known_rc[1]:
             return None
-        parts = [self._environment, self._known_rc[2], self._version.encode(), stamp(self._program)]
+        parts = [self._environment, rc, self._version.encode(), stamp(self._program)]
         parts += map(stamp, _PACKAGES)
         if release.name == os.uname().release:
             # Its symbols may be read from the kernel that runs, and those of its modules.

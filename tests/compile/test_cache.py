@@ -39,6 +39,10 @@ class Around:
     fault: str | None = None
     stated: bytes | None = b"state"
 
+    @property
+    def stap_cache(self) -> Path:
+        return self.directory / "cache"
+
     def premises(self, _release: ServedRelease, settings: ServerSettings) -> Premises:
         further = tuple(Place(include) for include in settings.include)
         return Premises(
@@ -67,6 +71,8 @@ class World:
     code: bytes = b'#include "runtime.h"\n#include <linux/mm.h>\n'
     meddle: Path | None = None
     """Changed while stap runs."""
+    passing: Path | None = None
+    """There for a while when stap runs, and known to be there."""
 
     def job(self, *arguments: bytes, **settings: object) -> CompileJob:
         return CompileJob(
@@ -89,10 +95,19 @@ class World:
             return "hit"
         return (await self.cache.compile(question, job, self._run, self.counts)).reason or "stored"
 
+    async def _pass(self) -> None:
+        assert self.passing is not None
+        places = self.around.premises(self.job().release, self.job().settings).places
+        for change in (self.passing.touch, self.passing.unlink):
+            change()
+            await self.grounds.wait_known(places)
+
     async def _run(self, job: CompileJob) -> CompileResult:
         self.runs.append(job)
         if self.meddle is not None:
             self.meddle.write_text("meddled")
+        if self.passing is not None:
+            await self._pass()
         await anyio.lowlevel.checkpoint()
         build = None
         if self.built or job.anew:
@@ -239,6 +254,130 @@ async def test_a_change_during_the_compile_is_not_kept(tmp_path):
         assert await w.ask() == "changed"
         w.meddle = None
         assert await w.ask() == "stored"
+
+
+@pytest.mark.parametrize("where", ["tree", "tapset"])
+async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where):
+    """All places are what they were before, and stap may have read what was there in between."""
+    async with world(tmp_path) as w:
+        await w.grounds.wait_known(w.around.premises(w.job().release, w.job().settings).places)
+        before = w.cache.ask(w.job())
+        w.passing = tmp_path / where / "passing.stp"
+        assert await w.ask() == "changed"
+        after = w.cache.ask(w.job())
+        assert before.premise is not None
+        assert after.premise == before.premise
+        assert after.flight != before.flight
+        w.passing, w.built = None, False
+        assert await w.ask() == "stored"
+        # Of tapsets stap's own cache takes notice.
+        assert [job.anew for job in w.runs] == [False, True] if where == "tree" else [False, False]
+
+
+def types_of(w: World) -> list[str]:
+    return sorted(path.name for path in w.around.stap_cache.rglob("*_1*"))
+
+
+def keep_types(w: World) -> None:
+    """Have what stap finds out about types in its cache."""
+    directory = w.around.stap_cache / "ab"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("typequery_1.ko", "typequery_1_hash.log", "tracequery_1.o", "stap_1.ko", "stapconf_1.h"):
+        (directory / name).touch()
+
+
+async def test_stap_forgets_the_kernel_s_types_once_after_a_change_of_the_means(tmp_path):
+    everything = 5
+    async with world(tmp_path) as w:
+        keep_types(w)
+        assert await w.ask() == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        keep_types(w)
+        (tmp_path / "tapset" / "b.stp").write_text("")
+        assert await w.ask() == "stored"
+        assert len(types_of(w)) == everything
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        keep_types(w)
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert len(types_of(w)) == everything
+
+
+async def test_types_found_out_while_the_means_changed_are_forgotten(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        keep_types(w)
+        w.meddle = None
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_path, cancelled):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+
+        async def run(_job: CompileJob) -> CompileResult:
+            w.passing = tmp_path / "tree" / "passing.h"
+            await w._pass()
+            if not cancelled:
+                raise ValueError
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            raise AssertionError
+
+        job = w.job(b"-p4", b"-eprobe end {}")
+        with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
+            await w.cache.compile(w.cache.ask(job), job, run, w.counts)
+        keep_types(w)
+        w.passing = None
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+
+
+async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_path):
+    """It may have been told of types that the other had found out before the change."""
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
+        asked = w.cache.ask(early)
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        await w.grounds.wait_known(w.around.premises(late.release, late.settings).places)
+
+        async def run_late(job: CompileJob) -> CompileResult:
+            await w.cache.compile(asked, early, w._run, w.counts)
+            return await w._run(job)
+
+        known = await w.cache.compile(w.cache.ask(late), late, run_late, w.counts)
+        assert known.reason == "changed"
+        assert await w.ask(*late.request.arguments) == "stored"
+
+
+async def test_a_result_is_not_kept_where_types_cannot_be_forgotten(tmp_path, monkeypatch):
+    def fail(_cache: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    async with world(tmp_path) as w:
+        with monkeypatch.context() as patched:
+            patched.setattr("stapsrv.compile.cache.forget_types", fail)
+            assert [await w.ask(), await w.ask()] == ["disk", "disk"]
+        assert await w.ask() == "stored"
+
+
+async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
+    """By what means is not known."""
+    async with world(tmp_path) as w:
+        assert await w.ask(b"-p4", b"-eprobe begin { exit() }") == "stored"
+        job = w.job()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(w.grounds, "fingerprint", lambda _places: None)
+            known = await w.cache.compile(w.cache.ask(job), job, w._run, w.counts)
+            assert known.reason == "unknown yet"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False, False, True]
 
 
 async def test_server_options_that_make_works_out_are_not_known(tmp_path):
