@@ -15,6 +15,7 @@ from stapsrv.config.metrics_address import OFF, MetricsAddress
 from stapsrv.errors import ConfigError
 from stapsrv.socket_address import address_of
 from stapsrv.supervisor.listener import address_of as internet_address_of
+from stapsrv.supervisor.listener import listen_at
 from stapsrv.supervisor.socket_file import open_socket_file
 
 _BACKLOG = 128
@@ -53,7 +54,8 @@ def open_door(address: MetricsAddress | None, *, directory: Path | None = None) 
     with contextlib.ExitStack() as held:
         try:
             if address.path is None:
-                listener = held.enter_context(_listen(address.host or "", address.port))
+                listener = listen_at(address.host or "", address.port, only=True, backlog=_BACKLOG)
+                held.callback(listener.close)
                 door = Door(listener, str(internet_address_of(listener)))
             else:
                 path = _absolute(address.path, directory, where)
@@ -65,22 +67,6 @@ def open_door(address: MetricsAddress | None, *, directory: Path | None = None) 
             problem = "is in use by another program" if taken else f"cannot be used: {exc.strerror}"
             raise ConfigError(problem, where=where, remedy=_REMEDY) from exc
         yield door
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _absolute(path: Path, directory: Path | None, where: str) -> Path:

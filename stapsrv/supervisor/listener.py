@@ -67,12 +67,12 @@ def open_listener(port: int) -> socket.socket:
         ConfigError: the port is taken, or not this user's to take.
     """
     try:
-        return _listen(socket.AF_INET6, "::", port)
+        return listen_at("::", port, only=False)
     except OSError as exc:
         if exc.errno not in _NO_IPV6:
             _refuse(exc, port)
     try:
-        return _listen(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - a compile server serves the network
+        return listen_at("0.0.0.0", port, only=True)  # noqa: S104 - a compile server serves the network
     except OSError as exc:
         _refuse(exc, port)
 
@@ -96,6 +96,37 @@ def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, 
         with contextlib.suppress(ConfigError):
             return _open_each(port, addresses)
     return _open_each(port, addresses)
+
+
+def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
+    """Listen on one address of this host.
+
+    Args:
+        address: of IPv6, whose link it may name, or of IPv4.
+        port: 0 lets the kernel pick one.
+        only: at ``::`` on IPv6 alone, and not on IPv4, too.
+        backlog: connections that the kernel completes for us while the loop is busy.
+
+    Returns:
+        A listening, non-blocking socket, which the caller closes.
+
+    Raises:
+        OSError: it cannot be listened on.
+    """
+    place = socket_address(address, port)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+        listener.bind(place)
+        listener.listen(backlog)
+        listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def address_of(listener: socket.socket) -> Peer:
@@ -142,23 +173,6 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def _listen(family: socket.AddressFamily, address: str, port: int, *, only: bool = False) -> socket.socket:
-    """Listen on an address; on ``::`` for IPv4, too, unless ``only`` that is meant."""
-    place = socket_address(address, port)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
-        listener.bind(place)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 def _open_each(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
     with contextlib.ExitStack() as undo:
         opened: list[socket.socket] = []
@@ -182,9 +196,8 @@ def _needed(addresses: Sequence[str]) -> tuple[str, ...]:
 
 
 def _open_at(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        return _listen(family, address, port, only=True)
+        return listen_at(address, port, only=True)
     except OSError as exc:
         _refuse(exc, port, address)
 
