@@ -25,11 +25,12 @@ from stapsrv.observe.logs import LogBook
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.supervisor.activation import turn_away
 from stapsrv.supervisor.announcing import Announcer
+from stapsrv.supervisor.commanding import Outcome, Report, Wish
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
-from stapsrv.supervisor.supervisor import Outcome, Report, Supervisor, Wish
+from stapsrv.supervisor.supervisor import Supervisor
 
 _DEFAULT_USER = "STAPSRV_DEFAULT_USER"
 _UNUSED_S = 30.0

@@ -10,8 +10,8 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.control.messages import Code
 from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.supervisor.commanding import Outcome, Report
 from stapsrv.supervisor.status import ServerStatus
-from stapsrv.supervisor.supervisor import Outcome, Report
 
 _MOST_STEPS = 1024
 """Changes that wait to be told. Who takes them more slowly than they come misses the oldest; the outcomes

@@ -41,9 +41,9 @@ from stapsrv.control.wireform import (
     supervisor_info,
 )
 from stapsrv.errors import ControlError
+from stapsrv.supervisor.commanding import Outcome, Report, Wish
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
-from stapsrv.supervisor.supervisor import Outcome, Report, Wish
 
 MAX_TIMEOUT_S = 86_400.0
 """A longer wait is none that somebody means."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stapsrv.config.settings import ServerSettings
+    from stapsrv.supervisor.commanding import Outcome
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
-    from stapsrv.supervisor.supervisor import Outcome
 
 
 SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]

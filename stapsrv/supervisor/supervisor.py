@@ -7,14 +7,12 @@ who stops waiting changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -25,52 +23,14 @@ from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.announcing import Announcer
+from stapsrv.supervisor.commanding import CommandsUnderWay, Outcome, Report, Wish
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.hosted import HostedServer
 from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Record, Registry
 from stapsrv.supervisor.server import CompileServer
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
-
-Report = Callable[[ServerStatus], None]
-"""Told of each change of a server that a command is about, until the command is done."""
-
-
-@attrs.frozen
-class Wish:
-    """A server that somebody wants.
-
-    Attributes:
-        settings: with all that depends on the host filled in.
-        origin: the configuration file that it comes from, or None.
-    """
-
-    settings: ServerSettings
-    origin: str | None = None
-
-
-@attrs.frozen
-class Outcome:
-    """What became of one server that a command was about.
-
-    Attributes:
-        server: as it is now; None when it was refused before it had an id.
-        already: it was as wanted before.
-        error: why it is not as wanted, or None.
-    """
-
-    server: ServerStatus | None
-    already: bool
-    error: str | None
-
-
-@attrs.define(eq=False)
-class _Command:
-    """A command under way, and the servers that it is about."""
-
-    report: Report | None
-    followed: set[int] = attrs.field(factory=set)
+from stapsrv.supervisor.status import SupervisorStatus
 
 
 class Supervisor:
@@ -114,7 +74,7 @@ class Supervisor:
         self._pool = WorkerPool(max_compiles, queue_length=None)
         self._servers: dict[int, HostedServer] = {}
         self._tasks: TaskGroup | None = None
-        self._commands: list[_Command] = []
+        self._commands = CommandsUnderWay(self._command_ended)
         self._ending = anyio.Event()
         host.warmer.follow(self._health_changed)
 
@@ -168,7 +128,7 @@ class Supervisor:
             One outcome for each wish, in order. Two servers are the same when all but their nicknames is
             (manual page, ``start``).
         """
-        with self._command(report) as followed:
+        with self._commands.begin(report) as followed:
             begun = [self._begin(wish, followed) for wish in wishes]
             return [
                 begun_or_refused
@@ -218,7 +178,7 @@ class Supervisor:
         Returns:
             One outcome for each server that was stopped, then one for each wish.
         """
-        with self._command(None):
+        with self._commands.begin(None):
             wanted = {self._identity(wish.settings): wish for wish in wishes}
             leaving = []
             for server in list(self._servers.values()):
@@ -299,7 +259,7 @@ class Supervisor:
     async def _command_each(
         self, ids: Sequence[int], event: Event, report: Report | None, *, done: State
     ) -> list[Outcome]:
-        with self._command(report) as followed:
+        with self._commands.begin(report) as followed:
             refused: dict[int, str] = {}
             servers = [self._servers[server_id] for server_id in ids if server_id in self._servers]
             followed.update(server.id for server in servers)
@@ -386,9 +346,7 @@ class Supervisor:
             self._servers.pop(server.id, None)
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
             self._ports.remember(server.settings, server.last_port)
-        for command in self._commands:
-            if command.report is not None and server.id in command.followed:
-                command.report(server.status())
+        self._commands.tell(server.id, server.status)
 
     def _health_changed(self, standing: Standing) -> None:
         """Let the network hear of a release only while it can be compiled for."""
@@ -397,18 +355,8 @@ class Supervisor:
             if server.state is State.SERVING and serving is not None and serving.serves_under(standing):
                 self._announcer.show(server.id, serving)
 
-    @contextlib.contextmanager
-    def _command(self, report: Report | None) -> Iterator[set[int]]:
-        """Have a command under way; yields the ids of the servers whose changes are to be reported.
-
-        An auto-ending supervisor goes when no command is under way and no server is left.
-        """
-        command = _Command(report)
-        self._commands.append(command)
-        try:
-            yield command.followed
-        finally:
-            self._commands.remove(command)
-            hosted = any(server.state is not State.FAILED for server in self._servers.values())
-            if self._auto_end and not hosted and not self._commands:
-                self._ending.set()
+    def _command_ended(self) -> None:
+        """End if that is to be when no command is under way and no server is left."""
+        hosted = any(server.state is not State.FAILED for server in self._servers.values())
+        if self._auto_end and not hosted and not self._commands:
+            self._ending.set()

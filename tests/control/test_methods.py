@@ -21,12 +21,13 @@ from stapsrv.control.access import Policy
 from stapsrv.control.endpoint import serve_control
 from stapsrv.control.messages import Code
 from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.supervisor.commanding import Outcome, Wish
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.listener import address_of, open_listener
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
 from stapsrv.supervisor.status import ServerWork
-from stapsrv.supervisor.supervisor import Outcome, Supervisor, Wish
+from stapsrv.supervisor.supervisor import Supervisor
 from stapsrv.supervisor.warming import Warmer
 from stapsrv.supervisor.warmth import WarmMemory
 

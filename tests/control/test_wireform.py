@@ -34,9 +34,9 @@ from stapsrv.control.wireform import (
 )
 from stapsrv.errors import ControlError
 from stapsrv.refusal import Refusal
+from stapsrv.supervisor.commanding import Outcome
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus, ServerStatus, ServerWork, SupervisorStatus
-from stapsrv.supervisor.supervisor import Outcome
 
 EVERYTHING = {
     "ARCH": "x86_64",

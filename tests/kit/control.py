@@ -19,9 +19,9 @@ from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.access import Peer, Policy, read_peer
 from stapsrv.control.connection import ControlLimits
 from stapsrv.control.endpoint import serve_control
+from stapsrv.supervisor.commanding import Outcome, Report, Wish
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
-from stapsrv.supervisor.supervisor import Outcome, Report, Wish
 
 from .service import LogLines
 

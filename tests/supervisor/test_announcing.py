@@ -21,8 +21,8 @@ from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
 from stapsrv.supervisor import announcing, hosted
 from stapsrv.supervisor.announcing import Announcer
+from stapsrv.supervisor.commanding import Wish
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.supervisor import Wish
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from kit.blocking import watched_loop
 from kit.client import Answer, frame, pack, request, trusting
 from kit.stap import make_stap
 
-from stapsrv.supervisor.supervisor import Wish
+from stapsrv.supervisor.commanding import Wish
 
 pytestmark = pytest.mark.anyio
 

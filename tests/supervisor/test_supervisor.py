@@ -12,9 +12,10 @@ from kit.client import exchange, is_reset, request
 
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor import hosted
+from stapsrv.supervisor.commanding import Wish
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.registry import FIRST_ID
-from stapsrv.supervisor.supervisor import Supervisor, Wish
+from stapsrv.supervisor.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from kit.trees import Witness
 
 from stapsrv.compile.standing import Health
 from stapsrv.supervisor.announcing import advertisements
-from stapsrv.supervisor.supervisor import Wish
+from stapsrv.supervisor.commanding import Wish
 from stapsrv.supervisor.warming import Warmer, first_error
 
 pytestmark = pytest.mark.anyio
