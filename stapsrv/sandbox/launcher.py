@@ -4,7 +4,8 @@
 
 MODE is ``mounts`` (in mount and process-id namespaces of its own, with the capabilities of their user
 namespace: builds the file system that the places describe, and gives all capabilities up), ``landlock`` or
-``landlock-no-network`` (confines itself to the places). Each ACCESS is the name of one of
+``landlock-no-network`` (confines itself to the places, and leaves a keeper behind that ends all that the
+command started when the command or the caller has ended). Each ACCESS is the name of one of
 :class:`stapsrv.sandbox.view.Access`, or ``LINK:TARGET``.
 
 It imports nothing of this package and little else, since every request waits for its start, and has numbers
@@ -16,7 +17,9 @@ Source: mount(2), pivot_root(2), landlock(7), capabilities(7), and the kernel's 
 
 import ctypes
 import os
+import select
 import sys
+import time
 
 REFUSED = 125
 
@@ -26,6 +29,7 @@ _MNT_DETACH = 2
 _SYS_PIVOT_ROOT = {"x86_64": 155, "s390x": 217, "ppc64le": 203, "ppc64": 203}.get(os.uname().machine, 41)
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 24, 28, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SECBITS_NO_ROOT = 0b11
@@ -52,6 +56,10 @@ _RULE_PATH_BENEATH = 1
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _READ_RIGHTS = _EXECUTE | _READ_FILE | _READ_DIR
 
+_SIGKILL, _SIGTERM, _SIG_IGN = 9, 15, 1
+_END_S = 5.0
+"""How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -66,13 +74,16 @@ def main(argv: list[str]) -> None:
     places = list(zip(description[::2], description[1::2], strict=True))
     try:
         if mode == "mounts":
+            _check_caller()
             _build_root(places)
             os.chdir(directory)
             _give_up_capabilities()
             _promise_no_new_privileges()
             _become_init()
         else:
+            _check_caller()
             _promise_no_new_privileges()
+            _leave_keeper()
             _confine(places, network=mode == "landlock")
         os.execvp(command[0], command)
     except _Refused as exc:
@@ -81,6 +92,14 @@ def main(argv: list[str]) -> None:
         reason = f"{exc.filename or mode}: {exc.strerror}"
     sys.stderr.write(f"launcher: {reason}\n")
     sys.exit(REFUSED)
+
+
+def _check_caller() -> None:
+    """End if whoever reads the output was gone before this process was to die with it."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if any(events & select.POLLERR for _, events in output.poll(0)):
+        raise _Refused("nobody waits for the answer")
 
 
 def _become_init() -> None:
@@ -94,8 +113,62 @@ def _become_init() -> None:
     while True:
         pid, status = os.wait()
         if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
+            os._exit(_exit_code(status))
+
+
+def _exit_code(status: int) -> int:
+    """Return how to end as a child did: a signal becomes a number above 128, as a shell has it."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _leave_keeper() -> None:
+    """Stay behind as two processes, and return in a third one.
+
+    The first is the one that the caller knows and signals. The second, the keeper, leaves the session, so
+    that no signal to it ends the keeper, too; it inherits whatever is orphaned below it, and ends it all
+    once the program or the first process has ended, in whatever way.
+    """
+    # Nothing is ever said here: the first process alone holds the writing end until it is no more.
+    first_ended, first_lives = os.pipe()
+    keeper = os.fork()
+    if keeper:
+        # Meant for the program, which may take its time to tidy up.
+        _libc.signal(_SIGTERM, ctypes.c_void_p(_SIG_IGN))
+        os._exit(_exit_code(os.waitpid(keeper, 0)[1]))
+    os.close(first_lives)
+    _call("prctl", _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    program = os.fork()
+    if program == 0:
+        _call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
+        return
+    os.setsid()
+    ends = select.poll()
+    ends.register(first_ended, 0)
+    ends.register(os.pidfd_open(program), select.POLLIN)
+    ends.poll()
+    os.kill(program, _SIGKILL)
+    status = os.waitpid(program, 0)[1]
+    _end_children()
+    os._exit(_exit_code(status))
+
+
+def _end_children() -> None:
+    """End every process below this one; the children of each that ends become this one's."""
+    deadline = time.monotonic() + _END_S
+    while children := _children():
+        for child in children:
+            os.kill(child, _SIGKILL)
+        end = select.poll()
+        end.register(os.pidfd_open(children[0]), select.POLLIN)
+        if not end.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return
+        os.waitpid(children[0], 0)
+
+
+def _children() -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
 
 
 def _call(what: str, result: int) -> int:

@@ -2,8 +2,8 @@
 
 With namespaces (bubblewrap, or util-linux's ``unshare`` and this package's launcher) what a view does not
 name does not exist, processes see only their own kind, and all end with the first of them, however the
-server ends. With Landlock the host's files are all there, but cannot be opened; a process that leaves its
-session on purpose survives a server that is killed.
+server ends. With Landlock the host's files are all there, but cannot be opened; the launcher's keeper ends
+what a program started, unless that ends the keeper first (before Linux 6.12 nothing forbids it).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from stapsrv.sandbox.view import Access, View
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _DEATH_SIGNAL = ("setpriv", "--pdeathsig", "KILL", "--")
+_DEATH_OF_ALL = ("setpriv", "--pdeathsig", "ALRM", "--", "timeout", "--signal=KILL", "0")
+"""Has the whole process group die with the server: that signal means to ``timeout`` that the time is over."""
 _NAMESPACES = ("--user", "--mount", "--pid", "--ipc", "--uts")
 
 
@@ -34,7 +36,7 @@ class Mechanism(enum.Enum):
 
     @property
     def ends_whole(self) -> bool:
-        """Whether all that a program started ends with it, and with the server, whatever it does."""
+        """Whether the kernel sees to it that all that a program started ends with it, and with the server."""
         return self is not Mechanism.LANDLOCK
 
     def command(self, view: View, command: Sequence[str | bytes]) -> list[str | bytes]:
@@ -43,6 +45,8 @@ class Mechanism(enum.Enum):
 
 
 def _bubblewrap(view: View) -> Iterator[str]:
+    # A bubblewrap that dies before its inner process has arranged to die with it leaves that one to itself.
+    yield from _DEATH_OF_ALL
     # The signal that asks a compile to end goes to the whole session. bubblewrap's own two processes are not
     # meant: they would take the compile with them before it has tidied up.
     yield from ("env", "--ignore-signal=TERM", "bwrap", "--die-with-parent")

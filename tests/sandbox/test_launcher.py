@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,15 @@ def test_namespaces_that_are_not_there():
     ran = launch("mounts", "/", "--", "/usr/bin/true")
     assert ran.returncode == 125
     assert ran.stderr.startswith("launcher: not the first process of a namespace")
+
+
+@pytest.mark.parametrize("mode", ["landlock", "mounts"])
+def test_caller_that_is_gone_already(mode, tmp_path):
+    """Killed before this process was to die with it: it is known by the output that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-I", LAUNCHER, mode, "/", "--", "/usr/bin/touch", tmp_path / "made"]
+    ran = subprocess.run(list(map(str, command)), stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (125, b"launcher: nobody waits for the answer\n")
+    assert list(tmp_path.iterdir()) == []
