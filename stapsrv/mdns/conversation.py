@@ -14,6 +14,7 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.mdns.contests import Contests
 from stapsrv.mdns.links import Network
 from stapsrv.mdns.records import host_label
 from stapsrv.mdns.registry import Entry, Registry, Step, Surroundings
@@ -88,6 +89,7 @@ class Conversation:
         self._host_number = 1
         self._look = manners.look
         self._looking = anyio.Lock()
+        self._contests = Contests(anyio.current_time)
         self._patience = manners.patience
         self._log = manners.log
         self._monitor = manners.monitor
@@ -137,6 +139,7 @@ class Conversation:
         entry.busy = False
 
     async def _announce(self, entry: Entry) -> None:
+        await self._wait_while_wanted(entry, self._contests.pause_s)
         name, surroundings = self._registry.name(entry), self.surroundings
         service = entry.service(name, surroundings)
         if service is None:
@@ -170,9 +173,7 @@ class Conversation:
 
     async def _verify(self, entry: Entry) -> None:
         """See who keeps a contested name: the other host has heard of us, too, and may yield."""
-        with anyio.move_on_after(self._patience()):
-            while entry.wanted is not None:
-                await self._bell.listen().wait()
+        await self._wait_while_wanted(entry, self._patience() + self._contests.pause_s)
         if entry.said is None or entry.wanted is None:
             return
         entry.contested = False
@@ -184,7 +185,14 @@ class Conversation:
             await self._run(self._responder.withdraw, entry.said.name)
             self._rename(entry)
 
+    async def _wait_while_wanted(self, entry: Entry, seconds: float) -> None:
+        """Wait before a name is asked for, but not for an entry that is not wanted any more."""
+        with anyio.move_on_after(seconds):
+            while entry.wanted is not None:
+                await self._bell.listen().wait()
+
     def _rename(self, entry: Entry) -> None:
+        self._contests.note()
         before = entry.name
         entry.log.warning("mdns.renaming", name=before, other=self._registry.rename(entry))
 
@@ -207,9 +215,11 @@ class Conversation:
         """Have a name for this host that no other has: the one that it had before, or a further one."""
         label = host_label(self._host, self._host_number)
         while not await self._run(self._responder.claim_host, label):
+            self._contests.note()
             self._host_number += 1
             taken, label = label, host_label(self._host, self._host_number)
             self._log.warning("mdns.host_taken", host=taken, other=label)
+            await anyio.sleep(self._contests.pause_s)
         self._surround(label)
 
     async def _follow_network(self, monitor: Monitoring) -> NoReturn:

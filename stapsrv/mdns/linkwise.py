@@ -7,12 +7,14 @@ What python-zeroconf does instead, and what comes of it:
   a service over: an IPv4 address heard over IPv6 becomes ``::%2`` to it, and costs it 5 s of attempts.
 * Answers to questions that are asked often are delayed (RFC 6762, 14). One that follows a goodbye would
   bring the service back for 75 minutes. So nothing is said of a service that is no longer registered.
+* It takes whatever comes to its port, from however far.
 * With the last service it says goodbye to the host's addresses. Other programs of this host may have said
   them, too, avahi above all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from zeroconf._dns import DNSAddress, DNSNsec, DNSPointer, DNSRecord, DNSService
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from stapsrv.mdns.links import Address, Link
+from stapsrv.mdns.near import hear_link_only
 from stapsrv.mdns.records import SERVICE_TYPE
 
 if TYPE_CHECKING:
@@ -61,6 +64,13 @@ class LinkwiseZeroconf(Zeroconf):
         """Speak on these links from now on; where that is new, say everything there. Takes up to 0.5 s."""
         self._links = tuple(links)
         self.update_interfaces(_interfaces(links), _protocols(links))
+
+    def hear_links_only(self) -> None:
+        """Hear nothing from beyond the links; to be said again after each :meth:`move`."""
+        for receiver in tuple(self.engine.readers):
+            # A kernel without filters (gVisor's) leaves it as it is with everybody else.
+            with contextlib.suppress(OSError):
+                hear_link_only(receiver.sock)
 
     def yield_host(self, key: str) -> None:
         """Say no more that this host has the name ``key``; at once, whatever services are still there."""

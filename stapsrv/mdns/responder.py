@@ -73,6 +73,7 @@ class Responder:
         if not self._zeroconf.speaks:
             self.close()
             raise AdvertiseError(_NO_MULTICAST)
+        self._zeroconf.hear_links_only()
         self._zeroconf.add_listener(_Listener(self._hear), None)
 
     def claim_host(self, label: str) -> bool:
@@ -148,6 +149,7 @@ class Responder:
         self._in_loop(prepare)
         with translated():
             self._zeroconf.move(network.links)
+        self._zeroconf.hear_links_only()
         if not self._zeroconf.speaks:
             raise AdvertiseError(_NO_MULTICAST)
 
@@ -279,7 +281,9 @@ class _Listener(RecordUpdateListener):
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:  # noqa: ARG002
         for update in records:
-            self._hear(update.new)
+            # What zeroconf forgets, once it is expired, is told as well: as both.
+            if update.new is not update.old:
+                self._hear(update.new)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from kit.service import LogLines
 
 from stapsrv.errors import AdvertiseError
 from stapsrv.mdns import advertiser as module
+from stapsrv.mdns import contests
 from stapsrv.mdns.advertiser import Advertiser, AdvertiserStatistics
 from stapsrv.mdns.links import Network
 from stapsrv.mdns.records import Advertisement, News
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.anyio
 NAME = "Systemtap Compile Server on build"
 FIRST = Advertisement(sysinfo="6.1.0-1-amd64 x86_64", port=5001, version="4.8", serial="01:02")
 SECOND = attrs.evolve(FIRST, sysinfo="6.1.0-2-amd64 x86_64")
+
+
+class AllNames(set[str]):
+    """The names of a host that claims whatever it hears of."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 @attrs.frozen
@@ -224,6 +232,32 @@ async def test_name_that_another_host_claims_later_and_gives_up(air):
         air.responders[0].tell(News(contested=frozenset({NAME})))
         await air.wait(lambda: air.calls("update") == [NAME])
         assert air.calls("withdraw") == []
+
+
+async def test_host_that_claims_every_name_is_not_asked_without_end(air, monkeypatch):
+    monkeypatch.setattr(contests, "_PAUSE_S", 1000.0)
+    air.others = AllNames()
+    async with advertising(air) as bench:
+        bench.advertiser.set(1, (FIRST,))
+        await bench.lines.wait("mdns.host_taken", 15)
+        air.others = set(air.calls("claim host"))
+        # Whoever goes meanwhile does not wait.
+        await bench.advertiser.withdraw(1)
+    assert len(air.calls("claim host")) == 15
+
+
+async def test_names_that_are_all_taken_are_not_asked_for_without_end(air, monkeypatch):
+    async with advertising(air) as bench:
+        bench.advertiser.set(1, (FIRST,))
+        await bench.lines.wait("mdns.established")
+        monkeypatch.setattr(contests, "_PAUSE_S", 1000.0)
+        air.others = AllNames()
+        bench.advertiser.set(2, (FIRST, SECOND))
+        await bench.lines.wait("mdns.renaming", 15)
+        await bench.advertiser.withdraw(2)
+        assert set(air.heard) == {NAME}
+        # The two may each have had a question under way.
+        assert len(air.calls("claim")) <= 1 + 16
 
 
 async def test_host_s_name_that_another_host_has(air):

@@ -42,6 +42,7 @@ class FakeZeroconf:
         self.questions: list[object] = []
         self.answers: list[DNSRecord] = []
         self.fault: Exception | None = None
+        self.narrowed = 0
         self.limits: dict[str, frozenset[bytes] | None] = {}
 
     def add_listener(self, listener, question) -> None:
@@ -76,6 +77,9 @@ class FakeZeroconf:
 
     def move(self, links) -> None:
         self._do("move", tuple(each.name for each in links))
+
+    def hear_links_only(self) -> None:
+        self.narrowed += 1
 
     def keep_host(self, key: str) -> None:
         self._do("keep", key)
@@ -171,6 +175,13 @@ def test_conflict_is_told_once(bench):
     assert bench.responder.take_news() == News()
 
 
+def test_what_zeroconf_forgets_is_no_conflict(bench):
+    bench.responder.announce(SERVICE)
+    forgotten = srv()
+    bench.zeroconf.listener.async_update_records(bench.zeroconf, 0.0, [RecordUpdate(forgotten, forgotten)])
+    assert not bench.has_news
+
+
 def test_conflict_during_the_announcement_is_told(bench):
     """Two that start at once hear of each other just then."""
     assert bench.responder.claim(SERVICE)
@@ -250,6 +261,8 @@ def test_moving_takes_the_addresses_along(bench):
     info = bench.responder._infos[NAME]
     assert info.parsed_addresses() == ["198.51.100.1", "2001:db8::1"]
     assert bench.zeroconf.done[1:] == [("leave", ("wlan0",)), ("move", ("wlan0",))]
+    # Once for the first sockets, once for the new ones.
+    assert bench.zeroconf.narrowed == 2
 
 
 def test_trouble_is_news(bench):
