@@ -9,17 +9,28 @@ import contextlib
 import ipaddress
 import socket
 import threading
+import time
+from collections.abc import Iterable, Iterator
 
 import attrs
-from zeroconf import DNSQuestionType, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import (
+    BadTypeInNameException,
+    DNSQuestionType,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceListener,
+    Zeroconf,
+)
 
 from stapsrv.mdns.links import Network
 from stapsrv.mdns.linkwise import LinkwiseZeroconf
 from stapsrv.mdns.records import SERVICE_TYPE, parse_text
 from stapsrv.mdns.responder import silence_library, translated
 
-_RESOLVE_MS = 1000
+_RESOLVE_MS = 1000.0
 """For a service whose answer did not bring all that belongs to it."""
+_RESOLVE_ALL_S = 3.0
+"""For all such together: anybody can name thousands that do not exist."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,11 +80,22 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
         # Not answered to this host alone: of the programs that share the port, one gets such an answer.
         ServiceBrowser(zeroconf, SERVICE_TYPE, listener=listener, question_type=DNSQuestionType.QM)
         threading.Event().wait(wait_s)
-        infos = [ServiceInfo(SERVICE_TYPE, name) for name in listener.names]
-        found = [
-            info for info in infos if info.load_from_cache(zeroconf) or info.request(zeroconf, _RESOLVE_MS)
-        ]
+        found = list(_resolve(zeroconf, listener.names))
     return sorted(map(_found, found), key=lambda server: server.name)
+
+
+def _resolve(zeroconf: Zeroconf, names: Iterable[str]) -> Iterator[ServiceInfo]:
+    """Give the services of these names, as far as all is known of them, or said in time when asked."""
+    deadline = time.monotonic() + _RESOLVE_ALL_S
+    for name in tuple(names):
+        try:
+            info = ServiceInfo(SERVICE_TYPE, name)
+        except BadTypeInNameException:
+            # Somebody lists as a compile server what is no such thing.
+            continue
+        left_ms = min((deadline - time.monotonic()) * 1000, _RESOLVE_MS)
+        if info.load_from_cache(zeroconf) or (left_ms > 0 and info.request(zeroconf, left_ms)):
+            yield info
 
 
 class _Names(ServiceListener):

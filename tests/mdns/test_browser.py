@@ -1,0 +1,45 @@
+"""What is made of names that other hosts list; none of them is really asked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from zeroconf import ServiceInfo
+
+from stapsrv.mdns import browser as module
+from stapsrv.mdns.records import SERVICE_TYPE
+
+TOLD = f"told.{SERVICE_TYPE}"
+SILENT = [f"silent {number}.{SERVICE_TYPE}" for number in range(1000)]
+
+
+@pytest.fixture
+def asked_ms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each was waited for that did not tell all by itself."""
+    waits: list[float] = []
+
+    class Info(ServiceInfo):
+        def load_from_cache(self, _zeroconf, now=None):
+            return self.name == TOLD
+
+        def request(self, _zeroconf, timeout):
+            waits.append(timeout)
+            return False
+
+    monkeypatch.setattr(module, "ServiceInfo", Info)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: sum(waits) / 1000))
+    return waits
+
+
+def resolve(*names: str) -> list[str]:
+    return [info.name for info in module._resolve(None, names)]
+
+
+def test_names_of_other_things_are_skipped(asked_ms):
+    assert resolve("x._evil._tcp.local.", "plain.local.", SERVICE_TYPE, TOLD) == [TOLD]
+
+
+def test_silent_ones_are_waited_for_in_bounds(asked_ms):
+    assert resolve(*SILENT, TOLD) == [TOLD]
+    assert asked_ms == [1000, 1000, 1000]
