@@ -18,6 +18,12 @@ from structlog.typing import EventDict, FilteringBoundLogger
 from stapsrv.config.global_settings import SERVICE_USER
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
 
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+"""As a shell says of programs that a signal ended."""
+_TIDYING_S = 10.0
+"""For a compile to be ended, with its whole process tree, and its files to be removed."""
+
 
 @attrs.frozen(kw_only=True)
 class Owner:
@@ -60,12 +66,24 @@ class LineParser(argparse.ArgumentParser):
 
 
 def guarded(program: str, command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status, after one line on standard error where it failed."""
+    """Run a command; returns its exit status, after one line on standard error where it failed.
+
+    It may be a program of its own or a part of ``stap-server``: Ctrl-C, or a reader that has gone, ends here.
+    """
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()
     except StapsrvError as exc:
         sys.stderr.write(f"{program}: {exc}\n")
         return exc.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # What is left to be written would be tried once more at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return status
 
 
 def absolute_path(text: str) -> Path:
@@ -85,17 +103,25 @@ def run_as_owner(
         output: its standard output; None for this process's.
     """
     entry = pwd.getpwnam(owner.name)
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         user=entry.pw_uid,
         group=entry.pw_gid,
         extra_groups=os.getgrouplist(owner.name, entry.pw_gid),
         cwd="/",
         stdout=output,
-        env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **owner.environ},
-        check=False,
-    )
-    return done.returncode
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            # A name that the locale cannot write is no reason to fail.
+            "PYTHONIOENCODING": ":backslashreplace",
+            **owner.environ,
+        },
+    ) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            return _interrupted(child)
 
 
 def silent_log() -> FilteringBoundLogger:
@@ -104,6 +130,15 @@ def silent_log() -> FilteringBoundLogger:
         None, processors=[_drop], wrapper_class=structlog.make_filtering_bound_logger("critical")
     )
     return logger
+
+
+def _interrupted(child: subprocess.Popen[bytes]) -> int:
+    """Let a child that a terminal has told of Ctrl-C, too, tidy up, and return its exit status."""
+    try:
+        return child.wait(timeout=_TIDYING_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        child.kill()
+        return _INTERRUPTED
 
 
 def _drop(_logger: object, _level: str, _event: EventDict) -> EventDict:

@@ -104,6 +104,9 @@ async def examine(patient: Patient, tell: Callable[[Finding], object]) -> list[F
             take(fault(question.name, exc))
         except TimeoutError as exc:
             take(failure(question.name, exc.strerror or str(exc), "see which file system hangs"))
+        except BrokenPipeError:
+            # Nobody reads the answers any more; no question meets that.
+            raise
         except OSError as exc:
             take(failure(question.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
     return findings

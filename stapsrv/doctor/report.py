@@ -88,8 +88,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
     if str(given.output) == "-":
         if sys.stdout.isatty():
             raise UsageError("an archive is no text for a terminal", remedy="name a file with -o")
-        _collect(sys.stdout.buffer, given.user, given.config, now)
-        return 0
+        return _collect(sys.stdout.buffer, given.user, given.config, now)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
     try:
@@ -101,7 +100,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
         ) from exc
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            _collect(stream, given.user, given.config, now)
+            status = _collect(stream, given.user, given.config, now)
     except BaseException as exc:
         target.unlink(missing_ok=True)
         if isinstance(exc, OSError):
@@ -109,22 +108,24 @@ def _report(program: str, argv: Sequence[str]) -> int:
                 f"cannot be written ({exc.strerror})", where=str(target), remedy="write elsewhere, with -o"
             ) from exc
         raise
+    if status:
+        target.unlink(missing_ok=True)
+        return status
     sys.stderr.write(f"{program}: look through it before you send it: tar -xzOf {target} | less\n")
     sys.stdout.write(f"{target}\n")
     return 0
 
 
-def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float) -> None:
-    """Write the archive, as the servers' user."""
+def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float) -> int:
+    """Write the archive, as the servers' user; returns the exit status, after a line where it failed."""
     owner = Owner.find(user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
         environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
         words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
-        if run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream):
-            raise StapsrvError(f"user {owner.name} could not make the report")
-        return
+        return run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream)
     patient = anyio.run(admit, None if config is None else str(config), os.environ)
     write_archive(stream, contents(patient, now), now)
+    return 0
 
 
 def _parser(program: str) -> LineParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -257,3 +258,40 @@ def test_a_configuration_that_hangs_is_one_line(site, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "cannot be read: no answer within 0.2 seconds" in said
     assert said.count("\n") == 1
+
+
+def test_answers_that_nobody_reads(site):
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config, "--no-compile"],
+        env=os.environ | site.environ,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_ctrl_c_ends_the_compile_too(site, stand_in):
+    stand_in("exec sleep 600")
+    examination = subprocess.Popen(
+        [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config],
+        env=os.environ | site.environ | {"TMPDIR": str(site.directory / "tmp"), "STAPSRV_SANDBOX": "off"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert examination.stdout is not None
+    for line in examination.stdout:
+        if "announced" in line:
+            break
+    while not any((site.directory / "tmp").glob("stap-server.*/request.*/")):
+        assert examination.poll() is None
+    examination.send_signal(signal.SIGINT)
+    _, said = examination.communicate(timeout=60)
+    assert (examination.returncode, said) == (130, "stap-server doctor: interrupted\n")
+    assert list((site.directory / "tmp").iterdir()) == []
