@@ -50,12 +50,13 @@ class Said:
 
     Attributes:
         version: the protocol version, which is that of its stap.
-        rc: the exit status.
+        rc: the exit status; None for no result, as SystemTap's own server has for a kernel that it does
+            not serve.
         stderr: what a user would read.
     """
 
     version: str
-    rc: int
+    rc: int | None
     stderr: str
 
 
@@ -144,7 +145,7 @@ def _read(answer: bytes) -> Said:
         entries = {file.path: file.data for file in archive.files}
         return Said(
             entries[b"version"].decode("ascii", "replace").strip(),
-            int(entries[b"rc"]),
+            int(entries[b"rc"]) if b"rc" in entries else None,
             entries.get(b"stderr", b"").decode("utf-8", "replace"),
         )
     except (ProtocolError, KeyError, ValueError) as exc:

@@ -170,7 +170,8 @@ def _release(said: Said, destination: Destination) -> Finding:
     question = f"kernel {destination.release}"
     if said.rc == 0:
         return ok(question, "is served")
-    told = [line for line in said.stderr.splitlines() if line.strip()] or ["it does not say why"]
+    why = "it does not say why" if said.rc is not None else "it gives no result"
+    told = [line for line in said.stderr.splitlines() if line.strip()] or [why]
     return failure(
         question, f"the server refuses: {told[0]}", "ask another server, or have it serve this kernel"
     )

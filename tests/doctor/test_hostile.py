@@ -134,6 +134,17 @@ async def test_what_is_no_answer(environ, tmp_path, answer):
     assert found["conversation"].answer == "The answer is not that of a compile server"
 
 
+async def test_a_kernel_that_systemtap_s_own_server_does_not_serve(environ, tmp_path):
+    """It answers with its version and nothing else."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("version", "4.8")
+    async with answering(certified(tmp_path), buffer.getvalue()) as port:
+        found = await go(port, environ)
+    assert found["kernel 6.1.0-test"].answer == "the server refuses: it gives no result"
+    assert found["version"].verdict is not Verdict.FAILURE
+
+
 async def test_a_bomb_costs_nothing(environ, tmp_path):
     answer = bomb()
     async with answering(certified(tmp_path), answer) as port:
