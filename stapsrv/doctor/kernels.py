@@ -24,14 +24,9 @@ async def check_releases(patient: Patient) -> AsyncIterator[Finding]:
     """Are the headers of each release there?"""
     if not patient.servers:
         yield failure("releases", "no configured server can be used", "run stap-server check")
-    for settings in patient.servers:
-        for name in settings.releases:
-            try:
-                release = _resolve(name, settings)
-            except ConfigError as exc:
-                yield fault(f"headers of {name}", exc)
-            else:
-                yield ok(f"headers of {release.name}", f"{release.build_tree.resolve()}, {release.arch}")
+    findings = [_headers(name, settings) for settings in patient.servers for name in settings.releases]
+    for finding in dict.fromkeys(findings):
+        yield finding
 
 
 async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
@@ -51,6 +46,14 @@ async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
                 yield ok(question, "a script of one line compiles")
             else:
                 yield failure(question, _first_error(result.stderr), "mend the headers or the runtime (-R)")
+
+
+def _headers(name: str, settings: ServerSettings) -> Finding:
+    try:
+        release = _resolve(name, settings)
+    except ConfigError as exc:
+        return fault(f"headers of {name}", exc)
+    return ok(f"headers of {release.name}", f"{release.build_tree.resolve()}, {release.arch}")
 
 
 def _jobs(patient: Patient) -> Iterator[CompileJob]:

@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
+
 from stapsrv.control.scene import FoundServer
 from stapsrv.doctor.certificates import kept_certificate
 from stapsrv.doctor.findings import Finding, failure, ok, warning
@@ -19,7 +21,7 @@ _LISTEN_S = 2.0
 
 
 async def check_announcements(patient: Patient) -> AsyncIterator[Finding]:
-    """Is each server that serves announced by multicast DNS? Blocks while it listens."""
+    """Is each server that serves announced by multicast DNS?"""
     question = "announced (mDNS)"
     mdns = patient.settings.mdns
     if not mdns.is_enabled:
@@ -29,7 +31,8 @@ async def check_announcements(patient: Patient) -> AsyncIterator[Finding]:
     if not serving:
         yield ok(question, "nothing to announce: no server serves")
         return
-    heard = _listen(mdns.interfaces or ())
+    # Never on an event loop's own thread: zeroconf would take that loop for its own, and hear nothing.
+    heard = await anyio.to_thread.run_sync(_listen, mdns.interfaces or ())
     if heard is None:
         yield warning(question, "no network interface is up and has an address")
         return

@@ -66,6 +66,9 @@ async def check_ports(patient: Patient) -> AsyncIterator[Finding]:
             for listener in open_listeners(port, addresses):
                 listener.close()
         except ConfigError as exc:
+            if patient.scene.problems:
+                yield warning(question, f"{exc.problem}: by a supervisor that does not answer, perhaps")
+                continue
             yield attrs.evolve(
                 fault(question, exc),
                 remedy=f"{exc.remedy}; or it is one that systemd holds for a server (systemctl list-sockets)",

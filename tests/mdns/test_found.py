@@ -115,6 +115,16 @@ def test_browse_tells_what_the_client_would_find(service):
         }
 
 
+def test_doctor_hears_the_servers_of_its_host(service):
+    config = service.lan.home / "service" / "global.conf"
+    words = ("doctor", "--json", "--no-compile", "-c", config)
+    found = json.loads(service.lan.stap_server(*words, on=service.lan.server))["findings"]
+    heard = [each for each in found if each["question"] == "announced (mDNS)"]
+    assert {each["verdict"] for each in heard} == {"ok"}
+    names = {each["answer"].partition(": ")[2] for each in heard}
+    assert names == {seen.name for seen in service.seen.values()}
+
+
 def test_keys_that_change_are_announced(service):
     """Of the certificate, and a machine owner key: no client comes by, and nothing tells the servers."""
     lan = service.lan
