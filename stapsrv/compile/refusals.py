@@ -10,7 +10,7 @@ from typing import NoReturn
 import anyio
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.observe.sparing import INTERVAL_S, SparingLog
+from stapsrv.compile.sparing import INTERVAL_S, SparingLog
 from stapsrv.refusal import Refusal
 
 

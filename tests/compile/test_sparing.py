@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kit.service import LogLines
 
-from stapsrv.observe.sparing import SparingLog
+from stapsrv.compile.sparing import SparingLog
 
 pytestmark = pytest.mark.anyio
 

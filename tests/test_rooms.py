@@ -1,0 +1,84 @@
+"""Arrows between the rooms point one way, from what joins to what is joined (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import stapsrv
+
+ROOT = Path(stapsrv.__file__).parent
+LAYERS = (
+    {"environment", "filework", "init", "inotify", "last_resort", "refusal", "socket_address"},
+    {"errors"},
+    {"config"},
+    {"identity", "mdns", "sandbox"},
+    {"compile"},
+    {"supervisor"},
+    {"observe"},
+    {"control"},
+    {"daemon_options", "doctor"},
+    {"hosting", "solitary"},
+    {"daemon"},
+)
+"""From the bottom; a room imports from those below it, and from itself."""
+SERVERS = {"access", "action", "connection", "endpoint", "listening", "methods"}
+"""Of ``control``: the end of a supervisor. All else is the command line's, which knows supervisors by their
+answers alone."""
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Return what a module imports of this program, without the program's name, but for types."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    typing = {id(node) for guard in ast.walk(tree) if is_for_types(guard) for node in ast.walk(guard)}
+    for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("stapsrv.") for name in names if name.startswith("stapsrv."))
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def layer_of(name: str) -> int:
+    room = name.partition(".")[0]
+    return next(number for number, rooms in enumerate(LAYERS) if room in rooms)
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path != ROOT / "__init__.py"
+}
+
+
+def test_each_arrow_points_down():
+    back = [
+        f"{module} -> {name}"
+        for module, path in MODULES.items()
+        for name in imports(path)
+        if name != "__version__"
+        and name.partition(".")[0] != module.partition(".")[0]
+        and layer_of(name) >= layer_of(module)
+    ]
+    assert back == []
+
+
+def test_the_command_line_knows_no_supervisor():
+    foreign = ("supervisor.", *(f"control.{name}." for name in SERVERS))
+    known = [
+        f"{module} -> {name}"
+        for module, path in MODULES.items()
+        if module.startswith("control.") and module.removeprefix("control.") not in SERVERS
+        for name in imports(path)
+        if name.startswith(foreign)
+    ]
+    assert known == []
