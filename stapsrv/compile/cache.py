@@ -34,7 +34,7 @@ from stapsrv.compile.evidence import find_outside, includes_are_inside, module_n
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.keys import digest, request_digest
 from stapsrv.compile.known import CacheCounts, CacheStatistics, Known, Question
-from stapsrv.compile.premises import Surroundings
+from stapsrv.compile.premises import UNSEEN, Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
 from stapsrv.compile.scripts import outward_names
 from stapsrv.compile.stapcache import forget_types
@@ -90,7 +90,7 @@ class ResultCache:
                 self._grounds.want(self._surroundings.premises(release, settings).places)
 
     def ask(self, job: CompileJob) -> Question:
-        """Return the question that a job is, as of now."""
+        """Return the question that a job is, as of now; stap's ``rc`` file as it was looked at last."""
         asked = request_digest(job.request)
         settings, release = job.settings, job.release
         if self._surroundings.fault is not None:
@@ -116,12 +116,22 @@ class ResultCache:
 
         Without a look nobody knows whether stap's own cache is still right.
         """
+        await self._look_at_rc()
         question = self.ask(job)
         if question.reason != _UNKNOWN:
             return question
         with anyio.move_on_after(_LOOK_S):
             await self._grounds.wait_known(self._surroundings.premises(job.release, job.settings).places)
+        await self._look_at_rc()
         return self.ask(job)
+
+    async def _look_at_rc(self) -> None:
+        """Have the surroundings know stap's ``rc`` file as it is; where it hangs, nobody knows."""
+        try:
+            self._surroundings.rc = await self._files.run(self._surroundings.look_at_rc)
+        except TimeoutError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            self._surroundings.rc = UNSEEN
 
     async def find(self, question: Question) -> Known | None:
         """Return the answer to a question, if it is known."""
@@ -303,6 +313,7 @@ class ResultCache:
         elif not includes_are_inside(result):
             return "no evidence"
         # Last, so that nothing is between this look and the end of the compile but work of our own.
+        await self._look_at_rc()
         now = self.ask(job)
         if (now.premise, now.changes, self._unsettled) != (question.premise, question.changes, unsettled):
             return "changed"

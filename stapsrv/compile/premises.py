@@ -73,6 +73,22 @@ class Premises:
         return self.tapsets + self.means
 
 
+@attrs.frozen
+class Rc:
+    """stap's ``rc`` file at one moment.
+
+    Attributes:
+        stamp: what tells it from what it was.
+        is_known: whether all its options are such as results can depend on.
+    """
+
+    stamp: bytes
+    is_known: bool
+
+
+UNSEEN = Rc(b"unseen", is_known=False)
+
+
 class Surroundings:
     """What holds for every job of this process.
 
@@ -84,6 +100,7 @@ class Surroundings:
 
     Attributes:
         stap_cache: stap's own cache.
+        rc: what :meth:`look_at_rc` returned last.
     """
 
     def __init__(
@@ -93,10 +110,10 @@ class Surroundings:
         self._prefix = self._program.parent.parent
         self._data = self._prefix / "share" / "systemtap"
         self._environ = environ
-        self._rc = directory / "rc"
+        self._rc_file = directory / "rc"
+        self.rc = UNSEEN
         self.stap_cache = directory / "cache"
         self._version = stap.version
-        self._known_rc = (b"none", True)
         kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
         self._environment = digest(map(os.fsencode, (contained, *kept)))
         self._boot = _read(_BOOT_ID)
@@ -114,15 +131,18 @@ class Surroundings:
             )
         return found
 
+    def look_at_rc(self) -> Rc:
+        """Return stap's ``rc`` file as it is; reads a user's file, whose file system may hang."""
+        now = stamp(self._rc_file)
+        if now == self.rc.stamp:
+            return self.rc
+        return Rc(now, is_known=rc_is_known(_read(self._rc_file).decode("utf-8", "replace")))
+
     def state(self, release: ServedRelease) -> bytes | None:
         """Return a digest of what is looked at anew each time; None if it is not known to suffice."""
-        rc = stamp(self._rc)
-        if rc != self._known_rc[0]:
-            text = _read(self._rc).decode("utf-8", "replace")
-            self._known_rc = (rc, rc_is_known(text))
-        if not self._known_rc[1]:
+        if not self.rc.is_known:
             return None
-        parts = [self._environment, rc, self._version.encode(), stamp(self._program)]
+        parts = [self._environment, self.rc.stamp, self._version.encode(), stamp(self._program)]
         parts += map(stamp, _PACKAGES)
         if release.name == os.uname().release:
             # Its symbols may be read from the kernel that runs, and those of its modules.

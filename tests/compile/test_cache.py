@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -20,7 +20,7 @@ from stapsrv.compile.engine import CompileJob, CompileResult
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.kbuild import Build
 from stapsrv.compile.known import AnswerKind, CacheCounts, Known
-from stapsrv.compile.premises import Premises
+from stapsrv.compile.premises import Premises, Rc
 from stapsrv.compile.store import Store
 from stapsrv.compile.trees import Place
 from stapsrv.compile.wire import AnswerFile, CompileRequest
@@ -30,6 +30,8 @@ from stapsrv.filework import FileWork
 
 pytestmark = pytest.mark.anyio
 
+NO_RC = Rc(b"", is_known=True)
+
 
 @attrs.define
 class Around:
@@ -38,6 +40,8 @@ class Around:
     directory: Path
     fault: str | None = None
     stated: bytes | None = b"state"
+    rc: Rc = NO_RC
+    look_at_rc: Callable[[], Rc] = lambda: NO_RC
 
     @property
     def stap_cache(self) -> Path:
@@ -50,7 +54,7 @@ class Around:
         )
 
     def state(self, _release: ServedRelease) -> bytes | None:
-        return self.stated
+        return self.stated if self.rc.is_known else None
 
 
 @attrs.define
@@ -171,6 +175,24 @@ async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
         ):
             assert await w.ask(**settings) == "stored"
         assert await w.ask() == "hit"
+
+
+async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path):
+    async with world(tmp_path) as w:
+        job = w.job()
+        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
+        assert (await w.cache.ask_in_time(job)).reason is None
+        gate = threading.Event()
+        w.around.look_at_rc = gate.wait
+        w.cache._files = FileWork(patience_s=0.2, grace_s=0.1)
+        assert (await w.cache.ask_in_time(job)).reason == "rc"
+        assert "cache.unreadable" in w.lines.events()
+        gate.set()
+        w.around.look_at_rc = lambda: NO_RC
+        question = await w.cache.ask_in_time(job)
+        assert question.reason is None
+        w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
+        assert (await w.cache.compile(question, job, w._run, w.counts)).reason == "changed"
 
 
 @pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
