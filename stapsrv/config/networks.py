@@ -37,6 +37,9 @@ def parse_network(text: str) -> str:
             "a network like 10.0.0.0/8 or 2001:db8::/32, an address, all, or none"
             " (host names are not looked up)"
         ) from None
+    if "%" in text:
+        bare = ipaddress.IPv6Network((int(network.network_address), network.prefixlen))
+        raise ValueError(f"a network without an interface, like {bare}")
     if not exact:
         raise ValueError(f"a network without bits after its prefix, like {network}")
     if isinstance(network, ipaddress.IPv6Network):

@@ -43,6 +43,9 @@ def test_networks(text, network):
         ("10.0.0.0/8,192.0.2.0/24", NETWORK),
         (" 10.0.0.0/8", NETWORK),
         ("10.1.2.3/8", "a network without bits after its prefix, like 10.0.0.0/8"),
+        ("fe80::1%eth0", "a network without an interface, like fe80::1/128"),
+        ("fe80::%eth0/64", "a network without an interface, like fe80::/64"),
+        ("fe80::1%eth0/64", "a network without an interface, like fe80::/64"),
         ("2001:db8::1/32", "a network without bits after its prefix, like 2001:db8::/32"),
     ],
 )
