@@ -143,7 +143,8 @@ class Announcer:
                 identity()
             found = await self._files.run(partial(list_moks, moks_directory(directory)))
             fingerprints = tuple(mok.fingerprint for mok in found)
-        except TimeoutError as exc:
+        except OSError as exc:
+            # It hangs, or this host is short of threads: what was found before holds on.
             self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
             fingerprints = self._moks.get(directory, ())
         if fingerprints != self._moks.get(directory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import socket
 from collections.abc import Iterator
@@ -151,6 +152,24 @@ async def test_machine_owner_keys_are_followed(bench, air):
         await air.wait(lambda: [text.get("mok_info") for text in texts(air)] == [[mok.fingerprint]])
         shutil.rmtree(mok.directory)
         await air.wait(lambda: "mok_info" not in texts(air)[0])
+
+
+async def test_keys_that_cannot_be_looked_at_now(bench, air, monkeypatch):
+    """What was found before is said on, and the server that comes now is heard of."""
+
+    def fail(_directory):
+        raise OSError(errno.EAGAIN, "no thread can be started")
+
+    moks = bench.identity / "moks"
+    mok = await create_mok(moks, log=bench.lines.log)
+    async with serving(bench, air) as (supervisor, _):
+        monkeypatch.setattr(announcing, "list_moks", fail)
+        shutil.rmtree(mok.directory)
+        await bench.lines.wait("identity.unwatched")
+        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        assert second.error is None
+        await air.wait(lambda: len(air.heard) == 2)
+        assert [text["mok_info"] for text in texts(air)] == [[mok.fingerprint]] * 2
 
 
 async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
