@@ -6,17 +6,24 @@ after a restart of the server, of the supervisor or of the host.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from functools import partial
 from pathlib import Path
-from typing import TypeGuard
+from typing import NoReturn, TypeGuard
 
+import anyio
 import attrs
+from anyio.abc import TaskStatus
 
 from stapsrv.config.files import encode_server_settings
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.remembering import Memory
+from stapsrv.filework import FileWork
+from stapsrv.supervisor.remembering import Memory, with_fact
 
 _HIGHEST = 65_535
+_PATIENCE_S = 5.0
+"""For the file to be read or written; where it hangs, servers get other ports."""
 
 
 class PortMemory:
@@ -24,21 +31,50 @@ class PortMemory:
 
     Args:
         file: where they are kept; made when there is something to keep.
+        patience_s: seconds for the file to be read, and to be written.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, patience_s: float = _PATIENCE_S) -> None:
         self._memory = Memory(file, _is_port)
-        self._ports = self._memory.read()
+        self._written: dict[str, int] = {}
+        self._ports = self._written
+        self._changed = anyio.Event()
+        self._files = FileWork(patience_s=patience_s)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Read what there is to recall, and from then on write what there is to remember, until cancelled.
+
+        Cancellation: what has not been written yet is written first, in bounded time.
+        """
+        with contextlib.suppress(TimeoutError):
+            self._written = self._ports = await self._files.run(self._memory.read)
+        task_status.started()
+        try:
+            while True:
+                await self._changed.wait()
+                await self._write()
+        finally:
+            if self._written is not self._ports:
+                with anyio.CancelScope(shield=True):
+                    await self._write()
 
     def recall(self, settings: ServerSettings) -> int | None:
         """Return the port that a server with such settings had, or None."""
         return self._ports.get(_key(settings))
 
     def remember(self, settings: ServerSettings, port: int) -> None:
-        """Keep the port of a server with such settings; a disk that is full costs the memory alone."""
+        """Keep the port of a server with such settings; never waits."""
         key = _key(settings)
         if self._ports.get(key) != port:
-            self._ports = self._memory.keep(self._ports, key, port)
+            self._ports = with_fact(self._ports, key, port)
+            self._changed.set()
+
+    async def _write(self) -> None:
+        self._changed = anyio.Event()
+        ports = self._ports
+        with contextlib.suppress(TimeoutError):
+            await self._files.run(partial(self._memory.write, ports))
+        self._written = ports
 
 
 def _key(settings: ServerSettings) -> str:

@@ -20,7 +20,7 @@ _MOST = 500
 
 
 class Memory(Generic[_T]):
-    """One such file.
+    """One such file. Its file system may hang, so it is for threads to read and write it.
 
     Args:
         file: made when there is something to keep.
@@ -41,11 +41,14 @@ class Memory(Generic[_T]):
             return {}
         return {name: fact for name, fact in found.items() if self._is_fact(fact)}
 
-    def keep(self, known: Mapping[str, _T], name: str, fact: _T) -> dict[str, _T]:
-        """Write ``known`` with one more fact, and return it so; a full disk costs what is written alone."""
-        others = [item for item in known.items() if item[0] != name]
-        facts = dict([*others, (name, fact)][-_MOST:])
+    def write(self, facts: Mapping[str, _T]) -> None:
+        """Have these facts, and no others, on disk; a disk that is full costs them alone."""
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            replace_file(self._file, json.dumps(facts))
-        return facts
+            replace_file(self._file, json.dumps(dict(facts)))
+
+
+def with_fact(facts: Mapping[str, _T], name: str, fact: _T) -> dict[str, _T]:
+    """Return ``facts`` with a new one, or a new value, and without the oldest beyond the most."""
+    others = [item for item in facts.items() if item[0] != name]
+    return dict([*others, (name, fact)][-_MOST:])

@@ -86,6 +86,7 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             async with anyio.create_task_group() as background:
+                await background.start(self._ports.run)
                 background.start_soon(self._announcer.run)
                 background.start_soon(self._host.warmer.run)
                 task_status.started()

@@ -17,7 +17,7 @@ import attrs
 from stapsrv.compile.translator import StapProgram
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.remembering import Memory
+from stapsrv.supervisor.remembering import Memory, with_fact
 
 _TREE_FILES = (
     *("Makefile", ".config", "Module.symvers", "include/config/kernel.release"),
@@ -73,7 +73,7 @@ class WarmMemory:
         """Keep that this has been compiled for; writes files. A disk that is full costs the memory alone."""
         cache = _identity(self._cache)
         if cache is not None:
-            self._memory.keep(self._memory.read(), digest, cache)
+            self._memory.write(with_fact(self._memory.read(), digest, cache))
 
 
 def digest_of(subject: Subject, stap: StapProgram) -> str:
