@@ -320,6 +320,12 @@ def _started(
             process.kill()
 
 
+def cert(stap: Stap, verb: str, directory: Path, *options: str) -> str:
+    """Run ``stap-server cert`` for the certificate in a directory; return what it prints."""
+    command = [sys.executable, "-m", "stapsrv.control.cert", verb, "--ssl", str(directory), *options]
+    return subprocess.run(command, env=stap.environ(), capture_output=True, text=True, check=True).stdout
+
+
 def is_listening(port: int) -> bool:
     """Whether a socket of this host listens on ``port``: seen without a connection to it."""
     listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")

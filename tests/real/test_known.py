@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import attrs
 import pytest
-from kit.client import Answer, frame, request, trusting
-from kit.real import PATIENCE_S, Ran, Server, Stap
+from kit import openssl
+from kit.client import Answer, exchange, frame, request, trusting
+from kit.moks import make_mok
+from kit.real import PATIENCE_S, Ran, Server, Stap, cert, wait_until
 
 WATCHING = ": Results are kept: "
 MISSING = "missing unwind/symbol data"
 SUMMARY = re.compile(r"^Request from .*: answered rc=(\d+), (\w+), .*, not kept: (.*)$")
+
+
+def source_of(server: Server) -> str:
+    """Return where the last answer came from."""
+    return [match[2] for line in server.log.lines if (match := SUMMARY.match(line))][-1]
 
 
 @attrs.frozen
@@ -100,6 +109,74 @@ def test_a_probed_program_is_looked_at_each_time(asking, tmp_path):
     assert MISSING in asker.ask()[0].stderr
 
 
+def test_another_option_of_the_server_is_another_question(asking, stap, tmp_path):
+    """Also for what was kept on disk by a server that had another."""
+    tapset = tmp_path / "tapset" / "own.stp"
+    tapset.parent.mkdir()
+    info = "%{\nMODULE_INFO(own, __stringify(OWN));\n%}"
+    tapset.write_text(f"{info}\nfunction own:long() %{{ /* pure */ STAP_RETVALUE = OWN; %}}")
+    for number, wanted in ((4501, "compiled"), (4502, "compiled"), (4501, "hit")):
+        options = (f"-I{tapset.parent}", f"-DOWN={number}")
+        asker = asking("-e", "probe begin { println(own()) exit() }", options=options)
+        module, source = asker.module()
+        assert (source, b"own=%d\0" % number in module) == (wanted, True)
+        assert asker.module() == (module, "hit")
+        asker.server.signal(signal.SIGTERM)
+        asker.server.wait()
+
+
+def test_a_known_result_is_signed_by_the_certificate_of_now(asking, stap, tmp_path):
+    ssl = tmp_path / "ssl"
+    asker = asking(
+        "--privilege=stapusr", "-e", "probe begin { println(4600) exit() }", options=("--ssl", ssl)
+    )
+
+    def signed() -> tuple[bytes, bytes, str]:
+        ran, source, _reason = asker.ask()
+        assert ran.status == 0, ran.stderr
+        module = stap.place / ran.module
+        return module.read_bytes(), module.with_name(f"{module.name}.sgn").read_bytes(), source
+
+    old = (ssl / "stap.cert").read_bytes()
+    module, signature, source = signed()
+    assert source == "compiled"
+    assert openssl.verifies(certificate=old, data=module, signature=signature)
+    assert signed() == (module, signature, "hit")
+    cert(stap, "renew", ssl)
+    # This one is still shown the old one, and has the server look.
+    assert signed() == (module, signature, "hit")
+    wait_until(lambda: asker.server.log.count("The local client trusts this server") == 2)
+    new = (ssl / "stap.cert").read_bytes()
+    again, signature, source = signed()
+    assert (again, source) == (module, "hit")
+    assert openssl.verifies(certificate=new, data=module, signature=signature)
+    assert not openssl.verifies(certificate=old, data=module, signature=signature)
+
+
+def test_a_known_result_is_signed_by_the_owner_key_that_the_client_trusts(serve, stap):
+    server = serve()
+    server.log.wait(WATCHING)
+    moks = stap.directory / "ssl" / "server" / "moks"
+
+    def module(**entries: str) -> tuple[bytes, str]:
+        script = "probe begin { println(4700) exit() }"
+        payload = request("-p4", "-e", script, release=stap.installation.release, **entries)
+        answer = anyio.run(exchange, server.port, payload)
+        assert answer.rc == 0, answer.stderr
+        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
+        return made, source_of(server)
+
+    plain, source = module()
+    assert source == "compiled"
+    keys = [make_mok(moks), make_mok(moks)]
+    for key in (*keys, keys[0]):
+        signed, source = module(mok_fingerprints=key.fingerprint)
+        assert (signed.startswith(plain), source) == (True, "hit")
+        for other in keys:
+            assert openssl.verifies_for_kernel(certificate=other.der, module=signed) == (other is key)
+    assert module() == (plain, "hit")
+
+
 def copy_tree(original: Path, tree: Path) -> None:
     """Copy a build tree as far as its generated headers; the rest are links."""
     for place, spared in ((Path(), "include"), (Path("include"), "generated")):
@@ -122,9 +199,11 @@ def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp
     shutil.copytree(stap.installation.runtime, runtime)
     server = serve("-r", tree, f"-R{runtime}", release=False)
     server.log.wait(WATCHING)
-    payload = request("-p4", "-e", "probe begin { println(4400) exit() }", release=release)
+    struct = tree / "include" / "generated" / "thing.h"
+    struct.write_text("struct thing { char before[4410]; char value; };")
 
-    def module() -> tuple[bytes, str]:
+    def ask(script: str) -> tuple[Answer, str]:
+        payload = request("-p4", "-e", script, release=release)
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection,
             trusting().wrap_socket(connection) as tls,
@@ -132,17 +211,33 @@ def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp
             tls.sendall(frame(payload))
             answer = Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
         assert answer.rc == 0, answer.stderr
-        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
-        return made, [match[2] for line in server.log.lines if (match := SUMMARY.match(line))][-1]
+        return answer, source_of(server)
 
+    def module() -> tuple[bytes, str]:
+        answer, source = ask("probe begin { println(4400) exit() }")
+        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
+        return made, source
+
+    def offset(number: int) -> int:
+        """Return where a script, a new one for each number, finds the struct's member."""
+        cast = f'@cast({number}, "thing", "kernel<generated/thing.h>")->value'
+        answer, source = ask(f"probe begin {{ println({cast}) exit() }}")
+        assert source == "compiled"
+        (code,) = (data for name, data in answer.files.items() if name.endswith("_src.c"))
+        (found,) = set(re.findall(rb"\b(44[0-9]{2})LL", code))
+        return int(found)
+
+    assert offset(1) == 4410
     first, source = module()
     assert source == "compiled"
     assert module() == (first, "hit")
     header = tree / "include" / "generated" / "utsrelease.h"
     header.write_text(header.read_text().replace(release, f"{release}-changed"))
+    struct.write_text("struct thing { char before[4420]; char value; };")
     with (runtime / "runtime.h").open("a") as text:
         text.write('\nMODULE_INFO(changed, "runtime");\n')
     second, source = module()
     assert source == "compiled"
     assert f"vermagic={release}-changed ".encode() in second
     assert b"changed=runtime" in second
+    assert offset(2) == 4420

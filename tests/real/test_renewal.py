@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from kit.client import exchange, request
-from kit.real import Stap, wait_until
+from kit.real import Stap, cert, wait_until
 
 from stapsrv.identity.certificate import CERTIFICATE_FILE, NICKNAME, Identity
 from stapsrv.identity.nss import Database
@@ -83,11 +81,6 @@ def test_renewal_under_load_loses_no_request(stap, serve, tmp_path):
     # Whoever trusted the server before goes on without a word.
     ran = stap.via(server.port, *SCRIPT)
     assert ran.status == 0, ran.stderr
-
-
-def cert(stap: Stap, verb: str, directory: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "stapsrv.control.cert", verb, "--ssl", str(directory), *options]
-    return subprocess.run(command, env=stap.environ(), capture_output=True, text=True, check=True).stdout
 
 
 def serial(stap: Stap, directory: Path) -> str:
