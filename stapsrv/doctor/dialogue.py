@@ -26,6 +26,8 @@ from stapsrv.errors import ProtocolError
 CONNECT_S = 10.0
 """For each of connecting and the handshake."""
 _ANSWER_S = 60.0
+_LENGTH = struct.Struct(">I")
+"""Of what a client sends; 0 is a look at the certificate (PROTOCOL, the connection)."""
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 
 
@@ -92,6 +94,18 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, Shown]
         await anyio.aclose_forcefully(tls)
 
 
+async def leave(tls: TLSStream) -> None:
+    """Tell a server that its certificate was all that was wanted, so that it finds no fault with the visit.
+
+    Raises:
+        TimeoutError: it does not close.
+        ssl.SSLError, anyio.BrokenResourceError: the connection broke.
+    """
+    with anyio.fail_after(CONNECT_S):
+        await tls.send(bytes(_LENGTH.size))
+        await _receive_all(tls)
+
+
 async def ask(tls: TLSStream, release: str, arch: str, arguments: Sequence[bytes]) -> Said:
     """Send a request without files, and return the answer.
 
@@ -114,7 +128,7 @@ async def ask(tls: TLSStream, release: str, arch: str, arguments: Sequence[bytes
             archive.writestr(name, data)
     payload = packed.getvalue()
     with anyio.fail_after(_ANSWER_S):
-        await tls.send(struct.pack(">I", len(payload)) + payload)
+        await tls.send(_LENGTH.pack(len(payload)) + payload)
         return _read(await _receive_all(tls))
 
 

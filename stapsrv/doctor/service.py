@@ -12,7 +12,7 @@ from anyio.abc import SocketAttribute
 from stapsrv.control.check import find_problems
 from stapsrv.control.scene import FoundServer
 from stapsrv.doctor.certificates import dates_of, kept_certificate, trust_of
-from stapsrv.doctor.dialogue import CONNECT_S, handshake
+from stapsrv.doctor.dialogue import CONNECT_S, handshake, leave
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
 from stapsrv.doctor.patient import Patient
 from stapsrv.errors import ConfigError, IdentityError, ProtocolError
@@ -137,8 +137,9 @@ async def _visit(question: str, port: int, found: FoundServer, patient: Patient)
     if not NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny).permit(own):
         await anyio.aclose_forcefully(stream)
         return ok(question, f"it accepts; ALLOW and DENY keep out {own}, so no more can be seen from here")
-    async with handshake(stream) as (_tls, shown):
+    async with handshake(stream) as (tls, shown):
         serial = serial_pairs(shown.certificate)
+        await leave(tls)
     directory = patient.database_of(settings)
     kept = kept_certificate(directory)
     if kept is not None and serial_pairs(kept) != serial:

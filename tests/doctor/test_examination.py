@@ -172,6 +172,7 @@ def test_a_service_that_runs(site):
     port = findings["server lab"]["answer"].rpartition(" ")[2]
     assert findings[f"TLS on port {port}"]["verdict"] == "ok"
     assert findings["trust"]["verdict"] == "ok"
+    assert "Connection from" not in (site.directory / "log").read_text()
     assert findings["server second"]["verdict"] == "failure"
     assert "/missing" in findings["server second"]["answer"]
 
