@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve bench fuzz soak install clean
+.PHONY: help setup test lint format demo serve bench fuzz soak install dist deb docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

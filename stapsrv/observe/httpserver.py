@@ -56,7 +56,7 @@ class Page:
 
 
 class HttpServer:
-    """Serves pages on one listener; used once.
+    """Serves pages on one listener; once more, should it have failed.
 
     Args:
         listener: listening and non-blocking; its owner closes it.
