@@ -38,6 +38,8 @@ examples:
   {PROGRAM} -r 6.1.0-56-amd64 --port 5001 --log /var/log/stap-server/log
   {PROGRAM} -c /etc/stap-server/global.conf
 """
+_OF_CONFIGURED = {"-c": "config_file", "--on-demand": "on_demand", "--no-resume": "resume"}
+"""Options that mean nothing for a server that the command line describes, and what they set."""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,10 +113,10 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
     daemon["tuning"] = tuning
     if not named:
         return DaemonOptions(**daemon)
-    for option in ("config_file", "on_demand"):
-        if option in daemon:
+    for option, name in _OF_CONFIGURED.items():
+        if name in daemon:
             raise UsageError(
-                "a server is described, and -c is for the configured ones",
+                f"a server is described, and {option} is for the configured ones",
                 remedy="leave one of the two out",
             )
     settings = with_tuning({**(described or {}), **named})

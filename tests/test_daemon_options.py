@@ -54,12 +54,15 @@ def test_without_a_server_the_configured_ones_are_hosted(line, options):
     assert parse_arguments(line.split()) == options
 
 
-@pytest.mark.parametrize("line", ["-c /a -r 6.1", "--on-demand --port 1"])
-def test_one_server_or_the_configured_ones(line):
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [("-c /a -r 6.1", "-c"), ("--on-demand --port 1", "--on-demand"), ("-k --no-resume", "--no-resume")],
+)
+def test_one_server_or_the_configured_ones(line, option):
     with pytest.raises(UsageError) as caught:
         parse_arguments(line.split())
     assert str(caught.value) == (
-        "a server is described, and -c is for the configured ones; leave one of the two out"
+        f"a server is described, and {option} is for the configured ones; leave one of the two out"
     )
 
 
