@@ -32,17 +32,7 @@ _MOST_QUIET_S = 30.0
 _PATIENCE_S = 600.0
 """For a look at a place: kernel headers are many files, and disks may be slow."""
 
-_MASK = (
-    inotify.MODIFY
-    | inotify.ATTRIB
-    | inotify.CLOSE_WRITE
-    | inotify.MOVED_FROM
-    | inotify.MOVED_TO
-    | inotify.CREATE
-    | inotify.DELETE
-    | inotify.DELETE_SELF
-    | inotify.MOVE_SELF
-)
+_MASK = inotify.CHANGE | inotify.MODIFY
 _GONE = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED
 
 

@@ -6,7 +6,6 @@ at once. Only its owner can, and root, who becomes the owner for it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stapsrv.compile.store import RESULTS_DIRECTORY, Store
-from stapsrv.control.owner import LineParser, Owner, guarded, run_as_owner
+from stapsrv.control.owner import Owner, VerbParser, guarded, run_as_owner
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
 
@@ -62,28 +61,16 @@ def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
             return {"results": statistics.entries, "bytes": statistics.stored_bytes}
 
 
-def _parser(program: str) -> LineParser:
-    parser = LineParser(
-        prog=program,
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
         description="Look after the results that servers keep, lest they compile the same again.",
-        epilog=f"example: {program} stats --json",
+        example="stats --json",
+        whose="whose results",
+        examples={},
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
-    common = LineParser(add_help=False)
-    common.add_argument(
-        "-u", dest="user", metavar="USER", help="whose results (default: yours, for root stap-server's)"
-    )
-    common.add_argument("--json", action="store_true", help="print a JSON object")
-
-    def add(verb: str, text: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(
-            verb,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example: {program} {verb}",
-            parents=[common],
-        )
-
+    parser.common.add_argument("--json", action="store_true", help="print a JSON object")
+    add = parser.add_verb
     add("stats", "count the results, and what they take of the disk")
     add("clear", "remove all results; running servers compile anew")
     add("verify", "look at every result, and remove those that are damaged")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner, silent_log
+from stapsrv.control.owner import Owner, VerbParser, absolute_path, guarded, run_as_owner, silent_log
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import (
     CERTIFICATE_FILE,
@@ -100,28 +100,16 @@ def _cert(program: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(program: str) -> LineParser:
-    parser = LineParser(
-        prog=program,
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
         description="Look after the certificate that a compile server shows and signs with.",
-        epilog=f"example: {program} authorize --signer",
+        example="authorize --signer",
+        whose="whose servers",
+        examples=_EXAMPLES,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
-    common = LineParser(add_help=False)
-    common.add_argument(
-        "-u", dest="user", metavar="USER", help="whose servers (default: yours, for root stap-server's)"
-    )
-    common.add_argument("--ssl", type=absolute_path, metavar="DIR", help="the certificate database")
-
-    def add(verb: str, text: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(
-            verb,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example: {program} {verb}{_EXAMPLES.get(verb, '')}",
-            parents=[common],
-        )
-
+    parser.common.add_argument("--ssl", type=absolute_path, metavar="DIR", help="the certificate database")
+    add = parser.add_verb
     add("show", "show the certificate, and who trusts it on this host").add_argument(
         "--json", action="store_true", help="print a JSON object"
     )

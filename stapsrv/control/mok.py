@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import anyio
 
-from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner, silent_log
+from stapsrv.control.owner import Owner, VerbParser, absolute_path, guarded, run_as_owner, silent_log
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, examine_moks, moks_directory
@@ -42,28 +41,18 @@ def _mok(program: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(program: str) -> LineParser:
-    parser = LineParser(
-        prog=program,
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
         description="Look after the machine owner keys that modules are signed with for secure boot.",
-        epilog=f"example: {program} export -o key.x509, then mokutil --import it on the client's host",
+        example="export -o key.x509, then mokutil --import it on the client's host",
+        whose="whose keys",
+        examples=_EXAMPLES,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
-    common = LineParser(add_help=False)
-    common.add_argument(
-        "-u", dest="user", metavar="USER", help="whose keys (default: yours, for root stap-server's)"
+    parser.common.add_argument(
+        "--ssl", type=absolute_path, metavar="DIR", help="the server's certificate database"
     )
-    common.add_argument("--ssl", type=absolute_path, metavar="DIR", help="the server's certificate database")
-
-    def add(verb: str, text: str) -> argparse.ArgumentParser:
-        return verbs.add_parser(
-            verb,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example: {program} {verb}{_EXAMPLES.get(verb, '')}",
-            parents=[common],
-        )
-
+    add = parser.add_verb
     add("list", "list the keys, and what is wrong with those that cannot be used").add_argument(
         "--json", action="store_true", help="print a JSON array"
     )

@@ -65,6 +65,42 @@ class LineParser(argparse.ArgumentParser):
         raise UsageError(message, remedy=f"see {self.prog} --help")
 
 
+class VerbParser(LineParser):
+    """The command line of a program with verbs.
+
+    Args:
+        program: its name.
+        description: what it is for.
+        example: its most telling use.
+        whose: what ``-u`` decides on.
+        examples: what follows a verb in the example that its own help gives, by verb.
+
+    Attributes:
+        common: takes the options of all verbs, which are added before the verbs.
+    """
+
+    def __init__(
+        self, program: str, *, description: str, example: str, whose: str, examples: Mapping[str, str]
+    ) -> None:
+        super().__init__(prog=program, description=description, epilog=f"example: {program} {example}")
+        self.common = LineParser(add_help=False)
+        self.common.add_argument(
+            "-u", dest="user", metavar="USER", help=f"{whose} (default: yours, for root stap-server's)"
+        )
+        self._examples = examples
+        self._verbs = self.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
+
+    def add_verb(self, verb: str, text: str) -> LineParser:
+        """Add a verb, whose help is ``text``; returns what takes its own options."""
+        return self._verbs.add_parser(
+            verb,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: {self.prog} {verb}{self._examples.get(verb, '')}",
+            parents=[self.common],
+        )
+
+
 def guarded(program: str, command: Callable[[], int]) -> int:
     """Run a command; returns its exit status, after one line on standard error where it failed.
 

@@ -14,17 +14,6 @@ import anyio
 
 from stapsrv import inotify
 
-_CHANGE = (
-    inotify.ATTRIB
-    | inotify.CLOSE_WRITE
-    | inotify.MOVED_FROM
-    | inotify.MOVED_TO
-    | inotify.CREATE
-    | inotify.DELETE
-    | inotify.DELETE_SELF
-    | inotify.MOVE_SELF
-)
-
 
 class DirectoryMonitor:
     """Hears of changes in directories and in those below each, one level deep.
@@ -67,7 +56,7 @@ class DirectoryMonitor:
 
     def _watch(self, directory: Path) -> None:
         try:
-            self._queue.watch(os.fsencode(directory), _CHANGE)
+            self._queue.watch(os.fsencode(directory), inotify.CHANGE)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             # Gone again, which whoever looks will see; or not ours to see.
             return
