@@ -41,7 +41,7 @@ async def hears(monitor: DirectoryMonitor) -> None:
 
 def is_quiet(monitor: DirectoryMonitor) -> bool:
     """Whether nothing is to be heard: a change is in the queue when the call that made it returns."""
-    return not select.select([monitor._descriptor], [], [], 0)[0]
+    return not select.select([monitor._queue.descriptor], [], [], 0)[0]
 
 
 @pytest.mark.parametrize(
