@@ -34,8 +34,8 @@ def find_outside(result: CompileResult, places: Sequence[Place]) -> str | None:
     named = [
         os.fsdecode(name)
         for file in result.files
-        for name in _PROGRAM.findall(file.data[:1_000_000])
         if file.path.endswith((".c", ".h"))
+        for name in _PROGRAM.findall(file.data)
     ]
     within = [place.path for place in places if place.below]
     roots = {os.path.realpath(path) for path in within}

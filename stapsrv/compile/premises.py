@@ -39,6 +39,21 @@ _MODULES = Path("/proc/modules")
 
 _INCLUDED_MAKEFILE = re.compile(r"^include\s+(/\S+)/Makefile\s*$", re.MULTILINE)
 
+# By a path in one of these, make, the compiler or the dynamic linker are sent where nobody watches.
+_WAYS = frozenset(
+    {
+        "COMPILER_PATH",
+        "CPATH",
+        "CROSS_COMPILE",
+        "C_INCLUDE_PATH",
+        "GCC_EXEC_PREFIX",
+        "GNUMAKEFLAGS",
+        "KAFLAGS",
+    }
+    | {"KBUILD_EXTRA_SYMBOLS", "KBUILD_OUTPUT", "KCFLAGS", "KCPPFLAGS", "LD_AUDIT", "LD_PRELOAD", "LLVM"}
+    | {"MAKEFILES", "MAKEFLAGS"}
+)
+
 # Of the process and not of what it compiles; some differ with each start.
 _IMMATERIAL = frozenset(
     {"_", "HOME", "HOSTNAME", "INVOCATION_ID", "JOURNAL_STREAM", "LOGNAME", "MAIL", "MANAGERPID", "OLDPWD"}
@@ -106,6 +121,7 @@ class Surroundings:
     def __init__(
         self, stap: StapProgram, environ: Mapping[str, str], directory: Path, *, contained: str = ""
     ) -> None:
+        self._stap = stap.path
         self._program = Path(os.path.realpath(stap.path))
         self._prefix = self._program.parent.parent
         self._data = self._prefix / "share" / "systemtap"
@@ -117,8 +133,15 @@ class Surroundings:
         kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
         self._environment = digest(map(os.fsencode, (contained, *kept)))
         self._boot = _read(_BOOT_ID)
-        self.fault = self._find_fault()
+        self._fault = self._find_fault()
         self._premises: dict[object, Premises] = {}
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be known, in a word; or None."""
+        # Another stap, by another link, has tapsets of its own; it is met at the next start.
+        is_moved = os.path.realpath(self._stap) != str(self._program)
+        return "program" if self._fault is None and is_moved else self._fault
 
     def premises(self, release: ServedRelease, settings: ServerSettings) -> Premises:
         """Return the premises of jobs for a release, on a server."""
@@ -151,9 +174,10 @@ class Surroundings:
         return digest(parts)
 
     def _find_fault(self) -> str | None:
-        """Return why nothing can be known, or None."""
         if self._environ.get("DEBUGINFOD_URLS"):
             return "debuginfod"
+        if any("/" in self._environ.get(name, "") for name in _WAYS):
+            return "environment"
         if not (self._data / "tapset").is_dir() and "SYSTEMTAP_TAPSET" not in self._environ:
             return "tapsets"
         with contextlib.suppress(OSError), self._program.open("rb") as program:
@@ -174,6 +198,8 @@ class Surroundings:
         yield str(self._data / "runtime")
         yield str(release.build_tree)
         yield from _sources(release.build_tree)
+        # Where a client names its release, stap goes there instead.
+        yield from _sources(Path("/lib/modules", release.name, "build"))
         yield f"/lib/modules/{release.name}"
         yield Place("/boot", below=False)
         yield Place("/usr/src", below=False)
@@ -181,7 +207,8 @@ class Surroundings:
         for directory in self._environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":"):
             yield directory.lstrip("+-")
         yield from _COMPILERS
-        for directory in self._environ.get("PATH", os.defpath).split(":"):
+        searched = (self._environ.get("PATH", os.defpath), self._environ.get("LD_LIBRARY_PATH", ""))
+        for directory in ":".join(searched).split(":"):
             yield Place(directory, below=False) if directory.startswith("/") else None
         multiarch = sysconfig.get_config_var("MULTIARCH")
         for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):

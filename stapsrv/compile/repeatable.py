@@ -78,7 +78,10 @@ def rc_is_known(text: str) -> bool:
 
 def build_options_are_known(build: Iterable[str], define: Iterable[str]) -> bool:
     """Whether a server's ``-B`` and ``-D`` say what they say, and nothing that make or cpp would work out."""
-    return all(re.fullmatch(r"[\w=.,/+-]*", text, re.ASCII) for text in (*build, *define))
+    # A path for make, such as another compiler's, leads where nobody watches.
+    return all(re.fullmatch(r"[\w=.,+-]*", text, re.ASCII) for text in build) and all(
+        re.fullmatch(r"[\w=.,/+-]*", text, re.ASCII) for text in define
+    )
 
 
 def _is_known(name: str, value: bytes, request: CompileRequest) -> bool:

@@ -258,6 +258,12 @@ async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
         assert len(w.runs) == 2
 
 
+async def test_a_program_is_seen_wherever_the_code_names_it(tmp_path):
+    async with world(tmp_path) as w:
+        w.code = b"/* */\n" * 200_000 + b'{ .procname="/bin/ls", }'
+        assert await w.ask() == "outside"
+
+
 async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
     (tmp_path / "linked").mkdir()
     async with world(tmp_path) as w:

@@ -39,7 +39,11 @@ def test_places(prefix, tmp_path):
     tree.mkdir()
     (tree / "Makefile").write_text("include /usr/src/common/Makefile\n")
     around = surroundings(
-        prefix, XDG_DATA_DIRS="/a:/b", SYSTEMTAP_DEBUGINFO_PATH="+:.debug:/debug", XDG_DATA_HOME="/home/x"
+        prefix,
+        XDG_DATA_DIRS="/a:/b",
+        SYSTEMTAP_DEBUGINFO_PATH="+:.debug:/debug",
+        XDG_DATA_HOME="/home/x",
+        LD_LIBRARY_PATH="/opt/lib:lib",
     )
     premises = around.premises(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
     assert premises.tapsets == (
@@ -57,6 +61,7 @@ def test_places(prefix, tmp_path):
         Place("/boot", below=False),
         Place("/debug"),
         Place("/usr/bin", below=False),
+        Place("/opt/lib", below=False),
     } <= set(premises.means)
     assert Place("bin", below=False) not in premises.means
 
@@ -73,6 +78,23 @@ def test_places(prefix, tmp_path):
 def test_an_installation_that_is_not_known_is_a_fault(prefix, change, fault):
     change(prefix)
     assert surroundings(prefix).fault == fault
+
+
+def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
+    """It has tapsets of its own, which nobody watches."""
+    link = prefix / "stap"
+    link.symlink_to(prefix / "bin" / "stap")
+    around = Surroundings(StapProgram(link, "4.8"), {}, prefix / "own")
+    assert around.fault is None
+    link.unlink()
+    link.symlink_to(prefix / "bin" / "stap-5.0")
+    assert around.fault == "program"
+
+
+@pytest.mark.parametrize("name", ["CPATH", "KCFLAGS", "LD_PRELOAD", "CROSS_COMPILE"])
+def test_paths_for_make_and_the_compiler_are_not_known(prefix, name):
+    assert surroundings(prefix, **{name: "-I/opt/x"}).fault == "environment"
+    assert surroundings(prefix, **{name: "plain"}).fault is None
 
 
 def test_debugging_information_from_the_network_is_not_known(prefix):

@@ -112,4 +112,6 @@ def test_rc_that_is_not(text):
 def test_what_make_works_out_is_not_known():
     assert build_options_are_known(("CONFIG_X=y", "V=0"), ("MAXACTION=7",))
     assert not build_options_are_known(("X=$(shell date)",), ())
+    assert not build_options_are_known(("CC=/opt/gcc/bin/gcc",), ())
+    assert build_options_are_known((), ("HEADER=linux/mm.h",))
     assert not build_options_are_known((), ("X=`date`",))
