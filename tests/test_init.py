@@ -65,7 +65,7 @@ own = subprocess.Popen(["sleep", "0.1"])
 orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.05 >/dev/null & echo $!"]))
 print("own", own.wait())
 while os.path.exists(f"/proc/{orphan}"):
-    time.sleep(0.01)
+    time.sleep(0.01)  # nothing tells a stranger that a process was waited for
 print("left", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
 """
     status, output = run(code)

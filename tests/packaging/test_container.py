@@ -15,7 +15,7 @@ import pytest
 import yaml
 from kit.dockerfile import Image
 from kit.machine import ROOT, SYSTEM_PATH, Machine, machine
-from kit.real import finish, wait_until
+from kit.real import FollowedLog, finish, wait_until
 from kit.warm import SCRIPT, USER
 
 from stapsrv.config.configured import described_by_environ
@@ -155,7 +155,8 @@ def test_life_of_a_container(run, home, warm_stap, tmp_path):
             *("-r", release, "-e", SCRIPT.replace("hello", "still running")),
             user=USER,
         )
-        wait_until(lambda: sum("Processing 1 request" in line for line in server.lines) > before)
+        with FollowedLog.open(server.output, server.machine.pid) as log:
+            log.wait("Processing 1 request", count=before + 1)
         assert server.stop() == 0
         ran = finish(compiling)
         assert ran.status == 0, ran.stderr

@@ -130,17 +130,25 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.root
-async def test_whole_request_is_ended_whatever_it_did(real):
+async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_path):
     """Also what has left session and process group, with no namespace around it."""
-    sandbox = Sandbox(None, delegation=real)
-    async with sandbox.request_group("x", Resources()) as group:
-        script = "setsid sleep 1000 & echo $!; exec 1>&- 2>&-; sleep 0.2; cat /proc/self/cgroup >/dev/null"
-        outcome = await run_tree(shell(script), deadline_s=60, group=group, grace_s=0.1)
-        escaped = int(outcome.stdout)
-        members = members_of(group)
-        assert outcome.ending is Ending.EXITED
-        assert str(escaped) in members
-        assert is_running(escaped)
+    sandbox, adopt, gate = Sandbox(None, delegation=real), RequestGroup.adopt, tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def adopt_and_let_go(group: RequestGroup, pid: int) -> None:
+        adopt(group, pid)  # the child, if it is there already, in the same way
+        letting_go.write(b"go\n")
+
+    monkeypatch.setattr(RequestGroup, "adopt", adopt_and_let_go)
+    with gate.open("r+b", buffering=0) as letting_go:
+        async with sandbox.request_group("x", Resources()) as group:
+            script = 'setsid sleep 1000 & echo $!; exec 1>&- 2>&-; read word <"$1"'
+            outcome = await run_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
+            escaped = int(outcome.stdout)
+            members = members_of(group)
+            assert outcome.ending is Ending.EXITED
+            assert str(escaped) in members
+            assert is_running(escaped)
     assert not group.directory.exists()
     assert not is_running(escaped)
 
