@@ -48,6 +48,22 @@ def server_status(server_id: int, state: State = State.SERVING, **facts: object)
     return ServerStatus(id=server_id, state=state, work=ServerWork(**work), **(values | facts))
 
 
+def supervisor_status(*servers: ServerStatus, **facts: object) -> SupervisorStatus:
+    values = {
+        "pid": 4242,
+        "user": "me",
+        "version": "0.1",
+        "stap_version": "4.8",
+        "sandbox": "bubblewrap",
+        "containment": "namespace",
+        "cgroup": None,
+        "since": SINCE,
+        "compiles": 0,
+        "max_compiles": 2,
+    }
+    return SupervisorStatus(servers=servers, **(values | facts))
+
+
 class FakeCommands:
     """A supervisor without servers: they change their states when told, or when the gate opens.
 
@@ -72,19 +88,7 @@ class FakeCommands:
     def status(self) -> SupervisorStatus:
         if isinstance(self.fault, ZeroDivisionError):
             raise self.fault
-        return SupervisorStatus(
-            pid=4242,
-            user="me",
-            version="0.1",
-            stap_version="4.8",
-            sandbox="bubblewrap",
-            containment="namespace",
-            cgroup=None,
-            since=SINCE,
-            compiles=0,
-            max_compiles=2,
-            servers=tuple(self.servers.values()),
-        )
+        return supervisor_status(*self.servers.values())
 
     async def start(self, wishes: Sequence[Wish], report: Report | None = None, /) -> list[Outcome]:
         self._note("start", list(wishes))

@@ -1,10 +1,12 @@
-"""Asking a process for a page, over an Internet or a Unix socket."""
+"""Asking a process for a page, over an Internet or a Unix socket, and reading the metrics' one."""
 
 from __future__ import annotations
 
 import http.client
 import socket
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -30,3 +32,12 @@ def get_page(place: int | Path, path: str) -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def read_samples(text: str) -> dict[tuple[str, ...], float]:
+    """Return metrics as Prometheus reads them, by name and the labels' values."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }

@@ -12,7 +12,8 @@ from pathlib import Path
 import anyio
 import attrs
 import pytest
-from kit.control import server_status
+from kit.control import server_status, supervisor_status
+from kit.http import read_samples
 from prometheus_client.parser import text_string_to_metric_families
 
 from stapsrv.compile.record import Outcome, RequestRecord, Source
@@ -21,7 +22,7 @@ from stapsrv.compile.tally import ConnectionOutcome, Durations, Tally
 from stapsrv.observe.facts import Facts, Phase, sample_lag
 from stapsrv.observe.metrics import ROWS, Exposition, Kind, count_children
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.status import ReleaseStatus, SupervisorStatus
+from stapsrv.supervisor.status import ReleaseStatus
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "packaging" / "grafana" / "stapsrv.json"
@@ -66,31 +67,13 @@ def facts() -> Facts:
         ),
         server_status(2, State.FAILED, reason="broken"),
     )
-    status = SupervisorStatus(
-        pid=1,
-        user="u",
-        version="0",
-        stap_version="4.8",
-        sandbox="bubblewrap",
-        containment="session",
-        cgroup=None,
-        since=EXPIRY,
-        compiles=2,
-        max_compiles=4,
-        servers=servers,
-    )
+    status = supervisor_status(*servers, compiles=2, max_compiles=4)
     return Facts(phase=Phase.RUNNING, status=status, tally=tally, lag=lag, lost_entries=5)
 
 
 @pytest.fixture
 def samples(facts) -> dict[tuple[str, ...], float]:
-    """Samples as Prometheus reads them: by name and the labels' values."""
-    text = Exposition().text(facts).decode()
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    return read_samples(Exposition().text(facts).decode())
 
 
 def test_values(samples):

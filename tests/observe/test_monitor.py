@@ -12,7 +12,7 @@ import anyio
 import attrs
 import pytest
 from kit.client import exchange, request
-from kit.control import server_status
+from kit.control import server_status, supervisor_status
 from kit.service import LogLines, running_server
 
 from stapsrv.compile.tally import Tally
@@ -22,7 +22,7 @@ from stapsrv.observe.httpserver import HttpLimits
 from stapsrv.observe.monitor import Monitor
 from stapsrv.observe.monitoring import monitored
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.status import ServerStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -30,21 +30,7 @@ CROWD = 300
 
 
 def facts(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Facts:
-    since = server_status(1).since
-    status = SupervisorStatus(
-        pid=1,
-        user="u",
-        version="0",
-        stap_version="4.8",
-        sandbox="bubblewrap",
-        containment="session",
-        cgroup=None,
-        since=since,
-        compiles=0,
-        max_compiles=2,
-        servers=servers,
-    )
-    return Facts(phase=phase, status=status, tally=Tally(), **more)
+    return Facts(phase=phase, status=supervisor_status(*servers), tally=Tally(), **more)
 
 
 class Process:

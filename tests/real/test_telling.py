@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from pathlib import Path
 
-from kit.http import get_page
-from prometheus_client.parser import text_string_to_metric_families
-
-
-def samples(place: Path) -> dict[tuple[str, ...], float]:
-    """Metrics by name and the labels' values."""
-    status, text = get_page(place, "/metrics")
-    assert status == 200
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from kit.http import get_page, read_samples
 
 
 def test_requests_of_the_real_client(serve, stap):
@@ -43,7 +30,9 @@ def test_requests_of_the_real_client(serve, stap):
     assert " for 5.5.5, options " in refused
     assert ": refused rc=1, -, " in refused
     assert "; refusal: Target kernel version 5.5.5 x86_64 is not supported by this server" in refused
-    told = samples(place)
+    status, text = get_page(place, "/metrics")
+    assert status == 200
+    told = read_samples(text)
     expected = {
         ("stapsrv_server_serving", "stap-serverd"): 1,
         ("stapsrv_requests_total", release, "success"): 1,
