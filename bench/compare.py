@@ -33,6 +33,8 @@ from kit.real import Installation, Ran, Stap, Unavailable, serving, serving_orig
 LOCAL, ORIGINAL, OURS = "local stap", "stap-serverd", "stapsrv"
 _SHOWN_BYTES = 64
 _ATTEMPTS = 6
+_BACK_OFF_S = 1.0
+"""Both as the real client has them, which is what the servers are compared for."""
 _ANSWER_S = 300.0
 """Sixteen compiles one after the other take a minute on an idle machine."""
 _ANY_SERVER = trusting()
@@ -198,7 +200,7 @@ def fetch(who: str, port: int, payload: bytes) -> bytes:
         try:
             return _fetch_once(who, port, payload)
         except ConnectionResetError:
-            time.sleep(1.0)
+            time.sleep(_BACK_OFF_S)
     return _fetch_once(who, port, payload)
 
 

@@ -33,10 +33,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import kit.real
 from kit.client import frame, request
 from kit.faulty import connect, receive
-from kit.footprint import descendants
+from kit.footprint import descendants, wait_back
 from kit.real import (
     CompilerGate,
     Installation,
+    ProcessTree,
     Server,
     Stap,
     Unavailable,
@@ -67,17 +68,17 @@ class Contender:
     def serving(self, *options: object) -> Iterator[Server]:
         """Have it serve; it is killed in the end, with all that it began."""
         begin = serving if self.name == OURS else serving_original
-        # What a server did to its end is what is looked at here: it may have died, or hang.
-        with (
-            contextlib.suppress(AssertionError, subprocess.TimeoutExpired, ProcessLookupError),
-            begin(self.stap, *options) as server,
-        ):
+        with contextlib.ExitStack() as served:
+            server = served.enter_context(begin(self.stap, *options))
             try:
                 yield server
             finally:
                 for pid in (*descendants(server.pid), server.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+                # How a server ended is what is looked at here, and not a fault of the run.
+                with contextlib.suppress(AssertionError, subprocess.TimeoutExpired, ProcessLookupError):
+                    served.close()
 
     def request(self, *arguments: str | bytes) -> bytes:
         return frame(request(*arguments, release=self.stap.installation.release))
@@ -163,7 +164,7 @@ def stop_busy(contender: Contender) -> str:
     options = ("--drain-timeout", "120") if contender.name == OURS else ()
     with contender.serving(*options) as server, _compiling(contender, server) as compiling:
         server.signal(signal.SIGTERM)
-        time.sleep(1)
+        server.log.wait("Received signal")
         compiling.gate.open()
         ran = finish(compiling.client)
         told = "the client has its module" if ran.status == 0 else f"the client fails: {_last(ran.stderr)}"
@@ -202,7 +203,8 @@ def descriptors(contender: Contender) -> str:
     """Idle connections use up the server's file descriptors, and go."""
     with contender.serving() as server:
         contender.good_one(server)
-        held = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+        open_files = Path(f"/proc/{server.pid}/fd")
+        held = len(list(open_files.iterdir()))
         _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (held + 12, hard))
         with contextlib.ExitStack() as connections:
@@ -211,8 +213,8 @@ def descriptors(contender: Contender) -> str:
                     connections.enter_context(
                         socket.create_connection(("127.0.0.1", server.port), timeout=0.5)
                     )
-            time.sleep(2)
-        time.sleep(1)
+            _watch(server, lambda: len(list(open_files.iterdir())) == held + 12)
+        _watch(server, lambda: len(list(open_files.iterdir())) <= held)
         if server.process.poll() is not None:
             return f"the server has ended with status {server.process.returncode}"
         return contender.good_one(server)
@@ -259,7 +261,7 @@ class Compile:
 
     gate: CompilerGate
     client: subprocess.Popen[str]
-    tree: list[int]
+    tree: ProcessTree
 
 
 @contextlib.contextmanager
@@ -270,33 +272,27 @@ def _compiling(contender: Contender, server: Server) -> Iterator[Compile]:
     client = stap.begin_via(server.port, "-p4", "-I", directory, "-e", gate.SCRIPT)
     try:
         gate.wait_reached(client)
-        yield Compile(gate, client, descendants(server.pid))
+        yield Compile(gate, client, ProcessTree(server.pid))
     finally:
         client.kill()
         client.communicate()
         gate.close()
 
 
-def _alive(pids: list[int]) -> list[int]:
-    found = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                found.append(pid)
-    return found
-
-
-def _left_of(tree: list[int], seconds: float) -> str:
-    """Say how long a compile outlived what should have ended it."""
-    began = time.monotonic()
-    while (left := _alive(tree)) and time.monotonic() < began + seconds:
-        time.sleep(0.05)
+def _left_of(tree: ProcessTree, seconds: float) -> str:
+    """Say whether a compile outlived what should have ended it."""
+    left = tree.wait_left(seconds)
+    tree.kill()
     if not left:
         return "nothing of the compile is left"
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     return f"{len(left)} processes of the compile run on after {seconds:g} s"
+
+
+def _watch(server: Server, condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds that only /proc tells of, or the server has ended, or it is too late."""
+    wait_back(
+        lambda: [] if server.process.poll() is not None or condition() else ["waiting"], patience_s=PATIENCE_S
+    )
 
 
 def _end_of(server: Server, *, patience_s: float = PATIENCE_S) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import re
-import select
 import socket
 import ssl
 import statistics
@@ -27,7 +26,8 @@ from servers import fleet
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from kit.client import frame, request
-from kit.real import Installation, ProcessTree, Server, Stap, serving, serving_original
+from kit.footprint import descendants
+from kit.real import Installation, Server, Stap, serving, serving_original
 
 from stapsrv.identity.certificate import load_or_create_identity
 
@@ -368,7 +368,7 @@ def idle(bench: Bench) -> list[Verdict]:
         wait_quiet(one.processes())
         before = cpu_s(one.processes())
         # Nothing tells of the end of half a minute but a clock.
-        select.select([], [], [], _IDLE_S)
+        time.sleep(_IDLE_S)
         spent = cpu_s(one.processes()) - before
         one.call("stop")
     return [
@@ -472,19 +472,15 @@ def wait_quiet(processes: Sequence[int]) -> None:
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
         before = cpu_s(processes)
-        select.select([], [], [], 1.0)
-        if cpu_s(processes) - before < _TICK_S and not any(ProcessTree(pid).names for pid in processes):
+        time.sleep(1.0)  # the measurement
+        if cpu_s(processes) - before < _TICK_S and not any(map(descendants, processes)):
             return
     sys.exit(f"the supervisor was busy for {_SETTLE_S:g} s after its start")
 
 
 def wait_warm(server: Server) -> None:
     """Wait until the first compile is done, which leaves the processors to whoever else wants them."""
-    deadline = time.monotonic() + _WARM_S
-    while server.log.count("can be compiled for") == 0:
-        if time.monotonic() > deadline:
-            sys.exit(f"{OURS} was not warm after {_WARM_S:g} s; see its log")
-        select.select([], [], [], 0.2)
+    server.log.wait("can be compiled for", patience_s=_WARM_S)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -126,7 +126,7 @@ def _wait_accepting(port: int) -> None:
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            time.sleep(0.01)  # nothing else tells when the original accepts
         else:
             return
 

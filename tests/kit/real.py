@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
+
+from .client import trusting
 
 ORIGINAL = Path("/usr/lib/systemtap/stap-serverd")
 STOCK_RUNTIME = Path("/usr/share/systemtap/runtime")
@@ -283,7 +286,12 @@ def serving(
 @contextlib.contextmanager
 def serving_original(stap: Stap, *options: object, **environ: str) -> Iterator[Server]:
     """Serve ``stap``'s user with SystemTap's own server."""
+    has_certificate = (stap.directory / "ssl" / "server" / "stap.cert").exists()
     with _started(stap, [str(ORIGINAL)], *options, release=True, **environ) as server:
+        if not has_certificate:
+            # It listens before it makes one and has the user's client trust that; then it shakes hands.
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+                trusting().wrap_socket(connection).close()
         yield server
         server.signal(signal.SIGTERM)
         server.wait()
@@ -350,13 +358,27 @@ class ProcessTree:
 
     def wait_gone(self, seconds: float = PATIENCE_S) -> None:
         """Wait until all have ended."""
+        left = self.wait_left(seconds)
+        assert not left, f"still there after {seconds} s: {left}"
+
+    def wait_left(self, seconds: float) -> list[str]:
+        """Wait until all have ended, for so long at most; returns the names of those that are left."""
         deadline = time.monotonic() + seconds
         while self._held:
             ended = select.select(list(self._held), [], [], max(0.0, deadline - time.monotonic()))[0]
-            assert ended, f"still there after {seconds} s: {list(self._held.values())}"
+            if not ended:
+                break
             for pidfd in ended:
                 del self._held[pidfd]
                 os.close(pidfd)
+        return list(self._held.values())
+
+    def kill(self) -> None:
+        """End those that are left."""
+        for pidfd in self._held:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self.wait_gone()
 
     def _collect(self, pid: int) -> None:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
