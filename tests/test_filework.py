@@ -57,6 +57,7 @@ async def wait_for(event: threading.Event) -> None:
 async def wait_none_abandoned(work: FileWork) -> None:
     with anyio.fail_after(10):
         while work.abandoned:
+            # A count that a thread changes, which tells nobody.
             await anyio.lowlevel.checkpoint()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 from kit.stap import make_stap
+from kit.trees import Witness
 
 from stapsrv.compile.containing import Sandbox, find_sandbox
 from stapsrv.compile.engine import CompileJob, LocalEngine
@@ -245,18 +247,18 @@ async def test_keep(run, workspace):
 
 
 async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_path):
-    """The workspace fixture sees that the directory is gone; the lock on a file tells of the process."""
-    running = tmp_path / "running"
+    """The workspace fixture sees that the directory is gone."""
+    with contextlib.closing(Witness(tmp_path)) as witness:
 
-    async def begin():
-        await run(f"echo >{running}.new; mv {running}.new {running}; sleep 1000")
+        async def begin():
+            await run(f"exec 3>{witness.path}; echo >&3; sleep 1000 & sleep 1000")
 
-    with anyio.fail_after(20):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(begin)
-            while not running.exists():
-                await anyio.lowlevel.checkpoint()
-            tasks.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(begin)
+                await witness.wait_line()
+                tasks.cancel_scope.cancel()
+        await witness.wait_gone()
 
 
 async def test_a_compile_that_fills_the_disk_is_ended_and_leaves_nothing(run):

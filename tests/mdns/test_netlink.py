@@ -7,6 +7,7 @@ import socket
 import struct
 
 import pytest
+from kit.control import descriptors
 
 from stapsrv.mdns import netlink
 from stapsrv.mdns.netlink import LinkMonitor, read_network
@@ -119,5 +120,8 @@ def test_refusal(monkeypatch):
 
 @pytest.mark.anyio
 async def test_monitor_closes():
+    before = descriptors()
     monitor = LinkMonitor()
+    assert descriptors() > before
     monitor.close()
+    assert descriptors() <= before
