@@ -6,14 +6,15 @@ that moment: all that the kernel has told by then is read first. So a change tha
 comes is never missed.
 
 What the kernel does not tell is found by looking again from time to time: changes made on other hosts in
-a network file system, or by writing to mapped memory. A queue that ran over, or a place that vanished
-and came back, makes places unknown as well.
+a network file system, by way of a hard link elsewhere, or by writing to mapped memory. A queue that ran
+over, a place that vanished and came back, or something mounted there makes places unknown as well.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +23,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import inotify
+from stapsrv.compile.mounts import Mounts
 from stapsrv.compile.trees import Place, TooLargeError, fingerprint
 from stapsrv.filework import FileWork
 
@@ -195,15 +197,20 @@ class Grounds:
 
 
 class _Ears:
-    """The kernel's queue of events, and which places each directory is watched for.
+    """The kernel's queue of events, its table of mounts, and which places each directory is watched for.
 
     Directories are added in worker threads; the queue is read in the event loop's.
     """
 
     def __init__(self) -> None:
         self._queue = inotify.Inotify()
+        try:
+            self._mounts = Mounts()
+        except OSError:
+            self._queue.close()
+            raise
         self._lock = threading.Lock()
-        self._places: dict[int, set[tuple[Place, bytes | None]]] = {}
+        self._places: dict[int, set[tuple[Place, bytes, bytes | None]]] = {}
 
     @property
     def descriptor(self) -> int:
@@ -211,9 +218,15 @@ class _Ears:
 
     def close(self) -> None:
         self._queue.close()
+        self._mounts.close()
 
     def listen_to(self, place: Place, directory: bytes, name: bytes | None) -> None:
         """Watch a directory, or one entry of it, for a place.
+
+        Args:
+            place: whose.
+            directory: by a path without links.
+            name: of the entry; None for all.
 
         Raises:
             OSError: it cannot be watched.
@@ -221,22 +234,44 @@ class _Ears:
         # Under the lock, lest an event is read before its watch is known.
         with self._lock:
             watch = self._queue.watch(directory, _MASK)
-            self._places.setdefault(watch, set()).add((place, name))
+            self._places.setdefault(watch, set()).add((place, directory, name))
 
     def heard(self) -> set[Place] | None:
         """Return the places that changed since the last call; None if that is not known."""
         events = self._queue.read()
-        if not events:
+        points = self._mounts.changed()
+        if not events and not points:
             return set()
         changed = set()
         with self._lock:
+            if points:
+                changed |= {
+                    place
+                    for watched in self._places.values()
+                    for place, directory, name in watched
+                    if _is_shown_by(points, directory, name)
+                }
             for event in events:
                 if event.mask & inotify.OVERFLOW:
                     return None
                 gone = event.mask & _GONE and not event.name
-                for place, name in self._places.get(event.watch, ()):
+                for place, _directory, name in self._places.get(event.watch, ()):
                     if name is None or gone or name == event.name:
                         changed.add(place)
                 if event.mask & inotify.IGNORED:
                     self._places.pop(event.watch, None)
         return changed
+
+
+def _is_shown_by(points: Iterable[bytes], directory: bytes, name: bytes | None) -> bool:
+    """Whether one of the mounts at ``points`` decides on what a directory, or an entry of it, shows."""
+    path = directory if name is None else os.path.join(directory, name)  # noqa: PTH118 - paths are bytes
+    return any(
+        _slashed(path).startswith(_slashed(point))
+        or (name is None and _slashed(os.path.dirname(point)) == _slashed(directory))  # noqa: PTH120 - likewise
+        for point in points
+    )
+
+
+def _slashed(path: bytes) -> bytes:
+    return path.rstrip(b"/") + b"/"

@@ -18,7 +18,8 @@ import attrs
 from stapsrv.errors import StapsrvError
 
 Watch = Callable[[bytes, bytes | None], None]
-"""Called with a directory before it is looked at, and the only entry of it that counts, or None for all."""
+"""Called with a directory, by a path without links, before it is looked at, and the only entry of it that
+counts, or None for all."""
 
 _MOST_ENTRIES = 400_000
 """Of one place; a kernel with all its modules' debugging information has a tenth of that."""
@@ -68,6 +69,7 @@ class _Look:
         self._watch = watch
         self._sha = hashlib.sha256()
         self._seen: set[tuple[int, int]] = set()
+        self._real: dict[bytes, bytes] = {}
         self._left = _MOST_ENTRIES
 
     def digest(self) -> bytes:
@@ -138,7 +140,7 @@ class _Look:
         for number in range(1, len(steps)):
             if not steps[number]:
                 continue
-            parent = b"/".join(steps[:number]) or b"/"
+            parent = self._without_links(b"/".join(steps[:number]) or b"/")
             try:
                 self._watch(parent, steps[number])
             except (PermissionError, FileNotFoundError, NotADirectoryError):
@@ -149,7 +151,14 @@ class _Look:
                 continue
             self._add(path, target)
             if links:
-                self._way(_joined(os.path.realpath(parent), target), links - 1)
+                self._way(_joined(parent, target), links - 1)
+
+    def _without_links(self, directory: bytes) -> bytes:
+        """Return where a directory really is; looked up once, for it is asked for time and again."""
+        real = self._real.get(directory)
+        if real is None:
+            real = self._real[directory] = os.path.realpath(directory)
+        return real
 
     def _add(self, *parts: bytes) -> None:
         for part in parts:

@@ -13,6 +13,7 @@ from kit.service import LogLines
 
 from stapsrv import inotify
 from stapsrv.compile.grounds import Grounds
+from stapsrv.compile.mounts import Mounts
 from stapsrv.compile.trees import Place
 
 pytestmark = pytest.mark.anyio
@@ -117,6 +118,40 @@ async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch)
         monkeypatch.undo()
         await grounds.wait_known([place])
         assert "cache.overflow" in lines.events()
+
+
+@pytest.mark.parametrize(
+    ("point", "counts"),
+    [
+        ("way/tree", True),
+        ("way", True),
+        ("way/tree/a/b", True),
+        ("way/tree/a/b/file", True),
+        ("far", True),
+        ("", True),
+        ("way/other", False),
+        ("way/tree-2", False),
+        ("far-off/x", False),
+    ],
+)
+async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, counts):
+    place = Place(str(tree))
+    top = tree.parents[1]
+    async with watching(place) as (grounds, _lines):
+        before = grounds.fingerprint([place])
+        with monkeypatch.context() as patched:
+            mounted = frozenset({b"/run/user/1000", bytes(top / point)})
+            patched.setattr(Mounts, "changed", lambda _self: mounted)
+            assert (grounds.fingerprint([place]) is None) == counts
+        await grounds.wait_known([place])
+        assert grounds.fingerprint([place]) == before
+
+
+async def test_a_mount_over_the_root_counts_for_everything(tree, monkeypatch):
+    place = Place(str(tree / "missing"))
+    async with watching(place) as (grounds, _lines):
+        monkeypatch.setattr(Mounts, "changed", lambda _self: frozenset({b"/"}))
+        assert grounds.fingerprint([place]) is None
 
 
 async def test_a_change_that_nobody_tells_of_is_found_in_time(tree, monkeypatch):
