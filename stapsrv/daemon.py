@@ -36,6 +36,7 @@ from stapsrv.observe.monitoring import monitored
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.observe.sinks import Sink
 from stapsrv.observe.streams import standard_error
+from stapsrv.signals import signals_received
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.announcing import Announcer
@@ -240,23 +241,17 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
             if stopping.is_set():
                 end_for_certain(log)
                 everything.cancel()
+                return
             stopping.set()
 
     # What follows the block is the end of the process: no late signal changes how it ends, and nothing holds
-    # it up. Trio puts back what there was before, and raises anew what nobody has heard; asyncio the default.
-    _ignore_signals()
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+    # it up.
+    with signals_received(*_SIGNALS) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(obey, signals, tasks.cancel_scope)
             yield stopping
             tasks.cancel_scope.cancel()
-    _ignore_signals()
     end_for_certain(log)
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
