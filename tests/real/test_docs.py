@@ -94,7 +94,7 @@ def is_ours(shown: Shown) -> bool:
     return not form and re.match(r"stap-server (ctl )?[a-z]|stap-serverd -", shown.line) is not None
 
 
-COMMANDS = [shown for page in PAGES for shown in shown_in(page) if is_ours(shown)]
+COMMANDS = [shown for page in (*PAGES, ROOT / "README.md") for shown in shown_in(page) if is_ours(shown)]
 RUNNABLE = [page for page in PAGES if RUN in page.read_text()]
 
 
