@@ -17,6 +17,10 @@ from stapsrv.supervisor.host import open_host
 PROBE = b"probe begin { exit() }"
 _PATIENCE_S = 180.0
 """A first compile for a kernel takes ten seconds, on a slow and busy host a minute."""
+_REMEDY = (
+    "mend the headers, or name a runtime that fits them (-R, RUNTIME=); "
+    "patch-runtime of stapsrv makes one of SystemTap 4.8's"
+)
 _ERROR = ("error:", "fatal", "ERROR")
 
 
@@ -45,7 +49,7 @@ async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
             if result.status == 0:
                 yield ok(question, "a script of one line compiles")
             else:
-                yield failure(question, _first_error(result.stderr), "mend the headers or the runtime (-R)")
+                yield failure(question, _first_error(result.stderr), _REMEDY)
 
 
 def _headers(name: str, settings: ServerSettings) -> Finding:

@@ -62,7 +62,7 @@ class Notifier:
         text = "\n".join(assignment.replace("\n", " ") for assignment in assignments)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            sender.sendto(text.encode(), self._address)
+            sender.sendto(text.encode("utf-8", "backslashreplace"), self._address)
 
 
 async def feed_watchdog(notifier: Notifier, environ: Mapping[str, str]) -> None:

@@ -31,6 +31,12 @@ def test_messages(manager):
     ]
 
 
+def test_a_name_that_is_no_text_is_told_all_the_same(manager):
+    receiver, notifier = manager
+    notifier.failed("log \udcff cannot be written")
+    assert receiver.recv(4096) == b"STATUS=log \\udcff cannot be written\nERRNO=1"
+
+
 def test_nobody_to_tell(tmp_path):
     Notifier.from_environ({}).ready("x")
     Notifier(f"{tmp_path}/nobody").ready("x")
