@@ -19,7 +19,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache import ResultCache
-from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.engine import Compiled, CompileJob, CompileResult
 from stapsrv.compile.keys import request_digest
 from stapsrv.compile.known import AnswerKind, Known, Question
 from stapsrv.compile.modules import (
@@ -70,6 +70,7 @@ class Exchange:
         self._identity = identity
         self._record = record
         self._log = log
+        self._known: Known | None = None
 
     async def respond(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
         """Return the zip of stap's answer, or of this server's own when it comes to no answer of stap's.
@@ -101,6 +102,12 @@ class Exchange:
             counts.done += 1
         return answer
 
+    async def settle(self) -> None:
+        """Wait until it is known whether the result is kept, and put that on record."""
+        if self._known is not None:
+            await self._known.settled.wait()
+            self._record.uncacheable = self._known.reason
+
     def refuse_stopping(self) -> CompileResponse:
         """Return the answer to a request that is broken off because the server stops."""
         return self._refusal(
@@ -122,7 +129,7 @@ class Exchange:
         release = self._served_release(request)
         refuse_signing_options(request.arguments)
         job = CompileJob(request=request, release=release, settings=self._service.settings)
-        known = await self._result(job)
+        known = self._known = await self._result(job)
         self._record.uncacheable = known.reason
         answer = known.answer_for(self._identity, kind := _answer_kind(job, deflate=deflate))
         self._record.rc = known.result.status
@@ -158,27 +165,49 @@ class Exchange:
             self._service.cache_counts.hits += 1
             return known
 
-        async def run(job: CompileJob) -> CompileResult:
-            with self._timed("compile_s"):
-                result = await self._service.engine.run(
-                    job, deadline_s=self._limits.compile_s, kept=self._log_kept
-                )
-            standing = self._service.standings.get(job.release.name)
-            if standing is not None and result.status == 0 and has_modules(result.files):
-                standing.become(Health.HEALTHY)
-            return result
-
-        async def work() -> Known:
-            if cache is None:
-                return Known(await run(job), "off")
-            return await cache.compile(question, job, run, self._service.cache_counts)
-
         landed = await self._service.flights.fly(
-            question.flight, self._client, worker=self._worker, work=work
+            question.flight,
+            self._client,
+            worker=self._worker,
+            work=functools.partial(self._work, cache, question, job),
         )
         self._record.source = Source.SHARED if landed.joined else Source.COMPILED
         self._service.cache_counts.shared += landed.joined
         return landed.value
+
+    @contextlib.asynccontextmanager
+    async def _work(
+        self, cache: ResultCache | None, question: Question, job: CompileJob
+    ) -> AsyncIterator[Known]:
+        """Compile a job; its result is answered within the block, and kept and tidied up after it."""
+        answered = False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if cache is None:
+                    compiled = await stack.enter_async_context(self._run(job))
+                    known = Known.settle_as(compiled.result, "off")
+                else:
+                    counts = self._service.cache_counts
+                    known = await stack.enter_async_context(cache.compiled(question, job, self._run, counts))
+                answered = True
+                yield known
+        except Exception:
+            if not answered:
+                raise
+            self._log.exception("request.untidy")
+
+    @contextlib.asynccontextmanager
+    async def _run(self, job: CompileJob) -> AsyncIterator[Compiled]:
+        """Have the engine compile a job, and note what that shows of its release."""
+        async with contextlib.AsyncExitStack() as stack:
+            with self._timed("compile_s"):
+                compiled = await stack.enter_async_context(
+                    self._service.engine.compiled(job, deadline_s=self._limits.compile_s, kept=self._log_kept)
+                )
+            standing = self._service.standings.get(job.release.name)
+            if standing is not None and compiled.result.status == 0 and has_modules(compiled.result.files):
+                standing.become(Health.HEALTHY)
+            yield compiled
 
     def _cache(self, job: CompileJob) -> ResultCache | None:
         """Return the cache, unless the operator wants none or wants to see what compiles leave behind."""

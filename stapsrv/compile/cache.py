@@ -20,7 +20,8 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +30,11 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.engine import Compiled, CompileJob, CompileResult
 from stapsrv.compile.evidence import find_outside, includes_are_inside, module_name, why_not
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.keys import digest, request_digest
-from stapsrv.compile.known import CacheCounts, CacheStatistics, Known, Question
+from stapsrv.compile.known import UNKNOWN, CacheCounts, CacheStatistics, Known, Question
 from stapsrv.compile.premises import UNSEEN, Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
 from stapsrv.compile.scripts import outward_names
@@ -54,8 +55,27 @@ _PATIENCE_S = 10.0
 """For the directory of results, which may be on a file system that hangs: a compile helps as well."""
 _LONG_S = 60.0
 """For a look at many files."""
-_UNKNOWN = "unknown yet"
 _DISK = "disk"
+
+Run = Callable[[CompileJob], AbstractAsyncContextManager[Compiled]]
+"""Compiles a job; what the compile left behind is there for as long as the block runs."""
+
+
+@attrs.frozen
+class _Attempt:
+    """A compile whose result may be kept.
+
+    Attributes:
+        question: asked before.
+        job: what is compiled.
+        unsettled: the compiles, until then, during which the means changed.
+        types_known: whether stap knows no types by other means.
+    """
+
+    question: Question
+    job: CompileJob
+    unsettled: int
+    types_known: bool
 
 
 class ResultCache:
@@ -75,7 +95,8 @@ class ResultCache:
         self._log = log
         self._hot: OrderedDict[str, Known] = OrderedDict()
         self._hot_bytes = 0
-        self._outward: tuple[bytes, frozenset[str]] | None = None
+        self._settling: dict[str, Known] = {}
+        self._outward: tuple[bytes | None, frozenset[str]] | None = None
         self._evicted = 0
         self._damaged = 0
         self._unsettled = 0
@@ -107,7 +128,7 @@ class ResultCache:
         means = self._grounds.fingerprint(premises.means)
         if tapsets is None or means is None:
             unwatched = self._grounds.fault(premises.places) is not None
-            return Question(asked, reason="unwatched" if unwatched else _UNKNOWN)
+            return Question(asked, reason="unwatched" if unwatched else UNKNOWN)
         means = digest((_settings_digest(settings, release), means))
         return Question(asked, digest((means, tapsets, state)), means, changes)
 
@@ -118,7 +139,7 @@ class ResultCache:
         """
         await self._look_at_rc()
         question = self.ask(job)
-        if question.reason != _UNKNOWN:
+        if question.reason != UNKNOWN:
             return question
         with anyio.move_on_after(_LOOK_S):
             await self._grounds.wait_known(self._surroundings.premises(job.release, job.settings).places)
@@ -134,10 +155,14 @@ class ResultCache:
             self._surroundings.rc = UNSEEN
 
     async def find(self, question: Question) -> Known | None:
-        """Return the answer to a question, if it is known."""
+        """Return the answer to a question, if it is known, or is about to be."""
         if question.premise is None:
             return None
         name = question.name
+        settling = self._settling.get(name)
+        if settling is not None:
+            with anyio.move_on_after(_PATIENCE_S):
+                await settling.settled.wait()
         known = self._hot.get(name)
         if known is not None and await self._has(name):
             if name in self._hot:  # else others have pushed it out meanwhile
@@ -152,16 +177,17 @@ class ResultCache:
             self._cool(name)
         body = await self._read(name)
         result = None if body is None else _decode_result(body)
-        return None if result is None else self._keep(name, result)
+        if result is None:
+            return None
+        known = Known.settle_as(result)
+        self._keep(name, known)
+        return known
 
-    async def compile(
-        self,
-        question: Question,
-        job: CompileJob,
-        run: Callable[[CompileJob], Awaitable[CompileResult]],
-        counts: CacheCounts,
-    ) -> Known:
-        """Have a job compiled, and keep the result if that is right.
+    @contextlib.asynccontextmanager
+    async def compiled(
+        self, question: Question, job: CompileJob, run: Run, counts: CacheCounts
+    ) -> AsyncIterator[Known]:
+        """Have a job compiled; when the block has ended, the result is kept if that is right.
 
         Args:
             question: asked before.
@@ -173,31 +199,29 @@ class ResultCache:
             Exception: what ``run`` raises.
         """
         if question.premise is None:
-            unknown = question.reason or _UNKNOWN
-            counts.uncacheable[unknown] += 1
-            if unknown != _UNKNOWN:
-                return Known(await run(job), unknown)
-            return Known(await self._run(question, job, run), unknown)
+            reason = question.reason or UNKNOWN
+            counts.uncacheable[reason] += 1
+            async with self._run(question, job, run) if reason == UNKNOWN else run(job) as compiled:
+                yield Known.settle_as(compiled.result, reason)
+            return
         counts.misses += 1
         unsettled = self._unsettled
-        is_known = await self._forget_types(question, job)
-        anew = await self._read(_last_means(job)) not in {None, question.means}
-        result = await self._run(question, attrs.evolve(job, anew=anew), run)
-        outward = await self._outward_names(job, question.premise) if is_known else None
-        if outward is None:
-            counts.uncacheable[_DISK] += 1
-            return Known(result, _DISK)
-        reason = await anyio.to_thread.run_sync(why_not, job, result, outward)
-        if reason is None and result.build is None and await self._is_stale(question, job, result):
-            result = await self._run(question, attrs.evolve(job, anew=True), run)
-            reason = why_not(job, result, outward)
-        if reason is None:
-            reason = await self._judge(question, job, result, unsettled)
-        if reason is not None:
-            counts.uncacheable[reason] += 1
-            return Known(result, reason)
-        counts.stored += 1
-        return self._keep(question.name, result)
+        attempt = _Attempt(question, job, unsettled, await self._forget_types(question, job))
+        async with self._by_these_means(attempt, run) as compiled:
+            known = self._settling[question.name] = Known(compiled.result)
+            verdict: str | None = UNKNOWN
+            try:
+                yield known
+                verdict = await self._judge(attempt, compiled)
+            finally:
+                if verdict is None:
+                    counts.stored += 1
+                    self._keep(question.name, known)
+                else:
+                    counts.uncacheable[verdict] += 1
+                known.settle(verdict)
+                if self._settling.get(question.name) is known:
+                    del self._settling[question.name]
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; the directory is read for it."""
@@ -212,7 +236,7 @@ class ResultCache:
             damaged=self._damaged,
         )
 
-    async def _outward_names(self, job: CompileJob, premise: bytes) -> frozenset[str] | None:
+    async def _outward_names(self, job: CompileJob, premise: bytes | None) -> frozenset[str] | None:
         """Return by which names the tapsets lead to what is not known of the host; None if they hang."""
         if self._outward is None or self._outward[0] != premise:
             places = self._surroundings.premises(job.release, job.settings).tapsets
@@ -246,17 +270,30 @@ class ResultCache:
         self._settled = unsettled
         return await self._note(noted, question.means)
 
-    async def _run(
-        self, question: Question, job: CompileJob, run: Callable[[CompileJob], Awaitable[CompileResult]]
-    ) -> CompileResult:
+    @contextlib.asynccontextmanager
+    async def _by_these_means(self, attempt: _Attempt, run: Run) -> AsyncIterator[Compiled]:
+        """Have a job compiled; once more, if stap had a result in its cache that may be by other means."""
+        question, job = attempt.question, attempt.job
+        anew = await self._read(_last_means(job)) not in {None, question.means}
+        async with self._run(question, attrs.evolve(job, anew=anew), run) as compiled:
+            if compiled.built or not await self._is_stale(attempt, compiled.result):
+                yield compiled
+                return
+        async with self._run(question, attrs.evolve(job, anew=True), run) as compiled:
+            yield compiled
+
+    @contextlib.asynccontextmanager
+    async def _run(self, question: Question, job: CompileJob, run: Run) -> AsyncIterator[Compiled]:
         """Have a job compiled, and remember by which means, however it ends."""
-        try:
-            result = await run(job)
-        finally:
-            hold = self._means_hold(question, job)
-            self._unsettled += not hold
-        await self._note_build(question, job, result)
-        return result
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                compiled = await stack.enter_async_context(run(job))
+            finally:
+                self._unsettled += not self._means_hold(question, job)
+            yield compiled
+            await self._note_first(question, job)
+            if compiled.built:
+                await self._note_build(question, job, compiled.result)
 
     def _means_hold(self, question: Question, job: CompileJob) -> bool:
         """Whether the means were known, and have been the same ever since the question."""
@@ -267,12 +304,13 @@ class ResultCache:
             and (now.means, now.changes[1]) == (question.means, question.changes[1])
         )
 
-    async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
-        """Remember by which means a module was built, if it was; none, if they changed meanwhile."""
+    async def _note_first(self, question: Question, job: CompileJob) -> None:
+        """Remember by which means a server like this was met for the first time."""
         if question.premise is not None and await self._read(_first_means(job)) is None:
             await self._note(_first_means(job), question.means)
-        if result.build is None:
-            return
+
+    async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
+        """Remember by which means a module was built; none, if they changed meanwhile."""
         means = question.means if self._means_hold(question, job) else b""
         names = [_module_means(result)]
         if question.premise is not None:
@@ -280,44 +318,56 @@ class ResultCache:
         for name in names:
             await self._note(name, means)
 
-    async def _is_stale(self, question: Question, job: CompileJob, result: CompileResult) -> bool:
-        """Whether a module from stap's own cache may have been built by other means.
+    async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:
+        """Whether a result that could be kept came from stap's own cache, and may be by other means.
 
         What it had before this program looked at it for the first time is taken as it is, as stap does.
         """
+        question, job = attempt.question, attempt.job
+        await self._note_first(question, job)
+        if await self._why_not(attempt, result) is not None:
+            return False
         means = await self._read(_module_means(result))
         if means is None:
             means = await self._read(_first_means(job))
         return means != question.means
 
-    async def _judge(
-        self, question: Question, job: CompileJob, result: CompileResult, unsettled: int
-    ) -> str | None:
-        """Keep a result and what it shows; or return why it cannot be kept, in a word.
-
-        Args:
-            question: asked before.
-            job: what was compiled.
-            result: what came of it.
-            unsettled: what ``_unsettled`` was before.
-        """
-        places = self._surroundings.premises(job.release, job.settings).places
-        if result.build is not None:
-            try:
-                outside = await self._files.run(partial(find_outside, result, places), patience_s=_LONG_S)
-            except TimeoutError:
-                return _DISK
-            if outside is not None:
-                self._log.info("cache.outside", file=outside)
-                return "outside"
-        elif not includes_are_inside(result):
-            return "no evidence"
+    async def _judge(self, attempt: _Attempt, compiled: Compiled) -> str | None:
+        """Keep a result and what it shows; or return why it cannot be kept, in a word."""
+        question, job = attempt.question, attempt.job
+        reason = await self._why_not(attempt, compiled.result) or await self._doubt(job, compiled)
+        if reason is not None:
+            return reason
         # Last, so that nothing is between this look and the end of the compile but work of our own.
         await self._look_at_rc()
         now = self.ask(job)
-        if (now.premise, now.changes, self._unsettled) != (question.premise, question.changes, unsettled):
+        seen = (now.premise, now.changes, self._unsettled)
+        if seen != (question.premise, question.changes, attempt.unsettled):
             return "changed"
-        return None if await self._note(question.name, _encode_result(result)) else _DISK
+        return None if await self._note(question.name, _encode_result(compiled.result)) else _DISK
+
+    async def _why_not(self, attempt: _Attempt, result: CompileResult) -> str | None:
+        """Return why a result is not the same each time, in a word."""
+        job, premise = attempt.job, attempt.question.premise
+        outward = await self._outward_names(job, premise) if attempt.types_known else None
+        return _DISK if outward is None else await anyio.to_thread.run_sync(why_not, job, result, outward)
+
+    async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
+        """Return what there is against it that a result depends on nothing but what is known, in a word."""
+        if not compiled.built:
+            return None if includes_are_inside(compiled.result) else "no evidence"
+        places = self._surroundings.premises(job.release, job.settings).places
+        try:
+            build = await compiled.read_build()
+            find = partial(find_outside, compiled.result, build, places)
+            outside = await self._files.run(find, patience_s=_LONG_S)
+        except OSError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            return _DISK
+        if outside is not None:
+            self._log.info("cache.outside", file=outside)
+            return "outside"
+        return None
 
     async def _note(self, name: str, body: bytes) -> bool:
         """Write an entry; return whether it could be written."""
@@ -339,14 +389,14 @@ class ResultCache:
             self._log.warning("cache.damaged", entry=name)
             return None
 
-    def _keep(self, name: str, result: CompileResult) -> Known:
+    def _keep(self, name: str, known: Known) -> None:
         """Keep a result in memory, and let go of those that were not asked for lately."""
         self._cool(name)
-        known = self._hot[name] = Known(attrs.evolve(result, build=None), touched=time.monotonic())
+        self._hot[name] = known
+        known.touched = time.monotonic()
         self._hot_bytes += known.size
         while self._hot_bytes > _HOT_BYTES and len(self._hot) > 1:
             self._cool(next(iter(self._hot)))
-        return known
 
     def _cool(self, name: str) -> None:
         known = self._hot.pop(name, None)

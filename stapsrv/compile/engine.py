@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ import anyio
 import attrs
 
 from stapsrv.compile.containing import Sandbox, check_program
-from stapsrv.compile.kbuild import Build, read_build
+from stapsrv.compile.kbuild import Build, has_build, read_build
 from stapsrv.compile.options import Privilege, requested_privilege
 from stapsrv.compile.process import Ending, Outcome, run_tree
 from stapsrv.compile.space import TemporarySpace
@@ -84,7 +85,6 @@ class CompileResult:
         stderr: likewise.
         files: what the answer carries.
         limit_met: the bound that stap met, as far as its end shows one.
-        build: what the module was built from; None if nothing was built, or nothing is known of it.
     """
 
     status: int
@@ -92,16 +92,31 @@ class CompileResult:
     stderr: bytes
     files: tuple[AnswerFile, ...]
     limit_met: str | None = None
-    build: Build | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen
+class Compiled:
+    """A compile that has ended, as long as what it left behind is there.
+
+    Attributes:
+        result: what stap made of the job.
+        built: whether stap built the module; else it had it in its own cache.
+        read_build: returns what the module was built from, if it was.
+            Raises OSError: that cannot be read, or not in time.
+    """
+
+    result: CompileResult
+    built: bool
+    read_build: Callable[[], Awaitable[Build]]
 
 
 class Engine(Protocol):
     """Somewhere to compile."""
 
-    async def run(
+    def compiled(
         self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
-    ) -> CompileResult:
-        """Compile ``job`` within ``deadline_s`` seconds.
+    ) -> AbstractAsyncContextManager[Compiled]:
+        """Compile ``job`` within ``deadline_s`` seconds; what it leaves behind is there while the block runs.
 
         Args:
             job: what to compile.
@@ -109,7 +124,8 @@ class Engine(Protocol):
             kept: told where the job's directory stays, if it does (``-k``).
 
         Raises:
-            TranslatorError: it could not be started, overran the deadline or made too much.
+            TranslatorError: it could not be started, overran the deadline or made too much; after the block,
+                what it left behind could not be kept.
 
         Cancellation: nothing of the compile is left running.
         """
@@ -181,36 +197,43 @@ class LocalEngine:
             ) from exc
         self.sandbox.check(view)
 
-    async def run(
+    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+        """Compile ``job``; return what stap made of it when all else is gone (see :class:`Engine`)."""
+        async with self.compiled(job, deadline_s=deadline_s) as compiled:
+            return compiled.result
+
+    @contextlib.asynccontextmanager
+    async def compiled(
         self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
-    ) -> CompileResult:
+    ) -> AsyncIterator[Compiled]:
         """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
-        limits = job.settings.limits
-        try:
-            async with request_directory(
-                self.workspace, keep=job.settings.keep_temporary, kept=kept
-            ) as directory:
-                work = self.workspace.files
-                view = await work.run(functools.partial(self._prepare, job, directory))
-                answer = directory / _ANSWER
-                outcome, limit_met = await self.space.bounded(
-                    directory,
-                    functools.partial(self._run_stap, job, view, answer, deadline_s=deadline_s),
-                    most_bytes=limits.temp_bytes,
-                    files=work,
-                )
-                _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
-                files = await work.run(functools.partial(collect, answer, max_bytes=limits.answer_bytes))
-                build = await work.run(functools.partial(read_build, answer, job.release.build_tree))
-                hidden = (*self._private, directory / "response", directory)
-        except OSError as exc:
-            raise TranslatorError(
-                f"The server has trouble with its temporary directory: {exc.strerror}",
-                where=str(self.workspace.path),
-            ) from exc
+        keep = job.settings.keep_temporary
+        async with request_directory(self.workspace, keep=keep, kept=kept) as directory:
+            answer = directory / _ANSWER
+            with _trouble_told(self.workspace):
+                result, built = await self._compile(job, directory, deadline_s=deadline_s)
+            read = functools.partial(read_build, answer, job.release.build_tree)
+            yield Compiled(result, built, functools.partial(self.workspace.files.run, read))
+
+    async def _compile(
+        self, job: CompileJob, directory: Path, *, deadline_s: float
+    ) -> tuple[CompileResult, bool]:
+        """Compile a job in its directory; return what stap made of it, and whether it built the module."""
+        limits, work, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
+        view = await work.run(functools.partial(self._prepare, job, directory))
+        outcome, limit_met = await self.space.bounded(
+            directory,
+            functools.partial(self._run_stap, job, view, answer, deadline_s=deadline_s),
+            most_bytes=limits.temp_bytes,
+            files=work,
+        )
+        _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
+        collected = functools.partial(_collect, answer, max_bytes=limits.answer_bytes)
+        files, built = await work.run(collected)
+        hidden = (*self._private, directory / "response", directory)
         status = 128 - outcome.status if outcome.status < 0 else outcome.status
         stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
-        return CompileResult(status, stdout, stderr, files, limit_met, build)
+        return CompileResult(status, stdout, stderr, files, limit_met), built
 
     def _prepare(self, job: CompileJob, directory: Path) -> View:
         """Make a job's directories and files; return what it sees.
@@ -281,19 +304,41 @@ async def request_directory(
         kept: told where it stays.
 
     Raises:
-        OSError: none can be made, or not in time.
+        TranslatorError: none can be made, or not in time; or it cannot be kept.
 
     Cancellation: its removal is not left out; where it takes long, nobody waits for its end.
     """
     discard = functools.partial(workspace.discard, keep=keep)
-    path = await workspace.files.run(workspace.make_request_directory, undo=discard)
+    with _trouble_told(workspace):
+        path = await workspace.files.run(workspace.make_request_directory, undo=discard)
     try:
         yield path
     finally:
-        with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
+        with anyio.CancelScope(shield=True), _trouble_told(workspace), contextlib.suppress(TimeoutError):
             place = await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
             if place is not None and kept is not None:
                 kept(place)
+
+
+@contextlib.contextmanager
+def _trouble_told(workspace: Workspace) -> Iterator[None]:
+    """Say of what goes wrong with files that it is the temporary directory's trouble."""
+    try:
+        yield
+    except OSError as exc:
+        raise TranslatorError(
+            f"The server has trouble with its temporary directory: {exc.strerror}", where=str(workspace.path)
+        ) from exc
+
+
+def _collect(answer: Path, *, max_bytes: int) -> tuple[tuple[AnswerFile, ...], bool]:
+    """Read what a client is sent; return it, and whether stap built the module.
+
+    Raises:
+        TranslatorError: it is larger than ``max_bytes``.
+        OSError: it cannot be read.
+    """
+    return collect(answer, max_bytes=max_bytes), has_build(answer)
 
 
 def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:

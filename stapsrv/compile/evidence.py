@@ -28,9 +28,8 @@ def why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> 
     return unrepeatable(job.request, outward)
 
 
-def find_outside(result: CompileResult, places: Sequence[Place]) -> str | None:
+def find_outside(result: CompileResult, build: Build, places: Sequence[Place]) -> str | None:
     """Return a file from elsewhere that a result was made from, or a program that it probes; or None."""
-    build = result.build or Build(frozenset())
     named = [
         os.fsdecode(name)
         for file in result.files

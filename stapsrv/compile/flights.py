@@ -2,7 +2,8 @@
 
 The first request of its kind begins a flight, later ones join it, and all get what it lands with. A
 flight belongs to the server and to no session: whoever leaves, the others lose nothing, and when the
-last has left it is ended. It holds one worker, however many wait for it.
+last has left it is ended. It holds one worker, however many wait for it, and until all is tidied up: nobody
+waits for that.
 
 A flight queues in the name of the client that began it. Lest somebody's hundred requests delay the
 client that joins the last of them, the first few clients to join a flight that still queues each take a
@@ -11,7 +12,7 @@ place of their own in the queue; the flight begins with the first worker that an
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -27,6 +28,11 @@ T = TypeVar("T")
 Worker = Callable[[], AbstractAsyncContextManager[None]]
 """Holds a worker; waits for one first, in the turn of the client that it was made for."""
 
+Work = Callable[[], AbstractAsyncContextManager[T]]
+"""Gives what a flight lands with; leaving it tidies up, and raises nothing."""
+
+_TIDY_S = 10.0
+"""How long the end of a server waits until flights that have landed have tidied up."""
 _PLACES = 4
 """In the queue, for one flight: more would let equal requests fill the queue that they mean to spare."""
 
@@ -36,7 +42,7 @@ class Landed(Generic[T]):
     """What a flight came to.
 
     Attributes:
-        value: what its work returned.
+        value: what its work gave.
         joined: somebody else had begun it.
     """
 
@@ -58,9 +64,9 @@ class Flights(Generic[T]):
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Have flights for as long as the block runs; those that are left at its end are ended.
+        """Have flights for as long as the block runs; those that have not landed at its end are ended.
 
-        Whoever flies does so within the block.
+        Whoever flies does so within the block. Those that have landed get some seconds to tidy up.
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
@@ -68,18 +74,18 @@ class Flights(Generic[T]):
                 yield
             finally:
                 self._tasks = None
-                tasks.cancel_scope.cancel()
+                for flight in self._aloft.values():
+                    flight.end()
+                tasks.cancel_scope.deadline = anyio.current_time() + _TIDY_S
 
-    async def fly(
-        self, key: Hashable, client: Hashable, *, worker: Worker, work: Callable[[], Awaitable[T]]
-    ) -> Landed[T]:
+    async def fly(self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T]) -> Landed[T]:
         """Return what the flight of this key lands with; begin it if there is none.
 
         Args:
             key: equal for requests that one answer suits.
             client: whom the request comes from.
             worker: a worker for this client.
-            work: run once it has one, if this request begins the flight.
+            work: entered once it has one, if this request begins the flight, and left when it has landed.
 
         Raises:
             Exception: whatever ``work`` raised, to all who wait; what ``worker`` raised, if no place in the
@@ -119,15 +125,23 @@ class Flights(Generic[T]):
                     works = not flight.begun
                     if works:
                         flight.begin(place)
-                        flight.values.append(await flight.work())
-        except Exception as exc:  # noqa: BLE001 - raised to every request that waits for it
+                        async with flight.work() as value:
+                            flight.values.append(value)
+                            self._land(key, flight)
+        except Exception as exc:
+            if flight.landed.is_set():
+                raise
+            # Raised to every request that waits for it.
             if works or not flight.begun:
                 flight.fault, flight.origin = exc, exc.__traceback__
         finally:
             flight.places.remove(place)
             if not flight.places:
-                self._forget(key, flight)
-                flight.landed.set()
+                self._land(key, flight)
+
+    def _land(self, key: Hashable, flight: _Flight[T]) -> None:
+        self._forget(key, flight)
+        flight.landed.set()
 
     def _forget(self, key: Hashable, flight: _Flight[T]) -> None:
         """Let the next equal request begin anew; a successor of this flight stays."""
@@ -139,10 +153,10 @@ class Flights(Generic[T]):
 class _Flight(Generic[T]):
     """Attributes: see :class:`Flights`.
 
-    ``values`` has what the work returned, once it has; it may be None.
+    ``values`` has what the work gave, once it has; it may be None.
     """
 
-    work: Callable[[], Awaitable[T]]
+    work: Work[T]
     waiting: int = 0
     clients: set[Hashable] = attrs.field(factory=set)
     places: list[anyio.CancelScope] = attrs.field(factory=list)

@@ -40,8 +40,18 @@ def parse_dependencies(text: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_build(directory: Path, build_tree: Path) -> Build | None:
-    """Read what is left of a build in stap's temporary directory; None if there is no whole one.
+def has_build(directory: Path) -> bool:
+    """Whether a whole build is left in stap's temporary directory: it did not take the module from its cache.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    modules = [path for path in directory.glob("*.ko") if path.is_file()]
+    return bool(modules) and all((directory / f".{path.stem}_src.o.cmd").is_file() for path in modules)
+
+
+def read_build(directory: Path, build_tree: Path) -> Build:
+    """Read what is left of a build in stap's temporary directory.
 
     Args:
         directory: stap's.
@@ -50,9 +60,6 @@ def read_build(directory: Path, build_tree: Path) -> Build | None:
     Raises:
         OSError: a file cannot be read.
     """
-    modules = [path for path in directory.glob("*.ko") if path.is_file()]
-    if not modules or not all((directory / f".{path.stem}_src.o.cmd").is_file() for path in modules):
-        return None
     own, tree = f"{directory}/", str(build_tree)
     paths = set()
     for record in directory.rglob(".*.o.cmd"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import anyio
 import attrs
 
 from stapsrv.compile.engine import CompileResult
@@ -13,6 +14,8 @@ from stapsrv.compile.keys import digest
 _MOST_ANSWERS = 3
 """Kept of one result: clients of one kind ask for one or two, signed or not, compressed or not."""
 _VERSION = b"1"
+UNKNOWN = "unknown yet"
+"""Why a result is not kept of which nobody can say, or can say yet, whether it may be."""
 
 
 @attrs.frozen
@@ -107,14 +110,28 @@ class Known:
 
     Attributes:
         result: as stap made it.
-        reason: why it is not kept, in a word; None if it is.
+        reason: why it is not kept, in a word; None if it is. Right once it is settled.
         touched: when its file was last said to be in use, by the monotonic clock.
+        settled: set when it is kept, or is not going to be.
     """
 
     result: CompileResult
-    reason: str | None = None
+    reason: str | None = UNKNOWN
     touched: float = 0.0
+    settled: anyio.Event = attrs.field(factory=anyio.Event)
     _answers: dict[AnswerKind, tuple[object, bytes]] = attrs.field(factory=dict)
+
+    @classmethod
+    def settle_as(cls, result: CompileResult, reason: str | None = None) -> Known:
+        """Return one that is kept, or never will be."""
+        known = cls(result)
+        known.settle(reason)
+        return known
+
+    def settle(self, reason: str | None) -> None:
+        """Say that it is kept, or why it is not."""
+        self.reason = reason
+        self.settled.set()
 
     @property
     def size(self) -> int:

@@ -29,7 +29,7 @@ _READ_BYTES = 65536
 _DISCARD_BYTES = 16 * 1024 * 1024
 """Of a frame that is too large: what is read and dropped so that the client can read its answer."""
 _GOODBYE_S = 2.0
-"""How long a client may take to acknowledge the end of the connection."""
+"""How long a client may take to acknowledge the end of the connection, and its result to be kept."""
 
 _APOLOGY_S = 1.0
 """How long the end of a server waits for a client to take the answer that there will be none."""
@@ -103,20 +103,24 @@ class Session:
             return
         self._outcome = ConnectionOutcome.REQUEST
         record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
-        try:
-            await self._serve(tls, received, record)
-        finally:
-            self.outstanding = False
-            self._log.info("request.summary", **summary(record))
-            self._service.recent.note(record)
-            self._service.tally.count_request(record, served=self._service.releases)
-        await _say_goodbye(tls)
-
-    async def _serve(self, tls: TLSStream, received: bytes | StapsrvError, record: RequestRecord) -> None:
-        """Answer a request that has arrived whole."""
         exchange = Exchange(
             self._service, client=self._client, identity=self._identity, record=record, log=self._log
         )
+        try:
+            await self._serve(tls, received, exchange, record)
+            with anyio.move_on_after(_GOODBYE_S):
+                async with anyio.create_task_group() as endings:
+                    endings.start_soon(_say_goodbye, tls)
+                    endings.start_soon(exchange.settle)
+        finally:
+            self._log.info("request.summary", **summary(record))
+            self._service.recent.note(record)
+            self._service.tally.count_request(record, served=self._service.releases)
+
+    async def _serve(
+        self, tls: TLSStream, received: bytes | StapsrvError, exchange: Exchange, record: RequestRecord
+    ) -> None:
+        """Answer a request that has arrived whole."""
         taken = False
         try:
             try:
@@ -135,6 +139,7 @@ class Session:
             taken = True
             self._log.info("request.complete")
         finally:
+            self.outstanding = False
             if not taken:
                 record.outcome = Outcome.ABANDONED
 
@@ -234,7 +239,7 @@ async def _discard(tls: TLSStream, announced: int) -> None:
 
 async def _say_goodbye(tls: TLSStream) -> None:
     """Tell the peer that the answer is complete, and let it read that before the socket closes."""
-    with contextlib.suppress(*_BROKEN), anyio.move_on_after(_GOODBYE_S):
+    with contextlib.suppress(*_BROKEN):
         await tls.unwrap()
 
 

@@ -109,6 +109,7 @@ CLASSIC: Mapping[str, str] = {
     "request.abandoned": "Request from {peer} abandoned: the client went away",
     "request.interrupted": "Request from {peer} was broken off: the server is stopping",
     "request.crashed": "Request from {peer} failed: a fault of this program",
+    "request.untidy": "What the request from {peer} left behind could not be tidied up",
     "request.limited": "Request from {peer} met a limit: {reason}",
     "request.kept": "Request from {peer} left its temporary directory {directory}",
     "request.complete": "Request from {peer} complete",

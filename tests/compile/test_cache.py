@@ -15,11 +15,11 @@ import attrs
 import pytest
 from kit.service import LogLines
 
-from stapsrv.compile.cache import ResultCache
-from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.cache import ResultCache, Run
+from stapsrv.compile.engine import Compiled, CompileJob, CompileResult
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.kbuild import Build
-from stapsrv.compile.known import AnswerKind, CacheCounts, Known
+from stapsrv.compile.known import AnswerKind, CacheCounts, Known, Question
 from stapsrv.compile.premises import Premises, Rc
 from stapsrv.compile.store import Store
 from stapsrv.compile.trees import Place
@@ -97,7 +97,14 @@ class World:
         if await self.cache.find(question) is not None:
             self.counts.hits += 1
             return "hit"
-        return (await self.cache.compile(question, job, self._run, self.counts)).reason or "stored"
+        return (await self.compile(question, job)).reason or "stored"
+
+    async def compile(self, question: Question, job: CompileJob, run: Run | None = None) -> Known:
+        """Have a job compiled, and wait until its result is kept or not."""
+        async with self.cache.compiled(question, job, run or self._run, self.counts) as known:
+            assert known.reason is not None
+        assert known.settled.is_set()
+        return known
 
     async def _pass(self) -> None:
         assert self.passing is not None
@@ -106,22 +113,26 @@ class World:
             change()
             await self.grounds.wait_known(places)
 
-    async def _run(self, job: CompileJob) -> CompileResult:
+    @contextlib.asynccontextmanager
+    async def _run(self, job: CompileJob) -> AsyncIterator[Compiled]:
         self.runs.append(job)
         if self.meddle is not None:
             self.meddle.write_text("meddled")
         if self.passing is not None:
             await self._pass()
         await anyio.lowlevel.checkpoint()
-        build = None
-        if self.built or job.anew:
-            build = Build(frozenset({f"{self.directory}/tree/x.h", *self.outside}))
+
+        async def read_build() -> Build:
+            await anyio.lowlevel.checkpoint()
+            return Build(frozenset({f"{self.directory}/tree/x.h", *self.outside}))
+
         name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
         files = (
             AnswerFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
             AnswerFile(f"stap000000/{name}_src.c", self.code),
         )
-        return CompileResult(self.status, b"out", b"err", files, build=build)
+        result = CompileResult(self.status, b"out", b"err", files)
+        yield Compiled(result, self.built or job.anew, read_build)
 
 
 @contextlib.asynccontextmanager
@@ -192,7 +203,7 @@ async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path):
         question = await w.cache.ask_in_time(job)
         assert question.reason is None
         w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
-        assert (await w.cache.compile(question, job, w._run, w.counts)).reason == "changed"
+        assert (await w.compile(question, job)).reason == "changed"
 
 
 @pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
@@ -229,6 +240,32 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
         assert await w.cache.find(question) is None
         question = await w.cache.ask_in_time(w.job())
         assert question.premise is not None
+
+
+async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
+    async with world(tmp_path) as w:
+        question = await w.cache.ask_in_time(w.job())
+        found: list[Known | None] = []
+
+        async def find() -> None:
+            found.append(await w.cache.find(question))
+
+        async with anyio.create_task_group() as tasks:
+            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
+                tasks.start_soon(find)
+                await anyio.wait_all_tasks_blocked()
+                assert found == []
+        assert found == [known]
+
+
+async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
+    async with world(tmp_path) as w:
+        question = await w.cache.ask_in_time(w.job())
+        with anyio.CancelScope() as scope:
+            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
+                scope.cancel()
+        assert (known.reason, known.settled.is_set()) == ("unknown yet", True)
+        assert await w.cache.find(question) is None
 
 
 @pytest.mark.parametrize(
@@ -347,7 +384,8 @@ async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_pat
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
 
-        async def run(_job: CompileJob) -> CompileResult:
+        @contextlib.asynccontextmanager
+        async def run(_job: CompileJob) -> AsyncIterator[Compiled]:
             w.passing = tmp_path / "tree" / "passing.h"
             await w._pass()
             if not cancelled:
@@ -355,10 +393,11 @@ async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_pat
             scope.cancel()
             await anyio.lowlevel.checkpoint()
             raise AssertionError
+            yield
 
         job = w.job(b"-p4", b"-eprobe end {}")
         with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
-            await w.cache.compile(w.cache.ask(job), job, run, w.counts)
+            await w.compile(w.cache.ask(job), job, run)
         keep_types(w)
         w.passing = None
         assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
@@ -374,11 +413,13 @@ async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_pa
         (tmp_path / "tree" / "x.h").write_text("changed")
         await w.grounds.wait_known(w.around.premises(late.release, late.settings).places)
 
-        async def run_late(job: CompileJob) -> CompileResult:
-            await w.cache.compile(asked, early, w._run, w.counts)
-            return await w._run(job)
+        @contextlib.asynccontextmanager
+        async def run_late(job: CompileJob) -> AsyncIterator[Compiled]:
+            await w.compile(asked, early)
+            async with w._run(job) as compiled:
+                yield compiled
 
-        known = await w.cache.compile(w.cache.ask(late), late, run_late, w.counts)
+        known = await w.compile(w.cache.ask(late), late, run_late)
         assert known.reason == "changed"
         assert await w.ask(*late.request.arguments) == "stored"
 
@@ -401,7 +442,7 @@ async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
         job = w.job()
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(w.grounds, "fingerprint", lambda _places: None)
-            known = await w.cache.compile(w.cache.ask(job), job, w._run, w.counts)
+            known = await w.compile(w.cache.ask(job), job)
             assert known.reason == "unknown yet"
         w.built = False
         assert await w.ask() == "stored"

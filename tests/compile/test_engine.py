@@ -71,7 +71,8 @@ def run(tmp_path, workspace):
         )
         settings = ServerSettings(tuning={"kill_grace_s": 0.2, **limits}, keep_temporary=keep)
         job = CompileJob(request=request, release=RELEASE, settings=settings)
-        return await engine.run(job, deadline_s=deadline_s, kept=kept)
+        async with engine.compiled(job, deadline_s=deadline_s, kept=kept) as compiled:
+            return compiled.result
 
     return run_one
 

@@ -31,6 +31,8 @@ class Airport:
         self.scopes: dict[str, anyio.CancelScope] = {}
         self.gates: dict[str, anyio.Event] = {}
         self.fault: Exception | None = None
+        self.tidying = anyio.Event()
+        self.tidying.set()
 
     async def ask(self, name: str, key: str, client: str = "a") -> None:
         """Send a request; its work, if it comes to that, lasts until :meth:`open_gate` of its name."""
@@ -48,15 +50,17 @@ class Airport:
         await anyio.wait_all_tasks_blocked()
 
     async def _request(self, name: str, key: str, client: str) -> None:
-        async def work() -> str:
+        @contextlib.asynccontextmanager
+        async def work() -> AsyncIterator[str]:
             self.begun.append(name)
             try:
                 await self.gates[name].wait()
                 if self.fault is not None:
                     raise self.fault
+                yield f"work of {name}"
+                await self.tidying.wait()
             finally:
                 self.ended.append(name)
-            return f"work of {name}"
 
         with self.scopes[name]:
             try:
@@ -130,17 +134,20 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
     leaving = anyio.CancelScope()
     landed: list[Landed[str]] = []
 
-    async def slow_to_end() -> str:
+    @contextlib.asynccontextmanager
+    async def slow_to_end() -> AsyncIterator[str]:
         try:
             await anyio.sleep_forever()
+            yield "never"
         finally:
             with anyio.CancelScope(shield=True):
                 cleaning.set()
                 await cleaned.wait()
 
-    async def quick() -> str:
+    @contextlib.asynccontextmanager
+    async def quick() -> AsyncIterator[str]:
         await anyio.lowlevel.checkpoint()
-        return "anew"
+        yield "anew"
 
     async def first() -> None:
         with leaving:
@@ -223,6 +230,44 @@ async def test_a_full_queue_refuses_those_who_wait_for_it_alone():
         assert port.answers["second"] == Landed("work of first", joined=True)
 
 
+async def test_nobody_waits_for_the_tidying_up_but_the_worker():
+    async with airport(workers=1) as port:
+        port.tidying = anyio.Event()
+        await port.ask("first", "x")
+        await port.open_gate("first")
+        assert port.answers == {"first": Landed("work of first", joined=False)}
+        await port.ask("second", "x")
+        assert (port.begun, port.pool.statistics().queued) == (["first"], 1)
+        port.tidying.set()
+        await anyio.wait_all_tasks_blocked()
+        assert (port.begun, port.ended) == (["first", "second"], ["first"])
+
+
+async def test_the_end_waits_for_what_has_landed_to_be_tidied_up():
+    async with anyio.create_task_group() as tasks, airport() as port:
+        port.tidying = anyio.Event()
+        await port.ask("first", "x")
+        await port.open_gate("first")
+
+        async def tidy_up() -> None:
+            await anyio.wait_all_tasks_blocked()
+            assert port.ended == []
+            port.tidying.set()
+
+        tasks.start_soon(tidy_up)
+    assert port.ended == ["first"]
+
+
+async def test_the_end_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.flights._TIDY_S", 0.05)
+    async with airport() as port:
+        port.tidying = anyio.Event()
+        await port.ask("first", "x")
+        await port.open_gate("first")
+    assert port.ended == ["first"]
+    assert not port.tidying.is_set()
+
+
 async def test_cancelling_everything_leaves_nothing():
     async with airport() as port:
         await port.ask("first", "x")
@@ -234,4 +279,6 @@ async def test_cancelling_everything_leaves_nothing():
 async def test_nothing_flies_from_a_closed_server():
     pool = WorkerPool(1, queue_length=0)
     with pytest.raises(TranslatorError, match="closed"):
-        await Flights[str]().fly("x", "a", worker=lambda: pool.worker("a"), work=anyio.sleep_forever)
+        await Flights[str]().fly(
+            "x", "a", worker=lambda: pool.worker("a"), work=lambda: contextlib.nullcontext("never")
+        )

@@ -188,6 +188,23 @@ async def test_a_crash_ends_one_request_alone_and_its_client_is_told():
     assert running.lines.events().count("request.crashed") == 1
 
 
+async def test_an_answer_does_not_wait_for_the_tidying_up():
+    async with running_server() as running:
+        running.engine.tidying = anyio.Event()
+        assert (await exchange(running.port, request("-p4"))).rc == 0
+        assert running.service.pool.statistics().running == 1
+        running.engine.tidying.set()
+    assert running.service.pool.statistics().running == 0
+
+
+async def test_a_crash_while_tidying_up_is_logged_and_ends_nothing():
+    async with running_server() as running:
+        running.engine.last_fault = ValueError("a bug")
+        assert (await exchange(running.port, request("-p4"))).rc == 0
+        await running.lines.wait("request.untidy")
+        assert (await exchange(running.port, request("-p4"))).rc == 0
+
+
 async def test_a_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch):
     async with running_server() as running:
         monkeypatch.setattr("stapsrv.compile.session.Exchange", lambda *_, **__: 1 // 0)

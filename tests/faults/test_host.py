@@ -31,16 +31,24 @@ def fifo(tmp_path):
     return path
 
 
+def requests_left(temporary: Path) -> list[str]:
+    """Return what requests have left there, once it is nothing, or after some patience."""
+    return wait_back(lambda: [path.name for path in temporary.glob("stap-server.*/request.*")])
+
+
 def test_temporary_directory_that_goes_and_comes_back(serve):
     server = serve()
     assert server.ask(MAKES).rc == 0
+    assert requests_left(server.temporary) == []
     shutil.rmtree(next(server.temporary.iterdir()))
     assert server.ask(MAKES).rc == 0
+    assert requests_left(server.temporary) == []
     shutil.rmtree(server.temporary)
     assert server.ask(MAKES).stderr == f"{TROUBLE}No such file or directory\n"
     assert f"{server.temporary}/stap-server." in server.log_text()
     server.temporary.mkdir()
     assert server.ask(MAKES).rc == 0
+    assert requests_left(server.temporary) == []
     server.temporary.chmod(0)
     if os.geteuid():
         shown = server.ask(MAKES)
@@ -70,7 +78,7 @@ def test_disk_that_fills_up(serve, tmp_path, fifo):
     assert receive(hog).rc == 3
     assert server.ask(MAKES).rc == 0
     assert "log lines were lost while the log could not be written" in server.log_text()
-    assert wait_back(lambda: [path.name for path in (inside / "tmp").glob("*/request.*")]) == []
+    assert requests_left(inside / "tmp") == []
 
 
 def test_descriptors_that_run_out(serve):
@@ -138,8 +146,8 @@ def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):
     with start(arguments, environ) as second:
         assert [path.name for path in stat.glob("*.stat")] == [record.name]
         assert port_of(record) == port
-        assert ask(port, MAKES).rc == 0
         assert list(temporary.glob("stap-server.*/request.*")) == []
+        assert ask(port, MAKES).rc == 0
         assert len(list(temporary.glob("stap-server.*"))) == 1
         assert (seat / "control.sock").is_socket()
         second.send_signal(signal.SIGTERM)

@@ -15,7 +15,8 @@ import structlog
 import trustme
 
 from stapsrv.compile.containing import Sandbox
-from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.engine import Compiled, CompileJob, CompileResult
+from stapsrv.compile.kbuild import Build
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.service import CompileService, ServedIdentity
@@ -40,6 +41,8 @@ class FakeEngine:
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
         self.late_fault: Exception | None = None
+        self.tidying: anyio.Event | None = None
+        self.last_fault: Exception | None = None
         self.module = b"module" * 1000
         self.module_path = "stap000000/stap_x.ko"
         self.more_files: tuple[AnswerFile, ...] = ()
@@ -47,7 +50,8 @@ class FakeEngine:
         self.limit_met: str | None = None
         self._changed = anyio.Event()
 
-    async def run(self, job: CompileJob, *, deadline_s: float, kept=None) -> CompileResult:
+    @contextlib.asynccontextmanager
+    async def compiled(self, job: CompileJob, *, deadline_s: float, kept=None) -> AsyncIterator[Compiled]:
         self.jobs.append(job)
         self._note()
         if self.fault is not None:
@@ -62,7 +66,16 @@ class FakeEngine:
         if self.late_fault is not None:
             raise self.late_fault
         module = AnswerFile(self.module_path, self.module)
-        return CompileResult(self.status, b"out\n", b"err\n", (module, *self.more_files), self.limit_met)
+        files = (module, *self.more_files)
+        result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
+        yield Compiled(result, built=False, read_build=self._read_build)
+        if self.tidying is not None:
+            await self.tidying.wait()
+        if self.last_fault is not None:
+            raise self.last_fault
+
+    async def _read_build(self) -> Build:
+        raise AssertionError("nothing was built")
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""

@@ -178,12 +178,12 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
         await healths.wait(Health.WARMING)
         await witness.wait_line()
         witness.close()
+        assert supervisor.status().compiles == 0
         kernel.answer(MODULE)
         answer = await exchange(server.port, request("-p4"))
         assert answer.rc == 0
         # What the client's request has shown is enough.
         await healths.wait(Health.HEALTHY)
-        assert supervisor.status().compiles == 0
     assert len(kernel.runs) == 2
 
 
