@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -59,6 +60,11 @@ async def trust_of(
                 partial(anyio.run, is_trusted, certificate, place)
             )
         except IdentityError as exc:
+            if shutil.which("certutil") is None:
+                # A client's host need not have it.
+                return warning(
+                    "trust", f"cannot be told without certutil: {place}", "install it (Debian: libnss3-tools)"
+                )
             return fault("trust", exc)
         except TimeoutError as exc:
             return failure("trust", f"{place}: {exc.strerror}", "see which file system hangs")

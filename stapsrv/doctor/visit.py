@@ -180,7 +180,9 @@ def _release(said: Said, destination: Destination) -> Finding:
 async def _version(said: Said, environ: Mapping[str, str]) -> Finding:
     if shutil.which(environ.get("SYSTEMTAP_STAP") or "stap", path=environ.get("PATH")) is None:
         return failure(
-            "version", f"the server's is {said.version}; there is no stap here", "install systemtap-client"
+            "version",
+            f"the server's is {said.version}; there is no stap here",
+            "install it (Debian: systemtap and systemtap-client)",
         )
     try:
         stap = await find_stap(environ)

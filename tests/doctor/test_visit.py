@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 
 import anyio
@@ -92,6 +93,18 @@ async def test_no_stap_here(environ):
     async with running_server() as running:
         found = await go(running.port, {**environ, "PATH": "/nowhere"})
     assert "there is no stap here" in found["version"].answer
+
+
+async def test_a_client_s_host_without_certutil(environ, monkeypatch, tmp_path):
+    database = tmp_path / "systemtap" / "ssl" / "client"
+    database.mkdir(parents=True)
+    (database / "cert9.db").touch()
+    stap = shutil.which("stap", path=environ["PATH"]) or ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    async with running_server() as running:
+        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": stap})
+    assert found["trust"].verdict is Verdict.WARNING
+    assert found["trust"].answer == f"cannot be told without certutil: {database}"
 
 
 def test_certificate_of_the_kit_is_valid_long():
