@@ -93,6 +93,10 @@ def test_installed_tree(installed):
         mode = path.lstat().st_mode
         assert not mode & 0o022 or path.is_symlink(), path
         assert mode & 0o444 == 0o444, path
+    documents = installed / "usr" / "share" / "doc" / "stapsrv"
+    linked = re.findall(r"\]\((docs/[^)#]+)", (documents / "README.md").read_text())
+    assert linked
+    assert all((documents / each).is_file() for each in linked)
     packages = installed / "usr" / "lib" / "stapsrv"
     for path in installed.rglob("*"):
         if path.is_file() and not path.is_symlink() and packages not in path.parents:
