@@ -321,9 +321,11 @@ class Hosting:
     async def _read_servers(self, config_file: Path | None) -> ConfiguredServers:
         try:
             found = await self._files.run(partial(self._configuration.read_servers, config_file))
-        except TimeoutError as exc:
+        except OSError as exc:
             raise ConfigError(
-                f"cannot be read: {exc.strerror}", where="the configuration", remedy="mend its file system"
+                f"cannot be read: {exc.strerror}",
+                where="the configuration",
+                remedy="see which file system hangs, or what this host is short of",
             ) from exc
         self._faults = tuple(str(fault) for fault in found.faults.values())
         for fault in found.faults.values():

@@ -150,7 +150,7 @@ class ResultCache:
         """Have the surroundings know stap's ``rc`` file as it is; where it hangs, nobody knows."""
         try:
             self._surroundings.rc = await self._files.run(self._surroundings.look_at_rc)
-        except TimeoutError as exc:
+        except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             self._surroundings.rc = UNSEEN
 

@@ -46,7 +46,7 @@ class PortMemory:
 
         Cancellation: what has not been written yet is written first, in bounded time.
         """
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):
             self._written = self._ports = await self._files.run(self._memory.read)
         task_status.started()
         try:
@@ -72,7 +72,7 @@ class PortMemory:
     async def _write(self) -> None:
         self._changed = anyio.Event()
         ports = self._ports
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):
             await self._files.run(partial(self._memory.write, ports))
         self._written = ports
 

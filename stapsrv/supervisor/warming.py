@@ -205,8 +205,7 @@ class Warmer:
         changed = False
         with contextlib.ExitStack() as watching, anyio.move_on_after(delay_s) as scope:
             watching.enter_context(case.standing.when_healthy(scope.cancel))
-            places = functools.partial(_watch, case.subject.places)
-            monitors = await self._files.run(places, undo=_close)
+            monitors = await self._watch(case)
             watching.callback(_close, monitors)
             async with anyio.create_task_group() as tasks:
                 for monitor in monitors:
@@ -219,6 +218,13 @@ class Warmer:
             changed = True
             await anyio.sleep(_SETTLE_S)
         return changed
+
+    async def _watch(self, case: _Case) -> list[DirectoryMonitor]:
+        """Watch what decides on a case; what hangs, or cannot be watched, only time will tell of."""
+        try:
+            return await self._files.run(functools.partial(_watch, case.subject.places), undo=_close)
+        except OSError:
+            return []
 
 
 def first_error(stderr: bytes) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -215,7 +218,13 @@ class TestUnhealthy:
             assert (await exchange(server.port, request("-p4"))).rc == 0
             await healths.wait(Health.HEALTHY)
 
-    async def test_is_tried_again_after_some_time(self, bench, kernel):
+    @pytest.mark.parametrize("hangs", [False, True])
+    async def test_is_tried_again_after_some_time(self, bench, kernel, monkeypatch, hangs):
+        def watch(_places: Iterable[Path]) -> NoReturn:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+
+        if hangs:
+            monkeypatch.setattr("stapsrv.supervisor.warming._watch", watch)
         kernel.answer(BROKEN)
         bench.first_delay_s = 0.1
         async with started(bench) as (_, _, healths):
