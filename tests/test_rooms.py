@@ -10,7 +10,7 @@ import stapsrv
 
 ROOT = Path(stapsrv.__file__).parent
 LAYERS = (
-    {"environment", "filework", "init", "inotify", "last_resort", "refusal", "socket_address"},
+    {"environment", "filework", "init", "inotify", "last_resort", "refusal", "signals", "socket_address"},
     {"errors"},
     {"config"},
     {"identity", "mdns", "sandbox"},
@@ -50,7 +50,9 @@ def is_for_types(node: ast.AST) -> bool:
 
 def layer_of(name: str) -> int:
     room = name.partition(".")[0]
-    return next(number for number, rooms in enumerate(LAYERS) if room in rooms)
+    layers = [number for number, rooms in enumerate(LAYERS) if room in rooms]
+    assert layers, f"{room} is new, and has no layer above"
+    return layers[0]
 
 
 MODULES = {
