@@ -292,8 +292,7 @@ class ResultCache:
                 self._unsettled += not self._means_hold(question, job)
             yield compiled
             await self._note_first(question, job)
-            if compiled.built:
-                await self._note_build(question, job, compiled.result)
+            await self._note_build(question, job, compiled)
 
     def _means_hold(self, question: Question, job: CompileJob) -> bool:
         """Whether the means were known, and have been the same ever since the question."""
@@ -309,14 +308,14 @@ class ResultCache:
         if question.premise is not None and await self._read(_first_means(job)) is None:
             await self._note(_first_means(job), question.means)
 
-    async def _note_build(self, question: Question, job: CompileJob, result: CompileResult) -> None:
-        """Remember by which means a module was built; none, if they changed meanwhile."""
-        means = question.means if self._means_hold(question, job) else b""
-        names = [_module_means(result)]
-        if question.premise is not None:
-            names.append(_last_means(job))
-        for name in names:
-            await self._note(name, means)
+    async def _note_build(self, question: Question, job: CompileJob, compiled: Compiled) -> None:
+        """Remember by which means a module was built, if it was; none, if they changed or fell short."""
+        is_limited = compiled.result.limit_met is not None
+        means = b"" if is_limited or not self._means_hold(question, job) else question.means
+        if compiled.built:
+            await self._note(_module_means(compiled.result), means)
+        if question.premise is not None and (compiled.built or is_limited):
+            await self._note(_last_means(job), means)
 
     async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:
         """Whether a result that could be kept came from stap's own cache, and may be by other means.

@@ -23,6 +23,8 @@ def why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> 
     """Return why a result is not the same each time, as far as request and result show it."""
     if result.status != 0:
         return "failure"
+    if result.limit_met is not None:
+        return "limit"
     if module_name(result) is None:
         return "no module"
     return unrepeatable(job.request, outward)

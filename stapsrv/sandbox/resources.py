@@ -85,16 +85,18 @@ class Resources:
     def explain(self, status: int, stderr: bytes, *, exceeded: str | None = None) -> str | None:
         """Say which bound a program met, as far as its end shows; None when it shows none.
 
+        One that succeeded may have started others that met one, and done without what they should have found.
+
         Args:
             status: its exit status, ``-N`` when signal N ended it; 128 + N from a program in between.
             stderr: what it said.
             exceeded: the bound that its control group says it met.
         """
+        sentences = self._sentences()
         if status == 0:
-            return None
+            return sentences.get(exceeded)
         ended = _SIGNALS.get(-status if status < 0 else status - 128)
         said = (bound for bound, words in _SAID if words.search(stderr))
-        sentences = self._sentences()
         met = (bound for bound in (exceeded, ended, *said) if bound in sentences)
         return next((sentences[bound] for bound in met), None)
 

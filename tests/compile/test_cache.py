@@ -69,6 +69,7 @@ class World:
     runs: list[CompileJob] = attrs.field(factory=list)
     counts: CacheCounts = attrs.field(factory=CacheCounts)
     status: int = 0
+    limit_met: str | None = None
     built: bool = True
     """Whether stap's own cache has nothing."""
     outside: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ class World:
             AnswerFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
             AnswerFile(f"stap000000/{name}_src.c", self.code),
         )
-        result = CompileResult(self.status, b"out", b"err", files)
+        result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
         yield Compiled(result, self.built or job.anew, read_build)
 
 
@@ -272,6 +273,7 @@ async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
     ("attributes", "arguments", "reason"),
     [
         ({"status": 1}, (), "failure"),
+        ({"limit_met": "too many processes"}, (), "limit"),
         ({}, (b"-v", b"-eprobe begin {}"), "option"),
         ({}, (b'-eprobe process("/bin/ls").begin {}',), "program"),
         ({}, (b"-eprobe user.begin {}",), "program"),
@@ -493,6 +495,26 @@ async def test_a_module_from_before_a_change_is_built_anew_whoever_had_it_built(
         (tmp_path / "tree" / "x.h").write_text("changed")
         assert await w.ask() == "stored"
         assert [job.anew for job in w.runs] == [False, False, True]
+
+
+async def test_what_was_built_within_too_narrow_bounds_is_built_anew(tmp_path):
+    """It is in stap's own cache, and what stap found out about the kernel with it."""
+    async with world(tmp_path) as w:
+        w.limit_met = "too many processes"
+        assert await w.ask() == "limit"
+        w.limit_met, w.built = None, False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
+
+
+async def test_what_stap_found_out_within_too_narrow_bounds_is_found_out_anew(tmp_path):
+    """Though it made no module that time: what it keeps of the kernel's features may be wrong."""
+    async with world(tmp_path) as w:
+        w.limit_met, w.status, w.built = "too many processes", 1, False
+        assert await w.ask() == "failure"
+        w.limit_met, w.status, w.built = None, 0, True
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
 
 
 async def test_what_was_built_while_the_means_changed_is_built_anew(tmp_path):

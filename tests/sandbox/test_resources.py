@@ -145,6 +145,13 @@ def test_limit_that_was_met_is_named(status, stderr, exceeded, word):
     assert f"({word} of this server)" in resources.explain(status, stderr, exceeded=exceeded)
 
 
+def test_limit_that_a_child_met_is_named_though_the_program_succeeded():
+    """stap takes a feature of the kernel that it could not look for as missing, and goes on."""
+    resources = Resources(processes=1)
+    assert "(LIMIT_PROCESSES of this server)" in str(resources.explain(0, b"", exceeded="processes"))
+    assert resources.explain(0, b"", exceeded="memory") is None
+
+
 def test_no_limit_is_named_where_none_was_met():
     resources = Resources(cpu_s=1.0, memory_bytes=1)
     assert resources.explain(0, b"std::bad_alloc") is None
