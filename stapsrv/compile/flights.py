@@ -129,7 +129,7 @@ class Flights(Generic[T]):
                             flight.values.append(value)
                             self._land(key, flight)
         except Exception as exc:
-            if flight.landed.is_set():
+            if works and flight.landed.is_set():
                 raise
             # Raised to every request that waits for it.
             if works or not flight.begun:

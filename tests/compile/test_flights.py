@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from stapsrv.compile.flights import Flights, Landed
+from stapsrv.compile.flights import Flights, Landed, Worker
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.errors import RequestRejected, TranslatorError
 
@@ -266,6 +266,38 @@ async def test_the_end_does_not_wait_for_ever(monkeypatch):
         await port.open_gate("first")
     assert port.ended == ["first"]
     assert not port.tidying.is_set()
+
+
+async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_s_fault():
+    flights: Flights[str] = Flights()
+    queueing, landed = anyio.Event(), anyio.Event()
+
+    @contextlib.asynccontextmanager
+    async def refused() -> AsyncIterator[None]:
+        with anyio.CancelScope(shield=True):
+            queueing.set()
+            await landed.wait()
+        raise RequestRejected("The queue is full")
+        yield
+
+    @contextlib.asynccontextmanager
+    async def late() -> AsyncIterator[None]:
+        await queueing.wait()
+        yield
+
+    @contextlib.asynccontextmanager
+    async def work() -> AsyncIterator[str]:
+        await anyio.lowlevel.checkpoint()
+        yield "work"
+
+    async def ask(client: str, worker: Worker) -> None:
+        assert (await flights.fly("x", client, worker=worker, work=work)).value == "work"
+        landed.set()
+
+    with anyio.fail_after(20):
+        async with flights.open(), anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "a", late)
+            tasks.start_soon(ask, "b", refused)
 
 
 async def test_cancelling_everything_leaves_nothing():
