@@ -53,7 +53,7 @@ class SolitaryServer:
             cgroup=host.engine.sandbox.cgroup,
             since=self._since,
             compiles=server.work.running,
-            max_compiles=self._settings.workers,
+            max_compiles=self._settings.workers if self.server is None else self.server.service.pool.most,
             servers=(server,),
         )
         return Facts(phase=self.phase, status=status, tally=host.tally, lost_entries=self._losses.entries)

@@ -146,12 +146,13 @@ def test_hangup_begins_a_new_log(tmp_path, environ, build_tree, identity, style)
 
 def test_metrics_of_one_server(tmp_path, environ, build_tree, identity):
     place = tmp_path / "metrics.sock"
-    command = ["-r", build_tree, "--ssl", identity]
+    command = ["-r", build_tree, "--ssl", identity, "--max-threads=3", "--max-compiles=2"]
     with start([*command, "--metrics", f"unix:{place}"], environ) as server:
         assert get_page(place, "/readyz") == (200, "ok\n")
         status, text = get_page(place, "/metrics")
         assert status == 200
         assert '\nstapsrv_server_serving{server="stap-serverd"} 1.0\n' in text
+        assert "\nstapsrv_compiles_limit 2.0\n" in text
         assert '\nstapsrv_requests_total{release="6.1.0-test",result="success"} 0.0\n' in text
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0

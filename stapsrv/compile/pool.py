@@ -59,6 +59,11 @@ class WorkerPool:
         return self._free == 0 and self._has_no_place
 
     @property
+    def most(self) -> int:
+        """How many requests can run at the same time."""
+        return self._workers if self._parent is None else min(self._workers, self._parent.most)
+
+    @property
     def _has_no_place(self) -> bool:
         return self.queue_length is not None and self._queued >= self.queue_length
 

@@ -7,6 +7,7 @@ next connection that its database was replaced.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import pwd
@@ -149,7 +150,7 @@ def _read_certificate(file: Path) -> x509.Certificate:
     try:
         data = file.read_bytes()
     except OSError as exc:
-        remedy = "start a server once, or make one with stap-gen-cert" if exc.errno == 2 else None  # noqa: PLR2004
+        remedy = "start a server once, or make one with stap-gen-cert" if exc.errno == errno.ENOENT else None
         raise IdentityError(f"cannot be read ({exc.strerror})", where=str(file), remedy=remedy) from exc
     for load in (x509.load_der_x509_certificate, x509.load_pem_x509_certificate):
         try:

@@ -346,7 +346,7 @@ def _parsed(variable: Variable, value: object) -> object:
     if not variable.array:
         return _element(variable, value)
     if not isinstance(value, list):
-        raise ValueError(f"expected an array of strings, not {kind_of(value)}")  # noqa: TRY004
+        raise ValueError(f"expected an array of strings, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
     # An element of "()" would read as an array without elements from the file that records it.
     if "()" in value:
         raise ValueError('"()" cannot be an element')
@@ -357,7 +357,7 @@ def _element(variable: Variable, value: object) -> object:
     number = isinstance(value, int) and not isinstance(value, bool)
     text = str(value) if number else value
     if not isinstance(text, str):
-        raise ValueError(f"expected a string or a number, not {kind_of(value)}")  # noqa: TRY004
+        raise ValueError(f"expected a string or a number, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
     if not text:
         raise ValueError("it is empty; leave it out for the default")
     reason = unwritable_reason(text)
@@ -376,7 +376,7 @@ def _element(variable: Variable, value: object) -> object:
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, not {kind_of(value)}")  # noqa: TRY004
+        raise ValueError(f"expected true or false, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
     return value
 
 

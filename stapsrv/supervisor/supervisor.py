@@ -130,13 +130,14 @@ class Supervisor:
             (manual page, ``start``).
         """
         with self._commands.begin(report) as followed:
-            begun = [self._begin(wish, followed) for wish in wishes]
-            return [
-                begun_or_refused
-                if isinstance(begun_or_refused, Outcome)
-                else await self._started(*begun_or_refused)
-                for begun_or_refused in begun
-            ]
+            outcomes = []
+            for begun in [self._begin(wish, followed) for wish in wishes]:
+                if isinstance(begun, Outcome):
+                    outcomes.append(begun)
+                else:
+                    server, already = begun
+                    outcomes.append(await self._started(server, already=already))
+            return outcomes
 
     async def stop(self, ids: Sequence[int], report: Report | None = None) -> list[Outcome]:
         """Stop servers and forget them; wait until each is gone. A second stop ends their requests."""
@@ -247,7 +248,7 @@ class Supervisor:
         if settings.user not in {None, self._host.user}:
             raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
 
-    async def _started(self, server: HostedServer, already: bool) -> Outcome:  # noqa: FBT001
+    async def _started(self, server: HostedServer, *, already: bool) -> Outcome:
         state = await server.wait_settled()
         status = server.status()
         if state in {State.SERVING, State.DRAINING}:
