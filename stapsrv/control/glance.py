@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,13 @@ def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its typ
 
 def _read_line(connection: socket.socket) -> bytes:
     data = bytearray()
+    # In all, and not for each piece: others' supervisors are asked, too.
+    ends = time.monotonic() + _ANSWER_S
     while not data.endswith(b"\n"):
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
         more = connection.recv(_READ_BYTES)
         data += more
         if not more or len(data) > _MOST_ANSWER_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -268,6 +269,32 @@ def test_silence_has_an_end(command_line, monkeypatch):
         silent.listen()
         (problem,) = Glance([command_line.stat_path]).problems
     assert problem == "the supervisor of user silent does not answer: timed out"
+
+
+def test_a_trickle_has_an_end(command_line, monkeypatch):
+    """Each piece comes in time, and they never end."""
+    monkeypatch.setattr(glance, "_ANSWER_S", 0.3)
+    seat = command_line.stat_path / "slow"
+    seat.mkdir(parents=True)
+    asked = threading.Event()
+    with socket.socket(socket.AF_UNIX) as slow:
+        bind_socket(slow, seat / "control.sock")
+        slow.listen()
+
+        def trickle() -> None:
+            connection, _ = slow.accept()
+            with connection, contextlib.suppress(OSError):
+                while not asked.wait(0.01):
+                    connection.send(b" ")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            (problem,) = Glance([command_line.stat_path]).problems
+        finally:
+            asked.set()
+            thread.join()
+    assert problem == "the supervisor of user slow does not answer: timed out"
 
 
 # What it costs.
