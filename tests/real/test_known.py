@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import attrs
@@ -19,12 +20,18 @@ from kit.real import PATIENCE_S, Ran, Server, Stap, cert, wait_until
 
 WATCHING = ": Results are kept: "
 MISSING = "missing unwind/symbol data"
-SUMMARY = re.compile(r"^Request from .*: answered rc=(\d+), (\w+), .*, not kept: (.*)$")
+SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, not kept: (.*)$"
+
+T = TypeVar("T")
 
 
-def source_of(server: Server) -> str:
-    """Return where the last answer came from."""
-    return [match[2] for line in server.log.lines if (match := SUMMARY.match(line))][-1]
+def asked(server: Server, ask: Callable[[], T]) -> tuple[T, str, str]:
+    """Ask; return the answer, where it came from, and why it is not kept."""
+    before = server.log.count(SUMMARY)
+    answer = ask()
+    # A client has its answer a moment before the server is done with it.
+    told = server.log.wait(SUMMARY, count=before + 1)
+    return answer, told[2], told[3]
 
 
 @attrs.frozen
@@ -37,11 +44,7 @@ class Asker:
 
     def ask(self) -> tuple[Ran, str, str]:
         """Return what the client said, where the answer came from, and why it is not kept."""
-        before = self.server.log.count(SUMMARY.pattern)
-        ran = self.stap.via(self.server.port, "-p4", *self.arguments)
-        found = [match for line in self.server.log.lines if (match := SUMMARY.match(line))]
-        assert len(found) == before + 1
-        return ran, found[-1][2], found[-1][3]
+        return asked(self.server, lambda: self.stap.via(self.server.port, "-p4", *self.arguments))
 
     def module(self) -> tuple[bytes, str]:
         """Return the module, and where the answer came from."""
@@ -161,10 +164,10 @@ def test_a_known_result_is_signed_by_the_owner_key_that_the_client_trusts(serve,
     def module(**entries: str) -> tuple[bytes, str]:
         script = "probe begin { println(4700) exit() }"
         payload = request("-p4", "-e", script, release=stap.installation.release, **entries)
-        answer = anyio.run(exchange, server.port, payload)
+        answer, source, _reason = asked(server, lambda: anyio.run(exchange, server.port, payload))
         assert answer.rc == 0, answer.stderr
         (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
-        return made, source_of(server)
+        return made, source
 
     plain, source = module()
     assert source == "compiled"
@@ -202,16 +205,19 @@ def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp
     struct = tree / "include" / "generated" / "thing.h"
     struct.write_text("struct thing { char before[4410]; char value; };")
 
-    def ask(script: str) -> tuple[Answer, str]:
-        payload = request("-p4", "-e", script, release=release)
+    def send(payload: bytes) -> Answer:
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection,
             trusting().wrap_socket(connection) as tls,
         ):
             tls.sendall(frame(payload))
-            answer = Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
+            return Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
+
+    def ask(script: str) -> tuple[Answer, str]:
+        payload = request("-p4", "-e", script, release=release)
+        answer, source, _reason = asked(server, lambda: send(payload))
         assert answer.rc == 0, answer.stderr
-        return answer, source_of(server)
+        return answer, source
 
     def module() -> tuple[bytes, str]:
         answer, source = ask("probe begin { println(4400) exit() }")
