@@ -20,10 +20,9 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -37,10 +36,9 @@ from stapsrv.compile.keys import digest, request_digest
 from stapsrv.compile.known import UNKNOWN, CacheCounts, CacheStatistics, Known, Question
 from stapsrv.compile.premises import UNSEEN, Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
-from stapsrv.compile.scripts import outward_names
 from stapsrv.compile.stapcache import forget_types
 from stapsrv.compile.store import NOTE, DamagedError, Store, StoreStatistics, decode_body, encode_body
-from stapsrv.compile.trees import Place
+from stapsrv.compile.tapsets import Tapsets
 from stapsrv.compile.wire import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -96,7 +94,7 @@ class ResultCache:
         self._hot: OrderedDict[str, Known] = OrderedDict()
         self._hot_bytes = 0
         self._settling: dict[str, Known] = {}
-        self._outward: tuple[bytes | None, frozenset[str]] | None = None
+        self._tapsets = Tapsets()
         self._evicted = 0
         self._damaged = 0
         self._unsettled = 0
@@ -236,18 +234,6 @@ class ResultCache:
             damaged=self._damaged,
         )
 
-    async def _outward_names(self, job: CompileJob, premise: bytes | None) -> frozenset[str] | None:
-        """Return by which names the tapsets lead to what is not known of the host; None if they hang."""
-        if self._outward is None or self._outward[0] != premise:
-            places = self._surroundings.premises(job.release, job.settings).tapsets
-            try:
-                names = await self._files.run(partial(_read_outward, places), patience_s=_LONG_S)
-            except TimeoutError as exc:
-                self._log.warning("cache.unreadable", reason=exc.strerror)
-                return None
-            self._outward = (premise, names)
-        return self._outward[1]
-
     async def _has(self, name: str) -> bool:
         try:
             return await self._files.run(partial(self._store.has, name))
@@ -347,9 +333,16 @@ class ResultCache:
 
     async def _why_not(self, attempt: _Attempt, result: CompileResult) -> str | None:
         """Return why a result is not the same each time, in a word."""
-        job, premise = attempt.job, attempt.question.premise
-        outward = await self._outward_names(job, premise) if attempt.types_known else None
-        return _DISK if outward is None else await anyio.to_thread.run_sync(why_not, job, result, outward)
+        job, changes = attempt.job, attempt.question.changes[0]
+        if not attempt.types_known:
+            return _DISK
+        places = self._surroundings.premises(job.release, job.settings).tapsets
+        try:
+            outward = await self._tapsets.outward_names(places, changes, self._files)
+        except OSError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            return _DISK
+        return await anyio.to_thread.run_sync(why_not, job, result, outward)
 
     async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return what there is against it that a result depends on nothing but what is known, in a word."""
@@ -433,18 +426,6 @@ def _settings_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
     return digest(
         [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]
     )
-
-
-def _read_outward(places: Sequence[Place]) -> frozenset[str]:
-    texts = []
-    for place in places:
-        for path in Path(place.path).rglob("*.stp*"):
-            try:
-                texts.append(path.read_bytes())
-            except OSError:
-                # Not for stap to read either.
-                continue
-    return outward_names(texts)
 
 
 def _encode_result(result: CompileResult) -> bytes:
