@@ -61,7 +61,7 @@ QUESTIONS = (
     Question("user", check_user, _QUICK_S),
     Question("directories", check_directories, _QUICK_S),
     Question("room", check_space, _QUICK_S),
-    Question("clock", check_clock),
+    Question("clock", check_clock, _QUICK_S),
     Question("open files", check_files, _QUICK_S),
     Question("containment", check_containment),
     Question("configured servers", check_configuration, _SLOW_S),

@@ -58,9 +58,11 @@ class Destination:
 
 async def walk(destination: Destination, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Go to a server as a client of this user would; ends where no client gets further."""
-    addresses = await _addresses(destination)
-    if not addresses:
-        yield failure("address", f"{destination.host} has none", "check the name, or give an address")
+    try:
+        addresses = await _addresses(destination)
+    except (OSError, UnicodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "is no host name"
+        yield failure("address", f"{destination.host}: {reason}", "check the name, or give an address")
         return
     yield ok("address", ", ".join(addresses))
     try:
@@ -105,14 +107,16 @@ async def _converse(
 
 
 async def _addresses(destination: Destination) -> list[str]:
-    """Look a host up; no event loop's own way, since that waits for a resolver that nobody waits for."""
+    """Look a host up; no event loop's own way, since that waits for a resolver that nobody waits for.
+
+    Raises:
+        OSError: it has no address, or the resolver does not say.
+        UnicodeError: it is no host name.
+    """
     look_up = functools.partial(
         socket.getaddrinfo, destination.host, destination.port, type=socket.SOCK_STREAM
     )
-    try:
-        found = await FileWork().run(look_up, patience_s=CONNECT_S)
-    except (OSError, UnicodeError):
-        return []
+    found = await FileWork().run(look_up, patience_s=CONNECT_S)
     return [str(address) for address in dict.fromkeys(entry[4][0] for entry in found)]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import threading
 
 import anyio
 import pytest
@@ -71,6 +72,19 @@ async def test_no_server_and_no_host(environ):
     assert found["connection"].answer == f"127.0.0.1:{port}: Connection refused"
     found = await go(port, environ, host="no-such-host.invalid")
     assert found["address"].verdict is Verdict.FAILURE
+    found = await go(port, environ, host="x" * 100)
+    assert found["address"].answer == f"{'x' * 100}: is no host name"
+
+
+async def test_a_resolver_that_does_not_answer(environ, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_arguments, **_names: answered.wait())
+    monkeypatch.setattr("stapsrv.doctor.visit.CONNECT_S", 0.2)
+    try:
+        found = await go(5001, environ, host="slow.example.org")
+    finally:
+        answered.set()
+    assert found["address"].answer == "slow.example.org: no answer within 0.2 seconds"
 
 
 async def test_something_else_than_a_server(environ):
