@@ -37,7 +37,6 @@ from kit.footprint import descendants, wait_back
 from kit.real import (
     CompilerGate,
     Installation,
-    ProcessTree,
     Server,
     Stap,
     Unavailable,
@@ -45,6 +44,7 @@ from kit.real import (
     serving,
     serving_original,
 )
+from kit.trees import ProcessTree
 
 ORIGINAL, OURS = "SystemTap's own", "stapsrv"
 BEGIN, END = "<!-- rows of bench/faults.py -->\n", "<!-- end of these rows -->\n"

@@ -15,8 +15,8 @@ import pytest
 from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
 from kit.footprint import wait_back
-from kit.real import ProcessTree
 from kit.stap import MAKES
+from kit.trees import ProcessTree
 
 FILL = 'head -c 5000000 /dev/zero >"$answer/big"; i=0; while echo >"$answer/$i"; do i=$((i + 1)); done;'
 TROUBLE = "Server: The server has trouble with its temporary directory: "

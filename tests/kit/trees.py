@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import textwrap
+import time
 from pathlib import Path
 
 import anyio
+
+from .real import PATIENCE_S
 
 
 class Witness:
@@ -37,6 +43,48 @@ class Witness:
                         return
                 except BlockingIOError:
                     continue
+
+
+class ProcessTree:
+    """The descendants that a process has at one moment, each held by a descriptor that tells of its end."""
+
+    def __init__(self, pid: int) -> None:
+        self.names: list[str] = []
+        self._held: dict[int, str] = {}
+        self._collect(pid)
+
+    def wait_gone(self, seconds: float = PATIENCE_S) -> None:
+        """Wait until all have ended."""
+        left = self.wait_left(seconds)
+        assert not left, f"still there after {seconds} s: {left}"
+
+    def wait_left(self, seconds: float) -> list[str]:
+        """Wait until all have ended, for so long at most; returns the names of those that are left."""
+        deadline = time.monotonic() + seconds
+        while self._held:
+            ended = select.select(list(self._held), [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ended:
+                break
+            for pidfd in ended:
+                del self._held[pidfd]
+                os.close(pidfd)
+        return list(self._held.values())
+
+    def kill(self) -> None:
+        """End those that are left."""
+        for pidfd in self._held:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self.wait_gone()
+
+    def _collect(self, pid: int) -> None:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    pidfd = os.pidfd_open(child)
+                    self._held[pidfd] = Path(f"/proc/{child}/comm").read_text().strip()
+                    self.names.append(self._held[pidfd])
+                    self._collect(child)
 
 
 def shell(script: str, *arguments: object) -> list[str]:

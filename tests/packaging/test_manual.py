@@ -94,12 +94,15 @@ def test_templates_name_no_option_that_there_is_not():
         name for each in _parser()._actions for name in each.option_strings
     }
     theirs = {"--use-server", "--rlimit-cpu"}  # of stap
+    seen = set()
     for template in (ROOT / "packaging" / "manual" / "pages").iterdir():
         named = {
             name.replace("\\", "")
             for name in re.findall(r"(?<!\w)\\-\\-[a-z][a-z\\-]*", template.read_text())
         }
         assert named <= known | theirs, template.name
+        seen |= named
+    assert theirs < seen
 
 
 def test_page_of_the_files_has_every_variable_and_what_it_means(page):

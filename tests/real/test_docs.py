@@ -192,13 +192,19 @@ def test_example_files_are_good(tmp_path):
     from stapsrv.config.files import server_settings_from
     from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
 
-    examples = ROOT / "packaging" / "examples"
-    for path in examples.glob("*.conf"):
+    examples = list((ROOT / "packaging" / "examples").glob("*.conf"))
+    assert {"global.conf", "lab.conf"} <= {path.name for path in examples}
+    for path in examples:
         text = path.read_text()
         if path.name == "global.conf":
             assert lay_over(SYSTEM_SETTINGS, text, where=str(path)) == SYSTEM_SETTINGS
         else:
             assert server_settings_from(text, where=str(path)).nickname == path.stem
-    for page in PAGES:
-        for block in re.findall(r"^```ini\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            server_settings_from(block, where=page.name)
+    blocks = [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(r"^```ini\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert blocks
+    for name, block in blocks:
+        server_settings_from(block, where=name)

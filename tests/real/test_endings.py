@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kit.real import CompilerGate, ProcessTree, finish, is_listening, vermagic, wait_until
+from kit.real import CompilerGate, finish, is_listening, vermagic, wait_until
+from kit.trees import ProcessTree
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
