@@ -340,12 +340,12 @@ def is_listening(port: int) -> bool:
     return any(listening.search(Path(f"/proc/net/{table}").read_text()) for table in ("tcp", "tcp6"))
 
 
-def wait_until(condition: Callable[[], bool], *, pause_s: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Ask again and again, where nothing tells of what is waited for."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(pause_s)
+        time.sleep(0.02)
 
 
 class CompilerGate:
