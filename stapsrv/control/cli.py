@@ -35,5 +35,8 @@ def main() -> NoReturn:
             out.flush()
         except BrokenPipeError:
             status = _BROKEN_PIPE
+        except OSError as exc:
+            err.write(f"stap-server: {exc.filename or 'standard output'}: {exc.strerror}\n")
+            status = 1
     # Taking all modules apart again would take an eighth of a status, and nothing is left to be closed.
     os._exit(status)

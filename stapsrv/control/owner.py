@@ -115,10 +115,13 @@ def guarded(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
         return _INTERRUPTED
-    except BrokenPipeError:
+    except OSError as exc:
         # What is left to be written would be tried once more at the end of the process.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        if isinstance(exc, BrokenPipeError):
+            return _BROKEN_PIPE
+        sys.stderr.write(f"{program}: {exc.filename or 'standard output'}: {exc.strerror}\n")
+        return 1
     return status
 
 

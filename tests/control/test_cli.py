@@ -166,6 +166,17 @@ def test_output_that_nobody_reads(service):
     assert "Traceback" not in process.communicate()[1]
 
 
+@pytest.mark.parametrize("words", [["help"], ["--version"], ["cache", "stats"]])
+def test_output_that_cannot_be_written(words, environ):
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [*PROGRAM, *words], stdout=full, stderr=subprocess.PIPE, env=environ, timeout=60, check=False
+        )
+    assert ran.returncode == 1
+    program = b"stap-server cache" if words[0] == "cache" else b"stap-server"
+    assert ran.stderr == program + b": standard output: No space left on device\n"
+
+
 def test_without_an_output(service):
     closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *PROGRAM, "status", "-c", str(service.config_file)]
     assert subprocess.run(closed, env=service.environ, timeout=60, check=False).returncode == 3
