@@ -9,6 +9,7 @@ what a program started, unless that ends the keeper first (before Linux 6.12 not
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,6 @@ from stapsrv.sandbox.view import Access, View
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _DEATH_SIGNAL = ("setpriv", "--pdeathsig", "KILL", "--")
-_DEATH_OF_ALL = ("setpriv", "--pdeathsig", "ALRM", "--", "timeout", "--signal=KILL", "0")
-"""Has the whole process group die with the server: that signal means to ``timeout`` that the time is over."""
 _NAMESPACES = ("--user", "--mount", "--pid", "--ipc", "--uts")
 
 
@@ -46,10 +45,10 @@ class Mechanism(enum.Enum):
 
 def _bubblewrap(view: View) -> Iterator[str]:
     # A bubblewrap that dies before its inner process has arranged to die with it leaves that one to itself.
-    yield from _DEATH_OF_ALL
+    yield from _death_of_all()
     # The signal that asks a compile to end goes to the whole session. bubblewrap's own two processes are not
     # meant: they would take the compile with them before it has tidied up.
-    yield from ("env", "--ignore-signal=TERM", "bwrap", "--die-with-parent")
+    yield from ("env", f"--chdir={view.directory}", "--ignore-signal=TERM", "bwrap", "--die-with-parent")
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     if not view.network:
         yield "--unshare-net"
@@ -71,6 +70,16 @@ def _bubblewrap(view: View) -> Iterator[str]:
     for memory in (Path("/"), Path("/dev"), *_empty_directories(view)):
         yield from ("--remount-ro", str(memory))
     yield from ("--chdir", str(view.directory), "--", "env", "--default-signal=TERM", "--")
+
+
+def _death_of_all() -> Iterator[str]:
+    """Have the whole process group die with this process: its signal means to ``timeout`` that time is up."""
+    yield from ("setpriv", "--pdeathsig", "ALRM", "--")
+    if os.access(".", os.R_OK | os.X_OK):
+        # Nothing begins if this process died before that was arranged. No namespace is entered: only its
+        # working directory, which a process that is no more does not have.
+        yield from ("nsenter", f"--target={os.getpid()}", "--wd", "--")
+    yield from ("timeout", "--signal=KILL", "0")
 
 
 def _unshare(view: View) -> Iterator[str]:

@@ -229,7 +229,7 @@ async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
     """And no answer of stap's: where and why is for the log."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("choom", "nice", "setpriv", "timeout", "env", "sh"):
+    for name in ("choom", "nice", "setpriv", "nsenter", "timeout", "env", "sh"):
         (programs / name).symlink_to(f"/usr/bin/{name}")
     environ = {"PATH": str(programs), "SYSTEMTAP_DIR": str(tmp_path / "st")}
     with pytest.raises(TranslatorError) as caught:

@@ -175,6 +175,18 @@ async def test_bubblewrap_that_is_only_just_beginning_dies_with_a_killed_supervi
     await see_killed_supervisor(Mechanism.BUBBLEWRAP.command(place.view(), ["program"]), witness)
 
 
+async def test_bubblewrap_does_not_begin_for_one_who_is_gone(place):
+    command = Mechanism.BUBBLEWRAP.command(place.view(), ["touch", "made"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    words = [f"--target={gone.pid}" if word == f"--target={os.getpid()}" else word for word in command]
+    assert words != command
+    ran = subprocess.run(words, stderr=subprocess.PIPE, check=False)
+    assert ran.returncode != 0
+    assert ran.stderr.startswith(b"nsenter: cannot open /proc/")
+    assert list(place.directory.iterdir()) == []
+
+
 async def see_killed_supervisor(command: list[str], witness: Witness) -> None:
     """Kill a supervisor whose tree has written its line, and wait until nothing is left of the tree."""
     supervisor = """
