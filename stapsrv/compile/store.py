@@ -33,6 +33,8 @@ NOTE = "note-"
 """Begins the names of entries that are no results: these do not age, and are not counted or cleared."""
 _UNFINISHED_S = 3600.0
 """After so long nobody writes it any more."""
+_UNSEEN = 0.1
+"""Of the largest size: after so much written by one process it sees what others have written."""
 _ROOM = 0.9
 """What is left of the largest size after things had to go, lest they have to go each time."""
 
@@ -74,6 +76,9 @@ class Store:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._bytes: int | None = None
+        """When they were counted last."""
+        self._unseen = 0
+        """Written since then, by this process."""
         _check(directory)
 
     def read(self, name: str) -> bytes | None:
@@ -134,8 +139,10 @@ class Store:
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
-        self._bytes = (self.statistics().stored_bytes if self._bytes is None else self._bytes) + len(text)
-        return self.evict() if self._bytes > self._max_bytes else 0
+        self._unseen += len(text)
+        if self._bytes is None or self._unseen > self._max_bytes * _UNSEEN:
+            self._bytes, self._unseen = sum(status.st_size for _path, status in self._files()), 0
+        return self.evict() if self._bytes + self._unseen > self._max_bytes else 0
 
     def evict(self) -> int:
         """Remove what is too old, and what was used least lately until there is room; return how many."""
@@ -152,7 +159,7 @@ class Store:
                 path.unlink(missing_ok=True)
                 total -= status.st_size
                 gone += 1
-        self._bytes = total
+        self._bytes, self._unseen = total, 0
         return gone
 
     def clear(self) -> int:

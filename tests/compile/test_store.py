@@ -134,6 +134,14 @@ def test_what_was_used_least_lately_goes_first(tmp_path):
     assert store.statistics().stored_bytes <= MEBI
 
 
+def test_several_that_write_keep_to_one_bound(tmp_path):
+    """Each sees in time what the others have written."""
+    stores = [open_store(tmp_path, max_bytes=MEBI) for _ in range(3)]
+    for number in range(90):
+        stores[number % 3].write(f"{number}", bytes(MEBI // 30))
+        assert stores[0].statistics().stored_bytes <= 1.3 * MEBI
+
+
 def test_what_would_fill_the_store_is_not_kept(tmp_path):
     store = open_store(tmp_path, max_bytes=MEBI)
     store.write("a", BODY)
