@@ -347,6 +347,8 @@ class ResultCache:
     async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return what there is against it that a result depends on nothing but what is known, in a word."""
         if not compiled.built:
+            if await self._read(_outside(compiled.result)) is not None:
+                return "outside"
             return None if includes_are_inside(compiled.result) else "no evidence"
         places = self._surroundings.premises(job.release, job.settings).places
         try:
@@ -358,6 +360,8 @@ class ResultCache:
             return _DISK
         if outside is not None:
             self._log.info("cache.outside", file=outside)
+            # When it comes from stap's own cache, nothing shows that any more.
+            await self._note(_outside(compiled.result), os.fsencode(outside))
             return "outside"
         return None
 
@@ -399,6 +403,11 @@ class ResultCache:
 def _module_means(result: CompileResult) -> str:
     """Return what is kept under is: the means by which stap last built the module of this name."""
     return NOTE + digest((b"module", (module_name(result) or "").encode())).hex()
+
+
+def _outside(result: CompileResult) -> str:
+    """Return what is kept under is: a file from elsewhere that the module of this name was made from."""
+    return NOTE + digest((b"outside", (module_name(result) or "").encode())).hex()
 
 
 def _last_means(job: CompileJob) -> str:

@@ -303,6 +303,16 @@ async def test_a_program_is_seen_wherever_the_code_names_it(tmp_path):
         assert await w.ask() == "outside"
 
 
+async def test_a_module_from_elsewhere_is_from_there_in_stap_s_cache_as_well(tmp_path):
+    """Though what its C includes could be a header of the kernel's."""
+    async with world(tmp_path) as w:
+        w.outside = ("/opt/include/linux/mm.h",)
+        assert await w.ask() == "outside"
+        w.built = False
+        assert await w.ask() == "outside"
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+
+
 async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
     (tmp_path / "linked").mkdir()
     async with world(tmp_path) as w:
