@@ -79,6 +79,25 @@ def test_namespaces_that_are_not_there():
     assert ran.stderr.startswith("launcher: not the first process of a namespace")
 
 
+# The file is another one's then: this kernel has the list.
+UNLISTED = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])
+launcher = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launcher)
+launcher.open = lambda path, **_: open(path + ".missing")
+launcher.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.usefixtures("has_landlock")
+def test_kernel_that_lists_no_children():
+    command = [sys.executable, "-c", UNLISTED, LAUNCHER, "landlock", "/", "READ", "/usr", "--"]
+    command += ["/usr/bin/sh", "-c", "exit 3"]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (3, b"")
+
+
 @pytest.mark.parametrize("mode", ["landlock", "mounts"])
 def test_caller_that_is_gone_already(mode, tmp_path):
     """Killed before this process was to die with it: it is known by the output that nobody reads."""
