@@ -88,21 +88,20 @@ def ensure_directory(directory: Path) -> None:
         directory.chmod(0o755)
 
 
-def sweep_left_over(*directories: Path) -> None:
-    """Remove what processes that died were preparing in ``directories``, unless somebody is at it now.
+def sweep_left_over(directory: Path) -> None:
+    """Remove what processes that died were preparing in a directory, unless somebody is at it now.
 
-    It may hold private keys, and nobody may change a directory for a long time. What is not ours stays.
+    It may hold private keys, and nobody may change the directory for a long time. What is not ours stays.
     """
-    for directory in directories:
-        with suppress(OSError):
-            if not any(directory.glob(f"{_PREPARING}*")):
-                continue
-            descriptor = _open_lock(directory)
-            try:
-                if _lock_nowait(descriptor, fcntl.LOCK_EX):
-                    _sweep(directory)
-            finally:
-                os.close(descriptor)
+    with suppress(OSError):
+        if not any(directory.glob(f"{_PREPARING}*")):
+            return
+        descriptor = _open_lock(directory)
+        try:
+            if _lock_nowait(descriptor, fcntl.LOCK_EX):
+                _sweep(directory)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -211,8 +211,9 @@ class IdentityStore:
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
         changed = (directory, moks_directory(directory), default_client_directory(self._environ))
         # Looked at in a thread before anything is done: a directory that hangs is met here.
-        with _hangs_explained(directory):
-            await self._files.run(functools.partial(sweep_left_over, *changed))
+        for place in changed:
+            with _hangs_explained(place):
+                await self._files.run(functools.partial(sweep_left_over, place))
         identity = await self._open(directory, log)
         await self._trust(identity, log)
         return await self._keep(identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
+from stapsrv.filework import FileWork
 from stapsrv.identity.nss import Database
 from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
 
@@ -76,6 +78,21 @@ async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, 
     assert await store.obtain(database, lines.log)
     (reason,) = lines.reasons("trust.failed")
     assert "systemtap" in reason
+
+
+async def test_directory_that_hangs_is_named(store, database, lines, tmp_path, monkeypatch):
+    gate, clients = threading.Event(), tmp_path / "systemtap" / "ssl" / "client"
+
+    def sweep(directory: Path) -> None:
+        if directory == clients:
+            gate.wait()
+
+    monkeypatch.setattr("stapsrv.identity.store.sweep_left_over", sweep)
+    store._files = FileWork(patience_s=0.2, grace_s=0.1)
+    with pytest.raises(IdentityError) as caught:
+        await store.obtain(database, lines.log)
+    gate.set()
+    assert str(caught.value).startswith(f"{clients}: its file system hangs")
 
 
 async def test_keys_that_a_killed_process_was_preparing_are_removed_at_the_next_start(
