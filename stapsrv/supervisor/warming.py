@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -235,11 +236,12 @@ def first_error(stderr: bytes) -> str:
 
 
 def _watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
-    """Watch directories; where one cannot be watched, only time will tell."""
+    """Watch directories with all below them; where one cannot be watched, only time will tell."""
     monitors: list[DirectoryMonitor] = []
     with contextlib.suppress(OSError):
         for place in places:
-            monitors.append(DirectoryMonitor(place))
+            below = (Path(parent, name) for parent, names, _ in os.walk(place) for name in names)
+            monitors.append(DirectoryMonitor(place, *below))
             monitors[-1].arm()
     return monitors
 

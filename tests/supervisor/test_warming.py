@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import anyio
+import anyio.to_thread
 import pytest
 from kit.client import exchange, request
 from kit.stap import make_stap
@@ -18,7 +20,8 @@ from kit.trees import Witness
 from stapsrv.compile.standing import Health
 from stapsrv.supervisor.announcing import advertisements
 from stapsrv.supervisor.commanding import Wish
-from stapsrv.supervisor.warming import Warmer, first_error
+from stapsrv.supervisor.warming import Warmer, _watch, first_error
+from stapsrv.supervisor.watching import DirectoryMonitor
 
 pytestmark = pytest.mark.anyio
 
@@ -191,7 +194,18 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
 
 
 class TestUnhealthy:
-    async def test_is_told_not_advertised_and_tried_again_after_a_change(self, bench, kernel):
+    @pytest.mark.parametrize("changed", ["Makefile", "include/config/new"])
+    async def test_is_told_not_advertised_and_tried_again_after_a_change(
+        self, bench, kernel, monkeypatch, changed
+    ):
+        armed = threading.Event()
+
+        def watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
+            monitors = _watch(places)
+            armed.set()
+            return monitors
+
+        monkeypatch.setattr("stapsrv.supervisor.warming._watch", watch)
         kernel.answer(BROKEN)
         network = Listener()
         async with started(bench, announcer=network) as (supervisor, (begun,), healths):
@@ -202,8 +216,8 @@ class TestUnhealthy:
             assert network.said == {begun.id: []}
             kernel.answer(MODULE)
             await bench.lines.wait("release.unhealthy")
-            (bench.build_tree / "include" / "config" / "new").touch()
-            (bench.build_tree / "Makefile").touch()
+            assert await anyio.to_thread.run_sync(armed.wait, 20)
+            (bench.build_tree / changed).touch()
             await healths.wait(Health.HEALTHY)
             assert network.said == {begun.id: ["6.1.0-test x86_64"]}
         assert bench.lines.reasons("release.unhealthy") == ["x.h:3: error: no such thing"]
