@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import ssl
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +41,10 @@ _IDLE_S = 30.0
 _IDLE_SERVERS = 20
 _IDLE_CONNECTIONS = 200
 _BESIDE = "stapsrv beside idle connections"
+_UVLOOP = "stapsrv on uvloop"
+_IN_MEMORY = "stapsrv in memory"
+_MEMORY = Path("/dev/shm")
+"""A file system in memory that everybody may write to (tmpfs)."""
 _SETTLE_S = 90.0
 """For what follows a start, a first compile for the kernel release included."""
 _WARM_S = 600.0
@@ -200,15 +206,17 @@ def repeated_real(bench: Bench) -> list[Verdict]:
 
 def repeated_raw(bench: Bench) -> list[Verdict]:
     """Ask with eight raw clients, as fast as they are answered, for a script that was compiled before."""
-    with bench.both() as ports:
+    with bench.both() as ports, contextlib.ExitStack() as more:
         payload = bench.payload(bench.repeated_script())
+        if bench.backend == "asyncio" and importlib.util.find_spec("uvloop") is not None:
+            ports[_UVLOOP] = more.enter_context(serving(bench.warm, backend="uvloop")).port
         for who, port in ports.items():
             fetch(who, port, payload)
         values = bench.alternate(
             bench.rounds, lambda who: rate(who, ports[who], payload, 8, 5.0), tuple(ports)
         )
     times = median(values[OURS]) / median(values[ORIGINAL])
-    return [
+    verdicts = [
         Verdict(
             "repeated script, 8 raw clients, requests per second",
             spread(values[ORIGINAL], unit="/s", digits=1),
@@ -218,6 +226,18 @@ def repeated_raw(bench: Bench) -> list[Verdict]:
             times >= 20,
         )
     ]
+    if _UVLOOP in values:
+        verdicts.append(
+            Verdict(
+                "the same, on uvloop",
+                "",
+                spread(values[_UVLOOP], unit="/s", digits=1),
+                f"{median(values[_UVLOOP]) / median(values[OURS]):.2f} times asyncio",
+                "(used where it is installed)",
+                None,
+            )
+        )
+    return verdicts
 
 
 def equal_at_once(bench: Bench) -> list[Verdict]:
@@ -286,6 +306,32 @@ def _share(load: str, values: Values) -> Verdict:
         "at most +30 ms",
         added[OURS] <= 30,
     )
+
+
+def memory(bench: Bench) -> list[Verdict]:
+    """Ask for new scripts of a server with temporary directories on disk, and of one with them in memory."""
+    with (
+        tempfile.TemporaryDirectory(prefix="stapsrv-bench.", dir=_MEMORY) as place,
+        serving(bench.warm, backend=bench.backend) as ours,
+        serving(bench.warm, backend=bench.backend, TMPDIR=place) as in_memory,
+    ):
+        ports = {OURS: ours.port, _IN_MEMORY: in_memory.port}
+        values = bench.alternate(
+            max(bench.rounds, _NEW_ROUNDS),
+            lambda who: bench.ask(who, ports[who], bench.script()),
+            tuple(ports),
+        )
+    on_disk, in_memory_s = (median(values[who]) for who in ports)
+    return [
+        Verdict(
+            "new script, temporary directories in memory",
+            "",
+            f"{spread(values[_IN_MEMORY])}; on disk {spread(values[OURS])}",
+            f"{in_memory_s / on_disk:.2f} times disk",
+            "(they are on disk)",
+            None,
+        )
+    ]
 
 
 def different_at_once(bench: Bench) -> list[Verdict]:
@@ -388,6 +434,7 @@ LOADS: Mapping[str, Callable[[Bench], list[Verdict]]] = {
     "repeated-raw": repeated_raw,
     "equal": equal_at_once,
     "share": share,
+    "memory": memory,
     "different": different_at_once,
     "first": first,
     "idle": idle,

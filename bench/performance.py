@@ -114,7 +114,12 @@ def main() -> None:
     add: Callable[..., argparse.Action] = parser.add_argument
     add("loads", nargs="*", metavar="LOAD", help=f"some of: {', '.join(LOADS)} (default: all, ten minutes)")
     add("--rounds", type=int, default=3, metavar="N", help="how often servers are asked in turn, at least")
-    add("--backend", choices=("asyncio", "trio"), default="asyncio", help="this project's event loop")
+    add(
+        "--backend",
+        choices=("asyncio", "uvloop", "trio"),
+        default="asyncio",
+        help="this project's event loop",
+    )
     add("--json", action="store_true", help="print the figures as JSON, to be kept")
     add(
         "--from", dest="kept", type=Path, nargs="+", metavar="FILE", help="measure nothing, take such figures"

@@ -6,6 +6,7 @@ The one place that knows every room and joins them: log, signals, readiness, exi
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import signal
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         raise_open_files()
         serve = _serve_configured if options.server is None else _serve_one
         means = _Means(without_passed(environ), notifier, password, sockets)
-        anyio.run(serve, options, means, backend=options.backend)
+        backend, loop = event_loop(options.backend)
+        anyio.run(serve, options, means, backend=backend, backend_options=loop)
     except* StapsrvError as group:
         failure = _first(group)
     if failure is None:
@@ -92,6 +94,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     notifier.failed(str(failure))
     sys.stderr.write(f"{PROGRAM}: {failure}\n")
     sys.exit(failure.exit_status)
+
+
+def event_loop(wanted: str | None) -> tuple[str, dict[str, bool]]:
+    """Return AnyIO's backend for the loop that is wanted, and the options that it gets.
+
+    Raises:
+        UsageError: it is uvloop, and not installed.
+    """
+    if wanted == "trio":
+        return "trio", {}
+    installed = importlib.util.find_spec("uvloop") is not None
+    if wanted == "uvloop" and not installed:
+        raise UsageError(
+            "uvloop is not installed", where="--backend uvloop", remedy="install it, or leave the option out"
+        )
+    return "asyncio", {"use_uvloop": installed and wanted != "asyncio"}
 
 
 def refuse_root(environ: Mapping[str, str]) -> None:

@@ -57,7 +57,8 @@ class DaemonOptions:
         use_password: the certificate databases have a password.
         password_file: where it is to be read.
         password_descriptor: likewise, inherited.
-        backend: anyio's event loop, ``asyncio`` or ``trio``.
+        backend: the event loop, ``asyncio``, ``uvloop`` or ``trio``; None: uvloop where it is installed, else
+            asyncio.
         mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
         mdns_interfaces: likewise.
         mdns_host: likewise.
@@ -74,7 +75,7 @@ class DaemonOptions:
     use_password: bool = False
     password_file: Path | None = None
     password_descriptor: int | None = None
-    backend: str = "asyncio"
+    backend: str | None = None
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
@@ -205,7 +206,11 @@ def _parser() -> _Parser:
         help=argparse.SUPPRESS,
     )
     add("--on-demand", action="store_true", help=argparse.SUPPRESS)
-    add("--backend", choices=("asyncio", "trio"), help="event loop (default: asyncio)")
+    add(
+        "--backend",
+        choices=("asyncio", "uvloop", "trio"),
+        help="event loop (default: uvloop where it is installed, else asyncio)",
+    )
     add("--version", action="version", version=f"{PROGRAM} (stapsrv) {__version__}")
     return parser
 

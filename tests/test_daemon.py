@@ -15,7 +15,7 @@ import pytest
 from kit.daemon import start
 from kit.http import get_page
 
-from stapsrv.daemon import refuse_root
+from stapsrv.daemon import event_loop, refuse_root
 from stapsrv.errors import UsageError
 
 
@@ -26,6 +26,19 @@ def test_root_is_refused(monkeypatch):
     refuse_root({"STAP_PR11197_OVERRIDE": "1"})
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     refuse_root({})
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_uvloop_is_used_where_it_is_installed(monkeypatch, installed):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object() if installed else None)
+    assert event_loop(None) == ("asyncio", {"use_uvloop": installed})
+    assert event_loop("asyncio") == ("asyncio", {"use_uvloop": False})
+    assert event_loop("trio") == ("trio", {})
+    if installed:
+        assert event_loop("uvloop") == ("asyncio", {"use_uvloop": True})
+    else:
+        with pytest.raises(UsageError, match=r"^--backend uvloop: uvloop is not installed; install it, or"):
+            event_loop("uvloop")
 
 
 @pytest.fixture
@@ -114,7 +127,7 @@ def test_help_and_version():
     assert re.fullmatch(r"stap-serverd \(stapsrv\) \d+\.\d+\.\d+\n", serverd("--version").stdout)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_a_signal(tmp_path, environ, build_tree, identity, backend, number):
     log = tmp_path / "log"
@@ -194,7 +207,7 @@ def test_database_with_a_password(tmp_path, environ, build_tree, options):
     assert "the database is protected by a password; give its password (-P)" in failed.stderr
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_signals_to_the_last_do_not_change_how_it_ends(tmp_path, environ, build_tree, identity, backend):
     command = ["-r", build_tree, "--log", tmp_path / "log", "--ssl", identity, "--backend", backend]
     with start(command, environ) as server:

@@ -76,7 +76,7 @@ def stop(server: ServerProcess) -> None:
     assert server.wait() == 0
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_hosts_what_is_configured(site, backend):
     site.configure("one")
     site.configure("two", "MAXTHREADS=1\n")

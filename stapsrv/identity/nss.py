@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import DEVNULL, CompletedProcess
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
 from tempfile import TemporaryDirectory
 
 import anyio
@@ -40,6 +40,8 @@ PUBLIC_MODE = 0o644
 
 _TOOL_DEADLINE_S = 30.0
 """They take 5 to 300 ms, and 2 s until they give up on a locked database."""
+_REAP_S = 5.0
+"""How long a killed one may take to be gone; only one stuck in the kernel takes longer."""
 _PRIVATE_UMASK = 0o077
 
 _ERROR_CODE = re.compile(r"\b(?:SEC|SSL|PR)_[A-Z0-9_]+")
@@ -266,19 +268,22 @@ class Database:
 async def _run(
     command: Sequence[str], *, files: Sequence[MemoryFile] = (), cwd: Path | None = None
 ) -> CompletedProcess[bytes]:
-    """Run an NSS tool; it can ask nobody anything, and what it creates is private."""
+    """Run an NSS tool; it can ask nobody anything, and what it creates is private.
+
+    Its end is waited for in a thread: not every event loop's own processes can be given a umask.
+    """
     tool = command[0]
     try:
-        with anyio.fail_after(_TOOL_DEADLINE_S):
-            return await anyio.run_process(
-                command,
-                check=False,
-                stdin=DEVNULL,
-                cwd=cwd,
-                pass_fds=[file.descriptor for file in files],
-                start_new_session=True,
-                umask=_PRIVATE_UMASK,
-            )
+        process = _start(command, files, cwd)
+        try:
+            with anyio.fail_after(_TOOL_DEADLINE_S):
+                said = await anyio.to_thread.run_sync(process.communicate, abandon_on_cancel=True)
+            return CompletedProcess(command, process.returncode, *said)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                with anyio.move_on_after(_REAP_S, shield=True):
+                    await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
     except FileNotFoundError as exc:
         raise IdentityError(
             "is not installed",
@@ -289,6 +294,19 @@ async def _run(
         raise IdentityError(
             f"did not end within {_TOOL_DEADLINE_S:g} s", where=tool, remedy="try again"
         ) from exc
+
+
+def _start(command: Sequence[str], files: Sequence[MemoryFile], cwd: Path | None) -> Popen[bytes]:
+    return Popen(
+        command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=cwd,
+        pass_fds=[file.descriptor for file in files],
+        start_new_session=True,
+        umask=_PRIVATE_UMASK,
+    )
 
 
 def _new_password() -> bytes:

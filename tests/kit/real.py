@@ -261,18 +261,19 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    stap: Stap, *options: object, backend: str = "asyncio", release: bool = True, **environ: str
+    stap: Stap, *options: object, backend: str | None = None, release: bool = True, **environ: str
 ) -> Iterator[Server]:
     """Serve ``stap``'s user with this project's server; it is ended by TERM and has to take it well.
 
     Args:
         stap: whose certificates and cache are used, and where log and temporary files go.
         options: further ones for ``stap-serverd``.
-        backend: of the server's event loop.
+        backend: of the server's event loop; None for the one that it has by itself.
         release: whether to serve the newest release; else ``options`` name releases.
         environ: changes to the server's environment.
     """
-    command = [sys.executable, "-m", "stapsrv.daemon", "--backend", backend]
+    command = [sys.executable, "-m", "stapsrv.daemon"]
+    command += [] if backend is None else ["--backend", backend]
     with _started(stap, command, *options, release=release, **environ) as server:
         yield server
         if server.process.poll() is None:
