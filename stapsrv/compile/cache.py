@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -36,21 +34,18 @@ from stapsrv.compile.keys import digest, request_digest
 from stapsrv.compile.known import UNKNOWN, CacheCounts, CacheStatistics, Known, Question
 from stapsrv.compile.premises import UNSEEN, Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
+from stapsrv.compile.shelf import Shelf
 from stapsrv.compile.stapcache import forget_types
-from stapsrv.compile.store import NOTE, DamagedError, Store, StoreStatistics, decode_body, encode_body
+from stapsrv.compile.store import NOTE, Store
 from stapsrv.compile.tapsets import Tapsets
-from stapsrv.compile.wire import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.filework import FileWork
 
-_HOT_BYTES = 16 * 1024 * 1024
-"""Of results kept in memory beside the disk, a hundred scripts; with their answers four times as much."""
-_TOUCH_S = 60.0
 _LOOK_S = 10.0
 """How long a request waits for a look at what its result depends on: it takes a second, after a change."""
 _PATIENCE_S = 10.0
-"""For the directory of results, which may be on a file system that hangs: a compile helps as well."""
+"""For stap's own files, and for a result that is being kept: a compile helps as well."""
 _LONG_S = 60.0
 """For a look at many files."""
 _DISK = "disk"
@@ -89,14 +84,10 @@ class ResultCache:
     def __init__(self, surroundings: Surroundings, grounds: Grounds, store: Store, *, log: Log) -> None:
         self._surroundings = surroundings
         self._grounds = grounds
-        self._store = store
+        self._shelf = Shelf(store, log=log)
         self._log = log
-        self._hot: OrderedDict[str, Known] = OrderedDict()
-        self._hot_bytes = 0
         self._settling: dict[str, Known] = {}
         self._tapsets = Tapsets()
-        self._evicted = 0
-        self._damaged = 0
         self._unsettled = 0
         """Compiles during which the means changed: what they left in stap's cache may be of either."""
         self._settled = 0
@@ -161,25 +152,7 @@ class ResultCache:
         if settling is not None:
             with anyio.move_on_after(_PATIENCE_S):
                 await settling.settled.wait()
-        known = self._hot.get(name)
-        if known is not None and await self._has(name):
-            if name in self._hot:  # else others have pushed it out meanwhile
-                self._hot.move_to_end(name)
-            now = time.monotonic()
-            if now - known.touched > _TOUCH_S:
-                known.touched = now
-                with contextlib.suppress(TimeoutError):
-                    await self._files.run(partial(self._store.touch, name))
-            return known
-        if known is not None:
-            self._cool(name)
-        body = await self._read(name)
-        result = None if body is None else _decode_result(body)
-        if result is None:
-            return None
-        known = Known.settle_as(result)
-        self._keep(name, known)
-        return known
+        return await self._shelf.find(name)
 
     @contextlib.asynccontextmanager
     async def compiled(
@@ -210,11 +183,13 @@ class ResultCache:
             verdict: str | None = UNKNOWN
             try:
                 yield known
-                verdict = await self._judge(attempt, compiled)
+                doubt = await self._judge(attempt, compiled)
+                if doubt is None and not await self._shelf.keep(question.name, known):
+                    doubt = _DISK
+                verdict = doubt
             finally:
                 if verdict is None:
                     counts.stored += 1
-                    self._keep(question.name, known)
                 else:
                     counts.uncacheable[verdict] += 1
                 known.settle(verdict)
@@ -223,30 +198,15 @@ class ResultCache:
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; the directory is read for it."""
-        stored = StoreStatistics(0, 0)
-        with contextlib.suppress(TimeoutError):
-            stored = await self._files.run(self._store.statistics)
-        return CacheStatistics(
-            directory=self._store.directory,
-            entries=stored.entries,
-            stored_bytes=stored.stored_bytes,
-            evicted=self._evicted,
-            damaged=self._damaged,
-        )
-
-    async def _has(self, name: str) -> bool:
-        try:
-            return await self._files.run(partial(self._store.has, name))
-        except TimeoutError:
-            return False
+        return await self._shelf.statistics()
 
     async def _forget_types(self, question: Question, job: CompileJob) -> bool:
         """Have stap forget the kernel's types if these may be others now; return whether that is done."""
         noted, unsettled = _types_means(job), self._unsettled
-        if unsettled == self._settled and await self._read(noted) == question.means:
+        if unsettled == self._settled and await self._shelf.read(noted) == question.means:
             return True
         # First: where nothing can be noted, it would be forgotten for each request.
-        if not await self._note(noted, b""):
+        if not await self._shelf.note(noted, b""):
             return False
         try:
             await self._files.run(partial(forget_types, self._surroundings.stap_cache), patience_s=_LONG_S)
@@ -254,13 +214,13 @@ class ResultCache:
             self._log.warning("cache.unwritable", reason=exc)
             return False
         self._settled = unsettled
-        return await self._note(noted, question.means)
+        return await self._shelf.note(noted, question.means)
 
     @contextlib.asynccontextmanager
     async def _by_these_means(self, attempt: _Attempt, run: Run) -> AsyncIterator[Compiled]:
         """Have a job compiled; once more, if stap had a result in its cache that may be by other means."""
         question, job = attempt.question, attempt.job
-        anew = await self._read(_last_means(job)) not in {None, question.means}
+        anew = await self._shelf.read(_last_means(job)) not in {None, question.means}
         async with self._run(question, attrs.evolve(job, anew=anew), run) as compiled:
             if compiled.built or not await self._is_stale(attempt, compiled.result):
                 yield compiled
@@ -291,17 +251,17 @@ class ResultCache:
 
     async def _note_first(self, question: Question, job: CompileJob) -> None:
         """Remember by which means a server like this was met for the first time."""
-        if question.premise is not None and await self._read(_first_means(job)) is None:
-            await self._note(_first_means(job), question.means)
+        if question.premise is not None and await self._shelf.read(_first_means(job)) is None:
+            await self._shelf.note(_first_means(job), question.means)
 
     async def _note_build(self, question: Question, job: CompileJob, compiled: Compiled) -> None:
         """Remember by which means a module was built, if it was; none, if they changed or fell short."""
         is_limited = compiled.result.limit_met is not None
         means = b"" if is_limited or not self._means_hold(question, job) else question.means
         if compiled.built:
-            await self._note(_module_means(compiled.result), means)
+            await self._shelf.note(_module_means(compiled.result), means)
         if question.premise is not None and (compiled.built or is_limited):
-            await self._note(_last_means(job), means)
+            await self._shelf.note(_last_means(job), means)
 
     async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:
         """Whether a result that could be kept came from stap's own cache, and may be by other means.
@@ -312,13 +272,13 @@ class ResultCache:
         await self._note_first(question, job)
         if await self._why_not(attempt, result) is not None:
             return False
-        means = await self._read(_module_means(result))
+        means = await self._shelf.read(_module_means(result))
         if means is None:
-            means = await self._read(_first_means(job))
+            means = await self._shelf.read(_first_means(job))
         return means != question.means
 
     async def _judge(self, attempt: _Attempt, compiled: Compiled) -> str | None:
-        """Keep a result and what it shows; or return why it cannot be kept, in a word."""
+        """Return why a result cannot be kept, in a word; None if it can."""
         question, job = attempt.question, attempt.job
         reason = await self._why_not(attempt, compiled.result) or await self._doubt(job, compiled)
         if reason is not None:
@@ -329,7 +289,7 @@ class ResultCache:
         seen = (now.premise, now.changes, self._unsettled)
         if seen != (question.premise, question.changes, attempt.unsettled):
             return "changed"
-        return None if await self._note(question.name, _encode_result(compiled.result)) else _DISK
+        return None
 
     async def _why_not(self, attempt: _Attempt, result: CompileResult) -> str | None:
         """Return why a result is not the same each time, in a word."""
@@ -347,7 +307,7 @@ class ResultCache:
     async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return what there is against it that a result depends on nothing but what is known, in a word."""
         if not compiled.built:
-            if await self._read(_outside(compiled.result)) is not None:
+            if await self._shelf.read(_outside(compiled.result)) is not None:
                 return "outside"
             return None if includes_are_inside(compiled.result) else "no evidence"
         places = self._surroundings.premises(job.release, job.settings).places
@@ -361,43 +321,9 @@ class ResultCache:
         if outside is not None:
             self._log.info("cache.outside", file=outside)
             # When it comes from stap's own cache, nothing shows that any more.
-            await self._note(_outside(compiled.result), os.fsencode(outside))
+            await self._shelf.note(_outside(compiled.result), os.fsencode(outside))
             return "outside"
         return None
-
-    async def _note(self, name: str, body: bytes) -> bool:
-        """Write an entry; return whether it could be written."""
-        try:
-            self._evicted += await self._files.run(partial(self._store.write, name, body))
-        except OSError as exc:
-            self._log.warning("cache.unwritable", reason=exc)
-            return False
-        return True
-
-    async def _read(self, name: str) -> bytes | None:
-        try:
-            return await self._files.run(partial(self._store.read, name))
-        except TimeoutError as exc:
-            self._log.warning("cache.unreadable", reason=exc.strerror)
-            return None
-        except DamagedError:
-            self._damaged += 1
-            self._log.warning("cache.damaged", entry=name)
-            return None
-
-    def _keep(self, name: str, known: Known) -> None:
-        """Keep a result in memory, and let go of those that were not asked for lately."""
-        self._cool(name)
-        self._hot[name] = known
-        known.touched = time.monotonic()
-        self._hot_bytes += known.size
-        while self._hot_bytes > _HOT_BYTES and len(self._hot) > 1:
-            self._cool(next(iter(self._hot)))
-
-    def _cool(self, name: str) -> None:
-        known = self._hot.pop(name, None)
-        if known is not None:
-            self._hot_bytes -= known.size
 
 
 def _module_means(result: CompileResult) -> str:
@@ -435,19 +361,3 @@ def _settings_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
     return digest(
         [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]
     )
-
-
-def _encode_result(result: CompileResult) -> bytes:
-    head = {"status": result.status, "files": [file.path for file in result.files]}
-    return encode_body(head, [result.stdout, result.stderr, *(file.data for file in result.files)])
-
-
-def _decode_result(body: bytes) -> CompileResult | None:
-    try:
-        head, (stdout, stderr, *files) = decode_body(body)
-        if not isinstance(head, dict):
-            return None
-        named = tuple(AnswerFile(path, data) for path, data in zip(head["files"], files, strict=True))
-        return CompileResult(int(head["status"]), stdout, stderr, named)
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,7 @@ import attrs
 from stapsrv.compile.process import Containment, Ending, find_containment, run_tree
 from stapsrv.compile.translator import StapProgram
 from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.filework import FileWork
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
 from stapsrv.sandbox.mechanisms import Mechanism
 from stapsrv.sandbox.resources import Resources, count_processes
@@ -206,7 +208,10 @@ async def _try(mechanism: Mechanism, needs: Needs, workspace: Path) -> str | Non
         directory, secret = place / "request", place / "secret"
         directory.mkdir()
         secret.write_text("secret\n")
-        view = await anyio.to_thread.run_sync(request_view, needs, directory)
+        try:
+            view = await FileWork(patience_s=_TRIAL_S).run(partial(request_view, needs, directory))
+        except TimeoutError as exc:
+            return f"what requests see cannot be looked at: {exc.strerror}"
         reason = await _run(mechanism, view, [str(needs.stap), "--version"], expected=0)
         if reason is not None:
             return reason

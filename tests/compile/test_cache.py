@@ -549,7 +549,7 @@ async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
         await w.ask()
         for file in (tmp_path / "results").iterdir():
             file.write_bytes(file.read_bytes()[:-1] + b"?")
-        w.cache._hot.clear()
+        w.cache._shelf._hot.clear()
         assert await w.ask() == "stored"
         assert (await w.cache.statistics()).damaged > 0
         assert await w.ask() == "hit"
@@ -571,11 +571,11 @@ async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_request(tmp_path
 
 
 async def test_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.cache._HOT_BYTES", 100)
+    monkeypatch.setattr("stapsrv.compile.shelf._HOT_BYTES", 100)
     async with world(tmp_path) as w:
         for number in range(5):
             await w.ask(b"-p4", b"-eprobe begin { print(%d) }" % number)
-        assert len(w.cache._hot) <= 2
+        assert len(w.cache._shelf._hot) <= 2
         assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
 
 
@@ -605,15 +605,15 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
     async with world(tmp_path) as w:
-        w.cache._files = FileWork(patience_s=0.2, grace_s=0.1)
+        w.cache._shelf._files = FileWork(patience_s=0.2, grace_s=0.1)
         assert await w.ask() == "stored"
         with monkeypatch.context() as patched:
             patched.setattr(Store, call, lambda *_arguments: go.wait())
-            patched.setattr("stapsrv.compile.cache._TOUCH_S", -1.0)
+            patched.setattr("stapsrv.compile.shelf._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
             assert await w.ask() in {"hit", "stored", "disk"}
             assert (await w.cache.statistics()).directory == tmp_path / "results"
-        assert w.cache._files.abandoned
+        assert w.cache._shelf._files.abandoned
         go.set()
         assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
         assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
@@ -630,11 +630,11 @@ async def test_what_is_in_memory_ages_as_well(tmp_path):
 async def test_a_result_may_leave_memory_while_it_is_looked_for(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         await w.ask()
-        has = w.cache._has
+        has = w.cache._shelf._has
 
         async def has_and_forget(name: str) -> bool:
-            w.cache._cool(name)
+            w.cache._shelf._cool(name)
             return await has(name)
 
-        monkeypatch.setattr(w.cache, "_has", has_and_forget)
+        monkeypatch.setattr(w.cache._shelf, "_has", has_and_forget)
         assert await w.ask() == "hit"
