@@ -37,6 +37,8 @@ _EXACT_ROUNDS = 20
 """Of what takes some milliseconds."""
 _NEW_ROUNDS = 6
 """Of new scripts, which take seconds and differ by tenths."""
+_SHARE_ROUNDS = 16
+"""Of new scripts where some milliseconds are looked for."""
 _IDLE_S = 30.0
 _IDLE_SERVERS = 20
 _IDLE_CONNECTIONS = 200
@@ -277,7 +279,7 @@ def share(bench: Bench) -> list[Verdict]:
         serving(bench.warm, "--result-cache", "no", backend=bench.backend) as forgetful,
     ):
         values = bench.alternate(
-            max(bench.rounds, _NEW_ROUNDS),
+            max(bench.rounds, _SHARE_ROUNDS),
             lambda who: bench.ask(who, ports.get(who), bench.script()),
             (LOCAL, *ports),
         )

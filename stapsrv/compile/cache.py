@@ -236,9 +236,13 @@ class ResultCache:
                 compiled = await stack.enter_async_context(run(job))
             finally:
                 self._unsettled += not self._means_hold(question, job)
+            if job.anew:
+                # At once: until this is noted, whatever else is asked for is built anew as well.
+                await self._note_build(question, job, compiled)
             yield compiled
             await self._note_first(question, job)
-            await self._note_build(question, job, compiled)
+            if not job.anew:
+                await self._note_build(question, job, compiled)
 
     def _means_hold(self, question: Question, job: CompileJob) -> bool:
         """Whether the means were known, and have been the same ever since the question."""

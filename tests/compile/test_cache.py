@@ -259,6 +259,18 @@ async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
         assert found == [known]
 
 
+async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
+    """What is asked for as soon as that one is answered is not."""
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        job = w.job(b"-p4", b"-eprobe end {}")
+        question = await w.cache.ask_in_time(job)
+        async with w.cache.compiled(question, job, w._run, w.counts):
+            assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
 async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
     async with world(tmp_path) as w:
         question = await w.cache.ask_in_time(w.job())

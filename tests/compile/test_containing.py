@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import attrs
 import pytest
 
+from stapsrv.compile import containing
 from stapsrv.compile.containing import Sandbox, find_sandbox
 from stapsrv.compile.process import Containment
 from stapsrv.compile.translator import StapProgram
@@ -87,6 +89,17 @@ async def test_one_that_lets_nothing_be_written_is_none(find, stand_in):
     stand_in(unshare=("sh", "-c", "shift 3; case $1 in cp) exit 1;; esac", "sh"))
     with pytest.raises(ConfigError, match="unshare: it allows no file to be written"):
         await find()
+
+
+async def test_view_that_hangs_is_a_refusal_in_time(find, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(containing, "_TRIAL_S", 0.05)
+    monkeypatch.setattr(containing, "request_view", lambda *_arguments: gate.wait())
+    try:
+        with pytest.raises(ConfigError, match="what requests see cannot be looked at: no answer within"):
+            await find()
+    finally:
+        gate.set()
 
 
 async def test_program_that_is_missing_is_named(find, stand_in):
