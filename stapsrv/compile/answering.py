@@ -43,6 +43,9 @@ from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
 from stapsrv.refusal import Refusal
 
+_HEAD_START_S = 0.05
+"""How long what a compile left behind is left alone, for the sake of the answer."""
+
 
 class Exchange:
     """One request and its answer.
@@ -71,6 +74,7 @@ class Exchange:
         self._record = record
         self._log = log
         self._known: Known | None = None
+        self._sent = anyio.Event()
 
     async def respond(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
         """Return the zip of stap's answer, or of this server's own when it comes to no answer of stap's.
@@ -103,7 +107,8 @@ class Exchange:
         return answer
 
     async def settle(self) -> None:
-        """Wait until it is known whether the result is kept, and put that on record."""
+        """Once the answer is sent: wait until it is known whether the result is kept; put that on record."""
+        self._sent.set()
         if self._known is not None:
             await self._known.settled.wait()
             self._record.uncacheable = self._known.reason
@@ -191,6 +196,9 @@ class Exchange:
                     known = await stack.enter_async_context(cache.compiled(question, job, self._run, counts))
                 answered = True
                 yield known
+                # What follows takes the processor from the answer, which is still to be signed and sent.
+                with anyio.move_on_after(_HEAD_START_S):
+                    await self._sent.wait()
         except Exception:
             if not answered:
                 raise
