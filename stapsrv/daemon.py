@@ -11,7 +11,7 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -250,17 +250,18 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
     """
     stopping = anyio.Event()
 
-    async def obey(signals: AsyncIterator[signal.Signals], everything: anyio.CancelScope) -> None:
-        async for number in signals:
-            if number == signal.SIGHUP:
-                hangup()
-                continue
-            log.info("server.signal", signal=int(number))
-            if stopping.is_set():
-                end_for_certain(log)
-                everything.cancel()
-                return
-            stopping.set()
+    async def obey(signals: AsyncGenerator[signal.Signals, None], everything: anyio.CancelScope) -> None:
+        async with contextlib.aclosing(signals):
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    hangup()
+                    continue
+                log.info("server.signal", signal=int(number))
+                if stopping.is_set():
+                    end_for_certain(log)
+                    everything.cancel()
+                    return
+                stopping.set()
 
     # What follows the block is the end of the process: no late signal changes how it ends, and nothing holds
     # it up.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from types import FrameType
 
 import anyio
@@ -18,7 +18,7 @@ _AT_ONCE = 64
 
 
 @contextlib.contextmanager
-def signals_received(*numbers: signal.Signals) -> Iterator[AsyncIterator[signal.Signals]]:
+def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal.Signals, None]]:
     """Receive signals while the block runs, and ignore them from then on: the process is about to end.
 
     One that comes again before it was received is received once, as signal(7) has it for the kernel's own.
@@ -31,7 +31,7 @@ def signals_received(*numbers: signal.Signals) -> Iterator[AsyncIterator[signal.
             pending.add(number)
             os.write(writer, bytes([number]))
 
-    async def receive() -> AsyncIterator[signal.Signals]:
+    async def receive() -> AsyncGenerator[signal.Signals, None]:
         while True:
             await anyio.wait_readable(reader)
             for number in os.read(reader, _AT_ONCE):
