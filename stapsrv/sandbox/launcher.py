@@ -56,7 +56,8 @@ _RULE_PATH_BENEATH = 1
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _READ_RIGHTS = _EXECUTE | _READ_FILE | _READ_DIR
 
-_SIGKILL, _SIGTERM, _SIG_IGN = 9, 15, 1
+_SIGKILL, _SIGTERM, _SIGPIPE, _SIGXFSZ = 9, 15, 13, 25
+_SIG_DFL, _SIG_IGN = 0, 1
 _END_S = 5.0
 """How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
 
@@ -85,6 +86,9 @@ def main(argv: list[str]) -> None:
             _promise_no_new_privileges()
             _leave_keeper()
             _confine(places, network=mode == "landlock")
+        # Python ignores these for itself; a program that it becomes would inherit that.
+        for number in (_SIGPIPE, _SIGXFSZ):
+            _libc.signal(number, ctypes.c_void_p(_SIG_DFL))
         os.execvp(command[0], command)
     except _Refused as exc:
         reason = str(exc)
@@ -195,6 +199,12 @@ def _build_root(places: list[tuple[str, str]]) -> None:
     os.chdir(root)
     _call("pivot_root", _libc.syscall(_SYS_PIVOT_ROOT, root.encode(), old.encode()))
     os.chdir("/")
+    # Before the places: one may be below /dev, in memory.
+    os.mkdir("/dev")
+    for name in _DEVICES:
+        _bind(f"/.old/dev/{name}", f"/dev/{name}")
+    for name, target in _DEVICE_LINKS:
+        os.symlink(target, f"/dev/{name}")
     accesses = {}
     for access, path in places:
         if access.startswith("LINK:"):
@@ -208,11 +218,6 @@ def _build_root(places: list[tuple[str, str]]) -> None:
         else:
             _bind("/.old/dev/null" if access == "EMPTY_FILE" else f"/.old{path}", path)
     os.makedirs("/proc", exist_ok=True)
-    os.mkdir("/dev")
-    for name in _DEVICES:
-        _bind(f"/.old/dev/{name}", f"/dev/{name}")
-    for name, target in _DEVICE_LINKS:
-        os.symlink(target, f"/dev/{name}")
     _seal(accesses)
     # As long as the old one is in reach: only who sees one already may mount another.
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)

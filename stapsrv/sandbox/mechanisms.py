@@ -43,6 +43,12 @@ class Mechanism(enum.Enum):
         return [*_COMMANDS[self](view), *command]
 
 
+def bare_python() -> tuple[str, ...]:
+    """Return how to start Python without the modules of any site, in 8 ms."""
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    return (base, "-I", "-S", "-E", "-B")
+
+
 def _bubblewrap(view: View) -> Iterator[str]:
     # A bubblewrap that dies before its inner process has arranged to die with it leaves that one to itself.
     yield from _death_of_all()
@@ -52,6 +58,8 @@ def _bubblewrap(view: View) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     if not view.network:
         yield "--unshare-net"
+    # Before the places: one may be below /dev, in memory.
+    yield from ("--proc", "/proc", "--dev", "/dev")
     for place in view.places:
         path = str(place.path)
         match place.access:
@@ -65,7 +73,6 @@ def _bubblewrap(view: View) -> Iterator[str]:
                 yield from ("--ro-bind", "/dev/null", path)
     for link in view.links:
         yield from ("--symlink", link.target, str(link.path))
-    yield from ("--proc", "/proc", "--dev", "/dev")
     # Whatever of this is a file system in memory takes no data.
     for memory in (Path("/"), Path("/dev"), *_empty_directories(view)):
         yield from ("--remount-ro", str(memory))
@@ -94,9 +101,8 @@ def _landlock(view: View) -> Iterator[str]:
 
 
 def _launcher(mode: str, view: View) -> Iterator[str]:
-    """Give the launcher's command line: without the modules of any site, Python starts in 8 ms."""
-    base = getattr(sys, "_base_executable", None) or sys.executable
-    yield from (base, "-I", "-S", "-E", "-B", str(_LAUNCHER), mode, str(view.directory))
+    """Give the launcher's command line."""
+    yield from (*bare_python(), str(_LAUNCHER), mode, str(view.directory))
     for place in view.places:
         yield from (place.access.name, str(place.path))
     for link in view.links:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -84,6 +85,28 @@ async def test_no_privileges_and_no_descriptors(mechanism, place):
     assert {words[f"Cap{kind}:"] for kind in ("Eff", "Prm", "Inh", "Amb")} == {"0" * 16}
     assert words["NoNewPrivs:"] == "1"
     assert lines[-5:] == ["0", "1", "2", str(os.getuid()), ""], outcome
+
+
+async def test_directory_in_memory_below_dev(mechanism, place):
+    """Beside the devices, which are the view's own."""
+    with tempfile.TemporaryDirectory(prefix="stapsrv-test.", dir="/dev/shm") as name:
+        directory = Path(name)
+        (directory / "beside").write_text("secret\n")
+        (directory / "own").mkdir()
+        view = request_view(place.needs, directory / "own")
+        script = "echo x >made && cat made; cat ../beside; echo x >/dev/null && echo null; echo x >/dev/new"
+        outcome = await run(mechanism, view, script)
+        assert outcome.stdout == b"x\nnull\n", outcome.stderr
+        assert (directory / "own" / "made").read_text() == "x\n"
+
+
+async def test_signals(mechanism, place):
+    """A program ignores what it decides to ignore, and nothing because of what started it."""
+    outcome = await run(mechanism, place.view(), "grep -E '^Sig(Ign|Blk)' /proc/self/status")
+    blocked, ignored = (int(mask, 16) for mask in outcome.stdout.split()[1::2])
+    # Whoever runs the tests may ignore others.
+    ours = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD))
+    assert (blocked, ignored & ours) == (0, 0)
 
 
 async def test_processes(mechanism, place):
