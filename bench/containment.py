@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from kit.real import Installation, Unavailable
 
 from stapsrv.compile.containing import OFF, Sandbox, find_sandbox
-from stapsrv.compile.engine import CompileJob, LocalEngine
+from stapsrv.compile.engine import CompileJob
+from stapsrv.compile.local_engine import LocalEngine
 from stapsrv.compile.translator import StapProgram, find_stap
 from stapsrv.compile.wire import CompileRequest
 from stapsrv.compile.workspace import Workspace

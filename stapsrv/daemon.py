@@ -171,6 +171,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
                 background.start_soon(feed_watchdog, notifier, environ)
                 background.start_soon(host.identities.keep_fresh, log)
                 background.start_soon(host.warmer.run)
+                background.start_soon(host.engine.standbys.run)
 
                 def health_changed(_standing: object) -> None:
                     if not stopping.is_set():

@@ -28,7 +28,7 @@ from stapsrv.sandbox.view import View
 AUTO = "auto"
 OFF = "off"
 """Settings that are no mechanism's name: the first that works, and none."""
-_SAID_BEFORE = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .*")
+_SAID_BEFORE = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit|waiter): .*")
 """The first line of a program that is there to contain another; stap's own errors begin otherwise."""
 _TRIAL_S = 20.0
 _REMEDY = (
@@ -56,6 +56,11 @@ class Sandbox:
     def name(self) -> str:
         """The mechanism's name, or ``off``."""
         return OFF if self.mechanism is None else self.mechanism.value
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that a compile starts is in namespaces of its own."""
+        return self.mechanism is not None and self.mechanism.ends_whole
 
     @property
     def cgroup(self) -> str | None:
@@ -91,8 +96,7 @@ class Sandbox:
 
     def command(self, view: View, resources: Resources, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with that view and those bounds."""
-        alone = self.mechanism is not None and self.mechanism.ends_whole
-        inner = [*resources.inner_command(others=0 if alone else count_processes()), *command]
+        inner = [*resources.inner_command(others=0 if self.is_whole else count_processes()), *command]
         if self.mechanism is None:
             return [*resources.outer_command(), *self.containment.wrapper, *inner]
         return [*resources.outer_command(), *self.mechanism.command(view, inner)]

@@ -25,7 +25,7 @@ import anyio.to_thread
 import attrs
 
 from stapsrv.compile.containing import Sandbox, check_program
-from stapsrv.compile.engine import request_directory
+from stapsrv.compile.local_engine import request_directory
 from stapsrv.compile.options import Privilege, parse_options
 from stapsrv.compile.process import Ending, run_tree
 from stapsrv.compile.wire import ANSWER_DIRECTORY, AnswerFile

@@ -4,34 +4,23 @@ A compile is a tree: stap starts make, make starts the compiler, and any of them
 The tree's leader gets a session of its own, so that a signal reaches all that did not leave it on
 purpose; where the host allows user namespaces it also gets a process-id namespace, which dies as a
 whole with its leader, even when this process is killed with -9.
-
-The spawn and the waiting are our own and not anyio's: a child's death signal is tied to the *thread*
-that forked it, and Trio forks in a worker thread that ends after ten idle seconds, taking the child
-along. Here the fork happens in the event loop's thread, and a pidfd tells of the end on both backends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import errno
-import os
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import attrs
 
-from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.compile.tree import Tree
+from stapsrv.errors import TranslatorError
 from stapsrv.sandbox.cgroup import RequestGroup
-
-_READ_BYTES = 65536
-_LOWEST_PRIORITY = 19
-_REAP_S = 5.0
-"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
+from stapsrv.sandbox.waiting import told
 
 _DEATH_SIGNAL = ("setpriv", "--pdeathsig", "KILL", "--")
 _NAMESPACE = (
@@ -109,6 +98,7 @@ async def run_tree(
     output_bytes: int = 1 << 20,
     group: RequestGroup | None = None,
     background: bool = False,
+    standby: Tree | None = None,
 ) -> Outcome:
     """Run ``command`` with standard input from /dev/null until its tree is gone.
 
@@ -122,6 +112,8 @@ async def run_tree(
         output_bytes: of standard output and of standard error each; more ends the tree as FLOODED.
         group: the control group that it is to be in; its owner ends what this cannot.
         background: leave the processors to others.
+        standby: a tree that waits for a command (:mod:`stapsrv.sandbox.waiter`) and has room for this one: it
+            is told ``command`` and ``env``, where no other is started, and ends here.
 
     Raises:
         TranslatorError: the program could not be started, or not be put into its group.
@@ -129,13 +121,15 @@ async def run_tree(
 
     Cancellation: the tree is ended, TERM first and KILL after the grace, before this returns.
     """
-    tree = _Tree.spawn([*containment.wrapper, *command], cwd=cwd, env=env)
+    tree = standby or Tree.spawn([*containment.wrapper, *command], cwd=cwd, env=env)
     ending = Ending.EXITED
     try:
         if group is not None:
             await tree.join(group)
         if background:
             tree.step_back()
+        if standby is not None:
+            standby.tell(told(command, env or {}))
         async with anyio.create_task_group() as drains:
             for pipe in (tree.stdout, tree.stderr):
                 drains.start_soon(pipe.drain, output_bytes, drains.cancel_scope)
@@ -154,142 +148,3 @@ async def run_tree(
         with anyio.CancelScope(shield=True):
             await tree.end(grace_s)
     return Outcome(ending, tree.status, bytes(tree.stdout.data), bytes(tree.stderr.data))
-
-
-class _Pipe:
-    """The reading end of one of the child's outputs."""
-
-    def __init__(self) -> None:
-        self.fd, self.child_fd = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.fd, False)
-        self.data = bytearray()
-        self.flooded = False
-
-    @classmethod
-    def open(cls, undo: contextlib.ExitStack, child_ends: contextlib.ExitStack) -> _Pipe:
-        """Make a pipe whose two ends are closed by these two."""
-        pipe = cls()
-        undo.callback(pipe.close)
-        child_ends.callback(os.close, pipe.child_fd)
-        return pipe
-
-    async def drain(self, limit: int, scope: anyio.CancelScope) -> None:
-        """Collect until end of file; more than ``limit`` bytes cancel ``scope``."""
-        while True:
-            try:
-                chunk = os.read(self.fd, _READ_BYTES)
-            except BlockingIOError:
-                await anyio.wait_readable(self.fd)
-                continue
-            if not chunk:
-                return
-            self.data += chunk
-            if len(self.data) > limit:
-                del self.data[limit:]
-                self.flooded = True
-                scope.cancel()
-                return
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class _Tree:
-    """A spawned child: its session, its pipes, and the descriptor that tells of its end."""
-
-    def __init__(self, child: subprocess.Popen[bytes], pidfd: int, stdout: _Pipe, stderr: _Pipe) -> None:
-        self._child = child
-        self._pidfd = pidfd
-        self.stdout = stdout
-        self.stderr = stderr
-
-    @classmethod
-    def spawn(
-        cls, command: Sequence[str | bytes], *, cwd: Path | None, env: Mapping[bytes, bytes] | None
-    ) -> _Tree:
-        with contextlib.ExitStack() as undo:
-            try:
-                with contextlib.ExitStack() as child_ends:
-                    stdout, stderr = (_Pipe.open(undo, child_ends) for _ in range(2))
-                    child = subprocess.Popen(
-                        command,
-                        cwd=cwd,
-                        env=env,
-                        stdin=subprocess.DEVNULL,
-                        stdout=stdout.child_fd,
-                        stderr=stderr.child_fd,
-                        start_new_session=True,
-                    )
-                undo.callback(_kill, child)
-                pidfd = os.pidfd_open(child.pid)
-            except OSError as exc:
-                if exc.errno == errno.E2BIG:
-                    raise RequestRejected("The arguments are longer than a program can take") from exc
-                raise TranslatorError(f"could not be started: {exc.strerror}", where=_name(command)) from exc
-            undo.pop_all()
-        return cls(child, pidfd, stdout, stderr)
-
-    @property
-    def status(self) -> int:
-        """The leader's exit status, once it has ended; KILL's where even that could not end it in time."""
-        return -signal.SIGKILL if self._child.returncode is None else self._child.returncode
-
-    async def wait(self) -> None:
-        """Wait until the leader has ended, and reap it."""
-        while self._child.poll() is None:
-            await anyio.wait_readable(self._pidfd)
-
-    async def join(self, group: RequestGroup) -> None:
-        """Put all that there is of the tree into a control group.
-
-        Raises:
-            TranslatorError: it does not go.
-        """
-        try:
-            # The kernel may take a while to move a process.
-            await anyio.to_thread.run_sync(group.adopt, self._child.pid)
-        except ProcessLookupError:
-            return
-        except OSError as exc:
-            raise TranslatorError(
-                f"could not be started in a control group: {exc.strerror}", where=str(group.directory)
-            ) from exc
-
-    def step_back(self) -> None:
-        """Give the tree the lowest priority, if it may have it."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, self._child.pid, _LOWEST_PRIORITY)
-        # Where the kernel groups processes by session, niceness counts within the session's group alone, and
-        # the group has one of its own (sched(7), the autogroup feature).
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._child.pid}/autogroup").write_text(f"{_LOWEST_PRIORITY}", encoding="ascii")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all of the session that are left."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, number)
-
-    async def end(self, grace_s: float) -> None:
-        """End what is left of the tree, politely first, and give its descriptors back."""
-        if self._child.returncode is None:
-            self.signal(signal.SIGTERM)
-            with anyio.move_on_after(grace_s):
-                await self.wait()
-        self.signal(signal.SIGKILL)
-        with anyio.move_on_after(_REAP_S):
-            await self.wait()
-        os.close(self._pidfd)
-        self.stdout.close()
-        self.stderr.close()
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child that nobody can wait for: it is of this moment, so its tree is hardly more than itself."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(timeout=_REAP_S)
-
-
-def _name(command: Sequence[str | bytes]) -> str:
-    return os.fsdecode(command[0])

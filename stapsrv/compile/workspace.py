@@ -63,12 +63,17 @@ class Workspace:
                 remedy="point TMPDIR to a directory that the server's user may write to",
             ) from exc
 
-    def make_request_directory(self) -> Path:
+    def make_request_directory(self, ready: Path | None = None) -> Path:
         """Make an empty directory for one request, mode 0700; it goes back by :meth:`discard`.
+
+        Args:
+            ready: one that was made before and not used; returned if it is still there.
 
         Raises:
             OSError: it cannot be made.
         """
+        if ready is not None and ready.is_dir():
+            return ready
         try:
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
         except FileNotFoundError:

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.containing import find_sandbox
-from stapsrv.compile.engine import LocalEngine
+from stapsrv.compile.local_engine import LocalEngine
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.service import CompileService
@@ -192,6 +192,7 @@ async def open_host(
             home=home,
             secret=secret,
             space=TemporarySpace(tuning.effective("total_temp_bytes")),
+            most_standbys=tuning.effective("standbys"),
         )
         systemtap = systemtap_directory(environ)
         warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))

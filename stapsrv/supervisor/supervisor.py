@@ -89,6 +89,7 @@ class Supervisor:
                 await background.start(self._ports.run)
                 background.start_soon(self._announcer.run)
                 background.start_soon(self._host.warmer.run)
+                background.start_soon(self._host.engine.standbys.run)
                 task_status.started()
                 await self._ending.wait()
                 await self.stop(list(self._servers))

@@ -23,7 +23,8 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine import CompileJob, CompileResult, LocalEngine
+from stapsrv.compile.engine import CompileJob, CompileResult
+from stapsrv.compile.local_engine import LocalEngine
 from stapsrv.compile.modules import has_modules
 from stapsrv.compile.service import CompileService
 from stapsrv.compile.standing import Health, Standing

@@ -17,7 +17,8 @@ from kit.stap import make_stap
 from kit.trees import Witness
 
 from stapsrv.compile.containing import Sandbox, find_sandbox
-from stapsrv.compile.engine import CompileJob, LocalEngine
+from stapsrv.compile.engine import CompileJob
+from stapsrv.compile.local_engine import LocalEngine
 from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.wire import CompileRequest
 from stapsrv.compile.workspace import Workspace

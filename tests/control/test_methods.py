@@ -422,7 +422,10 @@ class LocalHost:
     user = "me"
 
     def __init__(self) -> None:
-        self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
+        standbys = SimpleNamespace(run=anyio.sleep_forever)
+        self.engine = SimpleNamespace(
+            stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None), standbys=standbys
+        )
         self.lines = LogLines()
         self.warmer = Warmer(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")))
 

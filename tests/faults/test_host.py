@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
-from kit.footprint import wait_back
+from kit.footprint import Footprint, wait_back
+from kit.real import wait_until
 from kit.stap import MAKES
 from kit.trees import ProcessTree
 
@@ -117,6 +118,21 @@ def test_time_that_stands_still(serve, fifo):
         assert silent.recv(1) == b""
     assert server.ask(MAKES).rc == 0
     assert server.left_over(threads=2) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_stands_by_ends_with_the_daemon(serve, number):
+    server = serve(STAPSRV_STANDBY="1")
+    assert server.ask(MAKES).rc == 0
+
+    def holds_python() -> bool:
+        return any("python" in name for name in Footprint.of(server.pid, server.temporary).processes)
+
+    wait_until(holds_python)  # only /proc tells of it
+    held = ProcessTree(server.pid)
+    server.process.send_signal(number)
+    assert server.process.wait() == (-number if number == signal.SIGKILL else 0)
+    held.wait_gone(20)
 
 
 def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):

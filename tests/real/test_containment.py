@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import select
 from pathlib import Path
 
 import pytest
-from kit.real import Ran, serving
+from kit.footprint import descendants
+from kit.real import PATIENCE_S, Ran, serving, wait_until
 
 SECRET = b"the-operator-s-own-words"
 
@@ -102,3 +106,28 @@ def told(ran: Ran) -> bool:
     """Whether a client was told what stands in one of the targets."""
     words = (SECRET.decode(), "root:x:0:0", "compile server pid", "SQLite")
     return any(word in ran.stdout + ran.stderr for word in words)
+
+
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "unshare"])
+def test_next_compile_takes_what_stands_by(stap, sandbox):
+    """The process that waited becomes the real stap, and ends with it; untaken, it would wait on."""
+
+    def waiting() -> list[int]:
+        return [pid for pid in descendants(server.pid) if name(pid).startswith("python")]
+
+    def name(pid: int) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/comm").read_text()
+        return ""
+
+    with serving(stap, f"--sandbox={sandbox}", "--result-cache=no") as server:
+        assert stap.via(server.port, "-p4", "-e", "probe begin { exit() }").status == 0
+        wait_until(lambda: len(waiting()) > 0)
+        (*_, innermost) = waiting()
+        ended = os.pidfd_open(innermost)
+        try:
+            ran = stap.via(server.port, "-p4", "-e", "probe begin { exit() }")
+            assert (ran.status, len(list(stap.place.glob("*.ko")))) == (0, 1)
+            assert select.select([ended], [], [], PATIENCE_S)[0]
+        finally:
+            os.close(ended)

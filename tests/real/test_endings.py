@@ -30,8 +30,10 @@ def begin_compile(stap, server, gate):
     return client, tree
 
 
+@BACKENDS
 @pytest.mark.parametrize("leave", ["interrupted", "killed"])
-def test_client_that_goes_away_takes_its_compile_along(server, stap, gate, leave):
+def test_client_that_goes_away_takes_its_compile_along(serve, stap, gate, leave, backend):
+    server = serve("--standby", 0, backend=backend)  # what stands by for the next one would stay
     client, tree = begin_compile(stap, server, gate)
     if leave == "killed":
         client.kill()

@@ -14,7 +14,7 @@ from kit.service import LogLines
 from kit.stap import make_stap
 
 from stapsrv.compile.containing import Sandbox
-from stapsrv.compile.engine import LocalEngine
+from stapsrv.compile.local_engine import LocalEngine
 from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings

@@ -15,7 +15,7 @@ from stapsrv.supervisor.commanding import Wish
 pytestmark = pytest.mark.anyio
 
 # A child's death signal is tied to the thread that forks it (see stapsrv/compile/process.py).
-FORK = "compile/process.py spawn: "
+FORK = "compile/tree.py spawn: "
 
 
 def ask(port: int, payload: bytes) -> bytes:
