@@ -1,7 +1,8 @@
 """Temporary directories: one for each request, all under one of this process's own.
 
-``$TMPDIR/stap-server.XXXXXX`` belongs to a process as long as that holds a lock on the file ``lock`` in
-it. A process that was killed leaves its directory behind, unlocked; the next one sweeps it away.
+``$TMPDIR/stap-server.XXXXXX``, or one like it in memory, belongs to a process as long as that holds a lock on
+the file ``lock`` in it. A process that was killed leaves its directory behind, unlocked; the next one sweeps
+it away.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from stapsrv.compile.memory import Memory
 from stapsrv.errors import ConfigError
 from stapsrv.filework import FileWork
 
@@ -34,11 +36,13 @@ class Workspace:
     Attributes:
         path: its absolute name; mode 0700.
         files: what works on files in it, since it may be on a file system that hangs.
+        keeps: where directories are kept (``-k``).
     """
 
-    def __init__(self, path: Path, *lock_fds: int) -> None:
+    def __init__(self, path: Path, *lock_fds: int, keeps: Path | None = None) -> None:
         self.path = path
         self.files = FileWork()
+        self.keeps = keeps or path.parent
         self._lock_fds = lock_fds
         self._renewing = threading.Lock()
         self._closed = False
@@ -46,22 +50,32 @@ class Workspace:
         self._left: list[Path] = []
 
     @classmethod
-    def open(cls, parent: Path | None = None) -> Workspace:
+    def open(cls, parent: Path | None = None, *, memory: Path | None = None) -> Workspace:
         """Make a directory in ``parent`` (default: ``$TMPDIR``, else /tmp) and sweep out dead ones.
+
+        Args:
+            parent: where directories are kept, in any case.
+            memory: where it is made instead.
 
         Raises:
             ConfigError: no directory can be made there.
         """
         parent = Path(tempfile.gettempdir()) if parent is None else parent
-        sweep(parent)
+        for place in (parent, Memory().directory):
+            sweep(place)
         try:
-            return cls(*_make(parent))
+            return cls(*_make(memory or parent), keeps=parent)
         except OSError as exc:
             raise ConfigError(
                 f"no temporary directory can be made: {exc.strerror}",
-                where=str(parent),
+                where=str(memory or parent),
                 remedy="point TMPDIR to a directory that the server's user may write to",
             ) from exc
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it is elsewhere than what is kept."""
+        return self.path.parent != self.keeps
 
     def make_request_directory(self, ready: Path | None = None) -> Path:
         """Make an empty directory for one request, mode 0700; it goes back by :meth:`discard`.
@@ -81,7 +95,7 @@ class Workspace:
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
 
     def discard(self, path: Path, *, keep: bool) -> Path | None:
-        """Remove a request's directory, or keep it under a name of its own beside the workspace (``-k``).
+        """Remove a request's directory, or keep it under a name of its own (``-k``), and on disk.
 
         Returns:
             Where it was kept, or None.
@@ -89,9 +103,9 @@ class Workspace:
         if not keep:
             self._remove(path)
             return None
-        kept = self.path.with_name(f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}")
+        kept = self.keeps / f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}"
         try:
-            path.rename(kept)
+            shutil.move(path, kept)
         except FileNotFoundError:
             return None
         return kept

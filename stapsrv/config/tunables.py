@@ -294,6 +294,14 @@ TUNABLES: tuple[Tunable, ...] = (
         scope=Scope.SUPERVISOR,
     ),
     Tunable(
+        "TEMP_IN_MEMORY",
+        "temp_in_memory",
+        switch(),
+        True,  # noqa: FBT003 - the default, as in every row
+        "compile in memory where TMPDIR is not set and twice MAX_TOTAL_TEMP_SIZE is free",
+        scope=Scope.SUPERVISOR,
+    ),
+    Tunable(
         "STANDBY",
         "standbys",
         count("a number of processes", least=0, most=64),

@@ -32,6 +32,7 @@ CLASSIC: Mapping[str, str] = {
     "registry.damaged": "A record of a running server is damaged: {reason}",
     "registry.unwritable": "A running server cannot be recorded: {reason}",
     "sandbox.found": "Requests are contained by {mechanism}",
+    "workspace.memory": "Requests are compiled in memory, in {directory}",
     "sandbox.off": "Requests are not contained: SANDBOX=off",
     "sandbox.cgroup": "Requests get control groups of their own in {cgroup}",
     "identity.missing": "Certificate database {directory} does not exist",

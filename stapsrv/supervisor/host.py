@@ -16,6 +16,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.containing import find_sandbox
 from stapsrv.compile.local_engine import LocalEngine
+from stapsrv.compile.memory import Memory
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.service import CompileService
@@ -79,6 +80,8 @@ class Host:
             log.info("sandbox.found", mechanism=sandbox.name)
         if sandbox.cgroup is not None:
             log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
+        if self.engine.workspace.is_in_memory:
+            log.info("workspace.memory", directory=self.engine.workspace.path.parent)
 
     async def prepare(
         self,
@@ -178,7 +181,9 @@ async def open_host(
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
     """
     stap = await find_stap(environ)
-    workspace = Workspace.open()
+    wants_memory = tuning.effective("temp_in_memory") and not environ.get("TMPDIR")
+    memory = Memory().find_room(tuning.effective("total_temp_bytes")) if wants_memory else None
+    workspace = Workspace.open(memory=memory)
     try:
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)

@@ -181,3 +181,25 @@ def test_descriptors_go_back(tmp_path):
     before = os.listdir("/proc/self/fd")
     Workspace.open(tmp_path).close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_in_memory_but_what_is_kept(tmp_path):
+    """And what a killed process left there is swept away, wherever this one is."""
+    disk, memory = tmp_path / "disk", tmp_path / "memory"
+    disk.mkdir()
+    memory.mkdir()
+    workspace = Workspace.open(disk, memory=memory)
+    assert workspace.is_in_memory
+    assert workspace.path.parent == memory
+    path = workspace.make_request_directory()
+    (path / "file").write_text("kept\n")
+    kept = workspace.discard(path, keep=True)
+    assert kept is not None
+    assert kept.parent == disk
+    assert (kept / "file").read_text() == "kept\n"
+    assert workspace.discard(path, keep=True) is None
+    workspace.close()
+    assert list(memory.iterdir()) == []
+    other = Workspace.open(disk)
+    assert not other.is_in_memory
+    other.close()

@@ -261,7 +261,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    stap: Stap, *options: object, backend: str | None = None, release: bool = True, **environ: str
+    stap: Stap, *options: object, backend: str | None = None, release: bool = True, **environ: str | None
 ) -> Iterator[Server]:
     """Serve ``stap``'s user with this project's server; it is ended by TERM and has to take it well.
 
@@ -270,7 +270,7 @@ def serving(
         options: further ones for ``stap-serverd``.
         backend: of the server's event loop; None for the one that it has by itself.
         release: whether to serve the newest release; else ``options`` name releases.
-        environ: changes to the server's environment.
+        environ: changes to the server's environment; None for what is not to be there.
     """
     command = [sys.executable, "-m", "stapsrv.daemon"]
     command += [] if backend is None else ["--backend", backend]
@@ -300,7 +300,7 @@ def serving_original(stap: Stap, *options: object, **environ: str) -> Iterator[S
 
 @contextlib.contextmanager
 def _started(
-    stap: Stap, command: list[str], *options: object, release: bool, **environ: str
+    stap: Stap, command: list[str], *options: object, release: bool, **environ: str | None
 ) -> Iterator[Server]:
     number = len(list(stap.place.glob("server*")))
     place = stap.place / f"server{number}"
@@ -308,11 +308,12 @@ def _started(
     temporary.mkdir(parents=True)
     command = [*command, f"--log={place / 'log'}", "-R", str(stap.installation.runtime)]
     command += ["-r", stap.installation.release] if release else []
+    variables = stap.environ(TMPDIR=str(temporary)) | environ
     with (
         (place / "output").open("w") as output,
         subprocess.Popen(
             [*command, *map(str, options)],
-            env=stap.environ(TMPDIR=str(temporary)) | environ,
+            env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
