@@ -160,8 +160,9 @@ class NoAnswer(Exception):
 def rate(who: str, port: int, payload: bytes, clients: int, seconds: float) -> float:
     """Return how many requests a second are answered to ``clients`` that ask all the time.
 
-    One that is not answered is told of, and does not count. So that the clients cost little, an answer is
-    only looked at from both ends while the clock runs; of those of one length one is read afterwards.
+    One that is not answered is told of, and does not count; where the server itself is gone, this program
+    ends. So that the clients cost little, an answer is only looked at from both ends while the clock runs; of
+    those of one length one is read afterwards.
     """
     began = time.monotonic()
     seen: dict[int, bytes] = {}
@@ -171,6 +172,8 @@ def rate(who: str, port: int, payload: bytes, clients: int, seconds: float) -> f
         while time.monotonic() < began + seconds:
             try:
                 answer = fetch(who, port, payload)
+            except ConnectionRefusedError:
+                sys.exit(f"{who} has crashed: nobody listens there any more, and there is no rate to tell of")
             except (OSError, NoAnswer) as exc:
                 progress(f"{who} left a request without an answer: {exc}")
             else:
