@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
+
+from stapsrv.config.tunables import Tuning
 
 _ENOUGH = 2
 
@@ -82,3 +84,10 @@ class Memory:
                         continue
                     if told != "max":
                         yield int(told)
+
+
+def place_in_memory(environ: Mapping[str, str], tuning: Tuning) -> Path | None:
+    """Return where a service compiles in memory; None where it does so in ``TMPDIR``, or in /tmp."""
+    if environ.get("TMPDIR") or not tuning.effective("temp_in_memory"):
+        return None
+    return Memory().find_room(tuning.effective("total_temp_bytes"))

@@ -10,7 +10,6 @@ be started otherwise.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def footing(view: View) -> Hashable:
     Raises:
         OSError: something of it is gone.
     """
-    seen = (os.stat(place.path) for place in view.places)  # noqa: PTH116 - much faster
+    seen = (place.path.stat() for place in view.places)
     return _MOUNTS.read_bytes(), tuple((status.st_dev, status.st_ino) for status in seen)
 
 

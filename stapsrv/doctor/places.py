@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from stapsrv.compile.memory import place_in_memory
 from stapsrv.config.global_settings import GlobalSettings, can_write
 from stapsrv.config.log_format import LogFormat
 from stapsrv.control.accounts import GROUP
@@ -61,7 +62,8 @@ async def check_space(patient: Patient) -> AsyncIterator[Finding]:
     """Is there room for a compile, a cache and a log?"""
     places = {
         "room for stap's cache": patient.state,
-        "room for compiles": Path(tempfile.gettempdir()),
+        "room for compiles": place_in_memory(patient.environ, patient.settings.tuning)
+        or Path(tempfile.gettempdir()),
     }
     if _writes_log(patient.settings):
         places["room for logs"] = patient.settings.log_file.parent

@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache import ResultCache
 from stapsrv.compile.containing import find_sandbox
 from stapsrv.compile.local_engine import LocalEngine
-from stapsrv.compile.memory import Memory
+from stapsrv.compile.memory import place_in_memory
 from stapsrv.compile.modules import KernelSigner
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.service import CompileService
@@ -181,9 +181,7 @@ async def open_host(
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
     """
     stap = await find_stap(environ)
-    wants_memory = tuning.effective("temp_in_memory") and not environ.get("TMPDIR")
-    memory = Memory().find_room(tuning.effective("total_temp_bytes")) if wants_memory else None
-    workspace = Workspace.open(memory=memory)
+    workspace = Workspace.open(memory=place_in_memory(environ, tuning))
     try:
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)

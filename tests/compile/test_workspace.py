@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stapsrv.compile.memory import Memory
 from stapsrv.compile.workspace import Workspace, sweep
 from stapsrv.errors import ConfigError
 
@@ -200,6 +202,9 @@ def test_in_memory_but_what_is_kept(tmp_path):
     assert workspace.discard(path, keep=True) is None
     workspace.close()
     assert list(memory.iterdir()) == []
+    dead = Path(tempfile.mkdtemp(prefix="stap-server.", dir=Memory().directory))
+    (dead / "lock").touch()
     other = Workspace.open(disk)
     assert not other.is_in_memory
+    assert not dead.exists()
     other.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import resource
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from kit.footprint import Footprint, wait_back
 from kit.real import wait_until
 from kit.stap import MAKES
 from kit.trees import ProcessTree
+
+from stapsrv.compile.memory import Memory
 
 FILL = 'head -c 5000000 /dev/zero >"$answer/big"; i=0; while echo >"$answer/$i"; do i=$((i + 1)); done;'
 TROUBLE = "Server: The server has trouble with its temporary directory: "
@@ -118,6 +122,30 @@ def test_time_that_stands_still(serve, fifo):
         assert silent.recv(1) == b""
     assert server.ask(MAKES).rc == 0
     assert server.left_over(threads=2) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "most_bytes"),
+    [
+        (("--max-total-temp-size", "1M"), 1 << 20),
+        (("--max-total-temp-size", "1000T"), 1000 << 40),
+        (("--temp-in-memory", "no", "--max-total-temp-size", "1M"), None),
+    ],
+)
+def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
+    expected = None if most_bytes is None else Memory().find_room(most_bytes)
+    server = serve("-k", *options, TMPDIR="")
+    said = "Requests are compiled in memory, in /dev/shm"
+    assert (said in server.log_lines()) == (expected is not None)
+    assert server.ask(f'{MAKES} echo "$PWD" >"$answer/where.c"').rc == 0
+    server.wait_log("left its temporary directory")
+    (kept,) = re.findall(r"left its temporary directory (\S+)$", server.log_text(), re.MULTILINE)
+    try:
+        where = (Path(kept) / "response" / "stap000000" / "where.c").read_text()
+        assert where.startswith(f"{expected or tempfile.gettempdir()}/stap-server.")
+        assert Path(kept).parent == Path(tempfile.gettempdir())
+    finally:
+        shutil.rmtree(kept)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
