@@ -205,6 +205,7 @@ class Hosting:
             status=self.supervisor.status(),
             tally=self._host.tally,
             lost_entries=self._book.losses.entries,
+            standbys=self._host.engine.standbys.pids,
         )
 
     async def run(self, socket: Path, stopping: anyio.Event) -> None:

@@ -56,7 +56,13 @@ class SolitaryServer:
             max_compiles=self._settings.workers if self.server is None else self.server.service.pool.most,
             servers=(server,),
         )
-        return Facts(phase=self.phase, status=status, tally=host.tally, lost_entries=self._losses.entries)
+        return Facts(
+            phase=self.phase,
+            status=status,
+            tally=host.tally,
+            lost_entries=self._losses.entries,
+            standbys=host.engine.standbys.pids,
+        )
 
     def _status(self) -> ServerStatus:
         pid, server = os.getpid(), self.server

@@ -173,6 +173,11 @@ class Standbys:
         """Those that wait, or will, the oldest first."""
         return tuple(self._waiting.values())
 
+    @property
+    def pids(self) -> frozenset[int]:
+        """The process ids of those that wait, or will."""
+        return frozenset(standby.tree.pid for standby in self._waiting.values())
+
     def _change(self, *, at_work: int) -> None:
         self._at_work += at_work
         self._changed.set()

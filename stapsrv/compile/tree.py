@@ -128,6 +128,11 @@ class Tree:
         return cls(child, pidfd, stdout, stderr)
 
     @property
+    def pid(self) -> int:
+        """The leader's process id; another's, perhaps, once it was waited for."""
+        return self._child.pid
+
+    @property
     def status(self) -> int:
         """The leader's exit status, once it has ended; KILL's where even that could not end it in time."""
         return -signal.SIGKILL if self._child.returncode is None else self._child.returncode

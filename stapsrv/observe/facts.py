@@ -37,6 +37,8 @@ class Facts:
         tally: what became of connections and requests.
         lost_entries: of the logs.
         lag: of the event loop.
+        standbys: process ids of what stands by for the next compile.
+        children: process ids of the children that there were a moment before; None where that is not known.
     """
 
     phase: Phase
@@ -45,6 +47,8 @@ class Facts:
     lost_entries: int = 0
     faults: tuple[str, ...] = ()
     lag: Durations = attrs.field(factory=Durations)
+    standbys: frozenset[int] = frozenset()
+    children: frozenset[int] | None = None
 
     def frozen(self) -> Facts:
         """Return a copy that stays as it is while the event loop goes on counting."""

@@ -6,11 +6,9 @@ Here it is only put into words, from a snapshot, in a thread.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -22,8 +20,6 @@ from stapsrv.compile.tally import Durations
 from stapsrv.observe.facts import Facts
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus
-
-_TASKS = Path("/proc/self/task")
 
 
 class Kind(enum.StrEnum):
@@ -84,9 +80,8 @@ def _certificates(facts: Facts) -> Samples:
             yield (server.nickname,), server.work.certificate_expires.timestamp()
 
 
-def _children(_facts: Facts) -> Samples:
-    count = count_children()
-    return [] if count is None else [((), count)]
+def _children(facts: Facts) -> Samples:
+    return [] if facts.children is None else [((), len(facts.children - facts.standbys))]
 
 
 def _releases(facts: Facts) -> Samples:
@@ -271,9 +266,16 @@ ROWS = (
     Row(
         "stapsrv_child_processes",
         Kind.GAUGE,
-        "Child processes, without those below them.",
+        "Child processes, without those below them and those that stand by.",
         (),
         _children,
+    ),
+    Row(
+        "stapsrv_standby_processes",
+        Kind.GAUGE,
+        "Child processes that stand by for the next compile.",
+        (),
+        _single(lambda facts: len(facts.standbys)),
     ),
 )
 
@@ -309,24 +311,6 @@ class _Latest(Collector):
 
     def collect(self) -> Iterator[Metric]:
         return iter(()) if self.facts is None else families(self.facts)
-
-
-def count_children() -> int | None:
-    """Return how many children this process has; None where the kernel does not tell."""
-    count = 0
-    try:
-        tasks = list(_TASKS.iterdir())
-    except OSError:
-        return None
-    for task in tasks:
-        # Of a thread that has just ended there are none.
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                count += len((task / "children").read_text().split())
-            except FileNotFoundError:
-                if task.exists():
-                    return None
-    return count
 
 
 def _family(row: Row, samples: Samples) -> Metric:

@@ -16,6 +16,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.tally import Durations
+from stapsrv.observe.children import own_children
 from stapsrv.observe.facts import Look, sample_lag
 from stapsrv.observe.health import reasons_not_ready
 from stapsrv.observe.httpserver import HttpLimits, HttpServer, Page
@@ -83,7 +84,9 @@ class Monitor:
     async def _metrics(self) -> Page:
         async with self._rendering:
             if anyio.current_time() >= self._fresh_until:
-                facts = attrs.evolve(self._look(), lag=self._lag).frozen()
+                # First, so that what begins to stand by meanwhile is not taken for a compile.
+                children = await anyio.to_thread.run_sync(own_children, limiter=self._thread)
+                facts = attrs.evolve(self._look(), lag=self._lag, children=children).frozen()
                 text = await anyio.to_thread.run_sync(self._exposition.text, facts, limiter=self._thread)
                 self._page = Page(HTTPStatus.OK, text, self._exposition.content_type)
                 self._fresh_until = anyio.current_time() + _FRESH_S

@@ -23,6 +23,7 @@ from stapsrv.compile.zips import RequestFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.observe.children import own_children
 from stapsrv.refusal import Refusal
 from stapsrv.sandbox.mechanisms import Mechanism
 
@@ -145,6 +146,7 @@ async def test_one_stands_by_after_a_compile_and_is_taken_by_the_next(bench):
         assert not await bench.how()
         first = await bench.next_ready()
         assert bench.engine.standbys.waiting == (first,)
+        assert bench.engine.standbys.pids == {first.tree.pid} <= own_children()
         assert await bench.how()
         assert not first.directory.exists()
         second = await bench.next_ready()

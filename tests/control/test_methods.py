@@ -422,7 +422,7 @@ class LocalHost:
     user = "me"
 
     def __init__(self) -> None:
-        standbys = SimpleNamespace(run=anyio.sleep_forever)
+        standbys = SimpleNamespace(run=anyio.sleep_forever, pids=frozenset())
         self.engine = SimpleNamespace(
             stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None), standbys=standbys
         )

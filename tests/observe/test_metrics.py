@@ -19,8 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from stapsrv.compile.record import Outcome, RequestRecord, Source
 from stapsrv.compile.standing import Health
 from stapsrv.compile.tally import ConnectionOutcome, Durations, Tally
+from stapsrv.observe.children import own_children
 from stapsrv.observe.facts import Facts, Phase, sample_lag
-from stapsrv.observe.metrics import ROWS, Exposition, Kind, count_children
+from stapsrv.observe.metrics import ROWS, Exposition, Kind
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
 
@@ -68,7 +69,16 @@ def facts() -> Facts:
         server_status(2, State.FAILED, reason="broken"),
     )
     status = supervisor_status(*servers, compiles=2, max_compiles=4)
-    return Facts(phase=Phase.RUNNING, status=status, tally=tally, lag=lag, lost_entries=5)
+    return Facts(
+        phase=Phase.RUNNING,
+        status=status,
+        tally=tally,
+        lag=lag,
+        lost_entries=5,
+        # Process 14 began to stand by after the look at the children.
+        children=frozenset({11, 12, 13}),
+        standbys=frozenset({13, 14}),
+    )
 
 
 @pytest.fixture
@@ -110,6 +120,8 @@ def test_values(samples):
         ("stapsrv_sent_bytes_total",): 20,
         ("stapsrv_log_entries_lost_total",): 5,
         ("stapsrv_event_loop_lag_seconds_count",): 1,
+        ("stapsrv_child_processes",): 2,
+        ("stapsrv_standby_processes",): 2,
     }
     assert {key: samples.get(key) for key in expected} == expected
     assert ("stapsrv_certificate_expiry_timestamp_seconds", "2") not in samples
@@ -189,12 +201,17 @@ def test_a_dashboard_shows_every_row_but_few():
     assert missing == set()
 
 
-def test_children_are_counted():
-    before = count_children()
+def test_children_are_known():
+    before = own_children()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert (before, count_children()) == (before, before + 1)
+    assert own_children() == before | {child.pid}
     child.communicate()
-    assert count_children() == before
+    assert own_children() == before
+
+
+def test_unknown_children_are_not_told(facts):
+    text = Exposition().text(attrs.evolve(facts, children=None)).decode()
+    assert ("stapsrv_child_processes",) not in read_samples(text)
 
 
 @pytest.mark.anyio

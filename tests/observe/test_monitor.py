@@ -13,6 +13,7 @@ import attrs
 import pytest
 from kit.client import exchange, request
 from kit.control import server_status, supervisor_status
+from kit.http import read_samples
 from kit.service import LogLines, running_server
 
 from stapsrv.compile.tally import Tally
@@ -76,6 +77,20 @@ async def test_pages():
         status, text = await get(port, "/metrics")
     assert status == 200
     assert '\nstapsrv_servers{state="serving"} 0.0\n' in text
+
+
+async def test_what_stands_by_is_no_compile():
+    process = Process()
+    with subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE) as child:
+        async with monitoring(process) as port:
+            _, before = await get(port, "/metrics")
+        process.facts = attrs.evolve(process.facts, standbys=frozenset({child.pid}))
+        async with monitoring(process) as port:
+            _, after = await get(port, "/metrics")
+    first, second = read_samples(before), read_samples(after)
+    compiles, waiting = ("stapsrv_child_processes",), ("stapsrv_standby_processes",)
+    assert (first[waiting], second[waiting]) == (0, 1)
+    assert second[compiles] == first[compiles] - 1
 
 
 @pytest.mark.parametrize(
