@@ -421,6 +421,17 @@ def without_client_lines(ran: Ran) -> Ran:
     return Ran(ran.status, stdout, stderr)
 
 
+def without_word_of_jobs(ran: Ran) -> Ran:
+    """Return what stap said, without make's word that other jobs go on when one has failed.
+
+    It is said only where they do, which is different from run to run.
+    """
+    stderr = re.sub(
+        r"^make(\[\d+\])?: \*\*\* Waiting for unfinished jobs\.{4}\n", "", ran.stderr, flags=re.MULTILINE
+    )
+    return attrs.evolve(ran, stderr=stderr)
+
+
 def _age(release: str) -> tuple[list[int], int]:
     """Order releases from new to old; of one version, the plainest flavour first."""
     version = "-".join(release.split("-")[:2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kit.real import Installation, Ran, Unavailable, without_client_lines
+from kit.real import Installation, Ran, Unavailable, without_client_lines, without_word_of_jobs
 
 
 @pytest.fixture
@@ -91,3 +91,11 @@ def test_client_s_own_words_go_and_the_server_s_stay():
     assert without_client_lines(Ran(1, "x\n", domain + server + failed)) == Ran(1, "x\n", server)
     copy = 'Copy failed ("/tmp/a/stap_1.ko" to "stap_1.ko"): No such file or directory\n'
     assert without_client_lines(Ran(0, "begin\nstap_1.ko\n", copy)) == Ran(0, "begin\n", "")
+
+
+def test_word_of_other_jobs_goes_and_that_of_errors_stays():
+    error, jobs = "make[1]: *** [/x/Makefile:2: a.o] Error 1\n", "*** Waiting for unfinished jobs....\n"
+    said = f"{error}make[1]: {jobs}make: {jobs}make: *** [/x/Makefile:9: all] Error 2\n"
+    assert without_word_of_jobs(Ran(1, jobs, said)) == Ran(
+        1, jobs, f"{error}make: *** [/x/Makefile:9: all] Error 2\n"
+    )

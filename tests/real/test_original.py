@@ -13,7 +13,14 @@ import anyio
 import attrs
 import pytest
 from kit.client import Answer, connect, frame, pack, read_answer, request
-from kit.real import Ran, Server, serving, serving_original, without_client_lines
+from kit.real import (
+    Ran,
+    Server,
+    serving,
+    serving_original,
+    without_client_lines,
+    without_word_of_jobs,
+)
 
 SCRIPT = ("-e", "probe begin { exit() }")
 
@@ -35,7 +42,7 @@ def pair(warm_stap, tmp_path_factory) -> Iterator[Pair]:
 
 def test_answer_is_that_of_the_original(pair, stap, asked):
     original, ours = (
-        without_client_lines(stap.via(server.port, *asked.arguments, stdin=asked.stdin))
+        without_word_of_jobs(without_client_lines(stap.via(server.port, *asked.arguments, stdin=asked.stdin)))
         for server in (pair.original, pair.ours)
     )
     assert asked.words in ours.stdout + ours.stderr
