@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -48,6 +48,17 @@ class ServedIdentity(Protocol):
         """Return the signature of a module by the certificate's key; takes some milliseconds."""
 
 
+class CurrentIdentity(Protocol):
+    """Who a server is at each moment: certificates are renewed."""
+
+    @property
+    def kept(self) -> ServedIdentity:
+        """Who it was when that was looked at last."""
+
+    async def current(self) -> ServedIdentity:
+        """Return who it is for a new connection; takes no longer than a few seconds."""
+
+
 @attrs.frozen(kw_only=True)
 class CompileService:
     """What the sessions of one server share.
@@ -59,7 +70,7 @@ class CompileService:
         version: the protocol version in answers: that of the installed stap.
         engine: where compiles run.
         pool: who may run one.
-        identity: returns who the server is now; a renewed certificate is shown from the next handshake on.
+        identity: who the server is; a renewed certificate is shown from the next handshake on.
         kernel_signer: signs modules for kernels under secure boot.
         log: the server's own.
         counts: kept by the sessions.
@@ -76,7 +87,7 @@ class CompileService:
     version: str
     engine: Engine
     pool: WorkerPool
-    identity: Callable[[], ServedIdentity]
+    identity: CurrentIdentity
     kernel_signer: KernelSigner
     log: Log
     standings: Mapping[str, Standing] = attrs.field(factory=dict)

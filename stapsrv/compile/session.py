@@ -19,7 +19,7 @@ from anyio.streams.tls import TLSStream
 from stapsrv.compile.answering import Exchange
 from stapsrv.compile.deadlines import Overdue, deadline
 from stapsrv.compile.record import Outcome, RequestRecord, summary
-from stapsrv.compile.service import CompileService
+from stapsrv.compile.service import CompileService, ServedIdentity
 from stapsrv.compile.tally import ConnectionOutcome
 from stapsrv.compile.wire import FrameReader, encode_response
 from stapsrv.errors import ProtocolError, StapsrvError
@@ -52,8 +52,6 @@ class Session:
         self._peer = peer
         self._client = client
         self._log = service.log.bind(peer=peer)
-        # Taken once: what this peer is sent is signed by the certificate that it was shown.
-        self._identity = service.identity()
         self._arriving = anyio.CancelScope()
         self._outcome = ConnectionOutcome.ENDED
         self.outstanding = False
@@ -93,7 +91,9 @@ class Session:
 
     async def _converse(self, stream: SocketStream) -> None:
         with self._arriving:
-            tls = await self._handshake(stream)
+            # Taken once: what this peer is sent is signed by the certificate that it was shown.
+            identity = await self._service.identity.current()
+            tls = await self._handshake(stream, identity)
             received = await self._receive(tls)
             self.outstanding = received is not None
         if self._arriving.cancelled_caught:
@@ -104,7 +104,7 @@ class Session:
         self._outcome = ConnectionOutcome.REQUEST
         record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
         exchange = Exchange(
-            self._service, client=self._client, identity=self._identity, record=record, log=self._log
+            self._service, client=self._client, identity=identity, record=record, log=self._log
         )
         try:
             await self._serve(tls, received, exchange, record)
@@ -143,12 +143,12 @@ class Session:
             if not taken:
                 record.outcome = Outcome.ABANDONED
 
-    async def _handshake(self, stream: SocketStream) -> TLSStream:
+    async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TLSStream:
         with deadline(self._limits.handshake_s, "no TLS handshake", Refusal.HANDSHAKE_TIMEOUT):
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
-                ssl_context=self._identity.context,
+                ssl_context=identity.context,
                 standard_compatible=False,
             )
 

@@ -1,7 +1,7 @@
 """``stap-server cert``, ``stap-gen-cert`` and ``stap-authorize-cert``: looking after a server's certificate.
 
-They work on the database directory itself, whether a server runs or not; a running server notices at the
-next connection that its database was replaced.
+They work on the database directory itself, whether a server runs or not; a running server hears that its
+database was replaced, and shows the next connection what is there.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from structlog.typing import FilteringBoundLogger
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.memory import memory_file
-from stapsrv.identity.nss import PUBLIC_MODE, Database
+from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
 from stapsrv.identity.permissions import refuse_exposed
 from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
 from stapsrv.identity.staging import (
@@ -58,11 +58,19 @@ class Validity(enum.Enum):
 
 @attrs.frozen
 class Identity:
-    """A server's certificate and private key, and the database directory that they are kept in."""
+    """A server's certificate and private key, and the database directory that they are kept in.
+
+    Attributes:
+        directory: the database's.
+        certificate: shown to clients.
+        key: the private one.
+        fingerprint: of the database's files when they were read.
+    """
 
     directory: Path
     certificate: x509.Certificate
     key: rsa.RSAPrivateKey = attrs.field(repr=False, eq=False)
+    fingerprint: Fingerprint = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def der(self) -> bytes:
@@ -243,6 +251,8 @@ async def _examine(directory: Path, password: str) -> _Found:
     database = Database(directory, password)
     if not database.exists:
         return None
+    # Before it is read, so that what is written meanwhile makes a difference.
+    fingerprint = database.fingerprint()
     try:
         identities = await database.identities(NICKNAME)
     except DamagedDatabase as exc:
@@ -256,7 +266,7 @@ async def _examine(directory: Path, password: str) -> _Found:
             where=str(directory),
             remedy=_REMEDY_ELSEWHERE,
         )
-    return Identity(directory, certificate, key)
+    return Identity(directory, certificate, key, fingerprint)
 
 
 def _serves(found: _Found, now: datetime) -> TypeGuard[Identity]:
@@ -314,4 +324,4 @@ async def _create(
         (preparing / CERTIFICATE_FILE).write_bytes(identity.der)
         (preparing / CERTIFICATE_FILE).chmod(PUBLIC_MODE)
         await anyio.to_thread.run_sync(commit, preparing, directory)
-    return identity
+    return attrs.evolve(identity, fingerprint=Database(directory).fingerprint())

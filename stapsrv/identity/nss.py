@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess, Popen
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -34,7 +35,12 @@ from stapsrv.identity.memory import MemoryFile, memory_file
 from stapsrv.identity.pkcs12 import private_keys
 from stapsrv.identity.staging import commit, is_present, staged
 
-DATABASE_FILES = ("cert9.db", "key4.db", "pkcs11.txt")
+Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
+"""Of a database's files as they are at one moment: node, time of change in ns, bytes."""
+
+KEPT_FILES = ("cert9.db", "key4.db")
+"""Of a database: those that hold certificates and keys."""
+DATABASE_FILES = (*KEPT_FILES, "pkcs11.txt")
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
 
@@ -73,7 +79,18 @@ class Database:
     @property
     def exists(self) -> bool:
         """Whether there is a database, or half of one."""
-        return any(is_present(self.directory / name) for name in ("cert9.db", "key4.db"))
+        return any(is_present(self.directory / name) for name in KEPT_FILES)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what changes when the database's files are replaced or written; () where one is missing."""
+        found = []
+        for name in KEPT_FILES:
+            try:
+                status = (self.directory / name).stat()
+            except OSError:
+                return ()
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(found)
 
     async def create(self, *, file_mode: int = PRIVATE_MODE) -> None:
         """Make a new, empty database in the directory, which exists; all its files appear at once.
@@ -225,7 +242,7 @@ class Database:
 
         Where it may not write (a read-only mount), it gets a private copy.
         """
-        if all(os.access(self.directory / name, os.W_OK) for name in ("cert9.db", "key4.db")):
+        if all(os.access(self.directory / name, os.W_OK) for name in KEPT_FILES):
             yield self._where
             return
         with TemporaryDirectory(prefix="stapsrv-") as copy:  # 0700

@@ -29,18 +29,20 @@ from stapsrv.identity.nss import Database, WrongPassword
 from stapsrv.identity.signing import sign_module
 from stapsrv.identity.staging import sweep_left_over
 from stapsrv.identity.trust import default_client_directory, trust_locally
+from stapsrv.identity.watch import DatabaseWatch
 
-_DATABASE_FILES = ("cert9.db", "key4.db")
 RENEW_BEFORE = timedelta(days=30)
 _CHECK_S = 60.0
 """Between looks at the clock; a handshake that meets a stale identity has it looked after at once."""
 _PAUSE_S = 1.0
+_SETTLE_S = 0.2
+"""A database comes in several files: this long after the last change it is looked at."""
+_MOST_SETTLE_S = 2.0
+_PATIENCE_S = 5.0
+"""How long a connection waits for the look at a database that has changed."""
 _DRIFT_S = 3600.0
 
 Clock = Callable[[], datetime]
-
-Fingerprint = tuple[tuple[int, int, int], ...]
-"""What changes when a database's files are replaced or written."""
 
 
 @attrs.frozen
@@ -50,12 +52,10 @@ class KeptIdentity:
     Attributes:
         identity: certificate and key.
         context: the server's side of TLS with them.
-        fingerprint: of the database's files as they were when it was loaded.
     """
 
     identity: Identity
     context: ssl.SSLContext = attrs.field(repr=False, eq=False)
-    fingerprint: Fingerprint = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def not_after(self) -> datetime:
@@ -70,37 +70,63 @@ class KeptIdentity:
 class LiveIdentity:
     """Who the servers of one database directory are, at each moment.
 
-    Called at each handshake, it answers at once, and sees to it that the store looks soon whether what it
-    has is still what it should have.
+    Args:
+        kept: what was loaded.
+        clock: tells the aware time.
+        attend: has the store look soon whether that is still what it should have, and says here, by
+            :meth:`note_change`, whether the database is known to have changed.
+
+    Attributes:
+        kept: what was loaded last.
     """
 
-    def __init__(self, kept: KeptIdentity, *, clock: Clock, met: Callable[[], None]) -> None:
+    def __init__(self, kept: KeptIdentity, *, clock: Clock, attend: Callable[[], None]) -> None:
         self.kept = kept
         self._clock = clock
-        self._met = met
-        self._looked = kept.fingerprint
+        self._attend = attend
+        self._changes = 0
+        self._changes_looked_at = 0
+        self._look_ended = anyio.Event()
         self._changed = anyio.Event()
 
-    def __call__(self) -> KeptIdentity:
-        """Return the identity for a new connection; looks at no file, which could take long."""
-        self._met()
+    async def current(self) -> KeptIdentity:
+        """Return the identity for a new connection; touches no file, which could take long.
+
+        If the database was changed before the call, what a look finds there is waited for, 5 s at most. A
+        change of which the kernel does not tell is found for the next connection.
+        """
+        self._attend()
+        if self._changes_looked_at < self._changes:
+            with anyio.move_on_after(_PATIENCE_S):
+                await self._wait_looked_at(self._changes)
         return self.kept
+
+    async def _wait_looked_at(self, changes: int) -> None:
+        while self._changes_looked_at < changes:
+            await self._look_ended.wait()
+
+    def note_change(self) -> None:
+        """Take note that the database has changed."""
+        self._changes += 1
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Look at the database, and load what is there; whoever waits for that goes on afterwards."""
+        changes = self._changes
+        try:
+            yield
+        finally:
+            self._changes_looked_at = changes
+            self._look_ended.set()
+            self._look_ended = anyio.Event()
 
     def is_current(self) -> bool:
         """Whether the certificate is valid now, and its database is the one that it was loaded from."""
         identity = self.kept.identity
         return (
             identity.validity(self._clock()) is Validity.VALID
-            and _fingerprint(identity.directory) == self.kept.fingerprint
+            and Database(identity.directory).fingerprint() == identity.fingerprint
         )
-
-    def is_replaced(self) -> bool:
-        """Whether the database is another one than this identity's, and than the one met at the last call.
-
-        For whoever watches the directory: a database that cannot be loaded is to be met once.
-        """
-        before, self._looked = self._looked, _fingerprint(self.kept.identity.directory)
-        return self._looked not in (before, self.kept.fingerprint)
 
     async def wait_changed(self) -> None:
         """Wait until another identity takes the place of this one."""
@@ -122,6 +148,7 @@ class IdentityStore:
         environ: names the default directories (``SYSTEMTAP_DIR``, ``HOME``).
         password: of the databases that have one, and of new ones; None for none.
         clock: tells the aware time.
+        watch: hears of changes; without it they are met a connection later. Its owner closes it.
     """
 
     def __init__(
@@ -130,6 +157,7 @@ class IdentityStore:
         *,
         password: str | None = None,
         clock: Clock = lambda: datetime.now(UTC),
+        watch: DatabaseWatch | None = None,
     ) -> None:
         self._environ = environ
         self._password = password
@@ -138,6 +166,8 @@ class IdentityStore:
         self._live: dict[Path, LiveIdentity] = {}
         self._files = FileWork()
         self._working = anyio.Lock()
+        self._watch = watch
+        self._heard = anyio.Event()
         self._met = anyio.Event()
 
     async def obtain(self, directory: Path | None, log: FilteringBoundLogger) -> LiveIdentity:
@@ -158,21 +188,33 @@ class IdentityStore:
                 return live
             kept = await self._load(directory, log)
             if live is None:
-                live = LiveIdentity(kept, clock=self._clock, met=self._note_met)
+                live = LiveIdentity(kept, clock=self._clock, attend=self._attend)
                 self._live[directory] = live
             else:
                 live.replace(kept)
             return live
 
-    async def keep_fresh(self, log: FilteringBoundLogger) -> NoReturn:
+    async def keep_fresh(self, log: FilteringBoundLogger) -> None:
         """Renew certificates before they expire, and take up databases that were replaced, until cancelled.
 
         A failure leaves the old identity in service, and is logged and tried again.
         """
+        async with anyio.create_task_group() as tasks:
+            if self._watch is not None:
+                tasks.start_soon(self._listen, self._watch)
+            await self._look_after_all(log)
+
+    async def _listen(self, watch: DatabaseWatch) -> NoReturn:
+        while True:
+            await anyio.wait_readable(watch.descriptor)
+            self._hear()
+
+    async def _look_after_all(self, log: FilteringBoundLogger) -> NoReturn:
         seen = _Clocks(self._clock())
         while True:
             with anyio.move_on_after(_CHECK_S):
                 await self._met.wait()
+            await self._settle()
             self._met = anyio.Event()
             if seen.jumped(self._clock()):
                 # A clock that is set back soon must not cost a certificate that was valid all the time.
@@ -182,12 +224,34 @@ class IdentityStore:
                 async with self._working:
                     await self._freshen(directory, live, log)
             # Whatever keeps failing does so once a second at the most, however many peers connect.
-            await anyio.sleep(_PAUSE_S)
+            with anyio.move_on_after(_PAUSE_S):
+                await self._heard.wait()
 
-    def _note_met(self) -> None:
+    async def _settle(self) -> None:
+        """Let whoever changes a database finish."""
+        with anyio.move_on_after(_MOST_SETTLE_S):
+            while self._heard.is_set():
+                self._heard = anyio.Event()
+                with anyio.move_on_after(_SETTLE_S):
+                    await self._heard.wait()
+
+    def _attend(self) -> None:
+        self._hear()
         self._met.set()
 
+    def _hear(self) -> None:
+        """Take note of the changes that the kernel has told of by now."""
+        for directory in self._watch.heard() if self._watch is not None else ():
+            if (live := self._live.get(directory)) is not None:
+                live.note_change()
+                self._heard.set()
+                self._met.set()
+
     async def _freshen(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
+        with live.looked_at():
+            await self._look_after(directory, live, log)
+
+    async def _look_after(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
         identity = live.kept.identity
         try:
             if not await self._is_current(directory, live):
@@ -197,7 +261,7 @@ class IdentityStore:
                 password = self._passwords.get(directory, "")
                 renewed = await renew_identity(identity, log=log, password=password, now=self._clock())
                 await self._trust(renewed, log)
-                live.replace(await self._keep(renewed))
+                live.replace(KeptIdentity(renewed, renewed.tls_context()))
         except (IdentityError, OSError) as exc:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
         except Exception:
@@ -206,7 +270,14 @@ class IdentityStore:
 
     async def _is_current(self, directory: Path, live: LiveIdentity) -> bool:
         with _hangs_explained(directory):
+            await self._files.run(functools.partial(self._arm, directory))
             return await self._files.run(live.is_current)
+
+    def _arm(self, directory: Path) -> None:
+        """Have changes of a directory heard of from now on; else clients and the clock lead to them."""
+        if self._watch is not None:
+            with contextlib.suppress(OSError):
+                self._watch.arm(directory)
 
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
         changed = (directory, moks_directory(directory), default_client_directory(self._environ))
@@ -216,12 +287,9 @@ class IdentityStore:
                 await self._files.run(functools.partial(sweep_left_over, place))
         identity = await self._open(directory, log)
         await self._trust(identity, log)
-        return await self._keep(identity)
-
-    async def _keep(self, identity: Identity) -> KeptIdentity:
-        with _hangs_explained(identity.directory):
-            fingerprint = await self._files.run(functools.partial(_fingerprint, identity.directory))
-        return KeptIdentity(identity, identity.tls_context(), fingerprint)
+        with _hangs_explained(directory):
+            await self._files.run(functools.partial(self._arm, directory))
+        return KeptIdentity(identity, identity.tls_context())
 
     async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
         """Load or make an identity, with the password only where it is one of the database's."""
@@ -275,14 +343,3 @@ class _Clocks:
         drift = (wall - self._wall).total_seconds() - (steady - self._steady)
         self._wall, self._steady = wall, steady
         return abs(drift) > _DRIFT_S
-
-
-def _fingerprint(directory: Path) -> Fingerprint:
-    found = []
-    for name in _DATABASE_FILES:
-        try:
-            status = (directory / name).stat()
-        except OSError:
-            return ()
-        found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)

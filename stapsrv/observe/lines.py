@@ -71,6 +71,7 @@ CLASSIC: Mapping[str, str] = {
     "mok.offered": "Machine owner key {fingerprint} offered to the client for enrolment",
     "mok.unusable": "Machine owner key {directory} cannot be used: {reason}",
     "identity.unwatched": "Changes in {directory} are not told to the network: {reason}",
+    "identity.unheard": "Certificates that are replaced are taken up a connection later: {reason}",
     "control.command": "Control command {method} of user {user}",
     "control.refused": "Control: user {user} was refused: {reason}",
     "control.crowded": "Control connections are refused: {reason}",

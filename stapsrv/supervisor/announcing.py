@@ -138,9 +138,6 @@ class Announcer:
     async def _look_at_files(self, identity: LiveIdentity) -> None:
         directory = identity.kept.identity.directory
         try:
-            if await self._files.run(identity.is_replaced):
-                # As at a handshake, but before a client comes that trusts a certificate of the past.
-                identity()
             found = await self._files.run(partial(list_moks, moks_directory(directory)))
             fingerprints = tuple(mok.fingerprint for mok in found)
         except OSError as exc:

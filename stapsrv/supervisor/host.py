@@ -32,6 +32,7 @@ from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore
+from stapsrv.identity.watch import watching
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.admission import ConnectionBudget
 from stapsrv.supervisor.caching import open_cache
@@ -175,7 +176,7 @@ async def open_host(
         sockets: what the service manager opened for this process.
         tuning: what is set of what all servers have in common: limits, and how requests are contained.
         secret: files and directories of this service that no request may see.
-        log: hears of the result cache; None to keep no results.
+        log: hears of the result cache and of what cannot be watched; None to keep no results.
 
     Raises:
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
@@ -199,15 +200,16 @@ async def open_host(
         )
         systemtap = systemtap_directory(environ)
         warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
-        host = Host(
-            user=entry.pw_name,
-            engine=engine,
-            identities=IdentityStore(environ, password=password),
-            warmer=warmer,
-            sockets=sockets or PassedSockets(),
-            connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
-        )
         async with contextlib.AsyncExitStack() as opened:
+            watch = opened.enter_context(watching(log))
+            host = Host(
+                user=entry.pw_name,
+                engine=engine,
+                identities=IdentityStore(environ, password=password, watch=watch),
+                warmer=warmer,
+                sockets=sockets or PassedSockets(),
+                connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
+            )
             if log is not None:
                 cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
                 host = attrs.evolve(host, cache=cache)

@@ -19,7 +19,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from kit import openssl
 from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_answer, request, trusting
 from kit.moks import make_mok, make_sign_file
-from kit.service import IDENTITY, running_server, tls_context
+from kit.service import IDENTITY, Shown, running_server, tls_context
 
 from stapsrv.compile.answering import Exchange
 from stapsrv.compile.engine import CompileJob, CompileResult
@@ -513,11 +513,11 @@ class TestSigning:
 
     async def test_signer_is_whom_the_client_met(self):
         """A certificate that is renewed while a request runs does not sign what the old one answers."""
-        now = attrs.evolve(IDENTITY, name=b"old")
-        async with running_server(identity=lambda: now) as running:
+        shown = Shown(attrs.evolve(IDENTITY, name=b"old"))
+        async with running_server(identity=shown) as running:
             running.engine.gate = anyio.Event()
             async with await connect(running.port) as tls:
-                now = attrs.evolve(IDENTITY, context=tls_context(), name=b"new")
+                shown.kept = attrs.evolve(IDENTITY, context=tls_context(), name=b"new")
                 await tls.send(frame(request("--unprivileged")))
                 await running.engine.wait(lambda: running.engine.jobs)
                 running.engine.gate.set()
@@ -529,7 +529,7 @@ class TestSigning:
     async def test_openssl_verifies_it_by_the_certificate_that_was_shown(self, identity):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
         kept = KeptIdentity(made, made.tls_context())
-        async with running_server(identity=lambda: kept) as running:
+        async with running_server(identity=kept) as running:
             async with await connect(running.port) as tls:
                 shown = tls.extra(TLSAttribute.peer_certificate_binary)
                 await tls.send(frame(request("--privilege=stapusr")))
@@ -566,13 +566,13 @@ class TestResumption:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     async def test_session_is_resumed_until_the_certificate_is_renewed(self, identity, version):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
-        shown = [KeptIdentity(made, made.tls_context())]
+        shown = Shown(KeptIdentity(made, made.tls_context()))
         context = trusting(minimum_version=version, maximum_version=version)
-        async with running_server(identity=lambda: shown[-1]) as running:
+        async with running_server(identity=shown) as running:
             ask = functools.partial(anyio.to_thread.run_sync, self._ask, running.port, context)
             at_first, session = await ask(None)
             again, session = await ask(session)
-            shown.append(KeptIdentity(made, made.tls_context()))
+            shown.kept = KeptIdentity(made, made.tls_context())
             after_renewal, _ = await ask(session)
         assert (at_first, again, after_renewal) == (False, True, False)
 
@@ -675,8 +675,8 @@ async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
 
 async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
     """The answer that was made for one certificate is not given in the name of another."""
-    shown = [IDENTITY]
-    async with running_server(identity=lambda: shown[0]) as running:
+    shown = Shown(IDENTITY)
+    async with running_server(identity=shown) as running:
         known = Known(CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),)))
 
         async def answer(_self: Exchange, _job: CompileJob) -> Known:
@@ -686,7 +686,7 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))
-        shown[0] = attrs.evolve(IDENTITY, name=b"renewed")
+        shown.kept = attrs.evolve(IDENTITY, name=b"renewed")
         renewed = await exchange(running.port, payload)
     signature = "stap_x.ko.sgn"
     assert first.files == again.files

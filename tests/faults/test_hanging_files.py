@@ -100,9 +100,10 @@ def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend,
     assert "Traceback" not in server.log_text()
 
 
-def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate):
+@pytest.mark.parametrize("call", ["store.LiveIdentity.is_current", "watch.DatabaseWatch.arm"])
+def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate, call):
     """The identity that the server has goes on serving."""
-    patch = patched(gate, "stapsrv.identity.store._fingerprint")
+    patch = patched(gate, f"stapsrv.identity.{call}")
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         gate.shut()
         for _ in range(3):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,15 +16,23 @@ from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
 from stapsrv.filework import FileWork
+from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.nss import Database
 from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
+from stapsrv.identity.watch import DatabaseWatch
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> IdentityStore:
-    return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")})
+def watch() -> Iterator[DatabaseWatch]:
+    with contextlib.closing(DatabaseWatch()) as watch:
+        yield watch
+
+
+@pytest.fixture
+def store(tmp_path: Path, watch: DatabaseWatch) -> IdentityStore:
+    return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, watch=watch)
 
 
 @pytest.fixture
@@ -57,20 +66,20 @@ async def test_servers_of_one_directory_share_one_identity(store, database, line
 
 async def test_replaced_database_is_loaded_again(store, database, lines, tmp_path):
     live = await store.obtain(database, lines.log)
-    before = live()
+    before = live.kept
     for name in ("cert9.db", "key4.db", "stap.cert"):
         (database / name).unlink()
     assert not live.is_current()
     assert (await store.obtain(database, lines.log)) is live
-    assert live().identity.serial != before.identity.serial
+    assert live.kept.identity.serial != before.identity.serial
     assert live.is_current()
 
 
 async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_path):
     shutil.copytree(database, tmp_path / "systemtap" / "ssl" / "server")
     kept = await store.obtain(None, lines.log)
-    assert kept().identity.directory == tmp_path / "systemtap" / "ssl" / "server"
-    assert kept().not_after == kept().identity.not_after
+    assert kept.kept.identity.directory == tmp_path / "systemtap" / "ssl" / "server"
+    assert kept.kept.not_after == kept.kept.identity.not_after
 
 
 async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, lines, tmp_path):
@@ -128,7 +137,9 @@ def set_store(tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch) -> Id
     return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
 
 
-async def renewed(store: IdentityStore, live: LiveIdentity, lines: LogLines, act: Callable[[], None]) -> None:
+async def renewed(
+    store: IdentityStore, live: LiveIdentity, lines: LogLines, act: Callable[[], Awaitable[None] | None]
+) -> None:
     """Keep ``store`` fresh, act, and wait until the identity is another one."""
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
@@ -136,14 +147,15 @@ async def renewed(store: IdentityStore, live: LiveIdentity, lines: LogLines, act
             await anyio.wait_all_tasks_blocked()
             tasks.start_soon(live.wait_changed)
             await anyio.wait_all_tasks_blocked()
-            act()
+            if (acting := act()) is not None:
+                await acting
             await live.wait_changed()
             tasks.cancel_scope.cancel()
 
 
 async def test_renewed_a_month_before_it_expires(set_store, database, lines, wall, tmp_path):
     live = await set_store.obtain(database, lines.log)
-    before = live()
+    before = live.kept
     due = before.not_after - timedelta(days=30)
     assert renewal_due(before.identity) == due
 
@@ -151,7 +163,7 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
         wall.now = due
 
     await renewed(set_store, live, lines, go_there)
-    after = live()
+    after = live.kept
     assert after.not_after == due.replace(microsecond=0) + timedelta(days=365)
     assert live.is_current()
     client = Database(tmp_path / "systemtap" / "ssl" / "client")
@@ -169,23 +181,140 @@ async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
     monkeypatch.setattr("stapsrv.identity.store._DRIFT_S", 1e12)
     live = await set_store.obtain(database, lines.log)
-    before = live()
+    before = live.kept
 
-    def meet() -> None:
+    async def meet() -> None:
         wall.now = before.not_after + timedelta(seconds=1)
-        assert live() is before
+        assert await live.current() is before
 
     await renewed(set_store, live, lines, meet)
-    assert live().not_after > wall.now
+    assert live.kept.not_after > wall.now
 
 
-async def test_watched_database_is_met_once(store, database, lines):
-    """It may be one that cannot be loaded."""
+@pytest.fixture
+async def databases(tmp_path, lines) -> list[Path]:
+    """Two databases with a certificate each."""
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        await load_or_create_identity(place, log=lines.log)
+    return places
+
+
+def put(database: Path, source: Path) -> None:
+    """Copy the files of a database over another's, one after the other."""
+    for path in source.iterdir():
+        shutil.copy(path, database / path.name)
+
+
+async def test_next_connection_is_shown_what_was_put_there_before(store, databases, database, lines):
+    """At once, each time, and nothing is made of what is there in between."""
     live = await store.obtain(database, lines.log)
-    assert not live.is_replaced()
-    for count in (1, 2):
-        (database / "cert9.db").write_bytes(b"x" * count)
-        assert [live.is_replaced() for _ in range(3)] == [True, False, False]
+    ders = [(source / "stap.cert").read_bytes() for source in databases]
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_fresh, lines.log)
+            generated = lines.events().count("identity.generating")
+            for _ in range(3):
+                for source, der in zip(databases, ders, strict=True):
+                    put(database, source)
+                    assert (await live.current()).identity.der == der
+            tasks.cancel_scope.cancel()
+    assert lines.events().count("identity.generating") == generated
+
+
+async def test_next_connection_is_shown_the_directory_that_took_the_place(store, databases, tmp_path, lines):
+    place = tmp_path / "place"
+    live = await store.obtain(place, lines.log)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_fresh, lines.log)
+            for source in databases:
+                der = (source / "stap.cert").read_bytes()
+                place.rename(tmp_path / f"before {source.name}")
+                source.rename(place)
+                assert (await live.current()).identity.der == der
+            tasks.cancel_scope.cancel()
+
+
+async def test_half_of_a_database_is_not_looked_at(store, databases, database, lines, monkeypatch):
+    """It would be taken for a damaged one, and another be made in its place."""
+    monkeypatch.setattr("stapsrv.identity.store._SETTLE_S", 3600.0)
+    monkeypatch.setattr("stapsrv.identity.store._MOST_SETTLE_S", 3600.0)
+    monkeypatch.setattr("stapsrv.identity.store._PATIENCE_S", 0.5)
+    live = await store.obtain(database, lines.log)
+    before, source = live.kept, databases[0]
+    generated = lines.events().count("identity.generating")
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_fresh, lines.log)
+            shutil.copy(source / "cert9.db", database / "cert9.db")
+            assert await live.current() is before
+            monkeypatch.setattr("stapsrv.identity.store._SETTLE_S", 0.01)
+            tasks.start_soon(live.wait_changed)
+            put(database, source)
+            await live.wait_changed()
+            tasks.cancel_scope.cancel()
+    assert live.kept.identity.der == (source / "stap.cert").read_bytes()
+    assert lines.events().count("identity.generating") == generated
+
+
+async def test_change_during_a_look_has_connections_wait_for_the_next(store, database, lines):
+    live = await store.obtain(database, lines.log)
+    live.note_change()
+    with live.looked_at():
+        live.note_change()
+    served = anyio.Event()
+
+    async def connect() -> None:
+        await live.current()
+        served.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connect)
+        await anyio.wait_all_tasks_blocked()
+        assert not served.is_set()
+        with live.looked_at():
+            assert not served.is_set()
+        await served.wait()
+
+
+async def test_connection_does_not_wait_for_ever(store, databases, database, lines, monkeypatch):
+    """The file system hangs: the certificate of before will do."""
+    gate = threading.Event()
+    live = await store.obtain(database, lines.log)
+    before = live.kept
+
+    def hang(_self: Database) -> None:
+        gate.wait()
+
+    monkeypatch.setattr("stapsrv.identity.store._PATIENCE_S", 0.01)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.keep_fresh, lines.log)
+            await anyio.wait_all_tasks_blocked()
+            with monkeypatch.context() as patched:
+                patched.setattr(Database, "fingerprint", hang)
+                put(database, databases[0])
+                assert await live.current() is before
+                gate.set()
+            await live.wait_changed()
+            assert live.kept.identity.der == (databases[0] / "stap.cert").read_bytes()
+            tasks.cancel_scope.cancel()
+
+
+async def test_where_nothing_can_be_watched_it_is_the_connection_after(
+    set_store, databases, database, lines, monkeypatch
+):
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
+    live = await set_store.obtain(database, lines.log)
+    before = live.kept
+
+    async def meet() -> None:
+        put(database, databases[0])
+        assert await live.current() is before
+
+    await renewed(set_store, live, lines, meet)
+    assert (await live.current()).identity.der == (databases[0] / "stap.cert").read_bytes()
 
 
 async def test_replaced_database_is_taken_up_while_serving(set_store, database, pristine_identity, lines):
@@ -201,7 +330,7 @@ async def test_replaced_database_is_taken_up_while_serving(set_store, database, 
 
 async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database, lines, wall, monkeypatch):
     live = await set_store.obtain(database, lines.log)
-    before = live()
+    before = live.kept
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -213,7 +342,7 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
             tasks.start_soon(set_store.keep_fresh, lines.log)
             await lines.wait("identity.renewal_failed", 2)
             tasks.cancel_scope.cancel()
-    assert live() is before
+    assert live.kept is before
     assert live.is_current()
     assert "No space left" in lines.reasons("identity.renewal_failed")[0]
 
@@ -225,7 +354,7 @@ async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
     set_store, database, lines, monkeypatch, fault
 ):
     live = await set_store.obtain(database, lines.log)
-    before = live().identity
+    before = live.kept.identity
 
     def fail(*_arguments: object) -> None:
         raise fault
@@ -238,7 +367,7 @@ async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
             await lines.wait(
                 "identity.renewal_failed" if isinstance(fault, OSError) else "identity.renewal_crashed"
             )
-            assert live().identity is before
+            assert live.kept.identity is before
             patched.undo()
             with anyio.fail_after(20):
                 while not live.is_current():
@@ -269,7 +398,7 @@ async def test_password_is_for_new_databases_and_for_those_that_have_one(lines, 
     own = tmp_path / "own"
     made = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
     again = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
-    assert again().identity.serial == made().identity.serial
+    assert again.kept.identity.serial == made.kept.identity.serial
     with pytest.raises(IdentityError, match=r"protected by a password; give its password \(-P\)$"):
         await IdentityStore(environ).obtain(own, lines.log)
     with pytest.raises(IdentityError, match=r"the password is wrong; give its password \(-P\)$"):

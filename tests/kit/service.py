@@ -152,6 +152,16 @@ class TestIdentity:
         return b"%s signed %s" % (self.name, hashlib.sha256(module).hexdigest().encode())
 
 
+@attrs.define
+class Shown:
+    """Who a server is, until a test says otherwise."""
+
+    kept: ServedIdentity
+
+    async def current(self) -> ServedIdentity:
+        return self.kept
+
+
 IDENTITY = TestIdentity(tls_context(), datetime(2100, 1, 1, tzinfo=UTC))
 
 # Nothing can be made there.
@@ -164,7 +174,7 @@ async def running_server(
     *,
     max_threads: int = 2,
     max_request_bytes: int = 50_000,
-    identity: Callable[[], ServedIdentity] = lambda: IDENTITY,
+    identity: ServedIdentity | Shown = IDENTITY,
     build_tree: Path = Path("/nowhere"),
     moks: Path = NO_MOKS,
     workspace: Workspace = NO_WORKSPACE,
@@ -191,7 +201,7 @@ async def running_server(
         version="4.8",
         engine=engine,
         pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length),
-        identity=identity,
+        identity=identity if isinstance(identity, Shown) else Shown(identity),
         kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace, Sandbox(None)),
         log=lines.log,
     )

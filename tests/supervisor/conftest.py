@@ -19,6 +19,7 @@ from stapsrv.compile.translator import StapProgram
 from stapsrv.compile.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore
+from stapsrv.identity.watch import DatabaseWatch
 from stapsrv.supervisor.announcing import Announcer
 from stapsrv.supervisor.host import Host
 from stapsrv.supervisor.ports import PortMemory
@@ -33,7 +34,9 @@ USER = pwd.getpwuid(os.geteuid()).pw_name
 class Bench:
     """Makes supervisors over one directory, as one process after another would."""
 
-    def __init__(self, directory: Path, identity: Path, build_tree: Path, workspace: Workspace) -> None:
+    def __init__(
+        self, directory: Path, identity: Path, build_tree: Path, workspace: Workspace, watch: DatabaseWatch
+    ) -> None:
         self.stat_path = directory / "stat"
         self.stat_path.mkdir()
         self.lines = LogLines()
@@ -45,7 +48,7 @@ class Bench:
         stap = StapProgram(make_stap(directory / "stap", "echo compiled"), "4.8")
         engine = LocalEngine(stap, Sandbox(None), workspace, environ=environ, home=Path("/nobody"))
         self.first_delay_s = 3600.0
-        self._engine, self._environ, self._directory = engine, environ, directory
+        self._engine, self._environ, self._directory, self._watch = engine, environ, directory, watch
         self.host = self.new_host()
 
     def new_host(self) -> Host:
@@ -54,7 +57,7 @@ class Bench:
         return Host(
             user=USER,
             engine=self._engine,
-            identities=IdentityStore(self._environ),
+            identities=IdentityStore(self._environ, watch=self._watch),
             warmer=Warmer(self._engine, memory, first_delay_s=self.first_delay_s),
         )
 
@@ -96,7 +99,8 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, identity: Path, build_tree: Path):
     workspace = Workspace.open(tmp_path)
-    yield Bench(tmp_path, identity, build_tree, workspace)
+    with contextlib.closing(DatabaseWatch()) as watch:
+        yield Bench(tmp_path, identity, build_tree, workspace, watch)
     workspace.close()
 
 
