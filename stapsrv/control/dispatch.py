@@ -45,7 +45,7 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
             console.say(f"{PROGRAM} (stapsrv) {__version__}")
             return 0
         case Action.STATUS if not invocation.specifications:
-            report = status_of_all(invocation.config_file, environ)
+            report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
             return show_status(report, invocation.output, console, environ)
         case _:
             return _act(invocation, console, environ)

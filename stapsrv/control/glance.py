@@ -32,6 +32,7 @@ PORT_MARK = b"\n# stapsrv port: assigned\n"
 
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
 _ANSWER_S = 10.0
+_MOST_ANSWER_S = 86_400.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
@@ -62,13 +63,15 @@ class Glance:
 
     Args:
         stat_paths: where to look; those that cannot be read hold nothing.
+        answer_s: seconds that each supervisor may take; None for the usual ten.
 
     Attributes:
         supervisors: those that answered.
         problems: a line for each that runs and does not answer.
     """
 
-    def __init__(self, stat_paths: Iterable[Path]) -> None:
+    def __init__(self, stat_paths: Iterable[Path], *, answer_s: float | None = None) -> None:
+        self._answer_s = _ANSWER_S if answer_s is None else min(answer_s, _MOST_ANSWER_S)
         self.supervisors: list[SupervisorInfo] = []
         self.problems: list[str] = []
         self._known: set[tuple[str, int]] = set()
@@ -101,7 +104,7 @@ class Glance:
         """Ask the supervisor whose directory this is, if there is one."""
         owner = directory.stat(follow_symlinks=False).st_uid
         try:
-            info = _ask(Path(directory.path, SOCKET_NAME))
+            info = _ask(Path(directory.path, SOCKET_NAME), self._answer_s)
         except (FileNotFoundError, ConnectionRefusedError):
             return
         except PermissionError:
@@ -125,7 +128,7 @@ class Glance:
         return _settings_in(text) if text.startswith(RECORD_MARK) else None
 
 
-def _ask(path: Path) -> SupervisorInfo:
+def _ask(path: Path, answer_s: float) -> SupervisorInfo:
     """Return the status of the supervisor that listens at ``path``.
 
     Raises:
@@ -134,11 +137,13 @@ def _ask(path: Path) -> SupervisorInfo:
         OSError, ValueError: it does not answer, or not with a status.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_ANSWER_S)
+        # In all, and not for each piece: others' supervisors are asked, too.
+        ends = time.monotonic() + answer_s
+        connection.settimeout(answer_s)
         with address_of(path) as address:
             connection.connect(address)
         connection.sendall(_REQUEST)
-        line = _read_line(connection)
+        line = _read_line(connection, ends)
     try:
         answer = json.loads(line)
         error = answer.get("error")
@@ -174,10 +179,8 @@ def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its typ
     return status
 
 
-def _read_line(connection: socket.socket) -> bytes:
+def _read_line(connection: socket.socket, ends: float) -> bytes:
     data = bytearray()
-    # In all, and not for each piece: others' supervisors are asked, too.
-    ends = time.monotonic() + _ANSWER_S
     while not data.endswith(b"\n"):
         left = ends - time.monotonic()
         if left <= 0:

@@ -19,6 +19,7 @@ class Group(StrEnum):
     TUNING = "for the server described, and those that follow (docs/limits.md)"
     STARTING = "for those that are started"
     WAITING = "waiting"
+    ASKING = "waiting for answers"
     COMMON = "options"
 
 
@@ -68,6 +69,7 @@ OPTIONS = (
     OptionText("--wait", None, "return when it is done (the default)", Group.WAITING),
     OptionText("--no-wait", None, "return when it has begun", Group.WAITING),
     OptionText("--timeout", "S", "wait no longer than S seconds; what was begun goes on", Group.WAITING),
+    OptionText("--timeout", "S", "wait no longer than S seconds for each supervisor (10)", Group.ASKING),
     OptionText("-c", "FILE", "a global configuration file, read after the default one", Group.COMMON),
     OptionText("--json", None, "print one JSON document", Group.COMMON),
     OptionText("--classic", None, "print the original's lines, also on a terminal", Group.COMMON),
@@ -86,6 +88,5 @@ def groups_of(action: str) -> tuple[Group, ...]:
         groups = (Group.DESCRIBING, Group.DEALT, Group.TUNING)
     if action in {"start", "restart", "force-reload"}:
         groups += (Group.STARTING,)
-    if action not in {"status", "check"}:
-        groups += (Group.WAITING,)
-    return (*groups, Group.COMMON)
+    waiting = Group.ASKING if action in {"status", "check"} else Group.WAITING
+    return (*groups, waiting, Group.COMMON)

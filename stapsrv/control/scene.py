@@ -12,7 +12,7 @@ from stapsrv.config.kernels import host_arch, host_release, installed_releases
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.accounts import caller_name
 from stapsrv.control.glance import Glance
-from stapsrv.control.invocation import Invocation, ServerOption
+from stapsrv.control.invocation import Action, Invocation, ServerOption
 from stapsrv.control.places import own_settings, readable_stat_paths
 from stapsrv.control.specification import ConfiguredServer, HostFacts, RunningServer
 from stapsrv.control.wireform import settings_from
@@ -61,7 +61,12 @@ class Scene:
         self.environ = environ
         self.settings = own_settings(environ, invocation.config_file)
         self.caller = caller_name()
-        glance = Glance(readable_stat_paths(self.settings, invocation.config_file))
+        # What is begun has a deadline of its own, and begins with who is there.
+        only_asks = invocation.action in {Action.STATUS, Action.CHECK}
+        glance = Glance(
+            readable_stat_paths(self.settings, invocation.config_file),
+            answer_s=invocation.timeout_s if only_asks else None,
+        )
         self.problems = glance.problems
         self.supervisors = glance.supervisors
         self.lost: list[LostServer] = glance.lost()

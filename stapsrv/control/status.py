@@ -14,14 +14,21 @@ if TYPE_CHECKING:
     from stapsrv.control.output import Console
 
 
-def status_of_all(config_file: str | None, environ: Mapping[str, str]) -> StatusReport:
+def status_of_all(
+    config_file: str | None, environ: Mapping[str, str], *, answer_s: float | None = None
+) -> StatusReport:
     """Ask every supervisor that this user may ask about all its servers.
+
+    Args:
+        config_file: a global file, read after the default one.
+        environ: the environment variables.
+        answer_s: seconds that each may take; None for the usual ten.
 
     Raises:
         ConfigError: a global file cannot be used.
     """
     settings = own_settings(environ, config_file)
-    glance = Glance(readable_stat_paths(settings, config_file))
+    glance = Glance(readable_stat_paths(settings, config_file), answer_s=answer_s)
     return StatusReport(glance.supervisors, glance.lost(), problems=glance.problems)
 
 

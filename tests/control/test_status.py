@@ -271,6 +271,19 @@ def test_silence_has_an_end(command_line, monkeypatch):
     assert problem == "the supervisor of user silent does not answer: timed out"
 
 
+@pytest.mark.parametrize("words", [["status"], ["status", "-n", "native"], ["check"]], ids=" ".join)
+def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
+    monkeypatch.setattr(glance, "_ANSWER_S", 3600.0)
+    seat = command_line.stat_path / "silent"
+    seat.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as silent:
+        bind_socket(silent, seat / "control.sock")
+        silent.listen()
+        ran = command_line.run(*words, "--timeout", "0.05")
+    # What only looks at the configuration has no word for supervisors.
+    assert ("the supervisor of user silent does not answer: timed out" in ran.err) == (words != ["check"])
+
+
 def test_a_trickle_has_an_end(command_line, monkeypatch):
     """Each piece comes in time, and they never end."""
     monkeypatch.setattr(glance, "_ANSWER_S", 0.3)
