@@ -37,6 +37,7 @@ from stapsrv.observe.monitoring import monitored
 from stapsrv.observe.notify import Notifier, feed_watchdog
 from stapsrv.observe.sinks import Sink
 from stapsrv.observe.streams import standard_error
+from stapsrv.printing import written_out
 from stapsrv.signals import signals_received
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     notifier = Notifier.from_environ(environ)
     failure: StapsrvError | None = None
     try:
-        options = parse_arguments(sys.argv[1:] if argv is None else argv, described_by_environ(environ))
+        with written_out(PROGRAM):
+            options = parse_arguments(sys.argv[1:] if argv is None else argv, described_by_environ(environ))
         refuse_root(environ)
         sockets = PassedSockets.from_environ(environ, pid=os.getpid())
         fork_as_init()

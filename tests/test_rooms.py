@@ -10,7 +10,17 @@ import stapsrv
 
 ROOT = Path(stapsrv.__file__).parent
 LAYERS = (
-    {"environment", "filework", "init", "inotify", "last_resort", "refusal", "signals", "socket_address"},
+    {
+        "environment",
+        "filework",
+        "init",
+        "inotify",
+        "last_resort",
+        "printing",
+        "refusal",
+        "signals",
+        "socket_address",
+    },
     {"errors"},
     {"config"},
     {"identity", "mdns", "sandbox"},

@@ -17,10 +17,10 @@ from structlog.typing import EventDict, FilteringBoundLogger
 
 from stapsrv.config.global_settings import SERVICE_USER
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
+from stapsrv.printing import written_out
 
 _INTERRUPTED = 130
-_BROKEN_PIPE = 141
-"""As a shell says of programs that a signal ended."""
+"""As a shell says of a program that a signal ended."""
 _TIDYING_S = 10.0
 """For a compile to be ended, with its whole process tree, and its files to be removed."""
 
@@ -107,22 +107,14 @@ def guarded(program: str, command: Callable[[], int]) -> int:
     It may be a program of its own or a part of ``stap-server``: Ctrl-C, or a reader that has gone, ends here.
     """
     try:
-        status = command()
-        sys.stdout.flush()
+        with written_out(program):
+            return command()
     except StapsrvError as exc:
         sys.stderr.write(f"{program}: {exc}\n")
         return exc.exit_status
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
         return _INTERRUPTED
-    except OSError as exc:
-        # What is left to be written would be tried once more at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        if isinstance(exc, BrokenPipeError):
-            return _BROKEN_PIPE
-        sys.stderr.write(f"{program}: {exc.filename or 'standard output'}: {exc.strerror}\n")
-        return 1
-    return status
 
 
 def absolute_path(text: str) -> Path:

@@ -18,6 +18,7 @@ from typing import NoReturn
 from stapsrv.control.notification import DAEMON, DaemonEnded, open_notifications
 from stapsrv.environment import started_environ
 from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.printing import written_out
 
 _START_S = 60.0
 """A first start makes a certificate, which takes seconds on a slow host."""
@@ -62,7 +63,8 @@ def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
-        command(argv)
+        with written_out(program):
+            command(argv)
     except StapsrvError as exc:
         sys.stderr.write(f"{program}: {exc}\n")
         sys.exit(exc.exit_status)
