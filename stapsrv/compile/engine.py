@@ -98,3 +98,6 @@ class Engine(Protocol):
 
         Cancellation: nothing of the compile is left running.
         """
+
+    def retire(self, settings: ServerSettings) -> None:
+        """Give up what is held for jobs with these settings: no more of them come."""

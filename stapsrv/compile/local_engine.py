@@ -148,6 +148,10 @@ class LocalEngine:
             read = functools.partial(read_build, answer, job.release.build_tree)
             yield Compiled(result, built, functools.partial(self.workspace.files.run, read))
 
+    def retire(self, settings: ServerSettings) -> None:
+        """Have nothing stand by for a server that has stopped (see :class:`Engine`)."""
+        self.standbys.retire(settings)
+
     async def _compile(
         self, job: CompileJob, directory: Path, standby: Standby | None, *, deadline_s: float
     ) -> tuple[CompileResult, bool]:

@@ -91,8 +91,10 @@ class Standbys:
         self._processors = processors
         self._quiet_s = quiet_s
         self._waiting: dict[Kind, Standby] = {}
+        self._leaving: list[Standby] = []
         self._at_work = 0
         self._wanted: Kind | None = None
+        self._coming: Kind | None = None
         self._changed = anyio.Event()
 
     @contextlib.asynccontextmanager
@@ -118,6 +120,16 @@ class Standbys:
             self._wanted = kind
             self._change(at_work=-1)
 
+    def retire(self, settings: ServerSettings) -> None:
+        """Have none wait for jobs with these settings: no more of them come."""
+        for kind in [kind for kind in self._waiting if kind.settings == settings]:
+            self._leaving.append(self._waiting.pop(kind))
+        if self._wanted is not None and self._wanted.settings == settings:
+            self._wanted = None
+        if self._coming is not None and self._coming.settings == settings:
+            self._coming = None
+        self._change(at_work=0)
+
     async def run(self) -> None:
         """Prepare processes when there is time, until cancelled; then end them.
 
@@ -126,6 +138,8 @@ class Standbys:
         try:
             while self._most:
                 changed = self._changed
+                while self._leaving:
+                    await self._put_away(self._leaving.pop())
                 if self._at_work >= self._processors or self._wanted is None:
                     await changed.wait()
                     continue
@@ -136,7 +150,7 @@ class Standbys:
                 await self._have(kind)
         finally:
             with anyio.CancelScope(shield=True):
-                for standby in self._waiting.values():
+                for standby in (*self._waiting.values(), *self._leaving):
                     await standby.tree.end(0.0)
 
     async def _have(self, kind: Kind) -> None:
@@ -148,12 +162,16 @@ class Standbys:
             await self._put_away(self._waiting.pop(kind))
         # What is in its way is in the way of the next compile, too, whose client is told of it.
         with contextlib.suppress(OSError, StapsrvError):
+            self._coming = kind
             standby = await self._prepare(kind)
             if standby is None:
                 return
+            if self._coming is None:
+                self._leaving.append(standby)
+                return
             self._waiting[kind] = standby
             while len(self._waiting) > self._most:
-                await self._put_away(self._waiting.pop(next(iter(self._waiting))))
+                self._leaving.append(self._waiting.pop(next(iter(self._waiting))))
 
     async def _put_away(self, standby: Standby) -> None:
         """End one, and remove its directory, if that has not been done."""

@@ -85,6 +85,12 @@ class CompileServer:
 
         Cancellation: every session and every compile is ended before this returns.
         """
+        try:
+            await self._serve(task_status)
+        finally:
+            self._service.engine.retire(self._service.settings)
+
+    async def _serve(self, task_status: TaskStatus[None]) -> None:
         log = self._service.log
         for address in self.addresses:
             log.info("server.listening", address=address)

@@ -240,6 +240,7 @@ async def test_clients_are_told_when_a_server_s_end_ends_their_requests(end):
             await tls.aclose()
         await running.ended.wait()
     assert running.engine.cancelled == 1
+    assert running.engine.retired == [running.service.settings]
     assert running.lines.events().count("request.interrupted") == 2
     summaries = [entry for entry in running.lines.entries if entry["event"] == "request.summary"]
     assert [entry["result"] for entry in summaries] == ["refused rc=1"] * 2

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
 from kit.stap import OBEDIENT, make_stap
 
@@ -257,6 +258,40 @@ async def test_others_do_not_take_it(bench):
         await bench.wait_gone(ready)
         assert bench.engine.standbys.waiting == (other,)
         assert (await bench.run(f"{HOW}; ulimit -t")).stdout == b"1\n77\n"
+
+
+async def test_none_waits_for_a_server_that_has_stopped(bench):
+    async with standing_by(bench):
+        ready = await bench.have_ready()
+        own, bench.settings = bench.settings, attrs.evolve(bench.settings, keep_temporary=True)
+        bench.engine.retire(bench.settings)
+        assert bench.engine.standbys.waiting == (ready,)
+        bench.engine.retire(own)
+        assert bench.engine.standbys.waiting == ()
+        await bench.wait_gone(ready)
+
+
+async def test_none_comes_for_a_server_that_stops_meanwhile(bench, monkeypatch):
+    prepare, settings = bench._prepare, bench.settings
+
+    async def stop_meanwhile(kind: Kind) -> Standby | None:
+        made = await prepare(kind)
+        bench.engine.retire(kind.settings)
+        return made
+
+    monkeypatch.setattr(bench, "_prepare", stop_meanwhile)
+    async with standing_by(bench):
+        await bench.how()
+        ready = await bench.next_ready()
+        await bench.wait_gone(ready)
+        assert (bench.engine.standbys.waiting, bench.settings) == ((), settings)
+    # Nor does one that nobody has begun to prepare.
+    await bench.how()
+    bench.engine.retire(settings)
+    begun = bench.begun
+    async with standing_by(bench):
+        await anyio.wait_all_tasks_blocked()
+        assert bench.begun == begun
 
 
 async def test_none_is_prepared_while_compiles_go_on(bench):

@@ -37,6 +37,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.jobs: list[CompileJob] = []
+        self.retired: list[ServerSettings] = []
         self.cancelled = 0
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
@@ -49,6 +50,9 @@ class FakeEngine:
         self.status = 0
         self.limit_met: str | None = None
         self._changed = anyio.Event()
+
+    def retire(self, settings: ServerSettings) -> None:
+        self.retired.append(settings)
 
     @contextlib.asynccontextmanager
     async def compiled(self, job: CompileJob, *, deadline_s: float, kept=None) -> AsyncIterator[Compiled]:
