@@ -191,13 +191,23 @@ async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
     assert live.kept.not_after > wall.now
 
 
-@pytest.fixture
-async def databases(tmp_path, lines) -> list[Path]:
-    """Two databases with a certificate each."""
-    places = [tmp_path / "first", tmp_path / "second"]
-    for place in places:
-        await load_or_create_identity(place, log=lines.log)
+@pytest.fixture(scope="module")
+def pristine_databases(tmp_path_factory) -> list[Path]:
+    """Two databases with a certificate each, made once."""
+    places = [tmp_path_factory.mktemp("databases") / name for name in ("first", "second")]
+
+    async def make() -> None:
+        for place in places:
+            await load_or_create_identity(place, log=LogLines().log)
+
+    anyio.run(make)
     return places
+
+
+@pytest.fixture
+def databases(pristine_databases, tmp_path) -> list[Path]:
+    """The test's own."""
+    return [Path(shutil.copytree(place, tmp_path / place.name)) for place in pristine_databases]
 
 
 def put(database: Path, source: Path) -> None:
@@ -214,24 +224,24 @@ async def test_next_connection_is_shown_what_was_put_there_before(store, databas
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.keep_fresh, lines.log)
             generated = lines.events().count("identity.generating")
-            for _ in range(3):
-                for source, der in zip(databases, ders, strict=True):
-                    put(database, source)
-                    assert (await live.current()).identity.der == der
+            for source, der in zip(databases, ders, strict=True):
+                put(database, source)
+                assert (await live.current()).identity.der == der
             tasks.cancel_scope.cancel()
     assert lines.events().count("identity.generating") == generated
 
 
-async def test_next_connection_is_shown_the_directory_that_took_the_place(store, databases, tmp_path, lines):
-    place = tmp_path / "place"
-    live = await store.obtain(place, lines.log)
+async def test_next_connection_is_shown_the_directory_that_took_the_place(
+    store, databases, database, tmp_path, lines
+):
+    live = await store.obtain(database, lines.log)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.keep_fresh, lines.log)
             for source in databases:
                 der = (source / "stap.cert").read_bytes()
-                place.rename(tmp_path / f"before {source.name}")
-                source.rename(place)
+                database.rename(tmp_path / f"before {source.name}")
+                source.rename(database)
                 assert (await live.current()).identity.der == der
             tasks.cancel_scope.cancel()
 
