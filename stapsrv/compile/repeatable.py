@@ -50,7 +50,8 @@ def unrepeatable(request: CompileRequest, outward: frozenset[str]) -> str | None
     for name, value in parsed.options:
         if not _is_known(name, value or b"", request):
             return "option"
-    has_text = any(name in {"e", "E"} for name, _value in parsed.options)
+    # A text by -E goes beside a script, and does not stand for one.
+    has_text = any(name == "e" for name, _value in parsed.options)
     named = {file.path for file in request.files}
     if not has_text and parsed.operands and parsed.operands[0] not in named | {b"-"}:
         return "file"

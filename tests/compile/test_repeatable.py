@@ -25,6 +25,7 @@ def reason(
     [
         (b"-r6.1", b"-p4", b"-e" + PLAIN),
         (b"-e", PLAIN, b"--", b"word", b"1"),
+        (b"-E", PLAIN),
         (b"-p4", b"--privilege=stapusr", b"-DMAXACTION=1000", b"-gw", b"-s64", b"-mname", b"-e" + PLAIN),
         (b"-Itapset/home/me/tapset", b"-e" + PLAIN),
         (b"-e" + b"probe begin { print($1) }", b"12"),
@@ -69,6 +70,7 @@ def test_script_by_file():
         ((b"--no-such-option", b"-e" + PLAIN), "option"),
         ((b"-p4", b"/etc/passwd"), "file"),
         ((b"-p4", b"script/y.stp"), "file"),
+        ((b"-E" + PLAIN, b"/etc/passwd"), "file"),
         ((b"-e" + b'probe $1("/bin/ls").begin {}', b"process"), "argument"),
         ((b"-e" + b"probe begin { print($*) }", b"a"), "argument"),
         ((b"-e" + PLAIN, b'process("/bin/ls")'), "program"),
