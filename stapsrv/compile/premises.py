@@ -230,7 +230,8 @@ def _places(named: Iterator[str | None] | Iterator[str | Place | None]) -> Itera
         if isinstance(place, Place):
             yield place
         elif place and place.startswith("/"):
-            yield Place(os.path.normpath(place))
+            # What ".." leads to is another place where a link comes before it.
+            yield Place(place if ".." in place.split("/") else os.path.normpath(place))
 
 
 def _read(path: Path) -> bytes:

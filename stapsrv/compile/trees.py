@@ -48,7 +48,7 @@ def fingerprint(place: Place, watch: Watch) -> bytes:
 
     Raises:
         TooLargeError: there is more than can be looked at time and again.
-        OSError: what ``watch`` raises.
+        OSError: what ``watch`` raises; but not for a directory that nothing can be reached through.
     """
     look = _Look(watch)
     look.at(Path(place.path), below=place.below)
@@ -97,6 +97,8 @@ class _Look:
             self._watch(directory, None)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except (PermissionError, FileNotFoundError, NotADirectoryError) as exc:
+            if isinstance(exc, PermissionError):
+                _refuse_hidden(directory, exc)
             self._add(directory, b"unreadable", str(exc.errno).encode())
             return []
         following = []
@@ -143,7 +145,11 @@ class _Look:
             parent = self._without_links(b"/".join(steps[:number]) or b"/")
             try:
                 self._watch(parent, steps[number])
-            except (PermissionError, FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except PermissionError as exc:
+                if not _tells_of_itself(parent + b"/" + steps[number]):
+                    _refuse_hidden(parent, exc)
                 continue
             try:
                 target = os.readlink(parent + b"/" + steps[number])  # noqa: PTH115 - paths are bytes
@@ -166,9 +172,29 @@ class _Look:
             self._sha.update(part)
 
 
+def _tells_of_itself(path: bytes) -> bool:
+    """Whether it is a directory that can be watched: it tells when it is moved away or removed."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and os.access(path, os.R_OK)
+
+
+def _refuse_hidden(directory: bytes, exc: PermissionError) -> None:
+    """See that nothing can be reached through a directory that cannot be watched.
+
+    Raises:
+        PermissionError: who knows its names can, as with mode 0711.
+    """
+    if os.access(directory, os.X_OK):
+        raise PermissionError(exc.errno, exc.strerror, os.fsdecode(directory)) from exc
+
+
 def _joined(directory: bytes, target: bytes) -> bytes:
     """Return where a link in a directory, whose name has no links, leads first."""
-    return os.path.normpath(os.path.join(directory, target))  # noqa: PTH118 - paths are bytes
+    # With its "..": what that leads to is another place where a link comes before it.
+    return os.path.join(directory, target)  # noqa: PTH118 - paths are bytes
 
 
 def _kind(status: os.stat_result) -> bytes:

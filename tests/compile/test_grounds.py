@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -31,6 +31,10 @@ def tree(tmp_path: Path) -> Path:
     (root / "a" / "b" / "file").write_text("text")
     (tmp_path / "far").mkdir()
     (root / "link").symlink_to(tmp_path / "far")
+    for name in ("old", "new"):
+        (tmp_path / name / "side" / "deep").mkdir(parents=True)
+    (tmp_path / "hop").symlink_to("old/side")
+    (root / "far").symlink_to("../../hop/../side/deep")
     return root
 
 
@@ -50,6 +54,12 @@ def replace(tree: Path) -> None:
     shutil.copytree(tree.with_name("old"), tree, symlinks=True)
 
 
+def lead_elsewhere(link: Path, target: str) -> None:
+    """Swap a link for another, as releases are."""
+    link.with_name("link.new").symlink_to(target)
+    link.with_name("link.new").rename(link)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "written": lambda tree: (tree / "a" / "b" / "file").write_text("TEXT"),
     "made": lambda tree: (tree / "a" / "b" / "new").touch(),
@@ -57,6 +67,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "removed": lambda tree: (tree / "a" / "b" / "file").unlink(),
     "behind a link": lambda tree: (tree.parents[1] / "far" / "new").touch(),
     "replaced": replace,
+    "a link on the way back up": lambda tree: lead_elsewhere(tree.parents[1] / "hop", "new/side"),
     "way renamed": lambda tree: tree.parent.rename(tree.parents[1] / "off"),
     "gone": lambda tree: shutil.rmtree(tree),
 }
@@ -163,6 +174,34 @@ async def test_a_change_that_nobody_tells_of_is_found_in_time(tree, monkeypatch)
         await lines.wait("cache.unnoticed")
         await grounds.wait_known([place])
         assert grounds.fingerprint([place]) != before
+
+
+@pytest.fixture
+def hidden(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose names nobody is told, and that those who know them can go through."""
+    directory = tmp_path / "hidden"
+    (directory / "v1").mkdir(parents=True)
+    (directory / "current").symlink_to("v1")
+    directory.chmod(0o311)
+    yield directory
+    directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["current", "missing", "."])
+async def test_what_could_change_unheard_is_not_known(hidden, name):
+    place = Place(str(hidden / name))
+    async with watching(place) as (grounds, lines):
+        assert grounds.fingerprint([place]) is None
+        assert str(hidden) in str(grounds.fault([place]))
+        assert lines.events() == ["cache.unwatched", "cache.watching"]
+
+
+async def test_a_directory_below_tells_of_itself(hidden):
+    place = Place(str(hidden / "v1"))
+    async with watching(place) as (grounds, _):
+        before = grounds.fingerprint([place])
+        (hidden / "v1").rename(hidden / "v0")
+        assert None is grounds.fingerprint([place]) is not before
 
 
 async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):

@@ -66,6 +66,12 @@ def test_places(prefix, tmp_path):
     assert Place("bin", below=False) not in premises.means
 
 
+def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
+    settings = ServerSettings(include=("/link/../tapset", "/a//b/"))
+    tapsets = surroundings(prefix).premises(release(tmp_path), settings).tapsets
+    assert tapsets[1:3] == (Place("/link/../tapset"), Place("/a/b"))
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
