@@ -16,6 +16,7 @@ LAYERS = (
         "init",
         "inotify",
         "last_resort",
+        "links",
         "printing",
         "refusal",
         "signals",

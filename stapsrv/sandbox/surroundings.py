@@ -14,7 +14,8 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.sandbox.view import Access, Link, Place, View, describe
+from stapsrv.links import Link, follow
+from stapsrv.sandbox.view import Access, Place, View, describe
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 """Programs, libraries, compilers, tapsets, kernel headers, debug information: the same for everybody."""
@@ -43,8 +44,6 @@ _INCLUDED_MAKEFILE = re.compile(r"^(?:-?include|MAKEARGS\s*:?=\s*-C)\s+(/\S+)", 
 _MAKEFILE_BYTES = 4096
 _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale")
 """What an installed SystemTap has below its prefix."""
-_MAX_LINKS = 40
-"""On the way of one path, as the kernel has it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -162,36 +161,6 @@ def contained_environment(
         or (network and _PROXY_VARIABLES.fullmatch(text))
     }
     return kept | {b"TMPDIR": os.fsencode(temporary)}
-
-
-def follow(path: Path) -> tuple[Path | None, tuple[Link, ...]]:
-    """Follow a path through its links.
-
-    Returns:
-        What it leads to, free of links, or None if that does not exist; and the links on the way.
-    """
-    links: dict[Path, Link] = {}
-    here, left, followed = Path("/"), list(reversed(path.absolute().parts[1:])), 0
-    while left:
-        part = left.pop()
-        if part == "..":
-            here = here.parent
-            continue
-        here /= part
-        try:
-            target = os.readlink(here)  # noqa: PTH115 - as it is written: a Path would change it
-        except FileNotFoundError:
-            return None, ()
-        except OSError:  # no link; or not ours to look at, as the opening of it will show
-            continue
-        followed += 1
-        if followed > _MAX_LINKS:
-            return None, ()
-        links[here] = Link(here, target)
-        left += reversed([part for part in target.split("/") if part not in ("", ".")])
-        here = Path("/") if target.startswith("/") else here.parent
-    # Not Path.exists(), which raises where this user may not look.
-    return (here if os.path.exists(here) else None), tuple(links.values())  # noqa: PTH110
 
 
 def _shown(needs: Needs) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.links import Link
+
 
 class Access(enum.Enum):
     """What can be done at a place."""
@@ -40,19 +42,6 @@ class Place:
 
     path: Path
     access: Access
-
-
-@attrs.frozen
-class Link:
-    """A symbolic link on the way to a place.
-
-    Attributes:
-        path: absolute; its directory is free of links.
-        target: what the link holds.
-    """
-
-    path: Path
-    target: str
 
 
 @attrs.frozen(kw_only=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 import attrs
 import pytest
 
+from stapsrv.links import Link
 from stapsrv.sandbox.surroundings import (
     Needs,
     contained_environment,
-    follow,
     make_caches,
     request_view,
 )
-from stapsrv.sandbox.view import Access, Link
+from stapsrv.sandbox.view import Access
 
 READ, WRITE = Access.READ, Access.WRITE
 
@@ -140,22 +140,6 @@ def test_stap_somewhere_else_brings_its_installation(needs, tmp_path):
     assert access("st/bin/stap") is READ
     assert access("st/share/systemtap/tapset/x") is READ
     assert access("st/secret") is None
-
-
-def test_links_are_followed_to_the_end(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "a").symlink_to(f"{tmp_path}/./b/../b")
-    (tmp_path / "b").symlink_to("real")
-    real, links = follow(tmp_path / "a")
-    assert real == tmp_path / "real"
-    assert links == (Link(tmp_path / "a", f"{tmp_path}/./b/../b"), Link(tmp_path / "b", "real"))
-
-
-def test_links_that_lead_nowhere_lead_nowhere(tmp_path):
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "gone").symlink_to("missing")
-    for name in ("loop", "gone", "missing/x"):
-        assert follow(tmp_path / name) == (None, ()) or follow(tmp_path / name)[0] is None
 
 
 def test_environment_is_clean():

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.sandbox.view import Access, Link, Place, describe
+from stapsrv.links import Link
+from stapsrv.sandbox.view import Access, Place, describe
 
 READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Access.EMPTY_FILE
 
