@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from stapsrv import inotify
 from stapsrv.identity.nss import KEPT_FILES
+from stapsrv.links import follow
 
 _CHANGE = (
     inotify.MODIFY
@@ -22,7 +23,8 @@ _CHANGE = (
     | inotify.MOVE_SELF
 )
 """Not CLOSE_WRITE: pk12util opens a database for writing only to read it."""
-_NAMES = {b"", *map(os.fsencode, KEPT_FILES)}
+_ITSELF = b""
+"""The name in what happens to a watched directory itself."""
 
 
 class DatabaseWatch:
@@ -34,7 +36,8 @@ class DatabaseWatch:
 
     def __init__(self) -> None:
         self._queue = inotify.Inotify()
-        self._directories: dict[int, Path] = {}
+        self._entries: dict[Path, frozenset[tuple[int, bytes]]] = {}
+        """What each directory's database depends on: watches, and names in what they watch."""
 
     @property
     def descriptor(self) -> int:
@@ -44,25 +47,39 @@ class DatabaseWatch:
     def arm(self, directory: Path) -> None:
         """Hear of changes of a directory's database from now on; to be called before each look at it.
 
+        What the links on the way to its files lead to is listened to, and they themselves: some change what
+        is there by a link alone.
+
         Raises:
             OSError: it cannot be watched, perhaps since it is not there.
         """
-        self._directories[self._queue.watch(os.fsencode(directory), _CHANGE)] = directory
+        own = self._queue.watch(os.fsencode(directory), _CHANGE)
+        entries = {(own, os.fsencode(name)) for name in KEPT_FILES} | {(own, _ITSELF)}
+        for name in KEPT_FILES:
+            real, links = follow(directory / name)
+            for path in (*(link.path for link in links), *(() if real is None else (real,))):
+                # Not every directory on the way is for this user to read.
+                with contextlib.suppress(OSError):
+                    watch = self._queue.watch(os.fsencode(path.parent), _CHANGE)
+                    entries |= {(watch, os.fsencode(path.name)), (watch, _ITSELF)}
+        before = self._entries.get(directory, frozenset())
+        self._entries[directory] = frozenset(entries)
+        needed = {watch for entries in self._entries.values() for watch, _name in entries}
+        for watch in {watch for watch, _name in before} - needed:
+            self._queue.unwatch(watch)
 
     def heard(self) -> frozenset[Path]:
         """Return the directories whose database changed since the last call, without waiting.
 
         A change that was made before the call is always told of.
         """
-        changed: set[Path] = set()
-        for event in self._queue.read():
-            if event.mask & inotify.OVERFLOW:
-                changed.update(self._directories.values())
-            elif event.mask & inotify.IGNORED:
-                self._directories.pop(event.watch, None)
-            elif event.name in _NAMES and (directory := self._directories.get(event.watch)) is not None:
-                changed.add(directory)
-        return frozenset(changed)
+        events = self._queue.read()
+        told = {(event.watch, event.name) for event in events}
+        is_unclear = any(event.mask & inotify.OVERFLOW for event in events)
+        # A copy, since others are armed meanwhile.
+        return frozenset(
+            directory for directory, entries in list(self._entries.items()) if is_unclear or entries & told
+        )
 
     def close(self) -> None:
         """Hear no more."""

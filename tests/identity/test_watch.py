@@ -55,7 +55,34 @@ def test_directory_that_took_the_place_is_heard_of_when_armed(watch, directories
     assert first in watch.heard()
     watch.arm(first)
     (first / "cert9.db").write_bytes(b"2")
-    assert watch.heard() == {first}
+    # The other one has not been looked at since.
+    assert watch.heard() == {first, second}
+    (tmp_path / "old" / "cert9.db").write_bytes(b"2")
+    assert watch.heard() == set()
+
+
+def test_links_on_the_way_are_heard_of(watch, directories, tmp_path):
+    """A directory that is a link, and files that are, by way of a link that is swapped, as some tools do."""
+    first, second = directories
+    current = tmp_path / "current"
+    current.symlink_to(first.name)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "..data").symlink_to(first)
+    (inside / "cert9.db").symlink_to("..data/cert9.db")
+    for directory in (current, inside):
+        watch.arm(directory)
+    for link, directory in ((current, current), (inside / "..data", inside)):
+        (new := link.with_name("new")).symlink_to(second)
+        new.rename(link)
+        assert watch.heard() == {directory}
+    (tmp_path / "other").mkdir()
+    assert watch.heard() == set()
+    # What they lead to now is heard of once they are looked at.
+    for directory in (current, inside):
+        watch.arm(directory)
+    (second / "cert9.db").write_bytes(b"3")
+    assert watch.heard() == {second, current, inside}
 
 
 def test_when_too_much_happened_all_of_them_may_have_changed(watch, directories, monkeypatch):
