@@ -130,26 +130,47 @@ async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
     assert not has_children()
 
 
-async def test_overdue_tree_is_ended_politely(witness, containment):
-    script = """
-        exec 3>"$1"
-        trap 'echo tidied; kill $!; exit 3' TERM
-        sleep 1000 & wait
-    """
-    outcome = await run_tree(shell(script, witness.path), deadline_s=0.3, containment=containment, grace_s=20)
+@pytest.fixture
+def run_overdue(monkeypatch, witness):
+    """Run a script whose deadline comes when it has said on descriptor 3 that it is ready, and not before."""
+    deadline_s, timers = 1000.0, []
+    move_on_after = anyio.move_on_after
+
+    def keep_timer(delay: float, **options: bool) -> anyio.CancelScope:
+        timer = move_on_after(delay, **options)
+        if delay == deadline_s:
+            timers.append(timer)
+        return timer
+
+    async def run(script: str, *, containment: Containment, grace_s: float) -> Outcome:
+        command, outcomes = shell(f'exec 3>"$1"; {script}', witness.path), []
+
+        async def keep_outcome() -> None:
+            options = {"deadline_s": deadline_s, "containment": containment, "grace_s": grace_s}
+            outcomes.append(await run_tree(command, **options))
+
+        monkeypatch.setattr(anyio, "move_on_after", keep_timer)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep_outcome)
+            assert await witness.wait_line() == "ready\n"
+            (timer,) = timers
+            timer.deadline = anyio.current_time()
+        (outcome,) = outcomes
+        return outcome
+
+    return run
+
+
+async def test_overdue_tree_is_ended_politely(witness, run_overdue, containment):
+    script = "trap 'echo tidied; kill $!; exit 3' TERM; sleep 1000 & echo ready >&3; wait"
+    outcome = await run_overdue(script, containment=containment, grace_s=20)
     assert (outcome.ending, outcome.status) == (Ending.OVERDUE, 3)
     await witness.wait_gone()
 
 
-async def test_tree_that_ignores_term_is_killed(witness, containment):
-    script = """
-        exec 3>"$1"
-        trap '' TERM
-        sleep 1000 & sleep 1000 & wait
-    """
-    outcome = await run_tree(
-        shell(script, witness.path), deadline_s=0.3, containment=containment, grace_s=0.1
-    )
+async def test_tree_that_ignores_term_is_killed(witness, run_overdue, containment):
+    script = "trap '' TERM; sleep 1000 & sleep 1000 & echo ready >&3; wait"
+    outcome = await run_overdue(script, containment=containment, grace_s=0.1)
     assert outcome.ending is Ending.OVERDUE
     assert outcome.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
     await witness.wait_gone()
@@ -163,13 +184,11 @@ async def test_nothing_outlives_a_leader_that_exits(witness, containment):
     await witness.wait_gone()
 
 
-async def test_namespace_holds_what_leaves_its_session(witness):
+async def test_namespace_holds_what_leaves_its_session(witness, run_overdue):
     if await find_containment() is not Containment.NAMESPACE:
         pytest.skip("this host allows its users no user namespaces")
-    script = 'exec 3>"$1"; setsid sleep 1000 & sleep 1000'
-    await run_tree(
-        shell(script, witness.path), deadline_s=0.3, containment=Containment.NAMESPACE, grace_s=0.1
-    )
+    script = "setsid sh -c 'echo ready >&3; sleep 1000' & sleep 1000"
+    await run_overdue(script, containment=Containment.NAMESPACE, grace_s=0.1)
     await witness.wait_gone()
 
 

@@ -86,13 +86,20 @@ def _descriptors(pid: int) -> Counter[str]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, the zombies among them."""
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            found += map(int, listed.read_text().split())
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Return the process ids of all that a process has begun, and that is there still."""
     found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, children.read_text().split()):
-                found += [child, *descendants(child)]
+    for child in children(pid):
+        found += [child, *descendants(child)]
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 
+from .footprint import children
 from .real import PATIENCE_S
 
 
@@ -78,13 +79,12 @@ class ProcessTree:
         self.wait_gone()
 
     def _collect(self, pid: int) -> None:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, children.read_text().split()):
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                    pidfd = os.pidfd_open(child)
-                    self._held[pidfd] = Path(f"/proc/{child}/comm").read_text().strip()
-                    self.names.append(self._held[pidfd])
-                    self._collect(child)
+        for child in children(pid):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+                self._held[os.pidfd_open(child)] = name
+                self.names.append(name)
+                self._collect(child)
 
 
 def shell(script: str, *arguments: object) -> list[str]:
