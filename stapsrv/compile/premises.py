@@ -202,6 +202,8 @@ class Surroundings:
         yield from _sources(Path("/lib/modules", release.name, "build"))
         yield f"/lib/modules/{release.name}"
         yield Place("/boot", below=False)
+        # Beside an image, as beside a module.
+        yield from ("/boot/.debug", "/boot/build")
         yield Place("/usr/src", below=False)
         yield from _DEBUG
         for directory in self._environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":"):
@@ -213,6 +215,9 @@ class Surroundings:
         multiarch = sysconfig.get_config_var("MULTIARCH")
         for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
             yield Place(directory, below=False)
+        # There gcc looks first, for the assembler and its specs; and nm and ld load plugins.
+        yield f"/usr/{multiarch}"
+        yield from (f"{directory}/bfd-plugins" for directory in ("/usr/lib", f"/usr/lib/{multiarch}"))
         yield from _LOCKDOWN
         yield str(self._prefix / "libexec" / "systemtap")
         yield str(self._prefix / "lib" / "systemtap")

@@ -59,6 +59,8 @@ def test_places(prefix, tmp_path):
         Place("/usr/src/common"),
         Place("/lib/modules/6.1"),
         Place("/boot", below=False),
+        Place("/boot/.debug"),
+        Place("/usr/lib/bfd-plugins"),
         Place("/debug"),
         Place("/usr/bin", below=False),
         Place("/opt/lib", below=False),
