@@ -32,6 +32,7 @@ from stapsrv.compile.evidence import find_outside, includes_are_inside, module_n
 from stapsrv.compile.grounds import Grounds
 from stapsrv.compile.keys import digest, request_digest
 from stapsrv.compile.known import UNKNOWN, CacheCounts, CacheStatistics, Known, Question
+from stapsrv.compile.options import parse_options
 from stapsrv.compile.premises import UNSEEN, Surroundings
 from stapsrv.compile.repeatable import build_options_are_known
 from stapsrv.compile.shelf import Shelf
@@ -49,6 +50,8 @@ _PATIENCE_S = 10.0
 _LONG_S = 60.0
 """For a look at many files."""
 _DISK = "disk"
+_NO_CACHE = "disable-cache"
+"""An option of stap's: its cache stays as it is."""
 
 Run = Callable[[CompileJob], AbstractAsyncContextManager[Compiled]]
 """Compiles a job; what the compile left behind is there for as long as the block runs."""
@@ -101,25 +104,26 @@ class ResultCache:
 
     def ask(self, job: CompileJob) -> Question:
         """Return the question that a job is, as of now; stap's ``rc`` file as it was looked at last."""
-        asked = request_digest(job.request)
         settings, release = job.settings, job.release
-        if self._surroundings.fault is not None:
-            return Question(asked, reason=self._surroundings.fault)
-        if not build_options_are_known(settings.build, settings.define):
-            return Question(asked, reason="server options")
-        state = self._surroundings.state(release)
-        if state is None:
-            return Question(asked, reason="rc")
         premises = self._surroundings.premises(release, settings)
         # Before the fingerprints, lest what is heard of with the second escapes the first.
         changes = self._grounds.changes(premises.tapsets), self._grounds.changes(premises.means)
+        asked = Question(request_digest(job.request), changes=changes, rc=self._surroundings.rc.stamp)
+        if self._surroundings.fault is not None:
+            return attrs.evolve(asked, reason=self._surroundings.fault)
+        if not build_options_are_known(settings.build, settings.define):
+            return attrs.evolve(asked, reason="server options")
+        state = self._surroundings.state(release)
+        if state is None:
+            return attrs.evolve(asked, reason="rc")
         tapsets = self._grounds.fingerprint(premises.tapsets)
         means = self._grounds.fingerprint(premises.means)
         if tapsets is None or means is None:
             unwatched = self._grounds.fault(premises.places) is not None
-            return Question(asked, reason="unwatched" if unwatched else UNKNOWN)
-        means = digest((_settings_digest(settings, release), means))
-        return Question(asked, digest((means, tapsets, state)), means, changes)
+            return attrs.evolve(asked, reason="unwatched" if unwatched else UNKNOWN)
+        means = digest((_means_digest(settings, release), means))
+        premise = digest((means, _script_digest(settings), tapsets, state))
+        return attrs.evolve(asked, premise=premise, means=means)
 
     async def ask_in_time(self, job: CompileJob) -> Question:
         """Return the question that a job is, after a bounded wait for places that are being looked at.
@@ -262,9 +266,11 @@ class ResultCache:
         """Remember by which means a module was built, if it was; none, if they changed or fell short."""
         is_limited = compiled.result.limit_met is not None
         means = b"" if is_limited or not self._means_hold(question, job) else question.means
-        if compiled.built:
+        options = {name for name, _value in parse_options(job.request.arguments).options}
+        # What stap builds by these is not in its cache, where there may be another of the same name.
+        if compiled.built and not options & {"m", _NO_CACHE}:
             await self._shelf.note(_module_means(compiled.result), means)
-        if question.premise is not None and (compiled.built or is_limited):
+        if question.premise is not None and (is_limited or (compiled.built and _NO_CACHE not in options)):
             await self._shelf.note(_last_means(job), means)
 
     async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:
@@ -342,25 +348,28 @@ def _outside(result: CompileResult) -> str:
 
 def _last_means(job: CompileJob) -> str:
     """Return what is kept under is: the means by which stap last built anything for a server like this."""
-    return NOTE + digest((b"last", _settings_digest(job.settings, job.release))).hex()
+    return NOTE + digest((b"last", _means_digest(job.settings, job.release))).hex()
 
 
 def _types_means(job: CompileJob) -> str:
     """Return what is kept under is: the means that there were when stap last forgot the kernel's types."""
-    return NOTE + digest((b"types", _settings_digest(job.settings, job.release))).hex()
+    return NOTE + digest((b"types", _means_digest(job.settings, job.release))).hex()
 
 
 def _first_means(job: CompileJob) -> str:
     """Return what is kept under is: the means that there were when a server like this was first met."""
-    return NOTE + digest((b"first", _settings_digest(job.settings, job.release))).hex()
+    return NOTE + digest((b"first", _means_digest(job.settings, job.release))).hex()
 
 
-def _settings_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
+def _script_digest(settings: ServerSettings) -> bytes:
+    """Return a digest of the options that decide on the C that stap makes, and on nothing after that."""
+    return digest(digest(map(os.fsencode, values)) for values in (settings.define, settings.include))
+
+
+def _means_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
+    """Return a digest of the options that decide on what is made of that C."""
     limits = settings.limits
-    lists = (
-        *(settings.build, settings.define, settings.include),
-        *(limits.sandbox_read, limits.sandbox_write),
-    )
+    lists = (settings.build, limits.sandbox_read, limits.sandbox_write)
     single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
     return digest(
         [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]

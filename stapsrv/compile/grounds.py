@@ -103,6 +103,7 @@ class Grounds:
 
         A fingerprint may be the same again after two changes, or after one within a tick of the clock.
         """
+        self._listen()
         return sum(self._watched[place].changes for place in places if place in self._watched)
 
     def fault(self, places: Sequence[Place]) -> str | None:

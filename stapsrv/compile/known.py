@@ -27,6 +27,7 @@ class Question:
         premise: the digest of all else that the answer depends on; None if that is not known.
         means: the digest of that part of it that stap's own cache takes little notice of.
         changes: how many changes of the tapsets and of the means were heard of by then.
+        rc: what tells stap's ``rc`` file from what it was.
         reason: why not, in a word.
     """
 
@@ -34,12 +35,13 @@ class Question:
     premise: bytes | None = None
     means: bytes = b""
     changes: tuple[int, int] = (0, 0)
+    rc: bytes = b""
     reason: str | None = None
 
     @property
-    def flight(self) -> tuple[bytes, bytes | None, tuple[int, int]]:
+    def flight(self) -> tuple[bytes, bytes | None, tuple[int, int], bytes]:
         """What is equal for requests that one compile suits: nothing has changed between them."""
-        return self.request, self.premise, self.changes
+        return self.request, self.premise, self.changes, self.rc
 
     @property
     def name(self) -> str:

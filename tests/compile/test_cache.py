@@ -519,6 +519,69 @@ async def test_a_module_from_before_a_change_is_built_anew_whoever_had_it_built(
         assert [job.anew for job in w.runs] == [False, False, True]
 
 
+async def test_a_module_that_a_client_named_says_nothing_of_stap_s_cache(tmp_path):
+    """It is not kept there, but may have the name of one that is."""
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-mstap_0", b"-eprobe begin {}") == "stored"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False, True]
+
+
+async def test_what_was_built_without_stap_s_cache_says_nothing_of_it(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"--disable-cache", b"-eprobe end {}") == "option"
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        w.built = False
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert [job.anew for job in w.runs] == [False, True, True, False, True]
+
+
+async def test_after_a_change_other_options_of_the_server_do_not_bring_back_what_stap_found_out(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(define=("X=1",)) == "stored"
+        assert await w.ask(include=(str(tmp_path / "more"),)) == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("around", "settings", "reason"),
+    [
+        ({}, {}, "unknown yet"),
+        ({"rc": Rc(b"1", is_known=False)}, {}, "rc"),
+        ({}, {"build": ("CC=/x",)}, "server options"),
+    ],
+)
+async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
+    tmp_path, around, settings, reason
+):
+    """Even where nothing is known for certain: no such request joins the compile of another."""
+    async with world(tmp_path, **around) as w:
+        job = w.job(**settings)
+        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
+
+        def flight() -> object:
+            question = w.cache.ask(job)
+            assert question.reason == reason
+            return question.flight
+
+        (tmp_path / "tapset" / "a.stp").write_text("1")
+        w.cache.ask(job)
+        before = flight()
+        assert flight() == before
+        (tmp_path / "tapset" / "a.stp").write_text("2")
+        changed = flight()
+        assert changed != before
+        w.around.rc = attrs.evolve(w.around.rc, stamp=b"2")
+        assert flight() != changed
+
+
 async def test_what_was_built_within_too_narrow_bounds_is_built_anew(tmp_path):
     """It is in stap's own cache, and what stap found out about the kernel with it."""
     async with world(tmp_path) as w:
