@@ -75,7 +75,7 @@ async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
         await work.run(hang, undo=hang.undo)
     assert (caught.value.errno, caught.value.strerror) == (errno.ETIMEDOUT, "no answer within 0.1 seconds")
     assert work.abandoned == 1
-    assert await work.run(lambda: 42) == 42
+    assert await work.run(lambda: 42, patience_s=10) == 42
     hang.let_go()
     await wait_for(hang.undoing)
     assert hang.undone == ["made"]
@@ -93,7 +93,7 @@ async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
     assert threading.active_count() == before
     hang.let_go()
     await wait_none_abandoned(work)
-    assert await work.run(lambda: 42) == 42
+    assert await work.run(lambda: 42, patience_s=10) == 42
 
 
 async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):

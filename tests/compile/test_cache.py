@@ -189,15 +189,17 @@ async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
         assert await w.ask() == "hit"
 
 
-async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path):
+async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         job = w.job()
         await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
         assert (await w.cache.ask_in_time(job)).reason is None
         gate = threading.Event()
         w.around.look_at_rc = gate.wait
-        w.cache._files = FileWork(patience_s=0.2, grace_s=0.1)
-        assert (await w.cache.ask_in_time(job)).reason == "rc"
+        w.cache._files = FileWork(grace_s=0.1)
+        with monkeypatch.context() as hasty:
+            hasty.setattr(w.cache._files, "_patience_s", 0.2)
+            assert (await w.cache.ask_in_time(job)).reason == "rc"
         assert "cache.unreadable" in w.lines.events()
         gate.set()
         w.around.look_at_rc = lambda: NO_RC
@@ -680,9 +682,11 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
     async with world(tmp_path) as w:
-        w.cache._shelf._files = FileWork(patience_s=0.2, grace_s=0.1)
+        w.cache._shelf._files = FileWork(grace_s=0.1)
         assert await w.ask() == "stored"
         with monkeypatch.context() as patched:
+            # Only here, where nothing else is to be in time.
+            patched.setattr(w.cache._shelf._files, "_patience_s", 0.2)
             patched.setattr(Store, call, lambda *_arguments: go.wait())
             patched.setattr("stapsrv.compile.shelf._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}

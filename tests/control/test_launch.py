@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import select
 import signal
 import socket
 import stat
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,11 +125,12 @@ def test_a_supervisor_that_cannot_start_says_why(launch, environ):
 
 
 def test_a_supervisor_that_never_answers(launch, environ, monkeypatch):
-    """One has the seat, and nobody can be reached: that has an end."""
+    """One has the seat, and nobody can be reached: that has an end, and each look at the clock is later."""
     prepare(launch)
     lock = os.open(launch.seat / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    monkeypatch.setattr(launching, "_READY_S", 1.5)
+    clock = itertools.count(step=launching._READY_S / 2)
+    monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
     with pytest.raises(StapsrvError) as caught:
         reach_or_launch(launch, lambda: None, environ)
     os.close(lock)

@@ -111,9 +111,9 @@ def test_descriptors_that_run_out(serve):
 
 def test_time_that_stands_still(serve, fifo):
     """Deadlines go by a clock that nobody sets; after a stop they are met, and what can goes on."""
-    server = serve("--handshake-timeout", "0.5")
+    server = serve("--handshake-timeout", "2")
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
-        compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 1; echo made")
+        compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 2; echo made")
         with fifo.open("rb") as held:
             server.process.send_signal(signal.SIGSTOP)
             assert held.read() == b""  # the compile has ended, after the handshake's deadline
