@@ -656,10 +656,11 @@ class TestKernelUnderSecureBoot:
 
 async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
     """The real client's kernel holds each back until the last was acknowledged, which may take 40 ms."""
-    took = []
+    took = [1.0]
     async with running_server() as running:
         payload = request("-p1")
-        for _ in range(5):
+        # Others use this machine, too; to who waits, none comes sooner than in 40 ms.
+        while min(took) >= 0.035 and len(took) < 50:
             async with await anyio.connect_tcp("127.0.0.1", running.port) as stream:
                 stream.extra(SocketAttribute.raw_socket).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
                 tls = await TLSStream.wrap(
@@ -670,7 +671,6 @@ async def test_a_client_that_sends_piece_by_piece_need_not_wait_for_each():
                 await tls.send(payload)
                 assert Answer.of(await read_answer(tls)).rc == 0
                 took.append(anyio.current_time() - began)
-    # The least, since others use this machine, too.
     assert min(took) < 0.035, took
 
 

@@ -261,11 +261,11 @@ async def test_silent_peer_is_sent_away(tmp_path):
 
 async def test_peer_that_waits_for_an_answer_is_not_idle(tmp_path):
     async with (
-        running_control(tmp_path, server_status(7), idle_s=0.05) as control,
+        running_control(tmp_path, server_status(7), idle_s=0.5) as control,
         peer_of(control) as peer,
     ):
         control.commands.gate = anyio.Event()
-        reply = await peer.call("stop", {"ids": [7], "timeout_s": 0.3})
+        reply = await peer.call("stop", {"ids": [7], "timeout_s": 0.8})
         assert "is still stopping" in reply["result"]["outcomes"][0]["error"]
 
 
@@ -310,11 +310,15 @@ async def test_fast_user_is_read_more_slowly(tmp_path):
         assert anyio.current_time() - began >= 8 / 50
 
 
-async def test_allowance_recovers():
+def test_allowance_recovers(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(anyio, "current_time", lambda: now)
     allowance = Allowance(ControlLimits(requests_per_s=10, burst=2))
-    assert [allowance.take() for _ in range(3)] == pytest.approx([0, 0, 0], abs=0.05)
-    assert allowance.take() == pytest.approx(0.1, abs=0.05)
-    assert allowance.take() == pytest.approx(0.2, abs=0.05)
+    assert [allowance.take() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
+    now += 0.25
+    assert allowance.take() == pytest.approx(0.05)
+    now += 10
+    assert [allowance.take() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])
 
 
 # Many peers.

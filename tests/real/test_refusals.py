@@ -65,9 +65,11 @@ def test_server_is_trusted_only_once_it_was_looked_at(server, stranger):
     server.log.wait(f"{ended[1:]}TLS: .*BAD_CERTIFICATE$")
     assert server.log.count(ended) == before + 1
 
+    seen = len(server.log.lines)
     looked = stranger.via(server.port, "--trust-servers=ssl,no-prompt", release=None)
     assert looked.status == 0, looked.stderr
-    (visit,) = re.findall(r"Accepted connection from (\S+)$", server.log.lines[-1])
+    accepted = [re.match(r"Accepted connection from (\S+)$", line) for line in server.log.lines[seen:]]
+    (visit,) = (found[1] for found in accepted if found is not None)
     assert stranger.via(server.port, "-p1", *SCRIPT).status == 0
     assert server.log.count(re.escape(visit)) == 1
 

@@ -39,7 +39,7 @@ class Kernel:
         self.answer(MODULE)
         make_stap(
             bench.host.engine.stap.path,
-            f'echo "$(nice) $(cut -d" " -f3 /proc/self/autogroup 2>&1)" >>{self._runs}; . {self._script}',
+            f"echo >>{self._runs}; . {self._script}",
         )
         (directory / "systemtap" / "cache").mkdir(parents=True)
 
@@ -127,10 +127,16 @@ async def test_release_is_compiled_for_once_and_known_to_be_warm_after_a_restart
 
 
 async def test_it_has_the_lowest_priority(bench, kernel):
+    """Which it is given when it has begun: it looks again until it has."""
+    kernel.answer(f"""
+        seen=
+        until case $seen in '19 19' | '19 ' | *autogroup*) true ;; *) false ;; esac; do
+            seen="$(nice) $(cut -d' ' -f3 /proc/self/autogroup 2>&1)"
+        done
+        {MODULE}
+    """)
     async with started(bench) as (_, _, healths):
         await healths.wait(Health.HEALTHY)
-    (run,) = kernel.runs
-    assert run in {"19 19", "19 "} or "autogroup" in run
 
 
 @pytest.mark.parametrize("what", ["build tree", "stap's cache", "stap"])
