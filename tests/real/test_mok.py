@@ -33,6 +33,12 @@ exec unshare --user --map-root-user --mount sh -c '
 SecureBoot = Callable[..., Ran]
 
 
+@pytest.fixture(autouse=True)
+def no_keys(stap: Stap) -> None:
+    """Let there be no key yet, whatever other tests had this user's servers make."""
+    shutil.rmtree(moks_place(stap), ignore_errors=True)
+
+
 @pytest.fixture
 def locked(stap: Stap) -> SecureBoot:
     """Run the client on such a host; give it a server's port, the fingerprints enrolled, and arguments."""
@@ -57,9 +63,13 @@ def locked(stap: Stap) -> SecureBoot:
     return run
 
 
+def moks_place(stap: Stap) -> Path:
+    return stap.directory / "ssl" / "server" / "moks"
+
+
 def moks_of(stap: Stap) -> tuple[Mok, ...]:
     """The keys of this user's servers."""
-    return list_moks(stap.directory / "ssl" / "server" / "moks")
+    return list_moks(moks_place(stap))
 
 
 def shown(module: Path, field: str) -> str:
@@ -107,7 +117,7 @@ def test_without_a_module_no_key_is_wanted(server, stap, locked):
 
 
 def test_original_server_takes_our_key(stap, serve, locked):
-    mok = make_mok(stap.directory / "ssl" / "server" / "moks")
+    mok = make_mok(moks_place(stap))
     ran = locked(serve(using=serving_original), (mok.fingerprint,), "-p4")
     assert ran.status == 0, ran.stderr
     module = (stap.place / ran.module).read_bytes()
@@ -115,9 +125,6 @@ def test_original_server_takes_our_key(stap, serve, locked):
 
 
 def test_original_server_s_key_is_taken(server, stap, serve, locked):
-    moks = stap.directory / "ssl" / "server" / "moks"
-    if moks.exists():
-        moks.rename(stap.place / "moks")
     ran = locked(serve(using=serving_original), (), "-p4")
     assert ran.status == 1, ran.stderr
     (mok,) = moks_of(stap)
