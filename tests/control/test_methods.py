@@ -18,6 +18,7 @@ from kit.service import LogLines
 from stapsrv.compile.containing import Sandbox
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.access import Policy
+from stapsrv.control.action import Action
 from stapsrv.control.endpoint import serve_control
 from stapsrv.control.messages import Code
 from stapsrv.errors import ConfigError, LifecycleError
@@ -26,7 +27,7 @@ from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.listener import address_of, open_listener
 from stapsrv.supervisor.ports import PortMemory
 from stapsrv.supervisor.registry import Registry
-from stapsrv.supervisor.status import ServerWork
+from stapsrv.supervisor.status import ServerStatus, ServerWork
 from stapsrv.supervisor.supervisor import Supervisor
 from stapsrv.supervisor.warming import Warmer
 from stapsrv.supervisor.warmth import WarmMemory
@@ -306,7 +307,22 @@ async def test_command_goes_on_after_its_time_out(tmp_path, method, expected):
                 await peer.call("hello")
 
 
-async def test_time_out_of_a_start(tmp_path):
+def hold_time_out(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
+    """Let no time-out of a command come before the event."""
+    due, wait_step = anyio.Event(), Action.wait_step
+
+    async def wait(action: Action, deadline: float) -> ServerStatus | None:
+        step = await wait_step(action, deadline)
+        if step is None:
+            await due.wait()
+        return step
+
+    monkeypatch.setattr(Action, "wait_step", wait)
+    return due
+
+
+async def test_time_out_of_a_start(tmp_path, monkeypatch):
+    due = hold_time_out(monkeypatch)
     async with running_control(tmp_path) as control, peer_of(control) as peer:
         control.commands.gate = anyio.Event()
         start = control.commands.start
@@ -323,6 +339,7 @@ async def test_time_out_of_a_start(tmp_path):
             control.commands.servers[11], state=State.FAILED, reason="no build tree"
         )
         control.commands.servers[12] = attrs.evolve(control.commands.servers[12], state=State.SERVING)
+        due.set()
         found = (await peer.receive())["result"]["outcomes"]
         assert [outcome["error"] for outcome in found] == [
             "is not there after 0 s; see the log",
@@ -342,7 +359,8 @@ async def test_time_out_of_a_start(tmp_path):
     }
 
 
-async def test_time_out_of_a_reload_tells_of_every_server(tmp_path):
+async def test_time_out_of_a_reload_tells_of_every_server(tmp_path, monkeypatch):
+    due = hold_time_out(monkeypatch)
     servers = [server_status(number) for number in (7, 8, 9)]
     async with running_control(tmp_path, *servers) as control, peer_of(control) as peer:
         control.commands.gate = anyio.Event()
@@ -351,6 +369,7 @@ async def test_time_out_of_a_reload_tells_of_every_server(tmp_path):
             await peer.receive()
         control.commands.servers[7] = server_status(7, State.BACKING_OFF)
         del control.commands.servers[8]
+        due.set()
         found = (await peer.receive())["result"]["outcomes"]
         assert {
             outcome["server"]["id"]: (outcome["server"]["state"], outcome["error"]) for outcome in found
