@@ -145,9 +145,13 @@ class Store:
         return self.evict() if self._bytes + self._unseen > self._max_bytes else 0
 
     def evict(self) -> int:
-        """Remove what is too old, and what was used least lately until there is room; return how many."""
+        """Remove what is too old, and what was used least lately until there is room; return how many.
+
+        Notes go last.
+        """
         now = time.time()
-        found = sorted(self._files(), key=lambda file: file[1].st_atime)
+        # Without its notes, stap's own cache would be taken for as new as what is known now.
+        found = sorted(self._files(), key=lambda file: (file[0].name.startswith(NOTE), file[1].st_atime))
         total = sum(status.st_size for _path, status in found)
         limit = self._max_bytes * _ROOM if total > self._max_bytes else self._max_bytes
         gone = 0

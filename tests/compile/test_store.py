@@ -173,6 +173,16 @@ def test_notes_do_not_age_and_are_not_cleared(tmp_path):
     assert store.read("note-a") == b"means"
 
 
+def test_notes_stay_where_results_have_to_go(tmp_path):
+    store = open_store(tmp_path, max_bytes=MEBI)
+    store.write("note-a", b"means")
+    os.utime(file_of(store, "note-a"), (1000.0, 1000.0))
+    for number in range(12):
+        store.write(f"{number}", bytes(100_000))
+    assert not store.has("0")
+    assert store.read("note-a") == b"means"
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     store.write("a", BODY)
