@@ -50,8 +50,6 @@ _PATIENCE_S = 10.0
 _LONG_S = 60.0
 """For a look at many files."""
 _DISK = "disk"
-_NO_CACHE = "disable-cache"
-"""An option of stap's: its cache stays as it is."""
 
 Run = Callable[[CompileJob], AbstractAsyncContextManager[Compiled]]
 """Compiles a job; what the compile left behind is there for as long as the block runs."""
@@ -266,11 +264,11 @@ class ResultCache:
         """Remember by which means a module was built, if it was; none, if they changed or fell short."""
         is_limited = compiled.result.limit_met is not None
         means = b"" if is_limited or not self._means_hold(question, job) else question.means
-        options = {name for name, _value in parse_options(job.request.arguments).options}
-        # What stap builds by these is not in its cache, where there may be another of the same name.
-        if compiled.built and not options & {"m", _NO_CACHE}:
+        # A module that a client named is not in stap's cache, where there may be another of that name.
+        is_named = any(name == "m" for name, _value in parse_options(job.request.arguments).options)
+        if compiled.built and not is_named:
             await self._shelf.note(_module_means(compiled.result), means)
-        if question.premise is not None and (is_limited or (compiled.built and _NO_CACHE not in options)):
+        if question.premise is not None and (compiled.built or is_limited):
             await self._shelf.note(_last_means(job), means)
 
     async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:

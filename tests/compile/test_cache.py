@@ -532,17 +532,6 @@ async def test_a_module_that_a_client_named_says_nothing_of_stap_s_cache(tmp_pat
         assert [job.anew for job in w.runs] == [False, True, False, True]
 
 
-async def test_what_was_built_without_stap_s_cache_says_nothing_of_it(tmp_path):
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask(b"--disable-cache", b"-eprobe end {}") == "option"
-        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
-        w.built = False
-        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
-        assert [job.anew for job in w.runs] == [False, True, True, False, True]
-
-
 async def test_after_a_change_other_options_of_the_server_do_not_bring_back_what_stap_found_out(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
