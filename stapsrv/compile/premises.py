@@ -133,6 +133,8 @@ class Surroundings:
         kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
         self._environment = digest(map(os.fsencode, (contained, *kept)))
         self._boot = _read(_BOOT_ID)
+        # Now, while there are descriptors: Python reads a module of its own for that.
+        self._multiarch = sysconfig.get_config_var("MULTIARCH")
         self._fault = self._find_fault()
         self._premises: dict[object, Premises] = {}
 
@@ -212,7 +214,7 @@ class Surroundings:
         searched = (self._environ.get("PATH", os.defpath), self._environ.get("LD_LIBRARY_PATH", ""))
         for directory in ":".join(searched).split(":"):
             yield Place(directory, below=False) if directory.startswith("/") else None
-        multiarch = sysconfig.get_config_var("MULTIARCH")
+        multiarch = self._multiarch
         for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
             yield Place(directory, below=False)
         # There gcc looks first, for the assembler and its specs; and nm and ld load plugins.

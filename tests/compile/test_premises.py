@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,19 @@ def test_places(prefix, tmp_path):
         Place("/opt/lib", below=False),
     } <= set(premises.means)
     assert Place("bin", below=False) not in premises.means
+
+
+def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypatch):
+    """A request may be the first to ask for them, when descriptors have run out; Python would import."""
+    around = surroundings(prefix)
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("io.open", fail)
+    monkeypatch.setattr("sysconfig.get_config_var", fail)
+    assert Place("/usr/bin", below=False) in around.premises(release(tmp_path), ServerSettings()).means
 
 
 def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
