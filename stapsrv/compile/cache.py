@@ -103,12 +103,13 @@ class ResultCache:
     def ask(self, job: CompileJob) -> Question:
         """Return the question that a job is, as of now; stap's ``rc`` file as it was looked at last."""
         settings, release = job.settings, job.release
+        asked = Question(request_digest(job.request), rc=self._surroundings.rc.stamp)
+        if self._surroundings.fault is not None:
+            return attrs.evolve(asked, reason=self._surroundings.fault)
         premises = self._surroundings.premises(release, settings)
         # Before the fingerprints, lest what is heard of with the second escapes the first.
         changes = self._grounds.changes(premises.tapsets), self._grounds.changes(premises.means)
-        asked = Question(request_digest(job.request), changes=changes, rc=self._surroundings.rc.stamp)
-        if self._surroundings.fault is not None:
-            return attrs.evolve(asked, reason=self._surroundings.fault)
+        asked = attrs.evolve(asked, changes=changes)
         if not build_options_are_known(settings.build, settings.define):
             return attrs.evolve(asked, reason="server options")
         state = self._surroundings.state(release)
