@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ FIRST_ID = 4194305
 class Service:
     """Command lines with a global configuration file of the test's own, and the supervisors they started."""
 
-    def __init__(self, directory: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, environ: dict[str, str]) -> None:
         self.directory = directory
         self.environ = environ
         self.stat_path = directory / "stat"
@@ -341,11 +341,21 @@ def test_stop_after_a_supervisor_was_killed(service, options):
 
 def test_a_supervisor_killed_in_the_middle_of_a_start(service, build_tree, tmp_path):
     """It is started once more, and the start ends as if nothing had been."""
+    gate, certutil = tmp_path / "gate", tmp_path / "bin" / "certutil"
+    os.mkfifo(gate)
+    certutil.parent.mkdir()
+    certutil.write_text(
+        f'#!/bin/sh\n[ -e {gate} ] && read -r nothing <{gate}\nexec {shutil.which("certutil")} "$@"\n'
+    )
+    certutil.chmod(0o755)
+    service.environ["PATH"] = f"{certutil.parent}:{service.environ['PATH']}"
     command = service.begin("start", "-r", build_tree, "--ssl", tmp_path / "new", "-n", "one")
-    # A new certificate takes long enough to be in the middle of it when there is a record.
+    # With a new certificate it is in the middle of the start as long as the gate is shut.
     while not list(service.stat_path.glob("*.stat")):
         assert command.poll() is None
     service.kill()
+    with gate.open("r+b", buffering=0):
+        gate.unlink()
     out, err = command.communicate(timeout=90)
     assert (command.returncode, err, out.splitlines()[-1]) == (0, "", "OK")
     (one,) = service.servers()
