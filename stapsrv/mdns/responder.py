@@ -60,6 +60,8 @@ class Responder:
         self._said: dict[str, set[tuple[str | None, int | None]]] = {}
         self._names: dict[str, str] = {}
         self._contested: set[str] = set()
+        # Names that are asked for, and whether somebody has defended them: news are taken meanwhile.
+        self._probed: dict[str, bool] = {}
         self._troubles: deque[str] = deque(maxlen=_TROUBLES)
         self._heard = threading.Condition()
         self.news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -184,6 +186,15 @@ class Responder:
         key = name.lower()
         with self._heard:
             self._contested.discard(key)
+            self._probed[key] = False
+        try:
+            return self._ask_for(name, types, claims)
+        finally:
+            with self._heard:
+                del self._probed[key]
+
+    def _ask_for(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
+        key = name.lower()
         for _ in range(_PROBES):
             question = DNSOutgoing(_QUERY)
             # Not such that want an answer to this host alone (RFC 6762, 5.4): of the programs that share
@@ -193,7 +204,7 @@ class Responder:
             question.authorities = list(claims)  # type: ignore[arg-type] # it takes any record
             self._zeroconf.send(question)
             with self._heard:
-                if self._heard.wait_for(lambda: key in self._contested, _PROBE_INTERVAL_S):
+                if self._heard.wait_for(lambda: self._probed[key], _PROBE_INTERVAL_S):
                     self._contested.discard(key)
                     return False
         return True
@@ -214,6 +225,8 @@ class Responder:
         if conflict:
             with self._heard:
                 self._contested.add(record.key)
+                if record.key in self._probed:
+                    self._probed[record.key] = True
                 self._tell()
 
     def _rescue(self, goodbye: DNSRecord) -> None:

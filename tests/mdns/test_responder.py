@@ -155,6 +155,23 @@ def test_taken_name_is_given_up_at_the_first_answer(bench):
     assert not bench.has_news
 
 
+def test_defence_counts_though_news_are_taken_while_it_is_waited_for(bench, monkeypatch):
+    """Else a name would be taken from the host that has it, until the two noticed."""
+    heard = bench.zeroconf.hear
+
+    def hear(*records: DNSRecord) -> None:
+        heard(*records)
+        bench.responder.take_news()
+
+    monkeypatch.setattr(bench.zeroconf, "hear", hear)
+    bench.zeroconf.answers = [srv()]
+    assert not bench.responder.claim(SERVICE)
+    # What was said of it before it was asked for again is of no account.
+    bench.zeroconf.answers = []
+    heard(srv())
+    assert bench.responder.claim(SERVICE)
+
+
 def test_answers_of_our_own_are_no_conflict(bench):
     bench.zeroconf.answers = [srv("build.local."), srv("BUILD.local."), srv(name=f"Other.{SERVICE_TYPE}")]
     assert bench.responder.claim(SERVICE)
