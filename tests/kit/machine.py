@@ -179,7 +179,8 @@ def _first_child(process: subprocess.Popen[str], output: Path) -> int:
     def is_up() -> bool:
         assert process.poll() is None, output.read_text()
         found[:] = map(int, children.read_text().split())
-        starting = {b"unshare", b"bash", b"env"}
+        # In the middle of execve(2) there is no command line.
+        starting = {b"", b"unshare", b"bash", b"env"}
         return bool(found) and Path(f"/proc/{found[0]}/cmdline").read_bytes().split(b"\0")[0] not in starting
 
     wait_until(is_up)
