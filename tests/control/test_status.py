@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -260,13 +261,19 @@ def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, an
     assert (ran.status, ran.err) == (3, "")
 
 
+@contextlib.contextmanager
+def silent(seat: Path) -> Iterator[socket.socket]:
+    """Listen where a supervisor would, and say nothing."""
+    seat.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        bind_socket(listener, seat / "control.sock")
+        listener.listen()
+        yield listener
+
+
 def test_silence_has_an_end(command_line, monkeypatch):
     monkeypatch.setattr(glance, "_ANSWER_S", 0.05)
-    seat = command_line.stat_path / "silent"
-    seat.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as silent:
-        bind_socket(silent, seat / "control.sock")
-        silent.listen()
+    with silent(command_line.stat_path / "silent"):
         (problem,) = Glance([command_line.stat_path]).problems
     assert problem == "the supervisor of user silent does not answer: timed out"
 
@@ -274,11 +281,7 @@ def test_silence_has_an_end(command_line, monkeypatch):
 @pytest.mark.parametrize("words", [["status"], ["status", "-n", "native"], ["check"]], ids=" ".join)
 def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
     monkeypatch.setattr(glance, "_ANSWER_S", 3600.0)
-    seat = command_line.stat_path / "silent"
-    seat.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as silent:
-        bind_socket(silent, seat / "control.sock")
-        silent.listen()
+    with silent(command_line.stat_path / "silent"):
         ran = command_line.run(*words, "--timeout", "0.05")
     # What only looks at the configuration has no word for supervisors.
     assert ("the supervisor of user silent does not answer: timed out" in ran.err) == (words != ["check"])
@@ -287,12 +290,8 @@ def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
 def test_a_trickle_has_an_end(command_line, monkeypatch):
     """Each piece comes in time, and they never end."""
     monkeypatch.setattr(glance, "_ANSWER_S", 0.3)
-    seat = command_line.stat_path / "slow"
-    seat.mkdir(parents=True)
     asked = threading.Event()
-    with socket.socket(socket.AF_UNIX) as slow:
-        bind_socket(slow, seat / "control.sock")
-        slow.listen()
+    with silent(command_line.stat_path / "slow") as slow:
 
         def trickle() -> None:
             connection, _ = slow.accept()
