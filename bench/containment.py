@@ -25,16 +25,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kit.real import Installation, Unavailable
 
-from stapsrv.compile.containing import OFF, Sandbox, find_sandbox
-from stapsrv.compile.engine import CompileJob
-from stapsrv.compile.local_engine import LocalEngine
-from stapsrv.compile.translator import StapProgram, find_stap
-from stapsrv.compile.wire import CompileRequest
-from stapsrv.compile.workspace import Workspace
+from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.stap import StapProgram, find_stap
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import resolve_release
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
-from stapsrv.sandbox.mechanisms import Mechanism
+from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.detect import OFF, find_sandbox
+from stapsrv.sandbox.sandbox import Sandbox
 
 SCRIPT = b'probe begin { println("contained") exit() }'
 DEADLINE_S = 120.0
@@ -45,7 +46,7 @@ async def find_sandboxes(stap: StapProgram, environ: Mapping[str, str], place: P
     found = {}
     for name in (OFF, *(mechanism.value for mechanism in Mechanism)):
         try:
-            found[name] = await find_sandbox(name, stap, environ, home=place, workspace=place)
+            found[name] = await find_sandbox(name, stap.path, environ, home=place, workspace=place)
         except ConfigError as exc:
             print(f"{name}: not here: {exc.problem}")
     return found

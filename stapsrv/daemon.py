@@ -18,33 +18,32 @@ from typing import NoReturn
 import anyio
 import attrs
 
+from stapsrv.app import Configuration, Hosting
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.configured import described_by_environ, with_each_release
 from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import Tuning
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
-from stapsrv.environment import started_environ
 from stapsrv.errors import StapsrvError, UsageError
-from stapsrv.hosting import Configuration, Hosting
 from stapsrv.identity.password import obtain_password
-from stapsrv.init import fork_as_init
-from stapsrv.last_resort import end_for_certain
-from stapsrv.observe.door import Door, open_door
-from stapsrv.observe.facts import Phase
 from stapsrv.observe.logs import Log, LogBook
-from stapsrv.observe.monitoring import monitored
-from stapsrv.observe.notify import Notifier, feed_watchdog
-from stapsrv.observe.sinks import Sink
-from stapsrv.observe.streams import standard_error
-from stapsrv.printing import written_out
-from stapsrv.signals import signals_received
+from stapsrv.observe.metrics_server import Door, monitored, open_door
+from stapsrv.observe.sinks import Sink, standard_error
+from stapsrv.observe.snapshot import Phase
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
-from stapsrv.supervisor.announcing import Announcer
-from stapsrv.supervisor.descriptors import raise_open_files, warn_of_few_files
-from stapsrv.supervisor.host import open_host
-from stapsrv.supervisor.seat import take_seat
+from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.runtime import open_host
+from stapsrv.supervisor.state.lock import take_seat
+from stapsrv.system.environ import started_environ
+from stapsrv.system.force_exit import end_for_certain
+from stapsrv.system.init import fork_as_init
+from stapsrv.system.rlimits import raise_open_files, warn_of_few_files
+from stapsrv.system.sd_notify import Notifier, feed_watchdog
+from stapsrv.system.signals import signals_received
+from stapsrv.system.stdio import written_out
 
 CONTROL_SOCKET = "control.sock"
 
@@ -163,7 +162,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
         ):
             log.info("server.starting", pid=os.getpid(), user=host.user)
             host.tell_sandbox(log)
-            warn_of_few_files(tuning, log)
+            warn_of_few_files(_connections_wanted(tuning), log)
             compiles = tuning.effective("total_compiles")
             shared = None if compiles is None else WorkerPool(compiles, queue_length=None)
             server = await host.prepare(settings, log, shared=shared)
@@ -173,7 +172,6 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
                 background.start_soon(feed_watchdog, notifier, environ)
                 background.start_soon(host.identities.keep_fresh, log)
                 background.start_soon(host.warmer.run)
-                background.start_soon(host.engine.standbys.run)
 
                 def health_changed(_standing: object) -> None:
                     if not stopping.is_set():
@@ -224,7 +222,7 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
             log=log,
         ) as host:
             hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
-            warn_of_few_files(tuning, hosting.log)
+            warn_of_few_files(_connections_wanted(tuning), hosting.log)
             async with (
                 _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping,
                 monitored(metrics, hosting.look, log=hosting.log),
@@ -292,6 +290,11 @@ def _make_parent(log_file: Path) -> None:
     """Make the directory of a log; where that fails, opening the log says why."""
     with contextlib.suppress(OSError):
         log_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _connections_wanted(tuning: Tuning) -> int:
+    wanted: int = tuning.effective("total_connections") or tuning.effective("connections")
+    return wanted
 
 
 def _first(group: BaseExceptionGroup[StapsrvError]) -> StapsrvError:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from stapsrv.refusal import Refusal
+    from stapsrv.rejection import Refusal
 
 
 class StapsrvError(Exception):

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from stapsrv import __version__
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM
-from stapsrv.observe.facts import Facts, Phase
 from stapsrv.observe.logs import Losses
-from stapsrv.supervisor.host import Host
+from stapsrv.observe.snapshot import Facts, Phase
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.status import NO_WORK, ServerStatus, SupervisorStatus
 
 _STATES = {Phase.STARTING: State.STARTING, Phase.RUNNING: State.SERVING, Phase.STOPPING: State.STOPPING}
@@ -61,7 +61,6 @@ class SolitaryServer:
             status=status,
             tally=host.tally,
             lost_entries=self._losses.entries,
-            standbys=host.engine.standbys.pids,
         )
 
     def _status(self) -> ServerStatus:

@@ -10,19 +10,9 @@ import stapsrv
 
 ROOT = Path(stapsrv.__file__).parent
 LAYERS = (
-    {
-        "environment",
-        "filework",
-        "init",
-        "inotify",
-        "last_resort",
-        "links",
-        "printing",
-        "refusal",
-        "signals",
-        "socket_address",
-    },
-    {"errors"},
+    {"errors", "rejection"},
+    {"system"},
+    {"process"},
     {"config"},
     {"identity", "mdns", "sandbox"},
     {"compile"},
@@ -30,13 +20,10 @@ LAYERS = (
     {"observe"},
     {"control"},
     {"daemon_options", "doctor"},
-    {"hosting", "solitary"},
+    {"app", "solitary"},
     {"daemon"},
 )
 """From the bottom; a room imports from those below it, and from itself."""
-SERVERS = {"access", "action", "connection", "endpoint", "listening", "methods"}
-"""Of ``control``: the end of a supervisor. All else is the command line's, which knows supervisors by their
-answers alone."""
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -86,12 +73,11 @@ def test_each_arrow_points_down():
 
 
 def test_the_command_line_knows_no_supervisor():
-    foreign = ("supervisor.", *(f"control.{name}." for name in SERVERS))
     known = [
         f"{module} -> {name}"
         for module, path in MODULES.items()
-        if module.startswith("control.") and module.removeprefix("control.") not in SERVERS
+        if module.startswith("control.") and not module.startswith("control.server.")
         for name in imports(path)
-        if name.startswith(foreign)
+        if name.startswith(("supervisor.", "control.server."))
     ]
     assert known == []

@@ -15,7 +15,7 @@ import roff
 import variables
 
 from stapsrv import __version__
-from stapsrv.control.usage import ACTIONS, ALIASES
+from stapsrv.control.cli.help import ACTIONS, ALIASES
 
 PAGES = Path(__file__).parent / "pages"
 

@@ -6,9 +6,8 @@ import argparse
 from importlib import import_module
 from typing import NamedTuple
 
-from stapsrv.control import dispatch
-from stapsrv.control.options import OPTIONS, groups_of
-from stapsrv.control.usage import ACTIONS, ALIASES
+from stapsrv.control.cli import dispatch
+from stapsrv.control.cli.help import ACTIONS, ALIASES, OPTIONS, groups_of
 from stapsrv.daemon_options import _parser as daemon_parser
 
 

@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from stapsrv.errors import RequestRejected
-from stapsrv.refusal import Refusal
+from stapsrv.rejection import Refusal
 
 
 @attrs.frozen

@@ -1,6 +1,8 @@
-"""One connection from accept to close: the story of a request, readable top to bottom.
+"""Bounded waits: what depends on a peer, or on others' work, ends in time.
 
-accept -> handshake -> frame -> request becomes answer (:mod:`stapsrv.compile.answering`) -> send -> close.
+One connection from accept to close: the story of a request, readable top to bottom.
+
+accept -> handshake -> frame -> request becomes answer (:mod:`stapsrv.compile.handler`) -> send -> close.
 Every step that waits has a deadline of its own. A worker is taken only once the request has arrived
 whole, and a client that goes away takes its compile with it.
 """
@@ -10,20 +12,46 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 
 import anyio
 import anyio.to_thread
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
-from stapsrv.compile.answering import Exchange
-from stapsrv.compile.deadlines import Overdue, deadline
-from stapsrv.compile.record import Outcome, RequestRecord, summary
-from stapsrv.compile.service import CompileService, ServedIdentity
-from stapsrv.compile.tally import ConnectionOutcome
-from stapsrv.compile.wire import FrameReader, encode_response
+from stapsrv.compile.context import CompileService, ServedIdentity
+from stapsrv.compile.handler import Exchange
+from stapsrv.compile.protocol.frames import FrameReader
+from stapsrv.compile.protocol.response import encode_response
+from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
 from stapsrv.errors import ProtocolError, StapsrvError
-from stapsrv.refusal import Refusal
+from stapsrv.rejection import Refusal
+
+
+class Overdue(TimeoutError):
+    """A peer did not do its part in time.
+
+    Attributes:
+        refusal: the deadline that it missed.
+    """
+
+    def __init__(self, text: str, refusal: Refusal) -> None:
+        super().__init__(text)
+        self.refusal = refusal
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, missed: str, refusal: Refusal) -> Iterator[None]:
+    """Bound a wait.
+
+    Raises:
+        Overdue: it took longer; the text says that ``missed`` was so within these seconds.
+    """
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Overdue(f"{missed} within {seconds:g} seconds", refusal)
+
 
 _READ_BYTES = 65536
 _DISCARD_BYTES = 16 * 1024 * 1024

@@ -302,14 +302,6 @@ TUNABLES: tuple[Tunable, ...] = (
         scope=Scope.SUPERVISOR,
     ),
     Tunable(
-        "STANDBY",
-        "standbys",
-        count("a number of processes", least=0, most=64),
-        1,
-        "contained processes that stand by for the next compile of a server, so that it starts sooner",
-        scope=Scope.SUPERVISOR,
-    ),
-    Tunable(
         "WARMUP",
         "warmup",
         switch(),

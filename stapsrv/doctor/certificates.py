@@ -13,10 +13,10 @@ from cryptography import x509
 
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
 from stapsrv.errors import IdentityError
-from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import CERTIFICATE_FILE, serial_pairs
 from stapsrv.identity.store import RENEW_BEFORE
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
+from stapsrv.system.blocking import FileWork
 
 _PATIENCE_S = 100.0
 """Longer than a lock and certutil are waited for: who is given up hangs in a file system."""

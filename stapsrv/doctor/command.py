@@ -14,13 +14,14 @@ from typing import NamedTuple, TypeAlias
 import anyio
 
 from stapsrv.config.kernels import host_release, is_release_name
-from stapsrv.control.accounts import environment_for, runnable_account
-from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.client.accounts import environment_for, runnable_account
+from stapsrv.doctor.context import Patient, admit
 from stapsrv.doctor.findings import Finding, document_of, failure, fault, has_failed, lines_of, summary_line
 from stapsrv.doctor.kernels import check_compiling, check_releases
 from stapsrv.doctor.network import check_announcements
-from stapsrv.doctor.patient import Patient, admit
 from stapsrv.doctor.places import check_directories, check_space, check_user
+from stapsrv.doctor.remote import Destination, walk
 from stapsrv.doctor.service import (
     check_certificates,
     check_configuration,
@@ -30,9 +31,8 @@ from stapsrv.doctor.service import (
 )
 from stapsrv.doctor.system import check_clock, check_containment, check_files
 from stapsrv.doctor.tools import check_stap, check_tools
-from stapsrv.doctor.visit import Destination, walk
 from stapsrv.errors import StapsrvError, UsageError
-from stapsrv.filework import FileWork
+from stapsrv.system.blocking import FileWork
 
 Check: TypeAlias = Callable[[Patient], AsyncIterator[Finding]]
 

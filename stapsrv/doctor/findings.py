@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from stapsrv.errors import StapsrvError
-from stapsrv.observe.lines import printable
+from stapsrv.observe.formats import printable
 
 _QUESTION_WIDTH = 30
 _MOST_CHARACTERS = 1000

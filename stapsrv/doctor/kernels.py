@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
-from stapsrv.compile.engine import CompileJob
-from stapsrv.compile.wire import CompileRequest
+from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease, resolve_release
 from stapsrv.config.settings import ServerSettings
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, fault, ok
-from stapsrv.doctor.patient import Patient
 from stapsrv.errors import ConfigError, StapsrvError
-from stapsrv.filework import FileWork
-from stapsrv.supervisor.host import open_host
+from stapsrv.supervisor.runtime import open_host
+from stapsrv.system.blocking import FileWork
 
 PROBE = b"probe begin { exit() }"
 _PATIENCE_S = 180.0

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from stapsrv.control.scene import FoundServer
+from stapsrv.control.cli.inventory import FoundServer
 from stapsrv.doctor.certificates import kept_certificate
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, ok, warning
-from stapsrv.doctor.patient import Patient
 from stapsrv.identity.certificate import serial_pairs
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _listen(interfaces: tuple[str, ...]) -> Sequence[Heard] | None:
     """Return the services on this network; None where there is no network."""
     # Late: most examinations are of hosts where this is off, or end before it.
     from stapsrv.mdns.browser import find_servers  # noqa: PLC0415
-    from stapsrv.mdns.netlink import read_network  # noqa: PLC0415
+    from stapsrv.mdns.interfaces import read_network  # noqa: PLC0415
 
     network = read_network().choose(interfaces)
     return find_servers(network, _LISTEN_S) if network.links else None

@@ -9,13 +9,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from stapsrv.compile.memory import place_in_memory
+from stapsrv.compile.engine.tmpfs import place_in_memory
 from stapsrv.config.global_settings import GlobalSettings, can_write
 from stapsrv.config.log_format import LogFormat
-from stapsrv.control.accounts import GROUP
+from stapsrv.control.client.accounts import GROUP
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, ok, warning
-from stapsrv.doctor.patient import Patient
-from stapsrv.observe.streams import stream_descriptor
+from stapsrv.observe.sinks import stream_descriptor
 
 _MIB = 1024 * 1024
 _SCARCE_BYTES = 512 * _MIB

@@ -21,21 +21,21 @@ from typing import BinaryIO
 import anyio
 
 from stapsrv import __version__
-from stapsrv.compile.process import run_tree
 from stapsrv.config.environment import PREFIX
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.global_settings import DEFAULT_FILES, GLOBAL_VARIABLES
-from stapsrv.control.accounts import environment_for, runnable_account
-from stapsrv.control.output import status_json
-from stapsrv.control.owner import LineParser, Owner, absolute_path, guarded, run_as_owner
-from stapsrv.control.status import status_of_all
+from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.cli.commands.status import status_of_all
+from stapsrv.control.cli.console import status_json
+from stapsrv.control.client.accounts import environment_for, runnable_account
 from stapsrv.doctor.command import examine
+from stapsrv.doctor.context import Patient, admit
 from stapsrv.doctor.findings import document_of
-from stapsrv.doctor.leaving_out import without_passwords, without_scripts
-from stapsrv.doctor.patient import Patient, admit
+from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
-from stapsrv.filework import FileWork
-from stapsrv.observe.streams import stream_descriptor
+from stapsrv.observe.sinks import stream_descriptor
+from stapsrv.process import run_tree
+from stapsrv.system.blocking import FileWork
 
 _NAME = "stapsrv-report"
 _LOG_BYTES = 1024 * 1024

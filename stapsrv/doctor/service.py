@@ -9,17 +9,17 @@ import anyio
 import attrs
 from anyio.abc import SocketAttribute
 
-from stapsrv.control.check import find_problems
-from stapsrv.control.scene import FoundServer
+from stapsrv.control.cli.commands.check import find_problems
+from stapsrv.control.cli.inventory import FoundServer
 from stapsrv.doctor.certificates import dates_of, kept_certificate, trust_of
-from stapsrv.doctor.dialogue import CONNECT_S, handshake, leave
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
-from stapsrv.doctor.patient import Patient
+from stapsrv.doctor.probe_client import CONNECT_S, handshake, leave
 from stapsrv.errors import ConfigError, IdentityError, ProtocolError
 from stapsrv.identity.certificate import serial_pairs
 from stapsrv.identity.permissions import refuse_exposed
-from stapsrv.supervisor.listener import open_listeners
-from stapsrv.supervisor.networks import NetworkRules
+from stapsrv.supervisor.server.acl import NetworkRules
+from stapsrv.supervisor.server.listener import open_listeners
 
 _LISTENING = frozenset({"serving", "draining"})
 _BROKEN = (OSError, TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)

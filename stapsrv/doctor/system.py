@@ -7,10 +7,10 @@ import resource
 from collections.abc import AsyncIterator
 
 from stapsrv.config.tunables import BY_ATTRIBUTE
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, ok, warning
-from stapsrv.doctor.patient import Patient
-from stapsrv.supervisor.descriptors import affordable_connections
-from stapsrv.supervisor.host import open_host
+from stapsrv.supervisor.runtime import open_host
+from stapsrv.system.rlimits import affordable_connections
 
 _TIMEX_BYTES = 256
 """More than ``struct timex`` has on any Linux; with ``modes`` 0 it is only read (adjtimex(2))."""

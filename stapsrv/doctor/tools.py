@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 
-from stapsrv.compile.process import Ending, run_tree
-from stapsrv.compile.translator import find_stap
+from stapsrv.compile.engine.stap import find_stap
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, failure, ok
-from stapsrv.doctor.patient import Patient
 from stapsrv.errors import TranslatorError
+from stapsrv.process import Ending, run_tree
 
 _ANSWER_S = 20.0
 _COMPILERS = {"gcc": "gcc", "make": "make"}

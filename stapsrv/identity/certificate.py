@@ -25,11 +25,7 @@ from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
-from stapsrv.identity.memory import memory_file
-from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
-from stapsrv.identity.permissions import refuse_exposed
-from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
-from stapsrv.identity.staging import (
+from stapsrv.identity.locked_directory import (
     changing,
     commit,
     is_half_changed,
@@ -38,6 +34,10 @@ from stapsrv.identity.staging import (
     refusals_explained,
     staged,
 )
+from stapsrv.identity.memfd import memory_file
+from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
+from stapsrv.identity.permissions import refuse_exposed
+from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
 
 NICKNAME = "stap-server"
 CERTIFICATE_FILE = "stap.cert"

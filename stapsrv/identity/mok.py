@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
-from stapsrv.filework import FileWork
-from stapsrv.identity.staging import changing, is_present, refusals_explained, staged
+from stapsrv.identity.locked_directory import changing, is_present, refusals_explained, staged
+from stapsrv.system.blocking import FileWork
 
 CERTIFICATE_FILE = "signing_key.x509"
 KEY_FILE = "signing_key.priv"

@@ -31,9 +31,9 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_an
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import diagnose
-from stapsrv.identity.memory import MemoryFile, memory_file
+from stapsrv.identity.locked_directory import commit, is_present, staged
+from stapsrv.identity.memfd import MemoryFile, memory_file
 from stapsrv.identity.pkcs12 import private_keys
-from stapsrv.identity.staging import commit, is_present, staged
 
 Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
 """Of a database's files as they are at one moment: node, time of change in ns, bytes."""

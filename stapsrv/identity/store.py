@@ -15,7 +15,6 @@ import attrs
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
-from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import (
     Identity,
     Validity,
@@ -24,12 +23,13 @@ from stapsrv.identity.certificate import (
     renew_identity,
     report_identity,
 )
+from stapsrv.identity.locked_directory import sweep_left_over
 from stapsrv.identity.mok import moks_directory
 from stapsrv.identity.nss import Database, WrongPassword
 from stapsrv.identity.signing import sign_module
-from stapsrv.identity.staging import sweep_left_over
 from stapsrv.identity.trust import default_client_directory, trust_locally
 from stapsrv.identity.watch import DatabaseWatch
+from stapsrv.system.blocking import FileWork
 
 RENEW_BEFORE = timedelta(days=30)
 _CHECK_S = 60.0

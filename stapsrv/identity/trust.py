@@ -11,8 +11,7 @@ from cryptography import x509
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.identity.certificate import NICKNAME, Identity, systemtap_directory
-from stapsrv.identity.nss import DATABASE_FILES, PUBLIC_MODE, Database
-from stapsrv.identity.staging import (
+from stapsrv.identity.locked_directory import (
     changing,
     commit,
     is_half_changed,
@@ -20,6 +19,7 @@ from stapsrv.identity.staging import (
     refusals_explained,
     staged,
 )
+from stapsrv.identity.nss import DATABASE_FILES, PUBLIC_MODE, Database
 
 ALL_CLIENTS = Path("/etc/systemtap/ssl/client")
 """The servers that every user's client trusts; root's to change (stappaths(7))."""

@@ -1,4 +1,4 @@
-"""Hearing of changes to certificate databases (:mod:`stapsrv.inotify`)."""
+"""Hearing of changes to certificate databases (:mod:`stapsrv.system.inotify`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from stapsrv import inotify
 from stapsrv.identity.nss import KEPT_FILES
-from stapsrv.links import follow
+from stapsrv.system import inotify
+from stapsrv.system.symlinks import follow
 
 _CHANGE = (
     inotify.MODIFY

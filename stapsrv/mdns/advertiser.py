@@ -17,12 +17,19 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.errors import AdvertiseError
-from stapsrv.mdns.conversation import SETTLE_S, Bell, Conversation, Manners
-from stapsrv.mdns.links import Network
-from stapsrv.mdns.netlink import LinkMonitor, read_network
+from stapsrv.mdns.entries import Registry
+from stapsrv.mdns.interfaces import LinkMonitor, Network, read_network
 from stapsrv.mdns.records import Advertisement
-from stapsrv.mdns.registry import Registry
-from stapsrv.mdns.responding import Monitoring, Responding, Workers, open_responder
+from stapsrv.mdns.session import (
+    SETTLE_S,
+    Bell,
+    Conversation,
+    Manners,
+    Monitoring,
+    Responding,
+    Workers,
+    open_responder,
+)
 
 WITHDRAW_S = 1.0
 """A stopping server's wait for its goodbye: some milliseconds, or 0.5 s where it is just being announced."""
@@ -64,7 +71,7 @@ class Advertiser:
         open_responder: makes what speaks to the network; called in a worker thread.
         read_network: returns the host's links and addresses; called in a worker thread.
         open_monitor: makes what tells of their changes; may raise OSError.
-        patience: see :class:`stapsrv.mdns.conversation.Manners`.
+        patience: see :class:`stapsrv.mdns.session.Manners`.
     """
 
     def __init__(

@@ -22,10 +22,10 @@ from zeroconf import (
     Zeroconf,
 )
 
-from stapsrv.mdns.links import Network
-from stapsrv.mdns.linkwise import LinkwiseZeroconf
+from stapsrv.mdns.interfaces import Network
 from stapsrv.mdns.records import SERVICE_TYPE, parse_text
 from stapsrv.mdns.responder import silence_library, translated
+from stapsrv.mdns.zeroconf_per_link import LinkwiseZeroconf
 
 _RESOLVE_MS = 1000.0
 """For a service whose answer did not bring all that belongs to it."""

@@ -23,9 +23,9 @@ from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSSer
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from stapsrv.errors import AdvertiseError
-from stapsrv.mdns.links import Network
-from stapsrv.mdns.linkwise import LinkwiseZeroconf
+from stapsrv.mdns.interfaces import Network
 from stapsrv.mdns.records import SERVICE_TYPE, News, Service
+from stapsrv.mdns.zeroconf_per_link import LinkwiseZeroconf
 
 _QUERY = 0
 _IN = 1

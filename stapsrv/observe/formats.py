@@ -1,4 +1,9 @@
-"""What a log entry looks like in each format. Pure: an entry in, bytes out.
+"""The words of the classic log: one sentence for each event, as scripts have looked for them for years.
+
+Pure: an event's name and fields in, text out. The sentences that scripts look for are the original's, to
+the letter; the others are in its manner. An event that has no sentence reads ``name key=value …``.
+
+What a log entry looks like in each format. Pure: an entry in, bytes out.
 
 Whatever a client sent, one entry is one entry: control characters are escaped in the classic and the JSON
 format, and the journal's own framing counts bytes. Only a traceback takes further lines in the classic
@@ -18,7 +23,149 @@ from typing import TypeAlias
 import attrs
 
 from stapsrv.config.log_format import LogFormat
-from stapsrv.observe.lines import classic_line, printable
+
+CLASSIC: Mapping[str, str] = {
+    "configuration.refused": "Configuration refused: {reason}",
+    "server.starting": "===== compile server pid {pid} starting as {user} =====",
+    "server.listening": "Using network address {address}",
+    "server.threads": "Using a maximum of {threads} threads",
+    "server.serial": "Concurrency disabled",
+    "server.signal": "Received signal {signal}, exiting",
+    "server.hangs": "Something hangs, a call into a file system perhaps; exiting after {seconds} seconds",
+    "server.draining": "Waiting for {outstanding} outstanding requests to complete...",
+    "server.resumed": "Server {id} of a supervisor that died is resumed",
+    "server.refused": "The server cannot be started: {reason}",
+    "server.crashed": "The server crashed:",
+    "server.backing_off": "The server is started again in {seconds} seconds",
+    "server.closed_door": "Draining: new connections are reset until undrain",
+    "server.opened_door": "New connections are served again",
+    "server.stopped": "The server has stopped",
+    "listener.descriptors": (
+        "Open files allow {affordable} connections, and {wanted} are wanted; raise the limit of open files"
+    ),
+    "listener.exhausted": "Connections cannot be accepted now: {reason}; trying on",
+    "registry.damaged": "A record of a running server is damaged: {reason}",
+    "registry.unwritable": "A running server cannot be recorded: {reason}",
+    "sandbox.found": "Requests are contained by {mechanism}",
+    "workspace.memory": "Requests are compiled in memory, in {directory}",
+    "sandbox.off": "Requests are not contained: SANDBOX=off",
+    "sandbox.cgroup": "Requests get control groups of their own in {cgroup}",
+    "identity.missing": "Certificate database {directory} does not exist",
+    "identity.generating": "Generating a new certificate database directory in {directory}",
+    "identity.found": "Certificate found in database {directory}",
+    "identity.not_before": "  Not Valid Before: {when} UTC",
+    "identity.not_after": "  Not Valid After: {when} UTC",
+    "identity.valid": "Certificate is valid",
+    "identity.expired": "Certificate has expired (on {when} UTC)",
+    "identity.not_yet_valid": "Certificate is not valid before {when} UTC",
+    "identity.unusable": "Certificate database {directory} cannot be used: {reason}",
+    "identity.renewing": "Certificate expires on {when} UTC and is renewed",
+    "identity.renewal_failed": "Certificate database {directory} could not be renewed: {reason}",
+    "identity.renewal_crashed": "Certificate database {directory} met a fault of this program",
+    "clock.jumped": "The clock was set; certificates are judged by it after a minute",
+    "trust.established": "The local client trusts this server: {directory}",
+    "trust.failed": "The local client could not be made to trust this server: {directory}: {reason}",
+    "release.healthy": "Kernel release {release} can be compiled for; a first compile took {seconds} s",
+    "release.unhealthy": "Kernel release {release} cannot be compiled for: {reason}",
+    "release.crashed": "Kernel release {release} was not looked after any more: an error of this program:",
+    "mdns.adding": "Adding Avahi service '{name}'",
+    "mdns.established": "Avahi service '{name}' successfully established.",
+    "mdns.renaming": "Avahi service name collision, renaming service '{name}' to '{other}'",
+    "mdns.updated": "Avahi service '{name}' is updated",
+    "mdns.removing": "Removing Avahi service '{name}'",
+    "mdns.omitted": "Avahi service '{name}' has no room for {omitted}",
+    "mdns.host_taken": "{host}.local is another host's name on this network; announcing {other}.local",
+    "mdns.failed": "Servers cannot be advertised: {reason}; the next attempt is in {seconds} seconds",
+    "mdns.absent": "Servers are not advertised on {interfaces}: not up, without an address, or not there",
+    "mdns.blind": "Changes of the network cannot be followed: {reason}",
+    "mdns.trouble": "Advertising met trouble: {reason}",
+    "mdns.crashed": "Advertising failed by an error of this program, and is tried again:",
+    "mok.generating": "Generating a new machine owner key in {directory}",
+    "mok.generated": "Machine owner key {fingerprint} generated",
+    "mok.signed": "Modules signed with machine owner key {fingerprint}",
+    "mok.offered": "Machine owner key {fingerprint} offered to the client for enrolment",
+    "mok.unusable": "Machine owner key {directory} cannot be used: {reason}",
+    "identity.unwatched": "Changes in {directory} are not told to the network: {reason}",
+    "identity.unheard": "Certificates that are replaced are taken up a connection later: {reason}",
+    "control.command": "Control command {method} of user {user}",
+    "control.refused": "Control: user {user} was refused: {reason}",
+    "control.crowded": "Control connections are refused: {reason}",
+    "control.failed": "Control command {method} failed: {reason}",
+    "control.malformed": "Control: the connection of user {user} was closed: {reason}",
+    "control.stalled": "Control: the connection of user {user} was closed: it took no answers",
+    "control.exhausted": "Control connections cannot be accepted now: {reason}; trying on",
+    "control.crashed": "Control: an error of this program:",
+    "metrics.listening": "Metrics and health at {address}",
+    "metrics.exhausted": "Connections for metrics cannot be accepted now: {reason}; trying on",
+    "metrics.failed": "Metrics cannot be served now: {reason}; trying on",
+    "metrics.crashed": "Metrics: an error of this program:",
+    "log.lost": "{entries} log lines were lost while the log could not be written",
+    "cache.unusable": "Results cannot be kept: {reason}",
+    "cache.idle": "No result is kept, since not all is known that it depends on: {reason}",
+    "cache.watching": "Results are kept: {places} places that they depend on are watched",
+    "cache.unwatched": "Results that depend on {place} are not kept: it cannot be watched: {reason}",
+    "cache.unnoticed": "{place} had changed without notice; what was known of it is not used any more",
+    "cache.overflow": "Changes came too fast to be followed; all that results depend on is looked at anew",
+    "cache.unreadable": "Known results cannot be read: {reason}",
+    "cache.unwritable": "A result could not be kept: {reason}",
+    "cache.damaged": "The result {entry} was damaged and is removed",
+    "cache.outside": "The result depends on {file}, which is not watched, and is not kept",
+    "connection.accepted": "Accepted connection from {peer}",
+    "connection.refused": "Connection from {peer} was reset: {reason}",
+    "connection.denied": "Connection from {peer} was denied: its address may not use this server",
+    "connection.failed": "Connection from {peer} ended: {reason}",
+    "connection.crashed": "Connection from {peer} ended by an error of this program:",
+    "log.suppressed": "{suppressed} more refusals of the kind {kind} in {seconds} seconds",
+    "request.one": "Processing 1 request...",
+    "request.many": "Processing {running} concurrent requests...",
+    "request.overloaded": "Server is overloaded. Processing times may be longer than normal.",
+    "request.version": "Client version is {version}",
+    "request.options": "Options passed from the client: {options}",
+    "request.unserved": "Target kernel version {release} is not supported by this server",
+    "request.rejected": "Request from {peer} was refused: {reason}",
+    "request.abandoned": "Request from {peer} abandoned: the client went away",
+    "request.interrupted": "Request from {peer} was broken off: the server is stopping",
+    "request.crashed": "Request from {peer} failed: a fault of this program",
+    "request.untidy": "What the request from {peer} left behind could not be tidied up",
+    "request.limited": "Request from {peer} met a limit: {reason}",
+    "request.kept": "Request from {peer} left its temporary directory {directory}",
+    "request.complete": "Request from {peer} complete",
+    "request.summary": (
+        "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
+        "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s; "
+        "refusal: {refusal}, not kept: {uncacheable}"
+    ),
+}
+
+_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_UNPRINTABLE |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def classic_line(event: str, fields: Mapping[str, object]) -> str:
+    """Return the sentence for ``event``; no field's value can break the line or forge another."""
+    template = CLASSIC.get(event)
+    if template is None:
+        rest = " ".join(f"{key}={printable(value)}" for key, value in fields.items())
+        return f"{event} {rest}" if rest else event
+    return template.format_map(_Words({key: printable(value) for key, value in fields.items()}))
+
+
+class _Words(dict[str, str]):
+    """What a sentence is filled in with; a log never fails for want of a word."""
+
+    def __missing__(self, key: str) -> str:
+        return "-"
+
+
+def printable(value: object) -> str:
+    """Return ``value`` as text of one line: control characters and line ends become escapes; None: ``-``."""
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%a %b %e %H:%M:%S %Y")
+    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.translate(_UNPRINTABLE)
+
 
 PROGRAM = "stap-serverd"
 

@@ -13,8 +13,15 @@ from structlog.typing import EventDict, FilteringBoundLogger
 
 from stapsrv.config.log_format import LogFormat
 from stapsrv.observe.formats import ENCODERS, Encode, LogEntry
-from stapsrv.observe.sinks import JOURNAL, FileSink, JournalSink, Sink
-from stapsrv.observe.streams import StreamSink, standard_error, stream_descriptor
+from stapsrv.observe.sinks import (
+    JOURNAL,
+    FileSink,
+    JournalSink,
+    Sink,
+    StreamSink,
+    standard_error,
+    stream_descriptor,
+)
 
 Log = FilteringBoundLogger
 """What every room logs through: a constant event name and fields."""

@@ -1,6 +1,6 @@
 """The metrics: one table of what each is called, means and is made of; and their text for Prometheus.
 
-What is counted is counted elsewhere (:mod:`stapsrv.compile.tally`), with or without somebody who asks.
+What is counted is counted elsewhere (:mod:`stapsrv.compile.stats`), with or without somebody who asks.
 Here it is only put into words, from a snapshot, in a thread.
 """
 
@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stapsrv.compile.standing import Health
-from stapsrv.compile.tally import Durations
-from stapsrv.observe.facts import Facts
+from stapsrv.compile.health import Health
+from stapsrv.compile.stats import Durations
+from stapsrv.observe.snapshot import Facts
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus
 
@@ -81,7 +81,7 @@ def _certificates(facts: Facts) -> Samples:
 
 
 def _children(facts: Facts) -> Samples:
-    return [] if facts.children is None else [((), len(facts.children - facts.standbys))]
+    return [] if facts.children is None else [((), len(facts.children))]
 
 
 def _releases(facts: Facts) -> Samples:
@@ -266,16 +266,9 @@ ROWS = (
     Row(
         "stapsrv_child_processes",
         Kind.GAUGE,
-        "Child processes, without those below them and those that stand by.",
+        "Child processes, without those below them.",
         (),
         _children,
-    ),
-    Row(
-        "stapsrv_standby_processes",
-        Kind.GAUGE,
-        "Child processes that stand by for the next compile.",
-        (),
-        _single(lambda facts: len(facts.standbys)),
     ),
 )
 

@@ -1,7 +1,10 @@
-"""Metrics and health over HTTP: ``/metrics``, ``/livez`` and ``/readyz``.
+"""Whether a process is ready to serve, and if not, why. Pure.
+
+Metrics and health over HTTP: ``/metrics``, ``/livez`` and ``/readyz``.
 
 They have a listener, deadlines and a thread of their own. What goes wrong here is logged, and no server
-notices. Loaded only where somebody asks for it (:mod:`stapsrv.observe.monitoring`): with Prometheus' library
+notices. Loaded only where somebody asks for it (:mod:`stapsrv.observe.metrics_server`): with Prometheus'
+library
 that takes as long as a fifth of all else.
 """
 
@@ -15,12 +18,24 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.tally import Durations
-from stapsrv.observe.children import own_children
-from stapsrv.observe.facts import Look, sample_lag
-from stapsrv.observe.health import reasons_not_ready
-from stapsrv.observe.httpserver import HttpLimits, HttpServer, Page
+from stapsrv.compile.stats import Durations
+from stapsrv.observe.formats import printable
+from stapsrv.observe.http import HttpLimits, HttpServer, Page
 from stapsrv.observe.metrics import Exposition
+from stapsrv.observe.snapshot import Facts, Look, Phase, own_children, sample_lag
+from stapsrv.supervisor.lifecycle import State, Wanted
+
+
+def reasons_not_ready(facts: Facts) -> tuple[str, ...]:
+    """Return why not every wanted server serves, a line for each reason; nothing when all do."""
+    reasons = [] if facts.phase is Phase.RUNNING else [f"the process is {facts.phase}"]
+    for server in facts.status.servers:
+        if server.wanted is Wanted.UP and server.state is not State.SERVING:
+            why = f": {server.reason}" if server.reason else ""
+            reasons.append(f"server {server.nickname} is {server.state.value}{why}")
+    reasons += [f"configuration refused: {fault}" for fault in facts.faults]
+    return tuple(printable(reason) for reason in reasons)
+
 
 _FRESH_S = 0.5
 """How long a text serves: a crowd that asks at once is told the same."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.sandbox.resources import Resources
+from stapsrv.sandbox.limits import Resources
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000

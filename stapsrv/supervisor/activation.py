@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.listener import Peer, reset
+from stapsrv.supervisor.server.listener import Peer, reset
 
 CONTROL = "control"
 _FIRST_DESCRIPTOR = 3

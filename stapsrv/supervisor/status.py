@@ -7,11 +7,10 @@ from datetime import datetime
 
 import attrs
 
-from stapsrv.compile.known import CacheCounts
-from stapsrv.compile.recent import RecentTimes
-from stapsrv.compile.standing import Health
+from stapsrv.compile.health import Health
+from stapsrv.compile.stats import CacheCounts, RecentTimes
 from stapsrv.config.settings import ServerSettings
-from stapsrv.refusal import Refusal
+from stapsrv.rejection import Refusal
 from stapsrv.supervisor.lifecycle import State, Wanted
 
 

@@ -1,7 +1,7 @@
 """The set of hosted servers: start, stop, restart, drain, reload, resume, status.
 
 Every server lives in tasks of its own under this object's task group, and its failures stay there
-(:mod:`stapsrv.supervisor.hosted`). Commands take effect at once and are then waited for, so a caller
+(:mod:`stapsrv.supervisor.managed_server`). Commands take effect at once and are then waited for, so a caller
 who stops waiting changes nothing.
 """
 
@@ -17,19 +17,19 @@ from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import __version__
+from stapsrv.compile.health import Standing
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.standing import Standing
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
-from stapsrv.supervisor.announcing import Announcer
-from stapsrv.supervisor.commanding import CommandsUnderWay, Outcome, Report, Wish
-from stapsrv.supervisor.host import Host
-from stapsrv.supervisor.hosted import HostedServer
+from stapsrv.supervisor.advertise import Announcer
 from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
-from stapsrv.supervisor.ports import PortMemory
-from stapsrv.supervisor.registry import Record, Registry
-from stapsrv.supervisor.server import CompileServer
+from stapsrv.supervisor.managed_server import HostedServer
+from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, Wish
+from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.supervisor.state.ports import PortMemory
+from stapsrv.supervisor.state.stat_files import Record, Registry
 from stapsrv.supervisor.status import SupervisorStatus
 
 
@@ -89,7 +89,6 @@ class Supervisor:
                 await background.start(self._ports.run)
                 background.start_soon(self._announcer.run)
                 background.start_soon(self._host.warmer.run)
-                background.start_soon(self._host.engine.standbys.run)
                 task_status.started()
                 await self._ending.wait()
                 await self.stop(list(self._servers))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from stapsrv.compile.recent import RecentRequests, RecentTimes
-from stapsrv.compile.record import Outcome, RequestRecord
+from stapsrv.compile.stats import Outcome, RecentRequests, RecentTimes, RequestRecord
 
 
 def ended(queue_s: float, compile_s: float, outcome: Outcome = Outcome.ANSWERED) -> RequestRecord:

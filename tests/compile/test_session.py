@@ -21,11 +21,11 @@ from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_ans
 from kit.moks import make_mok, make_sign_file
 from kit.service import IDENTITY, Shown, running_server, tls_context
 
-from stapsrv.compile.answering import Exchange
-from stapsrv.compile.engine import CompileJob, CompileResult
-from stapsrv.compile.known import Known
-from stapsrv.compile.wire import AnswerFile
-from stapsrv.compile.workspace import Workspace
+from stapsrv.compile.cache.entry import Known
+from stapsrv.compile.engine.base import CompileJob, CompileResult
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.handler import Exchange
+from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import Mok
@@ -240,7 +240,6 @@ async def test_clients_are_told_when_a_server_s_end_ends_their_requests(end):
             await tls.aclose()
         await running.ended.wait()
     assert running.engine.cancelled == 1
-    assert running.engine.retired == [running.service.settings]
     assert running.lines.events().count("request.interrupted") == 2
     summaries = [entry for entry in running.lines.entries if entry["event"] == "request.summary"]
     assert [entry["result"] for entry in summaries] == ["refused rc=1"] * 2

@@ -155,7 +155,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
     """The command line's status prints before attrs would be loaded (DESIGN, decision 15)."""
     heavy = ["attr", "anyio", "structlog", "zeroconf", "asyncio", "dataclasses", "inspect", "argparse"]
     program = (
-        "import sys, stapsrv.config.global_settings, stapsrv.control.arguments;"
+        "import sys, stapsrv.config.global_settings, stapsrv.control.cli.parser;"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

@@ -11,8 +11,8 @@ import pytest
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
 from stapsrv.config.settings import HostDefaults, Limits, Reach, ServerSettings
 from stapsrv.config.tunables import SERVER_TUNABLES, TUNABLES, Scope, Tuning, with_tuning
-from stapsrv.control.arguments import parse_arguments as parse_command
-from stapsrv.control.output import title
+from stapsrv.control.cli.console import title
+from stapsrv.control.cli.parser import parse_arguments as parse_command
 from stapsrv.daemon_options import parse_arguments
 from stapsrv.errors import UsageError
 

@@ -11,8 +11,8 @@ import attrs
 import pytest
 from kit.supervisor import here
 
-from stapsrv.control.commandline import run
-from stapsrv.control.output import Console
+from stapsrv.control.cli.console import Console
+from stapsrv.control.cli.main import run
 
 
 class Terminal(io.StringIO):

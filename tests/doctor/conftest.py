@@ -12,8 +12,8 @@ import pytest
 from kit.stap import make_stap
 
 from stapsrv.doctor.command import examine
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.findings import Finding, Verdict
-from stapsrv.doctor.patient import Patient
 
 
 @attrs.frozen

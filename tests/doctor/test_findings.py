@@ -17,7 +17,7 @@ from stapsrv.doctor.findings import (
     summary_line,
     warning,
 )
-from stapsrv.doctor.leaving_out import without_passwords, without_scripts
+from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.errors import ConfigError
 from stapsrv.observe.formats import ENCODERS, LogEntry
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from stapsrv.doctor.findings import Finding, Verdict, document_of, lines_of
-from stapsrv.doctor.visit import Destination, walk
+from stapsrv.doctor.remote import Destination, walk
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
@@ -177,8 +177,8 @@ async def test_no_answer_commands_a_terminal(environ, tmp_path):
 
 @pytest.mark.parametrize("silent", ["at once", "after the handshake"])
 async def test_a_silent_one_is_not_waited_for(environ, tmp_path, monkeypatch, silent):
-    monkeypatch.setattr("stapsrv.doctor.dialogue.CONNECT_S", 0.3)
-    monkeypatch.setattr("stapsrv.doctor.dialogue._ANSWER_S", 0.3)
+    monkeypatch.setattr("stapsrv.doctor.probe_client.CONNECT_S", 0.3)
+    monkeypatch.setattr("stapsrv.doctor.probe_client._ANSWER_S", 0.3)
     context = None if silent == "at once" else certified(tmp_path)
     async with answering(context) as port:
         found = await go(port, environ)

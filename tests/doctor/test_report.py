@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from stapsrv.doctor.patient import Patient
+from stapsrv.doctor.context import Patient
 from stapsrv.doctor.report import contents, main
 
 

@@ -18,7 +18,8 @@ from kit.faulty import environment, faulty_server, receive
 from kit.stap import MAKES
 
 HANGS = """
-import stapsrv.compile.workspace, stapsrv.identity.store, stapsrv.filework, contextlib, pathlib, functools
+import stapsrv.compile.engine.workspace, stapsrv.identity.store, stapsrv.system.blocking
+import contextlib, pathlib, functools
 def hang():
     with contextlib.suppress(FileNotFoundError):
         pathlib.Path(GATE).read_bytes()
@@ -29,7 +30,7 @@ def hanging(owner, name):
         hang()
         return called(*args, **names)
     setattr(owner, name, call)
-stapsrv.filework.FileWork.__init__.__kwdefaults__.update(patience_s=0.5, grace_s=0.1, most_abandoned=4)
+stapsrv.system.blocking.FileWork.__init__.__kwdefaults__.update(patience_s=0.5, grace_s=0.1, most_abandoned=4)
 """
 
 
@@ -70,7 +71,7 @@ def patched(gate: Gate, name: str) -> str:
 
 def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend, gate):
     """Clients are refused in time, the server ends when it is told to, and works again if it comes back."""
-    patch = patched(gate, "stapsrv.compile.workspace.Workspace.make_request_directory")
+    patch = patched(gate, "stapsrv.compile.engine.workspace.Workspace.make_request_directory")
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         assert server.ask(MAKES).rc == 0
         gate.shut()
@@ -143,10 +144,10 @@ def test_build_trees_that_hang_are_one_clear_line(tmp_path, build_tree, identity
 
 def test_second_signal_ends_the_server_whatever_hangs(tmp_path, build_tree, identity, backend, gate):
     """Also in a thread that the event loop, or the interpreter at its exit, would wait for."""
-    patch = patched(gate, "stapsrv.compile.answering.parse_request").replace(
-        "contextlib,", "stapsrv.last_resort, stapsrv.compile.answering, contextlib,"
+    patch = patched(gate, "stapsrv.compile.handler.parse_request").replace(
+        "contextlib,", "stapsrv.system.force_exit, stapsrv.compile.handler, contextlib,"
     )
-    patch += "stapsrv.last_resort.end_for_certain.__kwdefaults__.update(within_s=1.0)\n"
+    patch += "stapsrv.system.force_exit.end_for_certain.__kwdefaults__.update(within_s=1.0)\n"
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         gate.shut()
         with server.send(MAKES):

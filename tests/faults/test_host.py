@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
-from kit.footprint import Footprint, wait_back
-from kit.real import wait_until
+from kit.footprint import wait_back
 from kit.stap import MAKES
 from kit.trees import ProcessTree
 
-from stapsrv.compile.memory import Memory
+from stapsrv.compile.engine.tmpfs import Memory
 
 FILL = 'head -c 5000000 /dev/zero >"$answer/big"; i=0; while echo >"$answer/$i"; do i=$((i + 1)); done;'
 TROUBLE = "Server: The server has trouble with its temporary directory: "
@@ -146,21 +145,6 @@ def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
         assert Path(kept).parent == Path(tempfile.gettempdir())
     finally:
         shutil.rmtree(kept)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_stands_by_ends_with_the_daemon(serve, number):
-    server = serve(STAPSRV_STANDBY="1")
-    assert server.ask(MAKES).rc == 0
-
-    def holds_python() -> bool:
-        return any("python" in name for name in Footprint.of(server.pid, server.temporary).processes)
-
-    wait_until(holds_python)  # only /proc tells of it
-    held = ProcessTree(server.pid)
-    server.process.send_signal(number)
-    assert server.process.wait() == (-number if number == signal.SIGKILL else 0)
-    held.wait_gone(20)
 
 
 def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):

@@ -14,7 +14,7 @@ from kit.footprint import descendants
 from kit.real import wait_until
 from kit.stap import MAKES
 
-from stapsrv.compile.process import Containment, find_containment
+from stapsrv.process import Containment, find_containment
 
 HANGS = r"printf 'all:\n\tsleep 1000\n' >Makefile; make"
 OVERDUE = "took longer than 5 seconds"

@@ -8,10 +8,9 @@ import anyio
 from kit.control import DEFAULTS, FakeCommands, server_status
 from kit.service import LogLines
 
-from stapsrv.control.access import Access
-from stapsrv.control.connection import Allowance, Connection, ControlLimits
-from stapsrv.control.methods import Caller, Methods
-from stapsrv.control.sockets import receive, send_all
+from stapsrv.control.server.auth import Access
+from stapsrv.control.server.connection import Allowance, Connection, ControlLimits, receive, send_all
+from stapsrv.control.server.handlers import Caller, Methods
 
 _WHOLE_S = 10.0
 

@@ -22,7 +22,7 @@ class _Option(ctypes.Structure):
 
 @attrs.frozen
 class Read:
-    """How getopt_long reads a list: as :class:`stapsrv.compile.options.ParsedOptions`."""
+    """How getopt_long reads a list: as :class:`stapsrv.compile.protocol.options.ParsedOptions`."""
 
     options: tuple[tuple[str, bytes | None], ...]
     operands: tuple[bytes, ...]

@@ -18,18 +18,18 @@ import attrs
 
 from fuzz.connections import converse
 from fuzz.getopt import Getopt
-from stapsrv.compile.options import NEWER_LONG_OPTIONS, Privilege, parse_options, requested_privilege
-from stapsrv.compile.wire import (
+from stapsrv.compile.protocol.archive import MAX_ENTRIES, MAX_PATH_BYTES, read_archive
+from stapsrv.compile.protocol.frames import FrameReader
+from stapsrv.compile.protocol.options import NEWER_LONG_OPTIONS, Privilege, parse_options, requested_privilege
+from stapsrv.compile.protocol.request import (
     MAX_ARGUMENT_BYTES,
     CompileRequest,
-    FrameReader,
     parse_request,
     render_arguments,
 )
-from stapsrv.compile.zips import MAX_ENTRIES, MAX_PATH_BYTES, read_archive
 from stapsrv.config.files import SERVER_VARIABLES, decode_config, encode_server_settings, server_settings_from
 from stapsrv.config.global_settings import GLOBAL_VARIABLES, GlobalSettings, lay_over
-from stapsrv.control.messages import (
+from stapsrv.control.protocol.jsonrpc import (
     MAX_REQUEST_BYTES,
     LineBuffer,
     Reply,
@@ -40,8 +40,8 @@ from stapsrv.control.messages import (
     encode_error,
     encode_request,
 )
-from stapsrv.control.shapes import ShapeError, checked
-from stapsrv.control.wireform import IdsParams, ReloadParams, StartParams, settings_from, settings_info
+from stapsrv.control.protocol.schema import IdsParams, ReloadParams, StartParams, settings_from, settings_info
+from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ConfigError, ControlError, ProtocolError, RequestRejected
 
 CORPUS = Path(__file__).with_name("corpus")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stapsrv.identity.certificate import NICKNAME, Identity
-from stapsrv.identity.memory import memory_file
+from stapsrv.identity.memfd import memory_file
 from stapsrv.identity.pkcs12 import encrypted_keys, private_keys
 
 PASSWORD = b"of the bundle"

@@ -15,11 +15,11 @@ import pytest
 from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
-from stapsrv.filework import FileWork
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.nss import Database
 from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
 from stapsrv.identity.watch import DatabaseWatch
+from stapsrv.system.blocking import FileWork
 
 pytestmark = pytest.mark.anyio
 

@@ -16,11 +16,11 @@ import attrs
 from anyio.abc import SocketStream
 
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.control.access import Peer, Policy, read_peer
-from stapsrv.control.connection import ControlLimits
-from stapsrv.control.endpoint import serve_control
-from stapsrv.supervisor.commanding import Outcome, Report, Wish
+from stapsrv.control.server.auth import Peer, Policy, read_peer
+from stapsrv.control.server.connection import ControlLimits
+from stapsrv.control.server.server import serve_control
 from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.supervisor.operations import Outcome, Report, Wish
 from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
 
 from .service import LogLines

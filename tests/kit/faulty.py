@@ -115,8 +115,6 @@ def environment(place: Path, temporary: Path) -> dict[str, str]:
         "SYSTEMTAP_DIR": str(place / "systemtap"),
         "SYSTEMTAP_STAP": str(make_stap(place / "stap", OBEDIENT)),
         "STAP_PR11197_OVERRIDE": "1",
-        # What it holds is compared with what it held at first.
-        "STAPSRV_STANDBY": "0",
         "TMPDIR": str(temporary),
     }
 

@@ -99,11 +99,11 @@ class Lan:
 
     def stap_server(self, *arguments: object, on: Host | None = None) -> str:
         """Run ``stap-server``, and return what it says."""
-        return self._run_entry("stapsrv.control.cli", "main", *arguments, on=on)
+        return self._run_entry("stapsrv.control.cli.main", "main", *arguments, on=on)
 
     def make_identity(self) -> None:
         """Make the user's certificate, with the server's name in it."""
-        self._run_entry("stapsrv.control.cert", "gen_cert")
+        self._run_entry("stapsrv.control.cli.commands.cert", "gen_cert")
 
     def _run_entry(self, module: str, function: str, *arguments: object, on: Host | None = None) -> str:
         """Run one of our commands as its script would."""

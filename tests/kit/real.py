@@ -332,7 +332,15 @@ def _started(
 
 def cert(stap: Stap, verb: str, directory: Path, *options: str) -> str:
     """Run ``stap-server cert`` for the certificate in a directory; return what it prints."""
-    command = [sys.executable, "-m", "stapsrv.control.cert", verb, "--ssl", str(directory), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "stapsrv.control.cli.commands.cert",
+        verb,
+        "--ssl",
+        str(directory),
+        *options,
+    ]
     return subprocess.run(command, env=stap.environ(), capture_output=True, text=True, check=True).stdout
 
 

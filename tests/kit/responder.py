@@ -11,7 +11,7 @@ import anyio
 import attrs
 
 from stapsrv.errors import AdvertiseError
-from stapsrv.mdns.links import Link, Network
+from stapsrv.mdns.interfaces import Link, Network
 from stapsrv.mdns.records import News, Service
 
 

@@ -14,20 +14,20 @@ import attrs
 import structlog
 import trustme
 
-from stapsrv.compile.containing import Sandbox
-from stapsrv.compile.engine import Compiled, CompileJob, CompileResult
-from stapsrv.compile.kbuild import Build
-from stapsrv.compile.modules import KernelSigner
+from stapsrv.compile.cache.depfile import Build
+from stapsrv.compile.context import CompileService, ServedIdentity
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.engine.signing import KernelSigner
+from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.service import CompileService, ServedIdentity
-from stapsrv.compile.wire import AnswerFile
-from stapsrv.compile.workspace import Workspace
+from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.mok import MokStore
-from stapsrv.supervisor.admission import ConnectionBudget
-from stapsrv.supervisor.listener import open_listener
-from stapsrv.supervisor.server import CompileServer
+from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.supervisor.server.admission import ConnectionBudget
+from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.supervisor.server.listener import open_listener
 
 from .client import RELEASE
 
@@ -37,7 +37,6 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.jobs: list[CompileJob] = []
-        self.retired: list[ServerSettings] = []
         self.cancelled = 0
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
@@ -50,9 +49,6 @@ class FakeEngine:
         self.status = 0
         self.limit_met: str | None = None
         self._changed = anyio.Event()
-
-    def retire(self, settings: ServerSettings) -> None:
-        self.retired.append(settings)
 
     @contextlib.asynccontextmanager
     async def compiled(self, job: CompileJob, *, deadline_s: float, kept=None) -> AsyncIterator[Compiled]:

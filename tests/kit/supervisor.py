@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from stapsrv.control.address import address_of
-from stapsrv.control.messages import Code, decode_request, encode_error, encode_progress, encode_result
+from stapsrv.control.protocol.jsonrpc import (
+    Code,
+    decode_request,
+    encode_error,
+    encode_progress,
+    encode_result,
+)
 from stapsrv.errors import ControlError
+from stapsrv.system.unix_socket import address_of
 
 SINCE = "2026-02-03T04:05:06.789Z"
 EXPIRES = "2027-02-03T04:05:06.000Z"

@@ -13,9 +13,9 @@ from kit.service import LogLines
 
 from stapsrv.errors import AdvertiseError
 from stapsrv.mdns import advertiser as module
-from stapsrv.mdns import contests
+from stapsrv.mdns import entries
 from stapsrv.mdns.advertiser import Advertiser, AdvertiserStatistics
-from stapsrv.mdns.links import Network
+from stapsrv.mdns.interfaces import Network
 from stapsrv.mdns.records import Advertisement, News
 
 pytestmark = pytest.mark.anyio
@@ -235,7 +235,7 @@ async def test_name_that_another_host_claims_later_and_gives_up(air):
 
 
 async def test_host_that_claims_every_name_is_not_asked_without_end(air, monkeypatch):
-    monkeypatch.setattr(contests, "_PAUSE_S", 1000.0)
+    monkeypatch.setattr(entries, "_PAUSE_S", 1000.0)
     air.others = AllNames()
     async with advertising(air) as bench:
         bench.advertiser.set(1, (FIRST,))
@@ -250,7 +250,7 @@ async def test_names_that_are_all_taken_are_not_asked_for_without_end(air, monke
     async with advertising(air) as bench:
         bench.advertiser.set(1, (FIRST,))
         await bench.lines.wait("mdns.established")
-        monkeypatch.setattr(contests, "_PAUSE_S", 1000.0)
+        monkeypatch.setattr(entries, "_PAUSE_S", 1000.0)
         air.others = AllNames()
         bench.advertiser.set(2, (FIRST, SECOND))
         await bench.lines.wait("mdns.renaming", 15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.mdns.contests import Contests
+from stapsrv.mdns.entries import Contests
 
 
 class Clock:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stapsrv.mdns.near import hear_link_only
+from stapsrv.mdns.zeroconf_per_link import hear_link_only
 
 GROUP = "224.0.0.251"
 

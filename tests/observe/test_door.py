@@ -11,7 +11,7 @@ import pytest
 
 from stapsrv.config.metrics_address import OFF, MetricsAddress
 from stapsrv.errors import ConfigError
-from stapsrv.observe.door import open_door
+from stapsrv.observe.metrics_server import open_door
 
 REMEDY = "give another address with --metrics or METRICS=, or off"
 

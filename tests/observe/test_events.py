@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 import stapsrv
-from stapsrv.observe.lines import CLASSIC
+from stapsrv.observe.formats import CLASSIC
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "msg"})
 _RESERVED = frozenset({"time", "level", "event", "message", "traceback"})

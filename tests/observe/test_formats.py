@@ -8,10 +8,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.compile.wire import render_arguments
+from stapsrv.compile.protocol.request import render_arguments
 from stapsrv.config.log_format import LogFormat
-from stapsrv.observe.formats import ENCODERS, LogEntry, encode_classic, encode_journal, encode_json
-from stapsrv.observe.lines import CLASSIC
+from stapsrv.observe.formats import CLASSIC, ENCODERS, LogEntry, encode_classic, encode_journal, encode_json
 
 from .conftest import journal_fields
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.observe.lines import CLASSIC, classic_line, printable
+from stapsrv.observe.formats import CLASSIC, classic_line, printable
 
 
 @pytest.mark.parametrize(

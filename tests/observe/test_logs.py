@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.record import RequestRecord, summary
+from stapsrv.compile.stats import RequestRecord, summary
 from stapsrv.config.log_format import LogFormat
 from stapsrv.errors import ConfigError
 from stapsrv.observe.logs import Channel, LogBook, open_log

@@ -13,15 +13,13 @@ import attrs
 import pytest
 from kit.client import exchange, request
 from kit.control import server_status, supervisor_status
-from kit.http import read_samples
 from kit.service import LogLines, running_server
 
-from stapsrv.compile.tally import Tally
-from stapsrv.observe.door import Door
-from stapsrv.observe.facts import Facts, Phase
-from stapsrv.observe.httpserver import HttpLimits
+from stapsrv.compile.stats import Tally
+from stapsrv.observe.http import HttpLimits
+from stapsrv.observe.metrics_server import Door, monitored
 from stapsrv.observe.monitor import Monitor
-from stapsrv.observe.monitoring import monitored
+from stapsrv.observe.snapshot import Facts, Phase
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus
 
@@ -77,20 +75,6 @@ async def test_pages():
         status, text = await get(port, "/metrics")
     assert status == 200
     assert '\nstapsrv_servers{state="serving"} 0.0\n' in text
-
-
-async def test_what_stands_by_is_no_compile():
-    process = Process()
-    with subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE) as child:
-        async with monitoring(process) as port:
-            _, before = await get(port, "/metrics")
-        process.facts = attrs.evolve(process.facts, standbys=frozenset({child.pid}))
-        async with monitoring(process) as port:
-            _, after = await get(port, "/metrics")
-    first, second = read_samples(before), read_samples(after)
-    compiles, waiting = ("stapsrv_child_processes",), ("stapsrv_standby_processes",)
-    assert (first[waiting], second[waiting]) == (0, 1)
-    assert second[compiles] == first[compiles] - 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +157,7 @@ async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
     lines = LogLines()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        monkeypatch.setattr("stapsrv.observe.httpserver.accept_forever", fail)
+        monkeypatch.setattr("stapsrv.observe.http.accept_forever", fail)
         monkeypatch.setattr("stapsrv.observe.monitor._PAUSE_S", 0.01)
         async with monitored(Door(listener, "name"), Process().look, log=lines.log):
             await lines.wait(event, 3)
@@ -228,5 +212,5 @@ def test_who_has_no_use_for_it_does_not_load_it():
         text=True,
         check=True,
     ).stdout.split()
-    assert "stapsrv.observe.door" in loaded
+    assert "stapsrv.observe.metrics_server" in loaded
     assert not {"h11", "prometheus_client", "stapsrv.observe.monitor"} & set(loaded)

@@ -10,8 +10,7 @@ import pytest
 
 from stapsrv.errors import ConfigError
 from stapsrv.observe.logs import Channel, LogBook, open_log
-from stapsrv.observe.sinks import FileSink
-from stapsrv.observe.streams import StreamSink, stream_descriptor
+from stapsrv.observe.sinks import FileSink, StreamSink, stream_descriptor
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_lines_arrive(ends):
     book.reopen()
     log.info("server.signal", signal=1)
     lines = read_all(reading).splitlines()
-    assert [line.partition(" 20")[2][4:] for line in lines] == [
+    assert [line.partition(": ")[2] for line in lines] == [
         "Received signal 15, exiting",
         "Received signal 1, exiting",
     ]

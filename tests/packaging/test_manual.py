@@ -14,10 +14,9 @@ from kit.machine import ROOT
 
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.global_settings import GLOBAL_VARIABLES
-from stapsrv.control import dispatch
-from stapsrv.control.arguments import _FLAGS, _WITH_VALUE
-from stapsrv.control.options import OPTIONS
-from stapsrv.control.usage import ACTIONS
+from stapsrv.control.cli import dispatch
+from stapsrv.control.cli.help import ACTIONS, OPTIONS
+from stapsrv.control.cli.parser import _FLAGS, _WITH_VALUE
 from stapsrv.daemon_options import _parser
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -20,7 +20,7 @@ from kit.real import PATIENCE_S, Stap
 from stapsrv.config.files import SERVER_VARIABLES
 from stapsrv.config.global_settings import GLOBAL_VARIABLES
 from stapsrv.config.tunables import TUNABLES
-from stapsrv.control import arguments, dispatch
+from stapsrv.control.cli import dispatch, parser
 from stapsrv.daemon_options import _parser as daemon_parser
 from stapsrv.daemon_options import parse_arguments as parse_daemon
 
@@ -47,7 +47,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 OPTIONS = {
     "stap-serverd": options_of(daemon_parser()),
-    "stap-server": {*arguments._WITH_VALUE, *arguments._FLAGS}.union(
+    "stap-server": {*parser._WITH_VALUE, *parser._FLAGS}.union(
         *(options_of(parser_of(tool)) for tool in dispatch._TOOLS)
     ),
 }
@@ -133,7 +133,7 @@ def test_commands_are_understood(shown):
     elif words[0] in dispatch._TOOLS:
         parser_of(words[0]).parse_args(words[1:])
     else:
-        arguments.parse_arguments(words, directory="/")
+        parser.parse_arguments(words, directory="/")
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)

@@ -33,7 +33,7 @@ def begin_compile(stap, server, gate):
 @BACKENDS
 @pytest.mark.parametrize("leave", ["interrupted", "killed"])
 def test_client_that_goes_away_takes_its_compile_along(serve, stap, gate, leave, backend):
-    server = serve("--standby", 0, backend=backend)  # what stands by for the next one would stay
+    server = serve(backend=backend)
     client, tree = begin_compile(stap, server, gate)
     if leave == "killed":
         client.kill()

@@ -30,7 +30,7 @@ class Command:
         )
 
     def __call__(self, action: str, *options: object, status: int = 0) -> str:
-        words = [sys.executable, "-c", "from stapsrv.control.cli import main; main()", action]
+        words = [sys.executable, "-c", "from stapsrv.control.cli.main import main; main()", action]
         done = subprocess.run(
             [*words, "-c", str(self.config), *map(str, options)],
             env=self.stap.environ(),

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from kit.trees import shell
 
-from stapsrv.compile.containing import Sandbox
-from stapsrv.compile.process import Ending, run_tree
 from stapsrv.errors import TranslatorError
+from stapsrv.process import Ending, run_tree
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
-from stapsrv.sandbox.resources import Resources
+from stapsrv.sandbox.limits import Resources
+from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
 

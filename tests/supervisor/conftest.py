@@ -13,20 +13,19 @@ import pytest
 from kit.service import LogLines
 from kit.stap import make_stap
 
-from stapsrv.compile.containing import Sandbox
-from stapsrv.compile.local_engine import LocalEngine
-from stapsrv.compile.translator import StapProgram
-from stapsrv.compile.workspace import Workspace
+from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.stap import StapProgram
+from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore
 from stapsrv.identity.watch import DatabaseWatch
-from stapsrv.supervisor.announcing import Announcer
-from stapsrv.supervisor.host import Host
-from stapsrv.supervisor.ports import PortMemory
-from stapsrv.supervisor.registry import Registry
+from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.state.ports import PortMemory
+from stapsrv.supervisor.state.stat_files import Registry
 from stapsrv.supervisor.supervisor import Supervisor
-from stapsrv.supervisor.warming import Warmer
-from stapsrv.supervisor.warmth import WarmMemory
+from stapsrv.supervisor.warmup import Warmer, WarmMemory
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 

@@ -10,12 +10,12 @@ from kit.blocking import watched_loop
 from kit.client import Answer, frame, pack, request, trusting
 from kit.stap import make_stap
 
-from stapsrv.supervisor.commanding import Wish
+from stapsrv.supervisor.operations import Wish
 
 pytestmark = pytest.mark.anyio
 
-# A child's death signal is tied to the thread that forks it (see stapsrv/compile/process.py).
-FORK = "compile/tree.py spawn: "
+# A child's death signal is tied to the thread that forks it (see stapsrv/process.py).
+FORK = "process.py spawn: "
 
 
 def ask(port: int, payload: bytes) -> bytes:
@@ -30,13 +30,13 @@ def ask(port: int, payload: bytes) -> bytes:
 
 
 async def test_the_detector_sees_what_blocks(tmp_path):
-    from stapsrv.compile import workspace
+    from stapsrv.compile.engine import workspace
 
     with watched_loop() as found:
         await anyio.to_thread.run_sync(workspace.sweep, tmp_path)
         assert found == []
         workspace.sweep(tmp_path)
-    assert any("compile/workspace.py sweep" in call for call in found), found
+    assert any("compile/engine/workspace.py sweep" in call for call in found), found
 
 
 async def test_requests_and_status(bench, tmp_path):
@@ -76,7 +76,7 @@ async def test_a_first_compile(bench):
             await supervisor.start([Wish(bench.settings(warmup=True))])
             await bench.lines.wait("release.unhealthy")
             await anyio.wait_all_tasks_blocked()
-    own = ("compile/", "supervisor/warm", "supervisor/watching")
+    own = ("compile/", "supervisor/warm", "system/directory_watcher")
     # What the kernel keeps in /proc is in memory.
-    passed = (FORK, "compile/process.py step_back: ")
+    passed = (FORK, "process.py step_back: ")
     assert {call for call in found if call.startswith(own) and not call.startswith(passed)} == set()

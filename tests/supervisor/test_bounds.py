@@ -16,7 +16,7 @@ from kit.client import connect, exchange, frame, is_reset, request
 from kit.service import running_server
 
 from stapsrv.errors import TranslatorError
-from stapsrv.refusal import Refusal
+from stapsrv.rejection import Refusal
 
 pytestmark = pytest.mark.anyio
 

@@ -11,10 +11,10 @@ import pytest
 from kit.client import exchange, is_reset, request
 
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor import hosted
-from stapsrv.supervisor.commanding import Wish
+from stapsrv.supervisor import managed_server
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.registry import FIRST_ID
+from stapsrv.supervisor.operations import Wish
+from stapsrv.supervisor.state.stat_files import FIRST_ID
 from stapsrv.supervisor.supervisor import Supervisor
 
 pytestmark = pytest.mark.anyio
@@ -214,7 +214,7 @@ async def test_configured_server_that_cannot_be_stays_visible_and_starts_when_it
 
 
 async def test_crash_backs_off_and_recovers_while_neighbours_serve(bench, break_prepare, monkeypatch):
-    monkeypatch.setattr(hosted, "back_off_s", lambda crashes: 0.01 * crashes)
+    monkeypatch.setattr(managed_server, "back_off_s", lambda crashes: 0.01 * crashes)
     async with bench.supervisor() as supervisor:
         (neighbour,) = await supervisor.start([Wish(bench.settings(nickname="neighbour"))])
         break_prepare(ZeroDivisionError("a fault"), OSError(5, "another"))
@@ -370,7 +370,7 @@ async def test_record_that_cannot_be_written_costs_the_record_alone(bench, monke
             raise OSError(error, os.strerror(error))
 
         with monkeypatch.context() as patched:
-            patched.setattr("stapsrv.supervisor.registry.os.fchmod", refuse)
+            patched.setattr("stapsrv.supervisor.state.stat_files.os.fchmod", refuse)
             (again,) = await supervisor.restart([outcome.server.id])
         assert (again.error, again.server.state) == (None, State.SERVING)
         assert bench.records() == before

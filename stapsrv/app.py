@@ -1,0 +1,348 @@
+"""Hosting the configured servers: configuration, supervisor, control socket and readiness, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from stapsrv.config.configured import default_server, read_configured_or_environ
+from stapsrv.config.global_settings import DEFAULT_FILES, GlobalSettings, read_global_settings
+from stapsrv.config.kernels import host_arch, host_release
+from stapsrv.config.settings import HostDefaults, total_compiles
+from stapsrv.control.server.auth import Policy
+from stapsrv.control.server.server import serve_control
+from stapsrv.daemon_options import DaemonOptions
+from stapsrv.errors import ConfigError, StapsrvError
+from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.observe.logs import LogBook
+from stapsrv.observe.snapshot import Facts, Phase
+from stapsrv.supervisor.activation import turn_away
+from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.operations import Outcome, Report, Wish
+from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.state.ports import PortMemory
+from stapsrv.supervisor.state.stat_files import Registry
+from stapsrv.supervisor.supervisor import Supervisor
+from stapsrv.system.blocking import FileWork
+from stapsrv.system.sd_notify import Notifier, feed_watchdog
+
+_DEFAULT_USER = "STAPSRV_DEFAULT_USER"
+_UNUSED_S = 30.0
+"""How long a supervisor that was started for a command waits for it."""
+
+
+@attrs.frozen(kw_only=True)
+class Configuration:
+    """Where this supervisor's files are, and what holds for servers that do not say.
+
+    Attributes:
+        base: what holds where no global file says otherwise.
+        settings: the global settings that the supervisor started with.
+        config_file: the last ``-c``, or None.
+        log_file: the supervisor's own log, and that of servers without one.
+        user: whom it runs as; only this user's servers are its own.
+        default_user: whom configured servers that do not say run as.
+        environ: may describe a server where no file does.
+    """
+
+    base: GlobalSettings
+    settings: GlobalSettings
+    config_file: Path | None
+    log_file: Path
+    user: str
+    default_user: str
+    environ: Mapping[str, str]
+
+    @classmethod
+    def open(
+        cls,
+        base: GlobalSettings,
+        config_file: Path | None,
+        *,
+        log: Path | None,
+        user: str,
+        environ: Mapping[str, str],
+    ) -> Configuration:
+        """Read the global files.
+
+        Args:
+            base: what holds where they say nothing.
+            config_file: the last ``-c``, or None.
+            log: in place of the log file that they name.
+            user: whom this process runs as.
+            environ: ``STAPSRV_DEFAULT_USER`` in it is what stap-server knows and a supervisor cannot: whom
+                its caller's servers run as by default.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        settings = read_global_settings(base, config_file)
+        return cls(
+            base=base,
+            settings=settings,
+            config_file=config_file,
+            log_file=log or settings.log_file,
+            user=user,
+            default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
+            environ=environ,
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and directories of this service that are nobody else's business."""
+        settings = self.settings
+        return (settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
+
+    @property
+    def defaults(self) -> HostDefaults:
+        """What holds for servers that do not say."""
+        return HostDefaults(
+            arch=host_arch(),
+            release=host_release(),
+            user=self.user,
+            log=self.log_file,
+            tuning=self.settings.tuning.of_servers(),
+        )
+
+    def read_servers(self, config_file: Path | None) -> ConfiguredServers:
+        """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
+
+        Args:
+            config_file: a global file in place of the one that the supervisor started with.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used.
+        """
+        settings = read_global_settings(self.base, config_file or self.config_file)
+        files = read_configured_or_environ(settings.config_path, self.environ)
+        defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
+        usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
+        return ConfiguredServers(
+            wishes=tuple(
+                Wish(resolved, str(file.path)) for file, resolved in usable if resolved.user == self.user
+            ),
+            faults={str(file.path): file.fault for file in files if file.fault is not None},
+            nothing_configured=not files,
+        )
+
+
+@attrs.frozen
+class ConfiguredServers:
+    """What the configuration directory says.
+
+    Attributes:
+        wishes: the servers of this user.
+        faults: by file, why the others cannot be used.
+        nothing_configured: there is no file at all.
+    """
+
+    wishes: tuple[Wish, ...]
+    faults: Mapping[str, StapsrvError]
+    nothing_configured: bool
+
+
+class Hosting:
+    """One run of a supervisor.
+
+    Args:
+        host: what the servers share.
+        options: of the command line.
+        configuration: where everything is.
+        book: the logs.
+        notifier: the service manager.
+        environ: has the service manager's wishes, and says where the user's files are.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        options: DaemonOptions,
+        configuration: Configuration,
+        *,
+        book: LogBook,
+        notifier: Notifier,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._configuration = configuration
+        self._book = book
+        self._notifier = notifier
+        self._environ = environ
+        self._hangup = anyio.Event()
+        self._files = FileWork()
+        self._phase = Phase.STARTING
+        self._faults: tuple[str, ...] = ()
+        self.log = book.open(configuration.log_file)
+        host.tell_sandbox(self.log)
+        self.supervisor = Supervisor(
+            host,
+            Registry(configuration.settings.stat_path),
+            PortMemory(systemtap_directory(environ) / "server-ports"),
+            defaults=configuration.defaults,
+            open_log=book.open,
+            log=self.log,
+            max_compiles=total_compiles(options.tuning.over(configuration.settings.tuning)),
+            auto_end=options.on_demand,
+            announcer=Announcer.from_settings(options.mdns.over(configuration.settings.mdns), log=self.log),
+        )
+
+    def hang_up(self) -> None:
+        """Begin new log files and read the configuration again, soon."""
+        self._hangup.set()
+
+    def look(self) -> Facts:
+        """Return what is known of this process now."""
+        return Facts(
+            phase=self._phase,
+            faults=self._faults,
+            status=self.supervisor.status(),
+            tally=self._host.tally,
+            lost_entries=self._book.losses.entries,
+        )
+
+    async def run(self, socket: Path, stopping: anyio.Event) -> None:
+        """Host servers until ``stopping``, or until the last is gone if started on demand.
+
+        Args:
+            socket: the path of the control socket.
+            stopping: set when it is time to stop; outstanding requests are finished first.
+        """
+        ended = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed_watchdog, self._notifier, self._environ)
+            tasks.start_soon(self._host.identities.keep_fresh, self.log)
+            await tasks.start(_run_until_ended, self.supervisor, ended)
+            await tasks.start(self._serve_control, socket)
+            tasks.start_soon(self._bring_up)
+            tasks.start_soon(self._obey_hangups)
+            tasks.start_soon(self._stop_when, stopping)
+            tasks.start_soon(turn_away, self._host.sockets, self._is_served, self.log)
+            await ended.wait()
+            tasks.cancel_scope.cancel()
+
+    async def reload(
+        self, config_file: Path | None = None, *, force: bool = False, report: Report | None = None
+    ) -> list[Outcome]:
+        """Read the configuration again and make the configured servers what it says.
+
+        Args:
+            config_file: a global file in place of the one that the supervisor started with.
+            force: stop every server that is not configured (manual page, ``force-reload``).
+            report: told of each change of a server.
+
+        Returns:
+            One outcome for each server that was stopped, each that is configured, and each file that
+            cannot be used; the server of such a file goes on as it is.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used; nothing was changed.
+        """
+        # While it comes up, the service manager is told of readiness once, when all is up.
+        if self._phase is Phase.STARTING:
+            return await self._reload(config_file, force=force, report=report)
+        self._notifier.reloading()
+        try:
+            return await self._reload(config_file, force=force, report=report)
+        finally:
+            self._notifier.ready(self._summary())
+
+    async def _reload(self, config_file: Path | None, *, force: bool, report: Report | None) -> list[Outcome]:
+        found = await self._read_servers(config_file)
+        wishes = found.wishes
+        if force and found.nothing_configured:
+            wishes = (Wish(default_server(self._configuration.defaults)),)
+        outcomes = await self.supervisor.reload(
+            wishes, force=force, unreadable=found.faults.keys(), report=report
+        )
+        return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in found.faults.values()]
+
+    async def _serve_control(self, socket: Path, *, task_status: TaskStatus[None]) -> None:
+        await serve_control(
+            socket,
+            self.supervisor,
+            reload=self.reload,
+            defaults=self._configuration.defaults,
+            policy=Policy.of_process(),
+            log=self.log,
+            passed=self._host.sockets.control(socket),
+            task_status=task_status,
+        )
+
+    async def _bring_up(self) -> None:
+        """Resume, start what is configured, and say that it is ready, or why something is not."""
+        if self._options.resume:
+            self.supervisor.resume()
+        else:
+            self.supervisor.forget_records()
+        if self._options.on_demand:
+            self._phase = Phase.RUNNING
+            self._notifier.ready("waiting for commands")
+            await anyio.sleep(_UNUSED_S)
+            self.supervisor.end_if_unused()
+            return
+        found = await self._read_servers(None)
+        self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
+        default = Wish(default_server(self._configuration.defaults))
+        await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
+        self._phase = Phase.RUNNING
+        self._notifier.ready(self._summary())
+
+    async def _obey_hangups(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup = anyio.Event()
+            self._book.reopen()
+            try:
+                await self.reload()
+            except ConfigError as exc:
+                self.log.error("configuration.refused", reason=exc)
+
+    def _is_served(self, nickname: str) -> bool:
+        """Whether who connects to a server's port may wait: it accepts, or will, or the next process."""
+        down = {State.STOPPED, State.FAILED, State.BACKING_OFF}
+        return self._phase is not Phase.RUNNING or any(
+            server.nickname == nickname and server.state not in down
+            for server in self.supervisor.status().servers
+        )
+
+    async def _stop_when(self, stopping: anyio.Event) -> None:
+        await stopping.wait()
+        self._phase = Phase.STOPPING
+        self._notifier.stopping()
+        self.supervisor.end()
+
+    async def _read_servers(self, config_file: Path | None) -> ConfiguredServers:
+        try:
+            found = await self._files.run(partial(self._configuration.read_servers, config_file))
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be read: {exc.strerror}",
+                where="the configuration",
+                remedy="see which file system hangs, or what this host is short of",
+            ) from exc
+        self._faults = tuple(str(fault) for fault in found.faults.values())
+        for fault in found.faults.values():
+            self.log.error("configuration.refused", reason=fault)
+        return found
+
+    def _summary(self) -> str:
+        """Say how many servers serve, and of one that does not, why."""
+        servers = self.supervisor.status().servers
+        serving = [server for server in servers if server.state is State.SERVING]
+        text = f"{len(serving)} of {len(servers)} servers serve"
+        reasons = [f"{server.nickname}: {server.reason}" for server in servers if server.reason is not None]
+        return f"{text}; {reasons[0]}" if reasons else text
+
+
+async def _run_until_ended(
+    supervisor: Supervisor, ended: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    await supervisor.run(task_status=task_status)
+    ended.set()

@@ -1,0 +1,334 @@
+"""What a script and the tapsets behind it may make stap look at on the server's host.
+
+stap reads a user's program while it translates a probe in it, a user's header for a cast. Whether it found
+one cannot be read from what it made alone: a probe that is optional leaves nothing behind where its program
+is missing. So the text is read for the words by which stap is sent there. Reading is coarse on purpose: a
+word that could send it there counts, whether or not it does.
+
+Pure: texts in, names out. Source of the grammar: stapprobes(3stap), stap(1); seen in SystemTap 4.8.
+
+What the tapsets of a server lead to beside the kernel, read again only after they have changed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import attrs
+
+from stapsrv.compile.cache.fingerprint import Place
+from stapsrv.system.blocking import FileWork
+
+_TOKEN = re.compile(
+    r"""(?P<code>%\{.*?%\})
+      | (?P<blank>\s+|//[^\n]*|/\*.*?\*/|(?<![$@])\#[^\n]*)
+      | (?P<text>"(?:\\.|[^"\\\n])*")
+      | (?P<word>[@$]?[A-Za-z_][A-Za-z_0-9]*)
+      | (?P<other>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+
+# Probe points with an argument that names a program, or a file that a program reads.
+_PROGRAMS = frozenset({"process", "java", "python2", "python3"})
+# Where the module that a type or a variable is looked up in stands among the arguments.
+_CASTS = {"@cast": 2, "@var": 1}
+# The kernel, a module by its name, or a header of the kernel's.
+_OF_KERNEL = re.compile(r"[\w*?-]*|kernel(<\w[\w./+-]*>)+", re.ASCII)
+# A character by its number.
+_ESCAPE = re.compile(r"\\[0-7xX]")
+# Of stap itself; every other word like these is a macro, which stands for any words.
+_OPERATORS = frozenset(
+    {"@cast", "@const", "@defined", "@define", "@entry", "@kderef", "@kregister", "@perf", "@probewrite"}
+    | {"@uderef", "@uregister", "@var"}
+    | {"@avg", "@count", "@hist_linear", "@hist_log", "@max", "@min", "@sum", "@variance"}
+)
+_KEYWORDS = frozenset({"function", "probe", "global", "private", "@define"})
+# Where a probe point begins.
+_BEFORE_POINT = frozenset({"probe", ",", "{", "!", "?", "=", "+="})
+# Where one ends.
+_AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
+
+# A tapset file without any of this sends stap nowhere by itself.
+_SUSPECT = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
+
+
+def outward_names(texts: Iterable[bytes]) -> frozenset[str]:
+    """Return what tapsets define that may make stap look at a user's program, directly or by way of others.
+
+    Args:
+        texts: of all tapset files.
+    """
+    files = list(texts)
+    names: set[str] = set()
+    for text in files:
+        if _SUSPECT.search(text):
+            names |= _defined(item for item in _items(text) if _reason(item, frozenset()))
+    while names:
+        mention = re.compile(rb"\b(?:%s)\b" % b"|".join(name.encode() for name in sorted(names)))
+        found = set(names)
+        for text in files:
+            if mention.search(text):
+                found |= _defined(item for item in _items(text) if names & item.words)
+        if found == names:
+            break
+        names = found
+    return frozenset(names)
+
+
+def looks_outside(text: bytes, outward: frozenset[str]) -> str | None:
+    """Return what in a script, or an argument of one, may depend on more of the host than is known; or None.
+
+    Args:
+        text: of the script.
+        outward: the names by which tapsets lead there.
+    """
+    item = _Item(tuple(_tokens(text)))
+    if any(token.kind == "code" for token in item.tokens) or b"%{" in text or "const" in item.words:
+        return "code"
+    return _reason(item, outward)
+
+
+@attrs.frozen
+class _Token:
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+@attrs.frozen
+class _Item:
+    """A definition or a probe, or a whole script."""
+
+    tokens: tuple[_Token, ...]
+
+    @property
+    def words(self) -> frozenset[str]:
+        """The names in it; of a macro, as it is defined."""
+        return frozenset(token.text.lstrip("@") for token in self.tokens if token.kind == "word")
+
+
+def _tokens(text: bytes) -> Iterator[_Token]:
+    for match in _TOKEN.finditer(text.decode("latin-1")):
+        if match.lastgroup != "blank":
+            yield _Token(str(match.lastgroup), match.group(), match.start(), match.end())
+
+
+def _items(text: bytes) -> Iterator[_Item]:
+    """Split a tapset file where, outside of all braces, something new is defined."""
+    item: list[_Token] = []
+    depth = 0
+    after_dot = False
+    for token in _tokens(text):
+        if depth == 0 and token.text in _KEYWORDS and not after_dot:
+            if item:
+                yield _Item(tuple(item))
+            item = []
+        depth += (token.text == "{") - (token.text == "}")
+        after_dot = token.text == "."
+        item.append(token)
+    if item:
+        yield _Item(tuple(item))
+
+
+def _defined(items: Iterable[_Item]) -> set[str]:
+    """Return the names that items define: of a probe's alias, its first component."""
+    names = set()
+    for item in items:
+        words = [token.text for token in item.tokens if token.kind == "word"]
+        if not words or words[0] not in _KEYWORDS:
+            continue
+        if words[0] in {"global", "private"}:
+            names.update(words[1:])
+        else:
+            names.update(words[1:2])
+    return names - _KEYWORDS
+
+
+def _reason(item: _Item, outward: frozenset[str]) -> str | None:
+    tokens = item.tokens
+    if any(token.kind == "other" and token.text == '"' for token in tokens):
+        return "unread"  # a string without an end: stap may read on where this does not
+    if outward & item.words or any(_leads_out(tokens, number) for number in range(len(tokens))):
+        return "program"
+    if any(_leads_to_type(tokens, n) or _is_given_place(tokens, n) for n in range(len(tokens))) or (
+        "define" in item.words and any(_is_place(token) for token in tokens)
+    ):
+        return "header"  # a macro's words may come to stand anywhere, and those that it is given
+    if any(_matches(name, outward) for name in _patterns(tokens)):
+        return "program"
+    return None
+
+
+def _leads_out(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a probe point's component here names a program, or a module by its path.
+
+    A component and its argument may stand in different macros.
+    """
+    token = tokens[number]
+    if token.kind != "word":
+        return False
+    following = tokens[number + 1].text if number + 1 < len(tokens) else ""
+    before = tokens[number - 1].text if number else ""
+    if token.text == "process":
+        # Without an argument it is any process, and none is looked at.
+        return following != "." and not (before == "." and following in _AFTER_POINT)
+    if token.text in _PROGRAMS:
+        return True
+    if token.text != "module":
+        return False
+    if following != "(":
+        return any(_is_macro(other) for other in tokens)
+    arguments = _arguments(tokens[number + 1 :])
+    return arguments is None or any(
+        part.kind != "text" or "/" in part.text or "\\" in part.text for part in arguments[0] or [token]
+    )
+
+
+def _is_macro(token: _Token) -> bool:
+    return token.kind == "word" and token.text.startswith("@") and token.text not in _OPERATORS
+
+
+def _is_place(token: _Token) -> bool:
+    """Whether a string, or an argument of the script's, could be where a cast looks outside of the kernel."""
+    if token.kind != "text":
+        return token.text == "@"
+    hidden = _ESCAPE.search(token.text) is not None
+    return hidden or any(part[:1] in {"/", "<"} for part in token.text[1:-1].split(":"))
+
+
+def _is_given_place(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a macro here is given such a string."""
+    if not _is_macro(tokens[number]) or number + 1 == len(tokens) or tokens[number + 1].text != "(":
+        return False
+    arguments = _arguments(tokens[number + 1 :])
+    return arguments is None or any(_is_place(token) for argument in arguments for token in argument)
+
+
+def _leads_to_type(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a cast or a variable here is looked up in a user's program or header."""
+    position = _CASTS.get(tokens[number].text)
+    if position is None:
+        return False
+    arguments = _arguments(tokens[number + 1 :])
+    if arguments is None:
+        return True
+    if len(arguments) <= position:
+        return False
+    if any(token.kind != "text" or "\\" in token.text for token in arguments[position]):
+        return True
+    modules = "".join(token.text[1:-1] for token in arguments[position])
+    return any(
+        _OF_KERNEL.fullmatch(module) is None or ".." in re.split("[</>]", module)
+        for module in modules.split(":")
+    )
+
+
+def _arguments(tokens: tuple[_Token, ...]) -> list[list[_Token]] | None:
+    """Return the arguments between the parentheses that tokens begin with; None if they do not."""
+    arguments: list[list[_Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += (token.text in {"(", "["}) - (token.text in {")", "]"})
+        if depth == 0:
+            return arguments if token.text == ")" else None
+        if depth == 1 and token.text == ",":
+            arguments.append([])
+        elif depth > 1 or token.text != "(":
+            arguments[-1].append(token)
+    return None
+
+
+def _patterns(tokens: tuple[_Token, ...]) -> Iterator[str]:
+    """Return the words with wildcards that could begin a probe point or stand before an argument."""
+    number = 0
+    while number < len(tokens):
+        first = number
+        while (
+            number + 1 < len(tokens)
+            and tokens[number].end == tokens[number + 1].start
+            and (_is_part(tokens[number]) and _is_part(tokens[number + 1]))
+        ):
+            number += 1
+        word = "".join(token.text for token in tokens[first : number + 1])
+        number += 1
+        if not ({"*", "?"} & set(word)) or not _is_part(tokens[first]):
+            continue
+        before = tokens[first - 1] if first else None
+        begins = before is None or before.text in _BEFORE_POINT
+        has_argument = number < len(tokens) and tokens[number].text == "("
+        operator = word in {"*", "?"} and before is not None and before.text not in _BEFORE_POINT
+        if (begins or has_argument) and not operator:
+            yield word
+
+
+def _is_part(token: _Token) -> bool:
+    return (
+        token.kind == "word" or token.text in {"*", "?"} or (token.kind == "other" and token.text.isalnum())
+    )
+
+
+def _matches(pattern: str, outward: frozenset[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in outward | _PROGRAMS)
+
+
+_LONG_S = 60.0
+"""For a look at many files."""
+
+
+class Tapsets:
+    """The tapsets of a process's servers."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Place, ...], tuple[int, frozenset[str]]] = {}
+
+    async def outward_names(self, places: tuple[Place, ...], changes: int, files: FileWork) -> frozenset[str]:
+        """Return by which names tapsets lead to what is not known of the host.
+
+        Args:
+            places: where they are.
+            changes: another number after each change of theirs.
+            files: looks at them.
+
+        Raises:
+            OSError: they cannot be looked at, or not in time.
+        """
+        known = self._known.get(places)
+        if known is None or known[0] != changes:
+            names = await files.run(partial(read_outward_names, places), patience_s=_LONG_S)
+            known = self._known[places] = (changes, names)
+        return known[1]
+
+
+def read_outward_names(places: Sequence[Place]) -> frozenset[str]:
+    """Read all tapset files in directories, and return by which names they lead elsewhere.
+
+    Raises:
+        OSError: a directory cannot be looked at.
+    """
+    texts = []
+    for place in places:
+        for path in _files(place.path):
+            try:
+                texts.append(path.read_bytes())
+            except OSError:
+                # Not for stap to read either.
+                continue
+    return outward_names(texts)
+
+
+def _files(top: str) -> Iterator[Path]:
+    """Give the tapset files below a directory; links to directories are followed, as stap does."""
+    seen: set[tuple[int, int]] = set()
+    for directory, below, names in os.walk(top, followlinks=True):
+        status = Path(directory).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()  # a link in a circle, or another one to the same place
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(directory, name) for name in names if name.endswith((".stp", ".stpm")))

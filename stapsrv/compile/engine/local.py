@@ -1,0 +1,279 @@
+"""The engine that runs stap on this host: directories, command line, environment, files."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import anyio
+
+from stapsrv.compile.cache.depfile import has_build, read_build
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.engine.stap import (
+    StapProgram,
+    collect,
+    lay_out,
+    private_paths,
+    redact,
+    stap_command,
+    stap_environment,
+)
+from stapsrv.compile.engine.temp_quota import TemporarySpace
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import NOTHING_SET
+from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.process import Ending, Outcome, run_tree
+from stapsrv.rejection import Refusal
+from stapsrv.sandbox.limits import Resources
+from stapsrv.sandbox.mount_plan import View
+from stapsrv.sandbox.policy import Needs
+from stapsrv.sandbox.sandbox import Sandbox, check_program
+
+_ROOT = Path("request")
+_ANSWER = Path("response", ANSWER_DIRECTORY)
+_TEMPORARY = Path("tmp")
+"""Of a job's directory: what the client sent, what it gets, and the compiler's own files."""
+
+_REMOVAL_S = 10.0
+"""How long a request waits for its directory to be gone."""
+
+
+class LocalEngine:
+    """Runs stap on this host, contained, each job in a directory of its own that is gone afterwards.
+
+    Args:
+        stap: the translator.
+        sandbox: how compiles are contained.
+        workspace: where the directories are made.
+        environ: the environment that compiles inherit.
+        home: the home directory of the server's user, which answers do not mention.
+        secret: what no compile may see, wherever it lies.
+        space: bounds the temporary space of all compiles; None for the usual bound.
+    """
+
+    def __init__(
+        self,
+        stap: StapProgram,
+        sandbox: Sandbox,
+        workspace: Workspace,
+        *,
+        environ: Mapping[str, str],
+        home: Path,
+        secret: tuple[Path, ...] = (),
+        space: TemporarySpace | None = None,
+    ) -> None:
+        self.stap = stap
+        self.sandbox = sandbox
+        self.workspace = workspace
+        self._variables = dict(environ)
+        self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+        self._home = home
+        self._private = private_paths(environ, home)
+        self._secret = (*secret, workspace.path)
+        self.space = space or TemporarySpace(NOTHING_SET.effective("total_temp_bytes"))
+
+    def needs(self, settings: ServerSettings, release: ServedRelease) -> Needs:
+        """Return what a job of a server needs to see of this host."""
+        own = (*settings.include, *((settings.runtime,) if settings.runtime is not None else ()))
+        secret = (settings.ssl, settings.log)
+        return Needs(
+            stap=self.stap.path,
+            environ=self._variables,
+            home=self._home,
+            build_trees=(release.build_tree,),
+            releases=(release.name,),
+            read=tuple(map(Path, (*own, *settings.limits.sandbox_read))),
+            write=tuple(map(Path, settings.limits.sandbox_write)),
+            secret=(*self._secret, *(path for path in secret if path is not None)),
+        )
+
+    def check(self, settings: ServerSettings, release: ServedRelease) -> None:
+        """See whether jobs of a server can be contained; looks at directories.
+
+        Raises:
+            ConfigError: they cannot be.
+        """
+        needs = self.needs(settings, release)
+        try:
+            view = self.sandbox.view(needs, self.workspace.path, start=self.workspace.path)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be made: {exc.strerror}",
+                where=str(needs.stap_cache),
+                remedy="point SYSTEMTAP_DIR to a directory that the server's user may write to",
+            ) from exc
+        self.sandbox.check(view)
+
+    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
+        """Compile ``job``; return what stap made of it when all else is gone (see :class:`Engine`)."""
+        async with self.compiled(job, deadline_s=deadline_s) as compiled:
+            return compiled.result
+
+    @contextlib.asynccontextmanager
+    async def compiled(
+        self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
+    ) -> AsyncIterator[Compiled]:
+        """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
+        async with request_directory(
+            self.workspace, keep=job.settings.keep_temporary, kept=kept
+        ) as directory:
+            answer = directory / _ANSWER
+            with _trouble_told(self.workspace):
+                result, built = await self._compile(job, directory, deadline_s=deadline_s)
+            read = functools.partial(read_build, answer, job.release.build_tree)
+            yield Compiled(result, built, functools.partial(self.workspace.files.run, read))
+
+    async def _compile(
+        self, job: CompileJob, directory: Path, *, deadline_s: float
+    ) -> tuple[CompileResult, bool]:
+        """Compile a job in its directory; return what stap made of it, and whether it built the module."""
+        limits, work, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
+        view = await work.run(functools.partial(self._prepare, job, directory))
+        outcome, limit_met = await self.space.bounded(
+            directory,
+            functools.partial(self._run_stap, job, view, answer, deadline_s=deadline_s),
+            most_bytes=limits.temp_bytes,
+            files=work,
+        )
+        _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
+        collected = functools.partial(_collect, answer, max_bytes=limits.answer_bytes)
+        files, built = await work.run(collected)
+        hidden = (*self._private, directory / "response", directory)
+        status = 128 - outcome.status if outcome.status < 0 else outcome.status
+        stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
+        return CompileResult(status, stdout, stderr, files, limit_met), built
+
+    def _prepare(self, job: CompileJob, directory: Path) -> View:
+        """Make a job's directories and files; return what it sees.
+
+        Raises:
+            TranslatorError: stap is gone.
+            OSError: there is no room, or what the job needs is not there.
+        """
+        try:
+            check_program(self.stap.path)
+        except TranslatorError as exc:
+            raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
+        _make_directories(directory)
+        root = directory / _ROOT
+        lay_out(job.request, root)
+        return self.sandbox.view(self.needs(job.settings, job.release), directory, start=root)
+
+    async def _run_stap(
+        self, job: CompileJob, view: View, answer: Path, *, deadline_s: float
+    ) -> tuple[Outcome, str | None]:
+        """Run stap; return what came of it, and the bound that it met, if that can be seen."""
+        limits = job.settings.limits
+        resources = Resources.of(limits)
+        command: list[str | bytes] = list(
+            stap_command(
+                self.stap,
+                job.settings,
+                job.release,
+                job.request.arguments,
+                privilege=job.privilege,
+                answer=answer,
+                anew=job.anew,
+            )
+        )
+        environ = self.sandbox.environment(
+            self._environ, temporary=answer.parents[1] / _TEMPORARY, network=view.network
+        )
+        environ = stap_environment(environ, job.request.environment)
+        command = self.sandbox.command(view, resources, command)
+        async with self.sandbox.request_group(answer.parents[1].name, resources) as group:
+            try:
+                outcome = await run_tree(
+                    command,
+                    cwd=view.directory,
+                    env=environ,
+                    deadline_s=deadline_s,
+                    grace_s=limits.kill_grace_s,
+                    output_bytes=limits.output_bytes,
+                    group=group,
+                    background=job.background,
+                )
+            except TranslatorError as exc:
+                raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
+            exceeded = None if group is None else group.exceeded
+        failure = self.sandbox.failure(outcome.status, outcome.stderr)
+        if failure is not None:
+            raise TranslatorError("The compile could not be started", where=failure)
+        return outcome, resources.explain(outcome.status, outcome.stderr, exceeded=exceeded)
+
+
+@contextlib.asynccontextmanager
+async def request_directory(
+    workspace: Workspace,
+    *,
+    keep: bool,
+    kept: Callable[[Path], None] | None = None,
+) -> AsyncIterator[Path]:
+    """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
+
+    Args:
+        workspace: where it is made.
+        keep: let it stay.
+        kept: told where it stays.
+
+    Raises:
+        TranslatorError: none can be made, or not in time; or it cannot be kept.
+
+    Cancellation: its removal is not left out; where it takes long, nobody waits for its end.
+    """
+    discard = functools.partial(workspace.discard, keep=keep)
+    with _trouble_told(workspace):
+        path = await workspace.files.run(workspace.make_request_directory, undo=discard)
+    try:
+        yield path
+    finally:
+        with anyio.CancelScope(shield=True), _trouble_told(workspace), contextlib.suppress(TimeoutError):
+            place = await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
+            if place is not None and kept is not None:
+                kept(place)
+
+
+def _make_directories(directory: Path) -> None:
+    """Make the directories of a job in its own, which is empty."""
+    (directory / _ANSWER).mkdir(mode=0o700, parents=True)
+    (directory / _TEMPORARY).mkdir(mode=0o700)
+    (directory / _ROOT).mkdir(mode=0o700)
+
+
+@contextlib.contextmanager
+def _trouble_told(workspace: Workspace) -> Iterator[None]:
+    """Say of what goes wrong with files that it is the temporary directory's trouble."""
+    try:
+        yield
+    except OSError as exc:
+        raise TranslatorError(
+            f"The server has trouble with its temporary directory: {exc.strerror}", where=str(workspace.path)
+        ) from exc
+
+
+def _collect(answer: Path, *, max_bytes: int) -> tuple[tuple[AnswerFile, ...], bool]:
+    """Read what a client is sent; return it, and whether stap built the module.
+
+    Raises:
+        TranslatorError: it is larger than ``max_bytes``.
+        OSError: it cannot be read.
+    """
+    return collect(answer, max_bytes=max_bytes), has_build(answer)
+
+
+def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:
+    if outcome.ending is Ending.OVERDUE:
+        raise TranslatorError(
+            f"The compile was ended: it took longer than {deadline_s:g} seconds",
+            refusal=Refusal.COMPILE_TIMEOUT,
+        )
+    if outcome.ending is Ending.FLOODED:
+        raise TranslatorError(
+            f"The compile was ended: it printed more than {output_bytes} bytes", refusal=Refusal.OUTPUT_SIZE
+        )

@@ -1,0 +1,223 @@
+"""The signatures on an answer's modules: who makes them, and what they state.
+
+There are two kinds, for two readers on the client's host. The kernel, where it loads no others (secure
+boot), looks for one at the end of the module itself, by a *machine owner key* that it knows. ``staprun``,
+where the user may not load any module, looks for a file ``NAME.ko.sgn`` by the key of the *server's
+certificate*; it states that stap was held to a restricted privilege, and covers the module with all that
+is appended to it.
+
+Both are made here, after the compile and out of its reach: what ran on a client's behalf neither sees a
+key nor has a say in what is signed. Not even stap's own ``--sign-module`` is used: it would need the keys
+where compiles run, and makes a new one each time that it cannot use the one it is given.
+
+Source: PROTOCOL, privilege and signing, machine owner keys; seen in SystemTap 4.8.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import anyio.to_thread
+import attrs
+
+from stapsrv.compile.engine.local import request_directory
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.protocol.options import Privilege, parse_options
+from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
+from stapsrv.process import Ending, run_tree
+from stapsrv.sandbox.limits import Resources
+from stapsrv.sandbox.sandbox import Sandbox, check_program
+
+SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
+OWNER_CERTIFICATE = "signing_key.x509"
+"""Where an answer has the key to enrol; the client leaves it in its user's working directory."""
+
+_SIGNATURE = ".sgn"
+_MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+|uprobes/uprobes)\.ko")
+
+_SIGN_FILE_S = 30.0
+"""It takes 10 ms."""
+_SIGN_FILE_ENVIRONMENT = {b"PATH": b"/usr/bin:/bin", b"LC_ALL": b"C"}
+_DIGEST = "sha512"
+
+_NOT_SIGNED = "The module is not signed: this server has no machine owner key (MOK) that your system trusts"
+_SIGNING_FAILED = "The module could not be signed for your system's kernel"
+_HOW_TO_ENROL = f"""\
+Server: {_NOT_SIGNED}.
+Server: To trust its key, run this where stap left {OWNER_CERTIFICATE}, and reboot; then try again:
+Server:     sudo mokutil --import {OWNER_CERTIFICATE}
+"""
+
+
+def refuse_signing_options(arguments: Sequence[bytes]) -> None:
+    """Refuse what would make stap itself use, or make, keys on this host; no real client sends it.
+
+    Raises:
+        RequestRejected: there is an option ``--sign-module``.
+    """
+    if any(name == "sign-module" for name, _value in parse_options(arguments).options):
+        raise RequestRejected("--sign-module is not for clients: this server signs the modules that need it")
+
+
+def without_signatures(files: Iterable[AnswerFile]) -> tuple[AnswerFile, ...]:
+    """Return what a compile made, less what only looks like a signature of ours."""
+    return tuple(file for file in files if not file.path.endswith(_SIGNATURE))
+
+
+def has_modules(files: Iterable[AnswerFile]) -> bool:
+    """Whether there is a kernel module to load."""
+    return any(_is_module(file) for file in files)
+
+
+async def add_signatures(
+    files: Iterable[AnswerFile], sign: Callable[[bytes], bytes]
+) -> tuple[AnswerFile, ...]:
+    """Add a file ``NAME.ko.sgn`` for each module; ``sign`` runs in a worker thread."""
+    signed = []
+    for file in files:
+        signed.append(file)
+        if _is_module(file):
+            signature = await anyio.to_thread.run_sync(sign, file.data)
+            signed.append(AnswerFile(file.path + _SIGNATURE, signature))
+    return tuple(signed)
+
+
+class OwnerKey(Protocol):
+    """A machine owner key."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the client's kernel knows it by."""
+
+    @property
+    def der(self) -> bytes:
+        """The certificate, to be enrolled."""
+
+    @property
+    def certificate_file(self) -> Path:
+        """The certificate in DER."""
+
+    @property
+    def key_file(self) -> Path:
+        """The private key in PEM."""
+
+
+class OwnerKeys(Protocol):
+    """The machine owner keys of a server."""
+
+    async def find(self, fingerprints: Sequence[str]) -> OwnerKey | None:
+        """Return the first key that ``fingerprints`` name."""
+
+    async def offer(self) -> OwnerKey:
+        """Return a key to be enrolled.
+
+        Raises:
+            IdentityError: there is none, and none could be made.
+        """
+
+
+@attrs.frozen
+class SignedForKernel:
+    """What came of modules that a kernel wants signed.
+
+    Attributes:
+        files: with the modules signed; or as they were, and the certificate of a key to enrol.
+        key: the fingerprint of the one or the other.
+        trusted: which of the two it is.
+        message: for the client's user, in lines ``Server: …``.
+    """
+
+    files: tuple[AnswerFile, ...]
+    key: str
+    trusted: bool
+    message: bytes
+
+
+class KernelSigner:
+    """Signs modules for kernels that load no others.
+
+    Args:
+        keys: the server's.
+        workspace: where modules are for the moment.
+        sandbox: what is between the kernel's program, which reads what a client had made, and the host.
+    """
+
+    def __init__(self, keys: OwnerKeys, workspace: Workspace, sandbox: Sandbox) -> None:
+        self._keys = keys
+        self._workspace = workspace
+        self._sandbox = sandbox
+
+    async def sign(
+        self, files: Sequence[AnswerFile], fingerprints: Sequence[str], build_tree: Path
+    ) -> SignedForKernel:
+        """Sign the modules by the first key that the client's kernel trusts, or offer it one to trust.
+
+        Args:
+            files: of an answer.
+            fingerprints: of the keys that it trusts.
+            build_tree: the kernel's, whose own ``scripts/sign-file`` knows what that kernel reads.
+
+        Raises:
+            TranslatorError: they could not be signed, or no key could be offered.
+        """
+        key = await self._keys.find(fingerprints)
+        if key is None:
+            return await self._offer(files)
+        signed = [
+            attrs.evolve(file, data=await self._append(file.data, key, build_tree))
+            if _is_module(file)
+            else file
+            for file in files
+        ]
+        message = f"Server: The module is signed with the machine owner key (MOK) {key.fingerprint}\n"
+        return SignedForKernel(tuple(signed), key.fingerprint, trusted=True, message=message.encode())
+
+    async def _offer(self, files: Sequence[AnswerFile]) -> SignedForKernel:
+        try:
+            key = await self._keys.offer()
+        except IdentityError as exc:
+            raise TranslatorError(f"{_NOT_SIGNED}, and could not make one", where=str(exc)) from exc
+        certificate = AnswerFile(OWNER_CERTIFICATE, key.der)
+        return SignedForKernel(
+            (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
+        )
+
+    async def _append(self, module: bytes, key: OwnerKey, build_tree: Path) -> bytes:
+        """Return ``module`` with its signature; the file that this takes is gone afterwards."""
+        try:
+            async with request_directory(self._workspace, keep=False) as directory:
+                path = directory / "module.ko"
+                await self._workspace.files.run(functools.partial(path.write_bytes, module))
+                await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path)
+                return await self._workspace.files.run(path.read_bytes)
+        except (OSError, TranslatorError) as exc:
+            # Where and why is the log's, and not the client's.
+            raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
+
+    async def _run_sign_file(self, program: Path, key: OwnerKey, module: Path) -> None:
+        """Let the kernel's own program append a signature to the file ``module``; it sees one key only."""
+        check_program(program)
+        read = (program, key.key_file, key.certificate_file)
+        view = await self._workspace.files.run(
+            functools.partial(self._sandbox.tool_view, read, module.parent)
+        )
+        command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
+        outcome = await run_tree(
+            self._sandbox.command(view, Resources(), command),
+            deadline_s=_SIGN_FILE_S,
+            env=_SIGN_FILE_ENVIRONMENT,
+        )
+        if outcome.ending is Ending.OVERDUE:
+            raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
+        if outcome.ending is not Ending.EXITED or outcome.status != 0:
+            said = outcome.stderr.decode(errors="replace").strip() or f"status {outcome.status}"
+            raise TranslatorError(said, where=str(program))
+
+
+def _is_module(file: AnswerFile) -> bool:
+    return _MODULE.fullmatch(file.path) is not None

@@ -1,0 +1,193 @@
+"""From a request to a stap run: the program itself, its command line, environment and directories.
+
+PROTOCOL, "Running stap", is the source of every fact here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from stapsrv.compile.protocol.options import Privilege, privilege_arguments
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.process import Ending, run_tree
+from stapsrv.rejection import Refusal
+
+_SERVER = b"<server>"
+_VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
+_VERSION_S = 20.0
+
+# What the people and programs behind a client use: modules, generated source and headers. Signatures are
+# this server's to add, and none is taken from here.
+# All else in stap's directory is what the kernel's build leaves behind: objects, dependency lists,
+# a Makefile and NAME.mod.c.
+_ANSWERED = frozenset({".ko", ".so", ".bo", ".c", ".h"})
+_LEFTOVERS = (".mod.c",)
+
+# Meant for this process by the service manager and no business of a compiler; and the variable that
+# makes stap read its options in another order than clients and this server do.
+_PRIVATE_VARIABLES = frozenset(
+    {b"POSIXLY_CORRECT"}
+    | {b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC", b"CREDENTIALS_DIRECTORY"}
+    | {b"LISTEN_FDS", b"LISTEN_FDNAMES", b"LISTEN_PID"}
+)
+
+
+@attrs.frozen
+class StapProgram:
+    """The translator that this host has.
+
+    Attributes:
+        path: the executable.
+        version: as ``stap --version`` says, such as ``4.8``; it is the protocol version in answers.
+    """
+
+    path: Path
+    version: str
+
+
+async def find_stap(environ: Mapping[str, str]) -> StapProgram:
+    """Find ``$SYSTEMTAP_STAP``, else ``stap`` on the path, and ask it for its version.
+
+    Raises:
+        ConfigError: there is none, or it does not answer as stap does.
+    """
+    wanted = environ.get("SYSTEMTAP_STAP") or "stap"
+    found = shutil.which(wanted, path=environ.get("PATH"))
+    if found is None:
+        raise ConfigError(
+            f"{wanted} was not found",
+            remedy="install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP",
+        )
+    # Even to say its version stap makes its directory; one that cannot be made is no hindrance to it.
+    env = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+    env[b"SYSTEMTAP_DIR"] = os.fsencode(os.devnull)
+    try:
+        outcome = await run_tree([found, "--version"], deadline_s=_VERSION_S, env=env)
+    except TranslatorError as exc:
+        raise ConfigError(f"cannot be run: {exc.problem}", where=found) from exc
+    match = _VERSION.search(outcome.stdout + outcome.stderr)
+    if outcome.ending is not Ending.EXITED or outcome.status != 0 or match is None:
+        raise ConfigError(
+            "does not say its version",
+            where=f"{found} --version",
+            remedy="name a working stap in SYSTEMTAP_STAP",
+        )
+    return StapProgram(Path(found), match[1].decode("ascii"))
+
+
+def stap_command(
+    stap: StapProgram,
+    settings: ServerSettings,
+    release: ServedRelease,
+    arguments: Iterable[bytes],
+    *,
+    privilege: Privilege | None,
+    answer: Path,
+    anew: bool = False,
+) -> list[bytes]:
+    """Return the command line: the server's options, the privilege, the marker, the client's arguments.
+
+    Args:
+        stap: the program to run.
+        settings: whose ``-a -B -D -I -R`` hold for every request.
+        release: the kernel to compile for.
+        arguments: the client's, byte for byte.
+        privilege: what we read in them; said in front of them, it makes stap fail if it reads another.
+        answer: the directory for stap's own files.
+        anew: let stap build what its own cache has, and keep that instead.
+    """
+    own: list[str] = [str(stap.path), "-r", release.argument]
+    if settings.arch is not None:
+        own += ["-a", settings.arch]
+    for option, values in (("-B", settings.build), ("-D", settings.define), ("-I", settings.include)):
+        own += [option + value for value in values]
+    if settings.runtime is not None:
+        own += ["-R", settings.runtime]
+    own.append(f"--tmpdir={answer}")
+    if anew:
+        own.append("--poison-cache")
+    return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
+
+
+def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
+    """Return the server's environment with the client's accepted locale laid over it."""
+    kept = {name: value for name, value in environ.items() if name not in _PRIVATE_VARIABLES}
+    return kept | {os.fsencode(name): os.fsencode(value) for name, value in locale}
+
+
+def lay_out(request: CompileRequest, root: Path) -> None:
+    """Write the request's directories and files below ``root``, which is empty and this process's own.
+
+    The paths were checked when the request was parsed; ``O_EXCL`` holds them to it.
+
+    Raises:
+        OSError: the disk is full or failing.
+    """
+    base = os.fsencode(root)
+    for directory in request.directories:
+        os.mkdir(os.path.join(base, directory), mode=0o700)  # noqa: PTH102, PTH118 - client paths are bytes
+    for file in request.files:
+        path = os.path.join(base, file.path)  # noqa: PTH118 - client paths are bytes
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(file.data)
+
+
+def collect(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
+    """Read the files of stap's directory that a client is sent, in order of their names.
+
+    Raises:
+        TranslatorError: together they are larger than ``max_bytes``.
+        OSError: one cannot be read, or the directory is gone.
+    """
+    answer.lstat()  # a walk finds nothing in a directory that somebody removed, and says nothing
+    found = []
+    total = 0
+    for path in sorted(answer.rglob("*")):
+        if path.suffix not in _ANSWERED or path.name.endswith(_LEFTOVERS) or not _is_text(path.name):
+            continue
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as stream:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            total += status.st_size
+            if total > max_bytes:
+                raise TranslatorError(
+                    f"The answer is larger than {max_bytes} bytes",
+                    remedy="ask for less at once",
+                    refusal=Refusal.ANSWER_SIZE,
+                )
+            data = stream.read(status.st_size)
+        found.append(AnswerFile(f"{answer.name}/{path.relative_to(answer)}", data))
+    return tuple(found)
+
+
+def redact(text: bytes, paths: Sequence[Path]) -> bytes:
+    """Replace every one of the server's own ``paths`` in ``text`` by ``<server>``, the longest first."""
+    for path in sorted(map(os.fsencode, paths), key=len, reverse=True):
+        if path.strip(b"/"):
+            text = text.replace(path, _SERVER)
+    return text
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; no name that stap or the kernel's build gives is not."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def private_paths(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
+    """Return the directories of the server's user that no client needs to read about."""
+    systemtap = environ.get("SYSTEMTAP_DIR")
+    return (home, Path(systemtap)) if systemtap else (home,)

@@ -1,0 +1,137 @@
+"""How much temporary space compiles use: looked at while they run, so that none fills the disk of all.
+
+A walk over a compile's directory, a few hundred files as a rule, twice a second, in a thread. What is
+written between two looks is not seen in time; ``LIMIT_FILE`` bounds a single file at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from stapsrv.errors import TranslatorError
+from stapsrv.rejection import Refusal
+from stapsrv.system.blocking import FileWork
+
+_INTERVAL_S = 0.5
+_BLOCK_BYTES = 512
+"""The unit of ``st_blocks`` (stat(3type))."""
+_LEAST_BYTES = 4096
+"""Of anything that has a name: an empty file costs an inode, and a walk costs time for each."""
+
+_T = TypeVar("_T")
+
+
+class TemporarySpace:
+    """The temporary space of all compiles of a process.
+
+    Args:
+        most_bytes: that they may use together; where they use more, the one that uses most is ended.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._used: dict[Path, int] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """What all use, as it was last looked at."""
+        return sum(self._used.values())
+
+    async def bounded(
+        self,
+        directory: Path,
+        run: Callable[[], Awaitable[_T]],
+        *,
+        most_bytes: int,
+        files: FileWork,
+    ) -> _T:
+        """Return what ``run`` returns, which uses ``directory`` meanwhile.
+
+        Args:
+            directory: there already.
+            run: cancelled when too much is used.
+            most_bytes: that may be used below ``directory``.
+            files: where it is looked at.
+
+        Raises:
+            TranslatorError: too much was used, here or by all together.
+            Exception: whatever ``run`` raises.
+        """
+        finished: list[_T] = []
+        problems: list[Exception] = []
+
+        async def watch(running: anyio.CancelScope) -> None:
+            problems.append(await self._wait_overrun(directory, most_bytes, files))
+            running.cancel()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watch, tasks.cancel_scope)
+                try:
+                    finished.append(await run())
+                except Exception as exc:  # noqa: BLE001 - raised below, without a group around it
+                    problems = [exc]
+                tasks.cancel_scope.cancel()
+        finally:
+            self._used.pop(directory, None)
+        if finished:
+            return finished[0]
+        raise problems[0]
+
+    async def _wait_overrun(self, directory: Path, most_bytes: int, files: FileWork) -> TranslatorError:
+        """Return the error for too much space, when it has come to that."""
+        measure = functools.partial(measure_bytes, directory, enough=most_bytes)
+        while True:
+            await anyio.sleep(_INTERVAL_S)
+            try:
+                used = await files.run(measure)
+            except TimeoutError:
+                # A file system that hangs is no use of space; what waits for it has a deadline.
+                continue
+            self._used[directory] = used
+            if used > most_bytes:
+                return TranslatorError(
+                    f"The compile was ended: it used more than {most_bytes} bytes of temporary space",
+                    refusal=Refusal.TEMP_SIZE,
+                )
+            if self.used_bytes > self._most_bytes and used == max(self._used.values()):
+                return TranslatorError(
+                    "The compile was ended: the server has no more temporary space for it",
+                    remedy="try again later",
+                    refusal=Refusal.TOTAL_TEMP_SIZE,
+                )
+
+
+def measure_bytes(directory: Path, *, enough: int) -> int:
+    """Return what is used on disk below a directory; stops counting when that is more than ``enough``.
+
+    A directory that cannot be looked into counts as more: no compile that means well makes one.
+    """
+    total = 0
+    waiting: list[str] = [str(directory)]
+    while waiting and total <= enough:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                        is_directory = entry.is_dir(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    total += max(status.st_blocks * _BLOCK_BYTES, _LEAST_BYTES)
+                    if is_directory:
+                        waiting.append(entry.path)
+                    if total > enough:
+                        break
+        except PermissionError:
+            return enough + 1
+        except OSError:
+            # Gone meanwhile, or too deep to have a name.
+            continue
+    return total

@@ -1,0 +1,95 @@
+"""What travels over a connection: bytes to a request, an answer to bytes.
+
+Nothing here reads, waits or looks at a clock. A session feeds a :class:`FrameReader` with what arrives,
+hands the payload to :func:`parse_request` and sends what :func:`encode_response` returns. A peer that
+breaks the framing or the rules of the zip meets a ProtocolError; a sound zip that is no request that
+can be run meets RequestRejected, whose text the client is sent.
+"""
+
+from __future__ import annotations
+
+from stapsrv.errors import ProtocolError
+from stapsrv.rejection import Refusal
+
+_LENGTH_BYTES = 4
+
+
+class FrameReader:
+    """Puts a request's frame together: a 4-byte big-endian length, then that many bytes, then nothing.
+
+    Args:
+        max_bytes: the largest payload that is taken; memory is bounded by it.
+
+    Source: PROTOCOL, the connection.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._header = bytearray()
+        self._announced: int | None = None
+        self._missing = 0
+        self._body = bytearray()
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the peer has announced and not sent yet, those beyond the limit included."""
+        return max(0, self._missing)
+
+    @property
+    def payload(self) -> bytes | None:
+        """The payload once it is whole, else None.
+
+        An empty one is a visit: the peer only wanted to see the certificate. When it is None and
+        ``feed_eof`` did not object, the peer connected and left without a byte.
+        """
+        if self._announced is None or len(self._body) < self._announced:
+            return None
+        return bytes(self._body)
+
+    def feed(self, data: bytes) -> None:
+        """Take in what arrived, in chunks of any size.
+
+        Raises:
+            ProtocolError: the frame announces more than ``max_bytes``, or bytes follow its end.
+        """
+        if self._announced is None:
+            missing = _LENGTH_BYTES - len(self._header)
+            self._header += data[:missing]
+            data = data[missing:]
+            if len(self._header) < _LENGTH_BYTES:
+                return
+            self._announced = int.from_bytes(self._header, "big")
+            self._missing = self._announced - len(data)
+        self._check_length(self._announced)
+        surplus = len(self._body) + len(data) - self._announced
+        if surplus > 0:
+            raise ProtocolError(
+                f"{surplus} bytes or more follow the {self._announced} bytes that the request announces"
+            )
+        self._body += data
+        self._missing = -surplus
+
+    def feed_eof(self) -> None:
+        """Take in that the peer sends no more.
+
+        Raises:
+            ProtocolError: it left within the frame.
+        """
+        if self._announced is not None and len(self._body) < self._announced:
+            raise ProtocolError(
+                f"The request ended after {len(self._body)} of the {self._announced} bytes that it announces"
+            )
+        if self._announced is None and self._header:
+            raise ProtocolError(
+                f"The request ended after {len(self._header)} of the {_LENGTH_BYTES} bytes of its length"
+            )
+
+    def _check_length(self, announced: int) -> None:
+        if announced > self._max_bytes:
+            # Scripts look for the first words (PROTOCOL, log lines).
+            raise ProtocolError(
+                "Error size of (compressed) request file is too large:"
+                f" it announces {announced} bytes, the limit is {self._max_bytes}",
+                remedy="--max-compressed-request raises the limit",
+                refusal=Refusal.REQUEST_SIZE,
+            )

@@ -1,0 +1,161 @@
+"""What travels over a connection: bytes to a request, an answer to bytes.
+
+Nothing here reads, waits or looks at a clock. A session feeds a :class:`FrameReader` with what arrives,
+hands the payload to :func:`parse_request` and sends what :func:`encode_response` returns. A peer that
+breaks the framing or the rules of the zip meets a ProtocolError; a sound zip that is no request that
+can be run meets RequestRejected, whose text the client is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from stapsrv.compile.protocol.archive import RequestFile, printable, read_archive
+from stapsrv.compile.protocol.client_info import StatedLocale, parse_keys, parse_locale
+from stapsrv.config.kernels import is_release_name
+from stapsrv.errors import RequestRejected
+
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+"""Linux's MAX_ARG_STRLEN (with pages of 4 KiB) less the NUL at the end: no program can be given more."""
+
+_OLDEST_VERSION = "1.0"
+_FIRST_VERSION_WITH_LOCALE = (1, 6)
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,7}")
+_SYSINFO = re.compile(r"sysinfo: +(\S{1,64}) +(\w{1,64})\s*", re.ASCII)
+_METADATA = re.compile(rb"version|sysinfo|locale|mok_fingerprints|argv[1-9][0-9]*")
+_ARGUMENT = re.compile(rb"argv([1-9][0-9]*)")
+
+
+@attrs.frozen(kw_only=True)
+class CompileRequest:
+    """What a client wants compiled, and from what.
+
+    Attributes:
+        version: the client's, such as ``4.8``.
+        release: the kernel's, as ``uname -r`` shows it on the client's host.
+        arch: the client's architecture, as it states it.
+        arguments: for stap, in order; any bytes but NUL, each at most ``MAX_ARGUMENT_BYTES``.
+        environment: the locale's variables to lay over the server's environment, names unique.
+        messages: lines ``Server: …`` for the answer's standard error, about what was not accepted.
+        fingerprints: of the machine owner keys that the client's kernel trusts.
+        mok_missing: the client has no such key and needs one.
+        files: all to be laid out under the request's root; arguments name them relatively.
+        directories: all that is needed for them, and empty ones; parents before children.
+    """
+
+    version: str = _OLDEST_VERSION
+    release: str
+    arch: str
+    arguments: tuple[bytes, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    messages: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()
+    mok_missing: bool = False
+    files: tuple[RequestFile, ...] = ()
+    directories: tuple[bytes, ...] = ()
+
+    @property
+    def version_tuple(self) -> tuple[int, ...]:
+        """The version's numbers, to be compared."""
+        return _version_tuple(self.version)
+
+    @property
+    def sysinfo(self) -> str:
+        """``RELEASE ARCH``, as servers advertise it."""
+        return f"{self.release} {self.arch}"
+
+    @property
+    def shown_arguments(self) -> str:
+        """The arguments for a log line (see :func:`render_arguments`)."""
+        return render_arguments(self.arguments)
+
+
+def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
+    """Read the zip that a client sent.
+
+    Args:
+        payload: the zip, whole.
+        max_request_bytes: of all its files together, unpacked.
+
+    Raises:
+        ProtocolError: no sound zip, or one that breaks the rules of :mod:`stapsrv.compile.protocol.archive`.
+        RequestRejected: it cannot be run: no system, a missing or impossible argument, no version.
+
+    Source: PROTOCOL, the request zip.
+    """
+    archive = read_archive(payload, max_bytes=max_request_bytes)
+    metadata = {file.path: file.data for file in archive.files if _METADATA.fullmatch(file.path)}
+    version = _parse_version(metadata.get(b"version", b""))
+    release, arch = _parse_sysinfo(metadata.get(b"sysinfo"))
+    locale = StatedLocale()
+    if _version_tuple(version) >= _FIRST_VERSION_WITH_LOCALE:
+        locale = parse_locale(metadata.get(b"locale", b""))
+    keys = parse_keys(metadata.get(b"mok_fingerprints", b""))
+    return CompileRequest(
+        version=version,
+        release=release,
+        arch=arch,
+        arguments=_parse_arguments(metadata),
+        environment=locale.environment,
+        messages=locale.messages + keys.messages,
+        fingerprints=keys.fingerprints,
+        mok_missing=keys.missing,
+        files=tuple(file for file in archive.files if file.path not in metadata),
+        directories=archive.directories,
+    )
+
+
+def render_arguments(arguments: Iterable[bytes], *, limit: int = 4_000) -> str:
+    """Return ``arguments`` for a log line: joined by blanks as in the original's, but always on one line.
+
+    Args:
+        arguments: as the client sent them.
+        limit: in characters, after which an ellipsis stands for what is left.
+    """
+    return printable(b" ".join(arguments), limit=limit)
+
+
+def _parse_version(data: bytes) -> str:
+    """Read the client's version; absent and empty mean the oldest (seen in the original)."""
+    text = data.decode("ascii", "replace").strip() or _OLDEST_VERSION
+    if not _VERSION.fullmatch(text):
+        raise RequestRejected(f"The request's version '{printable(data)}' is no version number")
+    return text
+
+
+def _version_tuple(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _parse_sysinfo(data: bytes | None) -> tuple[str, str]:
+    if data is None:
+        raise RequestRejected("The request does not say which kernel it is for: it has no sysinfo")
+    match = _SYSINFO.fullmatch(data.decode("ascii", "replace"))
+    if match is None or not is_release_name(match[1]):
+        raise RequestRejected(
+            f"The request's sysinfo '{printable(data)}' is not 'sysinfo: RELEASE ARCHITECTURE'"
+        )
+    return match[1], match[2]
+
+
+def _parse_arguments(metadata: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
+    numbered = {
+        int(match[1]): data for path, data in metadata.items() if (match := _ARGUMENT.fullmatch(path))
+    }
+    arguments = []
+    for number in range(1, len(numbered) + 1):
+        if number not in numbered:
+            raise RequestRejected(f"The request has no argv{number} and has argv{max(numbered)}")
+        argument = numbered[number]
+        if b"\0" in argument:
+            raise RequestRejected(f"The request's argv{number} holds a NUL, which no program can be given")
+        if len(argument) > MAX_ARGUMENT_BYTES:
+            raise RequestRejected(
+                f"The request's argv{number} has {len(argument)} bytes,"
+                f" a program can be given {MAX_ARGUMENT_BYTES} in one argument"
+            )
+        arguments.append(argument)
+    return tuple(arguments)

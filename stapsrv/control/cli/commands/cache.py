@@ -1,0 +1,83 @@
+"""``stap-server cache``: looking after the results that servers keep (docs/cache.md).
+
+It works on the directory itself, whether a server runs or not: what is removed is gone for running servers
+at once. Only its owner can, and root, who becomes the owner for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
+from stapsrv.control.cli.commands.common import Owner, VerbParser, guarded, run_as_owner
+from stapsrv.errors import ConfigError
+from stapsrv.identity.certificate import systemtap_directory
+
+_UNBOUNDED = 1 << 62
+
+
+def main(argv: Sequence[str], *, program: str = "stap-server cache") -> int:
+    """Carry out ``stap-server cache …``; returns the exit status."""
+    return guarded(program, lambda: _cache(program, argv))
+
+
+def _cache(program: str, argv: Sequence[str]) -> int:
+    given = _parser(program).parse_args(argv)
+    owner = Owner.find(given.user, os.environ)
+    if os.geteuid() == 0 and owner.name != "root":
+        return run_as_owner(
+            owner, "stapsrv.control.cli.commands.cache", [given.verb, *(["--json"] if given.json else [])]
+        )
+    directory = systemtap_directory(owner.environ) / RESULTS_DIRECTORY
+    try:
+        found = _carry_out(given.verb, directory)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot be read or changed ({exc.strerror})",
+            where=str(directory),
+            remedy=f"run this as {owner.name}, or as root",
+        ) from exc
+    if given.json:
+        sys.stdout.write(json.dumps({"directory": str(directory), **found}, indent=2) + "\n")
+    else:
+        counted = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items())
+        sys.stdout.write(f"{directory}: {counted}\n")
+    return 1 if found.get("damaged") else 0
+
+
+def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
+    """Do what a verb says; returns what it counted."""
+    store = Store(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
+    match verb:
+        case "clear":
+            return {"removed": store.clear()}
+        case "verify":
+            verified = store.verify()
+            return {"sound": verified.sound, "damaged": verified.damaged}
+        case _:
+            statistics = store.statistics()
+            return {"results": statistics.entries, "bytes": statistics.stored_bytes}
+
+
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
+        description="Look after the results that servers keep, lest they compile the same again.",
+        example="stats --json",
+        whose="whose results",
+        examples={},
+    )
+    parser.common.add_argument("--json", action="store_true", help="print a JSON object")
+    add = parser.add_verb
+    add("stats", "count the results, and what they take of the disk")
+    add("clear", "remove all results; running servers compile anew")
+    add("verify", "look at every result, and remove those that are damaged")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

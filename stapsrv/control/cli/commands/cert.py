@@ -1,0 +1,320 @@
+"""``stap-server cert``, ``stap-gen-cert`` and ``stap-authorize-cert``: looking after a server's certificate.
+
+They work on the database directory itself, whether a server runs or not; a running server hears that its
+database was replaced, and shows the next connection what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import pwd
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from stapsrv.control.cli.commands.common import (
+    Owner,
+    VerbParser,
+    absolute_path,
+    guarded,
+    run_as_owner,
+    silent_log,
+)
+from stapsrv.errors import ConfigError, IdentityError, UsageError
+from stapsrv.identity.certificate import (
+    CERTIFICATE_FILE,
+    default_directory,
+    make_identity,
+    serial_pairs,
+)
+from stapsrv.identity.selfsigned import extra_names_of, host_name
+from stapsrv.identity.trust import (
+    ALL_CLIENTS,
+    MODULE_SIGNERS,
+    authorize,
+    default_client_directory,
+    is_trusted,
+    revoke,
+)
+
+_DNS_SEPARATORS = ","
+_EXAMPLES = {"show": " --json", "export": " -o server.pem", "authorize": " --all", "revoke": " --all"}
+"""What follows a verb in the example that its help gives."""
+_HELP = frozenset({"-h", "--help"})
+GEN_HELP = """\
+usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
+
+Make a server's certificate, in place of the one that is there. DIRECTORY, which has a slash in it, is the
+certificate database (default: ~/.systemtap/ssl/server). Names are those of this host, and those given.
+
+example:
+  stap-gen-cert /var/lib/stap-server/lab build.example.org
+"""
+AUTHORIZE_HELP = """\
+usage: stap-authorize-cert CERTFILE DIRECTORY
+
+Let the certificate database in DIRECTORY trust the server whose certificate is in CERTFILE.
+
+example:
+  stap-authorize-cert server.pem ~/.systemtap/ssl/client
+"""
+
+
+def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
+    """Carry out ``stap-server cert …``; returns the exit status."""
+    return guarded(program, lambda: _cert(program, argv))
+
+
+def gen_cert() -> NoReturn:
+    """``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, in place of the one that is there.
+
+    The directory is the user's own unless the first argument has a slash in it (the original takes the
+    first argument for the directory whatever it is). Names may be separated by blanks or commas.
+    """
+    sys.exit(guarded("stap-gen-cert", lambda: _gen_cert(sys.argv[1:])))
+
+
+def authorize_cert() -> NoReturn:
+    """``stap-authorize-cert CERTFILE DIRECTORY``: let the database in DIRECTORY trust a server."""
+    sys.exit(guarded("stap-authorize-cert", lambda: _authorize_cert(sys.argv[1:])))
+
+
+def _cert(program: str, argv: Sequence[str]) -> int:
+    given = _parser(program).parse_args(argv)
+    owner = Owner.find(given.user, os.environ)
+    directory = given.ssl or default_directory(owner.environ)
+    if given.verb == "renew" and os.geteuid() == 0 and owner.name != "root":
+        return run_as_owner(owner, "stapsrv.control.cli.commands.cert", ["renew", "--ssl", str(directory)])
+    match given.verb:
+        case "show":
+            anyio.run(_show, directory, owner, given.json)
+        case "renew":
+            anyio.run(_renew, directory, owner)
+        case "export":
+            _export(directory, der=given.der, output=given.output)
+        case verb:
+            anyio.run(_change_trust, verb, directory, _places(given, owner))
+    return 0
+
+
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
+        description="Look after the certificate that a compile server shows and signs with.",
+        example="authorize --signer",
+        whose="whose servers",
+        examples=_EXAMPLES,
+    )
+    parser.common.add_argument("--ssl", type=absolute_path, metavar="DIR", help="the certificate database")
+    add = parser.add_verb
+    add("show", "show the certificate, and who trusts it on this host").add_argument(
+        "--json", action="store_true", help="print a JSON object"
+    )
+    add("renew", "make a new certificate now; a running server takes it up by itself")
+    export = add(
+        "export", "write the certificate out, for another host's stap --trust-servers or an administrator"
+    )
+    form = export.add_mutually_exclusive_group()
+    form.add_argument("--pem", dest="der", action="store_false", default=False, help="as PEM text (default)")
+    form.add_argument("--der", dest="der", action="store_true", help="as DER")
+    export.add_argument(
+        "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
+    )
+    for verb, text in (
+        ("authorize", "make clients on this host trust the server"),
+        ("revoke", "take that trust back"),
+    ):
+        whom = add(verb, text).add_mutually_exclusive_group()
+        whom.add_argument(
+            "--local", dest="whom", action="store_const", const="local", help="your own client (default)"
+        )
+        whom.add_argument(
+            "--all", dest="whom", action="store_const", const="all", help="every user's client (root)"
+        )
+        whom.add_argument(
+            "--signer",
+            dest="whom",
+            action="store_const",
+            const="signer",
+            help="staprun, as module signer (root)",
+        )
+    return parser
+
+
+def _read_certificate(file: Path) -> x509.Certificate:
+    """Read a certificate in DER or PEM."""
+    try:
+        data = file.read_bytes()
+    except OSError as exc:
+        remedy = "start a server once, or make one with stap-gen-cert" if exc.errno == errno.ENOENT else None
+        raise IdentityError(f"cannot be read ({exc.strerror})", where=str(file), remedy=remedy) from exc
+    for load in (x509.load_der_x509_certificate, x509.load_pem_x509_certificate):
+        try:
+            return load(data)
+        except ValueError:
+            continue
+    raise IdentityError(
+        "is not a certificate", where=str(file), remedy="give one in DER or PEM, such as stap.cert"
+    )
+
+
+async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: FBT001 - called through anyio.run
+    certificate = _read_certificate(directory / CERTIFICATE_FILE)
+    trusted_by = [name for name, place in _all_places(owner).items() if await _trusts(certificate, place)]
+    public = certificate.public_key()
+    shown: dict[str, object] = {
+        "directory": str(directory),
+        "subject": certificate.subject.rfc4514_string(),
+        "names": _dns_names(certificate),
+        "serial": serial_pairs(certificate),
+        "sha256": certificate.fingerprint(hashes.SHA256()).hex(":"),
+        "not_before": _iso(certificate.not_valid_before_utc),
+        "not_after": _iso(certificate.not_valid_after_utc),
+        "key": f"RSA {public.key_size} bits" if isinstance(public, RSAPublicKey) else type(public).__name__,
+        "trusted_by": trusted_by,
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        return
+    for name, value in shown.items():
+        text = ", ".join(value) or "nobody" if isinstance(value, list) else str(value)
+        sys.stdout.write(f"{name.replace('_', ' ') + ':':12} {text}\n")
+
+
+async def _renew(directory: Path, owner: Owner) -> None:
+    identity = await make_identity(directory, log=silent_log(), extra_names=_kept_names(directory))
+    await authorize(identity.certificate, default_client_directory(owner.environ), log=silent_log())
+    sys.stdout.write(f"{identity.serial} is valid until {_iso(identity.not_after)}\n")
+
+
+def _kept_names(directory: Path) -> list[str]:
+    """Return the further DNS names of the certificate that is there, if one is."""
+    try:
+        return extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
+    except IdentityError:
+        return []
+
+
+def _export(directory: Path, *, der: bool, output: Path | None) -> None:
+    data = _read_certificate(directory / CERTIFICATE_FILE).public_bytes(Encoding.DER if der else Encoding.PEM)
+    if output is None:
+        if der and sys.stdout.isatty():
+            raise UsageError("DER is no text for a terminal", remedy="name a file with -o")
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as exc:
+        raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
+
+
+async def _change_trust(verb: str, directory: Path, place: Path) -> None:
+    certificate = _read_certificate(directory / CERTIFICATE_FILE)
+    if verb == "authorize":
+        await authorize(certificate, place, log=silent_log())
+        sys.stdout.write(f"{place} trusts {serial_pairs(certificate)}\n")
+    elif await revoke(certificate, place):
+        sys.stdout.write(f"{place} no longer trusts {serial_pairs(certificate)}\n")
+    else:
+        sys.stdout.write(f"{place} did not trust {serial_pairs(certificate)}\n")
+
+
+def _all_places(owner: Owner) -> dict[str, Path]:
+    """Return who may trust a server on this host: by name, the database."""
+    return {
+        f"the client of {owner.name}": default_client_directory(owner.environ),
+        "every client": ALL_CLIENTS,
+        "staprun": MODULE_SIGNERS,
+    }
+
+
+def _places(given: argparse.Namespace, owner: Owner) -> Path:
+    if given.whom in {None, "local"}:
+        return default_client_directory(_caller(owner))
+    if os.geteuid() != 0:
+        raise ConfigError("only root decides for every user of this host", remedy="run it as root")
+    return ALL_CLIENTS if given.whom == "all" else MODULE_SIGNERS
+
+
+def _caller(owner: Owner) -> Mapping[str, str]:
+    """Return the environment of whoever calls: "local" is the caller's client, whosever the server is."""
+    return owner.environ if os.geteuid() == pwd.getpwnam(owner.name).pw_uid else os.environ
+
+
+async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
+    try:
+        return await is_trusted(certificate, place)
+    except IdentityError:
+        return False
+
+
+def _gen_cert(argv: Sequence[str]) -> int:
+    words = list(argv)
+    if _HELP.intersection(words[:1]):
+        sys.stdout.write(GEN_HELP)
+        return 0
+    if words and words[0].startswith("-"):
+        raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
+    directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
+    names = [name for word in words for name in word.split(_DNS_SEPARATORS) if name]
+    owner = Owner.find(None, os.environ)
+    if os.geteuid() == 0:
+        raise UsageError(
+            "a server's certificate belongs to its user, not to root",
+            remedy=f"run it as that user: runuser -u {owner.name} -- stap-gen-cert",
+        )
+
+    async def make() -> None:
+        try:
+            await make_identity(
+                directory or default_directory(owner.environ), log=silent_log(), extra_names=names
+            )
+        except ValueError as exc:
+            raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
+
+    anyio.run(make)
+    return 0
+
+
+def _authorize_cert(argv: Sequence[str]) -> int:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(AUTHORIZE_HELP)
+        return 0
+    if len(argv) != 2:  # noqa: PLR2004 - a file and a directory
+        raise UsageError(
+            "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"
+        )
+    certificate = _read_certificate(Path(argv[0]))
+
+    async def change() -> None:
+        await authorize(certificate, absolute_path(argv[1]), log=silent_log())
+
+    anyio.run(change)
+    return 0
+
+
+def _dns_names(certificate: x509.Certificate) -> list[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return extension.value.get_values_for_type(x509.DNSName)
+
+
+def _iso(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

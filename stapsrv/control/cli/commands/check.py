@@ -1,0 +1,269 @@
+"""``check``: whether what is configured, or described on the command line, could be started.
+
+Everything is read and nothing is started, made or locked. A problem names its place: the file and line, or
+the option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from stapsrv.config.files import ConfigFaults
+from stapsrv.config.global_settings import can_write
+from stapsrv.config.kernels import resolve_release
+from stapsrv.config.log_format import LogFormat
+from stapsrv.config.networks import socket_address
+from stapsrv.config.settings import ServerSettings
+from stapsrv.control.cli.commands.lifecycle import line_of
+from stapsrv.control.cli.console import Console, encode_document
+from stapsrv.control.cli.inventory import Scene
+from stapsrv.control.cli.invocation import Invocation, OutputForm
+from stapsrv.control.cli.plan import Deed, Target, select
+from stapsrv.control.client.accounts import Account, runnable_account
+from stapsrv.errors import ConfigError
+from stapsrv.observe.sinks import JOURNAL, stream_descriptor
+
+_FAILED = 1
+_OPTIONS = {
+    "RELEASE": "-r",
+    "INCLUDE": "-I",
+    "RUNTIME": "-R",
+    "USER": "-u",
+    "NICKNAME": "-n",
+    "LOG": "--log",
+    "PORT": "--port",
+    "SSL": "--ssl",
+    "LISTEN": "--listen",
+    "LOG_FORMAT": "log format",
+}
+"""What says on the command line what a variable says in a file."""
+_FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+_USUAL_FIRST_PORT = 1024
+
+
+def run_check(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
+    """Print every problem, one a line; returns 1 if there is any, else 0.
+
+    With ``--json`` one document is printed: an object with ``problems``, an array of objects with ``where``
+    (a file and line, an option, or null), ``problem`` and ``remedy`` (or null); ``servers``, the number of
+    servers that were looked at; and ``exit_status``.
+    """
+    servers, problems = find_problems(invocation, environ)
+    status = _FAILED if problems else 0
+    if invocation.output is OutputForm.JSON:
+        found = [
+            {"where": problem.where, "problem": problem.problem, "remedy": problem.remedy}
+            for problem in problems
+        ]
+        console.write(encode_document({"problems": found, "servers": servers, "exit_status": status}))
+        return status
+    for problem in problems:
+        console.say(str(problem))
+    if not problems:
+        console.say(f"{servers} server{'' if servers == 1 else 's'}, no problem")
+    return status
+
+
+def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[int, list[ConfigError]]:
+    """Return how many servers are meant, and what would go wrong with them, in the files' order.
+
+    What follows from a wrong global file is not looked at.
+    """
+    try:
+        scene = Scene(invocation, environ)
+        faults = [] if invocation.specifications else [file.fault for file in scene.files if file.fault]
+        configured = scene.configured
+    except ConfigError as exc:
+        return 0, _apart(exc)
+    problems = [problem for fault in faults for problem in _apart(fault)]
+    if scene.nothing_usable and not invocation.specifications:
+        return 0, problems
+    selection = select(
+        invocation, running=[server.running for server in scene.found], configured=configured, host=scene.host
+    )
+    checker = _Checker(scene)
+    problems += (ConfigError(warning) for warning in selection.warnings)
+    for target in selection.targets:
+        problems += checker.check(target)
+    return len(selection.targets), problems
+
+
+class _Checker:
+    """Looks at one server after the other, and remembers which port is whose."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._ports: dict[int, list[tuple[frozenset[str], str]]] = {}
+
+    def check(self, target: Target) -> Iterator[ConfigError]:
+        """Give what would go wrong with a server."""
+        if target.problem is not None:
+            place = None if target.where is None else line_of(target.where, "NICKNAME")
+            yield ConfigError(target.problem, where=place)
+        if target.deed is not Deed.CHECK or target.settings is None:
+            return
+        settings = target.settings
+        account, refusal = self._account(target, settings)
+        if refusal is not None:
+            yield refusal
+        yield from self._check_releases(target, settings)
+        yield from self._check_port(target, settings)
+        for address in settings.reach.listen:
+            yield from _check_listen(target, address)
+        for directory in settings.include:
+            yield from _check_directory(target, "INCLUDE", directory)
+        if settings.runtime is not None:
+            yield from _check_directory(target, "RUNTIME", settings.runtime)
+        if account is not None:
+            yield from self._check_log(target, settings, account)
+            yield from _check_database(target, settings, account)
+
+    def _account(self, target: Target, settings: ServerSettings) -> tuple[Account | None, ConfigError | None]:
+        """Return whom a server runs as, or why it cannot."""
+        user = settings.user or self._scene.default_user
+        try:
+            return runnable_account(user, self._scene.environ, where=_place(target, "USER", user)), None
+        except ConfigError as exc:
+            return None, exc
+
+    def _check_releases(self, target: Target, settings: ServerSettings) -> Iterator[ConfigError]:
+        for release in settings.releases:
+            try:
+                resolve_release(release, arch=settings.arch or self._scene.host.defaults.arch)
+            except ConfigError as exc:
+                where = _place(target, "RELEASE", release)
+                yield ConfigError(exc.problem, where=where, remedy=exc.remedy)
+
+    def _check_port(self, target: Target, settings: ServerSettings) -> Iterator[ConfigError]:
+        port = settings.port
+        if port == 0:
+            return
+        where = _place(target, "PORT", str(port))
+        if port < _first_port():
+            yield ConfigError(
+                f"port {port} is for root alone, and no server runs as root",
+                where=where,
+                remedy=f"give one from {_first_port()} to 65535",
+            )
+        listen = frozenset(settings.reach.listen)
+        others = self._ports.setdefault(port, [])
+        # An unspecified address stands for many; whether two such meet is left to the kernel.
+        meeting = [place for other, place in others if not (other and listen and other.isdisjoint(listen))]
+        others.append((listen, where))
+        for other in meeting[:1]:
+            yield ConfigError(
+                f"port {port} is that of another server, too: {other}",
+                where=where,
+                remedy="give one of the two another port",
+            )
+
+    def _check_log(self, target: Target, settings: ServerSettings, account: Account) -> Iterator[ConfigError]:
+        log = settings.log or self._scene.settings.log_file
+        if (settings.log_format or self._scene.settings.log_format) is LogFormat.JOURNAL:
+            if not JOURNAL.is_socket():
+                yield ConfigError(
+                    f"the systemd journal does not listen at {JOURNAL}",
+                    where=_place(target, "LOG_FORMAT", LogFormat.JOURNAL),
+                    remedy="use classic or json where systemd does not run",
+                )
+            return
+        if stream_descriptor(log) is not None:
+            return
+        # The default log is made where it is missing, by root for others or by the user himself.
+        makes_it = log == self._scene.settings.log_file and (os.geteuid() == 0 or can_write(log))
+        if makes_it and not log.exists():
+            return
+        if not _may_write(account, log if log.exists() else log.parent):
+            yield ConfigError(
+                f"log file {log} cannot be written by user {account.name}",
+                where=_place(target, "LOG", str(log)),
+                remedy="make its directory, or let the user write there",
+            )
+
+
+def _check_listen(target: Target, address: str) -> Iterator[ConfigError]:
+    """Give why an address cannot be listened on: it is bound for a moment, on any port."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind(socket_address(address, 0))
+    except OSError as exc:
+        yield ConfigError(
+            f"{address} cannot be listened on: {exc.strerror}",
+            where=_place(target, "LISTEN", address),
+            remedy="give an address of this host, or none for all",
+        )
+
+
+def _check_directory(target: Target, variable: str, directory: str) -> Iterator[ConfigError]:
+    if not Path(directory).is_dir():
+        yield ConfigError(
+            f"{directory} is not a directory",
+            where=_place(target, variable, directory),
+            remedy="give an existing directory",
+        )
+
+
+def _check_database(target: Target, settings: ServerSettings, account: Account) -> Iterator[ConfigError]:
+    database = settings.ssl
+    if database is None:
+        return
+    where = _place(target, "SSL", str(database))
+    if database.exists():
+        if not (database.is_dir() and _may_write(account, database)):
+            yield ConfigError(
+                f"{database} is no directory that user {account.name} may write",
+                where=where,
+                remedy="let the server's user own its certificate database",
+            )
+    elif not _may_write(account, database.parent):
+        yield ConfigError(
+            f"certificate database {database} is missing, and user {account.name} cannot make it",
+            where=where,
+            remedy="make its parent directory, and let the server's user write there",
+        )
+
+
+def _may_write(account: Account, path: Path) -> bool:
+    """Whether a user may write a file, or make files in a directory; False for what is missing.
+
+    Asked of the kernel in the name of that user, since modes alone do not say (ACLs, read-only mounts).
+    """
+    if account.is_caller:
+        return os.access(path, os.W_OK | os.X_OK if path.is_dir() else os.W_OK, effective_ids=True)
+    conditions = ["-w", str(path)]
+    if path.is_dir():
+        conditions += ["-a", "-x", str(path)]
+    asked = subprocess.run(
+        ["/usr/bin/test", *conditions],
+        check=False,
+        cwd="/",
+        user=account.uid,
+        group=account.gid,
+        extra_groups=account.groups,
+    )
+    return asked.returncode == 0
+
+
+def _place(target: Target, variable: str, value: str) -> str:
+    """Return where a setting is given: a file and line, or the option."""
+    if target.where is None:
+        return f"{_OPTIONS[variable]} {value}"
+    by_value = line_of(target.where, variable, value)
+    return by_value if by_value != target.where else line_of(target.where, variable)
+
+
+def _first_port() -> int:
+    """Return the first port that a plain user may listen on (ip(7), ip_unprivileged_port_start)."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(_FIRST_PORT.read_text(encoding="ascii"))
+    return _USUAL_FIRST_PORT
+
+
+def _apart(fault: ConfigError) -> list[ConfigError]:
+    """Return the single faults of a file."""
+    return list(fault.faults) if isinstance(fault, ConfigFaults) else [fault]

@@ -1,0 +1,255 @@
+"""Where in a settings file something is said, for messages about it.
+
+Carrying out a command: who is meant, what is to be done to each, and what became of it.
+
+Everything that ``stap-server`` does but ``status``, ``check`` and ``help`` is here. What a command means is
+decided by :mod:`stapsrv.control.cli.plan`; this module sees that it happens, user by user: first all that
+stops, so that what starts finds its port free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from stapsrv.config.files import decode_config, parse_assignments
+from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
+from stapsrv.control.cli.execute import Deeds, done, failure
+from stapsrv.control.cli.inventory import Scene
+from stapsrv.control.cli.invocation import Action, Invocation
+from stapsrv.control.cli.plan import Deed, Selection, Target, select
+from stapsrv.control.cli.report import Reporter, Verb
+from stapsrv.control.cli.supervisors import Supervisors
+from stapsrv.control.client.accounts import runnable_account
+from stapsrv.control.protocol.schema import settings_info
+from stapsrv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stapsrv.control.cli.targets import RunningServer
+
+
+def line_of(file: str, variable: str, value: str | None = None) -> str:
+    """Return ``FILE:LINE`` of what a settings file last assigns to a variable; ``FILE`` if it does not.
+
+    Args:
+        file: its path.
+        variable: the variable's name.
+        value: find the assignment of this value; None for the last of any.
+    """
+    try:
+        assignments = parse_assignments(decode_config(Path(file).read_bytes(), where=file), where=file)
+    except (OSError, ConfigError):
+        return file
+    lines = [
+        assignment.line
+        for assignment in assignments
+        if assignment.variable == variable and value in (None, assignment.value)
+    ]
+    return f"{file}:{lines[-1]}" if lines else file
+
+
+_FAILED = 1
+_STOPPED_NOTHING = f"{Verb.STOP} {PROGRAM}: OK"
+_TAKES_UP = {Action.START, Action.RESTART, Action.RELOAD, Action.FORCE_RELOAD}
+"""What starts a supervisor, which takes the servers up that a dead one of its user had: they count as its."""
+_VERBS = {Deed.STOP: Verb.STOP, Deed.DRAIN: Verb.DRAIN, Deed.UNDRAIN: Verb.UNDRAIN}
+"""What a deed is called when nothing comes of it; any other is a start."""
+
+
+def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str, str]) -> int:
+    """Carry out an action on servers, and tell what becomes of them.
+
+    Args:
+        invocation: of ``start stop restart condrestart force-reload reload drain undrain``.
+        reporter: tells.
+        environ: the environment variables.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        StapsrvError: it cannot be carried out at all.
+    """
+    command = _Command(Scene(invocation, environ), reporter)
+    reloads = invocation.action in {Action.RELOAD, Action.FORCE_RELOAD} and not invocation.specifications
+    status = command.reload() if reloads else command.act()
+    reporter.finish(status)
+    return status
+
+
+class _Command:
+    """One command."""
+
+    def __init__(self, scene: Scene, reporter: Reporter) -> None:
+        self._scene = scene
+        self._invocation = scene.invocation
+        self._reporter = reporter
+        supervisors = Supervisors(scene.settings, scene.invocation, scene.environ, reporter.step)
+        self._deeds = Deeds(scene, supervisors, reporter)
+
+    def act(self) -> int:
+        """Do to each server that is meant what the selection says; return the exit status."""
+        self._deeds.complain(*self._scene.problems)
+        selection = self._select()
+        warnings = selection.warnings
+        if self._invocation.use_password and any(
+            self._scene.owns(found) for found in self._scene.supervisors
+        ):
+            warnings = (
+                *warnings,
+                "-P is for a supervisor that is started; yours runs and keeps the password it has",
+            )
+        for warning in warnings:
+            self._reporter.complain(f"warning: {warning}")
+        self._say_if_none_runs(selection)
+        targets = [target for target in selection.targets if self._is_to_be_done(target)]
+        renewed = [target for target in targets if self._is_renewed(target)]
+        kept = [target for target in targets if target.deed is Deed.RESTART and target not in renewed]
+        down = self._deeds.stop([*_with(Deed.STOP, targets), *renewed])
+        self._deeds.restart(kept)
+        starting = [target for target in targets if target.deed in {Deed.START, Deed.KEEP}]
+        self._deeds.start([*starting, *(target for target in renewed if target in down)])
+        self._deeds.drain(_with(Deed.DRAIN, targets), undo=False)
+        self._deeds.drain(_with(Deed.UNDRAIN, targets), undo=True)
+        return _FAILED if self._deeds.failed else selection.exit_status
+
+    def reload(self) -> int:
+        """Have each supervisor make its servers the configured ones; return the exit status."""
+        scene, deeds = self._scene, self._deeds
+        force = self._invocation.action is Action.FORCE_RELOAD
+        deeds.complain(*scene.problems, *scene.faults)
+        self._say_if_none_runs(None)
+        configured = self._configured_users()
+        own = [supervisor for supervisor in scene.supervisors if scene.owns(supervisor)]
+        for supervisor in own:
+            if supervisor["user"] in configured or not force:
+                deeds.reload(supervisor["user"], force=force)
+            else:
+                deeds.stop_all(supervisor)
+        hosted = {supervisor["user"] for supervisor in own}
+        for user in [user for user in configured if user not in hosted]:
+            error = self._user_error(user, configured[user])
+            if error is not None:
+                deeds.complain(error)
+            else:
+                # Where nothing is configured, only a forced reload comes to the default server.
+                deeds.reload(user, force=force or not scene.files)
+        return _FAILED if deeds.failed else 0
+
+    def _configured_users(self) -> dict[str, str | None]:
+        """Return whom configured servers run as, each with a file that says so; or the default user."""
+        scene = self._scene
+        users: dict[str, str | None] = {} if scene.files else {scene.default_user: None}
+        for server in scene.configured:
+            users.setdefault(server.settings.user or scene.default_user, server.where)
+        return users
+
+    def _select(self) -> Selection:
+        scene, invocation = self._scene, self._invocation
+        running = [server.running for server in scene.found if server.own or invocation.specifications]
+        wanted = self._wants_configured(running)
+        if wanted and scene.nothing_usable:
+            return Selection(invocation.action, ())
+        if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
+            running += scene.lost_servers
+        selection = select(
+            invocation,
+            running=running,
+            configured=scene.configured if wanted or scene.names_unknown(running) else [],
+            host=scene.host,
+        )
+        return attrs.evolve(selection, targets=tuple(map(self._doubted, selection.targets)))
+
+    def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
+        """Whether all configured servers are meant; tells of files that cannot be used if so."""
+        action, specified = self._invocation.action, bool(self._invocation.specifications)
+        like_start = action is Action.START or (action is Action.RESTART and not running)
+        if not like_start or specified:
+            return False
+        self._deeds.complain(*self._scene.faults)
+        return True
+
+    def _doubted(self, target: Target) -> Target:
+        """Refuse to make a new server of what may be the nickname in a file that cannot be used."""
+        nickname = target.settings.nickname if target.settings is not None else None
+        if target.deed is not Deed.START or target.where is not None or nickname is None:
+            return target
+        fault = self._scene.fault_of(nickname)
+        if fault is None:
+            return target
+        return attrs.evolve(target, deed=Deed.REFUSE, problem=fault, exit_status=_FAILED)
+
+    def _say_if_none_runs(self, selection: Selection | None) -> None:
+        """Say what the original says where there is nothing to stop.
+
+        Args:
+            selection: what is meant, or None for a reload, which always means something.
+        """
+        action = self._invocation.action
+        none_runs = not any(server.own for server in self._scene.found)
+        if none_runs and action in {Action.RESTART, Action.FORCE_RELOAD}:
+            if not self._invocation.specifications:
+                self._reporter.remark(_STOPPED_NOTHING)
+        elif selection is None or selection.targets or action is Action.START:
+            return
+        elif action is Action.STOP:
+            self._reporter.remark(_STOPPED_NOTHING)
+        else:
+            self._reporter.remark(NONE_RUNS, done=True)
+
+    def _is_to_be_done(self, target: Target) -> bool:
+        """Whether something is left to do; where not, tell what came of it."""
+        match target.deed:
+            case Deed.REFUSE if target.settings is None:
+                self._reporter.remark(target.problem or "", done=False)
+                return False
+            case Deed.REFUSE:
+                error = target.problem
+            case Deed.ABSENT:
+                self._tell_absent(target)
+                return False
+            case Deed.START:
+                error = self._user_error(self._deeds.user_of(target), target.where)
+            case _:
+                error = self._not_own(target)
+        if error is not None:
+            self._deeds.tell(_VERBS.get(target.deed, Verb.START), target, failure(error))
+        return error is None
+
+    def _tell_absent(self, target: Target) -> None:
+        """Say of a server that it does not run, or of one to be stopped, that this is so."""
+        if self._invocation.action is Action.STOP:
+            self._deeds.tell(Verb.STOP, target, done(already=True))
+        elif target.settings is not None:
+            line = f"{title(settings_info(target.settings))} is not running"
+            self._reporter.remark(line, done=target.exit_status == 0)
+
+    def _not_own(self, target: Target) -> str | None:
+        """Return why this user may do nothing to a server that runs, if so."""
+        found = self._deeds.find(target)
+        if found is None or found.own:
+            return None
+        owner = found.supervisor["user"]
+        return f"is a server of user {owner}; run stap-server as that user, or as root"
+
+    def _user_error(self, user: str, where: str | None) -> str | None:
+        """Return why this user may start nothing as ``user``, if so; ``where`` is the file that names it."""
+        place = None if where is None else line_of(where, "USER")
+        try:
+            runnable_account(user, self._scene.environ, where=place)
+        except ConfigError as exc:
+            return str(exc)
+        return None
+
+    def _is_renewed(self, target: Target) -> bool:
+        """Whether a restart is to change settings, so that another server takes this one's place."""
+        if target.deed is not Deed.RESTART or target.server is None:
+            return False
+        return target.settings != target.server.settings.resolved(self._scene.host.defaults)
+
+
+def _with(deed: Deed, targets: Sequence[Target]) -> list[Target]:
+    return [target for target in targets if target.deed is deed]

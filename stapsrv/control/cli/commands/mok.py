@@ -1,0 +1,136 @@
+"""``stap-server mok``: the keys that sign modules for kernels under secure boot."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from stapsrv.control.cli.commands.common import (
+    Owner,
+    VerbParser,
+    absolute_path,
+    guarded,
+    run_as_owner,
+    silent_log,
+)
+from stapsrv.errors import ConfigError, IdentityError, UsageError
+from stapsrv.identity.certificate import default_directory
+from stapsrv.identity.mok import Mok, create_mok, examine_moks, moks_directory
+
+_EXAMPLES = {"list": " --json", "export": " -o key.x509"}
+"""What follows a verb in the example that its help gives."""
+
+
+def main(argv: Sequence[str], *, program: str = "stap-server mok") -> int:
+    """Carry out ``stap-server mok …``; returns the exit status."""
+    return guarded(program, lambda: _mok(program, argv))
+
+
+def _mok(program: str, argv: Sequence[str]) -> int:
+    given = _parser(program).parse_args(argv)
+    owner = Owner.find(given.user, os.environ)
+    server = given.ssl or default_directory(owner.environ)
+    directory = moks_directory(server)
+    if given.verb == "new" and os.geteuid() == 0 and owner.name != "root":
+        return run_as_owner(owner, "stapsrv.control.cli.commands.mok", ["new", "--ssl", str(server)])
+    match given.verb:
+        case "list":
+            return _list(directory, as_json=given.json)
+        case "new":
+            anyio.run(_new, directory)
+        case "export":
+            _export(_named(directory, given.fingerprint), pem=given.pem, output=given.output)
+    return 0
+
+
+def _parser(program: str) -> VerbParser:
+    parser = VerbParser(
+        program,
+        description="Look after the machine owner keys that modules are signed with for secure boot.",
+        example="export -o key.x509, then mokutil --import it on the client's host",
+        whose="whose keys",
+        examples=_EXAMPLES,
+    )
+    parser.common.add_argument(
+        "--ssl", type=absolute_path, metavar="DIR", help="the server's certificate database"
+    )
+    add = parser.add_verb
+    add("list", "list the keys, and what is wrong with those that cannot be used").add_argument(
+        "--json", action="store_true", help="print a JSON array"
+    )
+    add("new", "make one more key")
+    export = add("export", "write a key's certificate out, for mokutil --import")
+    export.add_argument(
+        "fingerprint", nargs="?", metavar="FINGERPRINT", help="of the key (default: the only one)"
+    )
+    export.add_argument("--pem", action="store_true", help="as PEM text (default: DER, as mokutil takes it)")
+    export.add_argument(
+        "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
+    )
+    return parser
+
+
+def _list(directory: Path, *, as_json: bool) -> int:
+    """Print the keys; a key that cannot be used makes the exit status 1."""
+    listing = examine_moks(directory)
+    if as_json:
+        shown = [
+            {
+                "fingerprint": mok.fingerprint,
+                "not_after": mok.certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "file": str(mok.certificate_file),
+            }
+            for mok in listing.usable
+        ]
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    else:
+        for mok in listing.usable:
+            until = mok.certificate.not_valid_after_utc.strftime("%Y-%m-%d")
+            sys.stdout.write(f"{mok.fingerprint}  until {until}  {mok.certificate_file}\n")
+        if not listing.usable:
+            sys.stdout.write(f"no machine owner key in {directory}\n")
+    for fault in listing.unusable:
+        sys.stderr.write(f"{fault}\n")
+    return 1 if listing.unusable else 0
+
+
+async def _new(directory: Path) -> None:
+    mok = await create_mok(directory, log=silent_log())
+    sys.stdout.write(f"{mok.fingerprint}\n")
+
+
+def _named(directory: Path, fingerprint: str | None) -> Mok:
+    held = {mok.fingerprint: mok for mok in examine_moks(directory).usable}
+    if not held:
+        raise IdentityError(
+            "holds no machine owner key", where=str(directory), remedy="make one: stap-server mok new"
+        )
+    if fingerprint is None:
+        if len(held) > 1:
+            raise UsageError("there are several keys", remedy=f"name one: {', '.join(held)}")
+        return next(iter(held.values()))
+    if fingerprint.lower() not in held:
+        raise UsageError(f"there is no key {fingerprint}", remedy=f"name one: {', '.join(held)}")
+    return held[fingerprint.lower()]
+
+
+def _export(mok: Mok, *, pem: bool, output: Path | None) -> None:
+    data = mok.pem if pem else mok.der
+    if output is None:
+        if not pem and sys.stdout.isatty():
+            raise UsageError("DER is no text for a terminal", remedy="name a file with -o, or say --pem")
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as exc:
+        raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""``stap-start-server`` and ``stap-stop-server``: one server in the background, by its process id.
+
+Both deal with the process alone: its readiness comes over a notification socket, its end over a pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.system.environ import started_environ
+from stapsrv.system.sd_notify import DAEMON, DaemonEnded, open_notifications
+from stapsrv.system.stdio import written_out
+
+_START_S = 60.0
+"""A first start makes a certificate, which takes seconds on a slow host."""
+_STOP_S = 10.0
+"""As long as the original's command waits."""
+
+_HELP = frozenset({"-h", "--help"})
+START_HELP = """\
+usage: stap-start-server [options of stap-serverd]
+
+Start a stap-serverd in the background, print its process id once it accepts connections.
+
+example:
+  stap-start-server -r 6.1.0-56-amd64 --port 5001 --log /tmp/stap-server.log
+"""
+STOP_HELP = """\
+usage: stap-stop-server PID
+
+End the stap-serverd with this process id, and return when it has ended.
+
+example:
+  stap-stop-server 4711
+"""
+
+
+def start_server() -> NoReturn:
+    """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts.
+
+    Nothing of the caller's is kept open by the server. Exits 1, or as the server did, with the server's
+    own reason when it does not come up.
+    """
+    _run("stap-start-server", _start, sys.argv[1:])
+
+
+def stop_server() -> NoReturn:
+    """End the ``stap-serverd`` with the given process id; exits 1 when it is none, or does not end."""
+    _run("stap-stop-server", _stop, sys.argv[1:])
+
+
+def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> NoReturn:
+    # Python does not unwind on these by itself, and a server that is not ready yet is to be ended.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    try:
+        with written_out(program):
+            command(argv)
+    except StapsrvError as exc:
+        sys.stderr.write(f"{program}: {exc}\n")
+        sys.exit(exc.exit_status)
+    sys.exit(0)
+
+
+def _start(argv: Sequence[str]) -> None:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(START_HELP)
+        return
+    with open_notifications() as notifications:
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "stapsrv.daemon", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=started_environ(os.environ) | {"NOTIFY_SOCKET": notifications.address},
+        )
+        try:
+            notifications.wait_ready(server, timeout_s=_START_S)
+        except DaemonEnded as exc:
+            if exc.status == UsageError.exit_status:
+                raise UsageError(exc.problem) from exc
+            raise
+    sys.stdout.write(f"{server.pid}\n")
+
+
+def _stop(argv: Sequence[str]) -> None:
+    if _HELP.intersection(argv[:1]):
+        sys.stdout.write(STOP_HELP)
+        return
+    if len(argv) != 1:
+        raise UsageError("one process id is needed", remedy="usage: stap-stop-server PID")
+    pid = int(argv[0]) if argv[0].isascii() and argv[0].isdigit() else 0
+    with contextlib.ExitStack() as cleanup:
+        try:
+            pidfd = os.pidfd_open(pid)
+            cleanup.callback(os.close, pidfd)
+            # Asked after the descriptor is open, so that the name is that of the process it stands for.
+            is_server = _process_name(pid) == DAEMON and not _has_ended(pidfd)
+        except (OSError, OverflowError):
+            is_server = False
+        if not is_server:
+            raise StapsrvError(f"{argv[0]} is not a systemtap server")
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        except PermissionError as exc:
+            raise StapsrvError(
+                f"server {pid} belongs to another user", remedy="stop it as that user, or as root"
+            ) from exc
+        if not _has_ended(pidfd, within_s=_STOP_S):
+            raise StapsrvError(
+                f"{pid} not shutting down: it is still there after {_STOP_S:g} seconds",
+                remedy="stop it again to end its requests at once",
+            )
+
+
+def _has_ended(pidfd: int, *, within_s: float = 0.0) -> bool:
+    """Whether a process ends within a time; one that its parent has not reaped has ended."""
+    return bool(select.select([pidfd], [], [], within_s)[0])
+
+
+def _process_name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")

@@ -1,0 +1,102 @@
+"""``status``: what every supervisor says of its servers, and how it is shown. A light module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stapsrv.control.cli.console import (
+    StatusReport,
+    down_reasons,
+    health_remarks,
+    status_json,
+    status_lines,
+    title,
+)
+from stapsrv.control.cli.places import own_settings, readable_stat_paths
+from stapsrv.control.client.discovery import Glance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stapsrv.control.cli.console import Console
+    from stapsrv.control.cli.invocation import Invocation
+
+
+def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> StatusReport:
+    """Ask about the servers that a command line names.
+
+    Raises:
+        ConfigError: a global file, or the configuration directory, cannot be used.
+    """
+    # Finding out who is meant needs modules that a plain status would wait for.
+    from stapsrv.control.cli.inventory import Scene  # noqa: PLC0415
+    from stapsrv.control.cli.plan import Deed, select  # noqa: PLC0415
+    from stapsrv.control.protocol.schema import settings_info  # noqa: PLC0415
+
+    scene = Scene(invocation, environ)
+    running = [*(server.running for server in scene.found), *scene.lost_servers]
+    configured = scene.configured if scene.names_unknown(running) else []
+    selection = select(invocation, running=running, configured=configured, host=scene.host)
+    meant = [target.server for target in selection.targets if target.deed is Deed.REPORT]
+    remarks = []
+    for target in selection.targets:
+        if target.problem is not None:
+            remarks.append(target.problem)
+        elif target.deed is Deed.ABSENT and target.settings is not None:
+            remarks.append(f"{title(settings_info(target.settings))} is not running")
+    supervisors = scene.supervisors
+    for supervisor in supervisors:
+        supervisor["servers"] = [
+            server.info
+            for server in scene.found
+            if server.supervisor is supervisor and server.running in meant
+        ]
+    return StatusReport(
+        [supervisor for supervisor in supervisors if supervisor["servers"]],
+        [lost for lost, server in zip(scene.lost, scene.lost_servers, strict=True) if server in meant],
+        remarks,
+        problems=scene.problems,
+        exit_status=selection.exit_status or None,
+    )
+
+
+def status_of_all(
+    config_file: str | None, environ: Mapping[str, str], *, answer_s: float | None = None
+) -> StatusReport:
+    """Ask every supervisor that this user may ask about all its servers.
+
+    Args:
+        config_file: a global file, read after the default one.
+        environ: the environment variables.
+        answer_s: seconds that each may take; None for the usual ten.
+
+    Raises:
+        ConfigError: a global file cannot be used.
+    """
+    settings = own_settings(environ, config_file)
+    glance = Glance(readable_stat_paths(settings, config_file), answer_s=answer_s)
+    return StatusReport(glance.supervisors, glance.lost(), problems=glance.problems)
+
+
+def show_status(report: StatusReport, form: str, console: Console, environ: Mapping[str, str]) -> int:
+    """Print a report; returns the exit status.
+
+    Args:
+        report: what there is to tell.
+        form: ``json``, ``classic``, or ``auto``: a table on a terminal, else the original's lines.
+        console: prints.
+        environ: the environment variables.
+    """
+    if form == "json":
+        console.write(status_json(report))
+        return report.exit_status
+    if form == "auto" and console.is_terminal and not report.is_empty:
+        from stapsrv.control.cli.table import print_table  # noqa: PLC0415 - only a person waits for it
+
+        print_table(report, console, environ)
+    else:
+        for line in status_lines(report):
+            console.say(line)
+        console.complain_each((*down_reasons(report), *health_remarks(report)))
+    console.complain_each(report.problems)
+    return report.exit_status

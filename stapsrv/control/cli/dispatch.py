@@ -1,0 +1,85 @@
+"""The actions of ``stap-server``: each is handed to the module that carries it out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from stapsrv import __version__
+from stapsrv.control.cli.commands.status import show_status, status_of_all
+from stapsrv.control.cli.console import PROGRAM, Console
+from stapsrv.control.cli.help import usage
+from stapsrv.control.cli.invocation import Action, Invocation, OutputForm
+from stapsrv.control.cli.parser import parse_arguments
+from stapsrv.control.cli.report import ClassicReporter, JsonReporter, Reporter
+
+_TOOLS = {
+    "browse": "stapsrv.control.cli.commands.browse",
+    "cache": "stapsrv.control.cli.commands.cache",
+    "cert": "stapsrv.control.cli.commands.cert",
+    "doctor": "stapsrv.doctor.command",
+    "mok": "stapsrv.control.cli.commands.mok",
+    "report": "stapsrv.doctor.report",
+}
+"""Commands that are about no server of a supervisor, and have a grammar of their own."""
+
+
+def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
+    """Carry out a command line; returns the exit status.
+
+    Raises:
+        StapsrvError: it cannot be understood, or not be carried out at all.
+    """
+    if words[:1] == ["help"] and len(words) > 1:
+        console.write(usage(words[1]))
+        return 0
+    if words and words[0] in _TOOLS:
+        return import_module(_TOOLS[words[0]]).main(words[1:])  # type: ignore[no-any-return]
+    invocation = parse_arguments(words, directory=_working_directory())
+    match invocation.action:
+        case Action.HELP:
+            console.write(usage(words[1] if invocation.running_only else words[0]))
+            return 0
+        case Action.VERSION:
+            console.say(f"{PROGRAM} (stapsrv) {__version__}")
+            return 0
+        case Action.STATUS if not invocation.specifications:
+            report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
+            return show_status(report, invocation.output, console, environ)
+        case _:
+            return _act(invocation, console, environ)
+
+
+def _act(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
+    """Carry out what needs to know which servers are meant, and so the modules that say so."""
+    # The imports are here because a status -c or a --help need none of it.
+    if invocation.action is Action.STATUS:
+        from stapsrv.control.cli.commands.status import status_of_some  # noqa: PLC0415
+
+        return show_status(status_of_some(invocation, environ), invocation.output, console, environ)
+    if invocation.action is Action.CHECK:
+        from stapsrv.control.cli.commands.check import run_check  # noqa: PLC0415
+
+        return run_check(invocation, console, environ)
+    from stapsrv.control.cli.commands.lifecycle import run_command  # noqa: PLC0415
+
+    return run_command(invocation, _reporter(invocation.output, console, environ), environ)
+
+
+def _reporter(form: OutputForm, console: Console, environ: Mapping[str, str]) -> Reporter:
+    if form is OutputForm.JSON:
+        return JsonReporter(console)
+    if form is OutputForm.AUTO and console.is_terminal:
+        from stapsrv.control.cli.table import TerminalReporter, terminal_width  # noqa: PLC0415
+
+        return TerminalReporter(console, width=terminal_width(environ))
+    return ClassicReporter(console)
+
+
+def _working_directory() -> str | None:
+    """Return the working directory, or None when it is gone: relative paths are refused then."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a text is wanted
+    except OSError:
+        return None

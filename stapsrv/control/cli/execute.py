@@ -1,0 +1,223 @@
+"""Doing to servers what was decided, user by user, and telling what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stapsrv.control.cli.console import named
+from stapsrv.control.cli.inventory import FoundServer, Scene
+from stapsrv.control.cli.plan import Target
+from stapsrv.control.cli.report import Reporter, Result, Verb
+from stapsrv.control.cli.supervisors import Supervisors
+from stapsrv.control.protocol.schema import settings_info
+from stapsrv.errors import StapsrvError
+
+if TYPE_CHECKING:
+    from stapsrv.control.cli.targets import RunningServer
+    from stapsrv.control.protocol.schema import OutcomeInfo, SettingsInfo, SupervisorInfo, WishInfo
+
+
+class Deeds:
+    """Carries decisions out; what goes wrong with one server or user hinders no other.
+
+    Args:
+        scene: what was found.
+        supervisors: do it.
+        reporter: tells.
+
+    Attributes:
+        failed: something went wrong.
+    """
+
+    def __init__(self, scene: Scene, supervisors: Supervisors, reporter: Reporter) -> None:
+        self.failed = False
+        self._supervisors = supervisors
+        self._reporter = reporter
+        self._default_user = scene.default_user
+        self._found = {_key(server.running): server for server in scene.found}
+        self._told: set[str] = set()
+
+    def find(self, target: Target) -> FoundServer | None:
+        """Return the running server that a target is, or None for another one, or a lost one."""
+        return self._found.get(_key(target.server)) if target.server is not None else None
+
+    def user_of(self, target: Target) -> str:
+        """Return whom a target's server runs as, or is to run as."""
+        found = self.find(target)
+        if found is not None:
+            return found.supervisor["user"]
+        user = target.settings.user if target.settings is not None else None
+        return user or self._default_user
+
+    def complain(self, *faults: str) -> None:
+        """Tell of faults that are no single server's, each once."""
+        self.failed = self.failed or bool(faults)
+        for fault in faults:
+            if fault not in self._told:
+                self._told.add(fault)
+                self._reporter.complain(fault)
+
+    def stop(self, targets: Sequence[Target]) -> list[Target]:
+        """Stop servers, lost ones too; return those that are down."""
+        outcomes = [(target, self._forget(target)) for target in targets if self.find(target) is None]
+        hosted = [target for target in targets if self.find(target) is not None]
+        outcomes += self._each(
+            Verb.STOP, hosted, lambda user, group: self._supervisors.stop(user, _ids(group))
+        )
+        for target, outcome in outcomes:
+            self.tell(Verb.STOP, target, outcome)
+        return [target for target, outcome in outcomes if outcome["error"] is None]
+
+    def restart(self, targets: Sequence[Target]) -> None:
+        """Stop and start servers with the settings that they have."""
+        outcomes = self._each(
+            Verb.RESTART,
+            targets,
+            lambda user, group: self._supervisors.restart(user, _ids(group), _wishes(group)),
+        )
+        for target, outcome in outcomes:
+            self.tell(Verb.STOP, target, outcome if _is_stuck(outcome) else {**outcome, "error": None})
+        for target, outcome in outcomes:
+            if not _is_stuck(outcome):
+                self.tell(Verb.START, target, outcome)
+
+    def start(self, targets: Sequence[Target]) -> None:
+        """Start servers; those that run already are left as they are."""
+        outcomes = self._each(
+            Verb.START, targets, lambda user, group: self._supervisors.start(user, _wishes(group))
+        )
+        for target, outcome in outcomes:
+            self.tell(Verb.START, target, outcome)
+
+    def drain(self, targets: Sequence[Target], *, undo: bool) -> None:
+        """Let servers take nothing new, or with ``undo``, take new requests again."""
+        verb = Verb.UNDRAIN if undo else Verb.DRAIN
+        outcomes = self._each(
+            verb, targets, lambda user, group: self._supervisors.drain(user, _ids(group), undo=undo)
+        )
+        for target, outcome in outcomes:
+            self.tell(verb, target, outcome)
+
+    def reload(self, user: str, *, force: bool) -> None:
+        """Have a user's supervisor, started if there is none, make its servers the configured ones."""
+        self._reporter.begin(Verb.RELOAD, [f"the servers of user {user}"])
+        try:
+            outcomes = self._supervisors.reload(user, force=force)
+        except StapsrvError as exc:
+            self.complain(str(exc))
+            return
+        for outcome in outcomes:
+            self._tell_reloaded(outcome)
+
+    def stop_all(self, supervisor: SupervisorInfo) -> None:
+        """Stop all servers of a supervisor."""
+        ids = [server["id"] for server in supervisor["servers"]]
+        self._reporter.begin(Verb.STOP, [server["nickname"] for server in supervisor["servers"]])
+        try:
+            outcomes = self._supervisors.stop(supervisor["user"], ids)
+        except StapsrvError as exc:
+            self.complain(str(exc))
+            return
+        for server, outcome in zip(supervisor["servers"], outcomes, strict=True):
+            self._report(Verb.STOP, named(server), server["nickname"], outcome)
+
+    def tell(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
+        """Tell what became of a target."""
+        found = self.find(target)
+        settings: SettingsInfo = {} if target.settings is None else settings_info(target.settings)
+        if found is not None and verb is not Verb.START:
+            settings = named(found.info)
+        self._report(verb, settings, self._name(target), outcome)
+
+    def _each(
+        self, verb: Verb, targets: Sequence[Target], ask: Callable[[str, list[Target]], list[OutcomeInfo]]
+    ) -> list[tuple[Target, OutcomeInfo]]:
+        """Ask each user's supervisor about that user's targets, and return what became of each."""
+        groups: dict[str, list[Target]] = {}
+        for target in targets:
+            groups.setdefault(self.user_of(target), []).append(target)
+        outcomes: list[tuple[Target, OutcomeInfo]] = []
+        for user, group in groups.items():
+            self._reporter.begin(verb, [self._name(target) for target in group])
+            try:
+                answers = ask(user, group)
+            except StapsrvError as exc:
+                answers = [failure(str(exc)) for _ in group]
+            outcomes += zip(group, answers, strict=True)
+        return outcomes
+
+    def _forget(self, target: Target) -> OutcomeInfo:
+        """Take a lost server off the record, so that no supervisor takes it up again."""
+        assert target.server is not None, "the selection stops nobody who is not there"  # noqa: S101
+        try:
+            self._supervisors.forget(self.user_of(target), target.server.server_id)
+        except StapsrvError as exc:
+            return failure(str(exc))
+        return done(already=True)
+
+    def _name(self, target: Target) -> str:
+        """Return what people call a target's server."""
+        found = self.find(target)
+        if found is not None:
+            return found.info["nickname"]
+        settings = target.settings
+        if settings is None:
+            return "server"
+        file = Path(target.where).name if target.where is not None else None
+        return settings.nickname or file or ", ".join(settings.releases)
+
+    def _tell_reloaded(self, outcome: OutcomeInfo) -> None:
+        server = outcome["server"]
+        if server is None:
+            self.complain(outcome["error"] or "something was refused without a reason")
+        elif server["wanted"] == "down":
+            self._report(Verb.STOP, named(server), server["nickname"], outcome)
+        else:
+            self._report(Verb.START, server["settings"], server["nickname"], outcome)
+
+    def _report(self, verb: Verb, settings: SettingsInfo, name: str, outcome: OutcomeInfo) -> None:
+        self.failed = self.failed or outcome["error"] is not None
+        self._reporter.result(
+            Result(
+                verb=verb,
+                settings=settings,
+                name=name,
+                server=outcome["server"],
+                already=outcome["already"],
+                error=outcome["error"],
+            )
+        )
+
+
+def done(*, already: bool) -> OutcomeInfo:
+    """Return the outcome for a server that is as wanted, and that no supervisor tells of."""
+    return {"server": None, "already": already, "error": None}
+
+
+def failure(reason: str) -> OutcomeInfo:
+    """Return the outcome for a server that could not be asked for."""
+    return {"server": None, "already": False, "error": reason}
+
+
+def _key(server: RunningServer) -> tuple[int | None, int]:
+    # Supervisors with different STAT_PATHs may give out the same ids.
+    return server.supervisor_pid, server.server_id
+
+
+def _ids(targets: Sequence[Target]) -> list[int]:
+    return [target.server.server_id for target in targets if target.server is not None]
+
+
+def _wishes(targets: Sequence[Target]) -> list[WishInfo]:
+    return [
+        {"settings": settings_info(target.settings), "origin": target.where}
+        for target in targets
+        if target.settings is not None
+    ]
+
+
+def _is_stuck(outcome: OutcomeInfo) -> bool:
+    """Whether a restart has come no further than the stop."""
+    return outcome["server"] is not None and outcome["server"]["state"] == "stopping"

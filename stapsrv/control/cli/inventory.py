@@ -1,0 +1,163 @@
+"""What a command finds: settings, servers that run, servers that are configured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
+from stapsrv.config.kernels import host_arch, host_release, installed_releases
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.cli.invocation import Action, Invocation, ServerOption
+from stapsrv.control.cli.places import own_settings, readable_stat_paths
+from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
+from stapsrv.control.client.accounts import caller_name
+from stapsrv.control.client.discovery import Glance
+from stapsrv.control.protocol.schema import settings_from
+
+if TYPE_CHECKING:
+    from stapsrv.control.cli.console import LostServer
+    from stapsrv.control.protocol.schema import ServerInfo, SupervisorInfo
+
+
+class FoundServer(NamedTuple):
+    """A server that a supervisor told of.
+
+    Attributes:
+        running: as the selection sees it.
+        info: as the supervisor told it.
+        supervisor: who told of it.
+        own: this user may do something to it.
+    """
+
+    running: RunningServer
+    info: ServerInfo
+    supervisor: SupervisorInfo
+    own: bool
+
+
+class Scene:
+    """What there is at the beginning of a command.
+
+    Args:
+        invocation: the command.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: a global file cannot be used.
+
+    Attributes:
+        settings: the global settings.
+        caller: this user's name.
+        problems: a line for each supervisor that does not answer.
+        supervisors: those that answered.
+        lost: servers on record whose supervisor is gone.
+    """
+
+    def __init__(self, invocation: Invocation, environ: Mapping[str, str]) -> None:
+        self.invocation = invocation
+        self.environ = environ
+        self.settings = own_settings(environ, invocation.config_file)
+        self.caller = caller_name()
+        # What is begun has a deadline of its own, and begins with who is there.
+        only_asks = invocation.action in {Action.STATUS, Action.CHECK}
+        glance = Glance(
+            readable_stat_paths(self.settings, invocation.config_file),
+            answer_s=invocation.timeout_s if only_asks else None,
+        )
+        self.problems = glance.problems
+        self.supervisors = glance.supervisors
+        self.lost: list[LostServer] = glance.lost()
+
+    @property
+    def default_user(self) -> str:
+        """Whom servers without a user of their own run as."""
+        return self.settings.default_user(self.caller, euid=os.geteuid())
+
+    @cached_property
+    def host(self) -> HostFacts:
+        """What the selection has to know about the host."""
+        defaults = HostDefaults(
+            arch=host_arch(),
+            release=host_release(),
+            user=self.default_user,
+            log=self.settings.log_file,
+            tuning=self.settings.tuning.of_servers(),
+        )
+        return HostFacts(defaults=defaults, installed=tuple(installed_releases()))
+
+    def owns(self, supervisor: SupervisorInfo) -> bool:
+        """Whether this user may command a supervisor."""
+        return os.geteuid() == 0 or supervisor["user"] == self.caller
+
+    @cached_property
+    def found(self) -> list[FoundServer]:
+        """The servers that run, this user's own first."""
+        found = [
+            FoundServer(_running(info, supervisor["pid"]), info, supervisor, self.owns(supervisor))
+            for supervisor in self.supervisors
+            for info in supervisor["servers"]
+        ]
+        return sorted(found, key=lambda server: not server.own)
+
+    @cached_property
+    def lost_servers(self) -> list[RunningServer]:
+        """The lost servers as the selection sees them; :attr:`lost`, in the same order."""
+        return [
+            RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
+            for lost in self.lost
+        ]
+
+    @cached_property
+    def files(self) -> tuple[ConfiguredFile, ...]:
+        """The files of the configuration directory, or the environment in their place.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return read_configured_or_environ(self.settings.config_path, self.environ)
+
+    @property
+    def configured(self) -> list[ConfiguredServer]:
+        """The servers of the files that can be used."""
+        return [
+            ConfiguredServer(file.settings, str(file.path))
+            for file in self.files
+            if file.settings is not None
+        ]
+
+    def names_unknown(self, running: Sequence[RunningServer]) -> bool:
+        """Whether a nickname is given that none of these servers has; it may be a configured one's."""
+        nicknames = {server.nickname for server in running}
+        names = [server.name for server in self.invocation.specifications if server.name is not None]
+        return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
+
+    @property
+    def nothing_usable(self) -> bool:
+        """Whether servers are configured, and none of them can be used: that means no default server."""
+        return bool(self.files) and not self.configured
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the other files, a line or several for each."""
+        return [str(file.fault) for file in self.files if file.fault is not None]
+
+    def fault_of(self, nickname: str) -> str | None:
+        """Return what is wrong with the file that seems to give a server this nickname, if one is bad."""
+        wanted = f"NICKNAME={nickname}"
+        for file in self.files:
+            if file.fault is not None:
+                try:
+                    lines = file.path.read_text(encoding="utf-8", errors="replace").splitlines()
+                except OSError:
+                    continue
+                if wanted in [line.strip() for line in lines]:
+                    return str(file.fault)
+        return None
+
+
+def _running(info: ServerInfo, supervisor_pid: int) -> RunningServer:
+    where = f"server {info['id']}"
+    return RunningServer(info["id"], settings_from(info["settings"], where=where), supervisor_pid)

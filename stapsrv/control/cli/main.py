@@ -1,0 +1,105 @@
+"""``stap-server`` as a program, from its words to its exit status.
+
+``status`` is what people and scripts type most, so a plain one loads next to nothing before it has printed.
+Whatever needs more is in :mod:`stapsrv.control.cli.dispatch`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from stapsrv.errors import StapsrvError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+    from stapsrv.control.cli.console import Console
+
+_INTERRUPTED = 130
+"""As a shell says of a program that a signal ended."""
+
+
+def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
+    """Carry out a command line; returns the exit status.
+
+    Args:
+        words: the action, then the options.
+        console: prints.
+        environ: the environment variables.
+
+    Raises:
+        BrokenPipeError: nobody reads the output any more.
+    """
+    try:
+        plain = _plain_status(words)
+        if plain is not None:
+            from stapsrv.control.cli.commands.status import show_status, status_of_all  # noqa: PLC0415 - see main
+
+            form, config_file = plain
+            return show_status(status_of_all(config_file, environ), form, console, environ)
+        from stapsrv.control.cli.dispatch import dispatch  # noqa: PLC0415 - a plain status needs none of it
+
+        return dispatch(words, console, environ)
+    except StapsrvError as exc:
+        console.complain(str(exc))
+        return exc.exit_status
+    except KeyboardInterrupt:
+        console.complain("interrupted; what was begun goes on, as stap-server status shows")
+        return _INTERRUPTED
+
+
+def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
+    """Understand ``status [-c FILE] [--json|--classic]`` without the grammar, whose import would be felt.
+
+    Returns:
+        The form of the output, and the file; None for everything else, right or wrong.
+    """
+    form, config_file = "auto", None
+    rest = iter(words)
+    if next(rest, None) != "status":
+        return None
+    for word in rest:
+        if word in {"--json", "--classic"} and form == "auto":
+            form = word[2:]
+        elif word == "-c":
+            config_file = next(rest, "")
+            if not config_file.startswith("/"):
+                return None
+        else:
+            return None
+    return form, config_file
+
+
+_BROKEN_PIPE = 141
+"""As a shell says of a program that a signal ended."""
+
+
+def main() -> NoReturn:
+    """Run ``stap-server`` with this program's arguments and exit (manual page; PROTOCOL 10).
+
+    Exit status: 0 done; 1 something failed; 2 bad usage; 3 from ``status`` when a server that was asked
+    about does not run, or none runs.
+    """
+    # Modules are no garbage: looking for some while they load would take a thirtieth of a status.
+    gc.disable()
+    from stapsrv.control.cli.console import Console  # noqa: PLC0415 - see above
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123 - as light as it gets
+        out, err = sys.stdout or nowhere, sys.stderr or nowhere
+        for stream in (out, err):
+            # A name that the locale cannot write is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            status = run(sys.argv[1:], Console(out, err), os.environ)
+            out.flush()
+        except BrokenPipeError:
+            status = _BROKEN_PIPE
+        except OSError as exc:
+            err.write(f"stap-server: {exc.filename or 'standard output'}: {exc.strerror}\n")
+            status = 1
+    # Taking all modules apart again would take an eighth of a status, and nothing is left to be closed.
+    os._exit(status)

@@ -1,0 +1,276 @@
+"""Which servers a command means, and what is to become of each.
+
+Pure: an :class:`~stapsrv.control.cli.invocation.Invocation`, the running servers, the configured ones and a
+few
+facts of the host go in; targets come out, each with a deed for the caller to carry out. The specification
+is the manual page, also where the original of 4.8 departs from it: that forgets the port and the nickname
+of a server named by ``-n`` or ``-p``, and takes a whole command line for one server.
+
+**Names.** ``-n`` and ``-p`` mean that very server, with all its settings, unless what follows makes it
+another one: "a server like another one". To such a one it lends what the manual page lists (``-a -r -I -R
+-B -D -u``); the rest comes from the option lists and the defaults, and the nickname stays with its owner.
+
+**Lists.** ``--log --port --ssl --max-…`` are dealt out in turn to the servers specified, or to the default
+server when it is all that ``start`` comes to. They specify no server; what is left over is warned about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+import attrs
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.control.cli.invocation import Action, Invocation
+from stapsrv.control.cli.targets import (
+    ConfiguredServer,
+    Dealer,
+    HostFacts,
+    Known,
+    Meant,
+    RunningServer,
+    changed,
+    specified,
+)
+
+
+class Deed(StrEnum):
+    """What is to become of a server. Of those that run: KEEP STOP RESTART REPORT DRAIN UNDRAIN."""
+
+    START = "start"
+    KEEP = "keep"
+    """Nothing is to be done, which is a success: it runs, or an earlier target starts it."""
+    STOP = "stop"
+    RESTART = "restart"
+    REPORT = "report"
+    ABSENT = "absent"
+    """It does not run: say so."""
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    CHECK = "check"
+    """Say whether it could be started."""
+    REFUSE = "refuse"
+    """It cannot be done: say why."""
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """One server that is meant.
+
+    Attributes:
+        deed: what is to become of it.
+        settings: its settings, all defaults filled in: as asked for by an action that behaves like start
+            (a running server's nickname may be another), as recorded otherwise; None if it was not found.
+        server: the running server, or None.
+        problem: the reason, for REFUSE.
+        where: the configuration file that asks for it, or None.
+        exit_status: what the command exits with on its account, even if all that is left to do goes well.
+    """
+
+    deed: Deed
+    settings: ServerSettings | None = None
+    server: RunningServer | None = None
+    problem: str | None = None
+    where: str | None = None
+    exit_status: int = 0
+
+
+@attrs.frozen
+class Selection:
+    """What a command means.
+
+    Attributes:
+        action: the command's.
+        targets: each server once, in the order of the command line or of the configuration; before them
+            those that a reload stops.
+        warnings: options without effect, files for the same server.
+    """
+
+    action: Action
+    targets: tuple[Target, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """What the command exits with if all that is left to do goes well: 0, 1 or, from status, 3."""
+        if self.action is Action.STATUS and not self.targets:
+            return _NOT_RUNNING
+        statuses = {target.exit_status for target in self.targets}
+        return _FAILED if _FAILED in statuses else max(statuses, default=0)
+
+
+def select(
+    invocation: Invocation,
+    *,
+    running: Sequence[RunningServer],
+    configured: Sequence[ConfiguredServer],
+    host: HostFacts,
+) -> Selection:
+    """Find the servers that a command means.
+
+    Args:
+        invocation: the command; ``help`` and ``version`` mean no server.
+        running: the running servers, in the order in which they are listed.
+        configured: those of the configuration files that could be read, in the files' order.
+        host: see there.
+
+    Source: manual page, ACTIONS and OPTIONS; exit statuses as in the original, except that it exits 0
+    when ``stop -n`` names nobody.
+    """
+    rule = _RULES.get(invocation.action)
+    if rule is None:
+        return Selection(invocation.action, ())
+    if invocation.action is Action.RESTART and not running:
+        rule = _RULES[Action.START]
+    known = Known(running, configured, host)
+    dealer = Dealer(invocation.lists)
+    if invocation.specifications:
+        meant = specified(invocation.specifications, known, dealer, may_create=rule.like_start)
+    elif not rule.like_start:
+        meant = (Meant(server.settings, server=server) for server in running)
+    elif configured:
+        meant = (Meant(file.settings, where=file.where) for file in configured)
+    else:
+        meant = iter([Meant(changed(ServerSettings(), dealer.deal()))])
+    judge = _Judge(rule, known, keep_temporary=invocation.keep_temporary)
+    targets = judge.judge(meant)
+    return Selection(invocation.action, targets, (*judge.warnings, *dealer.warnings()))
+
+
+_FAILED = 1
+_NOT_RUNNING = 3
+
+
+@attrs.frozen(kw_only=True)
+class _Rule:
+    """What an action makes of a server that is meant.
+
+    Attributes:
+        if_running: the deed for one that runs.
+        if_not: the deed for one that does not.
+        absent_status: the exit status on account of one that does not run.
+        unknown_status: the exit status on account of a nickname that nobody has.
+        like_start: the configured servers are meant if none is specified; a new nickname is a new server's.
+        replaces: what runs and is not meant is stopped.
+    """
+
+    if_running: Deed
+    if_not: Deed
+    absent_status: int = 0
+    unknown_status: int = _FAILED
+    like_start: bool = False
+    replaces: bool = False
+
+
+_RULES = {
+    Action.START: _Rule(if_running=Deed.KEEP, if_not=Deed.START, like_start=True),
+    Action.STOP: _Rule(if_running=Deed.STOP, if_not=Deed.ABSENT),
+    Action.RESTART: _Rule(if_running=Deed.RESTART, if_not=Deed.START),
+    Action.CONDRESTART: _Rule(if_running=Deed.RESTART, if_not=Deed.ABSENT),
+    Action.FORCE_RELOAD: _Rule(if_running=Deed.RESTART, if_not=Deed.START, like_start=True, replaces=True),
+    Action.RELOAD: _Rule(if_running=Deed.KEEP, if_not=Deed.START, like_start=True, replaces=True),
+    Action.STATUS: _Rule(
+        if_running=Deed.REPORT, if_not=Deed.ABSENT, absent_status=_NOT_RUNNING, unknown_status=_NOT_RUNNING
+    ),
+    Action.DRAIN: _Rule(if_running=Deed.DRAIN, if_not=Deed.ABSENT, absent_status=_FAILED),
+    Action.UNDRAIN: _Rule(if_running=Deed.UNDRAIN, if_not=Deed.ABSENT, absent_status=_FAILED),
+    Action.CHECK: _Rule(if_running=Deed.CHECK, if_not=Deed.CHECK, like_start=True),
+}
+
+
+class _Judge:
+    """Says what an action does with each server that is meant.
+
+    Attributes:
+        warnings: files for the same server.
+    """
+
+    def __init__(self, rule: _Rule, known: Known, *, keep_temporary: bool) -> None:
+        self.warnings: list[str] = []
+        self._rule = rule
+        self._known = known
+        self._keep_temporary = keep_temporary
+        self._new: dict[ServerSettings, str | None] = {}
+        """Servers that come to be, by identity, and the file that asks for each."""
+        anew = rule.replaces or rule.if_not is Deed.CHECK
+        self._nicknames = {
+            server.nickname: f"the server running as PID {server.server_id}; stop that one first"
+            for server in (() if anew else known.running)
+        }
+        """Who has each, and what to do about it, in words."""
+
+    def judge(self, meant: Iterable[Meant]) -> tuple[Target, ...]:
+        """Return each server once: those to stop because they are not meant any more, then those meant."""
+        targets: list[Target] = []
+        found: set[RunningServer] = set()
+        for target in map(self._target, meant):
+            if target.server is not None:
+                if target.server in found:
+                    continue
+                found.add(target.server)
+            targets.append(target)
+        replaced = [
+            Target(deed=Deed.STOP, settings=self._known.resolved(server.settings), server=server)
+            for server in self._known.running
+            if self._rule.replaces and server not in found
+        ]
+        return (*replaced, *targets)
+
+    def _target(self, meant: Meant) -> Target:
+        rule = self._rule
+        if meant.problem is not None:
+            status = rule.unknown_status if meant.unknown else _FAILED
+            return Target(deed=Deed.REFUSE, problem=meant.problem, exit_status=status)
+        asked = self._known.resolved(meant.settings)
+        server = meant.server or self._known.running_as(asked)
+        if rule.if_not is Deed.CHECK or (rule.if_not is Deed.START and server is None):
+            return self._new_target(asked, meant.where)
+        if server is not None:
+            return self._running_target(server, asked, meant)
+        return Target(deed=rule.if_not, settings=asked, where=meant.where, exit_status=rule.absent_status)
+
+    def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Meant) -> Target:
+        deed, where = self._rule.if_running, meant.where
+        recorded, typed = self._known.resolved(server.settings).tuning, meant.settings.tuning
+        # One that is named, or has a file, says all of its tuning; of the others only what is typed is known.
+        tuning = asked.tuning if meant.server or where is not None else typed.over(recorded)
+        settings = asked if self._rule.like_start else self._known.resolved(server.settings)
+        problem = self._claim_nickname(settings, where) if self._rule.replaces else None
+        if problem is not None:
+            return Target(deed=Deed.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED)
+        if deed is Deed.RESTART:
+            settings = attrs.evolve(settings, tuning=tuning)
+            settings = self._to_start(settings, former_id=server.server_id)
+        elif deed is Deed.KEEP and not self._rule.replaces and tuning != recorded:
+            remedy = "restart changes them" if where is None else f"reload makes them those of {where}"
+            self.warnings.append(f"server {server.nickname} runs already, and keeps its limits; {remedy}")
+        return Target(deed=deed, settings=settings, server=server, where=where)
+
+    def _new_target(self, asked: ServerSettings, where: str | None) -> Target:
+        identity = self._known.identity(asked)
+        if identity in self._new:
+            if where is not None:
+                self.warnings.append(f"{where}: configures the same server as {self._new[identity]}")
+            return Target(deed=Deed.KEEP, settings=asked, where=where)
+        self._new[identity] = where
+        problem = self._claim_nickname(asked, where)
+        if problem is not None:
+            return Target(deed=Deed.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED)
+        return Target(deed=self._rule.if_not, settings=self._to_start(asked), where=where)
+
+    def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:
+        """Reserve a nickname; return the problem if somebody has it."""
+        if settings.nickname is None:
+            return None
+        holder = self._nicknames.get(settings.nickname)
+        if holder is not None:
+            return f"The nickname '{settings.nickname}' belongs to {holder}"
+        self._nicknames[settings.nickname] = f"{where or 'another server of this command'}; give another one"
+        return None
+
+    def _to_start(self, settings: ServerSettings, *, former_id: int | None = None) -> ServerSettings:
+        """Return settings for a start: with ``-k``, and without a nickname that was but the former id."""
+        if settings.nickname == str(former_id):
+            settings = attrs.evolve(settings, nickname=None)
+        return attrs.evolve(settings, keep_temporary=True) if self._keep_temporary else settings

@@ -1,0 +1,276 @@
+"""The supervisors that this user commands: reached, or started where there is none and that is allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from stapsrv.config.global_settings import GlobalSettings
+from stapsrv.control.cli.invocation import Invocation
+from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
+from stapsrv.control.client.accounts import caller_name, runnable_account
+from stapsrv.control.client.core import ACTION_S
+from stapsrv.control.client.discovery import SOCKET_NAME
+from stapsrv.control.client.launch import Launch, reach_or_launch
+from stapsrv.control.protocol.jsonrpc import Code
+from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.identity.password import obtain_password
+
+if TYPE_CHECKING:
+    from stapsrv.control.protocol.schema import OutcomeInfo, ServerInfo, WishInfo
+
+_LONGEST_WAIT_S = 86_400.0
+"""What a supervisor takes for ``timeout_s``."""
+_END_S = 60.0
+"""For a supervisor that is shutting down to be gone: it finishes what runs."""
+_VANISH_S = 1.0
+"""For one that hung up: it has died, is about to go, or had only enough of this connection."""
+_POLL_S = 0.05
+"""Between looks whether it is: nobody tells."""
+_GONE = frozenset({Code.LOST, Code.SHUTTING_DOWN})
+_ENDING = "the supervisor is ending"
+"""What becomes of a wish that arrives while the last server's end ends the supervisor."""
+_UNDER_WAY = frozenset({"starting", "stopping", "draining"})
+
+
+class Supervisors:
+    """Speaks to supervisors, by the names of their users; every wait has a deadline.
+
+    Args:
+        settings: say where they are.
+        invocation: says whether one may be started, and how long to wait for what is asked.
+        environ: of this process.
+        on_step: told of each change of a server that something is done to.
+    """
+
+    def __init__(
+        self,
+        settings: GlobalSettings,
+        invocation: Invocation,
+        environ: Mapping[str, str],
+        on_step: Callable[[ServerInfo], object],
+    ) -> None:
+        self._settings = settings
+        self._invocation = invocation
+        self._environ = environ
+        self._on_step = on_step
+        self._asked: str | None = None
+        wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
+        self._timeout_s = wait_s if invocation.wait else 0.0
+
+    def start(self, user: str, wishes: Sequence[WishInfo]) -> list[OutcomeInfo]:
+        """Start servers of ``user``, and a supervisor if there is none; one outcome for each wish.
+
+        Raises:
+            StapsrvError: it cannot be asked, or not be started.
+        """
+        return self._ask(
+            user, lambda client: client.start(wishes, timeout_s=self._timeout_s, on_progress=self._on_step)
+        )
+
+    def reload(self, user: str, *, force: bool) -> list[OutcomeInfo]:
+        """Have the configuration read and obeyed by the supervisor of ``user``, started if there is none.
+
+        Raises:
+            StapsrvError: it cannot be asked, or not be started, or cannot use the configuration.
+        """
+        config_file = None if self._invocation.config_file is None else Path(self._invocation.config_file)
+        return self._ask(
+            user,
+            lambda client: client.reload(
+                config_file, force=force, timeout_s=self._timeout_s, on_progress=self._on_step
+            ),
+        )
+
+    def stop(self, user: str, ids: Sequence[int]) -> list[OutcomeInfo]:
+        """Stop servers of ``user``; those of a supervisor that is gone have stopped.
+
+        Raises:
+            StapsrvError: it cannot be asked.
+        """
+        try:
+            return self._command("stop", user, ids)
+        except SupervisorNotRunning:
+            pass
+        except ControlError as exc:
+            if not self._has_ended(user, exc):
+                raise
+        return [{"server": None, "already": True, "error": None} for _ in ids]
+
+    def restart(self, user: str, ids: Sequence[int], wishes: Sequence[WishInfo]) -> list[OutcomeInfo]:
+        """Stop and start servers of ``user``.
+
+        Args:
+            user: whose they are.
+            ids: the servers'.
+            wishes: what each of them is, to start it should its supervisor be gone.
+
+        Raises:
+            StapsrvError: the supervisor cannot be asked.
+        """
+        try:
+            return self._command("restart", user, ids)
+        except SupervisorNotRunning:
+            pass
+        except ControlError as exc:
+            if not self._has_ended(user, exc):
+                raise
+        return self.start(user, wishes)
+
+    def drain(self, user: str, ids: Sequence[int], *, undo: bool) -> list[OutcomeInfo]:
+        """Let servers of ``user`` take nothing new, or with ``undo``, take new requests again.
+
+        Raises:
+            StapsrvError: the supervisor cannot be asked.
+        """
+        return self._command("undrain" if undo else "drain", user, ids)
+
+    def forget(self, user: str, server_id: int) -> None:
+        """Take a server of ``user``, whose supervisor is gone, off the record.
+
+        Raises:
+            StapsrvError: it cannot be done, or the supervisor is on its way up and will know of the server.
+        """
+        record = self._settings.stat_path / f"{server_id}.stat"
+        try:
+            with _seat_held(self._settings.stat_path / user):
+                record.unlink(missing_ok=True)
+        except BlockingIOError as exc:
+            raise StapsrvError(f"a supervisor of user {user} is starting", remedy="try again") from exc
+        except OSError as exc:
+            raise StapsrvError(f"cannot be removed: {exc.strerror}", where=str(record)) from exc
+
+    def _command(
+        self, method: Literal["stop", "restart", "drain", "undrain"], user: str, ids: Sequence[int]
+    ) -> list[OutcomeInfo]:
+        with self._connect(user) as client:
+            command = getattr(client, method)
+            outcomes: list[OutcomeInfo] = command(ids, timeout_s=self._timeout_s, on_progress=self._on_step)
+        return self._accepted(outcomes)
+
+    def _ask(self, user: str, ask: Callable[[SyncControlClient], list[OutcomeInfo]]) -> list[OutcomeInfo]:
+        """Ask a supervisor that is there or is started; once more, if it was just about to end."""
+        try:
+            with self._reach(user) as client:
+                outcomes = ask(client)
+            if _ENDING not in [outcome["error"] for outcome in outcomes]:
+                return self._accepted(outcomes)
+            self._wait_gone(user, within_s=_END_S)
+        except ControlError as exc:
+            # One that hung up and is still there gets a second chance, too.
+            if not self._has_ended(user, exc) and exc.code != Code.LOST:
+                raise
+        with self._reach(user) as client:
+            return self._accepted(ask(client))
+
+    def _accepted(self, outcomes: list[OutcomeInfo]) -> list[OutcomeInfo]:
+        """Let pass what is under way if nobody wants to wait for it."""
+        if self._invocation.wait:
+            return outcomes
+        return [
+            {**outcome, "error": None}
+            if outcome["server"] is not None and outcome["server"]["state"] in _UNDER_WAY
+            else outcome
+            for outcome in outcomes
+        ]
+
+    def _reach(self, user: str) -> SyncControlClient:
+        """Connect to the supervisor of ``user``, which is started if need be.
+
+        Raises:
+            StapsrvError: it cannot be reached, or not be started.
+        """
+        with contextlib.suppress(SupervisorNotRunning):
+            return self._connect(user)
+        if self._invocation.running_only:
+            raise ControlError(
+                f"no supervisor of user {user} runs, and ctl starts none",
+                code=Code.FAILED,
+                remedy="leave ctl out, or start the service",
+            )
+        launch = Launch(
+            account=runnable_account(user, self._environ),
+            stat_path=self._settings.stat_path,
+            log_file=self._settings.log_file,
+            config_file=self._invocation.config_file,
+            default_user=self._settings.default_user(caller_name(), euid=os.geteuid()),
+            password=self._password(),
+        )
+
+        def reach() -> SyncControlClient | None:
+            with contextlib.suppress(SupervisorNotRunning):
+                return self._connect(user)
+            return None
+
+        return reach_or_launch(launch, reach, self._environ)
+
+    def _password(self) -> str | None:
+        """Return the password for supervisors that are started (``-P``); a person is asked once at most.
+
+        Raises:
+            ConfigError: nothing has it, and there is no terminal to ask on.
+        """
+        if not self._invocation.use_password:
+            return None
+        if self._asked is None:
+            self._asked = obtain_password(self._environ, file=None, descriptor=None)
+        return self._asked
+
+    def _connect(self, user: str) -> SyncControlClient:
+        """Connect to the supervisor of ``user``.
+
+        Raises:
+            SupervisorNotRunning: there is none.
+            ControlError: it does not answer, or somebody else's sits in its place.
+        """
+        seat = self._settings.stat_path / user
+        with contextlib.suppress(OSError, KeyError):
+            if seat.stat().st_uid != pwd.getpwnam(user).pw_uid:
+                raise ControlError(
+                    f"{seat} belongs to somebody else than {user}",
+                    code=Code.NOT_PERMITTED,
+                    remedy="remove it",
+                )
+        return SyncControlClient(seat / SOCKET_NAME)
+
+    def _has_ended(self, user: str, error: ControlError) -> bool:
+        """Whether a supervisor failed to answer because it has ended; waits for the end of one that goes."""
+        if error.code not in _GONE:
+            return False
+        return self._wait_gone(user, within_s=_VANISH_S if error.code == Code.LOST else _END_S)
+
+    def _wait_gone(self, user: str, *, within_s: float) -> bool:
+        """Wait until a supervisor is gone; False if it stays."""
+        deadline = time.monotonic() + within_s
+        try:
+            while time.monotonic() < deadline:
+                self._connect(user).close()
+                time.sleep(_POLL_S)
+        except SupervisorNotRunning:
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def _seat_held(seat: Path) -> Iterator[None]:
+    """Keep a supervisor from taking its seat; raises BlockingIOError if one has it.
+
+    The lock is the one of :func:`stapsrv.supervisor.state.lock.take_seat`.
+    """
+    try:
+        lock = os.open(seat / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        # There never was one.
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,270 @@
+"""Who is meant by the options that describe or name servers: specifications in, settings out.
+
+Pure, like :mod:`stapsrv.control.cli.plan`, whose docstring says what names and lists mean; that module
+decides what becomes of those who are meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.config.tunables import Tuning
+from stapsrv.control.cli.invocation import (
+    LIST_OPTIONS,
+    TUNING_OPTIONS,
+    DealtValue,
+    OptionLists,
+    ServerOption,
+    ServerSpecification,
+    TypedOption,
+)
+
+
+@attrs.frozen(kw_only=True)
+class HostFacts:
+    """What the selection has to know about the host.
+
+    Attributes:
+        defaults: what holds for servers that do not say.
+        installed: the releases that ``-i`` means.
+    """
+
+    defaults: HostDefaults
+    installed: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class RunningServer:
+    """A server that runs.
+
+    Attributes:
+        server_id: what ``status`` calls its PID.
+        settings: as recorded for it.
+        supervisor_pid: of the process that hosts it; ``-p`` takes that for its only server.
+    """
+
+    server_id: int
+    settings: ServerSettings
+    supervisor_pid: int | None = None
+
+    @property
+    def nickname(self) -> str:
+        """Its own, or by default its id (manual page, ``-n``)."""
+        return self.settings.nickname or str(self.server_id)
+
+
+@attrs.frozen
+class ConfiguredServer:
+    """A server of the configuration files, and the file."""
+
+    settings: ServerSettings
+    where: str
+
+
+@attrs.frozen
+class Meant:
+    """A server that is meant, before the action has its say; with a problem, one that cannot be had.
+
+    Attributes:
+        settings: what is asked for.
+        server: the running server, if it was named itself; others are found by their settings.
+        where: the file that configures it, if all its settings come from there.
+        problem: why it cannot be had.
+        unknown: the problem is a nickname that nobody has.
+    """
+
+    settings: ServerSettings
+    server: RunningServer | None = attrs.field(default=None, kw_only=True)
+    where: str | None = attrs.field(default=None, kw_only=True)
+    problem: str | None = attrs.field(default=None, kw_only=True)
+    unknown: bool = attrs.field(default=False, kw_only=True)
+
+
+class Known:
+    """The servers that run or are configured, to be found by name or by settings."""
+
+    def __init__(
+        self, running: Sequence[RunningServer], configured: Sequence[ConfiguredServer], host: HostFacts
+    ) -> None:
+        self.running = running
+        self.configured = configured
+        self.host = host
+        # Reversed: of two that are the same, the first listed is found.
+        self._by_identity = {self.identity(server.settings): server for server in reversed(running)}
+
+    def resolved(self, settings: ServerSettings) -> ServerSettings:
+        """Fill in what depends on the host."""
+        return settings.resolved(self.host.defaults)
+
+    def identity(self, settings: ServerSettings) -> ServerSettings:
+        """Return what makes a server the same as another."""
+        return settings.identity(self.host.defaults)
+
+    def running_as(self, settings: ServerSettings) -> RunningServer | None:
+        """Return the running server that is the same as one with ``settings``."""
+        return self._by_identity.get(self.identity(settings))
+
+    def named(self, name: TypedOption) -> Meant:
+        """Return who ``-n`` or ``-p`` names, or a problem."""
+        return self._by_pid(name.value) if name.option is ServerOption.PID else self._by_nickname(name.value)
+
+    def _by_nickname(self, nickname: str) -> Meant:
+        for server in self.running:
+            if server.nickname == nickname:
+                return Meant(server.settings, server=server)
+        for file in self.configured:
+            if file.settings.nickname == nickname:
+                return Meant(file.settings, where=file.where)
+        problem = f"No configuration found for the nickname '{nickname}'"
+        return Meant(ServerSettings(nickname=nickname), problem=problem, unknown=True)
+
+    def _by_pid(self, pid: str) -> Meant:
+        servers = [server for server in self.running if str(server.server_id) == pid]
+        servers = servers or [server for server in self.running if str(server.supervisor_pid) == pid]
+        if len(servers) == 1:
+            return Meant(servers[0].settings, server=servers[0])
+        problem = f"No stap-server running as pid {pid}"
+        if servers:
+            ids = ", ".join(str(server.server_id) for server in servers)
+            problem = f"Process {pid} hosts {len(servers)} servers; name one by its own id: {ids}"
+        return Meant(ServerSettings(), problem=problem)
+
+
+class Dealer:
+    """Deals out the option lists, one value of each at a time."""
+
+    def __init__(self, lists: OptionLists) -> None:
+        self._left: dict[str, list[DealtValue]] = {
+            name: list(values) for name, values in lists._asdict().items()
+        }
+
+    def deal(self) -> dict[str, object]:
+        """Return what the next server gets, by attribute of its settings."""
+        return {name: _dealt(name, values.pop(0)) for name, values in self._left.items() if values}
+
+    def warnings(self) -> Iterator[str]:
+        """Complain about what nobody got."""
+        for name, values in self._left.items():
+            for value in values:
+                yield f"{LIST_OPTIONS[name]} {repr('') if value is None else value} applies to no server"
+
+
+def _dealt(name: str, value: DealtValue) -> object:
+    if value is None:
+        return getattr(ServerSettings(), name)
+    return Path(value) if isinstance(value, str) else value
+
+
+def specified(
+    specifications: Iterable[ServerSpecification], known: Known, dealer: Dealer, *, may_create: bool
+) -> Iterator[Meant]:
+    """Give the servers that are specified, and deal each its share of the lists."""
+    in_force: tuple[TypedOption, ...] = ()
+    for server in specifications:
+        base = _base(server, in_force, known, may_create=may_create)
+        naming = (*server.earlier, *server.settings)
+        if server.name or not server.each_release or _has_release(naming):
+            yield _overridden(base, server.settings, dealer.deal(), known)
+        if server.each_release:
+            yield from _for_each_release(base, server.settings, known, dealer)
+        in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
+
+
+def _base(
+    server: ServerSpecification, in_force: Iterable[TypedOption], known: Known, *, may_create: bool
+) -> Meant:
+    """Return what ``-n`` or ``-p`` loads; for a new server, what was typed before."""
+    earlier = _described(ServerSettings(), (*in_force, *server.earlier))
+    if server.name is None:
+        return Meant(earlier)
+    named = known.named(server.name)
+    if named.unknown and may_create:
+        return Meant(attrs.evolve(earlier, nickname=server.name.value))
+    return named
+
+
+def _overridden(
+    base: Meant, typed: Iterable[TypedOption], dealt: Mapping[str, object], known: Known
+) -> Meant:
+    """Let what is typed and dealt have its way; that may make another server of a named one."""
+    whole = changed(_described(base.settings, typed), dealt)
+    named = base.server is not None or base.where is not None
+    if named and known.identity(whole) == known.identity(base.settings):
+        # The same server, though it may be tuned otherwise from its next start on.
+        return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
+    if named:
+        return Meant(changed(_described(_lent(base.settings), typed), dealt))
+    return attrs.evolve(base, settings=whole)
+
+
+def _for_each_release(
+    base: Meant, typed: Iterable[TypedOption], known: Known, dealer: Dealer
+) -> Iterator[Meant]:
+    """Give a server like ``base`` for each installed release and the host's architecture (``-i``)."""
+    alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
+    if not known.host.installed:
+        yield Meant(alike, problem="-i means no server: no kernel release is installed")
+    for release in known.host.installed:
+        yield Meant(changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
+
+
+_ARRAYS: Mapping[str, str] = {
+    ServerOption.RELEASE: "releases",
+    ServerOption.INCLUDE: "include",
+    ServerOption.BUILD: "build",
+    ServerOption.DEFINE: "define",
+}
+_SINGLES: Mapping[str, str] = {
+    ServerOption.ARCH: "arch",
+    ServerOption.RUNTIME: "runtime",
+    ServerOption.USER: "user",
+}
+_IN_FORCE: frozenset[str] = frozenset({*_ARRAYS, *_SINGLES, *TUNING_OPTIONS}) - {
+    ServerOption.RELEASE,
+    ServerOption.ARCH,
+}
+"""What is typed for one server and stays in force for those after it."""
+
+
+def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:
+    """Apply describing options in order: some accumulate, of the others the last counts."""
+    for option, value in typed:
+        if option in _ARRAYS:
+            name = _ARRAYS[option]
+            settings = changed(settings, {name: (*getattr(settings, name), value)})
+        elif option in TUNING_OPTIONS:
+            settings = changed(settings, {"tuning": _tuned(settings.tuning, option, value)})
+        else:
+            settings = changed(settings, {_SINGLES[option]: value or None})
+    return settings
+
+
+def _tuned(tuning: Tuning, option: str, text: str) -> Tuning:
+    """Apply an option of the table: an empty value takes back, one of an array adds."""
+    row = TUNING_OPTIONS[option]
+    if not text:
+        return Tuning({name: value for name, value in tuning.items() if name != row.attribute})
+    value = row.kind.parse(text)
+    if row.array:
+        value = (*tuning.get(row.attribute, ()), value)
+    return Tuning({**tuning, row.attribute: value})
+
+
+def _lent(settings: ServerSettings) -> ServerSettings:
+    """Return what a named server lends to another one: manual page, ``-n`` and ``-p``; and its tuning."""
+    names = (*_ARRAYS.values(), *_SINGLES.values(), "tuning")
+    return changed(ServerSettings(), {name: getattr(settings, name) for name in names})
+
+
+def changed(settings: ServerSettings, changes: Mapping[str, object]) -> ServerSettings:
+    """Return ``settings`` with ``changes``, by attribute."""
+    # mypy cannot follow attributes that come from tables; the tests set each of them.
+    return attrs.evolve(settings, **changes)  # type: ignore[arg-type]
+
+
+def _has_release(typed: Iterable[TypedOption]) -> bool:
+    return any(option is ServerOption.RELEASE for option, _ in typed)

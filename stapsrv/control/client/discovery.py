@@ -1,0 +1,229 @@
+"""Where a control socket is.
+
+A look at what runs, with as little as possible: what every ``stap-server status`` begins with.
+
+Most of the time that a ``status`` takes goes into imports, and :mod:`stapsrv.control.client`, which checks
+each answer, would cost more than all the rest. So this module asks its one question by itself, and takes
+supervisors at their word: what they say is printed, and nothing in it obeyed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stapsrv.errors import ConfigError
+from stapsrv.system.unix_socket import address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import UnionType
+
+    from stapsrv.control.cli.console import LostServer
+    from stapsrv.control.protocol.schema import SettingsInfo, SupervisorInfo
+
+SOCKET_NAME = "control.sock"
+"""Below STAT_PATH/USER."""
+
+RECORD_MARK = b"# stapsrv server\n"
+"""What a supervisor's record of a server begins with; other programs' are left alone."""
+PORT_MARK = b"\n# stapsrv port: assigned\n"
+"""What it says of a server that asked for no port: the one recorded is none of its settings."""
+
+_REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
+_ANSWER_S = 10.0
+_MOST_ANSWER_S = 86_400.0
+_READ_BYTES = 65_536
+_MOST_ANSWER_BYTES = 16 * 1024 * 1024
+_MOST_RECORD_BYTES = 64 * 1024
+_SUPERVISOR_MEMBERS: dict[str, type | UnionType] = {"pid": int, "user": str, "servers": list}
+_SERVER_MEMBERS: dict[str, type | UnionType] = {
+    "id": int,
+    "nickname": str,
+    "settings": dict,
+    "wanted": str,
+    "state": str,
+    "since": str,
+    "reason": str,
+    "port": int,
+    "running": int,
+    "queued": int,
+    "done": int,
+    "failed": int,
+    "certificate_expires": str,
+}
+_RECENT_MEMBERS: dict[str, type | UnionType] = {"requests": int, "compile_s": float | int}
+_RELEASE_MEMBERS: dict[str, type | UnionType] = {"name": str, "health": str, "reason": str}
+_NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
+"""Codes of the control protocol."""
+
+
+def find_sockets(stat_path: Path) -> list[Path]:
+    """Return the control sockets below STAT_PATH, in order of their users' names.
+
+    The directory of each is called like the user whose supervisor it is. A socket may be stale: only
+    connecting shows whether somebody listens. Directories that may not be looked into are left out.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for directory in sorted(stat_path.iterdir()):
+            path = directory / SOCKET_NAME
+            with contextlib.suppress(OSError):
+                if path.is_socket():
+                    found.append(path)
+    return found
+
+
+class Glance:
+    """What was seen below the STAT_PATHs.
+
+    Args:
+        stat_paths: where to look; those that cannot be read hold nothing.
+        answer_s: seconds that each supervisor may take; None for the usual ten.
+
+    Attributes:
+        supervisors: those that answered.
+        problems: a line for each that runs and does not answer.
+    """
+
+    def __init__(self, stat_paths: Iterable[Path], *, answer_s: float | None = None) -> None:
+        self._answer_s = _ANSWER_S if answer_s is None else min(answer_s, _MOST_ANSWER_S)
+        self.supervisors: list[SupervisorInfo] = []
+        self.problems: list[str] = []
+        self._known: set[tuple[str, int]] = set()
+        """Where, and by which id, a supervisor knows a server."""
+        self._records: list[os.DirEntry[str]] = []
+        self._alive: set[int] = set()
+        """Users whose servers, for all that can be seen, are looked after."""
+        for stat_path in stat_paths:
+            with contextlib.suppress(OSError):
+                for entry in sorted(os.scandir(stat_path), key=lambda entry: entry.name):
+                    if entry.name.endswith(".stat"):
+                        self._records.append(entry)
+                    elif entry.is_dir(follow_symlinks=False):
+                        self._visit(entry)
+
+    def lost(self) -> list[LostServer]:
+        """Return the servers that are on record and whose supervisor is gone."""
+        found: list[LostServer] = []
+        for entry in self._records:
+            stat_path, name = os.path.split(entry.path)
+            number = name.removesuffix(".stat")
+            if number.isdecimal() and (stat_path, int(number)) not in self._known:
+                with contextlib.suppress(OSError, ConfigError):
+                    settings = self._read_orphan(entry)
+                    if settings is not None:
+                        found.append({"id": int(number), "settings": settings, "record": entry.path})
+        return found
+
+    def _visit(self, directory: os.DirEntry[str]) -> None:
+        """Ask the supervisor whose directory this is, if there is one."""
+        owner = directory.stat(follow_symlinks=False).st_uid
+        try:
+            info = _ask(Path(directory.path, SOCKET_NAME), self._answer_s)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except PermissionError:
+            self._alive.add(owner)
+            return
+        except (OSError, ValueError) as exc:
+            self.problems.append(f"the supervisor of user {directory.name} does not answer: {exc}")
+            self._alive.add(owner)
+            return
+        self._alive.add(owner)
+        self.supervisors.append(info)
+        stat_path = os.path.dirname(directory.path)  # noqa: PTH120 - a path as text
+        self._known.update((stat_path, server["id"]) for server in info["servers"])
+
+    def _read_orphan(self, entry: os.DirEntry[str]) -> SettingsInfo | None:
+        """Return what a record says, if nobody looks after its server; ConfigError: it is damaged."""
+        if entry.stat(follow_symlinks=False).st_uid in self._alive:
+            return None
+        with open(entry.path, "rb") as file:  # noqa: PTH123 - a path as text
+            text = file.read(_MOST_RECORD_BYTES)
+        return _settings_in(text) if text.startswith(RECORD_MARK) else None
+
+
+def _ask(path: Path, answer_s: float) -> SupervisorInfo:
+    """Return the status of the supervisor that listens at ``path``.
+
+    Raises:
+        FileNotFoundError, ConnectionRefusedError: there is none, or it is about to end.
+        PermissionError: it is not for this user to ask.
+        OSError, ValueError: it does not answer, or not with a status.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        # In all, and not for each piece: others' supervisors are asked, too.
+        ends = time.monotonic() + answer_s
+        connection.settimeout(answer_s)
+        with address_of(path) as address:
+            connection.connect(address)
+        connection.sendall(_REQUEST)
+        line = _read_line(connection, ends)
+    try:
+        answer = json.loads(line)
+        error = answer.get("error")
+        if error is None:
+            return _checked(answer["result"])
+        code, reason = error["code"], error["message"]
+    except (AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise ValueError("its answer cannot be understood") from exc
+    if code == _NOT_PERMITTED:
+        raise PermissionError
+    if code == _SHUTTING_DOWN:
+        raise ConnectionRefusedError
+    raise ValueError(reason)
+
+
+def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its type here
+    """Return a status that has what is shown of one; raises LookupError or TypeError for anything else.
+
+    Supervisors of other users are asked, too, and what they say must not make root's command stumble.
+    """
+    servers = info["servers"]
+    for described, members in (
+        (info, _SUPERVISOR_MEMBERS),
+        *((server, _SERVER_MEMBERS) for server in servers),
+        *((server["recent"], _RECENT_MEMBERS) for server in servers if "recent" in server),
+        *((release, _RELEASE_MEMBERS) for server in servers for release in server.get("releases", ())),
+    ):
+        for member, kind in members.items():
+            value = described[member]
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(member)
+    status: SupervisorInfo = info
+    return status
+
+
+def _read_line(connection: socket.socket, ends: float) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
+        more = connection.recv(_READ_BYTES)
+        data += more
+        if not more or len(data) > _MOST_ANSWER_BYTES:
+            raise ValueError("its answer has no end")
+    return bytes(data)
+
+
+def _settings_in(record: bytes) -> SettingsInfo:
+    """Read a record as far as it is to be printed."""
+    from stapsrv.config.files import SERVER_VARIABLES, decode_config, values_from  # noqa: PLC0415 - rarely needed
+    from stapsrv.control.protocol.schema import variable_info  # noqa: PLC0415
+
+    values = values_from(decode_config(record, where="record"), where="record", variables=SERVER_VARIABLES)
+    if PORT_MARK in record:
+        values.pop("port", None)
+    settings: SettingsInfo = {}
+    for variable in SERVER_VARIABLES:
+        if variable.attribute in values:
+            settings[variable.name] = variable_info(variable, values[variable.attribute])
+    return settings

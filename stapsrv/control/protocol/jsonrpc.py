@@ -1,0 +1,307 @@
+"""JSON-RPC 2.0 by lines: what travels over a control socket, and how it is refused.
+
+One JSON text to a line, in UTF-8, both ways. Pure: bytes in, values out; what a method's parameters and
+results hold is said in :mod:`stapsrv.control.protocol.schema`. Clients load this module, so it is made of
+named
+tuples and needs no attrs.
+
+Source: JSON-RPC 2.0 Specification. Of what it leaves to implementations, or is stricter here: no batches,
+no requests without an id, parameters by name only (``docs/control.md``).
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import NamedTuple, NoReturn, TypeAlias, TypeGuard
+
+from stapsrv.errors import ControlError
+
+PROTOCOL_VERSION = 1
+"""Raised when a message of an older program would be misunderstood; additions do not raise it."""
+
+FEATURES = ("drain", "progress", "reload", "timeout")
+"""What a supervisor of this protocol version may or may not have; said in the answer to ``hello``."""
+
+MAX_REQUEST_BYTES = 256 * 1024
+"""Of a line to a supervisor, its end not counted: some hundred servers in one ``start``."""
+
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+"""Of a line from a supervisor: a status of ten thousand servers."""
+
+MAX_ID_CHARACTERS = 64
+"""Of a request's id that is a string."""
+
+MAX_ID_NUMBER = 2**53
+"""Of a request's id that is a number: the largest that every JSON library keeps exact."""
+
+_SHOWN_CHARACTERS = 60
+"""Of a text that a peer made up, in the message about it."""
+
+RequestId: TypeAlias = str | int
+
+
+class Code(IntEnum):
+    """The codes of errors: JSON-RPC's own, then ours. Stable; ``docs/control.md`` explains each."""
+
+    PARSE_ERROR = -32700
+    INVALID_REQUEST = -32600
+    METHOD_NOT_FOUND = -32601
+    INVALID_PARAMS = -32602
+    INTERNAL_ERROR = -32603
+    NOT_PERMITTED = -32001
+    FAILED = -32002
+    """The command was understood and could not be carried out."""
+    BUSY = -32003
+    """A limit was met; the same request may succeed later."""
+    SHUTTING_DOWN = -32004
+    TIMED_OUT = -32005
+    """A peer was too slow: of a supervisor, that no whole request came; of a client, that no reply did."""
+    LOST = -32006
+    """The connection ended before the reply; only clients raise it."""
+
+
+class Request(NamedTuple):
+    """A method to call; the parameters are not checked yet."""
+
+    id: RequestId
+    method: str
+    params: dict[str, object]
+
+
+class Reply(NamedTuple):
+    """How a call ended.
+
+    Attributes:
+        id: the request's; None for an error that is about the connection.
+        result: what the method returned, not checked yet; None with an error.
+        error: why it did not, or None.
+    """
+
+    id: RequestId | None
+    result: object
+    error: ControlError | None
+
+
+class Progress(NamedTuple):
+    """A notification: a server that a call is about has changed.
+
+    Attributes:
+        id: the request's.
+        server: its status now, not checked yet.
+    """
+
+    id: RequestId
+    server: object
+
+
+class RequestRefused(ControlError):
+    """A line that is no request.
+
+    Attributes:
+        request_id: what to answer to, or None if that cannot be known.
+    """
+
+    def __init__(self, problem: str, *, code: int, request_id: RequestId | None) -> None:
+        super().__init__(problem, code=code)
+        self.request_id = request_id
+
+
+class LineBuffer:
+    """Puts lines together from what arrives.
+
+    Args:
+        max_bytes: of a line; memory is bounded by it and the size of what is fed at once.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+        self._searched = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether something has arrived that no call has returned yet."""
+        return bool(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Take in what arrived."""
+        self._data += data
+
+    def next_line(self) -> bytes | None:
+        """Return the next line without its end, or None until one is whole.
+
+        Raises:
+            ControlError: it is too long, whether whole or not; nothing more can be read.
+        """
+        end = self._data.find(b"\n", self._searched)
+        self._searched = len(self._data) if end < 0 else 0
+        if max(end, self._searched) > self._max_bytes:
+            raise ControlError(f"a line has more than {self._max_bytes} bytes", code=Code.INVALID_REQUEST)
+        if end < 0:
+            return None
+        line = bytes(self._data[:end])
+        del self._data[: end + 1]
+        return line
+
+    def feed_eof(self) -> None:
+        """Take in that nothing more arrives.
+
+        Raises:
+            ControlError: within a line.
+        """
+        if self._data:
+            raise ControlError("the connection ended within a line", code=Code.INVALID_REQUEST)
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the line that calls a method."""
+    return _line({"id": request.id, "method": request.method, "params": request.params})
+
+
+def encode_result(request_id: RequestId, result: object) -> bytes:
+    """Return the line that answers a call, or says that the answer would be too long."""
+    line = _line({"id": request_id, "result": result})
+    length = len(line) - 1
+    if length <= MAX_REPLY_BYTES:
+        return line
+    problem = f"the answer has {length} bytes, more than the {MAX_REPLY_BYTES} of a line"
+    return encode_error(request_id, ControlError(problem, code=Code.INTERNAL_ERROR))
+
+
+def encode_error(request_id: RequestId | None, error: ControlError) -> bytes:
+    """Return the line that refuses a call, or with None for its id, the connection."""
+    return _line({"id": request_id, "error": {"code": int(error.code), "message": str(error)}})
+
+
+def encode_progress(request_id: RequestId, server: object) -> bytes:
+    """Return the notification that a server has changed."""
+    return _line({"method": "progress", "params": {"id": request_id, "server": server}})
+
+
+def decode_request(line: bytes) -> Request:
+    """Read a line from a client; strict.
+
+    Raises:
+        RequestRefused: it is no request. The code is INVALID_PARAMS if only the parameters are of a wrong
+            kind, otherwise PARSE_ERROR or INVALID_REQUEST.
+    """
+    try:
+        message = _parse(line)
+    except ValueError as exc:
+        raise RequestRefused(
+            f"expected one JSON text in UTF-8 on each line: {exc}", code=Code.PARSE_ERROR, request_id=None
+        ) from exc
+    if isinstance(message, list):
+        _refuse("batches are not taken; send each request on a line of its own", None)
+    if not isinstance(message, dict):
+        _refuse(f"expected a request object, not {kind_of(message)}", None)
+    request_id = message.get("id")
+    if not _is_request_id(request_id):
+        _refuse(
+            f"expected an 'id', a string of at most {MAX_ID_CHARACTERS} characters or a whole number:"
+            " every request is answered",
+            None,
+        )
+    if message.get("jsonrpc") != "2.0":
+        _refuse("expected 'jsonrpc' to be \"2.0\"", request_id)
+    method = message.get("method")
+    if not isinstance(method, str):
+        _refuse("expected a 'method', a string", request_id)
+    unknown = message.keys() - {"jsonrpc", "id", "method", "params"}
+    if unknown:
+        _refuse(f"unknown member {shown(min(unknown))} of the request", request_id)
+    params = message.get("params", {})
+    if not isinstance(params, dict):
+        raise RequestRefused(
+            f"params: expected an object, not {kind_of(params)}: parameters have names",
+            code=Code.INVALID_PARAMS,
+            request_id=request_id,
+        )
+    return Request(request_id, method, params)
+
+
+def decode_answer(line: bytes) -> Reply | Progress:
+    """Read a line from a supervisor; members that are not known are let pass.
+
+    Raises:
+        ControlError: it is no answer (INTERNAL_ERROR).
+    """
+    try:
+        message = _parse(line)
+    except ValueError as exc:
+        raise _strange(str(exc)) from exc
+    match message:
+        case {"method": "progress", "params": {"id": str() | int() as request_id, "server": server}}:
+            return Progress(request_id, server)
+        case {"id": None | str() | int() as request_id, "error": {"code": int(code), "message": str(text)}}:
+            return Reply(request_id, None, ControlError(text, code=code))
+        case {"id": str() | int() as request_id, "result": result}:
+            return Reply(request_id, result, None)
+        case _:
+            raise _strange("it is neither a reply nor a notification of progress")
+
+
+def kind_of(value: object) -> str:
+    """Say in words what a JSON value is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names: dict[type, str] = {
+        type(None): "null",
+        int: "a number",
+        float: "a fraction",
+        str: "a string",
+        list: "an array",
+    }
+    return names.get(type(value), "an object")
+
+
+def shown(text: str) -> str:
+    """Quote a peer's text, not all of it if it is long, so that no terminal obeys it."""
+    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
+
+
+def _line(members: dict[str, object]) -> bytes:
+    text = json.dumps({"jsonrpc": "2.0", **members}, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def _parse(line: bytes) -> object:
+    """Decode a JSON text.
+
+    Raises:
+        ValueError: it is none; the text holds nothing of the line.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"byte {exc.start} is not UTF-8") from exc
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has two members of the same name")
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_request_id(value: object) -> TypeGuard[RequestId]:
+    if isinstance(value, str):
+        return len(value) <= MAX_ID_CHARACTERS
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_ID_NUMBER
+
+
+def _refuse(problem: str, request_id: RequestId | None) -> NoReturn:
+    raise RequestRefused(problem, code=Code.INVALID_REQUEST, request_id=request_id)
+
+
+def _strange(reason: str) -> ControlError:
+    return ControlError(f"the supervisor sent a line that cannot be read: {reason}", code=Code.INTERNAL_ERROR)

@@ -1,0 +1,391 @@
+"""What parameters and results hold: their JSON form, and the way from and to the supervisor's values.
+
+Each ``TypedDict`` is the one description of its object: mypy reads it,
+:mod:`stapsrv.control.protocol.validation` checks
+what peers send against it, and people find it in ``docs/control.md`` in the same words. Neither attrs nor
+the supervisor is loaded by this module, since clients need it; who has a value of theirs has loaded them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
+
+from stapsrv.config.files import SERVER_VARIABLES, Variable, unwritable_reason
+from stapsrv.config.tunables import with_tuning
+from stapsrv.control.protocol.jsonrpc import Code, kind_of, shown
+from stapsrv.errors import ControlError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from stapsrv.config.settings import ServerSettings
+    from stapsrv.supervisor.operations import Outcome
+    from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+
+
+SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
+"""A server's settings by the configuration files' names of variables: texts, whole numbers, for arrays lists
+of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What is left out has its default.
+"""
+
+
+class ReleaseInfo(TypedDict):
+    """A kernel release that a server serves.
+
+    Attributes:
+        name: as a client states it.
+        health: ``untried``, ``warming``, ``healthy`` or ``unhealthy``.
+        reason: the compiler's first error while it is unhealthy, else None.
+    """
+
+    name: str
+    health: str
+    reason: str | None
+
+
+class RecentInfo(TypedDict):
+    """What the last requests took; see :class:`stapsrv.compile.stats.RecentTimes`."""
+
+    requests: int
+    queue_s: float | None
+    compile_s: float | None
+
+
+class CacheInfo(TypedDict):
+    """What the result cache did for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
+
+    hits: int
+    misses: int
+    shared: int
+    stored: int
+    uncacheable: dict[str, int]
+
+
+class ServerInfo(TypedDict):
+    """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
+
+    Times are like ``2026-02-03T04:05:06.789Z``. Of the refusals those that there were are there.
+    """
+
+    id: int
+    nickname: str
+    settings: SettingsInfo
+    origin: str | None
+    wanted: str
+    state: str
+    since: str
+    reason: str | None
+    port: int | None
+    running: int
+    queued: int
+    done: int
+    failed: int
+    certificate_expires: str | None
+    connections: NotRequired[int]
+    refusals: NotRequired[dict[str, int]]
+    releases: NotRequired[list[ReleaseInfo]]
+    recent: NotRequired[RecentInfo]
+    cache: NotRequired[CacheInfo]
+
+
+class SupervisorInfo(TypedDict):
+    """A supervisor and its servers; see :class:`stapsrv.supervisor.status.SupervisorStatus`.
+
+    A supervisor of an earlier version says nothing of ``sandbox`` and ``cgroup``.
+    """
+
+    pid: int
+    user: str
+    version: str
+    stap_version: str
+    sandbox: NotRequired[str]
+    containment: str
+    cgroup: NotRequired[str | None]
+    since: str
+    compiles: int
+    max_compiles: int
+    servers: list[ServerInfo]
+
+
+class HelloInfo(TypedDict):
+    """Who answers.
+
+    Attributes:
+        protocol: the version of this protocol.
+        version: of the program.
+        pid: the supervisor's process.
+        user: whom it runs as.
+        access: what the asking peer may do: ``all``, or ``read`` (``hello`` and ``status``).
+        features: what there is of the things that a later version may lack or add.
+    """
+
+    protocol: int
+    version: str
+    pid: int
+    user: str
+    access: str
+    features: list[str]
+
+
+class OutcomeInfo(TypedDict):
+    """What became of one server.
+
+    Attributes:
+        server: as it is now; None if it was refused, or is not known.
+        already: it was as wanted before.
+        error: why it is not as wanted, or None.
+    """
+
+    server: ServerInfo | None
+    already: bool
+    error: str | None
+
+
+class ActionInfo(TypedDict):
+    """What became of each server that an action was about."""
+
+    outcomes: list[OutcomeInfo]
+
+
+class EmptyInfo(TypedDict):
+    """An object without members: no parameters, or a result that says only "done"."""
+
+
+class WishInfo(TypedDict):
+    """A server that somebody wants.
+
+    Attributes:
+        settings: what it is to be.
+        origin: the configuration file that it comes from, if it does.
+    """
+
+    settings: SettingsInfo
+    origin: NotRequired[str | None]
+
+
+class ActionParams(TypedDict):
+    """What every action takes.
+
+    Attributes:
+        timeout_s: how many seconds to wait for the end of the action, which goes on after that; by
+            default, and with null, until it is there.
+        progress: send a notification of each change of a server, by default not.
+    """
+
+    timeout_s: NotRequired[float | None]
+    progress: NotRequired[bool]
+
+
+class StartParams(ActionParams):
+    """What ``start`` takes."""
+
+    servers: list[WishInfo]
+
+
+class IdsParams(ActionParams):
+    """What ``stop``, ``restart``, ``drain`` and ``undrain`` take."""
+
+    ids: list[int] | Literal["all"]
+
+
+class ReloadParams(ActionParams):
+    """What ``reload`` takes.
+
+    Attributes:
+        config_file: the absolute path of a global configuration file, in place of the one that the
+            supervisor was started with.
+        force: stop every server that is not configured, those too that were asked for one by one.
+    """
+
+    config_file: NotRequired[str | None]
+    force: NotRequired[bool]
+
+
+def supervisor_info(status: SupervisorStatus) -> SupervisorInfo:
+    """Return the JSON form of a supervisor's status."""
+    return {
+        "pid": status.pid,
+        "user": status.user,
+        "version": status.version,
+        "stap_version": status.stap_version,
+        "sandbox": status.sandbox,
+        "containment": status.containment,
+        "cgroup": status.cgroup,
+        "since": _time(status.since),
+        "compiles": status.compiles,
+        "max_compiles": status.max_compiles,
+        "servers": [server_info(server) for server in status.servers],
+    }
+
+
+def server_info(status: ServerStatus) -> ServerInfo:
+    """Return the JSON form of a server's status."""
+    work = status.work
+    expires = work.certificate_expires
+    return {
+        "id": status.id,
+        "nickname": status.nickname,
+        "settings": settings_info(status.settings),
+        "origin": status.origin,
+        "wanted": status.wanted.value,
+        "state": status.state.value,
+        "since": _time(status.since),
+        "reason": status.reason,
+        "port": status.port,
+        "running": work.running,
+        "queued": work.queued,
+        "done": work.done,
+        "failed": work.failed,
+        "certificate_expires": None if expires is None else _time(expires),
+        "connections": work.connections,
+        "refusals": {refusal.value: count for refusal, count in work.refusals.items() if count},
+        "releases": [
+            {"name": release.name, "health": release.health.value, "reason": release.reason}
+            for release in work.releases
+        ],
+        "recent": {
+            "requests": work.recent.requests,
+            "queue_s": _seconds(work.recent.queue_s),
+            "compile_s": _seconds(work.recent.compile_s),
+        },
+        "cache": {
+            "hits": work.cache.hits,
+            "misses": work.cache.misses,
+            "shared": work.cache.shared,
+            "stored": work.cache.stored,
+            "uncacheable": dict(work.cache.uncacheable),
+        },
+    }
+
+
+def _seconds(duration: float | None) -> float | None:
+    """Return a duration as it is told: to the millisecond."""
+    return None if duration is None else round(duration, 3)
+
+
+def outcome_info(outcome: Outcome) -> OutcomeInfo:
+    """Return the JSON form of what became of a server."""
+    server = None if outcome.server is None else server_info(outcome.server)
+    return {"server": server, "already": outcome.already, "error": outcome.error}
+
+
+def settings_info(settings: ServerSettings) -> SettingsInfo:
+    """Return the JSON form of settings."""
+    default = type(settings)()
+    info: SettingsInfo = {}
+    for variable in SERVER_VARIABLES:
+        value = variable.value_in(settings)
+        if value != variable.value_in(default):
+            info[variable.name] = variable_info(variable, value)
+    if settings.keep_temporary:
+        info[_KEEP] = True
+    return info
+
+
+def variable_info(variable: Variable, value: object) -> int | str | list[str]:
+    """Return the JSON form of the value of one variable of a server's file."""
+    if isinstance(value, tuple):
+        return [variable.encode(element) for element in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return variable.encode(value)
+
+
+def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
+    """Read settings from their JSON form.
+
+    A number may also be given as a text of its digits. Paths are absolute: the supervisor's working
+    directory is not the peer's.
+
+    Args:
+        info: a JSON object.
+        where: its name, for messages.
+
+    Raises:
+        ControlError: an unknown variable, or a value that it cannot have (INVALID_PARAMS).
+    """
+    from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
+
+    known = {variable.name: variable for variable in SERVER_VARIABLES}
+    values: dict[str, object] = {}
+    for name, value in info.items():
+        try:
+            if name == _KEEP:
+                values["keep_temporary"] = _boolean(value)
+            elif name in known:
+                values[known[name].attribute] = _parsed(known[name], value)
+            else:
+                raise _invalid(
+                    f"{where}: unknown variable {shown(name)}",
+                    remedy=f"the variables are {', '.join([*known, _KEEP])}",
+                )
+        except ValueError as exc:
+            raise _invalid(f"{where}.{name}: {exc}") from exc
+    return ServerSettings(**with_tuning(values))
+
+
+def checked_text(value: str, *, where: str) -> str:
+    """Return a text that a line of a settings file could hold.
+
+    Raises:
+        ControlError: it could not (INVALID_PARAMS).
+    """
+    reason = unwritable_reason(value)
+    if reason is not None:
+        raise _invalid(f"{where}: {shown(value)} {reason}")
+    return value
+
+
+_KEEP = "KEEP"
+_PATHS = frozenset({"INCLUDE", "RUNTIME", "LOG", "SSL"})
+"""Variables that are always paths. A RELEASE is one if it is absolute, and else the name of a release."""
+
+
+def _parsed(variable: Variable, value: object) -> object:
+    """Convert a member's value; raises ValueError, of whatever is wrong, with what was expected."""
+    if not variable.array:
+        return _element(variable, value)
+    if not isinstance(value, list):
+        raise ValueError(f"expected an array of strings, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
+    # An element of "()" would read as an array without elements from the file that records it.
+    if "()" in value:
+        raise ValueError('"()" cannot be an element')
+    return tuple(_element(variable, element) for element in value)
+
+
+def _element(variable: Variable, value: object) -> object:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    text = str(value) if number else value
+    if not isinstance(text, str):
+        raise ValueError(f"expected a string or a number, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
+    if not text:
+        raise ValueError("it is empty; leave it out for the default")
+    reason = unwritable_reason(text)
+    if reason is not None:
+        raise ValueError(f"{shown(text)} {reason}")
+    try:
+        parsed = variable.parse(text)
+    except ValueError as exc:
+        raise ValueError(f"expected {exc}, not {shown(text)}") from exc
+    if number and not isinstance(parsed, int | float):
+        raise ValueError("expected a string, not a number")
+    if variable.name in _PATHS and not text.startswith("/"):
+        raise ValueError(f"expected an absolute path, not {shown(text)}")
+    return parsed
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
+    return value
+
+
+def _invalid(problem: str, *, remedy: str | None = None) -> ControlError:
+    return ControlError(problem, code=Code.INVALID_PARAMS, remedy=remedy)
+
+
+def _time(when: datetime) -> str:
+    from datetime import UTC  # noqa: PLC0415 (clients need no dates)
+
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,255 @@
+"""Sending and receiving on a non-blocking socket, for both ends of a control connection.
+
+anyio's own stream for Unix sockets is not used: on asyncio a cancellation that meets arriving data makes
+its callback fail (seen with anyio 4.16).
+
+One connection to the control socket: lines in, answers out, and no more of anything than is allowed.
+
+A connection reads lines and begins a task for each request; answers go out one at a time, each within a
+deadline. Nothing that a peer does, or fails to do, costs more than its connection. The end of the
+requests (end of file, a line that is none) is not the end of the connection: what was asked before is
+still answered, so that ``echo … | socat`` works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import anyio.lowlevel
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.control.protocol.jsonrpc import (
+    MAX_REQUEST_BYTES,
+    Code,
+    LineBuffer,
+    Request,
+    RequestRefused,
+    decode_request,
+    encode_error,
+    encode_progress,
+    encode_result,
+)
+from stapsrv.control.protocol.schema import ServerInfo
+from stapsrv.control.server.handlers import Caller, Methods
+from stapsrv.errors import ControlError
+
+_READ_BYTES = 65_536
+
+
+async def receive(connection: socket.socket) -> bytes:
+    """Wait for data and return it; nothing when the peer sends no more.
+
+    Raises:
+        OSError: the connection is broken.
+
+    Cancellation: no data is lost.
+    """
+    # A peer that always has something to say must not keep everybody else from their turn.
+    await anyio.lowlevel.checkpoint()
+    while True:
+        try:
+            return connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            await anyio.wait_readable(connection)
+
+
+async def send_all(connection: socket.socket, data: bytes) -> None:
+    """Send all of ``data``.
+
+    Raises:
+        OSError: the connection is broken.
+
+    Cancellation: part of the data may have been sent.
+    """
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[connection.send(view) :]
+        except BlockingIOError:
+            await anyio.wait_writable(connection)
+
+
+_ENDS_CONNECTION = frozenset({Code.PARSE_ERROR, Code.INVALID_REQUEST, Code.TIMED_OUT})
+"""After these nobody knows where the next request begins, or whether there is one."""
+
+
+@attrs.frozen(kw_only=True)
+class ControlLimits:
+    """What peers may use; with the size of lines it bounds the endpoint's memory (``docs/control.md``)."""
+
+    connections: int = 128
+    reader_connections: int = 32
+    """Of them all, for those who may only read: they cannot keep out those who may command."""
+    in_flight: int = 16
+    """Requests of one connection that are not answered yet."""
+    requests_per_s: float = 50.0
+    """Of one user; a user who asks faster is read more slowly."""
+    burst: int = 200
+    """Requests that a user may be ahead of that."""
+    line_s: float = 10.0
+    """Between a line's first byte and its end."""
+    idle_s: float = 600.0
+    """Without a request, and with none in flight."""
+    write_s: float = 10.0
+    """For a peer to take one line."""
+    farewell_s: float = 1.0
+    """For all that is still to be said when the endpoint ends."""
+
+
+class Allowance:
+    """Spreads one user's requests over time."""
+
+    def __init__(self, limits: ControlLimits) -> None:
+        self._interval_s = 1 / limits.requests_per_s
+        self._ahead_s = limits.burst * self._interval_s
+        self._due = -math.inf
+
+    def take(self) -> float:
+        """Count a request; return how many seconds it has to wait for its turn."""
+        now = anyio.current_time()
+        wait_s = max(0.0, self._due - now - self._ahead_s)
+        self._due = max(self._due, now) + self._interval_s
+        return wait_s
+
+
+class Connection:
+    """One peer, from the first line to the last answer.
+
+    Args:
+        connection: accepted and non-blocking; closed at the end.
+        caller: who is at the other end.
+        methods: what can be asked.
+        limits: see there.
+        allowance: of the caller's user.
+        log: gets ``control.malformed`` and ``control.stalled``.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        caller: Caller,
+        methods: Methods,
+        *,
+        limits: ControlLimits,
+        allowance: Allowance,
+        log: Log,
+    ) -> None:
+        self.caller = caller
+        self._socket = connection
+        self._methods = methods
+        self._limits = limits
+        self._allowance = allowance
+        self._log = log
+        self._lines = LineBuffer(MAX_REQUEST_BYTES)
+        self._in_flight = 0
+        self._requests = anyio.create_task_group()
+        self._writing = anyio.Lock()
+        self._write = anyio.CancelScope()
+        self._farewell = math.inf
+        self._broken = False
+
+    async def run(self) -> None:
+        """Answer until the peer asks no more, breaks a rule, or leaves."""
+        try:
+            async with self._requests:
+                await self._take_requests()
+        finally:
+            self._socket.close()
+
+    def hurry(self, deadline: float) -> None:
+        """Send nothing more after ``deadline``, on the event loop's clock."""
+        self._farewell = deadline
+        self._write.deadline = min(self._write.deadline, deadline)
+
+    async def _take_requests(self) -> None:
+        while True:
+            try:
+                line = await self._next_line()
+                if line is None:
+                    return
+                await anyio.sleep(self._allowance.take())
+                self._begin(decode_request(line))
+            except ControlError as exc:
+                request_id = exc.request_id if isinstance(exc, RequestRefused) else None
+                await self._send(partial(encode_error, request_id, exc))
+                if exc.code in _ENDS_CONNECTION:
+                    self._log.info("control.malformed", user=self.caller.user, reason=exc)
+                    return
+
+    def _begin(self, request: Request) -> None:
+        if self._in_flight >= self._limits.in_flight:
+            problem = f"{self._in_flight} requests of this connection are in flight already"
+            raise RequestRefused(problem, code=Code.BUSY, request_id=request.id)
+        self._in_flight += 1
+        self._requests.start_soon(self._answer, request)
+
+    async def _answer(self, request: Request) -> None:
+        async def tell(server: ServerInfo) -> None:
+            await self._send(partial(encode_progress, request.id, server))
+
+        try:
+            result = await self._methods.perform(request, self.caller, tell)
+        except ControlError as exc:
+            await self._send(partial(encode_error, request.id, exc))
+        except anyio.get_cancelled_exc_class():
+            goodbye = ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
+            await self._send(partial(encode_error, request.id, goodbye))
+            raise
+        else:
+            await self._send(partial(encode_result, request.id, result))
+        finally:
+            self._in_flight -= 1
+
+    async def _next_line(self) -> bytes | None:
+        """Return the next line, or None at the end; raises ControlError for one that cannot be read."""
+        began: float | None = None
+        while (line := self._lines.next_line()) is None:
+            limits = self._limits
+            if self._lines.partial:
+                began = anyio.current_time() if began is None else began
+                wait = anyio.CancelScope(deadline=began + limits.line_s)
+            else:
+                wait = anyio.CancelScope(deadline=anyio.current_time() + limits.idle_s)
+            data = b""
+            with wait, contextlib.suppress(OSError):
+                data = await receive(self._socket)
+            if not wait.cancelled_caught:
+                if not data:
+                    self._lines.feed_eof()
+                    return None
+                self._lines.feed(data)
+            elif self._lines.partial:
+                raise ControlError(f"no whole line within {limits.line_s:g} s", code=Code.TIMED_OUT)
+            elif not self._in_flight:
+                # Nothing to write to the log: there are clients that do no more than look on.
+                idle = ControlError(f"no request within {limits.idle_s:g} s", code=Code.TIMED_OUT)
+                await self._send(partial(encode_error, None, idle))
+                return None
+        return line
+
+    async def _send(self, encode: Callable[[], bytes]) -> None:
+        """Send a line, whatever is cancelled meanwhile: half of one would spoil all that follow.
+
+        The line is made when its turn comes, so that a peer who does not read holds one at most. Whoever
+        does not take it in time, or cannot, is given up.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._writing:
+                if self._broken:
+                    return
+                deadline = min(anyio.current_time() + self._limits.write_s, self._farewell)
+                sent = False
+                with anyio.CancelScope(deadline=deadline) as self._write, contextlib.suppress(OSError):
+                    await send_all(self._socket, encode())
+                    sent = True
+                if self._write.cancelled_caught:
+                    self._log.info("control.stalled", user=self.caller.user)
+                if not sent:
+                    self._broken = True
+                    self._requests.cancel_scope.cancel()

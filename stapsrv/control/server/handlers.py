@@ -1,0 +1,350 @@
+"""The methods of the control protocol: a request in, a result or an error out. No sockets.
+
+Commands of people become commands to the supervisor in tasks of their own
+(:mod:`stapsrv.control.server.task`),
+so that a peer that leaves, or stops waiting, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os.path
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request, shown
+from stapsrv.control.protocol.schema import (
+    ActionInfo,
+    ActionParams,
+    EmptyInfo,
+    HelloInfo,
+    IdsParams,
+    OutcomeInfo,
+    ReloadParams,
+    ServerInfo,
+    StartParams,
+    SupervisorInfo,
+    WishInfo,
+    checked_text,
+    outcome_info,
+    server_info,
+    settings_from,
+    supervisor_info,
+)
+from stapsrv.control.protocol.validation import ShapeError, checked
+from stapsrv.control.server.auth import Access
+from stapsrv.control.server.task import Action
+from stapsrv.errors import ControlError
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.operations import Outcome, Report, Wish
+from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+
+MAX_TIMEOUT_S = 86_400.0
+"""A longer wait is none that somebody means."""
+
+_LEAST_WAIT_S = 0.1
+"""Even who does not wait learns what a command has begun; that takes a turn of the event loop or two."""
+
+_Params = TypeVar("_Params")
+
+
+class Commands(Protocol):
+    """What a supervisor can be told; :class:`stapsrv.supervisor.supervisor.Supervisor` has it all.
+
+    Actions take effect when they are called and return when that is complete, with one outcome for each
+    wish or id, in order. They tell the report of each change of a server that they are about.
+    """
+
+    def status(self) -> SupervisorStatus:
+        """Return a snapshot of everything."""
+
+    async def start(self, wishes: Sequence[Wish], report: Report | None = None, /) -> Sequence[Outcome]:
+        """Start the servers that are wished for and do not run."""
+
+    async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
+        """Stop servers and forget them."""
+
+    async def restart(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
+        """Stop and start servers."""
+
+    async def drain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
+        """Let servers finish what they have and take nothing new."""
+
+    async def undrain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
+        """Let drained servers accept again."""
+
+    def end(self) -> None:
+        """Begin to stop everything, and end."""
+
+
+class Reload(Protocol):
+    """Reads the configuration, which is no business of the supervisor's, and has it obeyed."""
+
+    async def __call__(
+        self, config_file: Path | None, /, *, force: bool, report: Report | None
+    ) -> Sequence[Outcome]:
+        """Make the configured servers what the configuration says now.
+
+        Args:
+            config_file: a global file in place of the one that the supervisor was started with.
+            force: stop every server that is not configured.
+            report: told of each change of a server.
+
+        Raises:
+            StapsrvError: the configuration cannot be used; nothing was changed.
+        """
+
+
+class Caller(NamedTuple):
+    """Who sent a request: the user's name, and what that one may do."""
+
+    user: str
+    access: Access
+
+
+Tell = Callable[[ServerInfo], Awaitable[None]]
+"""Sends a caller a change of a server."""
+
+
+class Methods:
+    """Carries requests out.
+
+    Args:
+        commands: the supervisor.
+        reload: what the method of that name does.
+        defaults: what holds for servers whose settings do not say.
+        tasks: outlives every caller; commands run there.
+        log: the supervisor's.
+    """
+
+    def __init__(
+        self, commands: Commands, *, reload: Reload, defaults: HostDefaults, tasks: TaskGroup, log: Log
+    ) -> None:
+        self._commands = commands
+        self._reload_configured = reload
+        self._defaults = defaults
+        self._tasks = tasks
+        self._log = log
+        self._ending = False
+        self._readers: dict[str, Callable[[_Call], object]] = {"hello": self._hello, "status": self._status}
+        self._actors: dict[str, Callable[[_Call], Awaitable[object]]] = {
+            "start": self._start,
+            "stop": lambda call: self._command(call, commands.stop),
+            "restart": lambda call: self._command(call, commands.restart),
+            "drain": lambda call: self._command(call, commands.drain),
+            "undrain": lambda call: self._command(call, commands.undrain),
+            "reload": self._reload,
+            "end": self._end,
+        }
+
+    async def perform(self, request: Request, caller: Caller, tell: Tell) -> object:
+        """Carry a request out and return its result, ready for JSON.
+
+        Args:
+            request: its parameters are checked here.
+            caller: who sent it.
+            tell: told of changes, if the caller asked for that; may wait.
+
+        Raises:
+            ControlError: it cannot be done, with the code that says why.
+
+        Cancellation: a command that was begun goes on.
+        """
+        call = _Call(request, caller, tell)
+        reader = self._readers.get(request.method)
+        if reader is not None:
+            return reader(call)
+        actor = self._actors.get(request.method)
+        if actor is None:
+            raise ControlError(
+                f"unknown method {shown(request.method)}",
+                code=Code.METHOD_NOT_FOUND,
+                remedy=f"the methods are {', '.join([*self._readers, *self._actors])}",
+            )
+        if caller.access < Access.ALL:
+            self._log.warning(
+                "control.refused", user=caller.user, reason=f"{request.method} is not permitted"
+            )
+            raise ControlError(
+                f"{request.method}: not permitted to user {caller.user}",
+                code=Code.NOT_PERMITTED,
+                remedy="ask as the user that the supervisor runs as, or as root",
+            )
+        if self._ending:
+            raise ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
+        return await actor(call)
+
+    def _hello(self, call: _Call) -> HelloInfo:
+        call.params(EmptyInfo)
+        status = self._commands.status()
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "version": status.version,
+            "pid": status.pid,
+            "user": status.user,
+            "access": call.caller.access.name.lower(),
+            "features": list(FEATURES),
+        }
+
+    def _status(self, call: _Call) -> SupervisorInfo:
+        call.params(EmptyInfo)
+        return supervisor_info(self._commands.status())
+
+    async def _start(self, call: _Call) -> ActionInfo:
+        params = call.params(StartParams)
+        wishes = [
+            self._wish(wished, where=f"params.servers[{index}]")
+            for index, wished in enumerate(params["servers"])
+        ]
+
+        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
+            servers = {server.settings.identity(self._defaults): server for server in now.values()}
+            return [
+                _unfinished(servers.get(wish.settings.identity(self._defaults)), call.method, waited_s)
+                for wish in wishes
+            ]
+
+        return await self._act(call, params, lambda report: self._commands.start(wishes, report), unfinished)
+
+    async def _command(
+        self, call: _Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
+    ) -> ActionInfo:
+        params = call.params(IdsParams)
+        before = {server.id: server for server in self._commands.status().servers}
+        ids = list(before) if params["ids"] == "all" else list(dict.fromkeys(params["ids"]))
+        known = [server_id for server_id in ids if server_id in before]
+
+        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
+            return [
+                _unfinished(now.get(server_id) or _gone(before[server_id]), call.method, waited_s)
+                for server_id in known
+            ]
+
+        done = await self._act(call, params, lambda report: command(known, report), unfinished)
+        outcomes = {server["id"]: outcome for outcome in done["outcomes"] if (server := outcome["server"])}
+        return {"outcomes": [outcomes.get(server_id) or _absent(server_id) for server_id in ids]}
+
+    async def _reload(self, call: _Call) -> ActionInfo:
+        params = call.params(ReloadParams)
+        config_file = params.get("config_file")
+        if config_file is not None:
+            checked_text(config_file, where="params.config_file")
+            if not os.path.isabs(config_file):  # noqa: PTH117 - a path as text, not looked up
+                raise ControlError(
+                    f"params.config_file: expected an absolute path, not {shown(config_file)}",
+                    code=Code.INVALID_PARAMS,
+                )
+
+        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
+            return [_unfinished(server, call.method, waited_s) for server in now.values()]
+
+        return await self._act(
+            call,
+            params,
+            lambda report: self._reload_configured(
+                Path(config_file) if config_file is not None else None,
+                force=params.get("force", False),
+                report=report,
+            ),
+            unfinished,
+        )
+
+    async def _end(self, call: _Call) -> EmptyInfo:
+        call.params(EmptyInfo)
+        self._log.info("control.command", method=call.method, user=call.caller.user)
+        self._ending = True
+        self._commands.end()
+        return {}
+
+    async def _act(
+        self,
+        call: _Call,
+        params: ActionParams,
+        command: Callable[[Report], Awaitable[Sequence[Outcome]]],
+        unfinished: Callable[[dict[int, ServerStatus], float], list[OutcomeInfo]],
+    ) -> ActionInfo:
+        """Carry a command out and tell of its steps; after the time-out ``unfinished`` says what there is."""
+        timeout_s = _checked_timeout(params.get("timeout_s"))
+        self._log.info("control.command", method=call.method, user=call.caller.user)
+        action = Action(call.method, command, self._log)
+        self._tasks.start_soon(action.run)
+        try:
+            deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)
+            while (step := await action.wait_step(deadline)) is not None:
+                if params.get("progress", False):
+                    await call.tell(server_info(step))
+        finally:
+            action.leave()
+        if action.ended:
+            return {"outcomes": [outcome_info(outcome) for outcome in action.outcomes]}
+        gone = {server_id: _gone(server) for server_id, server in action.latest.items()}
+        there = {server.id: server for server in self._commands.status().servers}
+        return {"outcomes": unfinished(gone | there, timeout_s)}
+
+    def _wish(self, wished: WishInfo, *, where: str) -> Wish:
+        settings = settings_from(wished["settings"], where=f"{where}.settings")
+        origin = wished.get("origin")
+        if origin is not None:
+            checked_text(origin, where=f"{where}.origin")
+        return Wish(settings.resolved(self._defaults), origin)
+
+
+@attrs.frozen
+class _Call:
+    """A request, who sent it, and the way to tell that one of changes."""
+
+    _request: Request
+    caller: Caller
+    tell: Tell
+
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    def params(self, shape: type[_Params]) -> _Params:
+        """Return the parameters, which are of ``shape``."""
+        try:
+            return checked(self._request.params, shape, name="params", exact=True)
+        except ShapeError as exc:
+            raise ControlError(str(exc), code=Code.INVALID_PARAMS) from exc
+
+
+def _checked_timeout(timeout_s: float | None) -> float:
+    if timeout_s is None:
+        return math.inf
+    if not 0 <= timeout_s <= MAX_TIMEOUT_S:
+        raise ControlError(
+            f"params.timeout_s: expected seconds, from 0 to {MAX_TIMEOUT_S:g}, or null for no limit",
+            code=Code.INVALID_PARAMS,
+        )
+    return timeout_s
+
+
+def _absent(server_id: int) -> OutcomeInfo:
+    return {"server": None, "already": False, "error": f"no server has the id {server_id}"}
+
+
+def _gone(server: ServerStatus) -> ServerStatus:
+    """Return the status of a server that is hosted no more, from the last that was seen of it."""
+    return server if server.state is State.FAILED else attrs.evolve(server, state=State.STOPPED)
+
+
+def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> OutcomeInfo:
+    """Say how far a command has come with a server when nobody waits any longer."""
+    if server is None:
+        return {"server": None, "already": False, "error": f"is not there after {waited_s:g} s; see the log"}
+    error = None
+    outstanding = server.work.running + server.work.queued
+    draining = method == "drain" and server.state is State.DRAINING and outstanding > 0
+    if draining or server.state in {State.STARTING, State.STOPPING}:
+        error = f"is still {server.state.value} after {waited_s:g} s"
+    elif server.state in {State.FAILED, State.BACKING_OFF}:
+        error = server.reason or f"is {server.state.value}"
+    return {"server": server_info(server), "already": False, "error": error}

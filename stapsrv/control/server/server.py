@@ -1,0 +1,207 @@
+"""The control socket as a file.
+
+The control socket: who is let in, and a task for each who is (:mod:`stapsrv.control.server.connection`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.settings import HostDefaults
+from stapsrv.control.protocol.jsonrpc import Code, encode_error
+from stapsrv.control.server.auth import Access, Peer, Policy, read_peer, user_name
+from stapsrv.control.server.connection import Allowance, Connection, ControlLimits
+from stapsrv.control.server.handlers import Caller, Commands, Methods, Reload
+from stapsrv.errors import ConfigError, ControlError
+from stapsrv.supervisor.server.accept import accept_forever
+from stapsrv.supervisor.state.lock import GROUP
+from stapsrv.system.unix_socket import open_socket_file
+
+_BACKLOG = 128
+"""Connections that the kernel completes while the loop is busy: as many as are let in at once."""
+
+
+@contextlib.contextmanager
+def open_control_socket(path: Path) -> Iterator[socket.socket]:
+    """Listen at ``path``, in place of whatever stale socket is there.
+
+    The file appears under its name when it accepts, with its final mode and group. The caller holds the
+    lock of the directory (:func:`stapsrv.supervisor.state.lock.take_seat`), so nobody else is alive there.
+
+    Returns:
+        A listening, non-blocking socket, closed at the end; the file goes too if it is still this one.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            listener = held.enter_context(open_socket_file(path, group=GROUP, backlog=_BACKLOG))
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be made: {exc.strerror}",
+                where=f"control socket {path}",
+                remedy="let the server's user write to its directory, or set STAT_PATH to another one",
+            ) from exc
+        yield listener
+
+
+async def serve_control(
+    path: Path,
+    commands: Commands,
+    *,
+    reload: Reload,
+    defaults: HostDefaults,
+    policy: Policy,
+    log: Log,
+    limits: ControlLimits | None = None,
+    identify: Callable[[socket.socket], Peer] = read_peer,
+    passed: socket.socket | None = None,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the control protocol at ``path`` until cancelled.
+
+    Args:
+        path: of the socket; the caller holds the lock of its directory.
+        commands: the supervisor.
+        reload: reads the configuration and has it obeyed.
+        defaults: what holds for servers whose settings do not say.
+        policy: who may do what.
+        log: gets ``control.command``, ``control.failed``, ``control.refused``, ``control.malformed``,
+            ``control.stalled``, ``control.crashed``, ``control.exhausted``.
+        limits: other ones than the default.
+        identify: says who connected.
+        passed: listens at ``path`` already and stays there when it is closed, as it is in the end.
+        task_status: started when the socket accepts.
+
+    Raises:
+        ConfigError: the socket cannot be made.
+
+    Cancellation: requests in flight are told that the supervisor is shutting down, or what became of
+    them, within ``farewell_s``; commands under way are cancelled.
+    """
+    with contextlib.ExitStack() as listening:
+        own = open_control_socket(path) if passed is None else contextlib.closing(passed)
+        listener = listening.enter_context(own)
+        async with anyio.create_task_group() as tasks:
+            endpoint = _Endpoint(
+                Methods(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
+                policy=policy,
+                limits=limits or ControlLimits(),
+                identify=identify,
+                tasks=tasks,
+                log=log,
+            )
+            task_status.started()
+            try:
+                await endpoint.accept(listener)
+            finally:
+                listening.close()
+                endpoint.hurry()
+
+
+class _Endpoint:
+    """Lets peers in and knows who is in."""
+
+    def __init__(
+        self,
+        methods: Methods,
+        *,
+        policy: Policy,
+        limits: ControlLimits,
+        identify: Callable[[socket.socket], Peer],
+        tasks: TaskGroup,
+        log: Log,
+    ) -> None:
+        self._methods = methods
+        self._policy = policy
+        self._limits = limits
+        self._identify = identify
+        self._tasks = tasks
+        self._log = log
+        self._connections: set[Connection] = set()
+        # Only those who are let in get one, so there are no more than the group has members.
+        self._allowances: dict[int, Allowance] = {}
+        self._full = False
+
+    async def accept(self, listener: socket.socket) -> NoReturn:
+        """Accept until cancelled, short of descriptors or not."""
+        await accept_forever(
+            listener,
+            lambda accepted, _address: self._admit(accepted),
+            exhausted=lambda reason: self._log.warning("control.exhausted", reason=reason),
+        )
+
+    def hurry(self) -> None:
+        """Give all connections together ``farewell_s`` for what is still to be sent."""
+        deadline = anyio.current_time() + self._limits.farewell_s
+        for connection in self._connections:
+            connection.hurry(deadline)
+
+    def _admit(self, accepted: socket.socket) -> None:
+        try:
+            peer = self._identify(accepted)
+            access = self._policy.access_of(peer)
+            self._refuse_stranger(peer, access)
+            self._refuse_crowd(access)
+        except (OSError, ControlError) as exc:
+            # A peer that the kernel cannot name has gone already.
+            if isinstance(exc, ControlError):
+                with contextlib.suppress(OSError):
+                    accepted.send(encode_error(None, exc))
+            accepted.close()
+            return
+        self._full = False
+        allowance = self._allowances.setdefault(peer.uid, Allowance(self._limits))
+        connection = Connection(
+            accepted,
+            Caller(user_name(peer.uid), access),
+            self._methods,
+            limits=self._limits,
+            allowance=allowance,
+            log=self._log,
+        )
+        self._connections.add(connection)
+        self._tasks.start_soon(self._run, connection)
+
+    def _refuse_stranger(self, peer: Peer, access: Access) -> None:
+        if access is Access.NONE:
+            self._log.warning("control.refused", user=peer.uid, reason="connecting is not permitted")
+            raise ControlError(
+                f"user id {peer.uid} may not speak to this supervisor",
+                code=Code.NOT_PERMITTED,
+                remedy="ask as the user that it runs as, or join group stap-server to read its status",
+            )
+
+    def _refuse_crowd(self, access: Access) -> None:
+        readers = sum(connection.caller.access is Access.READ for connection in self._connections)
+        limits = self._limits
+        most: int | None = None
+        if len(self._connections) >= limits.connections:
+            most = limits.connections
+        elif access is Access.READ and readers >= limits.reader_connections:
+            most = limits.reader_connections
+        if most is None:
+            return
+        reason = f"{most} connections are open already"
+        if not self._full:
+            # Once until there is room again: who knocks in a loop does not write the log.
+            self._log.warning("control.crowded", reason=reason)
+        self._full = True
+        raise ControlError(reason, code=Code.BUSY, remedy="try again later")
+
+    async def _run(self, connection: Connection) -> None:
+        try:
+            await connection.run()
+        except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
+            self._log.exception("control.crashed", user=connection.caller.user)
+        finally:
+            self._connections.discard(connection)

@@ -1,0 +1,114 @@
+"""A command under way: it runs in a task of its own and goes on when nobody waits for it any more."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.control.protocol.jsonrpc import Code
+from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.supervisor.operations import Outcome, Report
+from stapsrv.supervisor.status import ServerStatus
+
+_MOST_STEPS = 1024
+"""Changes that wait to be told. Who takes them more slowly than they come misses the oldest; the outcomes
+say all that counts."""
+
+
+class Action:
+    """One command, from its beginning to its outcomes; one task waits for it.
+
+    Args:
+        method: the command's, for the log.
+        command: carries it out; tells the report that it is given of each change.
+        log: gets what nobody is there to be told.
+
+    Attributes:
+        latest: the last status that each server was reported with, by id.
+    """
+
+    def __init__(
+        self, method: str, command: Callable[[Report], Awaitable[Sequence[Outcome]]], log: Log
+    ) -> None:
+        self.latest: dict[int, ServerStatus] = {}
+        self._command = command
+        self._log = log.bind(method=method)
+        self._steps: deque[ServerStatus] = deque(maxlen=_MOST_STEPS)
+        self._outcomes: Sequence[Outcome] | None = None
+        self._error: ControlError | None = None
+        self._changed = anyio.Event()
+        self._waited_for = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are outcomes, or an error in their place."""
+        return self._outcomes is not None or self._error is not None
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """What the command came to, once it has ended.
+
+        Raises:
+            ControlError: it could not be carried out (FAILED), or crashed (INTERNAL_ERROR).
+        """
+        if self._error is not None:
+            raise self._error
+        assert self._outcomes is not None, "asked before the end"  # noqa: S101
+        return self._outcomes
+
+    async def run(self) -> None:
+        """Carry the command out; nothing but cancellation leaves."""
+        try:
+            self._outcomes = await self._command(self._report)
+        except StapsrvError as exc:
+            self._log.warning("control.failed", reason=exc)
+            self._error = ControlError(str(exc), code=Code.FAILED)
+        except Exception:  # noqa: BLE001 - the one net below a command
+            self._log.exception("control.crashed")
+            self._error = ControlError(
+                "internal error", code=Code.INTERNAL_ERROR, remedy="see the supervisor's log"
+            )
+        self._changed.set()
+        if not self._waited_for:
+            self._log_refusals()
+
+    async def wait_step(self, deadline: float) -> ServerStatus | None:
+        """Wait for the next change of a server.
+
+        Args:
+            deadline: on the event loop's clock.
+
+        Returns:
+            The server's status then; None when all changes have been told and the command has ended, or
+            the deadline is there.
+        """
+        while not self._steps and not self.ended:
+            self._changed = anyio.Event()
+            try:
+                with anyio.CancelScope(deadline=deadline) as scope:
+                    await self._changed.wait()
+            except anyio.get_cancelled_exc_class():
+                # The end of the last server ends the whole supervisor, and this wait with it; what the
+                # command came to must still be told.
+                if not self.ended:
+                    raise
+            if scope.cancelled_caught and not self._steps:
+                return None
+        return self._steps.popleft() if self._steps else None
+
+    def leave(self) -> None:
+        """Wait no longer; the command goes on, and what it refuses goes to the log."""
+        self._waited_for = False
+
+    def _report(self, status: ServerStatus) -> None:
+        self.latest[status.id] = status
+        self._steps.append(status)
+        self._changed.set()
+
+    def _log_refusals(self) -> None:
+        for outcome in self._outcomes or ():
+            if outcome.server is None and outcome.error is not None:
+                self._log.warning("control.failed", reason=outcome.error)

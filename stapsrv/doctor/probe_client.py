@@ -1,0 +1,166 @@
+"""A client's side of a conversation with a compile server: connect, look at the certificate, ask.
+
+It takes any certificate, to say more of it than that it is wrong; what it sends is no secret. The other side
+is bounded in time and in memory, and its answer is read by the rules of a request's zip.
+"""
+
+from __future__ import annotations
+
+import io
+import ssl
+import struct
+import warnings
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import attrs
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSAttribute, TLSStream
+from cryptography import x509
+
+from stapsrv.compile.protocol.archive import read_archive
+from stapsrv.errors import ProtocolError
+
+CONNECT_S = 10.0
+"""For each of connecting and the handshake."""
+_ANSWER_S = 60.0
+_LENGTH = struct.Struct(">I")
+"""Of what a client sends; 0 is a look at the certificate (PROTOCOL, the connection)."""
+_MOST_ANSWER_BYTES = 16 * 1024 * 1024
+
+
+@attrs.frozen
+class Shown:
+    """What a server shows in the handshake.
+
+    Attributes:
+        certificate: its certificate.
+        protocol: such as ``TLSv1.3``.
+        cipher: the cipher suite.
+    """
+
+    certificate: x509.Certificate
+    protocol: str
+    cipher: str
+
+
+@attrs.frozen
+class Said:
+    """A server's answer.
+
+    Attributes:
+        version: the protocol version, which is that of its stap.
+        rc: the exit status; None for no result, as SystemTap's own server has for a kernel that it does
+            not serve.
+        stderr: what a user would read.
+    """
+
+    version: str
+    rc: int | None
+    stderr: str
+
+
+@asynccontextmanager
+async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, Shown]]:
+    """Speak TLS over a connection, within ten seconds, and close it at the end.
+
+    Raises:
+        TimeoutError: the server is silent.
+        ProtocolError: it shows no certificate, or none that can be read.
+        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: it speaks no TLS, or does not want us.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with anyio.fail_after(CONNECT_S):
+            tls = await TLSStream.wrap(
+                stream, server_side=False, ssl_context=context, standard_compatible=False
+            )
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+    try:
+        session = tls.extra(TLSAttribute.ssl_object)  # noqa: S610 - anyio's, not a database's
+        shown = session.getpeercert(binary_form=True)
+        cipher = session.cipher()
+        if shown is None or cipher is None:
+            raise ProtocolError("The server shows no certificate")
+        name, protocol, _bits = cipher
+        yield tls, Shown(_certificate(shown), session.version() or protocol, name)
+    finally:
+        await anyio.aclose_forcefully(tls)
+
+
+async def leave(tls: TLSStream) -> None:
+    """Tell a server that its certificate was all that was wanted, so that it finds no fault with the visit.
+
+    Raises:
+        TimeoutError: it does not close.
+        ssl.SSLError, anyio.BrokenResourceError: the connection broke.
+    """
+    with anyio.fail_after(CONNECT_S):
+        await tls.send(bytes(_LENGTH.size))
+        await _receive_all(tls)
+
+
+async def ask(tls: TLSStream, release: str, arch: str, arguments: Sequence[bytes]) -> Said:
+    """Send a request without files, and return the answer.
+
+    Args:
+        tls: from :func:`handshake`; good for one request.
+        release: the kernel release that the request states.
+        arch: the architecture, as ``uname -m`` says it.
+        arguments: for stap.
+
+    Raises:
+        TimeoutError: no answer within a minute.
+        ProtocolError: it is not one.
+        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: the connection broke.
+    """
+    entries = [("version", b"1.6"), ("sysinfo", f"sysinfo: {release} {arch}".encode())]
+    entries += [(f"argv{number}", argument) for number, argument in enumerate(arguments, 1)]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    payload = packed.getvalue()
+    with anyio.fail_after(_ANSWER_S):
+        await tls.send(_LENGTH.pack(len(payload)) + payload)
+        return _read(await _receive_all(tls))
+
+
+async def _receive_all(tls: TLSStream) -> bytes:
+    data = bytearray()
+    while True:
+        try:
+            data += await tls.receive()
+        except anyio.EndOfStream:
+            return bytes(data)
+        if len(data) > _MOST_ANSWER_BYTES:
+            raise ProtocolError("The answer has no end")
+
+
+def _certificate(data: bytes) -> x509.Certificate:
+    try:
+        with warnings.catch_warnings():
+            # Of oddities that are none of the person's who asks.
+            warnings.simplefilter("ignore")
+            return x509.load_der_x509_certificate(data)
+    except (ValueError, x509.InvalidVersion) as exc:
+        raise ProtocolError(f"The server's certificate cannot be read: {exc}") from exc
+
+
+def _read(answer: bytes) -> Said:
+    try:
+        archive = read_archive(answer, max_bytes=_MOST_ANSWER_BYTES)
+        entries = {file.path: file.data for file in archive.files}
+        return Said(
+            entries[b"version"].decode("ascii", "replace").strip(),
+            int(entries[b"rc"]) if b"rc" in entries else None,
+            entries.get(b"stderr", b"").decode("utf-8", "replace"),
+        )
+    except (ProtocolError, KeyError, ValueError) as exc:
+        raise ProtocolError("The answer is not that of a compile server") from exc

@@ -1,0 +1,189 @@
+"""A small HTTP server for pages that are asked for now and then: bounded in all that a client can stretch.
+
+One request a connection, and a deadline for each. h11 parses; nothing here waits for anybody else's
+work, and when there is no room, who comes waits in the kernel's queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import anyio
+import attrs
+import h11
+from anyio.abc import SocketStream, TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.supervisor.server.accept import accept_forever
+
+TEXT = "text/plain; charset=utf-8"
+
+_READ_BYTES = 4096
+
+
+@attrs.frozen(kw_only=True)
+class HttpLimits:
+    """What a client can have.
+
+    Attributes:
+        connections: open at the same time.
+        request_bytes: of a request's head.
+        request_s: until it has arrived.
+        total_s: until the answer is sent.
+    """
+
+    connections: int = 16
+    request_bytes: int = 8192
+    request_s: float = 2.0
+    total_s: float = 5.0
+
+
+@attrs.frozen
+class Page:
+    """An answer."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = TEXT
+
+    @classmethod
+    def of_lines(cls, status: HTTPStatus, *lines: str) -> Page:
+        """Return a page of plain text."""
+        return cls(status, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+
+
+class HttpServer:
+    """Serves pages on one listener; once more, should it have failed.
+
+    Args:
+        listener: listening and non-blocking; its owner closes it.
+        find: returns the page of a path, the query left out.
+        log: hears of errors of this program (``metrics.crashed``) and shortages (``metrics.exhausted``).
+        limits: other ones than the default.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        find: Callable[[str], Awaitable[Page]],
+        *,
+        log: Log,
+        limits: HttpLimits | None = None,
+    ) -> None:
+        self._listener = listener
+        self._find = find
+        self._log = log
+        self._limits = limits or HttpLimits()
+        self._open = 0
+        self._ended = anyio.Event()
+        self._accepting = anyio.CancelScope()
+
+    async def serve(self) -> None:
+        """Accept and answer until cancelled.
+
+        Raises:
+            OSError: the listener itself failed.
+        """
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await self._accept(tasks)
+                while self._open >= self._limits.connections:
+                    await self._ended.wait()
+
+    async def _accept(self, tasks: TaskGroup) -> None:
+        """Accept until there is no room."""
+        with anyio.CancelScope() as self._accepting:
+            await accept_forever(
+                self._listener,
+                lambda connection, _address: self._take(tasks, connection),
+                exhausted=lambda reason: self._log.warning("metrics.exhausted", reason=reason),
+            )
+
+    def _take(self, tasks: TaskGroup, connection: socket.socket) -> None:
+        self._open += 1
+        if self._open >= self._limits.connections:
+            self._accepting.cancel()
+        tasks.start_soon(self._run, connection)
+
+    async def _run(self, connection: socket.socket) -> None:
+        try:
+            with anyio.move_on_after(self._limits.total_s):
+                stream = await _adopt(connection)
+                async with stream:
+                    await self._converse(stream)
+        except (anyio.BrokenResourceError, anyio.EndOfStream, ConnectionError):
+            # It went away, which is its own affair.
+            return
+        except Exception:  # noqa: BLE001 - the one net below a connection
+            self._log.exception("metrics.crashed")
+        finally:
+            self._open -= 1
+            self._ended.set()
+            self._ended = anyio.Event()
+
+    async def _converse(self, stream: SocketStream) -> None:
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.request_bytes)
+        request = None
+        try:
+            with anyio.move_on_after(self._limits.request_s):
+                request = await _receive(stream, parser)
+            page = (
+                Page.of_lines(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
+                if request is None
+                else await self._answer(request)
+            )
+        except h11.RemoteProtocolError as exc:
+            page = Page.of_lines(HTTPStatus(exc.error_status_hint), str(exc))
+        is_head = request is not None and request.method == b"HEAD"
+        await _send(stream, parser, page, body=b"" if is_head else page.body)
+
+    async def _answer(self, request: h11.Request) -> Page:
+        if request.method not in {b"GET", b"HEAD"}:
+            return Page.of_lines(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are of use here")
+        try:
+            return await self._find(request.target.partition(b"?")[0].decode("ascii"))
+        except Exception:  # noqa: BLE001 - a page that fails is an answer, and one entry in the log
+            self._log.exception("metrics.crashed")
+            return Page.of_lines(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of this program; see its log")
+
+
+async def _adopt(connection: socket.socket) -> SocketStream:
+    try:
+        return await SocketStream.from_socket(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _receive(stream: SocketStream, parser: h11.Connection) -> h11.Request:
+    while True:
+        event = parser.next_event()
+        if isinstance(event, h11.Request):
+            return event
+        if event is not h11.NEED_DATA:
+            raise anyio.EndOfStream
+        parser.receive_data(await stream.receive(_READ_BYTES))
+
+
+async def _send(stream: SocketStream, parser: h11.Connection, page: Page, *, body: bytes) -> None:
+    headers = [
+        ("Content-Type", page.content_type),
+        ("Content-Length", str(len(page.body))),
+        ("Cache-Control", "no-store"),
+        ("Connection", "close"),
+    ]
+    if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append(("Allow", "GET, HEAD"))
+    data = b""
+    for event in (
+        h11.Response(status_code=page.status, headers=headers, reason=page.status.phrase),
+        h11.Data(body),
+        h11.EndOfMessage(),
+    ):
+        data += parser.send(event) or b""
+    await stream.send(data)
+    with contextlib.suppress(OSError):
+        await stream.send_eof()

@@ -1,0 +1,91 @@
+"""The children that this process has, as the kernel lists them.
+
+What a process knows of itself: what metrics and health are made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+import anyio
+import attrs
+
+from stapsrv.compile.stats import Durations, Tally
+from stapsrv.supervisor.status import SupervisorStatus
+
+_TASKS = Path("/proc/self/task")
+
+
+def own_children() -> frozenset[int] | None:
+    """Return the process ids of this process's children; None where the kernel does not tell."""
+    children: set[int] = set()
+    try:
+        tasks = list(_TASKS.iterdir())
+    except OSError:
+        return None
+    for task in tasks:
+        # Of a thread that has just ended there are none.
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                children.update(map(int, (task / "children").read_text().split()))
+            except FileNotFoundError:
+                if task.exists():
+                    return None
+    return frozenset(children)
+
+
+LAG_INTERVAL_S = 5.0
+"""Between looks at the event loop's lateness: an idle process must stay idle."""
+
+
+class Phase(enum.StrEnum):
+    """How far a process is."""
+
+    STARTING = "starting"
+    """What its configuration says is not under way yet."""
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What is known of this process at one moment.
+
+    Attributes:
+        phase: how far it is.
+        faults: why configured servers are not hosted.
+        status: of the supervisor; of a single server, as of a supervisor that hosts it.
+        tally: what became of connections and requests.
+        lost_entries: of the logs.
+        lag: of the event loop.
+        children: process ids of the children that there were a moment before; None where that is not known.
+    """
+
+    phase: Phase
+    status: SupervisorStatus
+    tally: Tally
+    lost_entries: int = 0
+    faults: tuple[str, ...] = ()
+    lag: Durations = attrs.field(factory=Durations)
+    children: frozenset[int] | None = None
+
+    def frozen(self) -> Facts:
+        """Return a copy that stays as it is while the event loop goes on counting."""
+        return attrs.evolve(self, tally=copy.deepcopy(self.tally), lag=copy.deepcopy(self.lag))
+
+
+Look: TypeAlias = Callable[[], Facts]
+"""Looks at the process; called on the event loop."""
+
+
+async def sample_lag(lag: Durations, *, interval_s: float = LAG_INTERVAL_S) -> NoReturn:
+    """Add how late the event loop is to ``lag``, every so often, until cancelled."""
+    while True:
+        due = anyio.current_time() + interval_s
+        await anyio.sleep_until(due)
+        lag.add(max(0.0, anyio.current_time() - due))

@@ -1,0 +1,188 @@
+"""Which servers the network hears of, and what: those that serve, with their certificate and keys of now."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.mdns import MdnsSettings
+from stapsrv.identity.mok import list_moks, moks_directory
+from stapsrv.identity.selfsigned import host_name
+from stapsrv.identity.store import LiveIdentity
+from stapsrv.mdns.advertiser import Advertiser
+from stapsrv.mdns.records import Advertisement, server_options
+from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.system.blocking import FileWork
+from stapsrv.system.directory_watcher import DirectoryMonitor
+
+_SETTLE_S = 0.2
+"""A key, like a certificate, comes in several files; this long after the first they are looked at."""
+
+
+@attrs.frozen
+class _Shown:
+    """A server that is advertised, and whose certificate it has."""
+
+    server: CompileServer
+    identity: LiveIdentity
+
+    @property
+    def directory(self) -> Path:
+        return self.identity.kept.identity.directory
+
+
+class Announcer:
+    """Has the servers of one process advertised, and keeps what is said of them true.
+
+    Args:
+        advertiser: speaks to the network; None where servers are not to be advertised.
+        log: hears of directories that cannot be watched.
+    """
+
+    def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
+        self._advertiser = advertiser
+        self._log = log
+        self._shown: dict[int, _Shown] = {}
+        self._followed: set[Path] = set()
+        self._moks: dict[Path, tuple[str, ...]] = {}
+        self._files = FileWork()
+        self._tasks: TaskGroup | None = None
+
+    @classmethod
+    def from_settings(cls, settings: MdnsSettings, *, log: Log) -> Announcer:
+        """Return an announcer that speaks as the operator wants it, or not at all."""
+        if not settings.is_enabled:
+            return cls(None, log=log)
+        host, interfaces = settings.host or host_name(), settings.interfaces or ()
+        return cls(Advertiser(host, interfaces=interfaces, log=log), log=log)
+
+    async def run(self) -> None:
+        """Speak to the network until cancelled; whatever goes wrong with that, servers go on.
+
+        Cancellation: goodbye is said to all that is announced, within two seconds.
+        """
+        if self._advertiser is None:
+            return
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                for server_id in self._shown:
+                    self._publish(server_id)
+                await self._advertiser.run()
+        except* Exception as crash:  # noqa: BLE001 - the one net between the network and the servers
+            self._log.exception("mdns.crashed", exc_info=crash)
+        finally:
+            self._tasks = None
+
+    def show(self, server_id: int, server: CompileServer) -> None:
+        """Have a server that serves advertised; never waits."""
+        if self._advertiser is not None and server.identity is not None:
+            self._shown[server_id] = _Shown(server, server.identity)
+            self._publish(server_id)
+
+    def hide(self, server_id: int) -> None:
+        """Have a server heard of no more; never waits."""
+        if self._advertiser is not None and self._shown.pop(server_id, None) is not None:
+            self._advertiser.set(server_id, ())
+
+    async def withdraw(self, server_id: int) -> None:
+        """Have a server that is about to stop heard of no more, and wait for its goodbye, 1 s at most."""
+        if self._advertiser is not None:
+            self._shown.pop(server_id, None)
+            await self._advertiser.withdraw(server_id)
+
+    def _publish(self, server_id: int) -> None:
+        """Have said what is true of a server now, as soon as its keys have been looked at."""
+        shown = self._shown[server_id]
+        if shown.directory not in self._followed and self._tasks is not None:
+            self._followed.add(shown.directory)
+            self._tasks.start_soon(self._follow_identity, shown.identity)
+            self._tasks.start_soon(self._follow_files, shown.identity)
+        if shown.directory in self._moks and self._advertiser is not None:
+            serial = shown.identity.kept.identity.serial
+            found = advertisements(shown.server, serial=serial, moks=self._moks[shown.directory])
+            self._advertiser.set(server_id, found, shown.server.service.log)
+
+    def _publish_all(self, directory: Path) -> None:
+        """Do so for each server whose identity is kept in ``directory``."""
+        for server_id, shown in self._shown.items():
+            if shown.directory == directory:
+                self._publish(server_id)
+
+    async def _follow_identity(self, identity: LiveIdentity) -> None:
+        while True:
+            await identity.wait_changed()
+            self._publish_all(identity.kept.identity.directory)
+
+    async def _follow_files(self, identity: LiveIdentity) -> None:
+        """Keep what is said of a certificate and of machine owner keys as it is on disk."""
+        directory = identity.kept.identity.directory
+        try:
+            with contextlib.closing(DirectoryMonitor(directory, moks_directory(directory))) as monitor:
+                while True:
+                    await self._files.run(monitor.arm)
+                    await self._look_at_files(identity)
+                    await monitor.wait_changed()
+                    await anyio.sleep(_SETTLE_S)
+        except OSError as exc:
+            self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
+            await self._look_at_files(identity)
+
+    async def _look_at_files(self, identity: LiveIdentity) -> None:
+        directory = identity.kept.identity.directory
+        try:
+            found = await self._files.run(partial(list_moks, moks_directory(directory)))
+            fingerprints = tuple(mok.fingerprint for mok in found)
+        except OSError as exc:
+            # It hangs, or this host is short of threads: what was found before holds on.
+            self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
+            fingerprints = self._moks.get(directory, ())
+        if fingerprints != self._moks.get(directory):
+            self._moks[directory] = fingerprints
+            self._publish_all(directory)
+
+
+def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
+    """Return what clients are to hear of a server: one for each release that it can compile for.
+
+    Of one that listens on loopback alone they are to hear nothing.
+
+    Args:
+        server: one that listens.
+        serial: its certificate's serial number, as ``certinfo`` has it.
+        moks: the fingerprints of its machine owner keys.
+    """
+    service = server.service
+    settings = service.settings
+    heard_at = _listened_on(settings.reach.listen)
+    if heard_at is not None and not heard_at:
+        return ()
+    options = server_options(
+        runtime=settings.runtime, build=settings.build, define=settings.define, include=settings.include
+    )
+    return tuple(
+        Advertisement(
+            sysinfo=release.sysinfo,
+            port=server.address.port,
+            version=service.version,
+            serial=serial,
+            options=options,
+            moks=tuple(moks),
+            addresses=heard_at,
+        )
+        for release in service.releases.values()
+        if release.name not in service.standings or service.standings[release.name].is_usable
+    )
+
+
+def _listened_on(listen: Sequence[str]) -> frozenset[bytes] | None:
+    """Return the addresses that other hosts can reach a server at, packed; None for all of this host's."""
+    addresses = [ipaddress.ip_address(address.partition("%")[0]) for address in listen]
+    return frozenset(each.packed for each in addresses if not each.is_loopback) if addresses else None

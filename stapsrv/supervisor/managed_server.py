@@ -1,0 +1,227 @@
+"""A hosted server: the shell around the table of its life (:mod:`stapsrv.supervisor.lifecycle`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError, IdentityError
+from stapsrv.supervisor.lifecycle import (
+    HEALTHY_S,
+    SETTLED,
+    Action,
+    Event,
+    State,
+    Wanted,
+    back_off_s,
+    transition,
+)
+from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.supervisor.status import NO_WORK, ServerStatus
+
+
+class Preparer(Protocol):
+    """Makes a server ready to accept."""
+
+    async def __call__(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
+        """Return a server that listens.
+
+        Args:
+            settings: what it is to be.
+            log: its own log.
+            last_port: where it listened before; taken again if it may choose and can have it.
+
+        Raises:
+            ConfigError: a setting cannot be served.
+            IdentityError: there is no certificate, and none could be made.
+        """
+
+
+class HostedServer:
+    """One server of a supervisor, from the first start to the last stop.
+
+    Args:
+        server_id: its id for as long as it is known.
+        settings: what it is to be.
+        origin: the configuration file that it comes from, if any.
+        last_port: where it listened in an earlier life.
+        prepare: makes it ready to accept.
+        tasks: the supervisor's, which outlives this object; its work runs there.
+        log: the server's own.
+        changed: called after each change of state.
+        withdraw: has the network hear that the server of this id is gone; waited for, and bounded, before
+            the listener is closed.
+    """
+
+    def __init__(
+        self,
+        server_id: int,
+        settings: ServerSettings,
+        *,
+        origin: str | None,
+        last_port: int | None,
+        prepare: Preparer,
+        tasks: TaskGroup,
+        log: Log,
+        changed: Callable[[HostedServer], None],
+        withdraw: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self.id = server_id
+        self.settings = settings
+        self.origin = origin
+        self.state = State.STOPPED
+        self.wanted = Wanted.DOWN
+        self.last_port = last_port
+        self.has_served = False
+        self._prepare = prepare
+        self._tasks = tasks
+        self._log = log
+        self._changed = changed
+        self._withdraw = withdraw
+        self._since = datetime.now(UTC)
+        self._reason: str | None = None
+        self._server: CompileServer | None = None
+        self._run = anyio.CancelScope()
+        self._delay = anyio.CancelScope()
+        self._crashes = 0
+        self._waiters = anyio.Event()
+
+    @property
+    def nickname(self) -> str:
+        """The given nickname, else the id (manual page, ``-n``)."""
+        return self.settings.nickname or str(self.id)
+
+    @property
+    def server(self) -> CompileServer | None:
+        """What serves now, if anything does."""
+        return self._server
+
+    def command(self, event: Event) -> None:
+        """Apply a command; its effect is under way when this returns.
+
+        Raises:
+            LifecycleError: it does not fit the state.
+        """
+        self._handle(event)
+
+    def tune(self, settings: ServerSettings) -> None:
+        """Take over settings that differ in tuning alone: at once, without a connection lost."""
+        self.settings = settings
+        if self._server is not None:
+            self._server.tune(settings)
+        self._changed(self)
+
+    async def wait_settled(self) -> State:
+        """Wait until nothing is under way, and return the state then."""
+        while self.state not in SETTLED:
+            await self._waiters.wait()
+        return self.state
+
+    async def wait_idle(self) -> None:
+        """Wait until no connection is open."""
+        if self._server is not None:
+            await self._server.wait_idle()
+
+    def status(self) -> ServerStatus:
+        """Return a snapshot."""
+        return ServerStatus(
+            id=self.id,
+            nickname=self.nickname,
+            settings=self.settings,
+            origin=self.origin,
+            wanted=self.wanted,
+            state=self.state,
+            since=self._since,
+            reason=self._reason,
+            port=self.last_port,
+            work=NO_WORK if self._server is None else self._server.work(),
+        )
+
+    def _handle(self, event: Event, *, reason: str | None = None) -> None:
+        step = transition(self.wanted, self.state, event)
+        if step.state is not self.state:
+            self._since = datetime.now(UTC)
+            self._reason = reason
+        self.state = step.state
+        self.wanted = step.wanted or self.wanted
+        for action in step.actions:
+            self._perform(action)
+        self._waiters.set()
+        self._waiters = anyio.Event()
+        self._changed(self)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Action.LAUNCH:
+                self._run = anyio.CancelScope()
+                self._tasks.start_soon(self._live, self._run)
+            case Action.ABORT:
+                self._run.cancel()
+            case Action.DELAY:
+                self._delay = anyio.CancelScope()
+                self._tasks.start_soon(self._back_off, self._delay)
+            case Action.CANCEL_DELAY:
+                self._delay.cancel()
+            case Action.FINISH if self._server is not None:
+                self._tasks.start_soon(self._finish, self._server)
+            case Action.CLOSE_DOOR if self._server is not None:
+                self._log.info("server.closed_door")
+                self._server.drain()
+            case Action.OPEN_DOOR if self._server is not None:
+                self._log.info("server.opened_door")
+                self._server.undrain()
+
+    async def _live(self, scope: anyio.CancelScope) -> None:
+        """Prepare and serve once; whatever comes of it is an event, and stays with this server."""
+        end, reason = Event.ENDED, None
+        began = anyio.current_time()
+        try:
+            with scope:
+                await self._serve()
+        except* (ConfigError, IdentityError) as refusals:
+            end, reason = Event.REFUSED, str(_leaf(refusals))
+            self._log.error("server.refused", reason=reason)
+        except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
+            end, reason = Event.CRASHED, repr(_leaf(crash))
+            self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
+            self._log.exception("server.crashed", exc_info=crash)
+        else:
+            self._log.info("server.stopped")
+        self._server = None
+        if scope.cancel_called or end is not Event.ENDED or self.state is State.STOPPING:
+            self._handle(end, reason=reason)
+
+    async def _serve(self) -> None:
+        settings = self.settings
+        server = await self._prepare(settings, self._log, last_port=self.last_port)
+        async with anyio.create_task_group() as serving:
+            await serving.start(server.serve)
+            self._server = server
+            if self.settings is not settings:
+                # Told while it was made ready.
+                server.tune(self.settings)
+            self.last_port = server.address.port
+            self.has_served = True
+            self._handle(Event.READY)
+
+    async def _finish(self, server: CompileServer) -> None:
+        await self._withdraw(self.id)
+        server.stop()
+
+    async def _back_off(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            delay_s = back_off_s(self._crashes)
+            self._log.warning("server.backing_off", seconds=delay_s)
+            await anyio.sleep(delay_s)
+            self._handle(Event.DELAY_OVER)
+
+
+def _leaf(group: BaseExceptionGroup[Exception]) -> Exception:
+    first = group.exceptions[0]
+    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,279 @@
+"""The result cache of this process: opened with it, watched over as long as it lives.
+
+What every server of this process shares, and how a server is made ready on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
+from stapsrv.compile.cache.inputs import Surroundings
+from stapsrv.compile.cache.result_cache import ResultCache
+from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.context import CompileService
+from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.signing import KernelSigner
+from stapsrv.compile.engine.stap import StapProgram, find_stap
+from stapsrv.compile.engine.temp_quota import TemporarySpace
+from stapsrv.compile.engine.tmpfs import place_in_memory
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.stats import Tally
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import NOTHING_SET, Tuning
+from stapsrv.errors import ConfigError
+from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.identity.mok import MokStore, moks_directory
+from stapsrv.identity.store import IdentityStore
+from stapsrv.identity.watch import watching
+from stapsrv.sandbox.detect import find_sandbox
+from stapsrv.supervisor.activation import PassedSockets
+from stapsrv.supervisor.server.admission import ConnectionBudget
+from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.supervisor.server.listener import open_listeners
+from stapsrv.supervisor.warmup import Warmer, WarmMemory
+from stapsrv.system.blocking import FileWork
+from stapsrv.system.rlimits import most_connections
+
+
+@contextlib.asynccontextmanager
+async def open_cache(
+    stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, log: Log
+) -> AsyncIterator[ResultCache | None]:
+    """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
+    try:
+        store = await FileWork().run(partial(open_store, environ, tuning))
+        grounds = Grounds(log=log)
+    except (ConfigError, OSError) as exc:
+        log.warning("cache.unusable", reason=exc)
+        yield None
+        return
+    contained = str(tuning.effective("sandbox"))
+    surroundings = Surroundings(stap, environ, systemtap_directory(environ), contained=contained)
+    if surroundings.fault is not None:
+        log.warning("cache.idle", reason=surroundings.fault)
+    with contextlib.closing(grounds):
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(grounds.run)
+            yield ResultCache(surroundings, grounds, store, log=log)
+            watching.cancel_scope.cancel()
+
+
+def open_store(environ: Mapping[str, str], tuning: Tuning) -> Store:
+    """Open the directory of results.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return Store(
+        systemtap_directory(environ) / RESULTS_DIRECTORY,
+        max_bytes=tuning.effective("result_cache_bytes"),
+        max_age_s=tuning.effective("result_cache_s"),
+    )
+
+
+_REMOVAL_S = 5.0
+"""How long the end of the process waits for its temporary directory to be gone; else the next one sweeps."""
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """This process's means of compiling, and whose they are.
+
+    Attributes:
+        user: the name of the user that everything runs as.
+        engine: runs stap here.
+        identities: who its servers are.
+        warmer: looks after what they compile for.
+        sockets: what the service manager opened for them.
+        cache: results that are known; None to compile each time.
+        tally: what became of their connections and requests.
+        connections: how many there may be, to all servers together.
+        files: what looks at directories, which may be on a file system that hangs.
+    """
+
+    user: str
+    engine: LocalEngine
+    identities: IdentityStore
+    warmer: Warmer
+    sockets: PassedSockets = attrs.field(factory=PassedSockets)
+    cache: ResultCache | None = None
+    tally: Tally = attrs.field(factory=Tally)
+    connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
+    files: FileWork = attrs.field(factory=FileWork)
+
+    def tell_sandbox(self, log: Log) -> None:
+        """Log what holds requests in."""
+        sandbox = self.engine.sandbox
+        if sandbox.mechanism is None:
+            log.warning("sandbox.off")
+        else:
+            log.info("sandbox.found", mechanism=sandbox.name)
+        if sandbox.cgroup is not None:
+            log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
+        if self.engine.workspace.is_in_memory:
+            log.info("workspace.memory", directory=self.engine.workspace.path.parent)
+
+    async def prepare(
+        self,
+        settings: ServerSettings,
+        log: Log,
+        *,
+        last_port: int | None = None,
+        shared: WorkerPool | None = None,
+    ) -> CompileServer:
+        """Make a server ready to accept: build trees, port, certificate, the local client's trust.
+
+        Nothing is left behind on failure, but for a certificate that was made on the way.
+
+        Args:
+            settings: what it is to be.
+            log: its own log.
+            last_port: where it listened before; taken again if it may choose and can have it.
+            shared: the pool that bounds the compiles of all servers.
+
+        Raises:
+            ConfigError: a setting cannot be served.
+            IdentityError: there is no certificate, and none could be made.
+        """
+        releases = await self._look_up(settings)
+        with contextlib.ExitStack() as undo:
+            passed = self.sockets.port_of(settings)
+            listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
+            for listener in listeners:
+                undo.callback(listener.close)
+            identity = await self.identities.obtain(settings.ssl, log)
+            service = CompileService(
+                settings=settings,
+                releases={release.name: release for release in releases},
+                standings={
+                    release.name: self.warmer.standing(settings, release, log) for release in releases
+                },
+                version=self.engine.stap.version,
+                engine=self.engine,
+                pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
+                identity=identity,
+                kernel_signer=KernelSigner(
+                    MokStore(moks_directory(identity.kept.identity.directory), log),
+                    self.engine.workspace,
+                    self.engine.sandbox,
+                ),
+                log=log,
+                tally=self.tally,
+                cache=self.cache,
+            )
+            if self.cache is not None and settings.limits.result_cache:
+                self.cache.watch(releases, settings)
+            server = CompileServer(service, listeners, identity=identity, budget=self.connections)
+            self.tally.expect(service.releases)
+            undo.pop_all()
+        return server
+
+    async def _look_up(self, settings: ServerSettings) -> tuple[ServedRelease, ...]:
+        """Find what a server compiles for, and see that all that it needs is there."""
+
+        def look() -> tuple[ServedRelease, ...]:
+            releases = settings.served_releases()
+            _check_directories(settings)
+            for release in releases:
+                self.engine.check(settings, release)
+            return releases
+
+        try:
+            return await self.files.run(look)
+        except TimeoutError as exc:
+            raise ConfigError(
+                f"a build tree, or another directory of the server, cannot be looked at: {exc.strerror}",
+                remedy="see which file system hangs",
+            ) from exc
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    environ: Mapping[str, str],
+    *,
+    password: str | None = None,
+    sockets: PassedSockets | None = None,
+    tuning: Tuning = NOTHING_SET,
+    secret: tuple[Path, ...] = (),
+    log: Log | None = None,
+) -> AsyncIterator[Host]:
+    """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
+
+    Args:
+        environ: the environment that the process was started with.
+        password: of certificate databases that have one.
+        sockets: what the service manager opened for this process.
+        tuning: what is set of what all servers have in common: limits, and how requests are contained.
+        secret: files and directories of this service that no request may see.
+        log: hears of the result cache and of what cannot be watched; None to keep no results.
+
+    Raises:
+        ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
+    """
+    stap = await find_stap(environ)
+    workspace = Workspace.open(memory=place_in_memory(environ, tuning))
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+        home = Path(environ.get("HOME") or entry.pw_dir)
+        wanted = tuning.effective("sandbox")
+        found = await find_sandbox(wanted, stap.path, environ, home=home, workspace=workspace.path)
+        engine = LocalEngine(
+            stap,
+            found,
+            workspace,
+            environ=environ,
+            home=home,
+            secret=secret,
+            space=TemporarySpace(tuning.effective("total_temp_bytes")),
+        )
+        systemtap = systemtap_directory(environ)
+        warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
+        async with contextlib.AsyncExitStack() as opened:
+            watch = opened.enter_context(watching(log))
+            host = Host(
+                user=entry.pw_name,
+                engine=engine,
+                identities=IdentityStore(environ, password=password, watch=watch),
+                warmer=warmer,
+                sockets=sockets or PassedSockets(),
+                connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
+            )
+            if log is not None:
+                cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
+                host = attrs.evolve(host, cache=cache)
+            yield host
+    finally:
+        with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
+            await workspace.files.run(workspace.close, patience_s=_REMOVAL_S)
+
+
+def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:
+    """Listen on the given port, or where the server listened before, or on one that the kernel picks."""
+    addresses = settings.reach.listen
+    if settings.port == 0 and last_port is not None:
+        with contextlib.suppress(ConfigError):
+            return open_listeners(last_port, addresses)
+    return open_listeners(settings.port, addresses)
+
+
+def _check_directories(settings: ServerSettings) -> None:
+    """Refuse what stap would refuse request after request."""
+    named = [("-R", settings.runtime), *(("-I", directory) for directory in settings.include)]
+    for option, directory in named:
+        if directory is not None and not Path(directory).is_dir():
+            raise ConfigError(
+                "is not a directory", where=f"{option} {directory}", remedy="give an existing directory"
+            )

@@ -1,0 +1,101 @@
+"""Telling a client that it may not use a server, so that it does not try again.
+
+A reset would have the client come back (PROTOCOL, the connection), and so might a connection that is
+closed while its first bytes are under way. A TLS alert before the handshake is final, and the client says
+what it means: "access was denied" (RFC 8446, 6.2).
+
+The accept loop of every listening socket: it outlives shortages, and peers that are gone already.
+
+The loop is our own: a library's listener ends for good when descriptors run out, on both backends.
+This one pauses and goes on; those who knock meanwhile wait in the kernel's queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import anyio
+from anyio.abc import SocketStream
+
+_ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
+"""A TLS record: alert, of two bytes: fatal, access_denied (49)."""
+_GOODBYE_S = 2.0
+"""How long a client may take to read that and leave."""
+
+
+async def deny(connection: socket.socket) -> None:
+    """Say that access is denied, wait for the client to leave, and close; takes 2 s at most.
+
+    Args:
+        connection: accepted and non-blocking; closed whatever happens.
+    """
+    with contextlib.closing(connection), contextlib.suppress(OSError, anyio.BrokenResourceError):
+        stream = await SocketStream.from_socket(connection.dup())
+        try:
+            with anyio.move_on_after(_GOODBYE_S):
+                await stream.send(_ACCESS_DENIED)
+                await stream.send_eof()
+                # Closing on bytes that were not read would reset the connection, and the alert with it.
+                with contextlib.suppress(anyio.EndOfStream):
+                    while True:
+                        await stream.receive()
+        finally:
+            await anyio.aclose_forcefully(stream)
+
+
+_PAUSE_S = 0.1
+"""Between attempts to accept while descriptors or memory are short."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE = frozenset(
+    {errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET}
+)
+"""Of one connection and not of the listener: Linux passes on what befell a peer that waits to be accepted,
+and a firewall may forbid one (accept(2), ERRORS)."""
+
+
+async def accept_forever(
+    listener: socket.socket,
+    take: Callable[[socket.socket, Any], None],
+    *,
+    exhausted: Callable[[str | None], None],
+) -> NoReturn:
+    """Accept until cancelled.
+
+    Args:
+        listener: listening and non-blocking.
+        take: is given each accepted socket, non-blocking, and its address, and owns it; must not wait.
+        exhausted: told why, once each time that the host runs short of descriptors or memory.
+
+    Raises:
+        OSError: the listener itself failed.
+    """
+    short = False
+    while True:
+        await anyio.wait_readable(listener)
+        try:
+            accepted, address = listener.accept()
+        except BlockingIOError:
+            continue
+        except OSError as exc:
+            if exc.errno in _GONE:
+                continue
+            if exc.errno not in _EXHAUSTED:
+                raise
+            if not short:
+                exhausted(exc.strerror)
+            short = True
+            await anyio.sleep(_PAUSE_S)
+            continue
+        short = False
+        try:
+            accepted.setblocking(False)  # noqa: FBT003 - positional in the standard library
+            take(accepted, address)
+        except BaseException:
+            accepted.close()
+            raise

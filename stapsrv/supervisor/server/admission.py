@@ -1,0 +1,99 @@
+"""Who is let in, by the number of connections: over all servers, to one server, and from one client.
+
+Pure. What counts as one client is :func:`client_of` an address: connections from it share one bound, and one
+place in the turns of the queue.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from typing import NamedTuple
+
+import attrs
+
+from stapsrv.config.settings import Limits
+from stapsrv.rejection import Refusal
+
+_CLIENT_PREFIX = 64
+"""Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421)."""
+
+
+class TurnedAway(NamedTuple):
+    """Why a connection is not let in.
+
+    Attributes:
+        refusal: the bound.
+        reason: in words.
+    """
+
+    refusal: Refusal
+    reason: str
+
+
+def client_of(address: str) -> str:
+    """Return who is behind an address: all addresses of one IPv6 network of 64 bits are one client.
+
+    A link-local address is a host of its own, since its whole link shares one such network.
+    """
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv4Address) or parsed.is_link_local:
+        return address
+    return str(ipaddress.IPv6Network((int(parsed), _CLIENT_PREFIX), strict=False))
+
+
+@attrs.define
+class ConnectionBudget:
+    """The connections of all servers of a process.
+
+    Attributes:
+        most: that may be open at once.
+        open: that are.
+    """
+
+    most: int
+    open: int = 0
+
+
+class Admission:
+    """Keeps count of the connections of one server.
+
+    Args:
+        budget: of all servers together.
+    """
+
+    def __init__(self, budget: ConnectionBudget) -> None:
+        self._budget = budget
+        self._by_client: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        """Connections that are open."""
+        return self._by_client.total()
+
+    def judge(self, client: str, limits: Limits) -> TurnedAway | None:
+        """Return why a connection of ``client`` is not let in, or None where it is."""
+        if self.open >= limits.connections:
+            return TurnedAway(Refusal.CONNECTIONS, f"{limits.connections} connections are open already")
+        if self._by_client[client] >= limits.connections_per_address:
+            return TurnedAway(
+                Refusal.ADDRESS_CONNECTIONS,
+                f"{limits.connections_per_address} connections from {client} are open already",
+            )
+        if self._budget.open >= self._budget.most:
+            return TurnedAway(
+                Refusal.TOTAL_CONNECTIONS, f"{self._budget.most} connections to all servers are open already"
+            )
+        return None
+
+    def enter(self, client: str) -> None:
+        """Count a connection that begins."""
+        self._by_client[client] += 1
+        self._budget.open += 1
+
+    def leave(self, client: str) -> None:
+        """Count a connection that ends."""
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]
+        self._budget.open -= 1

@@ -1,0 +1,222 @@
+"""One compile server at work: its listener, its sessions, and how it comes to an end.
+
+A server accepts until it is told to stop, or cancelled. Stopping closes the listener, sends away the
+peers whose request has not arrived, and lets those with a request finish for a while; what is left
+then is cancelled, and with it every compile's process tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Sequence
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup, TaskStatus
+
+from stapsrv.compile.context import CompileService
+from stapsrv.compile.health import Standing
+from stapsrv.compile.session import Session
+from stapsrv.compile.stats import ConnectionOutcome
+from stapsrv.config.settings import ServerSettings
+from stapsrv.identity.store import LiveIdentity
+from stapsrv.rejection import Refusal
+from stapsrv.supervisor.server.accept import deny
+from stapsrv.supervisor.server.acl import NetworkRules
+from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, TurnedAway, client_of
+from stapsrv.supervisor.server.listener import Peer, accept_connections, address_of
+from stapsrv.supervisor.status import ReleaseStatus, ServerWork
+
+_MOST_DENIALS = 64
+"""At work at once; more are reset, and come back a few times."""
+
+
+class CompileServer:
+    """Serves one port; used once.
+
+    Args:
+        service: what its sessions share.
+        listeners: on one port, listening and non-blocking; closed when the server stops accepting.
+        identity: whose certificate and keys clients hear of; None for a server that is not advertised.
+        budget: of connections, shared with other servers.
+    """
+
+    def __init__(
+        self,
+        service: CompileService,
+        listeners: Sequence[socket.socket],
+        *,
+        identity: LiveIdentity | None = None,
+        budget: ConnectionBudget,
+    ) -> None:
+        self.identity = identity
+        self._service = service
+        self._listeners = tuple(listeners)
+        self._sessions: set[Session] = set()
+        self._admission = Admission(budget)
+        self._gone = anyio.Event()
+        self._draining = False
+        self._accepting = anyio.CancelScope()
+        self._rules = _rules(service.settings)
+        self._denials = 0
+        self.addresses = tuple(map(address_of, listeners))
+
+    @property
+    def address(self) -> Peer:
+        """Where it listens, or the first of several addresses; the port is that of all."""
+        return self.addresses[0]
+
+    @property
+    def service(self) -> CompileService:
+        """What its sessions share."""
+        return self._service
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that arrived whole and are not answered yet."""
+        return sum(session.outstanding for session in self._sessions)
+
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Accept and serve until :meth:`stop`; then finish what is outstanding, within ``drain_s``.
+
+        Raises:
+            OSError: the listener failed for another reason than a shortage.
+
+        Cancellation: every session and every compile is ended before this returns.
+        """
+        log = self._service.log
+        for address in self.addresses:
+            log.info("server.listening", address=address)
+        if self._service.settings.max_threads == 0:
+            log.info("server.serial")
+        else:
+            log.info("server.threads", threads=self._service.settings.workers)
+        async with self._service.flights.open(), anyio.create_task_group() as sessions:
+            with self._accepting, contextlib.ExitStack() as open_ones:
+                for listener in self._listeners:
+                    open_ones.callback(listener.close)
+                async with anyio.create_task_group() as accepting:
+                    accepting.start_soon(self._service.refusals.tell)
+                    for listener in self._listeners:
+                        accepting.start_soon(self._accept, listener, sessions)
+                    task_status.started()
+            if self.outstanding:
+                log.info("server.draining", outstanding=self.outstanding)
+            for session in self._sessions:
+                session.give_up_arrival()
+            sessions.cancel_scope.deadline = anyio.current_time() + self._service.settings.limits.drain_s
+
+    def drain(self) -> None:
+        """Reset new connections, and finish what is outstanding, until :meth:`undrain`."""
+        self._draining = True
+        for session in self._sessions:
+            session.give_up_arrival()
+
+    def undrain(self) -> None:
+        """Let new connections in again."""
+        self._draining = False
+
+    def tune(self, settings: ServerSettings) -> None:
+        """Have the tuning of ``settings``, otherwise its own, hold for all connections to come."""
+        self._service = attrs.evolve(self._service, settings=settings)
+        self._service.pool.queue_length = settings.limits.queue_length
+        self._rules = _rules(settings)
+
+    async def wait_idle(self) -> None:
+        """Wait until no connection is open."""
+        while self._sessions:
+            await self._gone.wait()
+
+    def work(self) -> ServerWork:
+        """Return a snapshot of its work."""
+        pool = self._service.pool.statistics()
+        counts = self._service.counts
+        return ServerWork(
+            running=pool.running,
+            queued=pool.queued,
+            done=counts.done,
+            failed=counts.failed,
+            certificate_expires=self._service.identity.kept.not_after,
+            connections=len(self._sessions),
+            refusals=dict(self._service.refusals.counts),
+            releases=self._releases(),
+            recent=self._service.recent.times(),
+            cache=self._service.cache_counts.snapshot(),
+        )
+
+    def serves_under(self, standing: Standing) -> bool:
+        """Whether one of its releases has this very standing."""
+        return any(standing is other for other in self._service.standings.values())
+
+    def stop(self) -> None:
+        """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
+        self._accepting.cancel()
+
+    def _releases(self) -> tuple[ReleaseStatus, ...]:
+        standings = self._service.standings
+        known = ((name, standings.get(name, Standing())) for name in self._service.releases)
+        return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
+
+    async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
+        def take(connection: socket.socket, peer: Peer) -> None:
+            if self._rules.permit(peer.address):
+                self._begin(sessions, connection, peer)
+            else:
+                self._denials += 1
+                sessions.start_soon(self._deny, connection)
+
+        await accept_connections(listener, admit=self._admit, serve=take, log=self._service.log)
+
+    def _admit(self, peer: Peer) -> bool:
+        """Whether a new connection is taken, and not reset; what is turned away is counted and logged."""
+        log = self._service.log
+        if not self._rules.permit(peer.address):
+            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
+            self._service.refusals.note(
+                Refusal.DENIED,
+                lambda: log.warning("connection.denied", peer=peer),
+            )
+            return self._denials < _MOST_DENIALS
+        away = self._judge(client_of(peer.address))
+        if away is not None:
+            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
+            self._service.refusals.note(
+                away.refusal, lambda: log.warning("connection.refused", peer=peer, reason=away.reason)
+            )
+        return away is None
+
+    def _judge(self, client: str) -> TurnedAway | None:
+        if self._draining:
+            return TurnedAway(Refusal.DRAINING, "the server is draining")
+        limits, pool = self._service.settings.limits, self._service.pool
+        away = self._admission.judge(client, limits)
+        if away is None and pool.full:
+            return TurnedAway(Refusal.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
+        return away
+
+    def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
+        client = client_of(peer.address)
+        session = Session(self._service, peer=peer, client=client)
+        self._sessions.add(session)
+        self._admission.enter(client)
+        sessions.start_soon(self._run, session, connection, client)
+
+    async def _deny(self, connection: socket.socket) -> None:
+        try:
+            await deny(connection)
+        finally:
+            self._denials -= 1
+
+    async def _run(self, session: Session, connection: socket.socket, client: str) -> None:
+        try:
+            await session.run(connection)
+        finally:
+            self._sessions.discard(session)
+            self._admission.leave(client)
+            self._gone.set()
+            self._gone = anyio.Event()
+
+
+def _rules(settings: ServerSettings) -> NetworkRules:
+    return NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny)

@@ -1,0 +1,219 @@
+"""The listening socket of a server, and who is let in."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.config.networks import socket_address
+from stapsrv.errors import ConfigError
+from stapsrv.supervisor.server.accept import accept_forever
+
+_BACKLOG = 1024
+"""Connections that the kernel completes for us while the loop is busy; the kernel may lower it."""
+
+_UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - where an operator wants it
+"""Of IPv4, and of IPv6."""
+
+_ATTEMPTS = 20
+"""To find a port that is free on every address, where the kernel picks one that is free on the first."""
+
+_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+
+@attrs.frozen
+class Peer:
+    """Who connected.
+
+    Attributes:
+        address: an IPv6 or IPv4 address; IPv4 is never shown as mapped into IPv6.
+        port: the peer's port.
+    """
+
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
+        """Return the peer of a socket address as ``accept`` gives it."""
+        address, _, zone = sockaddr[0].partition("%")
+        parsed = ipaddress.ip_address(address)
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+            return cls(str(parsed.ipv4_mapped), sockaddr[1])
+        return cls(f"{parsed}%{zone}" if zone else str(parsed), sockaddr[1])
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def open_listener(port: int) -> socket.socket:
+    """Listen on every IPv4 and IPv6 address of this host, on one port.
+
+    Args:
+        port: 0 lets the kernel pick one.
+
+    Returns:
+        A listening, non-blocking socket, which the caller closes.
+
+    Raises:
+        ConfigError: the port is taken, or not this user's to take.
+    """
+    try:
+        return listen_at("::", port, only=False)
+    except OSError as exc:
+        if exc.errno not in _NO_IPV6:
+            _refuse(exc, port)
+    try:
+        return listen_at("0.0.0.0", port, only=True)  # noqa: S104 - a compile server serves the network
+    except OSError as exc:
+        _refuse(exc, port)
+
+
+def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
+    """Listen on each of some addresses, on one port, or on all of this host.
+
+    Args:
+        port: 0 lets the kernel pick one that is free on each.
+        addresses: as settings have them; none for all.
+
+    Returns:
+        Listening, non-blocking sockets, which the caller closes.
+
+    Raises:
+        ConfigError: the port is taken on an address, not this user's to take, or no such address is here.
+    """
+    if not addresses:
+        return (open_listener(port),)
+    for _ in range(_ATTEMPTS if port == 0 else 0):
+        with contextlib.suppress(ConfigError):
+            return _open_each(port, addresses)
+    return _open_each(port, addresses)
+
+
+def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
+    """Listen on one address of this host.
+
+    Args:
+        address: of IPv6, whose link it may name, or of IPv4.
+        port: 0 lets the kernel pick one.
+        only: at ``::`` on IPv6 alone, and not on IPv4, too.
+        backlog: connections that the kernel completes for us while the loop is busy.
+
+    Returns:
+        A listening, non-blocking socket, which the caller closes.
+
+    Raises:
+        OSError: it cannot be listened on.
+    """
+    place = socket_address(address, port)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+        listener.bind(place)
+        listener.listen(backlog)
+        listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> Peer:
+    """Return the address that a listener is bound to."""
+    return Peer.of(listener.getsockname())
+
+
+async def accept_connections(
+    listener: socket.socket,
+    *,
+    admit: Callable[[Peer], bool],
+    serve: Callable[[socket.socket, Peer], None],
+    log: Log,
+) -> NoReturn:
+    """Accept until cancelled.
+
+    Args:
+        listener: from :func:`open_listener`.
+        admit: whether to let a peer in; if not, it is reset. A reset before the handshake is the one way
+            to tell a client to come back (PROTOCOL, the connection).
+        serve: takes an accepted, non-blocking socket over; must not wait.
+        log: gets a line when the host runs short of descriptors.
+
+    Raises:
+        OSError: the listener itself failed.
+    """
+
+    def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
+        peer = Peer.of(sockaddr)
+        if admit(peer):
+            serve(accepted, peer)
+        else:
+            reset(accepted)
+
+    await accept_forever(
+        listener, take, exhausted=lambda reason: log.warning("listener.exhausted", reason=reason)
+    )
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with a TCP reset."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _open_each(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
+    with contextlib.ExitStack() as undo:
+        opened: list[socket.socket] = []
+        for address in _needed(addresses):
+            listener = _open_at(address, port)
+            undo.callback(listener.close)
+            opened.append(listener)
+            port = port or address_of(listener).port
+        undo.pop_all()
+    return tuple(opened)
+
+
+def _needed(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return each address once, and none that an unspecified one of its protocol stands for."""
+    every = {address for address in addresses if address in _UNSPECIFIED}
+    return tuple(
+        dict.fromkeys(
+            address for address in addresses if address in every or _UNSPECIFIED[":" in address] not in every
+        )
+    )
+
+
+def _open_at(address: str, port: int) -> socket.socket:
+    try:
+        return listen_at(address, port, only=True)
+    except OSError as exc:
+        _refuse(exc, port, address)
+
+
+def _refuse(exc: OSError, port: int, address: str | None = None) -> NoReturn:
+    """Say why a port cannot be listened on."""
+    remedy: str | None = None
+    where = f"port {port}" if address is None else f"address {address}, port {port}"
+    match exc.errno:
+        case errno.EADDRINUSE:
+            reason, remedy = "is in use by another program", "give a free one, or 0 for any, with --port"
+        case errno.EACCES:
+            reason, remedy = "is reserved for root", "give one above 1023 with --port"
+        case errno.EADDRNOTAVAIL | errno.ENODEV:
+            where = f"address {address}"
+            reason, remedy = "is not one of this host's", "give another one, or none for all, with --listen"
+        case _:
+            reason = f"cannot be listened on: {exc.strerror}"
+    raise ConfigError(reason, where=where, remedy=remedy) from exc

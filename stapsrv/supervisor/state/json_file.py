@@ -1,0 +1,54 @@
+"""What is remembered from one process to the next: a few facts by name, in one small JSON file.
+
+Such a memory is a convenience: a file that is lost or damaged costs nothing but the facts in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeGuard, TypeVar
+
+from stapsrv.system.atomic_file import replace_file
+
+_T = TypeVar("_T")
+
+_MOST = 500
+"""Facts that are remembered; the one that was longest not told again is forgotten first."""
+
+
+class Memory(Generic[_T]):
+    """One such file. Its file system may hang, so it is for threads to read and write it.
+
+    Args:
+        file: made when there is something to keep.
+        is_fact: whether a value can be one; what else the file has is not there.
+    """
+
+    def __init__(self, file: Path, is_fact: Callable[[object], TypeGuard[_T]]) -> None:
+        self._file = file
+        self._is_fact = is_fact
+
+    def read(self) -> dict[str, _T]:
+        """Return all facts by their names, the oldest first."""
+        try:
+            found = json.loads(self._file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {name: fact for name, fact in found.items() if self._is_fact(fact)}
+
+    def write(self, facts: Mapping[str, _T]) -> None:
+        """Have these facts, and no others, on disk; a disk that is full costs them alone."""
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            replace_file(self._file, json.dumps(dict(facts)))
+
+
+def with_fact(facts: Mapping[str, _T], name: str, fact: _T) -> dict[str, _T]:
+    """Return ``facts`` with a new one, or a new value, and without the oldest beyond the most."""
+    others = [item for item in facts.items() if item[0] != name]
+    return dict([*others, (name, fact)][-_MOST:])

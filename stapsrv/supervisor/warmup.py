@@ -1,0 +1,364 @@
+"""Which releases have been compiled for, as one user's servers compile for them: kept over restarts.
+
+stap keeps what it has found out about a kernel, so whoever has compiled for it once finds it warm. That
+is remembered by a digest of all that it depends on; a file that is lost costs one compile for each release.
+
+First compiles: the shortest script, for each release that is served, in the background.
+
+stap needs ten seconds to get to know a kernel, and keeps what it has found out. So that no client waits
+for that, each release is compiled for once when its first server has started: with low priority, one
+release at a time over the whole process, without a worker, and not at all where it is known to be warm.
+
+That shows as well whether the release can be compiled for at all. One that cannot is unhealthy until a
+compile succeeds: the next first compile, after a change of the kernel's build tree or of the runtime, or
+after some time; or that of a client, whose requests are attempted all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeGuard
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.context import CompileService
+from stapsrv.compile.engine.base import CompileJob, CompileResult
+from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.signing import has_modules
+from stapsrv.compile.engine.stap import StapProgram
+from stapsrv.compile.health import Health, Standing
+from stapsrv.compile.protocol.archive import printable
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
+from stapsrv.supervisor.state.json_file import Memory, with_fact
+from stapsrv.system.blocking import FileWork
+from stapsrv.system.directory_watcher import DirectoryMonitor
+
+_TREE_FILES = (
+    *("Makefile", ".config", "Module.symvers", "include/config/kernel.release"),
+    *("include/generated/autoconf.h", "include/generated/utsrelease.h", "scripts/mod/modpost"),
+)
+"""What changes when a kernel's build tree is configured, built or installed anew."""
+_DEFAULT_RUNTIME = Path("/usr/share/systemtap/runtime")
+
+
+@attrs.frozen
+class Subject:
+    """A release, and how it is compiled for: what one of two equal ones has shown holds for the other."""
+
+    release: ServedRelease
+    arch: str | None
+    build: tuple[str, ...]
+    define: tuple[str, ...]
+    include: tuple[str, ...]
+    runtime: str | None
+
+    @classmethod
+    def of(cls, settings: ServerSettings, release: ServedRelease) -> Subject:
+        """Return how a server with such settings compiles for a release."""
+        return cls(
+            release, settings.arch, settings.build, settings.define, settings.include, settings.runtime
+        )
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The directories whose contents decide whether it can be compiled for."""
+        runtime = _DEFAULT_RUNTIME if self.runtime is None else Path(self.runtime)
+        return (self.release.build_tree, runtime, *map(Path, self.include))
+
+
+class WarmMemory:
+    """What has been compiled for.
+
+    Args:
+        file: where that is kept; made when there is something to keep.
+        cache: stap's own; when that is gone, nothing is warm any more.
+    """
+
+    def __init__(self, file: Path, cache: Path) -> None:
+        self._memory = Memory(file, _is_identity)
+        self._cache = cache
+
+    def knows(self, digest: str) -> bool:
+        """Whether this has been compiled for, and stap's cache is still the same; reads files."""
+        cache = _identity(self._cache)
+        return cache is not None and self._memory.read().get(digest) == cache
+
+    def remember(self, digest: str) -> None:
+        """Keep that this has been compiled for; writes files. A disk that is full costs the memory alone."""
+        cache = _identity(self._cache)
+        if cache is not None:
+            self._memory.write(with_fact(self._memory.read(), digest, cache))
+
+
+def digest_of(subject: Subject, stap: StapProgram) -> str:
+    """Return what changes when another compile for the subject may come out differently; reads files."""
+    sha = hashlib.sha256()
+    for part in (stap.version, _stamp(stap.path), repr(subject), *_stamps(subject)):
+        sha.update(f"{part}\n".encode("utf-8", "surrogateescape"))
+    return sha.hexdigest()[:32]
+
+
+def _stamps(subject: Subject) -> Iterator[str]:
+    tree, *others = subject.places
+    yield os.path.realpath(tree)
+    yield from map(_stamp, (tree / name for name in _TREE_FILES))
+    for place in others:
+        yield from map(_stamp, _files(place))
+
+
+def _files(place: Path) -> Iterable[Path]:
+    """Return the files of a directory of SystemTap's own kind: some hundreds."""
+    return (Path(parent, name) for parent, _, names in sorted(os.walk(place)) for name in sorted(names))
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path} -"
+    return f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def _identity(directory: Path) -> str | None:
+    """Return what tells a directory from another one that is made in its place; None if it is missing."""
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _is_identity(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+_ARGUMENTS = (b"-p4", b"-e", b"probe begin { exit() }")
+_FIRST_DELAY_S, _MOST_DELAY_S = 60.0, 3600.0
+_SETTLE_S = 2.0
+"""A package comes in many files; this long after the first change the next attempt begins."""
+_ERROR = re.compile(rb"\b(fatal )?error:", re.IGNORECASE)
+_MOST_REASON = 300
+"""Characters of a compiler's error that are shown."""
+
+
+@attrs.define(eq=False)
+class _Case:
+    """A subject, whoever serves it, and what becomes of it."""
+
+    subject: Subject
+    standing: Standing
+    settings: ServerSettings
+    log: Log
+    wanted_by: set[int] = attrs.field(factory=set)
+    digest: str = ""
+    scope: anyio.CancelScope | None = None
+
+
+class Warmer:
+    """Looks after the releases that the servers of one process serve.
+
+    Args:
+        engine: compiles.
+        memory: of what is warm.
+        first_delay_s: until a release that cannot be compiled for is tried again; doubled each time.
+    """
+
+    def __init__(
+        self, engine: LocalEngine, memory: WarmMemory, *, first_delay_s: float = _FIRST_DELAY_S
+    ) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._first_delay_s = first_delay_s
+        self._cases: dict[Subject, _Case] = {}
+        self._one_at_a_time = anyio.Lock()
+        self._files = FileWork()
+        self._tasks: TaskGroup | None = None
+        self._listeners: list[Callable[[Standing], None]] = []
+
+    def follow(self, changed: Callable[[Standing], None]) -> None:
+        """Have ``changed`` called after each change of a release's health."""
+        self._listeners.append(changed)
+
+    async def run(self) -> None:
+        """Look after what is wanted until cancelled.
+
+        Cancellation: no compile is left running.
+        """
+        async with anyio.create_task_group() as self._tasks:
+            for case in self._cases.values():
+                self._begin(case)
+            await anyio.sleep_forever()
+
+    def standing(self, settings: ServerSettings, release: ServedRelease, log: Log) -> Standing:
+        """Return the standing of a release for a server with such settings; equal servers share it.
+
+        Args:
+            settings: of the server.
+            release: one that it serves.
+            log: hears of it if the server is the first of its kind.
+        """
+        subject = Subject.of(settings, release)
+        case = self._cases.get(subject)
+        if case is None:
+            case = self._cases[subject] = _Case(subject, Standing(self._tell), settings, log)
+        return case.standing
+
+    def want(self, server_id: int, service: CompileService) -> None:
+        """Have a server's releases looked after from now on, unless it does not want that."""
+        if not service.settings.limits.warmup:
+            return
+        for case in self._cases_of(service):
+            if server_id in case.wanted_by:
+                continue
+            if not case.wanted_by and case.standing.health is Health.HEALTHY:
+                # Of an earlier life of the server: the kernel's headers may be others now.
+                case.standing.become(Health.UNTRIED)
+            case.wanted_by.add(server_id)
+            self._begin(case)
+
+    def drop(self, server_id: int) -> None:
+        """Look after a server's releases no longer, but for those that others serve, too."""
+        for case in list(self._cases.values()):
+            case.wanted_by.discard(server_id)
+            if not case.wanted_by and case.scope is not None:
+                case.scope.cancel()
+                case.scope = None
+
+    def _cases_of(self, service: CompileService) -> list[_Case]:
+        standings = {id(standing) for standing in service.standings.values()}
+        return [case for case in self._cases.values() if id(case.standing) in standings]
+
+    def _tell(self, standing: Standing) -> None:
+        for listener in self._listeners:
+            listener(standing)
+
+    def _begin(self, case: _Case) -> None:
+        """Start looking after a case, if somebody wants that and it has not been done yet."""
+        if self._tasks is not None and case.wanted_by and case.scope is None:
+            case.scope = anyio.CancelScope()
+            self._tasks.start_soon(self._look_after, case, case.scope)
+
+    async def _look_after(self, case: _Case, scope: anyio.CancelScope) -> None:
+        """Compile for a release until that succeeds, here or for a client."""
+        delay_s = self._first_delay_s
+        try:
+            with scope:
+                while not await self._try(case):
+                    if await self._wait_for_change(case, delay_s):
+                        delay_s = self._first_delay_s
+                    else:
+                        delay_s = min(2 * delay_s, _MOST_DELAY_S)
+        except Exception:
+            case.log.exception("release.crashed", release=case.subject.release.name)
+        if case.scope is scope:
+            case.scope = None
+
+    async def _try(self, case: _Case) -> bool:
+        """See whether a release can be compiled for; returns whether it can."""
+        async with self._one_at_a_time:
+            try:
+                case.digest = await self._digest(case)
+                known = await self._files.run(functools.partial(self._memory.knows, case.digest))
+                if not known and case.standing.health is not Health.HEALTHY:
+                    await self._compile(case)
+                if not known:
+                    await self._files.run(functools.partial(self._memory.remember, case.digest))
+            except (OSError, RequestRejected, TranslatorError) as exc:
+                fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
+                case.log.warning("release.unhealthy", release=case.subject.release.name, reason=fault)
+                case.standing.become(Health.UNHEALTHY, fault)
+                return False
+        case.standing.become(Health.HEALTHY)
+        return True
+
+    async def _digest(self, case: _Case) -> str:
+        return await self._files.run(functools.partial(digest_of, case.subject, self._engine.stap))
+
+    async def _compile(self, case: _Case) -> None:
+        """Compile the shortest script, until done or until a client's request has shown that it can be done.
+
+        Raises:
+            TranslatorError, RequestRejected: it cannot be done; the text is the compiler's, if it has one.
+        """
+        release = case.subject.release
+        request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
+        settings = attrs.evolve(case.settings, keep_temporary=False)
+        job = CompileJob(request=request, release=release, settings=settings, background=True)
+        if case.standing.health is Health.UNTRIED:
+            case.standing.become(Health.WARMING)
+        began = anyio.current_time()
+        result: CompileResult | None = None
+        with anyio.CancelScope() as scope, case.standing.when_healthy(scope.cancel):
+            result = await self._engine.run(job, deadline_s=settings.limits.compile_s)
+        if result is None:
+            return
+        if result.status != 0 or not has_modules(result.files):
+            raise TranslatorError(first_error(result.stderr))
+        seconds = round(anyio.current_time() - began, 1)
+        case.log.info("release.healthy", release=release.name, seconds=seconds)
+
+    async def _wait_for_change(self, case: _Case, delay_s: float) -> bool:
+        """Wait until another attempt is worth it; returns whether something has changed."""
+        changed = False
+        with contextlib.ExitStack() as watching, anyio.move_on_after(delay_s) as scope:
+            watching.enter_context(case.standing.when_healthy(scope.cancel))
+            monitors = await self._watch(case)
+            watching.callback(_close, monitors)
+            async with anyio.create_task_group() as tasks:
+                for monitor in monitors:
+                    tasks.start_soon(_cancel_when_changed, monitor, tasks.cancel_scope)
+                # What changed while it was compiled was not heard.
+                with contextlib.suppress(OSError):
+                    if await self._digest(case) != case.digest:
+                        tasks.cancel_scope.cancel()
+                await anyio.sleep_forever()
+            changed = True
+            await anyio.sleep(_SETTLE_S)
+        return changed
+
+    async def _watch(self, case: _Case) -> list[DirectoryMonitor]:
+        """Watch what decides on a case; what hangs, or cannot be watched, only time will tell of."""
+        try:
+            return await self._files.run(functools.partial(_watch, case.subject.places), undo=_close)
+        except OSError:
+            return []
+
+
+def first_error(stderr: bytes) -> str:
+    """Return the line of a compiler's messages that says what is wrong, on one line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line)]
+    return printable((errors or lines[-1:] or [b"it failed and said nothing"])[0], limit=_MOST_REASON)
+
+
+def _watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
+    """Watch directories with all below them; where one cannot be watched, only time will tell."""
+    monitors: list[DirectoryMonitor] = []
+    with contextlib.suppress(OSError):
+        for place in places:
+            below = (Path(parent, name) for parent, names, _ in os.walk(place) for name in names)
+            monitors.append(DirectoryMonitor(place, *below))
+            monitors[-1].arm()
+    return monitors
+
+
+def _close(monitors: Iterable[DirectoryMonitor]) -> None:
+    for monitor in monitors:
+        monitor.close()
+
+
+async def _cancel_when_changed(monitor: DirectoryMonitor, scope: anyio.CancelScope) -> None:
+    await monitor.wait_changed()
+    scope.cancel()

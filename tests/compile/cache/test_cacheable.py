@@ -1,0 +1,119 @@
+"""Which requests have the same answer each time."""
+
+from __future__ import annotations
+
+import pytest
+
+from stapsrv.compile.cache.cacheable import build_options_are_known, rc_is_known, unrepeatable
+from stapsrv.compile.protocol.archive import RequestFile
+from stapsrv.compile.protocol.request import CompileRequest
+
+PLAIN = b"probe begin { exit() }"
+
+
+def reason(
+    *arguments: bytes, script: bytes | None = None, outward: frozenset[str] = frozenset()
+) -> str | None:
+    files = () if script is None else (RequestFile(b"script/x.stp", script),)
+    return unrepeatable(
+        CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files), outward
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"-r6.1", b"-p4", b"-e" + PLAIN),
+        (b"-e", PLAIN, b"--", b"word", b"1"),
+        (b"-E", PLAIN),
+        (b"-p4", b"--privilege=stapusr", b"-DMAXACTION=1000", b"-gw", b"-s64", b"-mname", b"-e" + PLAIN),
+        (b"-Itapset/home/me/tapset", b"-e" + PLAIN),
+        (b"-e" + b"probe begin { print($1) }", b"12"),
+        (b"-e" + b"probe begin { print(@1) }", b"word"),
+        (b"-dnfs", b"-e" + PLAIN),
+        (b"--unpriv", b"-e" + PLAIN),
+    ],
+    ids=repr,
+)
+def test_repeatable(arguments):
+    assert reason(*arguments) is None
+
+
+def test_script_by_file():
+    assert reason(b"-p4", b"script/x.stp", b"3", script=b"probe begin { print($1) }") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((b"-v", b"-e" + PLAIN), "option"),
+        ((b"-p2", b"-e" + PLAIN), "option"),
+        ((b"-l", b"syscall.*"), "option"),
+        ((b"-Lsyscall.*",), "option"),
+        ((b"--dump-functions",), "option"),
+        ((b"-c", b"ls", b"-e" + PLAIN), "option"),
+        ((b"-x1", b"-e" + PLAIN), "option"),
+        ((b"--ldd", b"-e" + PLAIN), "option"),
+        ((b"-d/bin/ls", b"-e" + PLAIN), "option"),
+        ((b"-d", b"/bin/ls", b"-e" + PLAIN), "option"),
+        ((b"--all-modules", b"-e" + PLAIN), "option"),
+        ((b"--sysroot=/x", b"-e" + PLAIN), "option"),
+        ((b"--runtime=dyninst", b"-e" + PLAIN), "option"),
+        ((b"--bpf", b"-e" + PLAIN), "option"),
+        ((b"-BCFLAGS=-include/etc/passwd", b"-e" + PLAIN), "option"),
+        ((b"-DX=__DATE__()", b"-e" + PLAIN), "option"),
+        ((b"-I/etc", b"-e" + PLAIN), "option"),
+        ((b"-Ia/../../etc", b"-e" + PLAIN), "option"),
+        ((b"-r6.2", b"-e" + PLAIN), "option"),
+        ((b"-R/x", b"-e" + PLAIN), "option"),
+        ((b"--poison-cache", b"-e" + PLAIN), "option"),
+        ((b"--no-such-option", b"-e" + PLAIN), "option"),
+        ((b"-p4", b"/etc/passwd"), "file"),
+        ((b"-p4", b"script/y.stp"), "file"),
+        ((b"-E" + PLAIN, b"/etc/passwd"), "file"),
+        ((b"-e" + b'probe $1("/bin/ls").begin {}', b"process"), "argument"),
+        ((b"-e" + b"probe begin { print($*) }", b"a"), "argument"),
+        ((b"-e" + PLAIN, b'process("/bin/ls")'), "program"),
+        ((b"-E" + b'probe process("x").begin {}', b"-e" + PLAIN), "program"),
+        ((b"-gE", b"%{ %}", b"-e" + PLAIN), "code"),
+    ],
+    ids=repr,
+)
+def test_not_repeatable(arguments, why):
+    assert reason(*arguments) == why
+
+
+def test_tapsets_of_the_request_are_read():
+    assert reason(b"-p4", b"-Itapset", b"-e" + PLAIN, script=b"function f() %{ %}") == "code"
+    assert reason(b"-e" + b"probe errno.x {}", outward=frozenset({"errno"})) == "program"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "--rlimit-as=1000000\n--rlimit-cpu=5 -w", "-g\n-DX=1"])
+def test_rc_that_is_known(text):
+    assert rc_is_known(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-I /opt/tapset",
+        "-v",
+        "-R/x",
+        "--sysroot=/x",
+        "-DX=$(date)",
+        "-B X=1",
+        "-e 'probe begin {}'",
+        "word",
+        "-p2",
+    ],
+)
+def test_rc_that_is_not(text):
+    assert not rc_is_known(text)
+
+
+def test_what_make_works_out_is_not_known():
+    assert build_options_are_known(("CONFIG_X=y", "V=0"), ("MAXACTION=7",))
+    assert not build_options_are_known(("X=$(shell date)",), ())
+    assert not build_options_are_known(("CC=/opt/gcc/bin/gcc",), ())
+    assert build_options_are_known((), ("HEADER=linux/mm.h",))
+    assert not build_options_are_known((), ("X=`date`",))

@@ -1,0 +1,88 @@
+"""What the kernel's build wrote down, read back: recorded lists, and directories as stap leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.cache.depfile import has_build, parse_dependencies, read_build
+
+# As Linux 6.1 writes them, shortened.
+OBJECT = b"""\
+cmd_/tmp/x/stap_1_src.o :=  gcc-12 -Wp,-MMD,/tmp/x/.stap_1_src.o.d -nostdinc -I./include -include /usr/src/c/kconfig.h -c -o /tmp/x/stap_1_src.o /tmp/x/stap_1_src.c
+
+source_/tmp/x/stap_1_src.o := /tmp/x/stap_1_src.c
+
+deps_/tmp/x/stap_1_src.o := \\
+    $(wildcard include/config/FOO) \\
+  /usr/src/common/include/linux/kconfig.h \\
+    $(wildcard include/config/CC_VERSION_TEXT) \\
+  include/generated/autoconf.h \\
+  ./arch/x86/include/generated/asm/rwonce.h \\
+  /var/lib/runtime/linux/../runtime.h \\
+  /etc/hostname \\
+
+/tmp/x/stap_1_src.o: $(deps_/tmp/x/stap_1_src.o)
+
+$(deps_/tmp/x/stap_1_src.o):
+"""  # noqa: E501 - as it is recorded
+NEWER = OBJECT.replace(b"cmd_/", b"savedcmd_/")
+
+
+@pytest.mark.parametrize("text", [OBJECT, NEWER], ids=["6.1", "6.4"])
+def test_every_file_is_found_and_no_option(text):
+    assert parse_dependencies(text) == (
+        "/tmp/x/stap_1_src.c",
+        "/usr/src/common/include/linux/kconfig.h",
+        "include/generated/autoconf.h",
+        "./arch/x86/include/generated/asm/rwonce.h",
+        "/var/lib/runtime/linux/../runtime.h",
+        "/etc/hostname",
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"cmd_/tmp/x.ko := ld -r -o /tmp/x.ko /tmp/x.o", b"\xff\n:= \\\n"])
+def test_other_commands_name_nothing(text):
+    assert parse_dependencies(text) == ()
+
+
+def leave_build(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "stap_1.ko").write_bytes(b"ELF")
+    (directory / ".stap_1_src.o.cmd").write_bytes(OBJECT.replace(b"/tmp/x", str(directory).encode()))
+
+
+def test_a_build_s_files_are_absolute_and_others(tmp_path):
+    leave_build(tmp_path / "x")
+    assert has_build(tmp_path / "x")
+    build = read_build(tmp_path / "x", Path("/lib/modules/1/build"))
+    assert build.paths == {
+        "/usr/src/common/include/linux/kconfig.h",
+        "/lib/modules/1/build/include/generated/autoconf.h",
+        "/lib/modules/1/build/arch/x86/include/generated/asm/rwonce.h",
+        "/var/lib/runtime/linux/../runtime.h",
+        "/etc/hostname",
+    }
+
+
+def test_builds_beside_the_module_s_count(tmp_path):
+    leave_build(tmp_path / "x")
+    query = tmp_path / "x" / "tracequery_1"
+    query.mkdir()
+    (query / ".query.o.cmd").write_bytes(b"deps_q := \\\n  /opt/trace.h \\\n\n")
+    (tmp_path / "x" / "typequery_7.so").write_bytes(b"")
+    build = read_build(tmp_path / "x", Path("/b"))
+    assert build.paths >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
+
+
+def test_a_module_from_stap_s_cache_was_not_built(tmp_path):
+    leave_build(tmp_path / "x")
+    (tmp_path / "x" / ".stap_1_src.o.cmd").unlink()
+    assert not has_build(tmp_path / "x")
+
+
+def test_without_a_module_there_was_no_build(tmp_path):
+    leave_build(tmp_path / "x")
+    (tmp_path / "x" / "stap_1.ko").unlink()
+    assert not has_build(tmp_path / "x")

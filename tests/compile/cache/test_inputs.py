@@ -1,0 +1,162 @@
+"""What of a host a result depends on, as far as it is found by looking around."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.cache.fingerprint import Place
+from stapsrv.compile.cache.inputs import Surroundings
+from stapsrv.compile.engine.stap import StapProgram
+from stapsrv.config.kernels import ServedRelease, host_release
+from stapsrv.config.settings import ServerSettings
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An installation of stap, as far as anybody looks at it."""
+    prefix = tmp_path / "usr"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "stap").write_bytes(b"\x7fELF and more")
+    (prefix / "share" / "systemtap" / "tapset").mkdir(parents=True)
+    return prefix
+
+
+def surroundings(prefix: Path, *, contained: str = "", **environ: str) -> Surroundings:
+    stap = StapProgram(prefix / "bin" / "stap", "4.8")
+    around = Surroundings(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
+    around.rc = around.look_at_rc()
+    return around
+
+
+def release(tree: Path, name: str = "6.1") -> ServedRelease:
+    return ServedRelease(name, "x86_64", name, tree)
+
+
+def test_places(prefix, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "Makefile").write_text("include /usr/src/common/Makefile\n")
+    around = surroundings(
+        prefix,
+        XDG_DATA_DIRS="/a:/b",
+        SYSTEMTAP_DEBUGINFO_PATH="+:.debug:/debug",
+        XDG_DATA_HOME="/home/x",
+        LD_LIBRARY_PATH="/opt/lib:lib",
+    )
+    premises = around.premises(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
+    assert premises.tapsets == (
+        Place(str(prefix / "share/systemtap/tapset")),
+        Place("/tapset"),
+        Place("/home/x/systemtap/tapset"),
+        Place("/a/systemtap/tapset"),
+        Place("/b/systemtap/tapset"),
+    )
+    assert {
+        Place("/runtime"),
+        Place(str(tree)),
+        Place("/usr/src/common"),
+        Place("/lib/modules/6.1"),
+        Place("/boot", below=False),
+        Place("/boot/.debug"),
+        Place("/usr/lib/bfd-plugins"),
+        Place("/debug"),
+        Place("/usr/bin", below=False),
+        Place("/opt/lib", below=False),
+    } <= set(premises.means)
+    assert Place("bin", below=False) not in premises.means
+
+
+def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypatch):
+    """A request may be the first to ask for them, when descriptors have run out; Python would import."""
+    around = surroundings(prefix)
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("io.open", fail)
+    monkeypatch.setattr("sysconfig.get_config_var", fail)
+    assert Place("/usr/bin", below=False) in around.premises(release(tmp_path), ServerSettings()).means
+
+
+def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
+    settings = ServerSettings(include=("/link/../tapset", "/a//b/"))
+    tapsets = surroundings(prefix).premises(release(tmp_path), settings).tapsets
+    assert tapsets[1:3] == (Place("/link/../tapset"), Place("/a/b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda prefix: None, None),
+        (lambda prefix: (prefix / "bin" / "stap").write_text("#!/bin/sh\n"), "program"),
+        (lambda prefix: (prefix / "share" / "systemtap" / "tapset").rmdir(), "tapsets"),
+    ],
+    ids=["sound", "script", "elsewhere"],
+)
+def test_an_installation_that_is_not_known_is_a_fault(prefix, change, fault):
+    change(prefix)
+    assert surroundings(prefix).fault == fault
+
+
+def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
+    """It has tapsets of its own, which nobody watches."""
+    link = prefix / "stap"
+    link.symlink_to(prefix / "bin" / "stap")
+    around = Surroundings(StapProgram(link, "4.8"), {}, prefix / "own")
+    assert around.fault is None
+    link.unlink()
+    link.symlink_to(prefix / "bin" / "stap-5.0")
+    assert around.fault == "program"
+
+
+@pytest.mark.parametrize("name", ["CPATH", "KCFLAGS", "LD_PRELOAD", "CROSS_COMPILE"])
+def test_paths_for_make_and_the_compiler_are_not_known(prefix, name):
+    assert surroundings(prefix, **{name: "-I/opt/x"}).fault == "environment"
+    assert surroundings(prefix, **{name: "plain"}).fault is None
+
+
+def test_debugging_information_from_the_network_is_not_known(prefix):
+    assert surroundings(prefix, DEBUGINFOD_URLS="https://example.org").fault == "debuginfod"
+    assert surroundings(prefix, DEBUGINFOD_URLS="").fault is None
+
+
+def test_state(prefix, tmp_path):
+    (prefix / "own").mkdir()
+    around = Surroundings(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
+
+    def state() -> bytes | None:
+        around.rc = around.look_at_rc()
+        return around.state(release(tmp_path))
+
+    assert around.state(release(tmp_path)) is None
+    before = state()
+    assert before is not None
+    assert state() == before
+    rc = prefix / "own" / "rc"
+    rc.write_text("--rlimit-cpu=100\n")
+    limited = state()
+    assert limited not in {None, before}
+    rc.write_text("-I /opt/tapset\n")
+    assert around.state(release(tmp_path)) == limited
+    assert state() is None
+    rc.unlink()
+    assert state() == before
+    (prefix / "bin" / "stap").write_bytes(b"\x7fELF of another version")
+    assert state() not in {None, before}
+
+
+def test_the_environment_counts_as_far_as_it_matters(prefix, tmp_path):
+    before = surroundings(prefix).state(release(tmp_path))
+    assert surroundings(prefix, INVOCATION_ID="1", TMPDIR="/x").state(release(tmp_path)) == before
+    assert surroundings(prefix, KCFLAGS="-O3").state(release(tmp_path)) != before
+    assert surroundings(prefix, contained="off").state(release(tmp_path)) != before
+
+
+def test_the_kernel_that_runs_may_show_more(prefix, tmp_path):
+    around = surroundings(prefix)
+    assert around.state(release(tmp_path, host_release())) != around.state(release(tmp_path, "6.1"))

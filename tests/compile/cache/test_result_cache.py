@@ -1,0 +1,711 @@
+"""The result cache: what is answered from it, what is never, and what makes it forget."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from kit.service import LogLines
+
+from stapsrv.compile.cache.depfile import Build
+from stapsrv.compile.cache.disk import Store
+from stapsrv.compile.cache.entry import AnswerKind, Known
+from stapsrv.compile.cache.fingerprint import Place
+from stapsrv.compile.cache.inputs import Premises, Rc
+from stapsrv.compile.cache.key import Question
+from stapsrv.compile.cache.result_cache import ResultCache, Run
+from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.stats import CacheCounts
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.system.blocking import FileWork
+
+pytestmark = pytest.mark.anyio
+
+NO_RC = Rc(b"", is_known=True)
+
+
+@attrs.define
+class Around:
+    """A small world: tapsets in one directory, everything else in another."""
+
+    directory: Path
+    fault: str | None = None
+    stated: bytes | None = b"state"
+    rc: Rc = NO_RC
+    look_at_rc: Callable[[], Rc] = lambda: NO_RC
+
+    @property
+    def stap_cache(self) -> Path:
+        return self.directory / "cache"
+
+    def premises(self, _release: ServedRelease, settings: ServerSettings) -> Premises:
+        further = tuple(Place(include) for include in settings.include)
+        return Premises(
+            (Place(str(self.directory / "tapset")), *further), (Place(str(self.directory / "tree")),)
+        )
+
+    def state(self, _release: ServedRelease) -> bytes | None:
+        return self.stated if self.rc.is_known else None
+
+
+@attrs.define
+class World:
+    """A cache, and a stap that notes how it was run."""
+
+    directory: Path
+    around: Around
+    cache: ResultCache
+    lines: LogLines
+    grounds: Grounds
+    runs: list[CompileJob] = attrs.field(factory=list)
+    counts: CacheCounts = attrs.field(factory=CacheCounts)
+    status: int = 0
+    limit_met: str | None = None
+    built: bool = True
+    """Whether stap's own cache has nothing."""
+    outside: tuple[str, ...] = ()
+    code: bytes = b'#include "runtime.h"\n#include <linux/mm.h>\n'
+    meddle: Path | None = None
+    """Changed while stap runs."""
+    passing: Path | None = None
+    """There for a while when stap runs, and known to be there."""
+
+    def job(self, *arguments: bytes, **settings: object) -> CompileJob:
+        return CompileJob(
+            request=CompileRequest(
+                release="6.1", arch="x86_64", arguments=arguments or (b"-p4", b"-eprobe begin {}")
+            ),
+            release=ServedRelease("6.1", "x86_64", "6.1", self.directory / "tree"),
+            settings=ServerSettings(**settings),
+        )
+
+    async def ask(self, *arguments: bytes, **settings: object) -> str:
+        """Answer a request as a server does; return where the answer came from."""
+        job = self.job(*arguments, **settings)
+        premises = self.around.premises(job.release, job.settings)
+        if self.around.fault is None:
+            await self.grounds.wait_known(premises.places)
+        question = self.cache.ask(job)
+        if await self.cache.find(question) is not None:
+            self.counts.hits += 1
+            return "hit"
+        return (await self.compile(question, job)).reason or "stored"
+
+    async def compile(self, question: Question, job: CompileJob, run: Run | None = None) -> Known:
+        """Have a job compiled, and wait until its result is kept or not."""
+        async with self.cache.compiled(question, job, run or self._run, self.counts) as known:
+            assert known.reason is not None
+        assert known.settled.is_set()
+        return known
+
+    async def _pass(self) -> None:
+        assert self.passing is not None
+        places = self.around.premises(self.job().release, self.job().settings).places
+        for change in (self.passing.touch, self.passing.unlink):
+            change()
+            await self.grounds.wait_known(places)
+
+    @contextlib.asynccontextmanager
+    async def _run(self, job: CompileJob) -> AsyncIterator[Compiled]:
+        self.runs.append(job)
+        if self.meddle is not None:
+            self.meddle.write_text("meddled")
+        if self.passing is not None:
+            await self._pass()
+        await anyio.lowlevel.checkpoint()
+
+        async def read_build() -> Build:
+            await anyio.lowlevel.checkpoint()
+            return Build(frozenset({f"{self.directory}/tree/x.h", *self.outside}))
+
+        name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
+        files = (
+            AnswerFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
+            AnswerFile(f"stap000000/{name}_src.c", self.code),
+        )
+        result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
+        yield Compiled(result, self.built or job.anew, read_build)
+
+
+@contextlib.asynccontextmanager
+async def world(directory: Path, *, lay_out: bool = True, **around: object) -> AsyncIterator[World]:
+    if lay_out:
+        for name in ("tapset", "tree"):
+            (directory / name).mkdir()
+        (directory / "tapset" / "a.stp").write_text('probe user.begin = process("/bin/ls").begin {}')
+        (directory / "tree" / "x.h").write_text("/* */")
+    lines = LogLines()
+    with anyio.fail_after(30), contextlib.closing(Grounds(log=lines.log)) as grounds:
+        surroundings = Around(directory, **around)
+        store = Store(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
+        cache = ResultCache(surroundings, grounds, store, log=lines.log)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(grounds.run)
+            yield World(directory, surroundings, cache, lines, grounds)
+            tasks.cancel_scope.cancel()
+
+
+async def test_the_second_time_is_a_hit(tmp_path):
+    async with world(tmp_path) as w:
+        assert [await w.ask() for _ in range(3)] == ["stored", "hit", "hit"]
+        assert len(w.runs) == 1
+        assert (w.counts.misses, w.counts.stored, w.counts.hits) == (1, 1, 2)
+        known = await w.cache.find(w.cache.ask(w.job()))
+        assert known is not None
+        assert (known.result.status, known.result.stdout, known.result.stderr) == (0, b"out", b"err")
+        assert known.result.files[0].data == b"module 1"
+        assert (await w.cache.statistics()).entries == 1
+
+
+async def test_results_outlive_the_process(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+    async with world(tmp_path, lay_out=False) as w:
+        assert await w.ask() == "hit"
+        assert w.runs == []
+
+
+async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        for settings in (
+            {"define": ("X=1",)},
+            {"build": ("V=1",)},
+            {"runtime": "/r"},
+            {"arch": "i386"},
+            {"include": (str(tmp_path / "far"),)},
+        ):
+            assert await w.ask(**settings) == "stored"
+        assert await w.ask() == "hit"
+
+
+async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monkeypatch):
+    async with world(tmp_path) as w:
+        job = w.job()
+        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
+        assert (await w.cache.ask_in_time(job)).reason is None
+        gate = threading.Event()
+        w.around.look_at_rc = gate.wait
+        w.cache._files = FileWork(grace_s=0.1)
+        with monkeypatch.context() as hasty:
+            hasty.setattr(w.cache._files, "_patience_s", 0.2)
+            assert (await w.cache.ask_in_time(job)).reason == "rc"
+        assert "cache.unreadable" in w.lines.events()
+        gate.set()
+        w.around.look_at_rc = lambda: NO_RC
+        question = await w.cache.ask_in_time(job)
+        assert question.reason is None
+        w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
+        assert (await w.compile(question, job)).reason == "changed"
+
+
+@pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
+async def test_a_change_makes_another_question(tmp_path, changed):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        (tmp_path / changed).write_text("changed")
+        assert await w.ask() == "stored"
+        assert await w.ask() == "hit"
+
+
+async def test_the_state_of_the_host_counts(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        w.around.stated = b"another"
+        assert await w.ask() == "stored"
+        w.around.stated = None
+        assert await w.ask() == "rc"
+
+
+async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.cache.result_cache._LOOK_S", 0.05)
+    async with world(tmp_path) as w:
+        monkeypatch.setattr(w.grounds, "fingerprint", lambda _places: None)
+        assert (await w.cache.ask_in_time(w.job())).reason == "unknown yet"
+
+
+async def test_nothing_is_answered_before_the_first_look(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        question = w.cache.ask(w.job())
+        assert (question.premise, question.reason) == (None, "unknown yet")
+        assert await w.cache.find(question) is None
+        question = await w.cache.ask_in_time(w.job())
+        assert question.premise is not None
+
+
+async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
+    async with world(tmp_path) as w:
+        question = await w.cache.ask_in_time(w.job())
+        found: list[Known | None] = []
+
+        async def find() -> None:
+            found.append(await w.cache.find(question))
+
+        async with anyio.create_task_group() as tasks:
+            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
+                tasks.start_soon(find)
+                await anyio.wait_all_tasks_blocked()
+                assert found == []
+        assert found == [known]
+
+
+async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
+    """What is asked for as soon as that one is answered is not."""
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        job = w.job(b"-p4", b"-eprobe end {}")
+        question = await w.cache.ask_in_time(job)
+        async with w.cache.compiled(question, job, w._run, w.counts):
+            assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
+async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
+    async with world(tmp_path) as w:
+        question = await w.cache.ask_in_time(w.job())
+        with anyio.CancelScope() as scope:
+            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
+                scope.cancel()
+        assert (known.reason, known.settled.is_set()) == ("unknown yet", True)
+        assert await w.cache.find(question) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "arguments", "reason"),
+    [
+        ({"status": 1}, (), "failure"),
+        ({"limit_met": "too many processes"}, (), "limit"),
+        ({}, (b"-v", b"-eprobe begin {}"), "option"),
+        ({}, (b'-eprobe process("/bin/ls").begin {}',), "program"),
+        ({}, (b"-eprobe user.begin {}",), "program"),
+        ({"outside": ("/etc/hostname",)}, (), "outside"),
+        ({"outside": ("TREE/../elsewhere.h",)}, (), "outside"),
+        ({"code": b'{ .procname="/bin/ls", }'}, (), "outside"),
+        ({"code": b'.path = "/usr/bin/ls",'}, (), "outside"),
+        ({"built": False, "code": b'#include "/etc/x.h"\n'}, (), "no evidence"),
+        ({"built": False, "code": b"#include SOME_MACRO\n"}, (), "no evidence"),
+        ({"built": False, "code": b"#include <../../etc/x.h>\n"}, (), "no evidence"),
+    ],
+    ids=str,
+)
+async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
+    async with world(tmp_path) as w:
+        for name, value in attributes.items():
+            setattr(w, name, value)
+        w.outside = tuple(path.replace("TREE", f"{tmp_path}/tree") for path in w.outside)
+        assert [await w.ask(*arguments) for _ in range(2)] == [reason, reason]
+        assert w.counts.uncacheable == {reason: 2}
+        assert len(w.runs) == 2
+
+
+async def test_a_program_is_seen_wherever_the_code_names_it(tmp_path):
+    async with world(tmp_path) as w:
+        w.code = b"/* */\n" * 200_000 + b'{ .procname="/bin/ls", }'
+        assert await w.ask() == "outside"
+
+
+async def test_a_module_from_elsewhere_is_from_there_in_stap_s_cache_as_well(tmp_path):
+    """Though what its C includes could be a header of the kernel's."""
+    async with world(tmp_path) as w:
+        w.outside = ("/opt/include/linux/mm.h",)
+        assert await w.ask() == "outside"
+        w.built = False
+        assert await w.ask() == "outside"
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+
+
+async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
+    (tmp_path / "linked").mkdir()
+    async with world(tmp_path) as w:
+        (tmp_path / "tree" / "link").symlink_to("../linked")
+        w.outside = (f"{tmp_path}/tree/link/y.h",)
+        assert await w.ask() == "stored"
+        (tmp_path / "linked" / "y.h").touch()
+        assert await w.ask() == "stored"
+        w.outside = (f"{tmp_path}/linked/y.h",)
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "outside"
+
+
+async def test_a_change_during_the_compile_is_not_kept(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        w.meddle = None
+        assert await w.ask() == "stored"
+
+
+@pytest.mark.parametrize("where", ["tree", "tapset"])
+async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where):
+    """All places are what they were before, and stap may have read what was there in between."""
+    async with world(tmp_path) as w:
+        await w.grounds.wait_known(w.around.premises(w.job().release, w.job().settings).places)
+        before = w.cache.ask(w.job())
+        w.passing = tmp_path / where / "passing.stp"
+        assert await w.ask() == "changed"
+        after = w.cache.ask(w.job())
+        assert before.premise is not None
+        assert after.premise == before.premise
+        assert after.flight != before.flight
+        w.passing, w.built = None, False
+        assert await w.ask() == "stored"
+        # Of tapsets stap's own cache takes notice.
+        assert [job.anew for job in w.runs] == [False, True] if where == "tree" else [False, False]
+
+
+def types_of(w: World) -> list[str]:
+    return sorted(path.name for path in w.around.stap_cache.rglob("*_1*"))
+
+
+def keep_types(w: World) -> None:
+    """Have what stap finds out about types in its cache."""
+    directory = w.around.stap_cache / "ab"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("typequery_1.ko", "typequery_1_hash.log", "tracequery_1.o", "stap_1.ko", "stapconf_1.h"):
+        (directory / name).touch()
+
+
+async def test_stap_forgets_the_kernel_s_types_once_after_a_change_of_the_means(tmp_path):
+    everything = 5
+    async with world(tmp_path) as w:
+        keep_types(w)
+        assert await w.ask() == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        keep_types(w)
+        (tmp_path / "tapset" / "b.stp").write_text("")
+        assert await w.ask() == "stored"
+        assert len(types_of(w)) == everything
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        keep_types(w)
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert len(types_of(w)) == everything
+
+
+async def test_types_found_out_while_the_means_changed_are_forgotten(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        keep_types(w)
+        w.meddle = None
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_path, cancelled):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+
+        @contextlib.asynccontextmanager
+        async def run(_job: CompileJob) -> AsyncIterator[Compiled]:
+            w.passing = tmp_path / "tree" / "passing.h"
+            await w._pass()
+            if not cancelled:
+                raise ValueError
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+            raise AssertionError
+            yield
+
+        job = w.job(b"-p4", b"-eprobe end {}")
+        with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
+            await w.compile(w.cache.ask(job), job, run)
+        keep_types(w)
+        w.passing = None
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+
+
+async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_path):
+    """It may have been told of types that the other had found out before the change."""
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
+        asked = w.cache.ask(early)
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        await w.grounds.wait_known(w.around.premises(late.release, late.settings).places)
+
+        @contextlib.asynccontextmanager
+        async def run_late(job: CompileJob) -> AsyncIterator[Compiled]:
+            await w.compile(asked, early)
+            async with w._run(job) as compiled:
+                yield compiled
+
+        known = await w.compile(w.cache.ask(late), late, run_late)
+        assert known.reason == "changed"
+        assert await w.ask(*late.request.arguments) == "stored"
+
+
+async def test_a_result_is_not_kept_where_types_cannot_be_forgotten(tmp_path, monkeypatch):
+    def fail(_cache: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    async with world(tmp_path) as w:
+        with monkeypatch.context() as patched:
+            patched.setattr("stapsrv.compile.cache.result_cache.forget_types", fail)
+            assert [await w.ask(), await w.ask()] == ["disk", "disk"]
+        assert await w.ask() == "stored"
+
+
+async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
+    """By what means is not known."""
+    async with world(tmp_path) as w:
+        assert await w.ask(b"-p4", b"-eprobe begin { exit() }") == "stored"
+        job = w.job()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(w.grounds, "fingerprint", lambda _places: None)
+            known = await w.compile(w.cache.ask(job), job)
+            assert known.reason == "unknown yet"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False, False, True]
+
+
+async def test_server_options_that_make_works_out_are_not_known(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask(build=("X=$(shell date)",)) == "server options"
+
+
+async def test_a_fault_of_the_surroundings_is_the_reason(tmp_path):
+    async with world(tmp_path, fault="debuginfod") as w:
+        assert await w.ask() == "debuginfod"
+
+
+async def test_a_module_from_stap_s_cache_is_kept_if_its_code_shows_where_it_is_from(tmp_path):
+    async with world(tmp_path) as w:
+        w.built = False
+        assert [await w.ask(), await w.ask()] == ["stored", "hit"]
+        assert [job.anew for job in w.runs] == [False]
+
+
+async def test_stap_s_own_cache_is_passed_over_after_a_change_of_the_means(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        w.built = False
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask() == "stored"
+        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
+async def test_a_module_that_was_built_by_other_means_is_built_anew(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-v", b"-eprobe end {}") == "option"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False, True]
+
+
+async def test_a_module_from_before_a_change_is_built_anew_whoever_had_it_built(tmp_path):
+    async with world(tmp_path) as w:
+        w.built = False
+        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False, True]
+
+
+async def test_a_module_that_a_client_named_says_nothing_of_stap_s_cache(tmp_path):
+    """It is not kept there, but may have the name of one that is."""
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(b"-mstap_0", b"-eprobe begin {}") == "stored"
+        w.built = False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False, True]
+
+
+async def test_after_a_change_other_options_of_the_server_do_not_bring_back_what_stap_found_out(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        assert await w.ask(define=("X=1",)) == "stored"
+        assert await w.ask(include=(str(tmp_path / "more"),)) == "stored"
+        assert [job.anew for job in w.runs] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("around", "settings", "reason"),
+    [
+        ({}, {}, "unknown yet"),
+        ({"rc": Rc(b"1", is_known=False)}, {}, "rc"),
+        ({}, {"build": ("CC=/x",)}, "server options"),
+    ],
+)
+async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
+    tmp_path, around, settings, reason
+):
+    """Even where nothing is known for certain: no such request joins the compile of another."""
+    async with world(tmp_path, **around) as w:
+        job = w.job(**settings)
+        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
+
+        def flight() -> object:
+            question = w.cache.ask(job)
+            assert question.reason == reason
+            return question.flight
+
+        (tmp_path / "tapset" / "a.stp").write_text("1")
+        w.cache.ask(job)
+        before = flight()
+        assert flight() == before
+        (tmp_path / "tapset" / "a.stp").write_text("2")
+        changed = flight()
+        assert changed != before
+        w.around.rc = attrs.evolve(w.around.rc, stamp=b"2")
+        assert flight() != changed
+
+
+async def test_what_was_built_within_too_narrow_bounds_is_built_anew(tmp_path):
+    """It is in stap's own cache, and what stap found out about the kernel with it."""
+    async with world(tmp_path) as w:
+        w.limit_met = "too many processes"
+        assert await w.ask() == "limit"
+        w.limit_met, w.built = None, False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
+
+
+async def test_what_stap_found_out_within_too_narrow_bounds_is_found_out_anew(tmp_path):
+    """Though it made no module that time: what it keeps of the kernel's features may be wrong."""
+    async with world(tmp_path) as w:
+        w.limit_met, w.status, w.built = "too many processes", 1, False
+        assert await w.ask() == "failure"
+        w.limit_met, w.status, w.built = None, 0, True
+        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
+
+
+async def test_what_was_built_while_the_means_changed_is_built_anew(tmp_path):
+    async with world(tmp_path) as w:
+        w.meddle = tmp_path / "tree" / "x.h"
+        assert await w.ask() == "changed"
+        w.meddle, w.built = None, False
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, True]
+
+
+async def test_a_change_of_a_tapset_is_no_change_of_the_means(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tapset" / "b.stp").write_text("")
+        assert await w.ask() == "stored"
+        assert [job.anew for job in w.runs] == [False, False]
+
+
+async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        for file in (tmp_path / "results").iterdir():
+            file.write_bytes(file.read_bytes()[:-1] + b"?")
+        w.cache._shelf._hot.clear()
+        assert await w.ask() == "stored"
+        assert (await w.cache.statistics()).damaged > 0
+        assert await w.ask() == "hit"
+
+
+async def test_what_another_process_removes_is_gone_from_memory_as_well(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        Store(tmp_path / "results", max_bytes=1, max_age_s=1.0).clear()
+        assert await w.ask() == "stored"
+
+
+async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_request(tmp_path):
+    async with world(tmp_path) as w:
+        (tmp_path / "results").mkdir(mode=0o500)
+        assert await w.ask() == "disk"
+        (tmp_path / "results").chmod(0o700)
+        assert "cache.unwritable" in w.lines.events()
+
+
+async def test_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.cache.storage._HOT_BYTES", 100)
+    async with world(tmp_path) as w:
+        for number in range(5):
+            await w.ask(b"-p4", b"-eprobe begin { print(%d) }" % number)
+        assert len(w.cache._shelf._hot) <= 2
+        assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
+
+
+def test_answers_are_kept_by_kind_and_signer():
+    known = Known(CompileResult(0, b"", b"", ()))
+    kind = AnswerKind(deflate=True, signed=True, messages=())
+    one, other = object(), object()
+    known.keep_answer(one, kind, b"zip")
+    assert known.answer_for(one, kind) == b"zip"
+    assert known.answer_for(other, kind) is None
+    assert known.answer_for(one, attrs.evolve(kind, deflate=False)) is None
+    known.keep_answer(one, None, b"zip")
+    assert known.answer_for(one, None) is None
+    for number in range(10):
+        known.keep_answer(one, attrs.evolve(kind, messages=(str(number),)), b"zip")
+    assert (
+        sum(
+            known.answer_for(one, attrs.evolve(kind, messages=(str(number),))) is not None
+            for number in range(10)
+        )
+        <= 4
+    )
+
+
+@pytest.mark.parametrize("call", ["read", "write", "has", "touch", "statistics"])
+async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkeypatch, call):
+    """Whatever is asked of it; and it is of use again when it answers again."""
+    go = threading.Event()
+    async with world(tmp_path) as w:
+        w.cache._shelf._files = FileWork(grace_s=0.1)
+        assert await w.ask() == "stored"
+        with monkeypatch.context() as patched:
+            # Only here, where nothing else is to be in time.
+            patched.setattr(w.cache._shelf._files, "_patience_s", 0.2)
+            patched.setattr(Store, call, lambda *_arguments: go.wait())
+            patched.setattr("stapsrv.compile.cache.storage._TOUCH_S", -1.0)
+            assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
+            assert await w.ask() in {"hit", "stored", "disk"}
+            assert (await w.cache.statistics()).directory == tmp_path / "results"
+        assert w.cache._shelf._files.abandoned
+        go.set()
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
+
+
+async def test_what_is_in_memory_ages_as_well(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (file,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("note-"))
+        os.utime(file, (1000.0, 1000.0))
+        assert await w.ask() == "stored"
+
+
+async def test_a_result_may_leave_memory_while_it_is_looked_for(tmp_path, monkeypatch):
+    async with world(tmp_path) as w:
+        await w.ask()
+        has = w.cache._shelf._has
+
+        async def has_and_forget(name: str) -> bool:
+            w.cache._shelf._cool(name)
+            return await has(name)
+
+        monkeypatch.setattr(w.cache._shelf, "_has", has_and_forget)
+        assert await w.ask() == "hit"

@@ -1,0 +1,111 @@
+"""Scripts that send stap to a user's programs and headers, and those that only look so."""
+
+from __future__ import annotations
+
+import pytest
+
+from stapsrv.compile.cache.script_scan import looks_outside, outward_names
+
+NAMES = frozenset({"python", "errno", "staprun"})
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "probe begin { exit() }",
+        'probe syscall.open*.return ? { x *= 2; printf("process(%d) %s", x * (3 + 4), @1) } # process("a")',
+        'probe kernel.function("vfs_*")?, syscall.*.return { a[$#, i?b:c] <<< i * 2 } // process("a")',
+        'probe kernel.function("x") { y = @cast($p, "task_struct", "kernel<linux/sched.h>")->pid }',
+        'probe kernel.function("x") { y = @cast(f(a[1], "/etc"), "task_struct")->pid; print("/etc") }',
+        'probe module("nfs*").function("*") { a = @var("jiffies@time.c", "kernel") }',
+        "probe process.begin { x = (a)*(b); y = a ? *b : c }",
+        "/* process( */ probe vfs.read, *fs.write {}",
+        'probe begin { print("\\"process(\\"") }',
+        '%( kernel_v >= "2.6" %? probe begin {} %: probe end {} %)',
+        "probe sunrpc.svc.process, sunrpc.svc.process.return { process_names[pid()] = execname() }",
+        'probe begin { x = @cast(p, "t", "kernel<linux/ip.h><uapi/linux/ip.h>:nfs*")->f }',
+        "probe vfs.read { print(@choose_defined($file, 0)) } @define twice(x) %( @x * 2 %)",
+        'probe module("nfs" "d").function("*") { module = "nfs" }',
+    ],
+)
+def test_kernel_scripts(script):
+    assert looks_outside(script.encode(), NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ('probe process("/bin/ls").begin {}', "program"),
+        ('probe kernel.function("x")?, process ("/bin/ls").function("y")? {}', "program"),
+        ("probe process(@1).begin {}", "program"),
+        ('probe perf.type(0).config(1).process("x") {}', "program"),
+        ('probe proc*("/bin/ls").begin {}', "program"),
+        ('probe *("/bin/ls").begin {}', "program"),
+        ("probe pyth?n.function.entry {}", "program"),
+        ("probe begin, *run.insert_module {}", "program"),
+        ("probe python.function.entry {}", "program"),
+        ("probe python3.module {}", "program"),
+        ('probe java("x").class("y") {}', "program"),
+        ("probe begin { print(@errno) }", "program"),
+        ('probe module("/tmp/x.ko").function("*") {}', "program"),
+        ("probe module(@1).function(@2) {}", "program"),
+        ('probe begin { x = @cast(p, "t", "/bin/ls")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "<sys/types.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel<a.h>:" "</etc/x.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", @1)->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "\\x2fbin")->f }', "header"),
+        ('probe begin { x = @var("environ", "/bin/ls") }', "header"),
+        ('probe begin { x = @cast(p, "t"', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel</etc/x.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel<linux/../../x.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel<../x.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel< /etc/x.h>")->f }', "header"),
+        ('probe begin { x = @cast(p, "t", "kernel<a.h></etc/x.h>")->f }', "header"),
+        ('probe module("" "/tmp/x.ko").function("*")? {}', "program"),
+        ("probe module().function(@2) {}", "program"),
+        ('@define p %( process %) probe @p("/bin/ls").function("f")? {}', "program"),
+        ('@define p %( python3 %) probe @p.module("x") {}', "program"),
+        ('@define m %( module %) probe @m("/tmp/x.ko").function("f")? {}', "program"),
+        ('@define of(x, y) %( @x(@y) %) probe @of(process, "a").function("f")? {}', "program"),
+        ('probe @of(process, "a").function("f")? {}', "program"),
+        ('probe @of(module, "a").function("f")? {}', "program"),
+        ('@define two %( "t", "/bin/ls" %) probe begin { x = @cast(p, @two)->f }', "header"),
+        ('@define two %( "t", @1 %) probe begin { x = @cast(p, @two)->f }', "header"),
+        ('probe begin { x = @cast(p, @two("/bin/ls"))->f }', "header"),
+        ('probe begin { x = @cast(p, @two("nfs:/bin/ls"))->f }', "header"),
+        ('probe begin { x = @cast(p, @two("\\x2fbin"))->f }', "header"),
+        ("probe begin { x = @cast(p, @two(@1))->f }", "header"),
+        ("function f() %{ STAP_RETURN(1); %}", "code"),
+        ('%{\n#include "/etc/hostname"\n%}', "code"),
+        ("%{ unfinished", "code"),
+        ('probe begin { x = @const("PATH_MAX") }', "code"),
+        ('probe begin { print("\n") } probe process("x").begin {}', "unread"),
+    ],
+)
+def test_scripts_that_depend_on_more(script, reason):
+    assert looks_outside(script.encode(), NAMES) == reason
+
+
+def test_any_bytes_can_be_read():
+    assert looks_outside(bytes(range(256)) * 3, NAMES) is not None
+    assert looks_outside(b"", NAMES) is None
+
+
+TAPSETS = [
+    b'probe python.function.entry = process("/usr/lib*/libpython*").mark("function__entry") { x = 1 }\n'
+    b'probe vm.write = kernel.function("x") { y = 2 }',
+    b"/* process( */ function plain() { return 1 }",
+    b'function direct() { return @var("errno", "/lib64/libc.so.6") }\nglobal unrelated',
+    b"function indirect() { return direct() }\nfunction other() { return plain() }",
+    b'@define by_macro %( @var("errno", "/lib64/libc.so.6") %)\n'
+    b"function through_macro() { return @by_macro }",
+    b"probe alias.on.top = vm.write, python.function.entry { }\nprobe clean = vm.write { }",
+]
+
+
+def test_names_are_followed_through_the_tapsets():
+    assert outward_names(TAPSETS) == {"python", "direct", "indirect", "by_macro", "through_macro", "alias"}
+
+
+def test_the_order_of_files_does_not_count():
+    assert outward_names(TAPSETS) == outward_names(TAPSETS[::-1])

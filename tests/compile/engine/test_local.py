@@ -1,0 +1,269 @@
+"""The local engine with stand-ins for stap: faults, limits, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import anyio
+import pytest
+from kit.stap import make_stap
+from kit.trees import Witness
+
+from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.stap import StapProgram
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.protocol.archive import RequestFile
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import TranslatorError
+from stapsrv.rejection import Refusal
+from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.detect import find_sandbox
+from stapsrv.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    made = Workspace.open(tmp_path)
+    yield made
+    assert [path.name for path in made.path.iterdir()] == ["lock"]
+    made.close()
+
+
+@pytest.fixture
+def run(tmp_path, workspace):
+    """Run one job with a stand-in of the given script."""
+
+    async def run_one(
+        script,
+        *,
+        program=None,
+        sandbox=Sandbox(None),  # noqa: B008 - a value
+        kept=None,
+        deadline_s=30.0,
+        keep=False,
+        arguments=(b"-e", b"x"),
+        files=(),
+        environ=None,
+        **limits,
+    ):
+        stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
+        engine = LocalEngine(
+            stap,
+            sandbox,
+            workspace,
+            environ=environ or {"PATH": "/usr/bin:/bin"},
+            home=Path("/home/nobody-here"),
+        )
+        request = CompileRequest(
+            release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
+        )
+        settings = ServerSettings(tuning={"kill_grace_s": 0.2, **limits}, keep_temporary=keep)
+        job = CompileJob(request=request, release=RELEASE, settings=settings)
+        async with engine.compiled(job, deadline_s=deadline_s, kept=kept) as compiled:
+            return compiled.result
+
+    return run_one
+
+
+async def test_result(run):
+    result = await run(
+        """
+        echo "$answer/made.ko"; pwd >&2; cat script/x >&2; echo module >"$answer/made.ko"; exit 3
+    """,
+        files=(RequestFile(b"script/x", b"probe\n"),),
+    )
+    assert result.status == 3
+    assert result.stdout == b"<server>/stap000000/made.ko\n"
+    assert result.stderr == b"<server>/request\nprobe\n"
+    assert [(file.path, file.data) for file in result.files] == [("stap000000/made.ko", b"module\n")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((b"--unpriv", b"x.stp"), "--privilege=stapusr --client-options --unpriv x.stp"),
+        ((b"--privilege=stapdev",), "--client-options --privilege=stapdev"),
+        ((b"--unpriv", b"--bogus"), "--client-options --unpriv --bogus"),
+    ],
+)
+async def test_privilege_is_said_twice(run, arguments, told):
+    result = await run('echo "$*"', arguments=arguments)
+    assert result.stdout.decode().endswith(f"--tmpdir=<server>/stap000000 {told}\n")
+
+
+async def test_home_is_not_mentioned(run):
+    assert (await run("echo /home/nobody-here/.systemtap/cache/x.ko")).stdout == (
+        b"<server>/.systemtap/cache/x.ko\n"
+    )
+
+
+async def test_death_by_signal_is_told_as_a_shell_tells_it(run):
+    assert (await run("kill -KILL $$")).status == 137
+
+
+async def test_overdue(run):
+    with pytest.raises(TranslatorError, match=r"^The compile was ended: it took longer than 0.2 seconds$"):
+        await run("trap '' TERM; while :; do sleep 1000; done", deadline_s=0.2)
+
+
+async def test_flood(run):
+    with pytest.raises(TranslatorError, match=r"^The compile was ended: it printed more than 1000 bytes$"):
+        await run("yes", output_bytes=1000)
+
+
+async def test_answer_too_large(run):
+    with pytest.raises(TranslatorError, match="larger than 1000 bytes"):
+        await run('head -c 2000 /dev/zero >"$answer/made.ko"', answer_bytes=1000)
+
+
+async def test_request_that_cannot_be_laid_out(run, workspace):
+    with pytest.raises(TranslatorError) as caught:
+        await run("echo", files=(RequestFile(b"x" * 300, b""),))
+    assert caught.value.problem == "The server has trouble with its temporary directory: File name too long"
+    assert caught.value.where == str(workspace.path)
+
+
+async def test_temporary_directory_removed_under_us(run, workspace):
+    """The next request has a new one; one whose own directory goes in the middle is refused."""
+    former = workspace.path
+    shutil.rmtree(former)
+    assert (await run('echo module >"$answer/made.ko"')).status == 0
+    assert workspace.path != former
+    with pytest.raises(TranslatorError, match="has trouble with its temporary directory"):
+        await run('rm -r "$answer"')
+    assert (await run('echo module >"$answer/made.ko"')).status == 0
+
+
+STEPS = {
+    "making a directory for it": "tempfile.mkdtemp",
+    "making directories in it": "os.mkdir",
+    "writing its files": "os.fdopen",
+    "finding what stap made": "os.scandir",
+    "looking at what stap made": "os.fstat",
+}
+
+
+# A directory that stap itself sealed is passed over, so nothing can be told from one that became unreadable.
+FAILURES = [
+    (step, error)
+    for step in STEPS
+    for error in (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
+    if (step, error) != ("finding what stap made", errno.EACCES)
+]
+
+
+@pytest.mark.parametrize(("step", "error"), FAILURES)
+async def test_every_step_may_fail_and_leaves_nothing(run, workspace, monkeypatch, step, error):
+    """The client is told what, and nothing of where; the next request finds all as it was."""
+    name = STEPS[step]
+    owner, _, function = name.rpartition(".")
+    module = {"os": os, "tempfile": tempfile}[owner]
+    real = getattr(module, function)
+    threads = set()
+
+    def fail(*arguments: object, **options: object) -> object:
+        # Only what is done for the request: that is in a thread, and removing is done by shutil.
+        caller = sys._getframe(1).f_code.co_filename
+        if threading.current_thread() is threading.main_thread() or "shutil" in caller:
+            return real(*arguments, **options)
+        threads.add(caller)
+        raise OSError(error, os.strerror(error))
+
+    script = 'mkdir "$answer/a"; echo module >"$answer/a/made.ko"'
+    request = {"files": (RequestFile(b"script/x", b"probe\n"),)}
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, fail)
+        with pytest.raises(TranslatorError) as caught:
+            await run(script, **request)
+    assert threads
+    assert caught.value.problem.endswith(f"temporary directory: {os.strerror(error)}")
+    assert "/" not in caught.value.problem
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
+    assert len((await run(script, **request)).files) == 1
+
+
+async def test_program_that_is_gone(run, tmp_path):
+    with pytest.raises(TranslatorError) as caught:
+        await run("exit 0", program=tmp_path / "missing")
+    assert caught.value.problem == "The compile could not be started: No such file or directory"
+
+
+async def test_limit_that_was_met(run):
+    result = await run("kill -XCPU $$", cpu_s=7.0)
+    assert (
+        result.limit_met
+        == "The compile needed more than 7 seconds of processor time (LIMIT_CPU of this server)"
+    )
+    assert (await run("exit 1")).limit_met is None
+
+
+async def test_contained_compile(run, tmp_path):
+    """Its own directory is where it is outside; nothing beside it is there."""
+    (tmp_path / "beside").touch()
+    result = await run(
+        'cat script/x; echo module >"$answer/made.ko"; echo $TMPDIR; ls -A "$H" /root; ls -d "$TMPDIR"; nice',
+        files=(RequestFile(b"script/x", b"probe\n"),),
+        sandbox=await find_sandbox("auto", Path("/usr/bin/true"), {}, home=tmp_path, workspace=tmp_path),
+        environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st"), "H": str(tmp_path)},
+        nice=6,
+    )
+    assert result.stdout == b"probe\n<server>/tmp\n<server>/tmp\n6\n", result
+    assert [file.data for file in result.files] == [b"module\n"]
+
+
+async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
+    """And no answer of stap's: where and why is for the log."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("choom", "nice", "setpriv", "nsenter", "timeout", "env", "sh"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    environ = {"PATH": str(programs), "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    with pytest.raises(TranslatorError) as caught:
+        await run("exit 0", sandbox=Sandbox(Mechanism.BUBBLEWRAP), environ=environ)
+    assert caught.value.problem == "The compile could not be started"
+    assert caught.value.where.startswith("env: ")
+    assert "bwrap" in caught.value.where
+
+
+async def test_keep(run, workspace):
+    told = []
+    await run('echo module >"$answer/made.ko"', keep=True, kept=told.append)
+    (kept,) = workspace.path.parent.glob(f"{workspace.path.name}.*")
+    assert told == [kept]
+    assert (kept / "response" / "stap000000" / "made.ko").read_text() == "module\n"
+
+
+async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_path):
+    """The workspace fixture sees that the directory is gone."""
+    with contextlib.closing(Witness(tmp_path)) as witness:
+
+        async def begin():
+            await run(f"exec 3>{witness.path}; echo >&3; sleep 1000 & sleep 1000")
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(begin)
+                await witness.wait_line()
+                tasks.cancel_scope.cancel()
+        await witness.wait_gone()
+
+
+async def test_a_compile_that_fills_the_disk_is_ended_and_leaves_nothing(run):
+    with pytest.raises(TranslatorError) as caught:
+        await run('head -c 3000000 /dev/zero >"$answer/big"; sleep 1000', temp_bytes=2_000_000)
+    assert str(caught.value) == ("The compile was ended: it used more than 2000000 bytes of temporary space")
+    assert caught.value.refusal is Refusal.TEMP_SIZE

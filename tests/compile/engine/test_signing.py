@@ -1,0 +1,169 @@
+"""The signatures on modules: what gets one, what only looks like one, and the kernel's own program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kit.moks import make_mok, make_sign_file
+from kit.service import LogLines
+
+from stapsrv.compile.engine import signing
+from stapsrv.compile.engine.signing import (
+    KernelSigner,
+    add_signatures,
+    has_modules,
+    refuse_signing_options,
+    without_signatures,
+)
+from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.identity.mok import Mok, MokStore
+from stapsrv.sandbox.sandbox import Sandbox
+
+MODULE = AnswerFile("stap000000/x.ko", b"module")
+UPROBES = AnswerFile("stap000000/uprobes/uprobes.ko", b"uprobes")
+OTHERS = tuple(
+    AnswerFile(path, b"")
+    for path in (
+        "x.ko",
+        "stap000000/x.c",
+        "stap000000/x.bo",
+        "stap000000/x.so",
+        "stap000000/.ko",
+        "stap000000/x.ko.gz",
+        "stap000000/deep/x.ko",
+        "stap000000/uprobes/other.ko",
+        "stap000000/deep/uprobes/uprobes.ko",
+        "stap000000/x\n.koo",
+    )
+)
+
+
+def sign(module: bytes) -> bytes:
+    return b"signed " + module
+
+
+@pytest.mark.anyio
+async def test_each_module_gets_a_signature_and_nothing_else_does():
+    files = (MODULE, *OTHERS, UPROBES)
+    assert await add_signatures(files, sign) == (
+        MODULE,
+        AnswerFile("stap000000/x.ko.sgn", b"signed module"),
+        *OTHERS,
+        UPROBES,
+        AnswerFile("stap000000/uprobes/uprobes.ko.sgn", b"signed uprobes"),
+    )
+
+
+def test_what_is_a_module():
+    assert has_modules([*OTHERS, MODULE])
+    assert has_modules([UPROBES])
+    assert not has_modules(OTHERS)
+
+
+def test_nothing_that_a_compile_left_passes_for_a_signature():
+    forged = [AnswerFile(f"{file.path}.sgn", b"forged") for file in (MODULE, UPROBES, *OTHERS)]
+    assert without_signatures([*forged, MODULE, *forged]) == (MODULE,)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"--sign-module",),
+        (b"--sign-module=/tmp/mine",),
+        (b"--sign-module=",),
+        (b"-p4", b"--sig", b"-e", b"probe begin {}"),
+        (b"x.stp", b"--sign=../moks"),
+        (b"--sign-module=/x", b"--bogus"),
+    ],
+)
+def test_clients_do_not_sign(arguments):
+    with pytest.raises(RequestRejected) as caught:
+        refuse_signing_options(arguments)
+    assert str(caught.value) == (
+        "--sign-module is not for clients: this server signs the modules that need it"
+    )
+
+
+def test_values_and_operands_are_no_options():
+    refuse_signing_options((b"-e", b"--sign-module", b"x.stp", b"--", b"--sign-module=/x"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Mok:
+    return make_mok(tmp_path_factory.mktemp("moks"))
+
+
+@pytest.mark.anyio
+class TestKernelSigner:
+    @pytest.fixture
+    def workspace(self, tmp_path: Path):
+        made = Workspace.open(tmp_path)
+        yield made
+        assert [path.name for path in made.path.iterdir()] == ["lock"]
+        made.close()
+
+    @pytest.fixture
+    def signer(self, made: Mok, workspace: Workspace) -> KernelSigner:
+        return KernelSigner(MokStore(made.directory.parent, LogLines().log), workspace, Sandbox(None))
+
+    async def test_modules_are_given_to_the_kernel_s_own_program(self, signer, made, tmp_path):
+        make_sign_file(tmp_path, 'echo "$1 $2 $3" >>"$4"; env >>"$4"')
+        signed = await signer.sign((MODULE, *OTHERS, UPROBES), ("00:11", made.fingerprint), tmp_path)
+        first, *others, last = signed.files
+        told = f"sha512 {made.directory}/signing_key.priv {made.directory}/signing_key.x509\n".encode()
+        assert (first.path, last.path) == (MODULE.path, UPROBES.path)
+        assert first.data.startswith(b"module" + told)
+        assert last.data.startswith(b"uprobes" + told)
+        assert b"HOME" not in first.data
+        assert tuple(others) == OTHERS
+        assert (signed.key, signed.trusted) == (made.fingerprint, True)
+        assert signed.message.decode() == (
+            f"Server: The module is signed with the machine owner key (MOK) {made.fingerprint}\n"
+        )
+
+    @pytest.mark.parametrize("fingerprints", [(), ("00:11",)], ids=["missing", "unknown"])
+    async def test_key_is_offered_where_none_is_trusted(self, signer, made, tmp_path, fingerprints):
+        """No sign-file is there: nothing is signed."""
+        signed = await signer.sign((MODULE,), fingerprints, tmp_path)
+        assert signed.files == (MODULE, AnswerFile("signing_key.x509", made.der))
+        assert (signed.key, signed.trusted) == (made.fingerprint, False)
+        lines = signed.message.decode().splitlines()
+        assert all(line.startswith("Server: ") for line in lines)
+        assert "Server:     sudo mokutil --import signing_key.x509" in lines
+        assert "reboot" in signed.message.decode()
+
+    async def test_no_key_and_none_can_be_made(self, workspace, tmp_path):
+        signer = KernelSigner(MokStore(Path("/dev/null/moks"), LogLines().log), workspace, Sandbox(None))
+        with pytest.raises(TranslatorError) as caught:
+            await signer.sign((MODULE,), (), tmp_path)
+        assert caught.value.problem == (
+            "The module is not signed: this server has no machine owner key (MOK) that your system trusts,"
+            " and could not make one"
+        )
+        assert "/dev/null/moks" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("script", "reason"),
+        [
+            ("echo no such key >&2; exit 1", "no such key"),
+            ("exit 3", "status 3"),
+            ("kill -KILL $$", "status -9"),
+            ('rm "$4"', "No such file or directory"),
+            (None, "could not be started: No such file or directory"),
+            ("sleep 1000", "did not end within 0.2 seconds"),
+        ],
+    )
+    async def test_faults(self, signer, made, tmp_path, monkeypatch, script, reason):
+        if script is not None:
+            make_sign_file(tmp_path, script)
+        if script == "sleep 1000":
+            monkeypatch.setattr(signing, "_SIGN_FILE_S", 0.2)
+        with pytest.raises(TranslatorError) as caught:
+            await signer.sign((MODULE,), (made.fingerprint,), tmp_path)
+        # The client reads no path of this host.
+        assert caught.value.problem == "The module could not be signed for your system's kernel"
+        assert caught.value.remedy is None
+        assert reason in str(caught.value)

@@ -1,0 +1,174 @@
+"""What stap is told, and what is taken from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from kit.stap import make_stap
+
+from stapsrv.compile.engine.stap import (
+    StapProgram,
+    collect,
+    find_stap,
+    lay_out,
+    private_paths,
+    redact,
+    stap_command,
+    stap_environment,
+)
+from stapsrv.compile.protocol.archive import RequestFile
+from stapsrv.compile.protocol.options import Privilege
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError, TranslatorError
+
+STAP = StapProgram(Path("/usr/bin/stap"), "4.8")
+RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/lib/modules/6.1/build"))
+ANSWER = Path("/tmp/a/stap000000")
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        (ServerSettings(), []),
+        (ServerSettings(arch="aarch64"), [b"-a", b"arm64"]),
+        (
+            ServerSettings(
+                build=("V=1", "-j4"), define=("A", "B=2"), include=("/t",), runtime="/r", port=1, nickname="n"
+            ),
+            [b"-BV=1", b"-B-j4", b"-DA", b"-DB=2", b"-I/t", b"-R", b"/r"],
+        ),
+    ],
+)
+def test_command_line(settings, options):
+    arguments = (b"-e", b"a\n'b'\xff", b"--tmpdir=/x")
+    command = stap_command(STAP, settings, RELEASE, arguments, privilege=None, answer=ANSWER)
+    assert command == [
+        *(b"/usr/bin/stap", b"-r", b"6.1"),
+        *options,
+        *(b"--tmpdir=/tmp/a/stap000000", b"--client-options"),
+        *arguments,
+    ]
+
+
+def test_build_tree_is_passed_as_given():
+    tree = ServedRelease("6.1", "x86_64", "/kernels/mine", Path("/kernels/mine"))
+    command = stap_command(STAP, ServerSettings(), tree, (), privilege=None, answer=ANSWER)
+    assert command[2] == b"/kernels/mine"
+
+
+@pytest.mark.parametrize("privilege", [*Privilege, None])
+def test_privilege_goes_in_front_of_the_marker(privilege):
+    arguments = (b"-e", b"--privilege=stapdev")
+    command = stap_command(STAP, ServerSettings(), RELEASE, arguments, privilege=privilege, answer=ANSWER)
+    at = command.index(b"--client-options")
+    assert command[at + 1 :] == [*arguments]
+    in_front = [argument for argument in command[:at] if argument.startswith(b"--privilege")]
+    restricted = privilege in {Privilege.STAPUSR, Privilege.STAPSYS}
+    assert in_front == ([b"--privilege=" + privilege.value.encode()] if restricted else [])
+
+
+def test_environment():
+    environ = {b"PATH": b"/bin", b"LANG": b"C", b"NOTIFY_SOCKET": b"/n", b"CREDENTIALS_DIRECTORY": b"/c"}
+    assert stap_environment(environ, (("LANG", "fr_FR.utf8"),)) == {b"PATH": b"/bin", b"LANG": b"fr_FR.utf8"}
+
+
+def test_layout(tmp_path):
+    request = CompileRequest(
+        release="6.1",
+        arch="x86_64",
+        files=(RequestFile(b"script/home/\xff.stp", b"probe"), RequestFile(b"tapset/t/a.stp", b"")),
+        directories=(b"empty", b"script", b"script/home", b"tapset", b"tapset/t"),
+    )
+    lay_out(request, tmp_path)
+    base = os.fsencode(tmp_path)
+    assert Path(os.fsdecode(base + b"/script/home/\xff.stp")).read_bytes() == b"probe"
+    assert (tmp_path / "empty").is_dir()
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*")} == {0}
+
+
+def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
+    answer = tmp_path / "stap000000"
+    (answer / "uprobes").mkdir(parents=True)
+    for name in ("a.ko", "a_src.c", "stapconf_1.h", "uprobes/uprobes.ko", "d.so", "b.bo"):
+        (answer / name).write_text(name)
+    for name in (
+        "a.o",
+        "a.ko.sgn",
+        "\udcff.c",
+        "a.mod.c",
+        "a.mod",
+        ".a.o.cmd",
+        "Makefile",
+        "Module.symvers",
+        "modules.order",
+    ):
+        (answer / name).write_text("left over")
+    files = {file.path: file.data for file in collect(answer, max_bytes=1000)}
+    wanted = ("a.ko", "a_src.c", "b.bo", "d.so", "stapconf_1.h", "uprobes/uprobes.ko")
+    assert files == {f"stap000000/{name}": name.encode() for name in wanted}
+
+
+def test_answer_never_follows_a_link_or_waits_on_a_pipe(tmp_path):
+    answer = tmp_path / "stap000000"
+    answer.mkdir()
+    (tmp_path / "secret").write_text("key")
+    os.mkfifo(answer / "pipe.c")
+    assert collect(answer, max_bytes=1000) == ()
+    (answer / "link.c").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic links"):
+        collect(answer, max_bytes=1000)
+
+
+def test_answer_is_bounded(tmp_path):
+    answer = tmp_path / "stap000000"
+    answer.mkdir()
+    (answer / "a.ko").write_bytes(bytes(600))
+    (answer / "b.ko").write_bytes(bytes(600))
+    with pytest.raises(TranslatorError) as caught:
+        collect(answer, max_bytes=1000)
+    assert str(caught.value) == "The answer is larger than 1000 bytes; ask for less at once"
+
+
+def test_private_paths_are_hidden_the_longest_first():
+    text = (
+        b"/home/s/.systemtap/cache/x.ko at /home/s/y and /tmp/w/r/response/stap000000/z.c in /tmp/w/r/request"
+    )
+    hidden = (Path("/home/s"), Path("/tmp/w/r"), Path("/tmp/w/r/response"))
+    assert redact(text, hidden) == (
+        b"<server>/.systemtap/cache/x.ko at <server>/y and <server>/stap000000/z.c in <server>/request"
+    )
+    assert redact(b"/usr/share", (Path("/"),)) == b"/usr/share"
+
+
+def test_systemtap_directory_is_private():
+    assert private_paths({"SYSTEMTAP_DIR": "/st"}, Path("/home/s")) == (Path("/home/s"), Path("/st"))
+    assert private_paths({}, Path("/home/s")) == (Path("/home/s"),)
+
+
+@pytest.mark.anyio
+class TestFindStap:
+    async def test_named_in_the_environment(self, tmp_path):
+        stap = make_stap(tmp_path / "mystap", "exit 1")
+        assert await find_stap({"SYSTEMTAP_STAP": str(stap)}) == StapProgram(stap, "4.8")
+
+    async def test_on_the_path(self, tmp_path):
+        stap = make_stap(tmp_path / "stap", "exit 1")
+        assert await find_stap({"PATH": f"/nowhere:{tmp_path}"}) == StapProgram(stap, "4.8")
+
+    async def test_missing(self, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            await find_stap({"PATH": str(tmp_path)})
+        assert str(caught.value) == (
+            "stap was not found; install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP"
+        )
+
+    async def test_something_else(self, tmp_path):
+        with pytest.raises(ConfigError) as caught:
+            await find_stap({"SYSTEMTAP_STAP": "/bin/true"})
+        assert str(caught.value) == (
+            "/bin/true --version: does not say its version; name a working stap in SYSTEMTAP_STAP"
+        )

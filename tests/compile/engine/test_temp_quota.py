@@ -1,0 +1,126 @@
+"""Temporary space, measured while compiles run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from stapsrv.compile.engine import temp_quota
+from stapsrv.compile.engine.temp_quota import TemporarySpace, measure_bytes
+from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.rejection import Refusal
+from stapsrv.system.blocking import FileWork
+
+pytestmark = pytest.mark.anyio
+
+KIBI = 1024
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(temp_quota, "_INTERVAL_S", 0.02)
+
+
+def write(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(os.urandom(size))
+
+
+def test_what_is_on_disk_counts_and_links_lead_nowhere(tmp_path):
+    write(tmp_path / "own" / "deep" / "large", 300 * KIBI)
+    write(tmp_path / "elsewhere" / "other", 9000 * KIBI)
+    (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
+    measured = measure_bytes(tmp_path / "own", enough=2**40)
+    assert 300 * KIBI <= measured < 400 * KIBI
+
+
+def test_each_name_counts(tmp_path):
+    for number in range(100):
+        (tmp_path / str(number)).touch()
+    assert measure_bytes(tmp_path, enough=2**40) == 100 * 4096
+
+
+def test_counting_stops_when_it_is_enough(tmp_path):
+    for number in range(100):
+        (tmp_path / str(number)).touch()
+    assert measure_bytes(tmp_path, enough=10 * 4096) == 11 * 4096
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root looks everywhere")
+def test_a_directory_that_hides_what_it_holds_counts_as_more(tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0)
+    try:
+        assert measure_bytes(tmp_path, enough=10**9) == 10**9 + 1
+    finally:
+        hidden.chmod(0o700)
+
+
+def test_what_is_gone_counts_nothing(tmp_path):
+    assert measure_bytes(tmp_path / "gone", enough=1) == 0
+
+
+async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
+    all_space = TemporarySpace(10**9)
+
+    async def give() -> int:
+        return 7
+
+    async def fail() -> int:
+        raise RequestRejected("no")
+
+    async def bounded(run):
+        return await all_space.bounded(tmp_path, run, most_bytes=10**9, files=FileWork())
+
+    assert await bounded(give) == 7
+    with pytest.raises(RequestRejected, match=r"^no$"):
+        await bounded(fail)
+    assert all_space.used_bytes == 0
+
+
+async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
+    all_space = TemporarySpace(1000 * KIBI)
+    ended: dict[str, TranslatorError] = {}
+    done = anyio.Event()
+
+    async def use(name: str, size: int) -> None:
+        write(tmp_path / name / "file", size)
+        try:
+            await all_space.bounded(tmp_path / name, done.wait, most_bytes=10**9, files=FileWork())
+        except TranslatorError as exc:
+            ended[name] = exc
+            done.set()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use, "small", 400 * KIBI)
+            tasks.start_soon(use, "large", 700 * KIBI)
+    assert list(ended) == ["large"]
+    assert ended["large"].refusal is Refusal.TOTAL_TEMP_SIZE
+    assert all_space.used_bytes == 0
+
+
+async def test_a_run_that_is_cancelled_is_forgotten(tmp_path):
+    all_space = TemporarySpace(10**9)
+    write(tmp_path / "file", 100 * KIBI)
+    looked = anyio.Event()
+
+    class Files(FileWork):
+        async def run(self, work):
+            found = await super().run(work)
+            looked.set()
+            return found
+
+    async def run() -> None:
+        await all_space.bounded(tmp_path, anyio.sleep_forever, most_bytes=10**9, files=Files())
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await looked.wait()
+            assert all_space.used_bytes > 0
+            tasks.cancel_scope.cancel()
+    assert all_space.used_bytes == 0

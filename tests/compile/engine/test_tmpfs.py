@@ -1,0 +1,99 @@
+"""Compiles are in memory where there is room, and where nobody else has a hand in it."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from stapsrv.compile.engine.tmpfs import Memory
+
+MOST = 1 << 20
+ENOUGH_KB = 2 * MOST // 1024
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A host with just enough of everything; the directory's own file system is that of the test."""
+    directory = tmp_path / "shm"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    (tmp_path / "mounts").write_text(f"tmpfs / tmpfs rw 0 0\ntmpfs {directory} tmpfs rw,nosuid 0 0\n")
+    (tmp_path / "info").write_text(f"MemTotal: 9 kB\nMemAvailable:  {ENOUGH_KB} kB\nBuffers: 0 kB\n")
+    (tmp_path / "membership").write_text("2:cpu,cpuacct:/\n1:memory:/a/b\n0::/x/y\n")
+    (tmp_path / "groups").mkdir()
+    return Memory(
+        directory=directory,
+        mounts=tmp_path / "mounts",
+        info=tmp_path / "info",
+        membership=tmp_path / "membership",
+        groups=tmp_path / "groups",
+        sessions=tmp_path / "users",
+        first_person=0,
+    )
+
+
+def limit(memory, group, name, text):
+    place = memory.groups / group
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_text(text)
+
+
+def test_enough(memory):
+    limit(memory, "x/y", "memory.max", "max\n")
+    limit(memory, "", "memory.max", f"{2 * MOST}\n")
+    limit(memory, "memory/a", "memory.limit_in_bytes", "9223372036854771712\n")
+    assert memory.find_room(MOST) == memory.directory
+    assert memory.find_room(MOST + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("x/y", "memory.max"),
+        ("x", "memory.max"),
+        ("", "memory.max"),
+        ("memory/a/b", "memory.limit_in_bytes"),
+        ("memory", "memory.limit_in_bytes"),
+    ],
+)
+def test_bound_of_a_control_group(memory, group, name):
+    limit(memory, group, name, f"{2 * MOST - 1}\n")
+    assert memory.find_room(MOST) is None
+
+
+def test_full_file_system(memory):
+    many = "9" * 15
+    memory.info.write_text(f"MemAvailable: {many} kB\n")
+    assert memory.find_room(1 << 56) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "tmpfs /elsewhere tmpfs rw 0 0\n", "/dev/sda1 {} ext4 rw 0 0\n", "tmpfs {}x tmpfs rw 0 0\n"]
+)
+def test_no_tmpfs(memory, text):
+    memory.mounts.write_text(text.format(memory.directory))
+    assert memory.find_room(MOST) is None
+
+
+def test_others_could_remove_it(memory):
+    memory.directory.chmod(0o777)
+    assert memory.find_room(MOST) is None
+
+
+def test_people_log_out(memory):
+    memory.sessions.mkdir()
+    assert memory.find_room(MOST) is None
+    assert attrs.evolve(memory, first_person=1 << 31).find_room(MOST) == memory.directory
+
+
+@pytest.mark.parametrize("table", ["directory", "mounts", "info", "membership"])
+def test_what_cannot_be_known_is_no_room(memory, table):
+    path = getattr(memory, table)
+    path.rename(path.with_name("gone"))
+    assert memory.find_room(MOST) is None
+
+
+@pytest.mark.parametrize("text", ["", "MemAvailable: much kB\n"])
+def test_damaged_table(memory, text):
+    memory.info.write_text(text)
+    assert memory.find_room(MOST) is None

@@ -1,0 +1,210 @@
+"""Temporary directories: private, removed, swept when their owner is dead."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.engine.tmpfs import Memory
+from stapsrv.compile.engine.workspace import Workspace, sweep
+from stapsrv.errors import ConfigError
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    made = Workspace.open(tmp_path)
+    yield made
+    made.close()
+
+
+def test_directories_are_private(workspace):
+    request = workspace.make_request_directory()
+    assert [path.stat().st_mode & 0o777 for path in (workspace.path, request)] == [0o700, 0o700]
+    assert workspace.path.name.startswith("stap-server.")
+
+
+def test_close_removes_everything(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    (workspace.make_request_directory() / "file").write_text("x")
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_discard_removes_what_a_compile_made_unreadable(workspace):
+    request = workspace.make_request_directory()
+    (request / "sealed" / "deeper").mkdir(parents=True)
+    (request / "sealed" / "deeper" / "file").write_text("x")
+    (request / "sealed" / "deeper").chmod(0)
+    (request / "sealed").chmod(0)
+    assert workspace.discard(request, keep=False) is None
+    assert not request.exists()
+
+
+def test_discard_follows_no_link(workspace, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("x")
+    request = workspace.make_request_directory()
+    (request / "link").symlink_to(precious)
+    workspace.discard(request, keep=False)
+    assert (precious / "file").exists()
+
+
+def test_what_cannot_be_removed_now_is_removed_with_the_next(workspace, monkeypatch):
+    """Without a free descriptor nothing can be."""
+    first, second = workspace.make_request_directory(), workspace.make_request_directory()
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_arguments, **_options: None)
+        workspace.discard(first, keep=False)
+    assert first.exists()
+    workspace.discard(second, keep=False)
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
+
+
+def test_kept_directory_outlives_the_workspace_and_the_sweeper(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    request = workspace.make_request_directory()
+    (request / "file").write_text("x")
+    kept = workspace.discard(request, keep=True)
+    workspace.close()
+    assert sweep(tmp_path) == []
+    assert (kept / "file").read_text() == "x"
+
+
+def test_sweep_spares_the_living_and_the_strangers(workspace, tmp_path):
+    (tmp_path / "stap-server.original").mkdir()
+    (tmp_path / "other").mkdir()
+    assert sweep(tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "stap-server.original",
+        "other",
+        workspace.path.name,
+    }
+
+
+def test_opening_sweeps_out_the_killed(tmp_path):
+    script = "import os,sys,pathlib\nfrom stapsrv.compile.engine.workspace import Workspace\n"
+    script += "Workspace.open(pathlib.Path(sys.argv[1])).make_request_directory(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob("stap-server.*/request.*"))) == 1
+    workspace = Workspace.open(tmp_path)
+    assert list(tmp_path.iterdir()) == [workspace.path]
+    workspace.close()
+
+
+def test_sweep_follows_no_link_to_a_lock(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "lock").touch()
+    (tmp_path / "stap-server.evil").mkdir()
+    (tmp_path / "stap-server.evil" / "lock").symlink_to(tmp_path / "elsewhere" / "lock")
+    assert sweep(tmp_path) == []
+
+
+def test_opening_sweeps_out_those_who_were_killed_on_their_way(tmp_path):
+    for name in (".stap-server.one", ".stap-server.two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    now = time.time()
+    (tmp_path / ".stap-server.empty").mkdir()
+    assert sweep(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("time.time", lambda: now + 61)
+        sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_that_was_removed_is_made_anew(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    workspace = Workspace.open(tmp_path)
+    former = workspace.path
+    shutil.rmtree(former)
+    request = workspace.make_request_directory()
+    assert request.parent == workspace.path != former
+    assert [path.stat().st_mode & 0o777 for path in (workspace.path, request)] == [0o700, 0o700]
+    assert sweep(tmp_path) == []
+    workspace.discard(request, keep=False)
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_parent_that_is_removed_and_comes_back(tmp_path):
+    parent = tmp_path / "tmp"
+    parent.mkdir()
+    workspace = Workspace.open(parent)
+    shutil.rmtree(parent)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            workspace.make_request_directory()
+    parent.mkdir()
+    assert workspace.make_request_directory().is_dir()
+    workspace.close()
+    assert list(parent.iterdir()) == []
+
+
+def test_many_threads_make_it_anew_once(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    shutil.rmtree(workspace.path)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: workspace.make_request_directory(), range(8)))
+    assert {path.parent for path in made} == {workspace.path}
+    assert list(tmp_path.iterdir()) == [workspace.path]
+    workspace.close()
+
+
+def test_systemd_tmpfiles_is_told_that_it_is_in_use(workspace):
+    """It spares what somebody has locked: tmpfiles.d(5)."""
+    locked = os.open(workspace.path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(locked)
+
+
+def test_unusable_parent_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Workspace.open(tmp_path / "missing")
+    assert str(caught.value) == (
+        f"{tmp_path}/missing: no temporary directory can be made: No such file or directory; "
+        "point TMPDIR to a directory that the server's user may write to"
+    )
+
+
+def test_descriptors_go_back(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    Workspace.open(tmp_path).close()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_in_memory_but_what_is_kept(tmp_path):
+    """And what a killed process left there is swept away, wherever this one is."""
+    disk, memory = tmp_path / "disk", tmp_path / "memory"
+    disk.mkdir()
+    memory.mkdir()
+    workspace = Workspace.open(disk, memory=memory)
+    assert workspace.is_in_memory
+    assert workspace.path.parent == memory
+    path = workspace.make_request_directory()
+    (path / "file").write_text("kept\n")
+    kept = workspace.discard(path, keep=True)
+    assert kept is not None
+    assert kept.parent == disk
+    assert (kept / "file").read_text() == "kept\n"
+    assert workspace.discard(path, keep=True) is None
+    workspace.close()
+    assert list(memory.iterdir()) == []
+    dead = Path(tempfile.mkdtemp(prefix="stap-server.", dir=Memory().directory))
+    (dead / "lock").touch()
+    other = Workspace.open(disk)
+    assert not other.is_in_memory
+    assert not dead.exists()
+    other.close()

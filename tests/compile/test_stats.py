@@ -1,0 +1,93 @@
+"""What is counted, and that clients cannot make it grow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stapsrv.compile.stats import BOUNDS_S, OTHER, Durations, Outcome, RequestRecord, Result, Source, Tally
+
+
+def record(release: str = "6.1", **facts: object) -> RequestRecord:
+    return RequestRecord(peer="p", request_bytes=10, release=release, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "result"),
+    [
+        ({"outcome": Outcome.ANSWERED, "rc": 0}, Result.SUCCESS),
+        ({"outcome": Outcome.ANSWERED, "rc": 1}, Result.ERROR),
+        ({"outcome": Outcome.REFUSED, "rc": 1}, Result.REFUSED),
+        ({"outcome": Outcome.ABANDONED, "rc": 0}, Result.ABANDONED),
+        ({}, Result.ABANDONED),
+    ],
+)
+def test_results(facts, result):
+    tally = Tally()
+    tally.count_request(record(**facts), served=["6.1"])
+    assert tally.requests == {("6.1", result): 1}
+
+
+def test_a_request_counts_in_each_stage_that_it_came_to():
+    tally = Tally()
+    tally.count_request(
+        record(
+            outcome=Outcome.ANSWERED, rc=0, source=Source.COMPILED, queue_s=0.5, compile_s=3, answer_bytes=7
+        ),
+        served=["6.1"],
+    )
+    tally.count_request(record(queue_s=1.5), served=["6.1"])
+    assert {stage: sum(durations.counts) for stage, durations in tally.stages.items()} == {
+        "queue": 2,
+        "compile": 1,
+        "sign": 0,
+        "send": 0,
+    }
+    assert tally.stages["queue"].total_s == 2.0
+    assert tally.sources[Source.COMPILED] == 1
+    assert (tally.request_bytes, tally.answer_bytes) == (20, 7)
+
+
+@given(st.floats(0, 10_000))
+def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds):
+    durations = Durations()
+    durations.add(seconds)
+    place = durations.counts.index(1)
+    assert seconds <= (*BOUNDS_S, float("inf"))[place]
+    assert place == 0 or seconds > BOUNDS_S[place - 1]
+
+
+def test_a_result_that_is_not_kept_counts_once():
+    tally = Tally()
+    for source in (Source.COMPILED, Source.SHARED, Source.SHARED):
+        tally.count_request(record(source=source, uncacheable="code"), served=["6.1"])
+    tally.count_request(record(source=Source.COMPILED), served=["6.1"])
+    assert tally.not_kept == {"code": 1}
+    assert tally.sources == {Source.COMPILED: 2, Source.SHARED: 2, Source.HIT: 0}
+
+
+def test_releases_that_are_not_served_are_one():
+    tally = Tally()
+    for number in range(1000):
+        tally.count_request(record(f"{number}"), served=["6.1"])
+    tally.count_request(record(""), served=["6.1"])
+    assert tally.requests == {(OTHER, Result.ABANDONED): 1001}
+
+
+def test_releases_that_come_and_go_are_bounded():
+    tally = Tally()
+    for number in range(1000):
+        tally.expect([f"{number}"])
+        tally.count_request(record(f"{number}"), served=[f"{number}"])
+    assert len({release for release, _ in tally.requests}) <= 201
+    assert sum(tally.requests.values()) == 1000
+
+
+def test_what_is_expected_begins_at_zero_and_stays_what_it_is():
+    tally = Tally()
+    tally.expect(["6.1"])
+    assert tally.requests == {(release, result): 0 for release in ("6.1", OTHER) for result in Result}
+    tally.count_request(record(), served=["6.1"])
+    tally.expect(["6.1"])
+    assert tally.requests["6.1", Result.ABANDONED] == 1

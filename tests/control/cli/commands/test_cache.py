@@ -1,0 +1,64 @@
+"""``stap-server cache``: counting, checking and clearing results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
+from stapsrv.control.cli.commands.cache import main
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("SYSTEMTAP_DIR", str(tmp_path))
+    store = Store(tmp_path / RESULTS_DIRECTORY, max_bytes=1 << 20, max_age_s=1000.0)
+    for name in ("a", "b", "note-c"):
+        store.write(name, name.encode())
+    return store
+
+
+def test_stats(store, capsys):
+    assert main(["stats"]) == 0
+    assert capsys.readouterr().out == f"{store.directory}: 2 results, 100 bytes\n"
+    assert main(["stats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "directory": str(store.directory),
+        "results": 2,
+        "bytes": 100,
+    }
+
+
+def test_verify_removes_what_is_damaged_and_fails(store, capsys):
+    assert main(["verify"]) == 0
+    (store.directory / "a.result").write_bytes(b"x")
+    assert main(["verify"]) == 1
+    assert capsys.readouterr().out.splitlines()[1] == f"{store.directory}: 2 sound, 1 damaged"
+    assert main(["verify"]) == 0
+    assert store.read("b") == b"b"
+
+
+def test_clear(store, capsys):
+    assert main(["clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 2
+    assert not store.has("a")
+    assert store.has("note-c")
+
+
+def test_nothing_there_is_nothing_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SYSTEMTAP_DIR", str(tmp_path / "none"))
+    for verb in ("stats", "verify", "clear"):
+        assert main([verb]) == 0
+    assert not (tmp_path / "none").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_used_is_one_line(store, capsys):
+    store.directory.chmod(0o755)
+    assert main(["stats"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"stap-server cache: {store.directory}: is not a directory of this user alone; ")
+    assert err.count("\n") == 1
+    assert main(["shred"]) == 2

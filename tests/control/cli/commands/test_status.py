@@ -1,0 +1,363 @@
+"""``status``: whom it asks, what it makes of records and silence, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.supervisor import (
+    FakeSupervisor,
+    bind_socket,
+    here,
+    listening,
+    server_info,
+    shutting_down,
+    supervisor_info,
+)
+
+from stapsrv.control.client import discovery
+from stapsrv.control.client.discovery import PORT_MARK, RECORD_MARK, Glance
+from stapsrv.control.protocol.jsonrpc import Code, encode_error
+from stapsrv.errors import ControlError
+from stapsrv.supervisor.state import stat_files
+
+WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": "me", "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
+PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": "me", "LOG": "/log"}
+WEB_LINE = 'stap-server -a "x86_64" -r "5.10" -u "me" -n "web" --log "/log" --port "7001"'
+PLAIN_LINE = 'stap-server -a "x86_64" -r "6.1" -u "me" -n "4194306" --log "/log"'
+
+
+@pytest.fixture
+def supervisor(command_line, user):
+    servers = server_info(4194305, settings=WEB), server_info(4194306, settings=PLAIN)
+    with listening(FakeSupervisor(user, *servers), command_line.stat_path) as supervisor:
+        yield supervisor
+
+
+def record(command_line, server_id: int, text: str) -> Path:
+    command_line.stat_path.mkdir(exist_ok=True)
+    path = command_line.stat_path / f"{server_id}.stat"
+    path.write_text(text)
+    if os.geteuid() == 0:
+        os.chown(path, pwd.getpwnam(here()).pw_uid, -1)
+    return path
+
+
+def test_the_original_s_lines(command_line, supervisor):
+    ran = command_line.run("status")
+    assert ran.out == f"{WEB_LINE} running as PID 4194305\n{PLAIN_LINE} running as PID 4194306\n"
+    assert (ran.status, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "lines", "status"),
+    [
+        (["-n", "web"], [f"{WEB_LINE} running as PID 4194305"], 0),
+        (["-p", "4194306"], [f"{PLAIN_LINE} running as PID 4194306"], 0),
+        (["-n", "web", "-n", "4194306"], ["running as PID 4194305", "running as PID 4194306"], 0),
+        (["-p", "9"], ["No stap-server running as pid 9"], 1),
+        (["-p", "4711"], ["Process 4711 hosts 2 servers; name one by its own id: 4194305, 4194306"], 1),
+        (["-n", "x"], ["No configuration found for the nickname 'x'"], 3),
+        (["-r", "9.9"], ["is not running"], 3),
+        (["-n", "web", "-r", "9.9", "-n", "x"], ["No configuration found for the nickname 'x'"], 3),
+    ],
+)
+def test_servers_asked_about(command_line, supervisor, words, lines, status):
+    ran = command_line.run("status", *words)
+    printed = ran.out.splitlines()
+    assert printed[-1].endswith(lines[-1])
+    assert (ran.status, ran.err) == (status, "")
+
+
+def test_nobody_runs(command_line):
+    ran = command_line.run("status")
+    assert (ran.status, ran.out, ran.err) == (3, "No managed stap-server is running\n", "")
+
+
+def test_a_failed_server_is_told_with_its_reason(command_line, supervisor):
+    supervisor.servers[4194305] |= {"state": "failed", "reason": "port 7001: is in use"}
+    ran = command_line.run("status")
+    assert ran.out.splitlines()[0] == f"{WEB_LINE} started as PID 4194305 is no longer running"
+    assert (ran.status, ran.err) == (1, "stap-server: web: port 7001: is in use\n")
+
+
+@pytest.mark.parametrize("form", ["table", "lines"])
+def test_a_release_that_cannot_be_compiled_for_is_told_with_its_reason(command_line, supervisor, form):
+    supervisor.servers[4194305] |= {
+        "releases": [
+            {"name": "6.1.0", "health": "healthy", "reason": None},
+            {"name": "6.2.0", "health": "unhealthy", "reason": "x.h:3: error: no such\x1bthing"},
+        ]
+    }
+    ran = command_line.run("status", terminal=form == "table")
+    told = "web: cannot compile for 6.2.0: x.h:3: error: no such\\x1bthing"
+    assert told in (ran.out if form == "table" else ran.err)
+    assert ran.status == 0
+    assert "6.1.0" not in ran.err
+
+
+def test_json(command_line, supervisor, user):
+    document = json.loads(command_line.run("status", "--json").out)
+    (told,) = document["supervisors"]
+    assert told["user"] == user
+    assert told["servers"] == list(supervisor.servers.values())
+    (one,) = json.loads(command_line.run("status", "--json", "-n", "web").out)["supervisors"]
+    assert one["servers"] == [supervisor.servers[4194305]]
+
+
+def test_a_terminal_gets_a_table(command_line, supervisor):
+    ran = command_line.run("status", terminal=True)
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["NICKNAME", "web", "4194306"]
+    classic = command_line.run("status", "--classic", terminal=True)
+    assert classic.out == command_line.run("status").out
+
+
+def test_servers_of_several_supervisors(command_line, supervisor):
+    theirs = FakeSupervisor("zoe", server_info(7, settings={"NICKNAME": "zoe"}), pid=4712)
+    with listening(theirs, command_line.stat_path):
+        ran = command_line.run("status")
+        named = command_line.run("status", "-n", "zoe")
+    assert [line.rpartition(" ")[2] for line in ran.out.splitlines()] == ["4194305", "4194306", "7"]
+    assert named.out == 'stap-server -n "zoe" running as PID 7\n'
+
+
+def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor):
+    seat = command_line.stat_path / "dead"
+    seat.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        bind_socket(dead, seat / "control.sock")
+    assert command_line.run("status").status == 0
+
+
+# Records of servers whose supervisor is gone.
+
+RECORD = "# stapsrv server\nARCH=x86_64\nUSER=me\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\nPORT=7001\n"
+
+
+def test_a_record_without_a_supervisor(command_line):
+    record(command_line, 4194305, RECORD)
+    for words in ([], ["-n", "web"], ["-p", 4194305]):
+        ran = command_line.run("status", *words)
+        assert (ran.status, ran.out) == (1, f"{WEB_LINE} started as PID 4194305 is no longer running\n")
+    assert "lost" in command_line.run("status", terminal=True).out
+    (lost,) = json.loads(command_line.run("status", "--json").out)["lost"]
+    assert lost == {
+        "id": 4194305,
+        "settings": WEB,
+        "record": str(command_line.stat_path / "4194305.stat"),
+    }
+
+
+def test_a_port_that_was_not_asked_for_is_none_of_the_settings(command_line):
+    record(command_line, 4194305, RECORD.replace("server\n", "server\n# stapsrv port: assigned\n"))
+    assert "--port" not in command_line.run("status").out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ARCH=x86_64\nNICKNAME=27948\n", "# stapsrv server\nARCH", "# stapsrv server\nPORT=\xff\n"]
+)
+def test_other_programs_records_and_damaged_ones_are_passed_over(command_line, text):
+    record(command_line, 27948, text)
+    assert command_line.run("status").status == 3
+
+
+def test_records_of_a_living_supervisor_are_its_own_business(command_line, supervisor):
+    record(command_line, 4194305, RECORD)
+    record(command_line, 9, RECORD)
+    assert "PID 9 " not in command_line.run("status").out
+
+
+def test_stop_takes_a_lost_server_off_the_record(command_line, user):
+    path = record(command_line, 4194305, RECORD.replace("USER=me", f"USER={user}"))
+    other = record(command_line, 4194306, RECORD.replace("web", "other"))
+    ran = command_line.run("stop", "-n", "web")
+    assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
+    assert (path.exists(), other.exists()) == (False, True)
+    command_line.run("stop")
+    assert not other.exists()
+
+
+def test_the_words_are_those_of_the_registry():
+    assert f"{stat_files._MARK}\n".encode() == RECORD_MARK
+    assert f"\n{stat_files._ASSIGNED}\n".encode() == PORT_MARK
+
+
+# Supervisors that answer otherwise than they should.
+
+
+class Strange:
+    """Answers the next connection with bytes of the test's choice."""
+
+    def __init__(self, directory: Path, answer: bytes) -> None:
+        seat = directory / "strange"
+        seat.mkdir(parents=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        bind_socket(self.listener, seat / "control.sock")
+        self.listener.listen()
+        self.answer = answer
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        connection, _ = self.listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(self.answer)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.thread.join(timeout=10)
+        self.listener.close()
+
+
+def strange_release(release: object) -> bytes:
+    server = server_info(7, releases=[release])
+    return json.dumps({"result": supervisor_info("strange", server)}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (b"", "its answer has no end"),
+        (b'{"jsonrpc"', "its answer has no end"),
+        (b"nonsense\n", "its answer cannot be understood"),
+        (b"[]\n", "its answer cannot be understood"),
+        (b'{"result":{"servers":[{}]}}\n', "its answer cannot be understood"),
+        (strange_release({"name": 1, "health": "", "reason": ""}), "its answer cannot be understood"),
+        (strange_release(7), "its answer cannot be understood"),
+        (b'{"error":{}}\n', "its answer cannot be understood"),
+        (
+            encode_error(None, ControlError("128 connections are open already", code=Code.BUSY)),
+            "128 connections",
+        ),
+    ],
+)
+def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, answer, problem):
+    with Strange(command_line.stat_path, answer):
+        ran = command_line.run("status")
+    assert ran.status == 1
+    assert ran.err.startswith(f"stap-server: the supervisor of user strange does not answer: {problem}")
+    assert ran.out.count("running as PID") == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [shutting_down(), ControlError("you may not", code=Code.NOT_PERMITTED)],
+    ids=lambda error: str(error),
+)
+def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, answer):
+    with Strange(command_line.stat_path, encode_error(None, answer)):
+        ran = command_line.run("status")
+    assert (ran.status, ran.err) == (3, "")
+
+
+@contextlib.contextmanager
+def silent(seat: Path) -> Iterator[socket.socket]:
+    """Listen where a supervisor would, and say nothing."""
+    seat.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        bind_socket(listener, seat / "control.sock")
+        listener.listen()
+        yield listener
+
+
+def test_silence_has_an_end(command_line, monkeypatch):
+    monkeypatch.setattr(discovery, "_ANSWER_S", 0.05)
+    with silent(command_line.stat_path / "silent"):
+        (problem,) = Glance([command_line.stat_path]).problems
+    assert problem == "the supervisor of user silent does not answer: timed out"
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "-n", "native"], ["check"]], ids=" ".join)
+def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
+    monkeypatch.setattr(discovery, "_ANSWER_S", 3600.0)
+    with silent(command_line.stat_path / "silent"):
+        ran = command_line.run(*words, "--timeout", "0.05")
+    # What only looks at the configuration has no word for supervisors.
+    assert ("the supervisor of user silent does not answer: timed out" in ran.err) == (words != ["check"])
+
+
+def test_a_trickle_has_an_end(command_line, monkeypatch):
+    """Each piece comes in time, and they never end."""
+    monkeypatch.setattr(discovery, "_ANSWER_S", 0.3)
+    asked = threading.Event()
+    with silent(command_line.stat_path / "slow") as slow:
+
+        def trickle() -> None:
+            connection, _ = slow.accept()
+            with connection, contextlib.suppress(OSError):
+                while not asked.wait(0.01):
+                    connection.send(b" ")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            (problem,) = Glance([command_line.stat_path]).problems
+        finally:
+            asked.set()
+            thread.join()
+    assert problem == "the supervisor of user slow does not answer: timed out"
+
+
+# What it costs.
+
+HEAVY = [
+    "attrs",
+    "attr",
+    "structlog",
+    "anyio",
+    "zeroconf",
+    "trio",
+    "cryptography",
+    "argparse",
+    "ssl",
+    "asyncio",
+]
+UNNEEDED = [
+    *HEAVY,
+    "subprocess",
+    "datetime",
+    "difflib",
+    "stapsrv.control.cli.parser",
+    "stapsrv.control.client.core",
+    "stapsrv.control.cli.dispatch",
+    "stapsrv.control.cli.inventory",
+]
+
+
+def loaded(words: list[str], names: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own, which complains about the modules that it has loaded."""
+    program = (
+        "import os, sys\n"
+        "from stapsrv.control.cli.main import run\n"
+        "from stapsrv.control.cli.console import Console\n"
+        f"run({words!r}, Console(sys.stdout, sys.stderr), os.environ)\n"
+        f"sys.exit(str([name for name in {names!r} if name in sys.modules]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--classic"]])
+def test_a_plain_status_loads_next_to_nothing(command_line, supervisor, form):
+    ran = loaded(["status", "-c", str(command_line.config_file), *form], UNNEEDED)
+    assert ran.stderr == "[]\n"
+    assert "web" in ran.stdout
+
+
+def test_a_status_with_a_relative_file_needs_no_attrs_either(command_line, supervisor, monkeypatch):
+    monkeypatch.chdir(command_line.directory)
+    ran = loaded(["status", "-cglobal.conf"], HEAVY)
+    assert ran.stderr == "[]\n"
+    assert ran.stdout.count("running as PID") == 2

@@ -1,0 +1,339 @@
+"""The command line: grammar, order, what begins a further server, and every refusal."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stapsrv.control.cli.invocation import (
+    LIST_OPTIONS,
+    Action,
+    Invocation,
+    OptionLists,
+    OutputForm,
+    ServerOption,
+    ServerSpecification,
+    TypedOption,
+)
+from stapsrv.control.cli.parser import decode_invocation, encode_invocation, parse_arguments
+from stapsrv.errors import ControlError, UsageError
+
+ACTIONS = (
+    "start, stop, restart, condrestart, force-reload, reload, status, drain, undrain, check, help, version"
+)
+TOO_LATE = "put it before -i, or name the further server with -r, -n or -p"
+RELOAD = (
+    "reload takes no servers: it makes the running ones those that are configured; "
+    "name none, or restart those that you mean"
+)
+
+
+def parse(line: str) -> Invocation:
+    return parse_arguments(shlex.split(line), directory="/cwd")
+
+
+def typed(line: str) -> tuple[TypedOption, ...]:
+    words = shlex.split(line)
+    return tuple(
+        TypedOption(ServerOption(option), value)
+        for option, value in zip(words[::2], words[1::2], strict=True)
+    )
+
+
+@pytest.mark.parametrize("word", ACTIONS.split(", "))
+def test_an_action(word: str) -> None:
+    assert parse(word) == Invocation(Action(word))
+
+
+def test_words_for_an_action() -> None:
+    assert parse("try-restart").action is Action.CONDRESTART
+    assert parse("--help").action is Action.HELP
+    assert parse("--version").action is Action.VERSION
+    assert parse("start -r X --help").action is Action.HELP
+    assert parse("start --version --help").action is Action.VERSION
+    assert parse("ctl stop -n a") == parse("stop -n a")._replace(running_only=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "start -rX -Iy --port=1 -n=z",
+        "start -r X -I y --port 1 -n =z",
+        "start -- -r X -- -I /cwd/y --port 1 -n=z",
+    ],
+)
+def test_values_are_attached_or_separate(line: str) -> None:
+    assert parse(line) == Invocation(
+        Action.START,
+        specifications=(ServerSpecification(name=typed("-n =z")[0], earlier=typed("-r X -I /cwd/y")),),
+        lists=OptionLists(port=(1,)),
+    )
+
+
+def test_a_value_may_look_like_an_option() -> None:
+    assert parse("start -B -j2 -D -a").specifications[0].settings == typed("-B -j2 -D -a")
+
+
+@pytest.mark.parametrize(
+    ("line", "specifications"),
+    [
+        pytest.param("", [], id="none"),
+        pytest.param("--port 1 -k -P", [], id="lists, -k and -P specify no server"),
+        pytest.param("-c /g", [], id="-c specifies no server"),
+        pytest.param(
+            "-a A -r R -I /i -R /r -B B -D D -u U",
+            [ServerSpecification(settings=typed("-a A -r R -I /i -R /r -B B -D D -u U"))],
+            id="all that describes describes one server",
+        ),
+        pytest.param(
+            "-r R -r S -a A -a B",
+            [ServerSpecification(settings=typed("-r R -r S -a A -a B"))],
+            id="order is kept",
+        ),
+        pytest.param(
+            "-r R -n N -a A",
+            [ServerSpecification(name=typed("-n N")[0], earlier=typed("-r R"), settings=typed("-a A"))],
+            id="-n splits what comes before from what overrides it",
+        ),
+        pytest.param(
+            "-n N -a A -p 7 -r R",
+            [
+                ServerSpecification(name=typed("-n N")[0], settings=typed("-a A")),
+                ServerSpecification(name=typed("-p 7")[0], settings=typed("-r R")),
+            ],
+            id="a second name begins a further server",
+        ),
+        pytest.param(
+            "-u U -i",
+            [ServerSpecification(settings=typed("-u U"), each_release=True)],
+            id="-i takes what was typed before",
+        ),
+        pytest.param("-i", [ServerSpecification(each_release=True)], id="-i alone"),
+        pytest.param("-i -i", [ServerSpecification(each_release=True)] * 2, id="-i twice"),
+        pytest.param(
+            "-n N -i",
+            [ServerSpecification(name=typed("-n N")[0], each_release=True)],
+            id="-i after -n",
+        ),
+        pytest.param(
+            "-i -a A -r R",
+            [ServerSpecification(each_release=True), ServerSpecification(settings=typed("-a A -r R"))],
+            id="-r after -i is a further server",
+        ),
+        pytest.param(
+            "-i -a A -n N",
+            [
+                ServerSpecification(each_release=True),
+                ServerSpecification(name=typed("-n N")[0], earlier=typed("-a A")),
+            ],
+            id="-n after -i is a further server",
+        ),
+        pytest.param(
+            "-i -I /i -i",
+            [
+                ServerSpecification(each_release=True),
+                ServerSpecification(settings=typed("-I /i"), each_release=True),
+            ],
+            id="-i after -i",
+        ),
+    ],
+)
+def test_specifications(line: str, specifications: list[ServerSpecification]) -> None:
+    assert list(parse(f"start {line}").specifications) == specifications
+
+
+def test_lists_keep_their_order_and_an_empty_value_is_the_default() -> None:
+    line = (
+        "start --port 1 --port '' --port 65535 --log l --log /m --ssl s --max-threads 0 "
+        "--max-request-size 1 --max-compressed-request 2"
+    )
+    assert parse(line).lists == OptionLists(
+        log=("/cwd/l", "/m"),
+        port=(1, None, 65535),
+        ssl=("/cwd/s",),
+        max_threads=(0,),
+        max_request_bytes=(1,),
+        max_compressed_bytes=(2,),
+    )
+
+
+def test_the_last_c_counts() -> None:
+    assert parse("status -c a -r X -c b").config_file == "/cwd/b"
+
+
+def test_paths_are_made_absolute_and_others_are_not() -> None:
+    invocation = parse("start -c ../g -I ./t -R r -r build -B x -D y")
+    assert invocation.config_file == "/cwd/../g"
+    assert invocation.specifications[0].settings == typed("-I /cwd/./t -R /cwd/r -r build -B x -D y")
+
+
+def test_flags() -> None:
+    assert parse("start") == Invocation(Action.START, wait=True, timeout_s=None, output=OutputForm.AUTO)
+    assert parse("start -k -P --no-wait --timeout 2.5 --json") == Invocation(
+        Action.START,
+        keep_temporary=True,
+        use_password=True,
+        wait=False,
+        timeout_s=2.5,
+        output=OutputForm.JSON,
+    )
+    assert parse("status --classic").output is OutputForm.CLASSIC
+    assert parse("start --no-wait --wait").wait, "the last counts"
+
+
+def test_an_empty_value_means_the_default_where_there_is_one() -> None:
+    assert parse("start -a '' -u '' -R '' -rX").specifications[0].settings == (
+        *typed("-a ''"),
+        *typed("-u ''"),
+        *typed("-R ''"),
+        *typed("-r X"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", f"no action given; give one of {ACTIONS}"),
+        ("ctl", f"no action given; give one of {ACTIONS}"),
+        ("strat", "unknown action 'strat'; did you mean start?"),
+        ("ctl ctl", f"unknown action 'ctl'; give one of {ACTIONS}"),
+        ("zzz", f"unknown action 'zzz'; give one of {ACTIONS}"),
+        ("''", f"unknown action ''; give one of {ACTIONS}"),
+        ("-c f start", f"'-c' comes before the action; first give one of {ACTIONS}"),
+        ("start -Z", "unknown option '-Z'; see stap-server --help"),
+        ("start -Zx", "unknown option '-Z'; see stap-server --help"),
+        ("start --prot 1", "unknown option '--prot'; did you mean --port?"),
+        ("start --por=1", "unknown option '--por'; did you mean --port?"),
+        ("start --zzz", "unknown option '--zzz'; see stap-server --help"),
+        ("start operand", "unexpected argument 'operand'; see stap-server --help"),
+        ("start -", "unexpected argument '-'; see stap-server --help"),
+        ("start ''", "unexpected argument ''; see stap-server --help"),
+        ("start -r", "-r: needs a value"),
+        ("start --port", "--port: needs a value"),
+        ("start -r ''", "-r: needs a value"),
+        ("start -n ''", "-n: needs a value"),
+        ("start -c ''", "-c: needs a value"),
+        ("start --timeout=", "--timeout: needs a value"),
+        ("start -ik", "-i: takes no value"),
+        ("start --json=1", "--json: takes no value"),
+        ("start -n 'a\nb'", "-n: the value holds a line break"),
+        ("start -D '()'", "-D: needs a value"),
+        ("start -D 'a\udcff'", "-D: the value is not UTF-8 text"),
+        (
+            "start --port abc",
+            "--port: expected a port number from 0 to 65535 (0: the kernel picks one), not 'abc'",
+        ),
+        (
+            "start --port=65536",
+            "--port: expected a port number from 0 to 65535 (0: the kernel picks one), not '65536'",
+        ),
+        (
+            "start --max-threads -1",
+            "--max-threads: expected a number of threads, 0 or more (0: one request at a time), not '-1'",
+        ),
+        (
+            "start --max-request-size 0",
+            "--max-request-size: expected a number of bytes, 1 or more, not '0'",
+        ),
+        (
+            "start --max-compressed-request x",
+            "--max-compressed-request: expected a number of bytes, 1 or more, not 'x'",
+        ),
+        ("start --timeout 0", "--timeout: expected a number of seconds above 0, not '0'"),
+        ("start --timeout inf", "--timeout: expected a number of seconds above 0, not 'inf'"),
+        ("start --timeout soon", "--timeout: expected a number of seconds above 0, not 'soon'"),
+        ("status --json --classic", "--json and --classic exclude each other"),
+        (
+            "start -i -u bob",
+            f"-u after -i applies to no server; {TOO_LATE}",
+        ),
+        (
+            "start -r X -i -a A -I /i",
+            f"-a after -i applies to no server; {TOO_LATE}",
+        ),
+        ("reload -n a", RELOAD),
+    ],
+)
+def test_a_refusal_is_one_line(line: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line)
+    assert str(caught.value) == message
+    assert caught.value.exit_status == 2
+    assert "\n" not in message
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1).filter(
+    lambda text: text != "()"
+)
+PATH = TEXT.map(lambda text: f"/{text}")
+NUMBERS = {
+    "--port": st.integers(0, 65535),
+    "--max-threads": st.integers(0),
+    "--max-request-size": st.integers(1),
+    "--max-compressed-request": st.integers(1),
+}
+OPTION = st.one_of(
+    *(st.tuples(st.just(option), TEXT) for option in ("-a", "-r", "-B", "-D", "-u", "-n", "-p")),
+    *(st.tuples(st.just(option), PATH) for option in ("-I", "-R", "-c", "--log", "--ssl")),
+    *(
+        st.tuples(st.just(option), numbers.filter(lambda number: number < 10**18).map(str) | st.just(""))
+        for option, numbers in NUMBERS.items()
+    ),
+    st.tuples(st.just("--timeout"), st.floats(0.001, 10**9).map(str)),
+    st.sampled_from(["-i", "-k", "-P", "--json", "--wait", "--no-wait"]).map(lambda flag: (flag,)),
+)
+LINE = st.tuples(
+    st.sampled_from([(), ("ctl",)]), st.sampled_from([(str(action),) for action in Action]), st.lists(OPTION)
+).map(lambda parts: [*parts[0], *parts[1], *(word for option in parts[2] for word in option)])
+
+
+@settings(derandomize=True, database=None)
+@given(LINE)
+def test_what_crosses_the_socket_arrives_equal(words: list[str]) -> None:
+    try:
+        invocation = parse_arguments(words, directory="/")
+    except UsageError:
+        return
+    sent = encode_invocation(invocation)
+    assert all(isinstance(word, str) for word in sent)
+    assert decode_invocation(sent) == invocation
+
+
+@settings(derandomize=True, database=None)
+@given(st.lists(st.text() | st.sampled_from(["start", "-r", "-n", "-i", "--port", "-", "--", "=", "ctl"])))
+def test_any_words_are_understood_or_refused(words: list[str]) -> None:
+    try:
+        parse_arguments(words, directory="/")
+    except UsageError as refusal:
+        message = str(refusal)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "expected an array of strings, the words of a command line"),
+        ("start", "expected an array of strings, the words of a command line"),
+        ({"action": "start"}, "expected an array of strings, the words of a command line"),
+        (["start", 1], "expected an array of strings, the words of a command line"),
+        ([], f"no action given; give one of {ACTIONS}"),
+        (["strat"], "unknown action 'strat'; did you mean start?"),
+        (["start", "-I", "tapsets"], "-I: expected an absolute path, not 'tapsets'"),
+        (["start", "-c", "x"], "-c: expected an absolute path, not 'x'"),
+        (["start", "--log=x"], "--log: expected an absolute path, not 'x'"),
+    ],
+)
+def test_malformed_words_of_a_peer(data: object, message: str) -> None:
+    with pytest.raises(ControlError) as caught:
+        decode_invocation(data)
+    assert str(caught.value) == message
+    assert caught.value.code == -32602
+
+
+def test_every_list_has_an_option() -> None:
+    assert tuple(LIST_OPTIONS) == OptionLists._fields

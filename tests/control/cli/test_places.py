@@ -1,0 +1,47 @@
+"""Where supervisors are looked for."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from stapsrv.config.global_settings import SYSTEM_SETTINGS
+from stapsrv.control.cli import places
+from stapsrv.control.cli.places import own_settings, readable_stat_paths
+
+
+@pytest.fixture
+def plain_user(monkeypatch):
+    """A user who can write nothing of the system's."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(places, "can_write", lambda path: False)
+
+
+def test_a_file_decides(tmp_path, plain_user):
+    (tmp_path / "global.conf").write_text(f"STAT_PATH={tmp_path}/stat\n")
+    settings = own_settings({"HOME": "/home/me"}, str(tmp_path / "global.conf"))
+    assert settings.stat_path == tmp_path / "stat"
+    assert settings.log_file == Path("/home/me/.local/state/stap-server/log")
+    assert readable_stat_paths(settings, str(tmp_path / "global.conf")) == [tmp_path / "stat"]
+
+
+def test_a_plain_user_sees_his_own_place_and_the_system_s(plain_user):
+    settings = own_settings({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/4711"}, None)
+    own = Path("/run/user/4711/stap-server")
+    assert readable_stat_paths(settings, None) == [own, SYSTEM_SETTINGS.stat_path]
+
+
+def test_root_s_place_is_the_system_s(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert readable_stat_paths(own_settings({}, None), None) == [SYSTEM_SETTINGS.stat_path]
+
+
+def test_without_a_home_the_user_database_has_it(monkeypatch):
+    if os.geteuid() == 0:
+        pytest.skip("root's place is the system's")
+    monkeypatch.setattr(places, "can_write", lambda path: False)
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    assert own_settings({}, None).log_file == home / ".local" / "state" / "stap-server" / "log"

@@ -1,0 +1,543 @@
+"""Both clients, against an endpoint, against supervisors that misbehave, and against none."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+from kit.control import (
+    READING_PEER,
+    descriptors,
+    peer_of,
+    running_control,
+    scripted_supervisor,
+    server_status,
+)
+
+from stapsrv.control import client
+from stapsrv.control.client import (
+    ControlClient,
+    SupervisorNotRunning,
+    SyncControlClient,
+    connect,
+    core,
+    find_sockets,
+)
+from stapsrv.control.client.core import Call, connect_error
+from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
+from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, server_info, supervisor_info
+from stapsrv.errors import ControlError, StapsrvError
+
+pytestmark = pytest.mark.anyio
+
+
+class Threaded:
+    """The client that blocks, made to look like the other one: each call runs in a thread."""
+
+    def __init__(self, blocking: SyncControlClient) -> None:
+        self.blocking = blocking
+
+    @classmethod
+    async def connect(cls, path: Path, **options: float) -> Threaded:
+        return cls(await anyio.to_thread.run_sync(partial(SyncControlClient, path, **options)))
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.blocking.close()
+
+    def __getattr__(self, name: str):
+        method = getattr(self.blocking, name)
+
+        async def call(*arguments: object, **options: object) -> object:
+            return await anyio.to_thread.run_sync(partial(method, *arguments, **options))
+
+        return call
+
+
+@pytest.fixture(params=[Threaded.connect, connect], ids=["sync", "async"])
+def dial(request):
+    """Connect to a path, with either client."""
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "control.sock"
+
+
+STATUS_LINE = encode_result(1, {"servers": []})
+
+
+# Against an endpoint.
+
+
+async def test_hello_and_status(tmp_path, dial):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await dial(control.path) as supervisor,
+    ):
+        hello = await supervisor.hello()
+        assert (hello["pid"], hello["access"]) == (4242, "all")
+        assert await supervisor.status() == supervisor_info(control.commands.status())
+
+
+async def test_start_with_progress(tmp_path, dial):
+    async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
+        steps: list[tuple] = []
+        wishes = [{"settings": {"PORT": 5001}}, {"settings": {"NICKNAME": "n"}, "origin": "/conf.d/n.conf"}]
+        outcomes = await supervisor.start(
+            wishes, on_progress=lambda server: steps.append((server["id"], server["state"]))
+        )
+        assert [outcome["error"] for outcome in outcomes] == [None, None]
+        assert [outcome["server"]["settings"]["PORT"] for outcome in outcomes[:1]] == [5001]
+        assert steps == [(10, "starting"), (11, "starting"), (10, "serving"), (11, "serving")]
+        ((method, told),) = control.commands.told
+        assert method == "start"
+        assert [(wish.settings.nickname, wish.origin) for wish in told] == [
+            (None, None),
+            ("n", "/conf.d/n.conf"),
+        ]
+
+
+@pytest.mark.parametrize("method", ["stop", "restart", "drain", "undrain"])
+async def test_commands(tmp_path, dial, method):
+    async with (
+        running_control(tmp_path, server_status(7), server_status(8)) as control,
+        await dial(control.path) as supervisor,
+    ):
+        (outcome, absent) = await getattr(supervisor, method)((8, 9))
+        assert (outcome["server"]["id"], outcome["error"]) == (8, None)
+        assert absent == {"server": None, "already": False, "error": "no server has the id 9"}
+        await getattr(supervisor, method)("all")
+        assert control.commands.told == [(method, [8]), (method, [7] if method == "stop" else [7, 8])]
+
+
+async def test_reload(tmp_path, dial):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await dial(control.path) as supervisor,
+    ):
+        steps: list[str] = []
+        await supervisor.reload(on_progress=lambda server: steps.append(server["state"]))
+        await supervisor.reload(Path("/etc/x"), force=True)
+        assert control.commands.told == [("reload", (None, False)), ("reload", (Path("/etc/x"), True))]
+        assert steps == ["stopping", "serving"]
+
+
+async def test_end_returns_when_the_supervisor_has_gone(tmp_path, dial):
+    async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
+
+        async def go_when_told() -> None:
+            await control.commands.ended.wait()
+            control.scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(go_when_told)
+            await supervisor.end(timeout_s=20)
+            assert control.scope.cancel_called
+
+
+async def test_end_of_a_supervisor_that_stays(tmp_path, dial):
+    async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
+        with pytest.raises(ControlError) as caught:
+            await supervisor.end(timeout_s=0.05)
+        assert (caught.value.code, str(caught.value)) == (
+            Code.TIMED_OUT,
+            "end: the supervisor is still there after 0.05 s",
+        )
+
+
+async def test_refusals_have_the_supervisors_code_and_words(tmp_path, dial):
+    async with (
+        running_control(tmp_path, peers=[READING_PEER]) as control,
+        await dial(control.path) as supervisor,
+    ):
+        with pytest.raises(ControlError) as caught:
+            await supervisor.stop("all")
+        assert caught.value.code == Code.NOT_PERMITTED
+        assert str(caught.value).startswith("stop: not permitted to user 1002; ask as")
+        assert (await supervisor.hello())["access"] == "read"
+
+
+async def test_refused_connection_says_why(tmp_path, dial):
+    async with (
+        running_control(tmp_path, connections=0) as control,
+        await dial(control.path) as supervisor,
+    ):
+        with pytest.raises(ControlError) as caught:
+            await supervisor.start([{"settings": {"DEFINE": ["x" * 200_000]}}])
+        assert (caught.value.code, str(caught.value)) == (
+            Code.BUSY,
+            "0 connections are open already; try again later",
+        )
+
+
+async def test_time_out_is_the_supervisors_to_tell(tmp_path, dial):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await dial(control.path) as supervisor,
+    ):
+        control.commands.gate = anyio.Event()
+        (outcome,) = await supervisor.stop([7], timeout_s=0.05)
+        assert outcome["error"] == "is still stopping after 0.05 s"
+
+
+async def test_any_method_may_be_called(tmp_path, dial):
+    async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
+        hello = await supervisor.perform(Call("hello", {}, HelloInfo))
+        assert hello["protocol"] == 1
+        with pytest.raises(ControlError) as caught:
+            await supervisor.perform(Call("dance", {}, EmptyInfo))
+        assert caught.value.code == Code.METHOD_NOT_FOUND
+
+
+async def test_progress_that_raises_leaves_a_client_that_works(tmp_path, dial):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await dial(control.path) as supervisor,
+    ):
+
+        def broken_pipe(_server: object) -> None:
+            raise BrokenPipeError("standard output")
+
+        with pytest.raises(BrokenPipeError, match="standard output"):
+            await supervisor.restart([7], on_progress=broken_pipe)
+        assert (await supervisor.hello())["pid"] == 4242
+        assert (await supervisor.restart([7]))[0]["error"] is None
+
+
+async def test_calls_of_several_tasks_wait_for_each_other(tmp_path):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await connect(control.path) as supervisor,
+    ):
+        pids: list[int] = []
+
+        async def ask() -> None:
+            pids.append((await supervisor.hello())["pid"])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(ask)
+        assert pids == [4242] * 10
+
+
+async def test_cancelled_call_leaves_a_client_that_works(tmp_path):
+    async with (
+        running_control(tmp_path, server_status(7)) as control,
+        await connect(control.path) as supervisor,
+    ):
+        control.commands.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+
+            async def give_up() -> None:
+                await control.commands.began.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(give_up)
+            await supervisor.restart([7])
+        control.commands.gate.set()
+        # The answer to the call that was given up comes first, and is skipped.
+        assert (await supervisor.hello())["pid"] == 4242
+
+
+async def test_request_that_was_cut_short_ends_the_client(tmp_path):
+    listener = socket.socket(socket.AF_UNIX)
+    with listener:
+        listener.bind(str(tmp_path / "control.sock"))
+        listener.listen()
+        async with await connect(tmp_path / "control.sock") as supervisor:
+            supervising, _ = listener.accept()
+            with supervising:
+                async with anyio.create_task_group() as tasks:
+
+                    async def give_up() -> None:
+                        await anyio.wait_readable(supervising)
+                        tasks.cancel_scope.cancel()
+
+                    tasks.start_soon(give_up)
+                    await supervisor.start([{"settings": {"DEFINE": ["x" * 10_000_000]}}])
+                assert tasks.cancel_scope.cancelled_caught
+            with pytest.raises(ControlError) as caught:
+                await supervisor.hello()
+            assert (caught.value.code, str(caught.value)) == (
+                Code.LOST,
+                "hello: the connection ended before the supervisor's answer"
+                " (an earlier request was cancelled half way)",
+            )
+
+
+async def test_close_ends_a_waiting_call(tmp_path):
+    async with running_control(tmp_path, server_status(7)) as control:
+        control.commands.gate = anyio.Event()
+        supervisor = await connect(control.path)
+
+        async def close() -> None:
+            await control.commands.began.wait()
+            await supervisor.aclose()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(close)
+            with pytest.raises(ControlError) as caught:
+                await supervisor.restart([7])
+        assert (caught.value.code, str(caught.value)) == (
+            Code.LOST,
+            "restart: the connection ended before the supervisor's answer (this client was closed)",
+        )
+        await supervisor.aclose()
+
+
+# Against supervisors that misbehave.
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (
+            b"",
+            Code.LOST,
+            "hello: the connection ended before the supervisor's answer (it was closed)",
+        ),
+        (
+            b'{"jsonrpc":"2.0","id":1,"res',
+            Code.LOST,
+            "hello: the connection ended before the supervisor's answer (it was closed)",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n",
+            Code.INTERNAL_ERROR,
+            "the supervisor sent a line that cannot be read: Expecting value: line 1 column 1 (char 0)",
+        ),
+        (
+            encode_result(1, []),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: result: expected an object, not an array",
+        ),
+        (
+            encode_result(1, {"protocol": 1}),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: result: the member 'version' is missing",
+        ),
+        (
+            encode_progress(1, {"id": "x"}),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: params.server.id:"
+            " expected a whole number, not a string",
+        ),
+        (encode_error(1, ControlError("no", code=-5)), -5, "no"),
+        (encode_error(None, ControlError("no", code=-5)), -5, "no"),
+        (
+            b"x" * (16 * 1024 * 1024 + 1),
+            Code.INVALID_REQUEST,
+            "a line has more than 16777216 bytes",
+        ),
+    ],
+)
+async def test_answers_that_are_none(path, dial, answer, code, text):
+    with scripted_supervisor(path, answer):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.hello()
+    assert (caught.value.code, str(caught.value)) == (code, text)
+
+
+async def test_answers_to_others_are_skipped(path, dial):
+    status = supervisor_info(status_of_one())
+    answer = (
+        encode_result(99, {})
+        + encode_error(98, ControlError("no", code=-5))
+        + encode_progress(97, {"id": "x"})
+        + encode_result(1, status | {"later": 1})
+    )
+    with scripted_supervisor(path, answer):
+        async with await dial(path) as supervisor:
+            assert (await supervisor.status())["servers"] == status["servers"]
+
+
+def status_of_one():
+    from kit.control import FakeCommands
+
+    return FakeCommands(server_status(7)).status()
+
+
+async def test_silence_has_an_end(path, dial):
+    with scripted_supervisor(path, b"", hang_up=False):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.perform(core.HELLO._replace(wait_s=0.05))
+    assert (caught.value.code, str(caught.value)) == (
+        Code.TIMED_OUT,
+        "hello: no answer from the supervisor within 0.05 s",
+    )
+
+
+async def test_endless_progress_does_not_extend_the_wait(path, dial):
+    step = encode_progress(1, server_info(server_status(7)))
+    with scripted_supervisor(path, step * 20_000, hang_up=False):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.perform(core.HELLO._replace(wait_s=0.05))
+    assert caught.value.code == Code.TIMED_OUT
+
+
+# Against none.
+
+
+async def test_no_socket(path, dial):
+    before = descriptors()
+    with pytest.raises(SupervisorNotRunning) as caught:
+        await dial(path)
+    assert isinstance(caught.value, StapsrvError)
+    assert str(caught.value) == (
+        f"control socket {path}: no supervisor listens there; start one with stap-server start"
+    )
+    assert descriptors() <= before + 2
+
+
+async def test_stale_socket(path, dial):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(SupervisorNotRunning):
+        await dial(path)
+
+
+async def test_supervisor_too_busy_to_accept(path, dial):
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(ControlError) as caught:
+            await dial(path, timeout_s=0.1)
+    assert (caught.value.code, str(caught.value)) == (
+        Code.TIMED_OUT,
+        f"control socket {path}: the supervisor is too busy to answer",
+    )
+
+
+async def test_long_paths(tmp_path, dial):
+    directory = tmp_path / ("d" * 100)
+    directory.mkdir()
+    async with running_control(directory) as control, await dial(control.path) as supervisor:
+        assert (await supervisor.hello())["pid"] == 4242
+    with pytest.raises(SupervisorNotRunning):
+        await dial(tmp_path / ("n" * 120) / "control.sock")
+
+
+def test_other_failures_to_connect_are_named():
+    refused = connect_error(PermissionError(13, "Permission denied"), Path("/s"))
+    assert isinstance(refused, ControlError)
+    assert (refused.code, str(refused)) == (
+        Code.NOT_PERMITTED,
+        "control socket /s: you may not connect;"
+        " ask as the user that it runs as, or join group stap-server to read its status",
+    )
+    broken = connect_error(OSError(91, "Protocol wrong type for socket"), Path("/s"))
+    assert isinstance(broken, ControlError)
+    assert (broken.code, str(broken)) == (Code.LOST, "control socket /s: Protocol wrong type for socket")
+
+
+# Finding supervisors.
+
+
+async def test_sockets_are_found_by_user(tmp_path):
+    for user in ("zoe", "amy"):
+        (tmp_path / user).mkdir()
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(tmp_path / user / "control.sock"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "control.sock").write_text("")
+    (tmp_path / "4194305.stat").write_text("")
+    assert find_sockets(tmp_path) == [tmp_path / "amy" / "control.sock", tmp_path / "zoe" / "control.sock"]
+    assert find_sockets(tmp_path / "missing") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+async def test_directories_of_others_are_left_out(tmp_path):
+    (tmp_path / "secret").mkdir()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "secret" / "control.sock"))
+    (tmp_path / "secret").chmod(0)
+    try:
+        assert find_sockets(tmp_path) == []
+    finally:
+        (tmp_path / "secret").chmod(0o700)
+
+
+# What it costs.
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the modules that a fresh interpreter has after a statement."""
+    script = f"import sys\n{statement}\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+HEAVY = {"anyio", "asyncio", "attr", "attrs", "cryptography", "inspect", "structlog", "trio", "zeroconf"}
+"""Each takes longer to load than Python takes to start."""
+
+
+def test_blocking_client_loads_nothing_heavy():
+    modules = imported_by("from stapsrv.control.client import SyncControlClient, find_sockets")
+    assert "stapsrv.control.client.sync" in modules
+    assert modules & HEAVY == set()
+    assert {name for name in modules if name.startswith(("stapsrv.supervisor", "stapsrv.compile"))} == set()
+    assert "stapsrv.control.server.server" not in modules
+
+
+def test_clients_know_nothing_of_the_supervisor():
+    modules = imported_by("from stapsrv.control.client import ControlClient, connect")
+    assert "anyio" in modules
+    assert modules & {"attrs", "structlog", "stapsrv.control.server.server", "stapsrv.supervisor"} == set()
+
+
+def test_client_module_has_nothing_else():
+    assert client.ControlClient is ControlClient
+    with pytest.raises(AttributeError, match=r"^module 'stapsrv.control.client' has no attribute 'Nothing'$"):
+        client.Nothing  # noqa: B018
+
+
+# A whole program, as in the documentation.
+
+
+async def test_script_of_a_blocking_program(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from stapsrv.control.client import SyncControlClient, find_sockets
+
+        for path in find_sockets(Path(sys.argv[1])):
+            with SyncControlClient(path) as client:
+                for server in client.status()["servers"]:
+                    print(path.parent.name, server["id"], server["nickname"], server["state"])
+        """
+    )
+    (tmp_path / "me").mkdir()
+    async with running_control(tmp_path / "me", server_status(7)):
+        with anyio.fail_after(20):
+            run = await anyio.run_process([sys.executable, "-P", "-c", script, str(tmp_path)])
+    assert run.stdout == b"me 7 7 serving\n"
+
+
+async def test_session_of_socat(tmp_path):
+    """What the documentation types into socat: lines in, lines out, end of file."""
+    async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
+        await peer.send(
+            b'{"jsonrpc":"2.0","id":1,"method":"restart","params":{"ids":"all","progress":true}}\n'
+        )
+        await peer.stream.send_eof()
+        lines = [json.loads(line) for line in (await peer.wait_closed()).splitlines()]
+    assert [line.get("method", "result") for line in lines] == ["progress", "progress", "result"]

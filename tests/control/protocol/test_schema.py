@@ -1,0 +1,283 @@
+"""Statuses and settings as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kit.control import SINCE, FakeCommands, server_status
+
+from stapsrv.compile.health import Health
+from stapsrv.compile.stats import CacheCounts, RecentTimes
+from stapsrv.config.files import SERVER_VARIABLES
+from stapsrv.config.log_format import LogFormat
+from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.control.protocol.jsonrpc import Code
+from stapsrv.control.protocol.schema import (
+    OutcomeInfo,
+    ServerInfo,
+    SupervisorInfo,
+    checked_text,
+    outcome_info,
+    server_info,
+    settings_from,
+    settings_info,
+    supervisor_info,
+)
+from stapsrv.control.protocol.validation import checked
+from stapsrv.errors import ControlError
+from stapsrv.rejection import Refusal
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.operations import Outcome
+from stapsrv.supervisor.status import ReleaseStatus, ServerStatus, ServerWork, SupervisorStatus
+
+EVERYTHING = {
+    "ARCH": "x86_64",
+    "USER": "me",
+    "BUILD": ["-j4", "V=1"],
+    "INCLUDE": ["/tapset"],
+    "DEFINE": ["A=1"],
+    "NICKNAME": "native",
+    "RUNTIME": "/runtime",
+    "RELEASE": ["6.1.0", "/build/tree"],
+    "LOG": "/log",
+    "PORT": 5001,
+    "SSL": "/ssl",
+    "MAXTHREADS": 0,
+    "MAXREQSIZE": 7,
+    "MAXCOMPRESSEDREQ": 8,
+    "LOG_FORMAT": "json",
+    "LISTEN": ["192.0.2.1", "fe80::1%eth0"],
+    "ALLOW": ["192.0.2.0/24"],
+    "DENY": ["192.0.2.66/32"],
+    "MAX_CONNECTIONS": 9,
+    "HANDSHAKE_TIMEOUT": "1s",
+    "REQUEST_TIMEOUT": "2m",
+    "MAX_CONNECTIONS_PER_ADDRESS": 8,
+    "QUEUE_LENGTH": 0,
+    "QUEUE_TIMEOUT": "3h",
+    "COMPILE_TIMEOUT": "1d",
+    "SEND_TIMEOUT": "0.5s",
+    "MAX_OUTPUT_SIZE": 4096,
+    "MAX_ANSWER_SIZE": 4097,
+    "MAX_TEMP_SIZE": 4098,
+    "DRAIN_TIMEOUT": "4s",
+    "KILL_GRACE": "0s",
+    "LIMIT_CPU": "5m",
+    "LIMIT_MEMORY": 4098,
+    "LIMIT_FILE": 4099,
+    "LIMIT_PROCESSES": 10,
+    "LIMIT_CORES": 2,
+    "NICE": 11,
+    "RESULT_CACHE": "no",
+    "SANDBOX_READ": ["/opt/one", "/opt/two"],
+    "SANDBOX_WRITE": ["/ccache"],
+    "WARMUP": "no",
+    "KEEP": True,
+}
+SETTINGS = ServerSettings(
+    arch="x86_64",
+    user="me",
+    build=("-j4", "V=1"),
+    include=("/tapset",),
+    define=("A=1",),
+    nickname="native",
+    runtime="/runtime",
+    releases=("6.1.0", "/build/tree"),
+    log=Path("/log"),
+    log_format=LogFormat.JSON,
+    port=5001,
+    ssl=Path("/ssl"),
+    max_threads=0,
+    max_request_bytes=7,
+    max_compressed_bytes=8,
+    keep_temporary=True,
+    tuning={
+        "listen": ("192.0.2.1", "fe80::1%eth0"),
+        "allow": ("192.0.2.0/24",),
+        "deny": ("192.0.2.66/32",),
+        "connections": 9,
+        "handshake_s": 1.0,
+        "request_s": 120.0,
+        "connections_per_address": 8,
+        "queue_length": 0,
+        "queue_s": 10_800.0,
+        "compile_s": 86_400.0,
+        "send_s": 0.5,
+        "output_bytes": 4096,
+        "answer_bytes": 4097,
+        "temp_bytes": 4098,
+        "drain_s": 4.0,
+        "kill_grace_s": 0.0,
+        "result_cache": False,
+        "cpu_s": 300.0,
+        "memory_bytes": 4098,
+        "file_bytes": 4099,
+        "processes": 10,
+        "cores": 2,
+        "nice": 11,
+        "sandbox_read": ("/opt/one", "/opt/two"),
+        "sandbox_write": ("/ccache",),
+        "warmup": False,
+    },
+)
+
+
+def test_every_setting_goes_both_ways():
+    assert set(EVERYTHING) == {variable.name for variable in SERVER_VARIABLES} | {"KEEP"}
+    assert settings_info(SETTINGS) == EVERYTHING
+    assert settings_from(EVERYTHING, where="settings") == SETTINGS
+
+
+def test_defaults_are_left_out():
+    assert settings_info(ServerSettings()) == {}
+    assert settings_from({}, where="settings") == ServerSettings()
+
+
+TEXTS = st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(
+    st.builds(
+        ServerSettings,
+        nickname=st.none() | TEXTS,
+        define=st.lists(TEXTS.filter(lambda text: text != "()")).map(tuple),
+        port=st.integers(0, 65_535),
+        keep_temporary=st.booleans(),
+    )
+)
+def test_settings_come_back_equal(settings):
+    assert settings_from(settings_info(settings), where="settings") == settings
+
+
+def test_numbers_may_be_texts_of_their_digits():
+    assert settings_from({"PORT": "5001"}, where="settings").port == 5001
+
+
+def test_durations_may_be_numbers_and_sizes_texts():
+    settings = settings_from({"COMPILE_TIMEOUT": 90, "MAX_ANSWER_SIZE": "2M"}, where="settings")
+    assert (settings.limits.compile_s, settings.limits.answer_bytes) == (90.0, 2 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        (
+            {"Port": 1},
+            "s: unknown variable 'Port'; the variables are ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME,"
+            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT, "
+            + ", ".join([row.variable for row in SERVER_TUNABLES] + ["KEEP"]),
+        ),
+        (
+            {"PORT": 65_536},
+            "s.PORT: expected a port number from 0 to 65535 (0: the kernel picks one), not '65536'",
+        ),
+        (
+            {"PORT": "http"},
+            "s.PORT: expected a port number from 0 to 65535 (0: the kernel picks one), not 'http'",
+        ),
+        ({"PORT": 1.5}, "s.PORT: expected a string or a number, not a fraction"),
+        ({"PORT": True}, "s.PORT: expected a string or a number, not true"),
+        ({"PORT": [1]}, "s.PORT: expected a string or a number, not an array"),
+        ({"ARCH": None}, "s.ARCH: expected a string or a number, not null"),
+        ({"NICKNAME": 7}, "s.NICKNAME: expected a string, not a number"),
+        ({"NICKNAME": ""}, "s.NICKNAME: it is empty; leave it out for the default"),
+        ({"NICKNAME": "a\nPORT=1"}, r"s.NICKNAME: 'a\nPORT=1' holds a line break"),
+        ({"NICKNAME": "\ud800"}, r"s.NICKNAME: '\ud800' is not UTF-8 text"),
+        ({"RELEASE": "6.1"}, "s.RELEASE: expected an array of strings, not a string"),
+        ({"RELEASE": [6.1]}, "s.RELEASE: expected a string or a number, not a fraction"),
+        ({"DEFINE": [7]}, "s.DEFINE: expected a string, not a number"),
+        ({"DEFINE": [""]}, "s.DEFINE: it is empty; leave it out for the default"),
+        ({"DEFINE": ["()"]}, 's.DEFINE: "()" cannot be an element'),
+        ({"LOG": "log"}, "s.LOG: expected an absolute path, not 'log'"),
+        ({"SSL": "~/ssl"}, "s.SSL: expected an absolute path, not '~/ssl'"),
+        ({"RUNTIME": "r"}, "s.RUNTIME: expected an absolute path, not 'r'"),
+        ({"INCLUDE": ["/a", "b"]}, "s.INCLUDE: expected an absolute path, not 'b'"),
+        ({"KEEP": "yes"}, "s.KEEP: expected true or false, not a string"),
+    ],
+)
+def test_wrong_settings_are_named(info, text):
+    with pytest.raises(ControlError) as caught:
+        settings_from(info, where="s")
+    assert (caught.value.code, str(caught.value)) == (Code.INVALID_PARAMS, text)
+
+
+def test_texts_fit_into_a_line():
+    assert checked_text("/etc/x.conf", where="origin") == "/etc/x.conf"
+    with pytest.raises(ControlError) as caught:
+        checked_text("a\nb", where="origin")
+    assert (caught.value.code, str(caught.value)) == (
+        Code.INVALID_PARAMS,
+        r"origin: 'a\nb' holds a line break",
+    )
+
+
+def test_status_of_a_server():
+    status = server_status(
+        7,
+        State.BACKING_OFF,
+        settings=ServerSettings(port=5001),
+        reason="it crashed",
+        certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+        connections=3,
+        refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
+        releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
+        recent=RecentTimes(3, 0.0, 2.34567),
+        cache=CacheCounts(hits=5, misses=4, shared=3, stored=2, uncacheable=Counter(option=1)),
+    )
+    assert server_info(status) == {
+        "id": 7,
+        "nickname": "7",
+        "settings": {"PORT": 5001},
+        "origin": None,
+        "wanted": "up",
+        "state": "backing-off",
+        "since": "2026-02-03T04:05:06.789Z",
+        "reason": "it crashed",
+        "port": 7,
+        "running": 0,
+        "queued": 0,
+        "done": 0,
+        "failed": 0,
+        "certificate_expires": "2030-01-01T00:00:00.000Z",
+        "connections": 3,
+        "refusals": {"denied": 2},
+        "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
+        "recent": {"requests": 3, "queue_s": 0.0, "compile_s": 2.346},
+        "cache": {"hits": 5, "misses": 4, "shared": 3, "stored": 2, "uncacheable": {"option": 1}},
+    }
+
+
+def test_times_are_read_back_by_the_standard_library():
+    info = server_info(server_status(7))
+    assert datetime.fromisoformat(info["since"]) == SINCE
+    assert datetime.fromisoformat(info["since"]).tzinfo == UTC
+
+
+def test_everything_that_a_status_knows_is_told():
+    server, supervisor = (
+        server_info(server_status(7)),
+        supervisor_info(FakeCommands(server_status(7)).status()),
+    )
+    *own, work = (field.name for field in attrs.fields(ServerStatus))
+    assert (list(server), work) == ([*own, *(field.name for field in attrs.fields(ServerWork))], "work")
+    assert list(supervisor) == [field.name for field in attrs.fields(SupervisorStatus)]
+    assert supervisor["servers"] == [server]
+
+
+def test_what_is_sent_has_the_shape_that_clients_expect():
+    outcome = outcome_info(Outcome(server_status(7), already=True, error=None))
+    assert checked(outcome, OutcomeInfo, name="outcome", exact=True) == {
+        "server": checked(server_info(server_status(7)), ServerInfo, name="server", exact=True),
+        "already": True,
+        "error": None,
+    }
+    assert outcome_info(Outcome(None, already=False, error="no"))["server"] is None
+    info = supervisor_info(FakeCommands(server_status(7)).status())
+    checked(info, SupervisorInfo, name="status", exact=True)

@@ -1,0 +1,146 @@
+"""``stap-server doctor --client``: a client's way, and each place where it can end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+
+import anyio
+import pytest
+from kit.client import RELEASE
+from kit.service import IDENTITY, running_server
+
+from stapsrv.doctor.command import main
+from stapsrv.doctor.findings import Verdict
+from stapsrv.doctor.remote import Destination, walk
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def environ(tmp_path):
+    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SYSTEMTAP_DIR": str(tmp_path / "systemtap")}
+
+
+async def go(port: int, environ, *, host: str = "localhost", release: str = RELEASE):
+    with anyio.fail_after(60):
+        return {found.question: found async for found in walk(Destination(host, port, release), environ)}
+
+
+async def test_to_its_end(environ):
+    async with running_server() as running:
+        found = await go(running.port, environ)
+    assert [question for question, finding in found.items() if finding.verdict is not Verdict.OK] == ["trust"]
+    assert found["TLS"].answer.startswith("TLSv1.3")
+    assert found["host name"].answer == "localhost"
+    assert found["trust"].remedy == f"stap --trust-servers=ssl --use-server=localhost:{running.port}"
+    assert found[f"kernel {RELEASE}"].answer == "is served"
+    (job,) = running.engine.jobs
+    assert job.request.arguments[0] == b"-p1"
+
+
+async def test_another_name_than_the_certificate_s(environ):
+    async with running_server() as running:
+        assert (await go(running.port, environ, host="127.0.0.1"))["host name"].verdict is Verdict.OK
+        found = await go(running.port, environ, host="ip6-localhost")
+    assert found.get("host name", found["address"]).verdict is not Verdict.OK
+
+
+async def test_a_kernel_that_is_not_served(environ):
+    async with running_server() as running:
+        found = await go(running.port, environ, release="9.9")
+    assert found["kernel 9.9"].verdict is Verdict.FAILURE
+    assert f"which serves {RELEASE} x86_64" in found["kernel 9.9"].answer
+
+
+async def test_a_server_that_sends_away(environ):
+    async with running_server() as running:
+        running.server.drain()
+        found = await go(running.port, environ)
+    # The reset may be there before the connection is known to be one.
+    assert [finding.verdict for finding in found.values()][-1] is Verdict.FAILURE
+    assert list(found)[-1] in {"connection", "conversation"}
+
+
+async def test_no_server_and_no_host(environ):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    found = await go(port, environ, host="127.0.0.1")
+    assert found["connection"].answer == f"127.0.0.1:{port}: Connection refused"
+    found = await go(port, environ, host="no-such-host.invalid")
+    assert found["address"].verdict is Verdict.FAILURE
+    found = await go(port, environ, host="x" * 100)
+    assert found["address"].answer == f"{'x' * 100}: is no host name"
+
+
+async def test_a_resolver_that_does_not_answer(environ, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_arguments, **_names: answered.wait())
+    monkeypatch.setattr("stapsrv.doctor.remote.CONNECT_S", 0.2)
+    try:
+        found = await go(5001, environ, host="slow.example.org")
+    finally:
+        answered.set()
+    assert found["address"].answer == "slow.example.org: no answer within 0.2 seconds"
+
+
+async def test_something_else_than_a_server(environ):
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+
+    async def greet(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.BrokenResourceError):
+                await stream.send(b"220 mail.example.org ESMTP\r\n" * 10)
+
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, greet)
+        found = await go(port, environ, host="127.0.0.1")
+        tasks.cancel_scope.cancel()
+    assert found["conversation"].verdict is Verdict.FAILURE
+
+
+async def test_no_stap_here(environ):
+    async with running_server() as running:
+        found = await go(running.port, {**environ, "PATH": "/nowhere"})
+    assert "there is no stap here" in found["version"].answer
+
+
+async def test_a_client_s_host_without_certutil(environ, monkeypatch, tmp_path):
+    database = tmp_path / "systemtap" / "ssl" / "client"
+    database.mkdir(parents=True)
+    (database / "cert9.db").touch()
+    stap = shutil.which("stap", path=environ["PATH"]) or ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    async with running_server() as running:
+        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": stap})
+    assert found["trust"].verdict is Verdict.WARNING
+    assert found["trust"].answer == f"cannot be told without certutil: {database}"
+
+
+def test_certificate_of_the_kit_is_valid_long():
+    assert IDENTITY.not_after.year == 2100
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--client", "host"], "'host' is not HOST:PORT"),
+        (["--client", "host:0"], "'host:0' is not HOST:PORT"),
+        (["--client", ":5"], "':5' is not HOST:PORT"),
+        (["--client", "host:99999"], "'host:99999' is not HOST:PORT"),
+        (["--client", "host:1", "--release", "../x"], "'../x' is not a kernel release"),
+        (["--release", "6.1"], "--release is for --client"),
+        (["--client", "host:1", "--no-compile"], "-c, -u and --no-compile are for this host"),
+        (["--client", "host:1", "-u", "nobody"], "-c, -u and --no-compile are for this host"),
+        (["more"], "unrecognized arguments: more"),
+    ],
+)
+def test_bad_usage_is_one_line(words, problem, capsys):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert problem in said
+    assert said.count("\n") == 1

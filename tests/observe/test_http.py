@@ -1,0 +1,167 @@
+"""Pages over HTTP, and clients that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import SocketStream
+from kit.service import LogLines
+
+from stapsrv.observe.http import HttpLimits, HttpServer, Page
+
+pytestmark = pytest.mark.anyio
+
+PATIENT = HttpLimits(request_s=60, total_s=60)
+LARGE = b"x" * 16_000_000
+"""More than the kernel takes of an answer that nobody reads."""
+
+
+class Server:
+    def __init__(self, port: int, lines: LogLines) -> None:
+        self.port = port
+        self.lines = lines
+
+    async def connect(self) -> SocketStream:
+        return await anyio.connect_tcp("127.0.0.1", self.port)
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send a request, and return all that comes."""
+        async with await self.connect() as stream:
+            await stream.send(request)
+            return await read_all(stream)
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        answer = await self.ask(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), body
+
+
+async def read_all(stream: SocketStream) -> bytes:
+    data = b""
+    with contextlib.suppress(anyio.EndOfStream):
+        while True:
+            data += await stream.receive()
+    return data
+
+
+async def find(path: str) -> Page:
+    if path == "/crash":
+        raise ZeroDivisionError
+    if path == "/large":
+        return Page(HTTPStatus.OK, LARGE)
+    return Page.of_lines(HTTPStatus.OK, f"this is {path}")
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: HttpLimits = PATIENT) -> AsyncIterator[Server]:
+    lines = LogLines()
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, anyio.fail_after(20):
+        listener.setblocking(False)
+        server = HttpServer(listener, find, log=lines.log, limits=limits)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve)
+            yield Server(listener.getsockname()[1], lines)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_page():
+    async with serving() as server:
+        answer = await server.ask(b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer == (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 11\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\n\r\nthis is /a\n"
+    )
+
+
+async def test_a_head_alone():
+    async with serving() as server:
+        answer = await server.ask(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"Content-Length: 11\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", 200),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01 a TLS handshake\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000, 431),
+    ],
+)
+async def test_requests_of_all_kinds(request_, status):
+    async with serving() as server:
+        assert int((await server.ask(request_)).split()[1]) == status
+        assert (await server.get("/a"))[0] == 200
+        assert server.lines.entries == []
+
+
+async def test_a_request_may_come_byte_by_byte():
+    async with serving() as server, await server.connect() as stream:
+        for byte in b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n":
+            await stream.send(bytes([byte]))
+        assert (await read_all(stream)).endswith(b"\r\n\r\nthis is /a\n")
+
+
+async def test_a_page_that_fails_is_an_answer_and_an_entry_in_the_log():
+    async with serving() as server:
+        assert (await server.get("/crash"))[0] == 500
+        assert server.lines.events() == ["metrics.crashed"]
+        assert (await server.get("/a"))[0] == 200
+
+
+async def test_there_is_room_for_so_many_and_the_next_waits():
+    async with (
+        serving(HttpLimits(connections=2, request_s=60, total_s=60)) as server,
+        await server.connect() as first,
+        await server.connect(),
+        await server.connect() as third,
+    ):
+        await third.send(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        answered = anyio.Event()
+
+        async def read() -> None:
+            assert (await read_all(third)).startswith(b"HTTP/1.1 200 ")
+            answered.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            # The request is there: where there is room, each turn of the loop takes it on by a step of few.
+            for _ in range(100):
+                await anyio.lowlevel.checkpoint()
+            assert not answered.is_set()
+            await first.aclose()
+
+
+async def test_who_says_nothing_is_told_so_and_leaves_the_room():
+    async with serving(HttpLimits(connections=2, request_s=0.2, total_s=60)) as server:
+        silent = [await server.connect() for _ in range(2)]
+        assert (await server.get("/a"))[0] == 200
+        for stream in silent:
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 408 ")
+            await stream.aclose()
+
+
+async def test_who_reads_nothing_leaves_the_room():
+    async with serving(HttpLimits(connections=1, request_s=60, total_s=0.5)) as server:
+        async with await server.connect() as greedy:
+            await greedy.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await server.get("/a"))[0] == 200
+        assert server.lines.entries == []
+
+
+async def test_a_client_that_leaves_early_is_no_error():
+    async with serving(HttpLimits(connections=1, request_s=60, total_s=60)) as server:
+        for words in (b"", b"GET /", b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
+            async with await server.connect() as stream:
+                await stream.send(words or b"\r\n")
+        assert (await server.get("/a"))[0] == 200
+        assert server.lines.entries == []

@@ -1,0 +1,165 @@
+"""Resource limits with programs that want too much, in each mechanism of this host and without one."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from kit.trees import shell
+
+from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.process import run_tree
+from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.limits import Resources, count_processes
+from stapsrv.sandbox.mount_plan import View
+from stapsrv.sandbox.policy import Needs
+from stapsrv.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The limits are the kernel's, whatever loop waits for what they end."""
+    return "asyncio"
+
+
+PYTHON = "/usr/bin/python3"
+MEBI = 1 << 20
+
+
+@pytest.fixture(params=[*Mechanism, None], ids=lambda kind: kind.value if kind else "off")
+async def bounded(request, available, tmp_path):
+    """Run a command with these resources; returns its outcome."""
+    sandbox = Sandbox(request.param and await available(request.param))
+    directory = tmp_path / "request"
+    directory.mkdir()
+    needs = Needs(
+        stap=Path("/usr/bin/stap"),
+        environ={"PATH": "/usr/bin:/bin"},
+        home=tmp_path / "home",
+        build_trees=(),
+        releases=(),
+    )
+    view: View = sandbox.view(needs, directory, start=directory)
+
+    async def run(command, **resources):
+        bounds = Resources(**resources)
+        outcome = await run_tree(sandbox.command(view, bounds, command), deadline_s=60, cwd=directory)
+        return outcome, bounds.explain(outcome.status, outcome.stderr)
+
+    return run
+
+
+async def test_processor_time(bounded):
+    outcome, said = await bounded(shell("while :; do :; done"), cpu_s=1.0)
+    assert outcome.status in {-24, 128 + 24}
+    assert said == "The compile needed more than 1 seconds of processor time (LIMIT_CPU of this server)"
+
+
+async def test_memory(bounded):
+    hungry = f"x = bytearray({300 * MEBI})"
+    assert (await bounded([PYTHON, "-c", hungry]))[0].status == 0
+    outcome, _ = await bounded([PYTHON, "-c", hungry], memory_bytes=200 * MEBI)
+    assert outcome.status == 1
+    assert outcome.stderr.endswith(b"MemoryError\n")
+
+
+async def test_file(bounded, tmp_path):
+    outcome, said = await bounded(["dd", "if=/dev/zero", "of=big", "bs=64k", "count=64"], file_bytes=MEBI)
+    assert outcome.status != 0
+    assert said == "The compile needed a file of more than 1M (LIMIT_FILE of this server)"
+    assert (tmp_path / "request" / "big").stat().st_size == MEBI
+
+
+def test_processes_of_the_host_are_known_at_once(tmp_path):
+    assert count_processes() >= len(list(Path("/proc").glob("[0-9]*"))) // 2
+    assert count_processes(tmp_path / "missing") == 0
+    assert Resources(processes=3).inner_command(others=4)[2] == "--nproc=7:7"
+    assert "--nproc" not in " ".join(Resources().inner_command(others=4))
+
+
+async def test_processes(bounded):
+    """A bomb, bounded by itself, or where the user's processes all count, beside what there is."""
+    there = count_processes()
+    bomb = """
+        import os, sys
+        made = 0
+        over, held = os.pipe()
+        try:
+            while made < 5000:
+                if os.fork() == 0:
+                    os.close(held)
+                    os.read(over, 1)  # until the first one ends
+                    os._exit(0)
+                made += 1
+        except BlockingIOError as exc:
+            print(made)
+            sys.exit(f"fork: {exc.strerror}")
+    """
+    outcome, said = await bounded([PYTHON, "-c", textwrap.dedent(bomb)], processes=300)
+    assert outcome.status == 1
+    assert 0 < int(outcome.stdout) < there + 600
+    assert said == "The compile needed more than 300 processes (LIMIT_PROCESSES of this server)"
+
+
+async def test_priority_and_what_is_left_alone(bounded):
+    script = "nice; cat /proc/self/oom_score_adj; ulimit -c; ulimit -t; ulimit -v; ulimit -f"
+    outcome, _ = await bounded(shell(script), nice=7)
+    assert outcome.stdout.split() == [b"7", b"500", b"0", b"unlimited", b"unlimited", b"unlimited"]
+
+
+def test_each_limit_of_a_server_is_a_resource():
+    limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 4096, "nice": 0}).limits
+    resources = Resources.of(limits)
+    assert (resources.cpu_s, resources.memory_bytes, resources.nice) == (9.0, 4096, 0)
+    assert resources.file_bytes == Limits().file_bytes > 0
+    assert resources.processes == Limits().processes > 0
+
+
+def test_limits_that_hold_already_are_not_raised(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _number: (5, 5))
+    command = Resources(cpu_s=60.0, memory_bytes=4096).inner_command()
+    assert command == ["prlimit", "--core=0", "--cpu=5:5", "--as=5:5", "--"]
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "exceeded", "word"),
+    [
+        (1, b"gcc: fatal error: CPU time limit exceeded signal terminated program cc1", None, "LIMIT_CPU"),
+        (1, b"cc1: out of memory allocating 65536 bytes after a total of 1 bytes", None, "LIMIT_MEMORY"),
+        (1, b"terminate called: std::bad_alloc", None, "LIMIT_MEMORY"),
+        (1, b"make: /bin/sh: Resource temporarily unavailable", None, "LIMIT_PROCESSES"),
+        (2, b"/bin/sh: 1: Cannot fork", None, "LIMIT_PROCESSES"),
+        (1, b"/usr/bin/ld: final link failed: File too large", None, "LIMIT_FILE"),
+        (-25, b"", None, "LIMIT_FILE"),
+        (128 + 24, b"", None, "LIMIT_CPU"),
+        (137, b"", "memory", "LIMIT_MEMORY"),
+    ],
+)
+def test_limit_that_was_met_is_named(status, stderr, exceeded, word):
+    resources = Resources(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
+    assert f"({word} of this server)" in resources.explain(status, stderr, exceeded=exceeded)
+
+
+def test_limit_that_a_child_met_is_named_though_the_program_succeeded():
+    """stap takes a feature of the kernel that it could not look for as missing, and goes on."""
+    resources = Resources(processes=1)
+    assert "(LIMIT_PROCESSES of this server)" in str(resources.explain(0, b"", exceeded="processes"))
+    assert resources.explain(0, b"", exceeded="memory") is None
+
+
+def test_no_limit_is_named_where_none_was_met():
+    resources = Resources(cpu_s=1.0, memory_bytes=1)
+    assert resources.explain(0, b"std::bad_alloc") is None
+    assert resources.explain(1, b"parse error") is None
+    assert resources.explain(1, b"File too large") is None
+    assert Resources().explain(-24, b"") is None
+
+
+def test_interpreter_of_the_launcher_is_the_bare_one():
+    """A virtual environment's would look for its configuration, and be started through a link."""
+    assert getattr(sys, "_base_executable", None)

@@ -1,0 +1,70 @@
+"""Views: what is described is all there is, and in an order that mounts can be made in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stapsrv.sandbox.mount_plan import Access, Place, describe
+from stapsrv.system.symlinks import Link
+
+READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Access.EMPTY_FILE
+
+
+def view(*places: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
+    return describe(
+        [Place(Path(path), access) for path, access in places],
+        [Link(Path(path), target) for path, target in links],
+        directory=Path("/"),
+        network=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("places", "kept"),
+    [
+        ([("/usr/lib", READ), ("/usr", READ)], [("/usr", READ)]),
+        ([("/usr", READ), ("/usr/cache", WRITE)], [("/usr", READ), ("/usr/cache", WRITE)]),
+        ([("/a", READ), ("/a/ssl", EMPTY)], [("/a", READ), ("/a/ssl", EMPTY)]),
+        ([("/a", READ), ("/a/key", FILE)], [("/a", READ), ("/a/key", FILE)]),
+        # What is hidden already needs no cover.
+        ([("/home/me", EMPTY), ("/home/me/run", EMPTY)], []),
+        ([("/a", READ), ("/a/b", EMPTY), ("/a/b/c", EMPTY)], [("/a", READ), ("/a/b", EMPTY)]),
+        # A part of what is hidden is shown.
+        ([("/home/me", EMPTY), ("/home/me/cache", WRITE)], [("/home/me/cache", WRITE)]),
+        (
+            [("/a", READ), ("/a/b", EMPTY), ("/a/b/c", READ)],
+            [("/a", READ), ("/a/b", EMPTY), ("/a/b/c", READ)],
+        ),
+        ([("/a", READ), ("/a", WRITE)], [("/a", WRITE)]),
+    ],
+)
+def test_places(places, kept):
+    made = view(*places)
+    assert [(str(place.path), place.access) for place in made.places] == kept
+    assert made.covered == tuple(Path(path) for path, access in kept if access.is_hidden)
+
+
+def test_links_are_kept_where_no_place_shows_them():
+    made = view(("/usr", READ), links=(("/usr/bin/cc", "gcc"), ("/bin", "usr/bin"), ("/etc/localtime", "x")))
+    assert [(str(link.path), link.target) for link in made.links] == [
+        ("/bin", "usr/bin"),
+        ("/etc/localtime", "x"),
+    ]
+
+
+PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
+
+
+@given(st.dictionaries(PATHS, st.sampled_from([READ, WRITE, EMPTY])), PATHS)
+def test_the_deepest_place_decides(wanted, path):
+    made = view(*wanted.items())
+    above = [place for place in (path, *map(str, Path(path).parents)) if place in wanted]
+    expected = wanted[above[0]] if above else None
+    found = made.access(Path(path))
+    assert found is expected or {found, expected} == {None, EMPTY}
+    depths = [len(place.path.parts) for place in made.places]
+    assert depths == sorted(depths)

@@ -1,0 +1,87 @@
+"""The accept loop: what one peer or a shortage does to it, and what ends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import anyio
+import pytest
+
+from stapsrv.supervisor.server.accept import accept_forever
+
+pytestmark = pytest.mark.anyio
+
+
+class Failing:
+    """A listener whose first accepts fail."""
+
+    def __init__(self, listener: socket.socket, error: int, failures: int) -> None:
+        self._listener = listener
+        self._error = error
+        self.failures = failures
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self):
+        if self.failures:
+            self.failures -= 1
+            raise OSError(self._error, os.strerror(self._error))
+        return self._listener.accept()
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.setblocking(False)
+        yield made
+
+
+async def accepted_by(listener) -> list[str | None]:
+    """Accept one connection, and return the shortages that were told of meanwhile."""
+    shortages: list[str | None] = []
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+
+            def take(accepted: socket.socket, _address: object) -> None:
+                assert not accepted.getblocking()
+                accepted.close()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(lambda: accept_forever(listener, take, exhausted=shortages.append))
+    return shortages
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+async def test_shortage_is_told_of_once_and_outlived(listener, error):
+    with socket.create_connection(listener.getsockname()):
+        assert await accepted_by(Failing(listener, error, 2)) == [os.strerror(error)]
+
+
+@pytest.mark.parametrize(
+    "error", [errno.EAGAIN, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETUNREACH, errno.EHOSTDOWN]
+)
+async def test_what_befell_one_peer_is_nobody_else_s(listener, error):
+    with socket.create_connection(listener.getsockname()):
+        assert await accepted_by(Failing(listener, error, 3)) == []
+
+
+async def test_failure_of_the_listener_itself_ends_it(listener):
+    with socket.create_connection(listener.getsockname()), pytest.raises(OSError, match="Bad file"):
+        await accepted_by_alone(Failing(listener, errno.EBADF, 1))
+
+
+async def accepted_by_alone(listener) -> None:
+    await accept_forever(listener, lambda *_: None, exhausted=lambda _: None)
+
+
+async def test_connection_that_cannot_be_taken_is_closed(listener):
+    def take(_accepted: socket.socket, _address: object) -> None:
+        raise ZeroDivisionError
+
+    with socket.create_connection(listener.getsockname(), timeout=10) as client:
+        with pytest.raises(ZeroDivisionError):
+            await accept_forever(listener, take, exhausted=lambda _: None)
+        assert client.recv(1) == b""

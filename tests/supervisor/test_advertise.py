@@ -1,0 +1,195 @@
+"""Which servers the network hears of: those that serve, and what is true of them now."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import socket
+from collections.abc import Iterator
+
+import anyio
+import attrs
+import pytest
+from kit.responder import Air, FakeMonitor
+from kit.service import LogLines
+
+from stapsrv.config.mdns import MdnsSettings
+from stapsrv.identity.certificate import load_or_create_identity
+from stapsrv.identity.mok import create_mok
+from stapsrv.identity.store import KeptIdentity
+from stapsrv.mdns.advertiser import Advertiser
+from stapsrv.mdns.records import parse_text
+from stapsrv.supervisor import advertise, managed_server
+from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.operations import Wish
+
+pytestmark = pytest.mark.anyio
+
+NAME = "Systemtap Compile Server on build"
+
+
+@pytest.fixture
+def air() -> Iterator[Air]:
+    with contextlib.closing(Air()) as made:
+        yield made
+
+
+def announcer(air: Air, lines: LogLines) -> Announcer:
+    advertiser = Advertiser(
+        "build",
+        log=lines.log,
+        open_responder=air.open,
+        read_network=air.look,
+        open_monitor=FakeMonitor,
+        patience=lambda: 0,
+    )
+    return Announcer(advertiser, log=lines.log)
+
+
+@contextlib.asynccontextmanager
+async def serving(bench, air, *changes):
+    """Have servers that differ by these settings serve and be heard of."""
+    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+        wishes = [Wish(bench.settings(**change)) for change in changes or ({},)]
+        outcomes = await supervisor.start(wishes)
+        await air.wait(lambda: len(air.heard) == len(wishes))
+        yield supervisor, [outcome.server for outcome in outcomes]
+
+
+def texts(air: Air) -> list[dict[str, list[str]]]:
+    return [parse_text(said.text) for said in air.heard.values()]
+
+
+async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
+    changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
+    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+        hidden, heard = await supervisor.start([Wish(bench.settings(**change)) for change in changes])
+        assert (hidden.error, heard.error) == (None, None)
+        await air.wait(lambda: len(air.heard) == 1)
+        (said,) = air.heard.values()
+        assert (said.port, said.addresses) == (heard.server.port, frozenset({bytes(4)}))
+
+
+async def test_servers_that_serve_are_heard_of(bench, air):
+    async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
+        (said,) = air.heard.values()
+        identity = await bench.host.identities.obtain(bench.identity, bench.lines.log)
+        assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
+        assert texts(air) == [
+            {
+                "sysinfo": ["6.1.0-test x86_64"],
+                "optinfo": ["-DA=1 -I/tmp"],
+                "version": ["4.8"],
+                "certinfo": [identity.kept.identity.serial],
+            }
+        ]
+    assert not air.heard
+
+
+async def test_goodbye_is_said_before_the_listener_closes(bench, air):
+    reached = []
+
+    def reach(service):
+        with socket.create_connection(("127.0.0.1", service.port), 5):
+            reached.append(service.port)
+
+    air.on_withdraw = reach
+    async with serving(bench, air, {}, {"max_threads": 1}) as (supervisor, servers):
+        (outcome,) = await supervisor.stop([servers[0].id])
+        assert outcome.error is None
+        assert reached == [servers[0].port]
+        assert [said.port for said in air.heard.values()] == [servers[1].port]
+    assert reached == [server.port for server in servers]
+
+
+async def test_draining_servers_are_not_heard_of(bench, air):
+    async with serving(bench, air) as (supervisor, servers):
+        await supervisor.drain([servers[0].id])
+        await air.wait(lambda: not air.heard)
+        await supervisor.undrain([servers[0].id])
+        await air.wait(lambda: list(air.heard) == [NAME])
+
+
+async def test_crashed_servers_are_not_heard_of(bench, air, monkeypatch):
+    monkeypatch.setattr(managed_server, "back_off_s", lambda _crashes: 0.2)
+    async with serving(bench, air) as (supervisor, servers):
+        # Accepting fails from now on.
+        supervisor._servers[servers[0].id].server._listeners[0].shutdown(socket.SHUT_RDWR)
+        await bench.lines.wait("server.crashed")
+        await air.wait(lambda: not air.heard)
+        await air.wait(lambda: list(air.heard) == [NAME])
+        assert [server.state for server in supervisor.status().servers] == [State.SERVING]
+
+
+async def test_renewed_certificate_is_announced(bench, air, tmp_path):
+    async with serving(bench, air, {}, {"max_threads": 1}):
+        live = await bench.host.identities.obtain(bench.identity, bench.lines.log)
+        other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
+        renewed = attrs.evolve(other, directory=live.kept.identity.directory)
+        live.replace(KeptIdentity(renewed, renewed.tls_context()))
+        await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[renewed.serial]] * 2)
+        assert sorted(air.calls("announce")) == [NAME, f"{NAME} #2"]
+
+
+async def test_database_that_is_replaced_is_announced(bench, air, tmp_path):
+    """No client has come by, and the clock's minute is not over."""
+    async with serving(bench, air), anyio.create_task_group() as background:
+        background.start_soon(bench.host.identities.keep_fresh, bench.lines.log)
+        other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
+        for path in other.directory.iterdir():
+            shutil.copy(path, bench.identity / path.name)
+        await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[other.serial]])
+        background.cancel_scope.cancel()
+
+
+async def test_machine_owner_keys_are_followed(bench, air):
+    moks = bench.identity / "moks"
+    async with serving(bench, air):
+        assert "mok_info" not in texts(air)[0]
+        mok = await create_mok(moks, log=bench.lines.log)
+        await air.wait(lambda: [text.get("mok_info") for text in texts(air)] == [[mok.fingerprint]])
+        shutil.rmtree(mok.directory)
+        await air.wait(lambda: "mok_info" not in texts(air)[0])
+
+
+async def test_keys_that_cannot_be_looked_at_now(bench, air, monkeypatch):
+    """What was found before is said on, and the server that comes now is heard of."""
+
+    def fail(_directory):
+        raise OSError(errno.EAGAIN, "no thread can be started")
+
+    moks = bench.identity / "moks"
+    mok = await create_mok(moks, log=bench.lines.log)
+    async with serving(bench, air) as (supervisor, _):
+        monkeypatch.setattr(advertise, "list_moks", fail)
+        shutil.rmtree(mok.directory)
+        await bench.lines.wait("identity.unwatched")
+        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        assert second.error is None
+        await air.wait(lambda: len(air.heard) == 2)
+        assert [text["mok_info"] for text in texts(air)] == [[mok.fingerprint]] * 2
+
+
+async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
+    def fail(_directory):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(advertise, "list_moks", fail)
+    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+        (first,) = await supervisor.start([Wish(bench.settings())])
+        await bench.lines.wait("mdns.crashed")
+        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        assert (first.error, second.error) == (None, None)
+        outcomes = await supervisor.stop([first.server.id, second.server.id])
+        assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+async def test_nothing_is_said_where_nothing_is_wanted(bench):
+    quiet = Announcer.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
+    async with bench.supervisor(announcer=quiet) as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        await supervisor.drain([outcome.server.id])
+        await supervisor.stop([outcome.server.id])
+        assert not any(str(event).startswith("mdns.") for event in bench.lines.events())

@@ -1,0 +1,271 @@
+"""First compiles in the background, and the health of releases: a stand-in for stap says what comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+import anyio.to_thread
+import pytest
+from kit.client import exchange, request
+from kit.stap import make_stap
+from kit.trees import Witness
+
+from stapsrv.compile.health import Health
+from stapsrv.supervisor.advertise import advertisements
+from stapsrv.supervisor.operations import Wish
+from stapsrv.supervisor.warmup import Warmer, _watch, first_error
+from stapsrv.system.directory_watcher import DirectoryMonitor
+
+pytestmark = pytest.mark.anyio
+
+MODULE = 'touch "$answer/x.ko"'
+BROKEN = "echo 'In file included from x.c:1:' >&2; echo 'x.h:3: error: no such thing' >&2; exit 1"
+
+
+class Kernel:
+    """A stap whose answers a test decides, and which notes each run."""
+
+    def __init__(self, bench, directory: Path) -> None:
+        self.bench = bench
+        self._script, self._runs = directory / "answer.sh", directory / "runs"
+        self._runs.touch()
+        self.answer(MODULE)
+        make_stap(
+            bench.host.engine.stap.path,
+            f"echo >>{self._runs}; . {self._script}",
+        )
+        (directory / "systemtap" / "cache").mkdir(parents=True)
+
+    def answer(self, script: str) -> None:
+        new = self._script.with_suffix(".new")
+        new.write_text(script)
+        new.replace(self._script)
+
+    @property
+    def runs(self) -> list[str]:
+        return self._runs.read_text().splitlines()
+
+
+@pytest.fixture
+def kernel(bench, tmp_path):
+    return Kernel(bench, tmp_path)
+
+
+class Healths:
+    """Follows the health of releases."""
+
+    def __init__(self, warmer: Warmer) -> None:
+        self.seen: list[Health] = []
+        self._changed = anyio.Event()
+        warmer.follow(self._note)
+
+    def _note(self, standing) -> None:
+        self.seen.append(standing.health)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self, health: Health, count: int = 1) -> None:
+        with anyio.fail_after(30):
+            while self.seen.count(health) < count:
+                await self._changed.wait()
+
+
+class Listener:
+    """In an announcer's place: keeps which releases it was last told to say of a server."""
+
+    def __init__(self) -> None:
+        self.said: dict[int, list[str]] = {}
+
+    async def run(self) -> None:
+        await anyio.sleep_forever()
+
+    def show(self, server_id, server) -> None:
+        found = advertisements(server, serial="00", moks=())
+        self.said[server_id] = [advertisement.sysinfo for advertisement in found]
+
+    def hide(self, server_id) -> None:
+        self.said.pop(server_id, None)
+
+    async def withdraw(self, server_id) -> None:
+        self.hide(server_id)
+
+
+@contextlib.asynccontextmanager
+async def started(bench, count: int = 1, announcer: Listener | None = None, **settings):
+    """Start servers of a new process; yields the supervisor, their status, and what follows their health."""
+    bench.host = bench.new_host()
+    healths = Healths(bench.host.warmer)
+    async with bench.supervisor(announcer=announcer) as supervisor:
+        wishes = [
+            Wish(bench.settings(warmup=True, max_threads=number, **settings))
+            for number in range(1, count + 1)
+        ]
+        outcomes = await supervisor.start(wishes)
+        assert [outcome.error for outcome in outcomes] == [None] * count
+        yield supervisor, [outcome.server for outcome in outcomes], healths
+
+
+async def test_release_is_compiled_for_once_and_known_to_be_warm_after_a_restart(bench, kernel):
+    async with started(bench) as (supervisor, _, healths):
+        await healths.wait(Health.HEALTHY)
+        assert healths.seen == [Health.WARMING, Health.HEALTHY]
+        (server,) = supervisor.status().servers
+        (served,) = server.work.releases
+        assert (served.health, served.reason) == (Health.HEALTHY, None)
+    async with started(bench) as (_, _, healths):
+        await healths.wait(Health.HEALTHY)
+        assert healths.seen == [Health.HEALTHY]
+    assert len(kernel.runs) == 1
+    assert bench.lines.events().count("release.healthy") == 1
+
+
+async def test_it_has_the_lowest_priority(bench, kernel):
+    """Which it is given when it has begun: it looks again until it has."""
+    kernel.answer(f"""
+        seen=
+        until case $seen in '19 19' | '19 ' | *autogroup*) true ;; *) false ;; esac; do
+            seen="$(nice) $(cut -d' ' -f3 /proc/self/autogroup 2>&1)"
+        done
+        {MODULE}
+    """)
+    async with started(bench) as (_, _, healths):
+        await healths.wait(Health.HEALTHY)
+
+
+@pytest.mark.parametrize("what", ["build tree", "stap's cache", "stap"])
+async def test_it_is_compiled_for_again_after_a_change(bench, kernel, tmp_path, what):
+    async with started(bench) as (_, _, healths):
+        await healths.wait(Health.HEALTHY)
+    if what == "build tree":
+        (bench.build_tree / "Makefile").write_text("new")
+    elif what == "stap":
+        os.utime(bench.host.engine.stap.path)
+    else:
+        (tmp_path / "systemtap" / "cache").rename(tmp_path / "systemtap" / "old")
+        (tmp_path / "systemtap" / "cache").mkdir()
+    async with started(bench) as (_, _, healths):
+        await healths.wait(Health.HEALTHY)
+    assert len(kernel.runs) == 2
+
+
+async def test_equal_servers_share_one(bench, kernel):
+    async with started(bench, count=3) as (supervisor, _, healths):
+        await healths.wait(Health.HEALTHY)
+        served = [release for server in supervisor.status().servers for release in server.work.releases]
+        assert {release.health for release in served} == {Health.HEALTHY}
+        await supervisor.start([Wish(bench.settings(warmup=True, define=("A=1",)))])
+        await healths.wait(Health.HEALTHY, 2)
+    assert len(kernel.runs) == 2
+
+
+async def test_one_is_compiled_for_at_a_time(bench, kernel, tmp_path):
+    """Each run fails if another one is under way."""
+    kernel.answer(f"mkdir {tmp_path}/busy || exit 1; {MODULE}; sleep 0.1; rmdir {tmp_path}/busy")
+    wishes = [Wish(bench.settings(warmup=True, define=(f"A={number}",))) for number in range(4)]
+    async with started(bench) as (supervisor, _, healths):
+        await supervisor.start(wishes)
+        await healths.wait(Health.HEALTHY, 5)
+    assert Health.UNHEALTHY not in healths.seen
+
+
+async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
+    async with bench.supervisor() as supervisor:
+        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        assert [release.health for release in outcome.server.work.releases] == [Health.UNTRIED]
+        assert [case.scope for case in bench.host.warmer._cases.values()] == [None]
+    assert kernel.runs == []
+
+
+async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_path):
+    witness = Witness(tmp_path)
+    kernel.answer(f'echo >"{witness.path}"; sleep 1000')
+    async with started(bench) as (supervisor, (server,), healths):
+        await healths.wait(Health.WARMING)
+        await witness.wait_line()
+        witness.close()
+        assert supervisor.status().compiles == 0
+        kernel.answer(MODULE)
+        answer = await exchange(server.port, request("-p4"))
+        assert answer.rc == 0
+        # What the client's request has shown is enough.
+        await healths.wait(Health.HEALTHY)
+    assert len(kernel.runs) == 2
+
+
+class TestUnhealthy:
+    @pytest.mark.parametrize("changed", ["Makefile", "include/config/new"])
+    async def test_is_told_not_advertised_and_tried_again_after_a_change(
+        self, bench, kernel, monkeypatch, changed
+    ):
+        armed = threading.Event()
+
+        def watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
+            monitors = _watch(places)
+            armed.set()
+            return monitors
+
+        monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
+        kernel.answer(BROKEN)
+        network = Listener()
+        async with started(bench, announcer=network) as (supervisor, (begun,), healths):
+            await healths.wait(Health.UNHEALTHY)
+            (server,) = supervisor.status().servers
+            (release,) = server.work.releases
+            assert (release.health, release.reason) == (Health.UNHEALTHY, "x.h:3: error: no such thing")
+            assert network.said == {begun.id: []}
+            kernel.answer(MODULE)
+            await bench.lines.wait("release.unhealthy")
+            assert await anyio.to_thread.run_sync(armed.wait, 20)
+            (bench.build_tree / changed).touch()
+            await healths.wait(Health.HEALTHY)
+            assert network.said == {begun.id: ["6.1.0-test x86_64"]}
+        assert bench.lines.reasons("release.unhealthy") == ["x.h:3: error: no such thing"]
+
+    async def test_is_attempted_for_a_client_whose_success_makes_it_healthy(self, bench, kernel):
+        kernel.answer(BROKEN)
+        async with started(bench) as (_, (server,), healths):
+            await healths.wait(Health.UNHEALTHY)
+            assert (await exchange(server.port, request("-p4"))).rc == 1
+            assert Health.HEALTHY not in healths.seen
+            kernel.answer(MODULE)
+            assert (await exchange(server.port, request("-p4"))).rc == 0
+            await healths.wait(Health.HEALTHY)
+
+    @pytest.mark.parametrize("hangs", [False, True])
+    async def test_is_tried_again_after_some_time(self, bench, kernel, monkeypatch, hangs):
+        def watch(_places: Iterable[Path]) -> NoReturn:
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+
+        if hangs:
+            monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
+        kernel.answer(BROKEN)
+        bench.first_delay_s = 0.1
+        async with started(bench) as (_, _, healths):
+            await healths.wait(Health.UNHEALTHY)
+            kernel.answer(MODULE)
+            await healths.wait(Health.HEALTHY)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        (b"WARNING: x\nsemantic error: no runtime\nPass 2: analysis failed.\n", "semantic error: no runtime"),
+        (
+            b"  a.c:1:2: fatal error: x.h: No such file\nerror: later\n",
+            "a.c:1:2: fatal error: x.h: No such file",
+        ),
+        (b"ERROR: kernel release isn't found\n", "ERROR: kernel release isn't found"),
+        (b"one\ntwo\n\n", "two"),
+        (b"", "it failed and said nothing"),
+        (b"error: \x1b[2J" + b"x" * 999, "error: \\x1b[2J" + "x" * 289 + "…"),
+    ],
+)
+def test_first_error(stderr, reason):
+    assert first_error(stderr) == reason

@@ -1,0 +1,30 @@
+"""The end of a process that something holds up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, threading, types
+from stapsrv.system.force_exit import end_for_certain
+def tell(event, *, seconds):
+    print(event, seconds, flush=True)
+    {then}
+end_for_certain(types.SimpleNamespace(error=tell), within_s=0.1)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("then", ["return", "threading.Event().wait()", "raise OSError"])
+def test_process_ends_though_its_log_hangs_or_fails(then):
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(then=then)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, b"server.hangs 0.1\n")

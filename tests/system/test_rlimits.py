@@ -1,0 +1,49 @@
+"""Open files, and how many connections they allow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from kit.service import LogLines
+
+from stapsrv.system.rlimits import most_connections, warn_of_few_files
+
+LOWERED = (
+    "import resource; from stapsrv.system.rlimits import raise_open_files;"
+    "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard));"
+    "assert raise_open_files() == hard;"
+    "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
+)
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one():
+    subprocess.run([sys.executable, "-c", LOWERED], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "open_files", "most"),
+    [
+        (None, 1_000_000, 4096),
+        (None, 1024, 768),
+        (None, 256, 160),
+        (None, 10, 1),
+        (100, 1024, 100),
+        (10_000, 1_000_000, 10_000),
+        (10_000, 1024, 768),
+    ],
+)
+def test_connections_are_bounded_by_open_files(wanted, open_files, most):
+    assert most_connections(wanted, open_files=open_files) == most
+
+
+@pytest.mark.anyio
+async def test_a_bound_that_open_files_do_not_allow_is_told_once():
+    lines = LogLines()
+    warn_of_few_files(10**9, lines.log)
+    (entry,) = lines.entries
+    assert (entry["event"], entry["wanted"]) == ("listener.descriptors", 10**9)
+    warn_of_few_files(1, lines.log)
+    assert len(lines.entries) == 1

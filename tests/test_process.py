@@ -1,0 +1,243 @@
+"""Child trees: what they say, how they end, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anyio
+import pytest
+from kit.trees import Witness, shell
+
+from stapsrv import process
+from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.process import Containment, Ending, Outcome, find_containment, run_tree
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[Containment.NAMESPACE, Containment.DEATH_SIGNAL, Containment.SESSION])
+async def containment(request: pytest.FixtureRequest) -> Containment:
+    if request.param is Containment.NAMESPACE and await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    return request.param
+
+
+@pytest.fixture
+def witness(tmp_path: Path):
+    made = Witness(tmp_path)
+    yield made
+    made.close()
+
+
+def has_children() -> bool:
+    """Whether this process has a child, dead ones that nobody waited for included."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left():
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_outputs_and_status(containment):
+    outcome = await run_tree(shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment)
+    assert outcome == Outcome(Ending.EXITED, 7, b"out\n", b"err\n")
+
+
+async def test_standard_input_is_empty():
+    assert (await run_tree(["cat"], deadline_s=20)).stdout == b""
+
+
+async def test_arguments_are_passed_byte_for_byte(containment):
+    nasty = [b"a\nb", b"'\"$(id)`", b"\xff\xfe", b"", b"-e"]
+    command = [sys.executable, "-c", "import os,sys; os.write(1, b'|'.join(map(os.fsencode, sys.argv[1:])))"]
+    outcome = await run_tree([*command, *nasty], deadline_s=20, containment=containment)
+    assert outcome.stdout == b"|".join(nasty)
+
+
+async def test_directory_and_environment(tmp_path, containment):
+    env = {b"PATH": os.environb[b"PATH"], b"GREETING": b"hello"}
+    outcome = await run_tree(
+        shell('pwd; echo "$GREETING"; echo "$HOME"'),
+        deadline_s=20,
+        cwd=tmp_path,
+        env=env,
+        containment=containment,
+    )
+    assert outcome.stdout == f"{tmp_path}\nhello\n\n".encode()
+
+
+async def test_death_by_signal_is_told():
+    assert (await run_tree(shell("kill -SEGV $$"), deadline_s=20)).status == -signal.SIGSEGV
+
+
+async def test_missing_program_is_an_error():
+    with pytest.raises(TranslatorError, match=r"^/no/such/program: could not be started: No such file"):
+        await run_tree(["/no/such/program"], deadline_s=20)
+
+
+async def test_arguments_too_long_for_the_system():
+    with pytest.raises(RequestRejected, match="longer than a program can take"):
+        await run_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
+
+
+async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
+    """With ever more descriptors left it comes further, and in the end all the way."""
+    free = os.dup(0)
+    os.close(free)
+    before = os.listdir("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refusals: list[str] = []
+    try:
+        while True:
+            # Descriptors are given out from the lowest: the limit is so many above the first that is free.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + len(refusals), hard))
+            try:
+                outcome = await run_tree(["true"], deadline_s=10)
+            except TranslatorError as exc:
+                refusals.append(str(exc))
+            else:
+                break
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcome.ending is Ending.EXITED
+    assert len(refusals) >= 5
+    assert set(refusals) == {"true: could not be started: Too many open files"}
+    assert os.listdir("/proc/self/fd") == before
+    assert not has_children()
+
+
+async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(TranslatorError, match="Cannot allocate memory"):
+        await run_tree(shell("exec 3>$1; sleep 300", witness.path), deadline_s=10)
+    assert not has_children()
+
+
+@pytest.fixture
+def run_overdue(monkeypatch, witness):
+    """Run a script whose deadline comes when it has said on descriptor 3 that it is ready, and not before."""
+    deadline_s, timers = 1000.0, []
+    move_on_after = anyio.move_on_after
+
+    def keep_timer(delay: float, **options: bool) -> anyio.CancelScope:
+        timer = move_on_after(delay, **options)
+        if delay == deadline_s:
+            timers.append(timer)
+        return timer
+
+    async def run(script: str, *, containment: Containment, grace_s: float) -> Outcome:
+        command, outcomes = shell(f'exec 3>"$1"; {script}', witness.path), []
+
+        async def keep_outcome() -> None:
+            options = {"deadline_s": deadline_s, "containment": containment, "grace_s": grace_s}
+            outcomes.append(await run_tree(command, **options))
+
+        monkeypatch.setattr(anyio, "move_on_after", keep_timer)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(keep_outcome)
+            assert await witness.wait_line() == "ready\n"
+            (timer,) = timers
+            timer.deadline = anyio.current_time()
+        (outcome,) = outcomes
+        return outcome
+
+    return run
+
+
+async def test_overdue_tree_is_ended_politely(witness, run_overdue, containment):
+    script = "trap 'echo tidied; kill $!; exit 3' TERM; sleep 1000 & echo ready >&3; wait"
+    outcome = await run_overdue(script, containment=containment, grace_s=20)
+    assert (outcome.ending, outcome.status) == (Ending.OVERDUE, 3)
+    await witness.wait_gone()
+
+
+async def test_tree_that_ignores_term_is_killed(witness, run_overdue, containment):
+    script = "trap '' TERM; sleep 1000 & sleep 1000 & echo ready >&3; wait"
+    outcome = await run_overdue(script, containment=containment, grace_s=0.1)
+    assert outcome.ending is Ending.OVERDUE
+    assert outcome.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    await witness.wait_gone()
+
+
+async def test_nothing_outlives_a_leader_that_exits(witness, containment):
+    """A background child keeps the pipes open; it is ended, not waited for."""
+    script = 'exec 3>"$1"; sleep 1000 & echo done'
+    outcome = await run_tree(shell(script, witness.path), deadline_s=60, containment=containment)
+    assert (outcome.ending, outcome.status, outcome.stdout) == (Ending.EXITED, 0, b"done\n")
+    await witness.wait_gone()
+
+
+async def test_namespace_holds_what_leaves_its_session(witness, run_overdue):
+    if await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    script = "setsid sh -c 'echo ready >&3; sleep 1000' & sleep 1000"
+    await run_overdue(script, containment=Containment.NAMESPACE, grace_s=0.1)
+    await witness.wait_gone()
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+async def test_flood_is_ended_and_bounded(witness, containment, stream):
+    script = f'exec 3>"$1"; yes >&{stream}'
+    outcome = await run_tree(
+        shell(script, witness.path), deadline_s=60, containment=containment, output_bytes=100_000, grace_s=0.1
+    )
+    assert outcome.ending is Ending.FLOODED
+    assert len((b"", outcome.stdout, outcome.stderr)[stream]) == 100_000
+    await witness.wait_gone()
+
+
+async def test_cancellation_ends_the_tree(witness, containment):
+    script = 'exec 3>"$1"; echo ready >&3; sleep 1000 & sleep 1000'
+
+    async def run() -> None:
+        await run_tree(shell(script, witness.path), deadline_s=60, containment=containment, grace_s=0.1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await witness.wait_line()
+        tasks.cancel_scope.cancel()
+    await witness.wait_gone()
+
+
+async def test_tree_dies_with_a_killed_supervisor(witness):
+    """kill -9 of this side leaves no compile behind."""
+    if await find_containment() is not Containment.NAMESPACE:
+        pytest.skip("this host allows its users no user namespaces")
+    supervisor = """
+        import sys, anyio
+        from stapsrv.process import *
+        script = 'exec 3>"$1"; echo ready >&3; setsid sleep 1000 & sleep 1000'
+        async def main():
+            await run_tree(["/bin/sh", "-c", script, "sh", sys.argv[1]], deadline_s=60,
+                           containment=Containment.NAMESPACE)
+        anyio.run(main)
+    """
+    killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(supervisor), str(witness.path)])
+    assert await witness.wait_line() == "ready\n"
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    await witness.wait_gone()
+
+
+async def test_containment_falls_back_where_wrappers_fail(monkeypatch):
+    monkeypatch.setattr(process, "_WRAPPERS", {**process._WRAPPERS, Containment.NAMESPACE: ("false",)})
+    assert await find_containment() is Containment.DEATH_SIGNAL
+    monkeypatch.setattr(process, "_WRAPPERS", dict.fromkeys(Containment, ("/no/such/wrapper",)))
+    assert await find_containment() is Containment.SESSION
