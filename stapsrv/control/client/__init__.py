@@ -1,14 +1,14 @@
-"""Clients of the control socket, for the command line and for anybody's programs.
+"""The client of the control socket, for the command line and for anybody's programs.
 
-:class:`SyncControlClient` blocks, and needs the standard library only; :class:`ControlClient` works in any
-anyio program, on asyncio or Trio. Both have the same methods, which return plain dictionaries, described
-in :mod:`stapsrv.control.protocol.schema` and ``docs/control.md``. Every wait has a deadline.
+:class:`SyncControlClient` blocks, and needs the standard library only; in an asynchronous program, call it in a
+thread. Its methods return plain dictionaries, described in :mod:`stapsrv.control.protocol.schema` and
+``docs/control.md``. Every wait has a deadline.
 
 Errors:
     SupervisorNotRunning: nobody listens there.
     ControlError: everything else; ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`. The
-    supervisor
-        refused, or (TIMED_OUT, LOST) no answer came. A command that it had taken up goes on all the same.
+        supervisor refused, or (TIMED_OUT, LOST) no answer came. A command that it had taken up goes on all the
+        same.
 
 An action that fails for some servers is no error: each outcome has its own.
 
@@ -28,19 +28,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stapsrv.control.client.async_client import ControlClient, connect
     from stapsrv.control.client.core import SupervisorNotRunning
     from stapsrv.control.client.discovery import find_sockets
     from stapsrv.control.client.sync import SyncControlClient
 
 _HOMES = {
-    "ControlClient": "async_client",
     "SupervisorNotRunning": "core",
     "SyncControlClient": "sync",
-    "connect": "async_client",
     "find_sockets": "discovery",
 }
-__all__ = ["ControlClient", "SupervisorNotRunning", "SyncControlClient", "connect", "find_sockets"]
+__all__ = ["SupervisorNotRunning", "SyncControlClient", "find_sockets"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,10 +1,8 @@
-"""Both clients, against an endpoint, against supervisors that misbehave, and against none."""
+"""The client, against an endpoint, against supervisors that misbehave, and against none."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,32 +14,25 @@ import anyio.to_thread
 import pytest
 from kit.control import (
     READING_PEER,
-    descriptors,
     peer_of,
     running_control,
-    scripted_supervisor,
     server_status,
 )
 
 from stapsrv.control import client
 from stapsrv.control.client import (
-    ControlClient,
-    SupervisorNotRunning,
     SyncControlClient,
-    connect,
-    core,
-    find_sockets,
 )
-from stapsrv.control.client.core import Call, connect_error
-from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
-from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, server_info, supervisor_info
-from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.control.client.core import Call
+from stapsrv.control.protocol.jsonrpc import Code, encode_result
+from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, supervisor_info
+from stapsrv.errors import ControlError
 
 pytestmark = pytest.mark.anyio
 
 
 class Threaded:
-    """The client that blocks, made to look like the other one: each call runs in a thread."""
+    """The client, each call in a thread: so the tests can serve it meanwhile."""
 
     def __init__(self, blocking: SyncControlClient) -> None:
         self.blocking = blocking
@@ -65,10 +56,10 @@ class Threaded:
         return call
 
 
-@pytest.fixture(params=[Threaded.connect, connect], ids=["sync", "async"])
-def dial(request):
-    """Connect to a path, with either client."""
-    return request.param
+@pytest.fixture
+def dial():
+    """Connect to a path."""
+    return Threaded.connect
 
 
 @pytest.fixture
@@ -217,264 +208,6 @@ async def test_progress_that_raises_leaves_a_client_that_works(tmp_path, dial):
         assert (await supervisor.restart([7]))[0]["error"] is None
 
 
-async def test_calls_of_several_tasks_wait_for_each_other(tmp_path):
-    async with (
-        running_control(tmp_path, server_status(7)) as control,
-        await connect(control.path) as supervisor,
-    ):
-        pids: list[int] = []
-
-        async def ask() -> None:
-            pids.append((await supervisor.hello())["pid"])
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(10):
-                tasks.start_soon(ask)
-        assert pids == [4242] * 10
-
-
-async def test_cancelled_call_leaves_a_client_that_works(tmp_path):
-    async with (
-        running_control(tmp_path, server_status(7)) as control,
-        await connect(control.path) as supervisor,
-    ):
-        control.commands.gate = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-
-            async def give_up() -> None:
-                await control.commands.began.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(give_up)
-            await supervisor.restart([7])
-        control.commands.gate.set()
-        # The answer to the call that was given up comes first, and is skipped.
-        assert (await supervisor.hello())["pid"] == 4242
-
-
-async def test_request_that_was_cut_short_ends_the_client(tmp_path):
-    listener = socket.socket(socket.AF_UNIX)
-    with listener:
-        listener.bind(str(tmp_path / "control.sock"))
-        listener.listen()
-        async with await connect(tmp_path / "control.sock") as supervisor:
-            supervising, _ = listener.accept()
-            with supervising:
-                async with anyio.create_task_group() as tasks:
-
-                    async def give_up() -> None:
-                        await anyio.wait_readable(supervising)
-                        tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(give_up)
-                    await supervisor.start([{"settings": {"DEFINE": ["x" * 10_000_000]}}])
-                assert tasks.cancel_scope.cancelled_caught
-            with pytest.raises(ControlError) as caught:
-                await supervisor.hello()
-            assert (caught.value.code, str(caught.value)) == (
-                Code.LOST,
-                "hello: the connection ended before the supervisor's answer"
-                " (an earlier request was cancelled half way)",
-            )
-
-
-async def test_close_ends_a_waiting_call(tmp_path):
-    async with running_control(tmp_path, server_status(7)) as control:
-        control.commands.gate = anyio.Event()
-        supervisor = await connect(control.path)
-
-        async def close() -> None:
-            await control.commands.began.wait()
-            await supervisor.aclose()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(close)
-            with pytest.raises(ControlError) as caught:
-                await supervisor.restart([7])
-        assert (caught.value.code, str(caught.value)) == (
-            Code.LOST,
-            "restart: the connection ended before the supervisor's answer (this client was closed)",
-        )
-        await supervisor.aclose()
-
-
-# Against supervisors that misbehave.
-
-
-@pytest.mark.parametrize(
-    ("answer", "code", "text"),
-    [
-        (
-            b"",
-            Code.LOST,
-            "hello: the connection ended before the supervisor's answer (it was closed)",
-        ),
-        (
-            b'{"jsonrpc":"2.0","id":1,"res',
-            Code.LOST,
-            "hello: the connection ended before the supervisor's answer (it was closed)",
-        ),
-        (
-            b"HTTP/1.1 400 Bad Request\r\n",
-            Code.INTERNAL_ERROR,
-            "the supervisor sent a line that cannot be read: Expecting value: line 1 column 1 (char 0)",
-        ),
-        (
-            encode_result(1, []),
-            Code.INTERNAL_ERROR,
-            "the supervisor's answer is not understood: result: expected an object, not an array",
-        ),
-        (
-            encode_result(1, {"protocol": 1}),
-            Code.INTERNAL_ERROR,
-            "the supervisor's answer is not understood: result: the member 'version' is missing",
-        ),
-        (
-            encode_progress(1, {"id": "x"}),
-            Code.INTERNAL_ERROR,
-            "the supervisor's answer is not understood: params.server.id:"
-            " expected a whole number, not a string",
-        ),
-        (encode_error(1, ControlError("no", code=-5)), -5, "no"),
-        (encode_error(None, ControlError("no", code=-5)), -5, "no"),
-        (
-            b"x" * (16 * 1024 * 1024 + 1),
-            Code.INVALID_REQUEST,
-            "a line has more than 16777216 bytes",
-        ),
-    ],
-)
-async def test_answers_that_are_none(path, dial, answer, code, text):
-    with scripted_supervisor(path, answer):
-        async with await dial(path) as supervisor:
-            with pytest.raises(ControlError) as caught:
-                await supervisor.hello()
-    assert (caught.value.code, str(caught.value)) == (code, text)
-
-
-async def test_answers_to_others_are_skipped(path, dial):
-    status = supervisor_info(status_of_one())
-    answer = (
-        encode_result(99, {})
-        + encode_error(98, ControlError("no", code=-5))
-        + encode_progress(97, {"id": "x"})
-        + encode_result(1, status | {"later": 1})
-    )
-    with scripted_supervisor(path, answer):
-        async with await dial(path) as supervisor:
-            assert (await supervisor.status())["servers"] == status["servers"]
-
-
-def status_of_one():
-    from kit.control import FakeCommands
-
-    return FakeCommands(server_status(7)).status()
-
-
-async def test_silence_has_an_end(path, dial):
-    with scripted_supervisor(path, b"", hang_up=False):
-        async with await dial(path) as supervisor:
-            with pytest.raises(ControlError) as caught:
-                await supervisor.perform(core.HELLO._replace(wait_s=0.05))
-    assert (caught.value.code, str(caught.value)) == (
-        Code.TIMED_OUT,
-        "hello: no answer from the supervisor within 0.05 s",
-    )
-
-
-async def test_endless_progress_does_not_extend_the_wait(path, dial):
-    step = encode_progress(1, server_info(server_status(7)))
-    with scripted_supervisor(path, step * 20_000, hang_up=False):
-        async with await dial(path) as supervisor:
-            with pytest.raises(ControlError) as caught:
-                await supervisor.perform(core.HELLO._replace(wait_s=0.05))
-    assert caught.value.code == Code.TIMED_OUT
-
-
-# Against none.
-
-
-async def test_no_socket(path, dial):
-    before = descriptors()
-    with pytest.raises(SupervisorNotRunning) as caught:
-        await dial(path)
-    assert isinstance(caught.value, StapsrvError)
-    assert str(caught.value) == (
-        f"control socket {path}: no supervisor listens there; start one with stap-server start"
-    )
-    assert descriptors() <= before + 2
-
-
-async def test_stale_socket(path, dial):
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    with pytest.raises(SupervisorNotRunning):
-        await dial(path)
-
-
-async def test_supervisor_too_busy_to_accept(path, dial):
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
-        listener.bind(str(path))
-        listener.listen(0)
-        waiting.connect(str(path))
-        with pytest.raises(ControlError) as caught:
-            await dial(path, timeout_s=0.1)
-    assert (caught.value.code, str(caught.value)) == (
-        Code.TIMED_OUT,
-        f"control socket {path}: the supervisor is too busy to answer",
-    )
-
-
-async def test_long_paths(tmp_path, dial):
-    directory = tmp_path / ("d" * 100)
-    directory.mkdir()
-    async with running_control(directory) as control, await dial(control.path) as supervisor:
-        assert (await supervisor.hello())["pid"] == 4242
-    with pytest.raises(SupervisorNotRunning):
-        await dial(tmp_path / ("n" * 120) / "control.sock")
-
-
-def test_other_failures_to_connect_are_named():
-    refused = connect_error(PermissionError(13, "Permission denied"), Path("/s"))
-    assert isinstance(refused, ControlError)
-    assert (refused.code, str(refused)) == (
-        Code.NOT_PERMITTED,
-        "control socket /s: you may not connect;"
-        " ask as the user that it runs as, or join group stap-server to read its status",
-    )
-    broken = connect_error(OSError(91, "Protocol wrong type for socket"), Path("/s"))
-    assert isinstance(broken, ControlError)
-    assert (broken.code, str(broken)) == (Code.LOST, "control socket /s: Protocol wrong type for socket")
-
-
-# Finding supervisors.
-
-
-async def test_sockets_are_found_by_user(tmp_path):
-    for user in ("zoe", "amy"):
-        (tmp_path / user).mkdir()
-        with socket.socket(socket.AF_UNIX) as stale:
-            stale.bind(str(tmp_path / user / "control.sock"))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").mkdir()
-    (tmp_path / "file" / "control.sock").write_text("")
-    (tmp_path / "4194305.stat").write_text("")
-    assert find_sockets(tmp_path) == [tmp_path / "amy" / "control.sock", tmp_path / "zoe" / "control.sock"]
-    assert find_sockets(tmp_path / "missing") == []
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
-async def test_directories_of_others_are_left_out(tmp_path):
-    (tmp_path / "secret").mkdir()
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(tmp_path / "secret" / "control.sock"))
-    (tmp_path / "secret").chmod(0)
-    try:
-        assert find_sockets(tmp_path) == []
-    finally:
-        (tmp_path / "secret").chmod(0o700)
-
-
 # What it costs.
 
 
@@ -497,14 +230,8 @@ def test_blocking_client_loads_nothing_heavy():
     assert "stapsrv.control.server.server" not in modules
 
 
-def test_clients_know_nothing_of_the_supervisor():
-    modules = imported_by("from stapsrv.control.client import ControlClient, connect")
-    assert "anyio" in modules
-    assert modules & {"attrs", "structlog", "stapsrv.control.server.server", "stapsrv.supervisor"} == set()
-
-
 def test_client_module_has_nothing_else():
-    assert client.ControlClient is ControlClient
+    assert client.SyncControlClient is SyncControlClient
     with pytest.raises(AttributeError, match=r"^module 'stapsrv.control.client' has no attribute 'Nothing'$"):
         client.Nothing  # noqa: B018
 
