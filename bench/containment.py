@@ -33,7 +33,7 @@ from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import resolve_release
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import OFF, find_sandbox
 from stapsrv.sandbox.sandbox import Sandbox
 
@@ -44,7 +44,7 @@ DEADLINE_S = 120.0
 async def find_sandboxes(stap: StapProgram, environ: Mapping[str, str], place: Path) -> dict[str, Sandbox]:
     """Return no containment and each mechanism that works here, by name."""
     found = {}
-    for name in (OFF, *(mechanism.value for mechanism in Mechanism)):
+    for name in (OFF, *(mechanism.value for mechanism in Backend)):
         try:
             found[name] = await find_sandbox(name, stap.path, environ, home=place, workspace=place)
         except ConfigError as exc:

@@ -175,7 +175,7 @@ def stop_hanging(contender: Contender) -> str:
     """The server is told to stop (TERM) while a compile hangs."""
     with contender.serving() as server, _compiling(contender, server) as compiling:
         server.signal(signal.SIGTERM)
-        end = _end_of(server, patience_s=20)
+        end = _end_of(server, timeout_s=20)
         try:
             _, said = compiling.client.communicate(timeout=2)
         except subprocess.TimeoutExpired:
@@ -291,16 +291,16 @@ def _left_of(tree: ProcessTree, seconds: float) -> str:
 def _watch(server: Server, condition: Callable[[], bool]) -> None:
     """Wait until a condition holds that only /proc tells of, or the server has ended, or it is too late."""
     wait_back(
-        lambda: [] if server.process.poll() is not None or condition() else ["waiting"], patience_s=PATIENCE_S
+        lambda: [] if server.process.poll() is not None or condition() else ["waiting"], timeout_s=PATIENCE_S
     )
 
 
-def _end_of(server: Server, *, patience_s: float = PATIENCE_S) -> str:
+def _end_of(server: Server, *, timeout_s: float = PATIENCE_S) -> str:
     began = time.monotonic()
     try:
-        status = server.process.wait(timeout=patience_s)
+        status = server.process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        return f"the server has not ended after {patience_s:g} s"
+        return f"the server has not ended after {timeout_s:g} s"
     return f"the server ends after {time.monotonic() - began:.1f} s with status {status}"
 
 

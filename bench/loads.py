@@ -531,7 +531,7 @@ def wait_quiet(processes: Sequence[int]) -> None:
 
 def wait_warm(server: Server) -> None:
     """Wait until the first compile is done, which leaves the processors to whoever else wants them."""
-    server.log.wait("can be compiled for", patience_s=_WARM_S)
+    server.log.wait("can be compiled for", timeout_s=_WARM_S)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -20,16 +20,16 @@ from stapsrv.daemon_options import DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
-from stapsrv.observe.snapshot import Facts, Phase
+from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.activation import turn_away
-from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.operations import Outcome, Report, Wish
+from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.supervisor.state.stat_files import Registry
+from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import Supervisor
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.sd_notify import Notifier, feed_watchdog
 
 _DEFAULT_USER = "STAPSRV_DEFAULT_USER"
@@ -125,7 +125,9 @@ class Configuration:
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
             wishes=tuple(
-                Wish(resolved, str(file.path)) for file, resolved in usable if resolved.user == self.user
+                ServerSpec(resolved, str(file.path))
+                for file, resolved in usable
+                if resolved.user == self.user
             ),
             faults={str(file.path): file.fault for file in files if file.fault is not None},
             nothing_configured=not files,
@@ -142,12 +144,12 @@ class ConfiguredServers:
         nothing_configured: there is no file at all.
     """
 
-    wishes: tuple[Wish, ...]
+    wishes: tuple[ServerSpec, ...]
     faults: Mapping[str, StapsrvError]
     nothing_configured: bool
 
 
-class Hosting:
+class App:
     """One run of a supervisor.
 
     Args:
@@ -176,30 +178,32 @@ class Hosting:
         self._notifier = notifier
         self._environ = environ
         self._hangup = anyio.Event()
-        self._files = FileWork()
+        self._files = BlockingCalls()
         self._phase = Phase.STARTING
         self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
         host.tell_sandbox(self.log)
         self.supervisor = Supervisor(
             host,
-            Registry(configuration.settings.stat_path),
+            StatFiles(configuration.settings.stat_path),
             PortMemory(systemtap_directory(environ) / "server-ports"),
             defaults=configuration.defaults,
             open_log=book.open,
             log=self.log,
             max_compiles=total_compiles(options.tuning.over(configuration.settings.tuning)),
             auto_end=options.on_demand,
-            announcer=Announcer.from_settings(options.mdns.over(configuration.settings.mdns), log=self.log),
+            announcer=ServerAdvertiser.from_settings(
+                options.mdns.over(configuration.settings.mdns), log=self.log
+            ),
         )
 
     def hang_up(self) -> None:
         """Begin new log files and read the configuration again, soon."""
         self._hangup.set()
 
-    def look(self) -> Facts:
+    def look(self) -> Snapshot:
         """Return what is known of this process now."""
-        return Facts(
+        return Snapshot(
             phase=self._phase,
             faults=self._faults,
             status=self.supervisor.status(),
@@ -257,7 +261,7 @@ class Hosting:
         found = await self._read_servers(config_file)
         wishes = found.wishes
         if force and found.nothing_configured:
-            wishes = (Wish(default_server(self._configuration.defaults)),)
+            wishes = (ServerSpec(default_server(self._configuration.defaults)),)
         outcomes = await self.supervisor.reload(
             wishes, force=force, unreadable=found.faults.keys(), report=report
         )
@@ -289,7 +293,7 @@ class Hosting:
             return
         found = await self._read_servers(None)
         self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
-        default = Wish(default_server(self._configuration.defaults))
+        default = ServerSpec(default_server(self._configuration.defaults))
         await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())

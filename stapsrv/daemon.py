@@ -18,7 +18,7 @@ from typing import NoReturn
 import anyio
 import attrs
 
-from stapsrv.app import Configuration, Hosting
+from stapsrv.app import App, Configuration
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.configured import described_by_environ, with_each_release
 from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
@@ -29,21 +29,21 @@ from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.identity.password import obtain_password
 from stapsrv.observe.logs import Log, LogBook
-from stapsrv.observe.metrics_server import Door, monitored, open_door
+from stapsrv.observe.metrics_server import MetricsListener, monitored, open_door
 from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.observe.snapshot import Phase
 from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
-from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import open_host
-from stapsrv.supervisor.state.lock import take_seat
+from stapsrv.supervisor.state.lock import hold_instance_lock
 from stapsrv.system.environ import started_environ
-from stapsrv.system.force_exit import end_for_certain
+from stapsrv.system.force_exit import force_exit_after
 from stapsrv.system.init import fork_as_init
 from stapsrv.system.rlimits import raise_open_files, warn_of_few_files
 from stapsrv.system.sd_notify import Notifier, feed_watchdog
 from stapsrv.system.signals import signals_received
-from stapsrv.system.stdio import written_out
+from stapsrv.system.stdio import guard_stdout
 
 CONTROL_SOCKET = "control.sock"
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     notifier = Notifier.from_environ(environ)
     failure: StapsrvError | None = None
     try:
-        with written_out(PROGRAM):
+        with guard_stdout(PROGRAM):
             options = parse_arguments(sys.argv[1:] if argv is None else argv, described_by_environ(environ))
         refuse_root(environ)
         sockets = PassedSockets.from_environ(environ, pid=os.getpid())
@@ -166,7 +166,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
             compiles = tuning.effective("total_compiles")
             shared = None if compiles is None else WorkerPool(compiles, queue_length=None)
             server = await host.prepare(settings, log, shared=shared)
-            announcer = Announcer.from_settings(options.mdns.over(configured.mdns), log=log)
+            announcer = ServerAdvertiser.from_settings(options.mdns.over(configured.mdns), log=log)
             async with anyio.create_task_group() as background:
                 background.start_soon(announcer.run)
                 background.start_soon(feed_watchdog, notifier, environ)
@@ -208,7 +208,7 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
         _make_parent(configuration.log_file)
     with (
         contextlib.closing(LogBook(style, terminal=_terminal())) as book,
-        take_seat(configuration.settings.stat_path, user.pw_name) as seat,
+        hold_instance_lock(configuration.settings.stat_path, user.pw_name) as seat,
         open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
     ):
         tuning = options.tuning.over(configuration.settings.tuning)
@@ -221,18 +221,18 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
             secret=(*_secrets(options), *configuration.files),
             log=log,
         ) as host:
-            hosting = Hosting(host, options, configuration, book=book, notifier=notifier, environ=environ)
-            warn_of_few_files(_connections_wanted(tuning), hosting.log)
+            app = App(host, options, configuration, book=book, notifier=notifier, environ=environ)
+            warn_of_few_files(_connections_wanted(tuning), app.log)
             async with (
-                _obeying_signals(hosting.log, hangup=hosting.hang_up) as stopping,
-                monitored(metrics, hosting.look, log=hosting.log),
+                _obeying_signals(app.log, hangup=app.hang_up) as stopping,
+                monitored(metrics, app.look, log=app.log),
             ):
-                await hosting.run(seat / CONTROL_SOCKET, stopping)
+                await app.run(seat / CONTROL_SOCKET, stopping)
 
 
 @contextlib.asynccontextmanager
 async def _looked_at(
-    solitary: SolitaryServer, metrics: Door | None, log: Log
+    solitary: SolitaryServer, metrics: MetricsListener | None, log: Log
 ) -> AsyncIterator[SolitaryServer]:
     """Have the one server of this process looked at, from before it is there, while the block runs."""
     async with monitored(metrics, solitary.look, log=log):
@@ -259,7 +259,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
                     continue
                 log.info("server.signal", signal=int(number))
                 if stopping.is_set():
-                    end_for_certain(log)
+                    force_exit_after(log)
                     everything.cancel()
                     return
                 stopping.set()
@@ -271,7 +271,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
             tasks.start_soon(obey, signals, tasks.cancel_scope)
             yield stopping
             tasks.cancel_scope.cancel()
-    end_for_certain(log)
+    force_exit_after(log)
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:

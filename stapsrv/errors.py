@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from stapsrv.rejection import Refusal
+    from stapsrv.rejection import RejectReason
 
 
 class StapsrvError(Exception):
@@ -44,7 +44,7 @@ class StapsrvError(Exception):
         *,
         where: str | None = None,
         remedy: str | None = None,
-        refusal: Refusal | None = None,
+        refusal: RejectReason | None = None,
     ) -> None:
         super().__init__(problem)
         self.problem = problem

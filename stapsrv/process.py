@@ -178,7 +178,7 @@ class Tree:
                 f"could not be started in a control group: {exc.strerror}", where=str(group.directory)
             ) from exc
 
-    def step_back(self) -> None:
+    def lower_priority(self) -> None:
         """Give the tree the lowest priority, if it may have it."""
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PGRP, self._child.pid, _LOWEST_PRIORITY)
@@ -255,16 +255,16 @@ _WRAPPERS: Mapping[Containment, tuple[str, ...]] = {
 }
 
 
-class Ending(enum.Enum):
+class ExitReason(enum.Enum):
     """Why a child tree ended."""
 
     EXITED = enum.auto()
-    OVERDUE = enum.auto()
-    FLOODED = enum.auto()
+    TIMED_OUT = enum.auto()
+    OUTPUT_LIMIT = enum.auto()
 
 
 @attrs.frozen
-class Outcome:
+class ProcessResult:
     """What came of a child tree.
 
     Attributes:
@@ -274,7 +274,7 @@ class Outcome:
         stderr: likewise.
     """
 
-    ending: Ending
+    ending: ExitReason
     status: int
     stdout: bytes
     stderr: bytes
@@ -285,7 +285,7 @@ async def find_containment() -> Containment:
     for containment in (Containment.NAMESPACE, Containment.DEATH_SIGNAL):
         with contextlib.suppress(TranslatorError):
             outcome = await run_tree(["true"], deadline_s=10.0, containment=containment)
-            if outcome.ending is Ending.EXITED and outcome.status == 0:
+            if outcome.ending is ExitReason.EXITED and outcome.status == 0:
                 return containment
     return Containment.SESSION
 
@@ -301,17 +301,17 @@ async def run_tree(
     output_bytes: int = 1 << 20,
     group: ControlGroup | None = None,
     background: bool = False,
-) -> Outcome:
+) -> ProcessResult:
     """Run ``command`` with standard input from /dev/null until its tree is gone.
 
     Args:
         command: the program and its arguments; no shell is involved.
-        deadline_s: seconds after which the tree is ended as OVERDUE.
+        deadline_s: seconds after which the tree is ended as TIMED_OUT.
         containment: how the tree is held together.
         cwd: the working directory, or None for this process's.
         env: the whole environment, or None for this process's.
         grace_s: seconds between TERM and KILL to the tree.
-        output_bytes: of standard output and of standard error each; more ends the tree as FLOODED.
+        output_bytes: of standard output and of standard error each; more ends the tree as OUTPUT_LIMIT.
         group: the control group that it is to be in; its owner ends what this cannot.
         background: leave the processors to others.
 
@@ -322,27 +322,27 @@ async def run_tree(
     Cancellation: the tree is ended, TERM first and KILL after the grace, before this returns.
     """
     tree = Tree.spawn([*containment.wrapper, *command], cwd=cwd, env=env)
-    ending = Ending.EXITED
+    ending = ExitReason.EXITED
     try:
         if group is not None:
             await tree.join(group)
         if background:
-            tree.step_back()
+            tree.lower_priority()
         async with anyio.create_task_group() as drains:
             for pipe in (tree.stdout, tree.stderr):
                 drains.start_soon(pipe.drain, output_bytes, drains.cancel_scope)
             with anyio.move_on_after(deadline_s) as timer:
                 await tree.wait()
             if timer.cancelled_caught:
-                ending = Ending.OVERDUE
+                ending = ExitReason.TIMED_OUT
                 drains.cancel_scope.cancel()
             else:
                 # Whoever was left behind in the session may hold the pipes open for ever.
                 tree.signal(signal.SIGKILL)
                 drains.cancel_scope.deadline = anyio.current_time() + grace_s
         if tree.stdout.flooded or tree.stderr.flooded:
-            ending = Ending.FLOODED
+            ending = ExitReason.OUTPUT_LIMIT
     finally:
         with anyio.CancelScope(shield=True):
             await tree.end(grace_s)
-    return Outcome(ending, tree.status, bytes(tree.stdout.data), bytes(tree.stderr.data))
+    return ProcessResult(ending, tree.status, bytes(tree.stdout.data), bytes(tree.stderr.data))

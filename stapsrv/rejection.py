@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 
 
-class Refusal(enum.StrEnum):
+class RejectReason(enum.StrEnum):
     """The bound that was met, or the rule; most are named after the variable that sets them."""
 
     DENIED = "denied"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from stapsrv import __version__
 from stapsrv.config.settings import ServerSettings
 from stapsrv.daemon_options import PROGRAM
-from stapsrv.observe.logs import Losses
-from stapsrv.observe.snapshot import Facts, Phase
+from stapsrv.observe.logs import DroppedEntries
+from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.server.compile_server import CompileServer
@@ -31,7 +31,7 @@ class SolitaryServer:
         server: what serves, once it is there.
     """
 
-    def __init__(self, host: Host, settings: ServerSettings, losses: Losses) -> None:
+    def __init__(self, host: Host, settings: ServerSettings, losses: DroppedEntries) -> None:
         self.phase = Phase.STARTING
         self.server: CompileServer | None = None
         self._host = host
@@ -39,7 +39,7 @@ class SolitaryServer:
         self._losses = losses
         self._since = datetime.now(UTC)
 
-    def look(self) -> Facts:
+    def look(self) -> Snapshot:
         """Return what is known of this process now."""
         server = self._status()
         host = self._host
@@ -56,7 +56,7 @@ class SolitaryServer:
             max_compiles=self._settings.workers if self.server is None else self.server.service.pool.most,
             servers=(server,),
         )
-        return Facts(
+        return Snapshot(
             phase=self.phase,
             status=status,
             tally=host.tally,

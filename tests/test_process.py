@@ -17,7 +17,7 @@ from kit.trees import Witness, shell
 
 from stapsrv import process
 from stapsrv.errors import RequestRejected, TranslatorError
-from stapsrv.process import Containment, Ending, Outcome, find_containment, run_tree
+from stapsrv.process import Containment, ExitReason, ProcessResult, find_containment, run_tree
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ def no_descriptor_is_left():
 
 async def test_outputs_and_status(containment):
     outcome = await run_tree(shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment)
-    assert outcome == Outcome(Ending.EXITED, 7, b"out\n", b"err\n")
+    assert outcome == ProcessResult(ExitReason.EXITED, 7, b"out\n", b"err\n")
 
 
 async def test_standard_input_is_empty():
@@ -113,7 +113,7 @@ async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
                 break
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert outcome.ending is Ending.EXITED
+    assert outcome.ending is ExitReason.EXITED
     assert len(refusals) >= 5
     assert set(refusals) == {"true: could not be started: Too many open files"}
     assert os.listdir("/proc/self/fd") == before
@@ -142,7 +142,7 @@ def run_overdue(monkeypatch, witness):
             timers.append(timer)
         return timer
 
-    async def run(script: str, *, containment: Containment, grace_s: float) -> Outcome:
+    async def run(script: str, *, containment: Containment, grace_s: float) -> ProcessResult:
         command, outcomes = shell(f'exec 3>"$1"; {script}', witness.path), []
 
         async def keep_outcome() -> None:
@@ -164,14 +164,14 @@ def run_overdue(monkeypatch, witness):
 async def test_overdue_tree_is_ended_politely(witness, run_overdue, containment):
     script = "trap 'echo tidied; kill $!; exit 3' TERM; sleep 1000 & echo ready >&3; wait"
     outcome = await run_overdue(script, containment=containment, grace_s=20)
-    assert (outcome.ending, outcome.status) == (Ending.OVERDUE, 3)
+    assert (outcome.ending, outcome.status) == (ExitReason.TIMED_OUT, 3)
     await witness.wait_gone()
 
 
 async def test_tree_that_ignores_term_is_killed(witness, run_overdue, containment):
     script = "trap '' TERM; sleep 1000 & sleep 1000 & echo ready >&3; wait"
     outcome = await run_overdue(script, containment=containment, grace_s=0.1)
-    assert outcome.ending is Ending.OVERDUE
+    assert outcome.ending is ExitReason.TIMED_OUT
     assert outcome.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
     await witness.wait_gone()
 
@@ -180,7 +180,7 @@ async def test_nothing_outlives_a_leader_that_exits(witness, containment):
     """A background child keeps the pipes open; it is ended, not waited for."""
     script = 'exec 3>"$1"; sleep 1000 & echo done'
     outcome = await run_tree(shell(script, witness.path), deadline_s=60, containment=containment)
-    assert (outcome.ending, outcome.status, outcome.stdout) == (Ending.EXITED, 0, b"done\n")
+    assert (outcome.ending, outcome.status, outcome.stdout) == (ExitReason.EXITED, 0, b"done\n")
     await witness.wait_gone()
 
 
@@ -198,7 +198,7 @@ async def test_flood_is_ended_and_bounded(witness, containment, stream):
     outcome = await run_tree(
         shell(script, witness.path), deadline_s=60, containment=containment, output_bytes=100_000, grace_s=0.1
     )
-    assert outcome.ending is Ending.FLOODED
+    assert outcome.ending is ExitReason.OUTPUT_LIMIT
     assert len((b"", outcome.stdout, outcome.stderr)[stream]) == 100_000
     await witness.wait_gone()
 

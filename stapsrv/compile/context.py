@@ -10,15 +10,15 @@ from typing import Protocol
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.entry import Known
+from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.engine.base import Engine
 from stapsrv.compile.engine.signing import KernelSigner
-from stapsrv.compile.health import Standing
+from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.rejections import Refusals
-from stapsrv.compile.single_flight import Flights
-from stapsrv.compile.stats import CacheCounts, RecentRequests, Tally
+from stapsrv.compile.rejections import Rejections
+from stapsrv.compile.single_flight import SingleFlight
+from stapsrv.compile.stats import CacheCounts, LatencyWindow, ProcessCounters
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 
@@ -89,13 +89,13 @@ class CompileService:
     identity: CurrentIdentity
     kernel_signer: KernelSigner
     log: Log
-    standings: Mapping[str, Standing] = attrs.field(factory=dict)
+    standings: Mapping[str, ReleaseHealth] = attrs.field(factory=dict)
     counts: RequestCounts = attrs.field(factory=RequestCounts)
-    flights: Flights[Known] = attrs.field(factory=Flights)
-    recent: RecentRequests = attrs.field(factory=RecentRequests)
+    flights: SingleFlight[CacheEntry] = attrs.field(factory=SingleFlight)
+    recent: LatencyWindow = attrs.field(factory=LatencyWindow)
     cache: ResultCache | None = None
     cache_counts: CacheCounts = attrs.field(factory=CacheCounts)
-    tally: Tally = attrs.field(factory=Tally)
-    refusals: Refusals = attrs.field(
-        default=attrs.Factory(lambda self: Refusals(self.log, self.tally.refusals), takes_self=True)
+    tally: ProcessCounters = attrs.field(factory=ProcessCounters)
+    refusals: Rejections = attrs.field(
+        default=attrs.Factory(lambda self: Rejections(self.log, self.tally.refusals), takes_self=True)
     )

@@ -18,8 +18,8 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.entry import AnswerKind, Known
-from stapsrv.compile.cache.key import Question, request_digest
+from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
+from stapsrv.compile.cache.key import CacheKey, request_digest
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
@@ -36,13 +36,13 @@ from stapsrv.compile.protocol.response import CompileResponse, encode_response
 from stapsrv.compile.stats import Outcome, RequestRecord, Source, digest_options
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 _HEAD_START_S = 0.05
 """How long what a compile left behind is left alone, for the sake of the answer."""
 
 
-class Exchange:
+class RequestHandler:
     """One request and its answer.
 
     Args:
@@ -68,7 +68,7 @@ class Exchange:
         self._identity = identity
         self._record = record
         self._log = log
-        self._known: Known | None = None
+        self._known: CacheEntry | None = None
         self._sent = anyio.Event()
 
     async def respond(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
@@ -131,7 +131,7 @@ class Exchange:
         job = CompileJob(request=request, release=release, settings=self._service.settings)
         known = self._known = await self._result(job)
         self._record.uncacheable = known.reason
-        answer = known.answer_for(self._identity, kind := _answer_kind(job, deflate=deflate))
+        answer = known.response_for(self._identity, kind := _answer_kind(job, deflate=deflate))
         self._record.rc = known.result.status
         if answer is None:
             with self._timed("sign_s"):
@@ -139,7 +139,7 @@ class Exchange:
             self._record.rc = response.rc
             encode = functools.partial(encode_response, response, deflate=deflate)
             answer = await anyio.to_thread.run_sync(encode)
-            known.keep_answer(self._identity, kind, answer)
+            known.keep_response(self._identity, kind, answer)
         self._record.outcome = Outcome.ANSWERED
         return answer
 
@@ -155,17 +155,17 @@ class Exchange:
             f"which serves {served}"
         )
 
-    async def _result(self, job: CompileJob) -> Known:
+    async def _result(self, job: CompileJob) -> CacheEntry:
         """Return what stap makes of a job: known already, or for all equal requests that are here now."""
         cache = self._cache(job)
-        question = Question(request_digest(job.request)) if cache is None else await cache.ask_in_time(job)
+        question = CacheKey(request_digest(job.request)) if cache is None else await cache.wait_key_for(job)
         known = None if cache is None else await cache.find(question)
         if known is not None:
             self._record.source = Source.HIT
             self._service.cache_counts.hits += 1
             return known
 
-        landed = await self._service.flights.fly(
+        landed = await self._service.flights.run(
             question.flight,
             self._client,
             worker=self._worker,
@@ -177,15 +177,15 @@ class Exchange:
 
     @contextlib.asynccontextmanager
     async def _work(
-        self, cache: ResultCache | None, question: Question, job: CompileJob
-    ) -> AsyncIterator[Known]:
+        self, cache: ResultCache | None, question: CacheKey, job: CompileJob
+    ) -> AsyncIterator[CacheEntry]:
         """Compile a job; its result is answered within the block, and kept and tidied up after it."""
         answered = False
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if cache is None:
                     compiled = await stack.enter_async_context(self._run(job))
-                    known = Known.settle_as(compiled.result, "off")
+                    known = CacheEntry.settle_as(compiled.result, "off")
                 else:
                     counts = self._service.cache_counts
                     known = await stack.enter_async_context(cache.compiled(question, job, self._run, counts))
@@ -267,7 +267,7 @@ class Exchange:
                 raise RequestRejected(
                     f"The server is busy: no worker was free within {self._limits.queue_s:g} seconds",
                     remedy="try again later",
-                    refusal=Refusal.QUEUE_TIMEOUT,
+                    refusal=RejectReason.QUEUE_TIMEOUT,
                 )
             running = pool.statistics().running
             if running > 1:
@@ -297,9 +297,11 @@ class Exchange:
         return CompileResponse(version=self._service.version, rc=1, stderr=f"Server: {text}\n".encode())
 
 
-def _answer_kind(job: CompileJob, *, deflate: bool) -> AnswerKind | None:
+def _answer_kind(job: CompileJob, *, deflate: bool) -> ResponseVariant | None:
     """Return what an answer is made for, beside the result and who signs it; None if it is made each time."""
     request = job.request
     if request.fingerprints or request.mok_missing:
         return None
-    return AnswerKind(deflate=deflate, signed=job.privilege in SIGNED_PRIVILEGES, messages=request.messages)
+    return ResponseVariant(
+        deflate=deflate, signed=job.privilege in SIGNED_PRIVILEGES, messages=request.messages
+    )

@@ -1,6 +1,7 @@
 """Whether a kernel release can be compiled for, as far as this process knows.
 
-Servers that compile for a release in the same way share one :class:`Standing`: what a first compile, or a
+Servers that compile for a release in the same way share one :class:`ReleaseHealth`: what a first compile, or
+a
 client's request, has shown of one of them holds for all. Pure.
 """
 
@@ -24,7 +25,7 @@ class Health(enum.StrEnum):
     """Not even the shortest script could be compiled for it."""
 
 
-class Standing:
+class ReleaseHealth:
     """The health of a release.
 
     Args:
@@ -35,7 +36,7 @@ class Standing:
         reason: the compiler's first error while it is unhealthy, else None.
     """
 
-    def __init__(self, changed: Callable[[Standing], None] | None = None) -> None:
+    def __init__(self, changed: Callable[[ReleaseHealth], None] | None = None) -> None:
         self.health = Health.UNTRIED
         self.reason: str | None = None
         self._listeners: list[Callable[[], None]] = []

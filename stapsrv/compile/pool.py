@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from stapsrv.errors import RequestRejected
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 
 @attrs.frozen
@@ -104,7 +104,7 @@ class WorkerPool:
             raise RequestRejected(
                 f"The server is busy: {self._queued} requests are waiting already",
                 remedy="try again later",
-                refusal=Refusal.QUEUE_LENGTH,
+                refusal=RejectReason.QUEUE_LENGTH,
             )
         turn = _Turn()
         self._served.setdefault(client, self._granted - 0.5)

@@ -14,7 +14,7 @@ import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 INTERVAL_S = 60.0
 """Between two lines of a kind."""
@@ -26,7 +26,7 @@ class _Kind:
     suppressed: int = 0
 
 
-class SparingLog:
+class ThrottledLog:
     """Lets the first line of each kind pass, and in the next minute only counts those like it.
 
     Args:
@@ -72,7 +72,7 @@ class SparingLog:
         kind_now.last_s, kind_now.suppressed = now, 0
 
 
-class Refusals:
+class Rejections:
     """Counts refusals and has them logged: of each reason the first line at once, then one a minute.
 
     Args:
@@ -80,17 +80,17 @@ class Refusals:
         total: counts along, for all servers of the process.
     """
 
-    def __init__(self, log: Log, total: Counter[Refusal]) -> None:
-        self._counts = Counter(dict.fromkeys(Refusal, 0))
+    def __init__(self, log: Log, total: Counter[RejectReason]) -> None:
+        self._counts = Counter(dict.fromkeys(RejectReason, 0))
         self._total = total
-        self._lines = SparingLog(log)
+        self._lines = ThrottledLog(log)
 
     @property
-    def counts(self) -> Mapping[Refusal, int]:
+    def counts(self) -> Mapping[RejectReason, int]:
         """How many there were so far, of every reason that there is."""
         return MappingProxyType(self._counts)
 
-    def note(self, refusal: Refusal | None, line: Callable[[], object]) -> None:
+    def note(self, refusal: RejectReason | None, line: Callable[[], object]) -> None:
         """Count one, and log what ``line`` logs unless the log had the like a moment ago.
 
         Args:

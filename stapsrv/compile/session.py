@@ -20,28 +20,28 @@ from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSStream
 
 from stapsrv.compile.context import CompileService, ServedIdentity
-from stapsrv.compile.handler import Exchange
+from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.response import encode_response
 from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
 from stapsrv.errors import ProtocolError, StapsrvError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 
-class Overdue(TimeoutError):
+class PeerTimeout(TimeoutError):
     """A peer did not do its part in time.
 
     Attributes:
         refusal: the deadline that it missed.
     """
 
-    def __init__(self, text: str, refusal: Refusal) -> None:
+    def __init__(self, text: str, refusal: RejectReason) -> None:
         super().__init__(text)
         self.refusal = refusal
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, missed: str, refusal: Refusal) -> Iterator[None]:
+def deadline(seconds: float, missed: str, refusal: RejectReason) -> Iterator[None]:
     """Bound a wait.
 
     Raises:
@@ -50,7 +50,7 @@ def deadline(seconds: float, missed: str, refusal: Refusal) -> Iterator[None]:
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
-        raise Overdue(f"{missed} within {seconds:g} seconds", refusal)
+        raise PeerTimeout(f"{missed} within {seconds:g} seconds", refusal)
 
 
 _READ_BYTES = 65536
@@ -98,7 +98,7 @@ class Session:
         try:
             async with await _adopt(connection) as stream:
                 await self._converse(stream)
-        except (Overdue, ProtocolError) as exc:
+        except (PeerTimeout, ProtocolError) as exc:
             # As text: the name is unbound when the block ends.
             self._fail(str(exc), exc.refusal)
         except TimeoutError as exc:
@@ -112,7 +112,7 @@ class Session:
         finally:
             self._service.tally.connections[self._outcome] += 1
 
-    def _fail(self, reason: str, refusal: Refusal | None = None) -> None:
+    def _fail(self, reason: str, refusal: RejectReason | None = None) -> None:
         self._service.refusals.note(refusal, lambda: self._log.info("connection.failed", reason=reason))
         if self._outcome is not ConnectionOutcome.REQUEST:
             self._outcome = ConnectionOutcome.FAILED
@@ -131,7 +131,7 @@ class Session:
             return
         self._outcome = ConnectionOutcome.REQUEST
         record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
-        exchange = Exchange(
+        exchange = RequestHandler(
             self._service, client=self._client, identity=identity, record=record, log=self._log
         )
         try:
@@ -146,7 +146,7 @@ class Session:
             self._service.tally.count_request(record, served=self._service.releases)
 
     async def _serve(
-        self, tls: TLSStream, received: bytes | StapsrvError, exchange: Exchange, record: RequestRecord
+        self, tls: TLSStream, received: bytes | StapsrvError, exchange: RequestHandler, record: RequestRecord
     ) -> None:
         """Answer a request that has arrived whole."""
         taken = False
@@ -161,7 +161,9 @@ class Session:
                 return
             record.answer_bytes = len(answer)
             began = anyio.current_time()
-            with deadline(self._limits.send_s, "the client did not take its answer", Refusal.SEND_TIMEOUT):
+            with deadline(
+                self._limits.send_s, "the client did not take its answer", RejectReason.SEND_TIMEOUT
+            ):
                 await tls.send(answer)
             record.send_s = anyio.current_time() - began
             taken = True
@@ -172,7 +174,7 @@ class Session:
                 record.outcome = Outcome.ABANDONED
 
     async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TLSStream:
-        with deadline(self._limits.handshake_s, "no TLS handshake", Refusal.HANDSHAKE_TIMEOUT):
+        with deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
@@ -183,7 +185,9 @@ class Session:
     async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
         """Return the request's zip, why it cannot be taken, or None when the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
-        with deadline(self._limits.request_s, "the request did not arrive whole", Refusal.REQUEST_TIMEOUT):
+        with deadline(
+            self._limits.request_s, "the request did not arrive whole", RejectReason.REQUEST_TIMEOUT
+        ):
             while (payload := frame.payload) is None:
                 _acknowledge_at_once(tls)
                 try:
@@ -199,7 +203,7 @@ class Session:
         return payload or None
 
     async def _answer(
-        self, tls: TLSStream, received: bytes | StapsrvError, exchange: Exchange
+        self, tls: TLSStream, received: bytes | StapsrvError, exchange: RequestHandler
     ) -> bytes | None:
         """Return the bytes to send, or None when the peer did not wait for them."""
         answer = None
@@ -210,7 +214,7 @@ class Session:
             tasks.cancel_scope.cancel()
         return answer
 
-    async def _tell_stopping(self, tls: TLSStream, exchange: Exchange) -> bool:
+    async def _tell_stopping(self, tls: TLSStream, exchange: RequestHandler) -> bool:
         """Answer a client whose request is broken off; return whether it was still there to be told."""
         told = False
         with anyio.move_on_after(_APOLOGY_S, shield=True), contextlib.suppress(*_BROKEN):

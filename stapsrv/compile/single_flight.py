@@ -38,7 +38,7 @@ _PLACES = 4
 
 
 @attrs.frozen
-class Landed(Generic[T]):
+class FlightResult(Generic[T]):
     """What a flight came to.
 
     Attributes:
@@ -50,7 +50,7 @@ class Landed(Generic[T]):
     joined: bool
 
 
-class Flights(Generic[T]):
+class SingleFlight(Generic[T]):
     """The flights of one server; to be used within :meth:`open`."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Flights(Generic[T]):
                     flight.end()
                 tasks.cancel_scope.deadline = anyio.current_time() + _TIDY_S
 
-    async def fly(self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T]) -> Landed[T]:
+    async def run(self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T]) -> FlightResult[T]:
         """Return what the flight of this key lands with; begin it if there is none.
 
         Args:
@@ -114,7 +114,7 @@ class Flights(Generic[T]):
                 flight.end()
                 with anyio.CancelScope(shield=True):
                     await flight.landed.wait()
-        return Landed(flight.result(), joined)
+        return FlightResult(flight.result(), joined)
 
     async def _run(self, key: Hashable, flight: _Flight[T], worker: Worker, place: anyio.CancelScope) -> None:
         """Queue, and be the one that works unless another place had a worker first."""
@@ -151,7 +151,7 @@ class Flights(Generic[T]):
 
 @attrs.define(eq=False)
 class _Flight(Generic[T]):
-    """Attributes: see :class:`Flights`.
+    """Attributes: see :class:`SingleFlight`.
 
     ``values`` has what the work gave, once it has; it may be None.
     """

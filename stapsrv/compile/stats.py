@@ -23,7 +23,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 _DIGEST_BYTES = 4
 
@@ -134,7 +134,7 @@ class RecentTimes:
     compile_s: float | None = None
 
 
-class RecentRequests:
+class LatencyWindow:
     """The last requests of one server."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class Result(enum.StrEnum):
 
 
 @attrs.define
-class Durations:
+class Histogram:
     """How often something took how long.
 
     Attributes:
@@ -225,7 +225,7 @@ class Durations:
 
 
 @attrs.define
-class Tally:
+class ProcessCounters:
     """All that is counted.
 
     Attributes:
@@ -242,12 +242,12 @@ class Tally:
     connections: Counter[ConnectionOutcome] = attrs.field(
         factory=lambda: Counter(dict.fromkeys(ConnectionOutcome, 0))
     )
-    refusals: Counter[Refusal] = attrs.field(factory=lambda: Counter(dict.fromkeys(Refusal, 0)))
+    refusals: Counter[RejectReason] = attrs.field(factory=lambda: Counter(dict.fromkeys(RejectReason, 0)))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
     sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
     not_kept: Counter[str] = attrs.field(factory=Counter)
-    stages: dict[str, Durations] = attrs.field(
-        factory=lambda: {stage: Durations() for stage in ("queue", "compile", "sign", "send")}
+    stages: dict[str, Histogram] = attrs.field(
+        factory=lambda: {stage: Histogram() for stage in ("queue", "compile", "sign", "send")}
     )
     request_bytes: int = 0
     answer_bytes: int = 0

@@ -57,7 +57,7 @@ class Limits:
 
 
 @attrs.frozen(kw_only=True)
-class Reach:
+class NetworkAccess:
     """Where a server listens, and whom it lets in (:mod:`stapsrv.config.networks` has the forms).
 
     Attributes:
@@ -138,9 +138,9 @@ class ServerSettings:
         return Limits(**_effective(self.tuning, Limits))
 
     @cached_property
-    def reach(self) -> Reach:
+    def reach(self) -> NetworkAccess:
         """Where it listens, and whom it lets in."""
-        return Reach(**_effective(self.tuning, Reach))
+        return NetworkAccess(**_effective(self.tuning, NetworkAccess))
 
     @property
     def workers(self) -> int:

@@ -16,7 +16,7 @@ from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, serial_pairs
 from stapsrv.identity.store import RENEW_BEFORE
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _PATIENCE_S = 100.0
 """Longer than a lock and certutil are waited for: who is given up hangs in a file system."""
@@ -56,7 +56,7 @@ async def trust_of(
     for place in (default_client_directory(environ), ALL_CLIENTS):
         try:
             # In a thread that can be given up: the database may be on a file system that hangs.
-            trusted = await FileWork(patience_s=_PATIENCE_S).run(
+            trusted = await BlockingCalls(timeout_s=_PATIENCE_S).run(
                 partial(anyio.run, is_trusted, certificate, place)
             )
         except IdentityError as exc:

@@ -16,12 +16,12 @@ import anyio
 from stapsrv.config.kernels import host_release, is_release_name
 from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
 from stapsrv.control.client.accounts import environment_for, runnable_account
-from stapsrv.doctor.context import Patient, admit
+from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import Finding, document_of, failure, fault, has_failed, lines_of, summary_line
 from stapsrv.doctor.kernels import check_compiling, check_releases
 from stapsrv.doctor.network import check_announcements
 from stapsrv.doctor.places import check_directories, check_space, check_user
-from stapsrv.doctor.remote import Destination, walk
+from stapsrv.doctor.remote import Destination, check_remote
 from stapsrv.doctor.service import (
     check_certificates,
     check_configuration,
@@ -32,9 +32,9 @@ from stapsrv.doctor.service import (
 from stapsrv.doctor.system import check_clock, check_containment, check_files
 from stapsrv.doctor.tools import check_stap, check_tools
 from stapsrv.errors import StapsrvError, UsageError
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
-Check: TypeAlias = Callable[[Patient], AsyncIterator[Finding]]
+Check: TypeAlias = Callable[[DoctorContext], AsyncIterator[Finding]]
 
 _QUICK_S = 20.0
 _SLOW_S = 150.0
@@ -52,7 +52,7 @@ class Question(NamedTuple):
 
     name: str
     check: Check
-    patience_s: float | None = None
+    timeout_s: float | None = None
 
 
 QUESTIONS = (
@@ -83,7 +83,7 @@ def main(argv: Sequence[str], *, program: str = "stap-server doctor") -> int:
     return guarded(program, lambda: _doctor(program, argv))
 
 
-async def examine(patient: Patient, tell: Callable[[Finding], object]) -> list[Finding]:
+async def examine(patient: DoctorContext, tell: Callable[[Finding], object]) -> list[Finding]:
     """Ask every question, one after the other.
 
     Args:
@@ -96,7 +96,7 @@ async def examine(patient: Patient, tell: Callable[[Finding], object]) -> list[F
         findings.append(finding)
         tell(finding)
 
-    files = FileWork()
+    files = BlockingCalls()
     for question in QUESTIONS:
         try:
             await _ask(question, patient, take, files)
@@ -113,7 +113,7 @@ async def examine(patient: Patient, tell: Callable[[Finding], object]) -> list[F
 
 
 async def _ask(
-    question: Question, patient: Patient, take: Callable[[Finding], object], files: FileWork
+    question: Question, patient: DoctorContext, take: Callable[[Finding], object], files: BlockingCalls
 ) -> None:
     """Ask one question, and take its answers.
 
@@ -121,7 +121,7 @@ async def _ask(
         TimeoutError: a file system hangs, now or since an earlier question.
         StapsrvError, OSError: there is no answer.
     """
-    if question.patience_s is None:
+    if question.timeout_s is None:
         if files.abandoned:
             raise TimeoutError(errno.ETIMEDOUT, "is not looked at: it might hang as an answer above does")
         async for finding in question.check(patient):
@@ -136,7 +136,7 @@ async def _ask(
                 take(finding)
 
     try:
-        await files.run(partial(anyio.run, listen), patience_s=question.patience_s)
+        await files.run(partial(anyio.run, listen), timeout_s=question.timeout_s)
     finally:
         is_heard = False
 
@@ -157,7 +157,7 @@ def _doctor(program: str, argv: Sequence[str]) -> int:
     if os.geteuid() == 0 and owner.name != "root":
         return _as_owner(owner.name, given)
     config_file = None if given.config is None else str(given.config)
-    patient = anyio.run(partial(admit, config_file, os.environ, compiles=given.compile))
+    patient = anyio.run(partial(load, config_file, os.environ, compiles=given.compile))
     return _tell(lambda tell: anyio.run(examine, patient, tell), as_json=given.json)
 
 
@@ -183,7 +183,7 @@ def _visit(
 ) -> list[Finding]:
     async def visit() -> list[Finding]:
         findings = []
-        async for finding in walk(destination, environ):
+        async for finding in check_remote(destination, environ):
             findings.append(finding)
             tell(finding)
         return findings

@@ -11,17 +11,17 @@ from pathlib import Path
 from stapsrv.config.configured import default_server
 from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.config.settings import ServerSettings
-from stapsrv.control.cli.inventory import FoundServer, Scene
+from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.parser import parse_arguments
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import default_directory, systemtap_directory
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _PATIENCE_S = 60.0
 """With the configuration's files, and with supervisors: each has ten seconds to say something."""
 
 
-class Patient:
+class DoctorContext:
     """A host that serves, or means to.
 
     Args:
@@ -36,7 +36,7 @@ class Patient:
     def __init__(self, config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> None:
         words = ["check"] if config_file is None else ["check", "-c", config_file]
         self.invocation = parse_arguments(words, directory=None)
-        self.scene = Scene(self.invocation, environ)
+        self.scene = Inventory(self.invocation, environ)
         self.environ = environ
         self.compiles = compiles
 
@@ -95,15 +95,17 @@ class Patient:
         return list(dict.fromkeys(map(self.database_of, self.servers)))
 
 
-async def admit(config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> Patient:
-    """Return who is to be examined, as :class:`Patient` says, unless the configuration's file system hangs.
+async def load(
+    config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True
+) -> DoctorContext:
+    """Load what the doctor examines (see :class:`DoctorContext`).
 
     Raises:
-        ConfigError: it does, or a global file cannot be used.
+        ConfigError: the file system of the configuration hangs, or a global file cannot be used.
     """
     try:
-        return await FileWork(patience_s=_PATIENCE_S).run(
-            partial(Patient, config_file, environ, compiles=compiles)
+        return await BlockingCalls(timeout_s=_PATIENCE_S).run(
+            partial(DoctorContext, config_file, environ, compiles=compiles)
         )
     except TimeoutError as exc:
         raise ConfigError(

@@ -8,11 +8,11 @@ from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease, resolve_release
 from stapsrv.config.settings import ServerSettings
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, fault, ok
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.supervisor.runtime import open_host
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 PROBE = b"probe begin { exit() }"
 _PATIENCE_S = 180.0
@@ -24,7 +24,7 @@ _REMEDY = (
 _ERROR = ("error:", "fatal", "ERROR")
 
 
-async def check_releases(patient: Patient) -> AsyncIterator[Finding]:
+async def check_releases(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Are the headers of each release there?"""
     if not patient.servers:
         yield failure("releases", "no configured server can be used", "run stap-server check")
@@ -33,9 +33,9 @@ async def check_releases(patient: Patient) -> AsyncIterator[Finding]:
         yield finding
 
 
-async def check_compiling(patient: Patient) -> AsyncIterator[Finding]:
+async def check_compiling(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does a script of one line compile for each release, the way that requests do?"""
-    jobs = await FileWork().run(lambda: list(_jobs(patient))) if patient.compiles else []
+    jobs = await BlockingCalls().run(lambda: list(_jobs(patient))) if patient.compiles else []
     if not jobs:
         return
     async with open_host(patient.environ, tuning=patient.settings.tuning) as host:
@@ -60,7 +60,7 @@ def _headers(name: str, settings: ServerSettings) -> Finding:
     return ok(f"headers of {release.name}", f"{release.build_tree.resolve()}, {release.arch}")
 
 
-def _jobs(patient: Patient) -> Iterator[CompileJob]:
+def _jobs(patient: DoctorContext) -> Iterator[CompileJob]:
     """Give one job for each release and way to compile for it."""
     seen = set()
     for settings in patient.servers:

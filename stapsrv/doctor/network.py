@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from stapsrv.control.cli.inventory import FoundServer
 from stapsrv.doctor.certificates import kept_certificate
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.identity.certificate import serial_pairs
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LISTEN_S = 2.0
 
 
-async def check_announcements(patient: Patient) -> AsyncIterator[Finding]:
+async def check_announcements(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Is each server that serves announced by multicast DNS?"""
     question = "announced (mDNS)"
     mdns = patient.settings.mdns
@@ -40,7 +40,9 @@ async def check_announcements(patient: Patient) -> AsyncIterator[Finding]:
         yield _announcement(question, found, heard, patient)
 
 
-def _announcement(question: str, found: FoundServer, heard: Sequence[Heard], patient: Patient) -> Finding:
+def _announcement(
+    question: str, found: FoundServer, heard: Sequence[Heard], patient: DoctorContext
+) -> Finding:
     """Return whether a server is among those that were heard of: by its port and its certificate."""
     nickname, port, settings = found.info["nickname"], found.info["port"], found.running.settings
     listen = [ipaddress.ip_address(address.partition("%")[0]) for address in settings.reach.listen]

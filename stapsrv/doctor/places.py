@@ -13,7 +13,7 @@ from stapsrv.compile.engine.tmpfs import place_in_memory
 from stapsrv.config.global_settings import GlobalSettings, can_write
 from stapsrv.config.log_format import LogFormat
 from stapsrv.control.client.accounts import GROUP
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.observe.sinks import stream_descriptor
 
@@ -26,7 +26,7 @@ _OTHERS_MAY_WRITE = 0o002
 _STICKY = 0o1000
 
 
-async def check_user(patient: Patient) -> AsyncIterator[Finding]:
+async def check_user(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Who is the user, and in which group?"""
     if os.geteuid() == 0:
         yield failure("user", "no server runs as root", "name a user with -u")
@@ -47,7 +47,7 @@ async def check_user(patient: Patient) -> AsyncIterator[Finding]:
         )
 
 
-async def check_directories(patient: Patient) -> AsyncIterator[Finding]:
+async def check_directories(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Are the directories there, or can they be made, and can only the right people write to them?"""
     settings = patient.settings
     yield _readable("configuration", settings.config_path)
@@ -58,7 +58,7 @@ async def check_directories(patient: Patient) -> AsyncIterator[Finding]:
     yield _writable("temporary directory", Path(tempfile.gettempdir()), "TMPDIR")
 
 
-async def check_space(patient: Patient) -> AsyncIterator[Finding]:
+async def check_space(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Is there room for a compile, a cache and a log?"""
     places = {
         "room for stap's cache": patient.state,

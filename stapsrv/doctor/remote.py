@@ -22,7 +22,7 @@ from stapsrv.doctor.certificates import dates_of, trust_of
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
 from stapsrv.doctor.probe_client import CONNECT_S, Said, ask, handshake
 from stapsrv.errors import ProtocolError, StapsrvError
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _PROBE = (b"-p1", b"-e", b"probe begin { exit() }")
 """The first pass reads the script and no more: it costs the server a fraction of a second."""
@@ -56,7 +56,7 @@ class Destination:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-async def walk(destination: Destination, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+async def check_remote(destination: Destination, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Go to a server as a client of this user would; ends where no client gets further."""
     try:
         addresses = await _addresses(destination)
@@ -116,7 +116,7 @@ async def _addresses(destination: Destination) -> list[str]:
     look_up = functools.partial(
         socket.getaddrinfo, destination.host, destination.port, type=socket.SOCK_STREAM
     )
-    found = await FileWork().run(look_up, patience_s=CONNECT_S)
+    found = await BlockingCalls().run(look_up, timeout_s=CONNECT_S)
     return [str(address) for address in dict.fromkeys(entry[4][0] for entry in found)]
 
 

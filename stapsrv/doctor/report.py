@@ -29,13 +29,13 @@ from stapsrv.control.cli.commands.status import status_of_all
 from stapsrv.control.cli.console import status_json
 from stapsrv.control.client.accounts import environment_for, runnable_account
 from stapsrv.doctor.command import examine
-from stapsrv.doctor.context import Patient, admit
+from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import document_of
 from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
 from stapsrv.observe.sinks import stream_descriptor
 from stapsrv.process import run_tree
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _NAME = "stapsrv-report"
 _LOG_BYTES = 1024 * 1024
@@ -61,7 +61,7 @@ def main(argv: Sequence[str], *, program: str = "stap-server report") -> int:
     return guarded(program, lambda: _report(program, argv))
 
 
-def contents(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
+def contents(patient: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
     """Give the archive's files: name and text.
 
     Args:
@@ -123,7 +123,7 @@ def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float
         environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
         words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
         return run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream)
-    patient = anyio.run(admit, None if config is None else str(config), os.environ)
+    patient = anyio.run(load, None if config is None else str(config), os.environ)
     write_archive(stream, contents(patient, now), now)
     return 0
 
@@ -150,7 +150,7 @@ def _parser(program: str) -> LineParser:
     return parser
 
 
-def _files(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
+def _files(patient: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
     yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
     told = {name: value for name, value in patient.environ.items() if name in _TOLD_VARIABLES}
     yield "environment.json", json.dumps(told, indent=2, sort_keys=True) + "\n"
@@ -166,14 +166,14 @@ def _files(patient: Patient, now: float) -> Iterator[tuple[str, str]]:
 def _patiently(read: Callable[[], str]) -> str:
     """Return what is read; where that fails, or a file system hangs, a line that says so."""
     try:
-        return anyio.run(partial(FileWork().run, read, patience_s=_PATIENCE_S))
+        return anyio.run(partial(BlockingCalls().run, read, timeout_s=_PATIENCE_S))
     except OSError as exc:
         return f"# {exc.filename or 'this'} cannot be read: {exc.strerror}\n"
     except StapsrvError as exc:
         return f"# {exc}\n"
 
 
-def _status(patient: Patient) -> str:
+def _status(patient: DoctorContext) -> str:
     return status_json(status_of_all(patient.invocation.config_file, patient.environ))
 
 
@@ -210,7 +210,7 @@ async def _output_of(command: Sequence[str]) -> str:
     return (outcome.stdout + outcome.stderr).decode("utf-8", "replace")
 
 
-def _configuration(patient: Patient) -> Iterator[tuple[str, str]]:
+def _configuration(patient: DoctorContext) -> Iterator[tuple[str, str]]:
     """Give the global files and the servers' files, as far as they can be read."""
     named = patient.invocation.config_file
     for path in (*DEFAULT_FILES, *([] if named is None else [Path(named)])):
@@ -222,19 +222,19 @@ def _configuration(patient: Patient) -> Iterator[tuple[str, str]]:
         yield f"configuration/servers/{path.name}", _patiently(partial(_beginning_of, path))
 
 
-def _server_files(patient: Patient) -> list[Path]:
+def _server_files(patient: DoctorContext) -> list[Path]:
     """Return the files of the configuration directory; those of the environment are told with that."""
     try:
-        files = anyio.run(FileWork().run, lambda: patient.scene.files)
+        files = anyio.run(BlockingCalls().run, lambda: patient.scene.files)
     except (OSError, ConfigError):
         return []
     return [file.path for file in files if file.path.is_absolute()]
 
 
-def _logs(patient: Patient) -> list[Path]:
+def _logs(patient: DoctorContext) -> list[Path]:
     """Return the log files of the supervisor and of the servers, each once."""
     try:
-        servers = anyio.run(FileWork().run, lambda: patient.servers)
+        servers = anyio.run(BlockingCalls().run, lambda: patient.servers)
     except (OSError, ConfigError):
         servers = ()
     logs = [patient.settings.log_file, *(server.log for server in servers if server.log is not None)]

@@ -12,7 +12,7 @@ from anyio.abc import SocketAttribute
 from stapsrv.control.cli.commands.check import find_problems
 from stapsrv.control.cli.inventory import FoundServer
 from stapsrv.doctor.certificates import dates_of, kept_certificate, trust_of
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
 from stapsrv.doctor.probe_client import CONNECT_S, handshake, leave
 from stapsrv.errors import ConfigError, IdentityError, ProtocolError
@@ -25,7 +25,7 @@ _LISTENING = frozenset({"serving", "draining"})
 _BROKEN = (OSError, TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
 
 
-async def check_configuration(patient: Patient) -> AsyncIterator[Finding]:
+async def check_configuration(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Could what is configured be started?"""
     servers, problems = find_problems(patient.invocation, patient.environ)
     for problem in problems:
@@ -34,7 +34,7 @@ async def check_configuration(patient: Patient) -> AsyncIterator[Finding]:
         yield ok("configured servers", f"{servers}, no problem")
 
 
-async def check_supervisor(patient: Patient) -> AsyncIterator[Finding]:
+async def check_supervisor(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does a supervisor run, and do its servers serve?"""
     for problem in patient.scene.problems:
         yield failure("supervisor", problem, "look at its log, and restart it")
@@ -47,13 +47,13 @@ async def check_supervisor(patient: Patient) -> AsyncIterator[Finding]:
             f"pid {info['pid']}, stapsrv {info['version']}, stap {info['stap_version']}, "
             f"containment: {info['containment']}",
         )
-    for lost in patient.scene.lost_servers:
+    for lost in patient.scene.orphaned_servers:
         yield failure(f"server {lost.nickname}", "its supervisor is gone", "stap-server start")
     for found in patient.running:
         yield _state_of(found)
 
 
-async def check_ports(patient: Patient) -> AsyncIterator[Finding]:
+async def check_ports(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Are the ports that are asked for free, or in our hands?"""
     ours = {found.info["port"] for found in patient.running if found.info["state"] in _LISTENING}
     wanted = {(settings.port, settings.reach.listen) for settings in patient.servers if settings.port}
@@ -77,7 +77,7 @@ async def check_ports(patient: Patient) -> AsyncIterator[Finding]:
             yield ok(question, "is free")
 
 
-async def check_certificates(patient: Patient) -> AsyncIterator[Finding]:
+async def check_certificates(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Are the certificates valid, kept safe, and trusted by this user's own client?"""
     for directory in patient.databases:
         try:
@@ -100,7 +100,7 @@ async def check_certificates(patient: Patient) -> AsyncIterator[Finding]:
         )
 
 
-async def check_listeners(patient: Patient) -> AsyncIterator[Finding]:
+async def check_listeners(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Can each server be reached over TLS, and does it show the certificate that is kept?"""
     for found in patient.running:
         port = found.info["port"]
@@ -128,7 +128,7 @@ def _state_of(found: FoundServer) -> Finding:
     return warning(question, f"is {info['state']}, as it was told")
 
 
-async def _visit(question: str, port: int, found: FoundServer, patient: Patient) -> Finding:
+async def _visit(question: str, port: int, found: FoundServer, patient: DoctorContext) -> Finding:
     settings = found.running.settings
     host = settings.reach.listen[0] if settings.reach.listen else "localhost"
     with anyio.fail_after(CONNECT_S):

@@ -7,7 +7,7 @@ import resource
 from collections.abc import AsyncIterator
 
 from stapsrv.config.tunables import BY_ATTRIBUTE
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.supervisor.runtime import open_host
 from stapsrv.system.rlimits import affordable_connections
@@ -18,7 +18,7 @@ _TIME_ERROR = 5
 """``TIME_ERROR``: nobody keeps the clock right."""
 
 
-async def check_clock(_patient: Patient) -> AsyncIterator[Finding]:
+async def check_clock(_patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does somebody keep the clock right? Certificates are judged by it."""
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     if state < 0:
@@ -33,7 +33,7 @@ async def check_clock(_patient: Patient) -> AsyncIterator[Finding]:
         yield ok("clock", "is synchronised")
 
 
-async def check_containment(patient: Patient) -> AsyncIterator[Finding]:
+async def check_containment(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does the host grant a way to hold requests in (namespaces, Landlock), and control groups?"""
     async with open_host(patient.environ, tuning=patient.settings.tuning) as host:
         sandbox = host.engine.sandbox
@@ -48,7 +48,7 @@ async def check_containment(patient: Patient) -> AsyncIterator[Finding]:
     yield ok("control groups", sandbox.cgroup or "none is delegated to this user: requests have limits only")
 
 
-async def check_files(patient: Patient) -> AsyncIterator[Finding]:
+async def check_files(patient: DoctorContext) -> AsyncIterator[Finding]:
     """May a supervisor open as many files as connections are wanted?"""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = [settings.limits.connections for settings in patient.servers]

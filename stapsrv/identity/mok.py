@@ -33,7 +33,7 @@ from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.locked_directory import changing, is_present, refusals_explained, staged
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 CERTIFICATE_FILE = "signing_key.x509"
 KEY_FILE = "signing_key.priv"
@@ -177,7 +177,7 @@ class MokStore:
         self._log = log
         self._examiner = _Examiner()
         self._examining = anyio.Lock()
-        self._files = FileWork()
+        self._files = BlockingCalls()
         self._reported: frozenset[str] = frozenset()
 
     async def find(self, fingerprints: Sequence[str]) -> Mok | None:

@@ -29,7 +29,7 @@ from stapsrv.identity.nss import Database, WrongPassword
 from stapsrv.identity.signing import sign_module
 from stapsrv.identity.trust import default_client_directory, trust_locally
 from stapsrv.identity.watch import DatabaseWatch
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 RENEW_BEFORE = timedelta(days=30)
 _CHECK_S = 60.0
@@ -164,7 +164,7 @@ class IdentityStore:
         self._passwords: dict[Path, str] = {}
         self._clock = clock
         self._live: dict[Path, LiveIdentity] = {}
-        self._files = FileWork()
+        self._files = BlockingCalls()
         self._working = anyio.Lock()
         self._watch = watch
         self._heard = anyio.Event()

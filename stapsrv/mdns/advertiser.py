@@ -17,16 +17,16 @@ from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.errors import AdvertiseError
-from stapsrv.mdns.entries import Registry
+from stapsrv.mdns.entries import EntryRegistry
 from stapsrv.mdns.interfaces import LinkMonitor, Network, read_network
 from stapsrv.mdns.records import Advertisement
 from stapsrv.mdns.session import (
     SETTLE_S,
-    Bell,
-    Conversation,
     Manners,
     Monitoring,
     Responding,
+    Session,
+    Signal,
     Workers,
     open_responder,
 )
@@ -92,10 +92,10 @@ class Advertiser:
         self._read_network = read_network
         self._open_monitor = open_monitor
         self._patience = patience
-        self._registry = Registry(host)
-        self._bell = Bell()
+        self._registry = EntryRegistry(host)
+        self._bell = Signal()
         self._workers = Workers()
-        self._conversation: Conversation | None = None
+        self._conversation: Session | None = None
         self._problem: str | None = None
         self._failures = 0
         self._absent: tuple[str, ...] = ()
@@ -182,8 +182,8 @@ class Advertiser:
         try:
             async with self._responder(network) as responder:
                 self._problem = None
-                self._conversation = Conversation(
-                    responder, network, self._registry, bell=self._bell, manners=manners
+                self._conversation = Session(
+                    responder, network, self._registry, signal=self._bell, manners=manners
                 )
                 await self._conversation.hold()
         finally:

@@ -33,7 +33,7 @@ _CALM_S = 60.0
 """Without a further conflict, after which all is as it was."""
 
 
-class Contests:
+class ConflictBackoff:
     """Counts the names that turned out to be taken.
 
     Args:
@@ -134,7 +134,7 @@ class Entry:
         return None if current else Step.UPDATE
 
 
-class Registry:
+class EntryRegistry:
     """The entries of all servers, and the names that they have.
 
     Args:

@@ -127,10 +127,10 @@ def _dump(asker: socket.socket, request: int, reply: int) -> Iterator[bytes]:
             offset += _aligned(length)
 
 
-def _parse_link(payload: bytes, found: list[_FoundAddress]) -> Link:
+def _parse_link(payload: bytes, found: list[_FoundAddress]) -> NetworkLink:
     _family, _kind, index, flags, _change = _LINK.unpack_from(payload)
     name = _attributes(payload[_LINK.size :]).get(_IFLA_IFNAME, b"")
-    return Link(
+    return NetworkLink(
         index=index,
         name=os.fsdecode(name.rstrip(b"\0")),
         up=flags & _IFF_UP != 0 and flags & _IFF_RUNNING != 0,
@@ -177,7 +177,7 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 @attrs.frozen(kw_only=True)
-class Link:
+class NetworkLink:
     """A network interface and its addresses.
 
     Attributes:
@@ -234,7 +234,7 @@ class Network:
         absent: the names and addresses that were asked for and that no link answers to.
     """
 
-    links: tuple[Link, ...]
+    links: tuple[NetworkLink, ...]
     own: frozenset[Address]
     absent: tuple[str, ...] = ()
 
@@ -251,7 +251,7 @@ class Network:
         return Network(chosen, self.own, absent)
 
 
-def _choose(links: Iterable[Link], wanted: Sequence[str]) -> tuple[Link, ...]:
+def _choose(links: Iterable[NetworkLink], wanted: Sequence[str]) -> tuple[NetworkLink, ...]:
     usable = [link for link in links if link.up and link.addresses]
     if wanted:
         named = {_parse(word) for word in wanted}
@@ -260,7 +260,7 @@ def _choose(links: Iterable[Link], wanted: Sequence[str]) -> tuple[Link, ...]:
     return tuple(shared or [link for link in usable if link.loopback])
 
 
-def _narrow(link: Link, names: Sequence[str], named: set[Address | None]) -> Link | None:
+def _narrow(link: NetworkLink, names: Sequence[str], named: set[Address | None]) -> NetworkLink | None:
     """Return ``link`` as far as it is wanted: whole by its name, else the addresses that are named."""
     if link.name in names:
         return link

@@ -17,7 +17,7 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.mdns.entries import Contests, Entry, Registry, Step, Surroundings
+from stapsrv.mdns.entries import ConflictBackoff, Entry, EntryRegistry, Step, Surroundings
 from stapsrv.mdns.interfaces import Network
 from stapsrv.mdns.records import News, Service, host_label
 
@@ -105,7 +105,7 @@ SETTLE_S = 0.2
 """A network that changes says so several times; this long after the first it is looked at."""
 
 
-class Bell:
+class Signal:
     """Tells any number of tasks that something changed."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Manners:
     workers: Workers
 
 
-class Conversation:
+class Session:
     """One responder at work.
 
     Args:
@@ -159,18 +159,24 @@ class Conversation:
     """
 
     def __init__(
-        self, responder: Responding, network: Network, registry: Registry, *, bell: Bell, manners: Manners
+        self,
+        responder: Responding,
+        network: Network,
+        registry: EntryRegistry,
+        *,
+        signal: Signal,
+        manners: Manners,
     ) -> None:
         self.network = network
         self.surroundings = Surroundings(manners.host, 0)
         self._responder = responder
         self._registry = registry
-        self._bell = bell
+        self._bell = signal
         self._host = manners.host
         self._host_number = 1
         self._look = manners.look
         self._looking = anyio.Lock()
-        self._contests = Contests(anyio.current_time)
+        self._contests = ConflictBackoff(anyio.current_time)
         self._patience = manners.patience
         self._log = manners.log
         self._monitor = manners.monitor

@@ -35,7 +35,7 @@ from zeroconf import IPVersion, Zeroconf
 from zeroconf._dns import DNSAddress, DNSNsec, DNSPointer, DNSRecord, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 
-from stapsrv.mdns.interfaces import Address, Link
+from stapsrv.mdns.interfaces import Address, NetworkLink
 from stapsrv.mdns.records import SERVICE_TYPE
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ _PROGRAM = (
 )
 
 
-def hear_link_only(receiver: socket.socket) -> None:
+def drop_routed_packets(receiver: socket.socket) -> None:
     """Have a datagram socket take no packet that may have come through a router.
 
     Raises:
@@ -94,7 +94,7 @@ class LinkwiseZeroconf(Zeroconf):
         RuntimeError: a link went away meanwhile.
     """
 
-    def __init__(self, links: Sequence[Link], trouble: Callable[[str], None]) -> None:
+    def __init__(self, links: Sequence[NetworkLink], trouble: Callable[[str], None]) -> None:
         self._links = tuple(links)
         self._yielded: frozenset[str] = frozenset()
         self._limits: dict[str, frozenset[bytes]] = {}
@@ -109,7 +109,7 @@ class LinkwiseZeroconf(Zeroconf):
         """Whether any link took multicast."""
         return bool(self.engine.senders)
 
-    def move(self, links: Sequence[Link]) -> None:
+    def move(self, links: Sequence[NetworkLink]) -> None:
         """Speak on these links from now on; where that is new, say everything there. Takes up to 0.5 s."""
         self._links = tuple(links)
         self.update_interfaces(_interfaces(links), _protocols(links))
@@ -119,7 +119,7 @@ class LinkwiseZeroconf(Zeroconf):
         for receiver in tuple(self.engine.readers):
             # A kernel without filters (gVisor's) leaves it as it is with everybody else.
             with contextlib.suppress(OSError):
-                hear_link_only(receiver.sock)
+                drop_routed_packets(receiver.sock)
 
     def yield_host(self, key: str) -> None:
         """Say no more that this host has the name ``key``; at once, whatever services are still there."""
@@ -139,7 +139,7 @@ class LinkwiseZeroconf(Zeroconf):
         # A new one: zeroconf's thread may be looking at the old one.
         self._limits = others if addresses is None else {**others, key: addresses}
 
-    def async_leave(self, links: Sequence[Link]) -> None:
+    def async_leave(self, links: Sequence[NetworkLink]) -> None:
         """Say goodbye where :meth:`move` to ``links`` would leave without a word; in zeroconf's loop.
 
         Nothing is said there from then on, lest it undo the goodbye.
@@ -206,7 +206,7 @@ class LinkwiseZeroconf(Zeroconf):
             )
         return here and self.registry.async_get_info_name(key) is not None
 
-    def _link_at(self, sender: _WrappedTransport) -> Link | None:
+    def _link_at(self, sender: _WrappedTransport) -> NetworkLink | None:
         """Return the link on which a sender speaks; None where it is about to be closed."""
         for link in self._links:
             if sender.is_ipv6:
@@ -233,13 +233,13 @@ def _is_useful(record: DNSRecord, addresses: frozenset[bytes]) -> bool:
     return not isinstance(record, DNSAddress) or record.address in addresses
 
 
-def _interfaces(links: Sequence[Link]) -> list[str | int | tuple[tuple[str, int, int], int]]:
+def _interfaces(links: Sequence[NetworkLink]) -> list[str | int | tuple[tuple[str, int, int], int]]:
     """Name the links as zeroconf wants it: by an IPv4 address, and by number for IPv6."""
     ipv4 = [str(link.ipv4[0]) for link in links if link.ipv4]
     return [*ipv4, *(link.index for link in links if link.ipv6)]
 
 
-def _protocols(links: Sequence[Link]) -> IPVersion:
+def _protocols(links: Sequence[NetworkLink]) -> IPVersion:
     """Return the protocols to listen to; where IPv6 is switched off, not even a socket can be had."""
     if not any(link.ipv6 for link in links):
         return IPVersion.V4Only

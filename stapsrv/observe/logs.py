@@ -28,7 +28,7 @@ Log = FilteringBoundLogger
 
 
 @attrs.define
-class Losses:
+class DroppedEntries:
     """Entries that were lost.
 
     Attributes:
@@ -51,10 +51,10 @@ class Channel:
     """
 
     def __init__(
-        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, losses: Losses | None = None
+        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, losses: DroppedEntries | None = None
     ) -> None:
         self._sink = sink
-        self._losses = losses or Losses()
+        self._losses = losses or DroppedEntries()
         self._encode: Encode = ENCODERS[style]
         self._lost = 0
 
@@ -93,7 +93,7 @@ class LogBook:
         self._terminal = terminal
         self._journal = journal
         self._sinks: dict[Path | None, Sink] = {}
-        self.losses = Losses()
+        self.losses = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
         """Return a logger.

@@ -16,8 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from stapsrv.compile.health import Health
-from stapsrv.compile.stats import Durations
-from stapsrv.observe.snapshot import Facts
+from stapsrv.compile.stats import Histogram
+from stapsrv.observe.snapshot import Snapshot
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus
 
@@ -30,7 +30,7 @@ class Kind(enum.StrEnum):
     HISTOGRAM = "histogram"
 
 
-Samples = Iterable[tuple[tuple[str, ...], float | Durations]]
+Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
 """Values of labels, and a value."""
 
 
@@ -49,42 +49,42 @@ class Row(NamedTuple):
     kind: Kind
     help: str
     labels: tuple[str, ...]
-    read: Callable[[Facts], Samples]
+    read: Callable[[Snapshot], Samples]
 
 
-def _single(read: Callable[[Facts], float | Durations]) -> Callable[[Facts], Samples]:
+def _single(read: Callable[[Snapshot], float | Histogram]) -> Callable[[Snapshot], Samples]:
     return lambda facts: [((), read(facts))]
 
 
-def _stage(name: str) -> Callable[[Facts], Samples]:
+def _stage(name: str) -> Callable[[Snapshot], Samples]:
     return lambda facts: [((), facts.tally.stages[name])]
 
 
-def _of_servers(read: Callable[[ServerStatus], float]) -> Callable[[Facts], Samples]:
+def _of_servers(read: Callable[[ServerStatus], float]) -> Callable[[Snapshot], Samples]:
     return lambda facts: [((server.nickname,), read(server)) for server in facts.status.servers]
 
 
-def _build(facts: Facts) -> Samples:
+def _build(facts: Snapshot) -> Samples:
     status = facts.status
     return [((status.version, status.stap_version, status.containment), 1)]
 
 
-def _servers(facts: Facts) -> Samples:
+def _servers(facts: Snapshot) -> Samples:
     states = Counter(server.state for server in facts.status.servers)
     return [((state.value,), states[state]) for state in State]
 
 
-def _certificates(facts: Facts) -> Samples:
+def _certificates(facts: Snapshot) -> Samples:
     for server in facts.status.servers:
         if server.work.certificate_expires is not None:
             yield (server.nickname,), server.work.certificate_expires.timestamp()
 
 
-def _children(facts: Facts) -> Samples:
+def _children(facts: Snapshot) -> Samples:
     return [] if facts.children is None else [((), len(facts.children))]
 
 
-def _releases(facts: Facts) -> Samples:
+def _releases(facts: Snapshot) -> Samples:
     for server in facts.status.servers:
         for release in server.work.releases:
             yield (server.nickname, release.name), release.health is not Health.UNHEALTHY
@@ -273,7 +273,7 @@ ROWS = (
 )
 
 
-def families(facts: Facts) -> Iterator[Metric]:
+def families(facts: Snapshot) -> Iterator[Metric]:
     """Return every metric of the table, as Prometheus' library has them."""
     for row in ROWS:
         yield _family(row, row.read(facts))
@@ -290,7 +290,7 @@ class Exposition:
         self._registry.register(self._latest)
         ProcessCollector(registry=self._registry)
 
-    def text(self, facts: Facts) -> bytes:
+    def text(self, facts: Snapshot) -> bytes:
         """Return the text; takes milliseconds, and is not to be called twice at the same time."""
         self._latest.facts = facts
         return generate_latest(self._registry)
@@ -300,7 +300,7 @@ class _Latest(Collector):
     """What a registry asks."""
 
     def __init__(self) -> None:
-        self.facts: Facts | None = None
+        self.facts: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
         return iter(()) if self.facts is None else families(self.facts)
@@ -311,7 +311,7 @@ def _family(row: Row, samples: Samples) -> Metric:
         case Kind.HISTOGRAM:
             histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
             for labels, durations in samples:
-                assert isinstance(durations, Durations)  # noqa: S101 - the table's business
+                assert isinstance(durations, Histogram)  # noqa: S101 - the table's business
                 histogram.add_metric(labels, _buckets(durations), durations.total_s)
             return histogram
         case Kind.COUNTER:
@@ -322,12 +322,12 @@ def _family(row: Row, samples: Samples) -> Metric:
 
 def _plain(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> Metric:
     for labels, value in samples:
-        assert not isinstance(value, Durations)  # noqa: S101 - the table's business
+        assert not isinstance(value, Histogram)  # noqa: S101 - the table's business
         family.add_metric(labels, float(value))
     return family
 
 
-def _buckets(durations: Durations) -> Sequence[tuple[str, float]]:
+def _buckets(durations: Histogram) -> Sequence[tuple[str, float]]:
     """Return the upper bounds, and how many were below each."""
     bounds = [*(f"{float(bound)}" for bound in durations.bounds_s), "+Inf"]
     below = 0

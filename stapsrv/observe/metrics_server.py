@@ -30,7 +30,7 @@ _REMEDY = "give another address with --metrics or METRICS=, or off"
 
 
 @attrs.frozen
-class Door:
+class MetricsListener:
     """A place to ask.
 
     Attributes:
@@ -43,7 +43,9 @@ class Door:
 
 
 @contextlib.contextmanager
-def open_door(address: MetricsAddress | None, *, directory: Path | None = None) -> Iterator[Door | None]:
+def open_door(
+    address: MetricsAddress | None, *, directory: Path | None = None
+) -> Iterator[MetricsListener | None]:
     """Listen where metrics are to be had, for as long as the block runs; None where they are not.
 
     Args:
@@ -62,12 +64,12 @@ def open_door(address: MetricsAddress | None, *, directory: Path | None = None) 
             if address.path is None:
                 listener = listen_at(address.host or "", address.port, only=True, backlog=_BACKLOG)
                 held.callback(listener.close)
-                door = Door(listener, str(internet_address_of(listener)))
+                door = MetricsListener(listener, str(internet_address_of(listener)))
             else:
                 path = _absolute(address.path, directory, where)
                 _check_free(path, where)
                 listener = held.enter_context(open_socket_file(path, group=GROUP, backlog=_BACKLOG))
-                door = Door(listener, str(MetricsAddress(path=path)))
+                door = MetricsListener(listener, str(MetricsAddress(path=path)))
         except OSError as exc:
             taken = exc.errno == errno.EADDRINUSE
             problem = "is in use by another program" if taken else f"cannot be used: {exc.strerror}"
@@ -100,7 +102,7 @@ def _check_free(path: Path, where: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def monitored(door: Door | None, look: Look, *, log: Log) -> AsyncIterator[None]:
+async def monitored(door: MetricsListener | None, look: Look, *, log: Log) -> AsyncIterator[None]:
     """Have metrics and health told at ``door`` for as long as the block runs; nothing without one."""
     if door is None:
         yield

@@ -18,15 +18,15 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.stats import Durations
+from stapsrv.compile.stats import Histogram
 from stapsrv.observe.formats import printable
 from stapsrv.observe.http import HttpLimits, HttpServer, Page
 from stapsrv.observe.metrics import Exposition
-from stapsrv.observe.snapshot import Facts, Look, Phase, own_children, sample_lag
+from stapsrv.observe.snapshot import Look, Phase, Snapshot, own_children, sample_lag
 from stapsrv.supervisor.lifecycle import State, Wanted
 
 
-def reasons_not_ready(facts: Facts) -> tuple[str, ...]:
+def reasons_not_ready(facts: Snapshot) -> tuple[str, ...]:
     """Return why not every wanted server serves, a line for each reason; nothing when all do."""
     reasons = [] if facts.phase is Phase.RUNNING else [f"the process is {facts.phase}"]
     for server in facts.status.servers:
@@ -59,7 +59,7 @@ class Monitor:
         self._server = HttpServer(listener, self._find, log=log, limits=limits)
         self._look = look
         self._log = log
-        self._lag = Durations()
+        self._lag = Histogram()
         self._exposition = Exposition()
         self._rendering = anyio.Lock()
         self._thread = anyio.CapacityLimiter(1)

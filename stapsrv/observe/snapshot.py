@@ -15,7 +15,7 @@ from typing import NoReturn, TypeAlias
 import anyio
 import attrs
 
-from stapsrv.compile.stats import Durations, Tally
+from stapsrv.compile.stats import Histogram, ProcessCounters
 from stapsrv.supervisor.status import SupervisorStatus
 
 _TASKS = Path("/proc/self/task")
@@ -53,7 +53,7 @@ class Phase(enum.StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Facts:
+class Snapshot:
     """What is known of this process at one moment.
 
     Attributes:
@@ -68,22 +68,22 @@ class Facts:
 
     phase: Phase
     status: SupervisorStatus
-    tally: Tally
+    tally: ProcessCounters
     lost_entries: int = 0
     faults: tuple[str, ...] = ()
-    lag: Durations = attrs.field(factory=Durations)
+    lag: Histogram = attrs.field(factory=Histogram)
     children: frozenset[int] | None = None
 
-    def frozen(self) -> Facts:
+    def frozen(self) -> Snapshot:
         """Return a copy that stays as it is while the event loop goes on counting."""
         return attrs.evolve(self, tally=copy.deepcopy(self.tally), lag=copy.deepcopy(self.lag))
 
 
-Look: TypeAlias = Callable[[], Facts]
+Look: TypeAlias = Callable[[], Snapshot]
 """Looks at the process; called on the event loop."""
 
 
-async def sample_lag(lag: Durations, *, interval_s: float = LAG_INTERVAL_S) -> NoReturn:
+async def sample_lag(lag: Histogram, *, interval_s: float = LAG_INTERVAL_S) -> NoReturn:
     """Add how late the event loop is to ``lag``, every so often, until cancelled."""
     while True:
         due = anyio.current_time() + interval_s

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stapsrv.sandbox.mount_plan import Access, View
+from stapsrv.sandbox.mount_plan import Access, MountPlan
 
 _LAUNCHER = Path(__file__).with_name("landlock_launcher.py")
 _DEATH_SIGNAL = ("setpriv", "--pdeathsig", "KILL", "--")
 _NAMESPACES = ("--user", "--mount", "--pid", "--ipc", "--uts")
 
 
-class Mechanism(enum.Enum):
+class Backend(enum.Enum):
     """How programs are contained, the best first."""
 
     BUBBLEWRAP = "bubblewrap"
@@ -31,14 +31,14 @@ class Mechanism(enum.Enum):
     @property
     def covers(self) -> bool:
         """Whether it can hide a part of something that it shows."""
-        return self is not Mechanism.LANDLOCK
+        return self is not Backend.LANDLOCK
 
     @property
     def ends_whole(self) -> bool:
         """Whether the kernel sees to it that all that a program started ends with it, and with the server."""
-        return self is not Mechanism.LANDLOCK
+        return self is not Backend.LANDLOCK
 
-    def command(self, view: View, command: Sequence[str | bytes]) -> list[str | bytes]:
+    def command(self, view: MountPlan, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` with that view."""
         return [*_COMMANDS[self](view), *command]
 
@@ -49,7 +49,7 @@ def bare_python() -> tuple[str, ...]:
     return (base, "-I", "-S", "-E", "-B")
 
 
-def _bubblewrap(view: View) -> Iterator[str]:
+def _bubblewrap(view: MountPlan) -> Iterator[str]:
     # A bubblewrap that dies before its inner process has arranged to die with it leaves that one to itself.
     yield from _death_of_all()
     # The signal that asks a compile to end goes to the whole session. bubblewrap's own two processes are not
@@ -89,18 +89,18 @@ def _death_of_all() -> Iterator[str]:
     yield from ("timeout", "--signal=KILL", "0")
 
 
-def _unshare(view: View) -> Iterator[str]:
+def _unshare(view: MountPlan) -> Iterator[str]:
     yield from (*_DEATH_SIGNAL, "unshare", *_NAMESPACES, *(() if view.network else ("--net",)))
     yield from ("--map-current-user", "--keep-caps", "--fork", "--kill-child", "--")
     yield from _launcher("mounts", view)
 
 
-def _landlock(view: View) -> Iterator[str]:
+def _landlock(view: MountPlan) -> Iterator[str]:
     yield from _DEATH_SIGNAL
     yield from _launcher("landlock" if view.network else "landlock-no-network", view)
 
 
-def _launcher(mode: str, view: View) -> Iterator[str]:
+def _launcher(mode: str, view: MountPlan) -> Iterator[str]:
     """Give the launcher's command line."""
     yield from (*bare_python(), str(_LAUNCHER), mode, str(view.directory))
     for place in view.places:
@@ -110,12 +110,12 @@ def _launcher(mode: str, view: View) -> Iterator[str]:
     yield "--"
 
 
-def _empty_directories(view: View) -> Iterator[Path]:
+def _empty_directories(view: MountPlan) -> Iterator[Path]:
     return (place.path for place in view.places if place.access is Access.EMPTY_DIRECTORY)
 
 
-_COMMANDS: Mapping[Mechanism, Callable[[View], Iterator[str]]] = {
-    Mechanism.BUBBLEWRAP: _bubblewrap,
-    Mechanism.UNSHARE: _unshare,
-    Mechanism.LANDLOCK: _landlock,
+_COMMANDS: Mapping[Backend, Callable[[MountPlan], Iterator[str]]] = {
+    Backend.BUBBLEWRAP: _bubblewrap,
+    Backend.UNSHARE: _unshare,
+    Backend.LANDLOCK: _landlock,
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.sandbox.limits import Resources
+from stapsrv.sandbox.limits import ResourceLimits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
@@ -47,7 +47,7 @@ class Delegation:
         bounds = f" with {', '.join(self.controllers)}" if self.controllers else ""
         return f"{self.directory}{bounds}"
 
-    def make_group(self, name: str, resources: Resources) -> RequestGroup:
+    def make_group(self, name: str, resources: ResourceLimits) -> RequestGroup:
         """Make the group of one request.
 
         Args:
@@ -165,7 +165,7 @@ def _sweep(group: Path) -> None:
                 left.rmdir()
 
 
-def _bounds(resources: Resources) -> Mapping[str, str]:
+def _bounds(resources: ResourceLimits) -> Mapping[str, str]:
     """Return what is written to a group's files."""
     bounds = {}
     if resources.memory_bytes:

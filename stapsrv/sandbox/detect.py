@@ -13,14 +13,14 @@ import anyio
 import anyio.to_thread
 
 from stapsrv.errors import ConfigError, TranslatorError
-from stapsrv.process import Containment, Ending, find_containment, run_tree
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.process import Containment, ExitReason, find_containment, run_tree
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.cgroup import find_delegation
-from stapsrv.sandbox.limits import Resources
-from stapsrv.sandbox.mount_plan import View
-from stapsrv.sandbox.policy import Needs, request_view
+from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.mount_plan import MountPlan
+from stapsrv.sandbox.policy import SandboxPolicy, request_view
 from stapsrv.sandbox.sandbox import OFF, Sandbox
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 AUTO = "auto"
 """The setting that takes the first that works."""
@@ -50,9 +50,9 @@ async def find_sandbox(
     delegation = await anyio.to_thread.run_sync(find_delegation)
     if wanted == OFF:
         return Sandbox(None, await find_containment(), delegation)
-    needs = Needs(stap=stap, environ=environ, home=home, build_trees=(), releases=())
+    needs = SandboxPolicy(stap=stap, environ=environ, home=home, build_trees=(), releases=())
     reasons = []
-    for mechanism in Mechanism:
+    for mechanism in Backend:
         if wanted in (AUTO, mechanism.value):
             reason = await _try(mechanism, needs, workspace)
             if reason is None:
@@ -66,7 +66,7 @@ async def find_sandbox(
     )
 
 
-async def _try(mechanism: Mechanism, needs: Needs, workspace: Path) -> str | None:
+async def _try(mechanism: Backend, needs: SandboxPolicy, workspace: Path) -> str | None:
     """Let stap run, let a file be written, and one not be read; return why that went wrong, if it did."""
     place = Path(tempfile.mkdtemp(prefix="trial.", dir=workspace))
     try:
@@ -74,7 +74,7 @@ async def _try(mechanism: Mechanism, needs: Needs, workspace: Path) -> str | Non
         directory.mkdir()
         secret.write_text("secret\n")
         try:
-            view = await FileWork(patience_s=_TRIAL_S).run(partial(request_view, needs, directory))
+            view = await BlockingCalls(timeout_s=_TRIAL_S).run(partial(request_view, needs, directory))
         except TimeoutError as exc:
             return f"what requests see cannot be looked at: {exc.strerror}"
         reason = await _run(mechanism, view, [str(needs.stap), "--version"], expected=0)
@@ -89,7 +89,7 @@ async def _try(mechanism: Mechanism, needs: Needs, workspace: Path) -> str | Non
         await anyio.to_thread.run_sync(shutil.rmtree, place, True)  # noqa: FBT003 - ignore_errors
 
 
-async def _run(mechanism: Mechanism, view: View, command: Sequence[str], *, expected: int) -> str | None:
+async def _run(mechanism: Backend, view: MountPlan, command: Sequence[str], *, expected: int) -> str | None:
     """Run a command contained; return what kept it from ending as expected."""
     env = {
         b"PATH": os.fsencode(os.environ.get("PATH", os.defpath)),
@@ -98,11 +98,11 @@ async def _run(mechanism: Mechanism, view: View, command: Sequence[str], *, expe
         b"LC_ALL": b"C",
     }
     try:
-        whole = Sandbox(mechanism).command(view, Resources(nice=1), command)
+        whole = Sandbox(mechanism).command(view, ResourceLimits(nice=1), command)
         outcome = await run_tree(whole, deadline_s=_TRIAL_S, env=env)
     except TranslatorError as exc:
         return str(exc)
-    if outcome.ending is not Ending.EXITED:
+    if outcome.ending is not ExitReason.EXITED:
         return f"it did not end within {_TRIAL_S:g} seconds"
     if outcome.status == expected:
         return None

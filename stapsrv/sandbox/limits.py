@@ -37,7 +37,7 @@ _SIGNALS: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "file"}
 
 
 @attrs.frozen(kw_only=True)
-class Resources:
+class ResourceLimits:
     """The bounds of one request; 0 is none.
 
     Attributes:
@@ -57,7 +57,7 @@ class Resources:
     nice: int = 0
 
     @classmethod
-    def of(cls, limits: Limits) -> Resources:
+    def of(cls, limits: Limits) -> ResourceLimits:
         """Return those that a server's limits name."""
         return cls(**{field.name: getattr(limits, field.name) for field in attrs.fields(cls)})
 

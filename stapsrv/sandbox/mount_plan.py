@@ -32,7 +32,7 @@ class Access(enum.Enum):
 
 
 @attrs.frozen
-class Place:
+class MountPoint:
     """A file or directory, with all below it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place:
 
 
 @attrs.frozen(kw_only=True)
-class View:
+class MountPlan:
     """All that a contained program sees, beside ``/proc`` with its own processes and a small ``/dev``.
 
     Attributes:
@@ -55,7 +55,7 @@ class View:
         network: whether it is on the host's network; else it is on none.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[MountPoint, ...]
     links: tuple[Link, ...]
     directory: Path
     network: bool
@@ -70,7 +70,9 @@ class View:
         return _access(path, {place.path: place.access for place in self.places})
 
 
-def describe(places: Iterable[Place], links: Iterable[Link], *, directory: Path, network: bool) -> View:
+def plan_mounts(
+    places: Iterable[MountPoint], links: Iterable[Link], *, directory: Path, network: bool
+) -> MountPlan:
     """Put a view together; of several places at one path, the last counts.
 
     Args:
@@ -87,8 +89,8 @@ def describe(places: Iterable[Place], links: Iterable[Link], *, directory: Path,
         if place.access is not above and not (unseen and place.access.is_hidden):
             kept[place.path] = place.access
     needed = {link.path: link for link in links if not _is_shown(link.path.parent, kept)}
-    return View(
-        places=tuple(Place(path, access) for path, access in kept.items()),
+    return MountPlan(
+        places=tuple(MountPoint(path, access) for path, access in kept.items()),
         links=tuple(sorted(needed.values(), key=_depth)),
         directory=directory,
         network=network,
@@ -104,5 +106,5 @@ def _is_shown(path: Path, places: dict[Path, Access]) -> bool:
     return access is not None and not access.is_hidden
 
 
-def _depth(item: Place | Link) -> tuple[int, str]:
+def _depth(item: MountPoint | Link) -> tuple[int, str]:
     return len(item.path.parts), str(item.path)

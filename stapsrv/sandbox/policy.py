@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.sandbox.mount_plan import Access, Place, View, describe
+from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link, follow
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -47,7 +47,7 @@ _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale
 
 
 @attrs.frozen(kw_only=True)
-class Needs:
+class SandboxPolicy:
     """What one server's requests need, beside what every one needs.
 
     Attributes:
@@ -86,7 +86,7 @@ class Needs:
         return self.systemtap_directory / "cache"
 
 
-def request_view(needs: Needs, directory: Path, *, start: Path | None = None) -> View:
+def request_view(needs: SandboxPolicy, directory: Path, *, start: Path | None = None) -> MountPlan:
     """Describe what a request sees; reads some directories and links, for a millisecond.
 
     Args:
@@ -106,7 +106,7 @@ def request_view(needs: Needs, directory: Path, *, start: Path | None = None) ->
     return _view(wishes, start or directory, network=needs.network)
 
 
-def tool_view(read: Iterable[Path], directory: Path) -> View:
+def tool_view(read: Iterable[Path], directory: Path) -> MountPlan:
     """Describe what a program of the host sees that needs little else.
 
     Args:
@@ -118,22 +118,22 @@ def tool_view(read: Iterable[Path], directory: Path) -> View:
     return _view(wishes, directory, network=False)
 
 
-def _view(wishes: Iterable[tuple[Path, Access]], start: Path, *, network: bool) -> View:
+def _view(wishes: Iterable[tuple[Path, Access]], start: Path, *, network: bool) -> MountPlan:
     """Look up what the wishes stand for."""
-    places: list[Place] = []
+    places: list[MountPoint] = []
     links: list[Link] = []
     for path, access in wishes:
         real, way = follow(path)
         if real is None:
             continue
         hidden_file = access is Access.EMPTY_DIRECTORY and not real.is_dir()
-        places.append(Place(real, Access.EMPTY_FILE if hidden_file else access))
+        places.append(MountPoint(real, Access.EMPTY_FILE if hidden_file else access))
         if not access.is_hidden:
             links += way
-    return describe(places, links, directory=start, network=network)
+    return plan_mounts(places, links, directory=start, network=network)
 
 
-def make_caches(needs: Needs) -> None:
+def make_caches(needs: SandboxPolicy) -> None:
     """Make the directories that stap would make itself, were it not contained.
 
     Raises:
@@ -163,7 +163,7 @@ def contained_environment(
     return kept | {b"TMPDIR": os.fsencode(temporary)}
 
 
-def _shown(needs: Needs) -> Iterator[Path]:
+def _shown(needs: SandboxPolicy) -> Iterator[Path]:
     """Give what can be read."""
     yield from map(Path, (*SYSTEM, *SYSTEM_FILES, *(NETWORK_FILES if needs.network else ())))
     yield from _named_by(needs.environ)
@@ -179,12 +179,12 @@ def _shown(needs: Needs) -> Iterator[Path]:
     yield from _debuginfo_caches(needs)
 
 
-def _caches(needs: Needs) -> Iterator[Path]:
+def _caches(needs: SandboxPolicy) -> Iterator[Path]:
     if needs.network:
         yield from _debuginfo_caches(needs)
 
 
-def _debuginfo_caches(needs: Needs) -> Iterator[Path]:
+def _debuginfo_caches(needs: SandboxPolicy) -> Iterator[Path]:
     """Give where debuginfod's client keeps what it fetched; the first that exists is the one that it uses."""
     named = needs.environ.get("DEBUGINFOD_CACHE_PATH")
     if named:

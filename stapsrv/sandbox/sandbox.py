@@ -14,11 +14,11 @@ import attrs
 
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import Containment
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup
-from stapsrv.sandbox.limits import Resources, count_processes
-from stapsrv.sandbox.mount_plan import View
-from stapsrv.sandbox.policy import Needs, contained_environment, make_caches, request_view, tool_view
+from stapsrv.sandbox.limits import ResourceLimits, count_processes
+from stapsrv.sandbox.mount_plan import MountPlan
+from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_view, tool_view
 
 OFF = "off"
 """The setting that contains nothing."""
@@ -36,7 +36,7 @@ class Sandbox:
         delegation: what requests get control groups of their own from; None: the host grants none.
     """
 
-    mechanism: Mechanism | None
+    mechanism: Backend | None
     containment: Containment = Containment.SESSION
     delegation: Delegation | None = None
 
@@ -55,7 +55,7 @@ class Sandbox:
         """What requests get control groups of their own from."""
         return None if self.delegation is None else self.delegation.description
 
-    def view(self, needs: Needs, directory: Path, *, start: Path) -> View:
+    def view(self, needs: SandboxPolicy, directory: Path, *, start: Path) -> MountPlan:
         """Return what a request sees, and have what is kept from one request to the next be there.
 
         Args:
@@ -67,11 +67,11 @@ class Sandbox:
             OSError: what it needs is not there and cannot be made.
         """
         if self.mechanism is None:
-            return View(places=(), links=(), directory=start, network=True)
+            return MountPlan(places=(), links=(), directory=start, network=True)
         make_caches(needs)
         return request_view(needs, directory, start=start)
 
-    def tool_view(self, read: Iterable[Path], directory: Path) -> View:
+    def tool_view(self, read: Iterable[Path], directory: Path) -> MountPlan:
         """Return what a program of the host sees that needs little else.
 
         Args:
@@ -79,10 +79,12 @@ class Sandbox:
             directory: what it changes, and where it starts.
         """
         if self.mechanism is None:
-            return View(places=(), links=(), directory=directory, network=True)
+            return MountPlan(places=(), links=(), directory=directory, network=True)
         return tool_view(read, directory)
 
-    def command(self, view: View, resources: Resources, command: Sequence[str | bytes]) -> list[str | bytes]:
+    def command(
+        self, view: MountPlan, resources: ResourceLimits, command: Sequence[str | bytes]
+    ) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with that view and those bounds."""
         inner = [*resources.inner_command(others=0 if self.is_whole else count_processes()), *command]
         if self.mechanism is None:
@@ -98,7 +100,7 @@ class Sandbox:
         return contained_environment(environ, temporary=temporary, network=network)
 
     @contextlib.asynccontextmanager
-    async def request_group(self, name: str, resources: Resources) -> AsyncIterator[RequestGroup | None]:
+    async def request_group(self, name: str, resources: ResourceLimits) -> AsyncIterator[RequestGroup | None]:
         """Have a control group for as long as the context lasts; None where the host grants none.
 
         Args:
@@ -130,7 +132,7 @@ class Sandbox:
         said = _SAID_BEFORE.match(stderr)
         return None if status == 0 or said is None else said[0].decode(errors="replace")
 
-    def check(self, view: View) -> None:
+    def check(self, view: MountPlan) -> None:
         """See whether a view can be had.
 
         Raises:

@@ -20,7 +20,7 @@ from stapsrv.identity.store import LiveIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import Advertisement, server_options
 from stapsrv.supervisor.server.compile_server import CompileServer
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryMonitor
 
 _SETTLE_S = 0.2
@@ -39,7 +39,7 @@ class _Shown:
         return self.identity.kept.identity.directory
 
 
-class Announcer:
+class ServerAdvertiser:
     """Has the servers of one process advertised, and keeps what is said of them true.
 
     Args:
@@ -53,11 +53,11 @@ class Announcer:
         self._shown: dict[int, _Shown] = {}
         self._followed: set[Path] = set()
         self._moks: dict[Path, tuple[str, ...]] = {}
-        self._files = FileWork()
+        self._files = BlockingCalls()
         self._tasks: TaskGroup | None = None
 
     @classmethod
-    def from_settings(cls, settings: MdnsSettings, *, log: Log) -> Announcer:
+    def from_settings(cls, settings: MdnsSettings, *, log: Log) -> ServerAdvertiser:
         """Return an announcer that speaks as the operator wants it, or not at all."""
         if not settings.is_enabled:
             return cls(None, log=log)

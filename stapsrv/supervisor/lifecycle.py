@@ -66,8 +66,8 @@ class Action(enum.Enum):
     """Stop accepting and let requests finish; ENDED follows."""
     ABORT = enum.auto()
     """End everything of it now; ENDED follows."""
-    CLOSE_DOOR = enum.auto()
-    OPEN_DOOR = enum.auto()
+    PAUSE_ACCEPT = enum.auto()
+    RESUME_ACCEPT = enum.auto()
     DELAY = enum.auto()
     """Wait for the back-off; DELAY_OVER follows."""
     CANCEL_DELAY = enum.auto()
@@ -104,13 +104,13 @@ _TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.SERVING, _E.START): Transition(_S.SERVING, _W.UP),
     (_S.SERVING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.FINISH,)),
     (_S.SERVING, _E.RESTART): Transition(_S.STOPPING, _W.UP, (_A.FINISH,)),
-    (_S.SERVING, _E.DRAIN): Transition(_S.DRAINING, None, (_A.CLOSE_DOOR,)),
+    (_S.SERVING, _E.DRAIN): Transition(_S.DRAINING, None, (_A.PAUSE_ACCEPT,)),
     (_S.SERVING, _E.UNDRAIN): Transition(_S.SERVING, None),
-    (_S.DRAINING, _E.START): Transition(_S.SERVING, _W.UP, (_A.OPEN_DOOR,)),
+    (_S.DRAINING, _E.START): Transition(_S.SERVING, _W.UP, (_A.RESUME_ACCEPT,)),
     (_S.DRAINING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.FINISH,)),
     (_S.DRAINING, _E.RESTART): Transition(_S.STOPPING, _W.UP, (_A.FINISH,)),
     (_S.DRAINING, _E.DRAIN): Transition(_S.DRAINING, None),
-    (_S.DRAINING, _E.UNDRAIN): Transition(_S.SERVING, None, (_A.OPEN_DOOR,)),
+    (_S.DRAINING, _E.UNDRAIN): Transition(_S.SERVING, None, (_A.RESUME_ACCEPT,)),
     (_S.STOPPING, _E.START): Transition(_S.STOPPING, _W.UP),
     (_S.STOPPING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.ABORT,)),
     (_S.STOPPING, _E.RESTART): Transition(_S.STOPPING, _W.UP),

@@ -43,7 +43,7 @@ class Preparer(Protocol):
         """
 
 
-class HostedServer:
+class ManagedServer:
     """One server of a supervisor, from the first start to the last stop.
 
     Args:
@@ -69,7 +69,7 @@ class HostedServer:
         prepare: Preparer,
         tasks: TaskGroup,
         log: Log,
-        changed: Callable[[HostedServer], None],
+        changed: Callable[[ManagedServer], None],
         withdraw: Callable[[int], Awaitable[None]],
     ) -> None:
         self.id = server_id
@@ -110,11 +110,11 @@ class HostedServer:
         """
         self._handle(event)
 
-    def tune(self, settings: ServerSettings) -> None:
+    def apply_settings(self, settings: ServerSettings) -> None:
         """Take over settings that differ in tuning alone: at once, without a connection lost."""
         self.settings = settings
         if self._server is not None:
-            self._server.tune(settings)
+            self._server.apply_settings(settings)
         self._changed(self)
 
     async def wait_settled(self) -> State:
@@ -170,10 +170,10 @@ class HostedServer:
                 self._delay.cancel()
             case Action.FINISH if self._server is not None:
                 self._tasks.start_soon(self._finish, self._server)
-            case Action.CLOSE_DOOR if self._server is not None:
+            case Action.PAUSE_ACCEPT if self._server is not None:
                 self._log.info("server.closed_door")
                 self._server.drain()
-            case Action.OPEN_DOOR if self._server is not None:
+            case Action.RESUME_ACCEPT if self._server is not None:
                 self._log.info("server.opened_door")
                 self._server.undrain()
 
@@ -205,7 +205,7 @@ class HostedServer:
             self._server = server
             if self.settings is not settings:
                 # Told while it was made ready.
-                server.tune(self.settings)
+                server.apply_settings(self.settings)
             self.last_port = server.address.port
             self.has_served = True
             self._handle(Event.READY)

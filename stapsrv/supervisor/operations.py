@@ -15,7 +15,7 @@ Report = Callable[[ServerStatus], None]
 
 
 @attrs.frozen
-class Wish:
+class ServerSpec:
     """A server that somebody wants.
 
     Attributes:

@@ -17,19 +17,19 @@ import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
-from stapsrv.compile.cache.inputs import Surroundings
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
+from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.cache.result_cache import ResultCache
-from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.stap import StapProgram, find_stap
-from stapsrv.compile.engine.temp_quota import TemporarySpace
+from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.tmpfs import place_in_memory
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.stats import Tally
+from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET, Tuning
@@ -43,8 +43,8 @@ from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.server.admission import ConnectionBudget
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.server.listener import open_listeners
-from stapsrv.supervisor.warmup import Warmer, WarmMemory
-from stapsrv.system.blocking import FileWork
+from stapsrv.supervisor.warmup import WarmMemory, Warmup
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.rlimits import most_connections
 
 
@@ -54,14 +54,14 @@ async def open_cache(
 ) -> AsyncIterator[ResultCache | None]:
     """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
     try:
-        store = await FileWork().run(partial(open_store, environ, tuning))
-        grounds = Grounds(log=log)
+        store = await BlockingCalls().run(partial(open_store, environ, tuning))
+        grounds = InputWatcher(log=log)
     except (ConfigError, OSError) as exc:
         log.warning("cache.unusable", reason=exc)
         yield None
         return
     contained = str(tuning.effective("sandbox"))
-    surroundings = Surroundings(stap, environ, systemtap_directory(environ), contained=contained)
+    surroundings = HostInputs(stap, environ, systemtap_directory(environ), contained=contained)
     if surroundings.fault is not None:
         log.warning("cache.idle", reason=surroundings.fault)
     with contextlib.closing(grounds):
@@ -71,13 +71,13 @@ async def open_cache(
             watching.cancel_scope.cancel()
 
 
-def open_store(environ: Mapping[str, str], tuning: Tuning) -> Store:
+def open_store(environ: Mapping[str, str], tuning: Tuning) -> DiskStore:
     """Open the directory of results.
 
     Raises:
         ConfigError: it cannot be used.
     """
-    return Store(
+    return DiskStore(
         systemtap_directory(environ) / RESULTS_DIRECTORY,
         max_bytes=tuning.effective("result_cache_bytes"),
         max_age_s=tuning.effective("result_cache_s"),
@@ -107,12 +107,12 @@ class Host:
     user: str
     engine: LocalEngine
     identities: IdentityStore
-    warmer: Warmer
+    warmer: Warmup
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     cache: ResultCache | None = None
-    tally: Tally = attrs.field(factory=Tally)
+    tally: ProcessCounters = attrs.field(factory=ProcessCounters)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
-    files: FileWork = attrs.field(factory=FileWork)
+    files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
     def tell_sandbox(self, log: Log) -> None:
         """Log what holds requests in."""
@@ -237,10 +237,10 @@ async def open_host(
             environ=environ,
             home=home,
             secret=secret,
-            space=TemporarySpace(tuning.effective("total_temp_bytes")),
+            space=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
-        warmer = Warmer(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
+        warmer = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
         async with contextlib.AsyncExitStack() as opened:
             watch = opened.enter_context(watching(log))
             host = Host(
@@ -257,7 +257,7 @@ async def open_host(
             yield host
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
-            await workspace.files.run(workspace.close, patience_s=_REMOVAL_S)
+            await workspace.files.run(workspace.close, timeout_s=_REMOVAL_S)
 
 
 def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:

@@ -10,7 +10,7 @@ import attrs
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import CacheCounts, RecentTimes
 from stapsrv.config.settings import ServerSettings
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.lifecycle import State, Wanted
 
 
@@ -52,7 +52,7 @@ class ServerWork:
     failed: int = 0
     certificate_expires: datetime | None = None
     connections: int = 0
-    refusals: Mapping[Refusal, int] = attrs.field(factory=dict)
+    refusals: Mapping[RejectReason, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()
     recent: RecentTimes = attrs.field(factory=RecentTimes)
     cache: CacheCounts = attrs.field(factory=CacheCounts)

@@ -17,19 +17,19 @@ from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv import __version__
-from stapsrv.compile.health import Standing
+from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
-from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
-from stapsrv.supervisor.managed_server import HostedServer
-from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, Wish
+from stapsrv.supervisor.managed_server import ManagedServer
+from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.supervisor.state.stat_files import Record, Registry
+from stapsrv.supervisor.state.stat_files import Record, StatFiles
 from stapsrv.supervisor.status import SupervisorStatus
 
 
@@ -51,7 +51,7 @@ class Supervisor:
     def __init__(
         self,
         host: Host,
-        registry: Registry,
+        registry: StatFiles,
         ports: PortMemory,
         *,
         defaults: HostDefaults,
@@ -59,7 +59,7 @@ class Supervisor:
         log: Log,
         max_compiles: int,
         auto_end: bool,
-        announcer: Announcer | None = None,
+        announcer: ServerAdvertiser | None = None,
     ) -> None:
         self._host = host
         self._registry = registry
@@ -68,11 +68,11 @@ class Supervisor:
         self._open_log = open_log
         self._log = log
         self._auto_end = auto_end
-        self._announcer = announcer or Announcer(None, log=log)
+        self._announcer = announcer or ServerAdvertiser(None, log=log)
         self._since = datetime.now(UTC)
         # Its clients are the servers' pools, whose workers bound what can wait here.
         self._pool = WorkerPool(max_compiles, queue_length=None)
-        self._servers: dict[int, HostedServer] = {}
+        self._servers: dict[int, ManagedServer] = {}
         self._tasks: TaskGroup | None = None
         self._commands = CommandsUnderWay(self._command_ended)
         self._ending = anyio.Event()
@@ -122,7 +122,7 @@ class Supervisor:
             servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
         )
 
-    async def start(self, wishes: Sequence[Wish], report: Report | None = None) -> list[Outcome]:
+    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
         """Start the servers that are wished for and do not run; wait until each serves or has failed.
 
         Returns:
@@ -162,7 +162,7 @@ class Supervisor:
 
     async def reload(
         self,
-        wishes: Sequence[Wish],
+        wishes: Sequence[ServerSpec],
         *,
         force: bool,
         unreadable: Collection[str] = (),
@@ -202,7 +202,7 @@ class Supervisor:
             if record.settings.user not in {None, self._host.user}:
                 continue
             self._log.info("server.resumed", id=record.id)
-            self._add(record.id, Wish(record.settings, record.origin), last_port=record.port).command(
+            self._add(record.id, ServerSpec(record.settings, record.origin), last_port=record.port).command(
                 Event.START
             )
 
@@ -211,7 +211,7 @@ class Supervisor:
         for record in self._registry.read()[0]:
             self._registry.forget(record.id)
 
-    def _begin(self, wish: Wish, followed: set[int]) -> tuple[HostedServer, bool] | Outcome:
+    def _begin(self, wish: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
         try:
             self._check_not_ending()
@@ -233,11 +233,11 @@ class Supervisor:
         server.command(Event.START)
         return server, False
 
-    def _follow(self, server: HostedServer, wish: Wish) -> None:
+    def _follow(self, server: ManagedServer, wish: ServerSpec) -> None:
         """Have a server obey what its file says now of all that makes it no other server."""
         server.origin = wish.origin
         if wish.settings != server.settings:
-            server.tune(wish.settings)
+            server.apply_settings(wish.settings)
 
     def _check_not_ending(self) -> None:
         """Let nothing begin that the end would wait for in vain."""
@@ -248,7 +248,7 @@ class Supervisor:
         if settings.user not in {None, self._host.user}:
             raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
 
-    async def _started(self, server: HostedServer, *, already: bool) -> Outcome:
+    async def _started(self, server: ManagedServer, *, already: bool) -> Outcome:
         state = await server.wait_settled()
         status = server.status()
         if state in {State.SERVING, State.DRAINING}:
@@ -281,10 +281,10 @@ class Supervisor:
                 outcomes.append(Outcome(server.status(), already=False, error=error))
             return outcomes
 
-    def _add(self, server_id: int, wish: Wish, *, last_port: int | None) -> HostedServer:
+    def _add(self, server_id: int, wish: ServerSpec, *, last_port: int | None) -> ManagedServer:
         if self._tasks is None:
             raise LifecycleError("the supervisor is ending")
-        server = HostedServer(
+        server = ManagedServer(
             server_id,
             wish.settings,
             origin=wish.origin,
@@ -304,7 +304,7 @@ class Supervisor:
         log.info("server.starting", pid=os.getpid(), user=self._host.user)
         return await self._host.prepare(settings, log, last_port=last_port, shared=self._pool)
 
-    def _find(self, wish: Wish) -> HostedServer | None:
+    def _find(self, wish: ServerSpec) -> ManagedServer | None:
         """Return the server that is the same as the one wished for.
 
         Raises:
@@ -326,7 +326,7 @@ class Supervisor:
     def _identity(self, settings: ServerSettings) -> ServerSettings:
         return settings.identity(self._defaults)
 
-    def _changed(self, server: HostedServer) -> None:
+    def _changed(self, server: ManagedServer) -> None:
         """Keep the record, the network and the listeners up to date; forget who is down for good."""
         if server.state is State.SERVING and server.server is not None:
             self._announcer.show(server.id, server.server)
@@ -350,7 +350,7 @@ class Supervisor:
             self._ports.remember(server.settings, server.last_port)
         self._commands.tell(server.id, server.status)
 
-    def _health_changed(self, standing: Standing) -> None:
+    def _health_changed(self, standing: ReleaseHealth) -> None:
         """Let the network hear of a release only while it can be compiled for."""
         for server in self._servers.values():
             serving = server.server

@@ -35,14 +35,14 @@ from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.engine.stap import StapProgram
-from stapsrv.compile.health import Health, Standing
+from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.protocol.archive import printable
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
-from stapsrv.supervisor.state.json_file import Memory, with_fact
-from stapsrv.system.blocking import FileWork
+from stapsrv.supervisor.state.json_file import JsonFile, with_fact
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryMonitor
 
 _TREE_FILES = (
@@ -54,7 +54,7 @@ _DEFAULT_RUNTIME = Path("/usr/share/systemtap/runtime")
 
 
 @attrs.frozen
-class Subject:
+class WarmupKey:
     """A release, and how it is compiled for: what one of two equal ones has shown holds for the other."""
 
     release: ServedRelease
@@ -65,7 +65,7 @@ class Subject:
     runtime: str | None
 
     @classmethod
-    def of(cls, settings: ServerSettings, release: ServedRelease) -> Subject:
+    def of(cls, settings: ServerSettings, release: ServedRelease) -> WarmupKey:
         """Return how a server with such settings compiles for a release."""
         return cls(
             release, settings.arch, settings.build, settings.define, settings.include, settings.runtime
@@ -87,7 +87,7 @@ class WarmMemory:
     """
 
     def __init__(self, file: Path, cache: Path) -> None:
-        self._memory = Memory(file, _is_identity)
+        self._memory = JsonFile(file, _is_identity)
         self._cache = cache
 
     def knows(self, digest: str) -> bool:
@@ -102,7 +102,7 @@ class WarmMemory:
             self._memory.write(with_fact(self._memory.read(), digest, cache))
 
 
-def digest_of(subject: Subject, stap: StapProgram) -> str:
+def digest_of(subject: WarmupKey, stap: StapProgram) -> str:
     """Return what changes when another compile for the subject may come out differently; reads files."""
     sha = hashlib.sha256()
     for part in (stap.version, _stamp(stap.path), repr(subject), *_stamps(subject)):
@@ -110,7 +110,7 @@ def digest_of(subject: Subject, stap: StapProgram) -> str:
     return sha.hexdigest()[:32]
 
 
-def _stamps(subject: Subject) -> Iterator[str]:
+def _stamps(subject: WarmupKey) -> Iterator[str]:
     tree, *others = subject.places
     yield os.path.realpath(tree)
     yield from map(_stamp, (tree / name for name in _TREE_FILES))
@@ -154,11 +154,11 @@ _MOST_REASON = 300
 
 
 @attrs.define(eq=False)
-class _Case:
+class WarmupTarget:
     """A subject, whoever serves it, and what becomes of it."""
 
-    subject: Subject
-    standing: Standing
+    subject: WarmupKey
+    standing: ReleaseHealth
     settings: ServerSettings
     log: Log
     wanted_by: set[int] = attrs.field(factory=set)
@@ -166,7 +166,7 @@ class _Case:
     scope: anyio.CancelScope | None = None
 
 
-class Warmer:
+class Warmup:
     """Looks after the releases that the servers of one process serve.
 
     Args:
@@ -181,13 +181,13 @@ class Warmer:
         self._engine = engine
         self._memory = memory
         self._first_delay_s = first_delay_s
-        self._cases: dict[Subject, _Case] = {}
+        self._cases: dict[WarmupKey, WarmupTarget] = {}
         self._one_at_a_time = anyio.Lock()
-        self._files = FileWork()
+        self._files = BlockingCalls()
         self._tasks: TaskGroup | None = None
-        self._listeners: list[Callable[[Standing], None]] = []
+        self._listeners: list[Callable[[ReleaseHealth], None]] = []
 
-    def follow(self, changed: Callable[[Standing], None]) -> None:
+    def follow(self, changed: Callable[[ReleaseHealth], None]) -> None:
         """Have ``changed`` called after each change of a release's health."""
         self._listeners.append(changed)
 
@@ -201,7 +201,7 @@ class Warmer:
                 self._begin(case)
             await anyio.sleep_forever()
 
-    def standing(self, settings: ServerSettings, release: ServedRelease, log: Log) -> Standing:
+    def standing(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
         """Return the standing of a release for a server with such settings; equal servers share it.
 
         Args:
@@ -209,10 +209,10 @@ class Warmer:
             release: one that it serves.
             log: hears of it if the server is the first of its kind.
         """
-        subject = Subject.of(settings, release)
+        subject = WarmupKey.of(settings, release)
         case = self._cases.get(subject)
         if case is None:
-            case = self._cases[subject] = _Case(subject, Standing(self._tell), settings, log)
+            case = self._cases[subject] = WarmupTarget(subject, ReleaseHealth(self._tell), settings, log)
         return case.standing
 
     def want(self, server_id: int, service: CompileService) -> None:
@@ -236,21 +236,21 @@ class Warmer:
                 case.scope.cancel()
                 case.scope = None
 
-    def _cases_of(self, service: CompileService) -> list[_Case]:
+    def _cases_of(self, service: CompileService) -> list[WarmupTarget]:
         standings = {id(standing) for standing in service.standings.values()}
         return [case for case in self._cases.values() if id(case.standing) in standings]
 
-    def _tell(self, standing: Standing) -> None:
+    def _tell(self, standing: ReleaseHealth) -> None:
         for listener in self._listeners:
             listener(standing)
 
-    def _begin(self, case: _Case) -> None:
+    def _begin(self, case: WarmupTarget) -> None:
         """Start looking after a case, if somebody wants that and it has not been done yet."""
         if self._tasks is not None and case.wanted_by and case.scope is None:
             case.scope = anyio.CancelScope()
             self._tasks.start_soon(self._look_after, case, case.scope)
 
-    async def _look_after(self, case: _Case, scope: anyio.CancelScope) -> None:
+    async def _look_after(self, case: WarmupTarget, scope: anyio.CancelScope) -> None:
         """Compile for a release until that succeeds, here or for a client."""
         delay_s = self._first_delay_s
         try:
@@ -265,7 +265,7 @@ class Warmer:
         if case.scope is scope:
             case.scope = None
 
-    async def _try(self, case: _Case) -> bool:
+    async def _try(self, case: WarmupTarget) -> bool:
         """See whether a release can be compiled for; returns whether it can."""
         async with self._one_at_a_time:
             try:
@@ -283,10 +283,10 @@ class Warmer:
         case.standing.become(Health.HEALTHY)
         return True
 
-    async def _digest(self, case: _Case) -> str:
+    async def _digest(self, case: WarmupTarget) -> str:
         return await self._files.run(functools.partial(digest_of, case.subject, self._engine.stap))
 
-    async def _compile(self, case: _Case) -> None:
+    async def _compile(self, case: WarmupTarget) -> None:
         """Compile the shortest script, until done or until a client's request has shown that it can be done.
 
         Raises:
@@ -309,7 +309,7 @@ class Warmer:
         seconds = round(anyio.current_time() - began, 1)
         case.log.info("release.healthy", release=release.name, seconds=seconds)
 
-    async def _wait_for_change(self, case: _Case, delay_s: float) -> bool:
+    async def _wait_for_change(self, case: WarmupTarget, delay_s: float) -> bool:
         """Wait until another attempt is worth it; returns whether something has changed."""
         changed = False
         with contextlib.ExitStack() as watching, anyio.move_on_after(delay_s) as scope:
@@ -328,7 +328,7 @@ class Warmer:
             await anyio.sleep(_SETTLE_S)
         return changed
 
-    async def _watch(self, case: _Case) -> list[DirectoryMonitor]:
+    async def _watch(self, case: WarmupTarget) -> list[DirectoryMonitor]:
         """Watch what decides on a case; what hangs, or cannot be watched, only time will tell of."""
         try:
             return await self._files.run(functools.partial(_watch, case.subject.places), undo=_close)

@@ -28,11 +28,11 @@ _THREADS = 32
 _MOST_ABANDONED = 16
 
 
-class FileWork:
+class BlockingCalls:
     """The calls to one place, such as a temporary directory: others do not notice when it hangs.
 
     Args:
-        patience_s: seconds that a call may take.
+        timeout_s: seconds that a call may take.
         grace_s: seconds that it gets after the caller's cancellation.
         threads: calls at the same time; more wait for their turn, which counts as theirs.
         most_abandoned: threads that may hang before calls are refused without a try.
@@ -41,12 +41,12 @@ class FileWork:
     def __init__(
         self,
         *,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = PATIENCE_S,
         grace_s: float = GRACE_S,
         threads: int = _THREADS,
         most_abandoned: int = _MOST_ABANDONED,
     ) -> None:
-        self._patience_s = patience_s
+        self._patience_s = timeout_s
         self._grace_s = grace_s
         self._limiter = anyio.CapacityLimiter(threads)
         self._most_abandoned = most_abandoned
@@ -62,14 +62,14 @@ class FileWork:
         self,
         call: Callable[[], _T],
         *,
-        patience_s: float | None = None,
+        timeout_s: float | None = None,
         undo: Callable[[_T], object] | None = None,
     ) -> _T:
         """Return what ``call`` returns, called in a thread.
 
         Args:
             call: works on files, and may hang.
-            patience_s: seconds, in place of those of this object.
+            timeout_s: seconds, in place of those of this object.
             undo: given what ``call`` returned when nobody could take that any more; called in a thread.
 
         Raises:
@@ -79,13 +79,13 @@ class FileWork:
 
         Cancellation: the call gets ``grace_s`` to end; what it returns is undone then, or whenever it ends.
         """
-        patience_s = self._patience_s if patience_s is None else patience_s
+        timeout_s = self._patience_s if timeout_s is None else timeout_s
         if self._abandoned >= self._most_abandoned:
             raise TimeoutError(errno.ETIMEDOUT, f"{self._abandoned} calls hang already")
-        with anyio.move_on_after(patience_s):
+        with anyio.move_on_after(timeout_s):
             async with self._limiter:
                 return await self._run(call, undo)
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {patience_s:g} seconds")
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} seconds")
 
     async def _run(self, call: Callable[[], _T], undo: Callable[[_T], object] | None) -> _T:
         work = _Work(call)

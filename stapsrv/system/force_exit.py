@@ -19,7 +19,7 @@ _TELLING_S = 1.0
 """For the log to take its last line."""
 
 
-def end_for_certain(log: Log, *, within_s: float = LAST_RESORT_S) -> None:
+def force_exit_after(log: Log, *, within_s: float = LAST_RESORT_S) -> None:
     """See to it that this process ends in ``within_s`` seconds, or one more; returns at once.
 
     Compiles end with it (their death signal), and what it leaves on the disk is swept at the next start.

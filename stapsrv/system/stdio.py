@@ -13,7 +13,7 @@ BROKEN_PIPE = 141
 
 
 @contextlib.contextmanager
-def written_out(program: str) -> Iterator[None]:
+def guard_stdout(program: str) -> Iterator[None]:
     """See that what is printed is written when the block ends, however it ends: also by ``SystemExit``.
 
     Where it cannot be, this process is to exit: with 141 if nobody reads it any more, else with 1 after one

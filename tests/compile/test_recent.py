@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stapsrv.compile.stats import Outcome, RecentRequests, RecentTimes, RequestRecord
+from stapsrv.compile.stats import LatencyWindow, Outcome, RecentTimes, RequestRecord
 
 
 def ended(queue_s: float, compile_s: float, outcome: Outcome = Outcome.ANSWERED) -> RequestRecord:
@@ -10,7 +10,7 @@ def ended(queue_s: float, compile_s: float, outcome: Outcome = Outcome.ANSWERED)
 
 
 def test_medians_of_those_that_stap_answered():
-    recent = RecentRequests()
+    recent = LatencyWindow()
     assert recent.times() == RecentTimes(0, None, None)
     # The third waited for another request's compile, the last was none of stap's.
     for record in (ended(0, 2), ended(1, 4), ended(5, 0), ended(9, 9, Outcome.REFUSED)):
@@ -19,7 +19,7 @@ def test_medians_of_those_that_stap_answered():
 
 
 def test_only_the_last_hundred_count():
-    recent = RecentRequests()
+    recent = LatencyWindow()
     for seconds in (*[7] * 500, *[1] * 51, *[2] * 49):
         recent.note(ended(0, seconds))
     assert recent.times() == RecentTimes(100, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kit.service import LogLines
 
-from stapsrv.compile.rejections import SparingLog
+from stapsrv.compile.rejections import ThrottledLog
 
 pytestmark = pytest.mark.anyio
 
@@ -14,7 +14,7 @@ class Sparing:
     def __init__(self) -> None:
         self.now = 1000.0
         self.lines = LogLines()
-        self.log = SparingLog(self.lines.log, clock=lambda: self.now)
+        self.log = ThrottledLog(self.lines.log, clock=lambda: self.now)
 
     def say(self, kind: str, times: int = 1) -> None:
         for _ in range(times):

@@ -21,10 +21,10 @@ from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_ans
 from kit.moks import make_mok, make_sign_file
 from kit.service import IDENTITY, Shown, running_server, tls_context
 
-from stapsrv.compile.cache.entry import Known
+from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.handler import Exchange
+from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
@@ -207,7 +207,7 @@ async def test_a_crash_while_tidying_up_is_logged_and_ends_nothing():
 
 async def test_a_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch):
     async with running_server() as running:
-        monkeypatch.setattr("stapsrv.compile.session.Exchange", lambda *_, **__: 1 // 0)
+        monkeypatch.setattr("stapsrv.compile.session.RequestHandler", lambda *_, **__: 1 // 0)
         async with await connect(running.port) as tls:
             await tls.send(frame(request("-p1")))
             assert await read_answer(tls) == b""
@@ -677,12 +677,14 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
     """The answer that was made for one certificate is not given in the name of another."""
     shown = Shown(IDENTITY)
     async with running_server(identity=shown) as running:
-        known = Known(CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),)))
+        known = CacheEntry(
+            CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),))
+        )
 
-        async def answer(_self: Exchange, _job: CompileJob) -> Known:
+        async def answer(_self: RequestHandler, _job: CompileJob) -> CacheEntry:
             return known
 
-        monkeypatch.setattr(Exchange, "_result", answer)
+        monkeypatch.setattr(RequestHandler, "_result", answer)
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))

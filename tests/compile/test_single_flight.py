@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.single_flight import Flights, Landed, Worker
+from stapsrv.compile.single_flight import FlightResult, SingleFlight, Worker
 from stapsrv.errors import RequestRejected, TranslatorError
 
 pytestmark = pytest.mark.anyio
@@ -20,14 +20,14 @@ class Airport:
     """Flights over one pool; each request is a task that can leave."""
 
     def __init__(
-        self, flights: Flights[str], tasks: anyio.abc.TaskGroup, *, workers: int, queue: int
+        self, flights: SingleFlight[str], tasks: anyio.abc.TaskGroup, *, workers: int, queue: int
     ) -> None:
         self.flights = flights
         self.pool = WorkerPool(workers, queue_length=queue)
         self.tasks = tasks
         self.begun: list[str] = []
         self.ended: list[str] = []
-        self.answers: dict[str, Landed[str] | Exception] = {}
+        self.answers: dict[str, FlightResult[str] | Exception] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
         self.gates: dict[str, anyio.Event] = {}
         self.fault: Exception | None = None
@@ -64,7 +64,7 @@ class Airport:
 
         with self.scopes[name]:
             try:
-                self.answers[name] = await self.flights.fly(
+                self.answers[name] = await self.flights.run(
                     key, client, worker=lambda: self.pool.worker(client), work=work
                 )
             except (RequestRejected, TranslatorError, ValueError) as exc:
@@ -73,7 +73,7 @@ class Airport:
 
 @contextlib.asynccontextmanager
 async def airport(workers: int = 2, queue: int = 8) -> AsyncIterator[Airport]:
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     with anyio.fail_after(20):
         async with flights.open(), anyio.create_task_group() as tasks:
             yield Airport(flights, tasks, workers=workers, queue=queue)
@@ -90,9 +90,9 @@ async def test_equal_requests_share_one_work_and_one_worker():
         assert port.pool.statistics().running == 2
         await port.open_gate("first")
         assert port.answers == {
-            "first": Landed("work of first", joined=False),
-            "second": Landed("work of first", joined=True),
-            "third": Landed("work of first", joined=True),
+            "first": FlightResult("work of first", joined=False),
+            "second": FlightResult("work of first", joined=True),
+            "third": FlightResult("work of first", joined=True),
         }
         assert port.pool.statistics().running == 1
 
@@ -128,11 +128,11 @@ async def test_the_last_to_leave_ends_the_work_and_gives_the_worker_back():
 
 
 async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     pool = WorkerPool(4, queue_length=0)
     cleaning, cleaned = anyio.Event(), anyio.Event()
     leaving = anyio.CancelScope()
-    landed: list[Landed[str]] = []
+    landed: list[FlightResult[str]] = []
 
     @contextlib.asynccontextmanager
     async def slow_to_end() -> AsyncIterator[str]:
@@ -151,7 +151,7 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
 
     async def first() -> None:
         with leaving:
-            await flights.fly("x", "a", worker=lambda: pool.worker("a"), work=slow_to_end)
+            await flights.run("x", "a", worker=lambda: pool.worker("a"), work=slow_to_end)
 
     async def later(worker: anyio.Event) -> None:
         @contextlib.asynccontextmanager
@@ -159,7 +159,7 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
             await worker.wait()
             yield
 
-        landed.append(await flights.fly("x", "a", worker=held, work=quick))
+        landed.append(await flights.run("x", "a", worker=held, work=quick))
 
     with anyio.fail_after(20):
         async with flights.open(), anyio.create_task_group() as tasks:
@@ -200,7 +200,7 @@ async def test_a_joining_client_brings_its_own_turn():
         await port.open_gate("hog 1")
         assert port.begun == ["busy", "hog 1", "hog 3"]
         await port.open_gate("hog 3")
-        assert port.answers["joiner"] == Landed("work of hog 3", joined=True)
+        assert port.answers["joiner"] == FlightResult("work of hog 3", joined=True)
         await port.open_gate("hog 2")
         assert port.pool.statistics().running == 0
 
@@ -214,7 +214,7 @@ async def test_a_flight_takes_few_places_in_the_queue():
         await port.open_gate("busy")
         assert (port.begun, port.pool.statistics().queued) == (["busy", "0"], 0)
         await port.open_gate("0")
-        assert sum(isinstance(answer, Landed) for answer in port.answers.values()) == 21
+        assert sum(isinstance(answer, FlightResult) for answer in port.answers.values()) == 21
 
 
 async def test_a_full_queue_refuses_those_who_wait_for_it_alone():
@@ -227,7 +227,7 @@ async def test_a_full_queue_refuses_those_who_wait_for_it_alone():
         await port.open_gate("busy")
         await port.open_gate("first")
         assert {"first", "second"} <= port.answers.keys()
-        assert port.answers["second"] == Landed("work of first", joined=True)
+        assert port.answers["second"] == FlightResult("work of first", joined=True)
 
 
 async def test_nobody_waits_for_the_tidying_up_but_the_worker():
@@ -235,7 +235,7 @@ async def test_nobody_waits_for_the_tidying_up_but_the_worker():
         port.tidying = anyio.Event()
         await port.ask("first", "x")
         await port.open_gate("first")
-        assert port.answers == {"first": Landed("work of first", joined=False)}
+        assert port.answers == {"first": FlightResult("work of first", joined=False)}
         await port.ask("second", "x")
         assert (port.begun, port.pool.statistics().queued) == (["first"], 1)
         port.tidying.set()
@@ -269,7 +269,7 @@ async def test_the_end_does_not_wait_for_ever(monkeypatch):
 
 
 async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_s_fault():
-    flights: Flights[str] = Flights()
+    flights: SingleFlight[str] = SingleFlight()
     queueing, landed = anyio.Event(), anyio.Event()
 
     @contextlib.asynccontextmanager
@@ -291,7 +291,7 @@ async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_
         yield "work"
 
     async def ask(client: str, worker: Worker) -> None:
-        assert (await flights.fly("x", client, worker=worker, work=work)).value == "work"
+        assert (await flights.run("x", client, worker=worker, work=work)).value == "work"
         landed.set()
 
     with anyio.fail_after(20):
@@ -311,6 +311,6 @@ async def test_cancelling_everything_leaves_nothing():
 async def test_nothing_flies_from_a_closed_server():
     pool = WorkerPool(1, queue_length=0)
     with pytest.raises(TranslatorError, match="closed"):
-        await Flights[str]().fly(
+        await SingleFlight[str]().run(
             "x", "a", worker=lambda: pool.worker("a"), work=lambda: contextlib.nullcontext("never")
         )

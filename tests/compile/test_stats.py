@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.compile.stats import BOUNDS_S, OTHER, Durations, Outcome, RequestRecord, Result, Source, Tally
+from stapsrv.compile.stats import (
+    BOUNDS_S,
+    OTHER,
+    Histogram,
+    Outcome,
+    ProcessCounters,
+    RequestRecord,
+    Result,
+    Source,
+)
 
 
 def record(release: str = "6.1", **facts: object) -> RequestRecord:
@@ -24,13 +33,13 @@ def record(release: str = "6.1", **facts: object) -> RequestRecord:
     ],
 )
 def test_results(facts, result):
-    tally = Tally()
+    tally = ProcessCounters()
     tally.count_request(record(**facts), served=["6.1"])
     assert tally.requests == {("6.1", result): 1}
 
 
 def test_a_request_counts_in_each_stage_that_it_came_to():
-    tally = Tally()
+    tally = ProcessCounters()
     tally.count_request(
         record(
             outcome=Outcome.ANSWERED, rc=0, source=Source.COMPILED, queue_s=0.5, compile_s=3, answer_bytes=7
@@ -51,7 +60,7 @@ def test_a_request_counts_in_each_stage_that_it_came_to():
 
 @given(st.floats(0, 10_000))
 def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds):
-    durations = Durations()
+    durations = Histogram()
     durations.add(seconds)
     place = durations.counts.index(1)
     assert seconds <= (*BOUNDS_S, float("inf"))[place]
@@ -59,7 +68,7 @@ def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds):
 
 
 def test_a_result_that_is_not_kept_counts_once():
-    tally = Tally()
+    tally = ProcessCounters()
     for source in (Source.COMPILED, Source.SHARED, Source.SHARED):
         tally.count_request(record(source=source, uncacheable="code"), served=["6.1"])
     tally.count_request(record(source=Source.COMPILED), served=["6.1"])
@@ -68,7 +77,7 @@ def test_a_result_that_is_not_kept_counts_once():
 
 
 def test_releases_that_are_not_served_are_one():
-    tally = Tally()
+    tally = ProcessCounters()
     for number in range(1000):
         tally.count_request(record(f"{number}"), served=["6.1"])
     tally.count_request(record(""), served=["6.1"])
@@ -76,7 +85,7 @@ def test_releases_that_are_not_served_are_one():
 
 
 def test_releases_that_come_and_go_are_bounded():
-    tally = Tally()
+    tally = ProcessCounters()
     for number in range(1000):
         tally.expect([f"{number}"])
         tally.count_request(record(f"{number}"), served=[f"{number}"])
@@ -85,7 +94,7 @@ def test_releases_that_come_and_go_are_bounded():
 
 
 def test_what_is_expected_begins_at_zero_and_stays_what_it_is():
-    tally = Tally()
+    tally = ProcessCounters()
     tally.expect(["6.1"])
     assert tally.requests == {(release, result): 0 for release in ("6.1", OTHER) for result in Result}
     tally.count_request(record(), served=["6.1"])

@@ -9,14 +9,14 @@ import attrs
 import pytest
 
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
-from stapsrv.config.settings import HostDefaults, Limits, Reach, ServerSettings
+from stapsrv.config.settings import HostDefaults, Limits, NetworkAccess, ServerSettings
 from stapsrv.config.tunables import SERVER_TUNABLES, TUNABLES, Scope, Tuning, with_tuning
 from stapsrv.control.cli.console import title
 from stapsrv.control.cli.parser import parse_arguments as parse_command
 from stapsrv.daemon_options import parse_arguments
 from stapsrv.errors import UsageError
 
-TYPED = {field.name: field for group in (Limits, Reach) for field in attrs.fields(group)}
+TYPED = {field.name: field for group in (Limits, NetworkAccess) for field in attrs.fields(group)}
 
 
 def a_value(row):

@@ -12,7 +12,7 @@ import pytest
 from kit.stap import make_stap
 
 from stapsrv.doctor.command import examine
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, Verdict
 
 
@@ -56,7 +56,7 @@ class Site:
         self.config.write_text(self.config.read_text() + text)
 
     def examine(self, *, compiles: bool = False, environ: Mapping[str, str] | None = None) -> Findings:
-        patient = Patient(str(self.config), environ or self.environ, compiles=compiles)
+        patient = DoctorContext(str(self.config), environ or self.environ, compiles=compiles)
         return Findings(tuple(anyio.run(examine, patient, lambda _finding: None)))
 
 

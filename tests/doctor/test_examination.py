@@ -236,7 +236,7 @@ def test_a_file_system_that_hangs_costs_one_answer(site, monkeypatch):
     hanging = threading.Event()
     monkeypatch.setattr(os, "statvfs", lambda _place: hanging.wait())
     rows = [row for row in command.QUESTIONS if row.name in {"room", "releases", "listeners"}]
-    impatient = [row._replace(patience_s=0.2) if row.name == "room" else row for row in rows]
+    impatient = [row._replace(timeout_s=0.2) if row.name == "room" else row for row in rows]
     monkeypatch.setattr(command, "QUESTIONS", impatient)
     try:
         findings = site.examine()

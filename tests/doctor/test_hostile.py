@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from stapsrv.doctor.findings import Finding, Verdict, document_of, lines_of
-from stapsrv.doctor.remote import Destination, walk
+from stapsrv.doctor.remote import Destination, check_remote
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
@@ -85,7 +85,7 @@ async def answering(context: ssl.SSLContext | None, *parts: bytes) -> AsyncItera
 async def go(port: int, environ) -> dict[str, Finding]:
     with anyio.fail_after(60):
         destination = Destination("127.0.0.1", port, "6.1.0-test")
-        return {found.question: found async for found in walk(destination, environ)}
+        return {found.question: found async for found in check_remote(destination, environ)}
 
 
 def packed(method: int = zipfile.ZIP_DEFLATED, **entries: bytes) -> bytes:

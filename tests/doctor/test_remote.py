@@ -15,7 +15,7 @@ from kit.service import IDENTITY, running_server
 
 from stapsrv.doctor.command import main
 from stapsrv.doctor.findings import Verdict
-from stapsrv.doctor.remote import Destination, walk
+from stapsrv.doctor.remote import Destination, check_remote
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,9 @@ def environ(tmp_path):
 
 async def go(port: int, environ, *, host: str = "localhost", release: str = RELEASE):
     with anyio.fail_after(60):
-        return {found.question: found async for found in walk(Destination(host, port, release), environ)}
+        return {
+            found.question: found async for found in check_remote(Destination(host, port, release), environ)
+        }
 
 
 async def test_to_its_end(environ):

@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 
-from stapsrv.doctor.context import Patient
+from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.report import contents, main
 
 
@@ -85,7 +85,7 @@ def test_a_log_that_hangs_is_told(at_home, monkeypatch):
     monkeypatch.setattr("stapsrv.doctor.report._PATIENCE_S", 0.2)
     (at_home.directory / "log").unlink()
     os.mkfifo(at_home.directory / "log")
-    files = dict(contents(Patient(str(at_home.config), at_home.environ), 0.0))
+    files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))
     os.close(os.open(at_home.directory / "log", os.O_RDWR))  # who hangs there goes on
     assert "no answer within 0.2 seconds" in files["logs/0-log"]
 
@@ -93,6 +93,6 @@ def test_a_log_that_hangs_is_told(at_home, monkeypatch):
 def test_only_the_end_of_a_long_log_from_a_whole_line_on(at_home):
     line = "Mon Nov 23 08:21:15 2026: Options passed from the client: secret\n"
     (at_home.directory / "log").write_text(line * 50_000)
-    files = dict(contents(Patient(str(at_home.config), at_home.environ), 0.0))
+    files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))
     assert len(files["logs/0-log"]) < 1_200_000
     assert "secret" not in files["logs/0-log"]

@@ -147,7 +147,7 @@ def test_second_signal_ends_the_server_whatever_hangs(tmp_path, build_tree, iden
     patch = patched(gate, "stapsrv.compile.handler.parse_request").replace(
         "contextlib,", "stapsrv.system.force_exit, stapsrv.compile.handler, contextlib,"
     )
-    patch += "stapsrv.system.force_exit.end_for_certain.__kwdefaults__.update(within_s=1.0)\n"
+    patch += "stapsrv.system.force_exit.force_exit_after.__kwdefaults__.update(within_s=1.0)\n"
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         gate.shut()
         with server.send(MAKES):

@@ -20,7 +20,7 @@ from kit.footprint import wait_back
 from kit.stap import MAKES
 from kit.trees import ProcessTree
 
-from stapsrv.compile.engine.tmpfs import Memory
+from stapsrv.compile.engine.tmpfs import Tmpfs
 
 FILL = 'head -c 5000000 /dev/zero >"$answer/big"; i=0; while echo >"$answer/$i"; do i=$((i + 1)); done;'
 TROUBLE = "Server: The server has trouble with its temporary directory: "
@@ -132,7 +132,7 @@ def test_time_that_stands_still(serve, fifo):
     ],
 )
 def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
-    expected = None if most_bytes is None else Memory().find_room(most_bytes)
+    expected = None if most_bytes is None else Tmpfs().find_room(most_bytes)
     server = serve("-k", *options, TMPDIR="")
     said = "Requests are compiled in memory, in /dev/shm"
     assert (said in server.log_lines()) == (expected is not None)

@@ -9,8 +9,8 @@ from kit.control import DEFAULTS, FakeCommands, server_status
 from kit.service import LogLines
 
 from stapsrv.control.server.auth import Access
-from stapsrv.control.server.connection import Allowance, Connection, ControlLimits, receive, send_all
-from stapsrv.control.server.handlers import Caller, Methods
+from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter, receive, send_all
+from stapsrv.control.server.handlers import Caller, RpcHandlers
 
 _WHOLE_S = 10.0
 
@@ -31,13 +31,15 @@ async def converse(data: bytes) -> bytes:
         for end in (ours, theirs):
             end.setblocking(False)
         async with anyio.create_task_group() as tasks:
-            methods = Methods(commands, reload=commands.reload, defaults=DEFAULTS, tasks=tasks, log=lines.log)
+            methods = RpcHandlers(
+                commands, reload=commands.reload, defaults=DEFAULTS, tasks=tasks, log=lines.log
+            )
             connection = Connection(
                 theirs,
                 Caller("me", Access.ALL),
                 methods,
                 limits=limits,
-                allowance=Allowance(limits),
+                allowance=RateLimiter(limits),
                 log=lines.log,
             )
             tasks.start_soon(connection.run)

@@ -19,7 +19,7 @@ from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.nss import Database
 from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
 from stapsrv.identity.watch import DatabaseWatch
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +97,7 @@ async def test_directory_that_hangs_is_named(store, database, lines, tmp_path, m
             gate.wait()
 
     monkeypatch.setattr("stapsrv.identity.store.sweep_left_over", sweep)
-    store._files = FileWork(patience_s=0.2, grace_s=0.1)
+    store._files = BlockingCalls(timeout_s=0.2, grace_s=0.1)
     with pytest.raises(IdentityError) as caught:
         await store.obtain(database, lines.log)
     gate.set()

@@ -20,7 +20,7 @@ from stapsrv.control.server.auth import Peer, Policy, read_peer
 from stapsrv.control.server.connection import ControlLimits
 from stapsrv.control.server.server import serve_control
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.operations import Outcome, Report, Wish
+from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
 
 from .service import LogLines
@@ -90,7 +90,7 @@ class FakeCommands:
             raise self.fault
         return supervisor_status(*self.servers.values())
 
-    async def start(self, wishes: Sequence[Wish], report: Report | None = None, /) -> list[Outcome]:
+    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
         self._note("start", list(wishes))
         ids = range(10, 10 + len(wishes))
         for server_id, wish in zip(ids, wishes, strict=True):

@@ -67,9 +67,9 @@ class Footprint:
         return found
 
 
-def wait_back(look: Callable[[], list[str]], *, patience_s: float = PATIENCE_S) -> list[str]:
+def wait_back(look: Callable[[], list[str]], *, timeout_s: float = PATIENCE_S) -> list[str]:
     """Look again and again until there is no difference; return what is left of them in the end."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.05)  # the kernel tells nobody of what is in /proc
     return left

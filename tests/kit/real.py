@@ -217,9 +217,9 @@ class FollowedLog:
         """Return how many lines match so far."""
         return sum(re.search(pattern, line) is not None for line in self.lines)
 
-    def wait(self, pattern: str, *, count: int = 1, patience_s: float | None = None) -> re.Match[str]:
+    def wait(self, pattern: str, *, count: int = 1, timeout_s: float | None = None) -> re.Match[str]:
         """Wait until so many lines match, for :data:`PATIENCE_S` by default; returns the last match."""
-        deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+        deadline = time.monotonic() + (PATIENCE_S if timeout_s is None else timeout_s)
         stream = self._tail.stdout
         assert stream is not None
         while len(found := list(re.finditer(pattern, self._text, re.MULTILINE))) < count:

@@ -11,14 +11,14 @@ import anyio
 import attrs
 
 from stapsrv.errors import AdvertiseError
-from stapsrv.mdns.interfaces import Link, Network
+from stapsrv.mdns.interfaces import Network, NetworkLink
 from stapsrv.mdns.records import News, Service
 
 
-def link(name: str, *addresses: str, index: int = 2, **facts: bool) -> Link:
+def link(name: str, *addresses: str, index: int = 2, **facts: bool) -> NetworkLink:
     """Return a link; up and able to multicast unless said otherwise."""
     usual = {"up": True, "multicast": True, "loopback": False, "point_to_point": False}
-    return Link(
+    return NetworkLink(
         index=index,
         name=name,
         addresses=tuple(ipaddress.ip_interface(address) for address in addresses),
@@ -26,7 +26,7 @@ def link(name: str, *addresses: str, index: int = 2, **facts: bool) -> Link:
     )
 
 
-def network(*links: Link) -> Network:
+def network(*links: NetworkLink) -> Network:
     return Network(links, frozenset(each.ip for one in links for each in one.addresses))
 
 

@@ -101,7 +101,7 @@ class Soak:
         """Return what has not come back after a while to what it was at a quiet moment."""
         return wait_back(
             lambda: self.footprint().differences(before, threads=4, memory_kb=memory_kb),
-            patience_s=SETTLING_S,
+            timeout_s=SETTLING_S,
         )
 
     def _repeat(self, actor: Actor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.mdns.entries import Contests
+from stapsrv.mdns.entries import ConflictBackoff
 
 
 class Clock:
@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 
 def test_fifteen_at_once_ask_for_a_pause(clock):
-    contests = Contests(clock)
+    contests = ConflictBackoff(clock)
     for _ in range(14):
         contests.note()
     assert contests.pause_s == 0
@@ -29,7 +29,7 @@ def test_fifteen_at_once_ask_for_a_pause(clock):
 
 
 def test_fifteen_in_a_while_are_nothing_special(clock):
-    contests = Contests(clock)
+    contests = ConflictBackoff(clock)
     for _ in range(100):
         contests.note()
         clock.now_s += 0.72
@@ -37,7 +37,7 @@ def test_fifteen_in_a_while_are_nothing_special(clock):
 
 
 def test_pauses_go_on_for_as_long_as_it_goes_on(clock):
-    contests = Contests(clock)
+    contests = ConflictBackoff(clock)
     for _ in range(15):
         contests.note()
     for _ in range(100):

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from kit.service import LogLines
 
-from stapsrv.mdns.entries import Entry, Registry, Step, Surroundings
+from stapsrv.mdns.entries import Entry, EntryRegistry, Step, Surroundings
 from stapsrv.mdns.records import Advertisement, Service
 
 WANTED = Advertisement(sysinfo="6.1 x86_64", port=5001, version="4.8", serial="01")
@@ -43,8 +43,8 @@ def test_next_step(facts, step):
 
 
 @pytest.fixture
-def registry() -> Registry:
-    made = Registry("build")
+def registry() -> EntryRegistry:
+    made = EntryRegistry("build")
     made.set(1, (WANTED, OTHER), LogLines().log)
     return made
 

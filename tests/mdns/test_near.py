@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stapsrv.mdns.zeroconf_per_link import hear_link_only
+from stapsrv.mdns.zeroconf_per_link import drop_routed_packets
 
 GROUP = "224.0.0.251"
 
@@ -21,7 +21,7 @@ def receiving(family: socket.AddressFamily) -> Iterator[socket.socket]:
             receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         receiver.bind(("", 0))
         receiver.settimeout(10)
-        hear_link_only(receiver)
+        drop_routed_packets(receiver)
         yield receiver
 
 

@@ -17,9 +17,16 @@ from kit.http import read_samples
 from prometheus_client.parser import text_string_to_metric_families
 
 from stapsrv.compile.health import Health
-from stapsrv.compile.stats import ConnectionOutcome, Durations, Outcome, RequestRecord, Source, Tally
+from stapsrv.compile.stats import (
+    ConnectionOutcome,
+    Histogram,
+    Outcome,
+    ProcessCounters,
+    RequestRecord,
+    Source,
+)
 from stapsrv.observe.metrics import ROWS, Exposition, Kind
-from stapsrv.observe.snapshot import Facts, Phase, own_children, sample_lag
+from stapsrv.observe.snapshot import Phase, Snapshot, own_children, sample_lag
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
 
@@ -30,8 +37,8 @@ EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def facts() -> Facts:
-    tally = Tally()
+def facts() -> Snapshot:
+    tally = ProcessCounters()
     tally.expect(["6.1"])
     record = RequestRecord(
         peer="p",
@@ -49,7 +56,7 @@ def facts() -> Facts:
     )
     tally.count_request(record, served=["6.1"])
     tally.connections[ConnectionOutcome.REQUEST] += 1
-    lag = Durations()
+    lag = Histogram()
     lag.add(0.02)
     servers = (
         server_status(
@@ -67,7 +74,7 @@ def facts() -> Facts:
         server_status(2, State.FAILED, reason="broken"),
     )
     status = supervisor_status(*servers, compiles=2, max_compiles=4)
-    return Facts(
+    return Snapshot(
         phase=Phase.RUNNING,
         status=status,
         tally=tally,
@@ -213,7 +220,7 @@ def test_unknown_children_are_not_told(facts):
 async def test_the_loop_is_looked_at_now_and_then():
     thrice = anyio.Event()
 
-    class Counted(Durations):
+    class Counted(Histogram):
         def add(self, seconds: float) -> None:
             super().add(seconds)
             if sum(self.counts) == 3:
@@ -228,6 +235,6 @@ async def test_the_loop_is_looked_at_now_and_then():
     assert 0 <= lag.total_s < 10
 
 
-def _names(facts: Facts) -> list[tuple[str, str]]:
+def _names(facts: Snapshot) -> list[tuple[str, str]]:
     text = Exposition().text(facts).decode()
     return [(name, kind) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)]

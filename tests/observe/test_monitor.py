@@ -15,11 +15,11 @@ from kit.client import exchange, request
 from kit.control import server_status, supervisor_status
 from kit.service import LogLines, running_server
 
-from stapsrv.compile.stats import Tally
+from stapsrv.compile.stats import ProcessCounters
 from stapsrv.observe.http import HttpLimits
-from stapsrv.observe.metrics_server import Door, monitored
+from stapsrv.observe.metrics_server import MetricsListener, monitored
 from stapsrv.observe.monitor import Monitor
-from stapsrv.observe.snapshot import Facts, Phase
+from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.anyio
 CROWD = 300
 
 
-def facts(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Facts:
-    return Facts(phase=phase, status=supervisor_status(*servers), tally=Tally(), **more)
+def facts(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Snapshot:
+    return Snapshot(phase=phase, status=supervisor_status(*servers), tally=ProcessCounters(), **more)
 
 
 class Process:
@@ -39,7 +39,7 @@ class Process:
         self.facts = facts()
         self.looks = 0
 
-    def look(self) -> Facts:
+    def look(self) -> Snapshot:
         self.looks += 1
         return self.facts
 
@@ -159,7 +159,7 @@ async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
         listener.setblocking(False)
         monkeypatch.setattr("stapsrv.observe.http.accept_forever", fail)
         monkeypatch.setattr("stapsrv.observe.monitor._PAUSE_S", 0.01)
-        async with monitored(Door(listener, "name"), Process().look, log=lines.log):
+        async with monitored(MetricsListener(listener, "name"), Process().look, log=lines.log):
             await lines.wait(event, 3)
             monkeypatch.undo()
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
@@ -175,7 +175,7 @@ async def test_the_log_tells_where(tmp_path):
     lines = LogLines()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        async with monitored(Door(listener, "name"), Process().look, log=lines.log):
+        async with monitored(MetricsListener(listener, "name"), Process().look, log=lines.log):
             assert lines.entries == [{"level": "info", "event": "metrics.listening", "address": "name"}]
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
 

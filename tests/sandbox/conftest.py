@@ -8,7 +8,7 @@ import pytest
 from kit.trees import Witness
 
 from stapsrv.errors import ConfigError
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import find_sandbox
 
 
@@ -23,7 +23,7 @@ def witness(tmp_path: Path):
 async def available(tmp_path: Path):
     """Skip the test where this host does not have a mechanism."""
 
-    async def check(mechanism: Mechanism) -> Mechanism:
+    async def check(mechanism: Backend) -> Backend:
         stap = Path("/usr/bin/true")
         try:
             await find_sandbox(mechanism.value, stap, {"PATH": "/usr/bin"}, home=tmp_path, workspace=tmp_path)
@@ -34,6 +34,6 @@ async def available(tmp_path: Path):
     return check
 
 
-@pytest.fixture(params=Mechanism, ids=lambda mechanism: mechanism.value)
-async def mechanism(request: pytest.FixtureRequest, available) -> Mechanism:
+@pytest.fixture(params=Backend, ids=lambda mechanism: mechanism.value)
+async def mechanism(request: pytest.FixtureRequest, available) -> Backend:
     return await available(request.param)

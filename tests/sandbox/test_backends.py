@@ -15,9 +15,9 @@ import attrs
 import pytest
 from kit.trees import Witness, shell
 
-from stapsrv.process import Ending, run_tree
-from stapsrv.sandbox.backends import Mechanism
-from stapsrv.sandbox.policy import Needs, request_view
+from stapsrv.process import ExitReason, run_tree
+from stapsrv.sandbox.backends import Backend
+from stapsrv.sandbox.policy import SandboxPolicy, request_view
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ class Place:
         (directory / "shown" / "hidden" / "key").write_text("key\n")
         (directory / "link").symlink_to("shown")
         (directory / "secret").write_text("secret\n")
-        self.needs = Needs(
+        self.needs = SandboxPolicy(
             stap=Path("/usr/bin/stap"),
             environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(directory / "home")},
             home=directory / "home",
@@ -161,7 +161,7 @@ async def test_end_is_polite(mechanism, place):
     """The program hears TERM, and has time to tidy up."""
     script = "trap 'echo bye >said; exit 3' TERM; while :; do sleep 0.01; done"
     outcome = await run(mechanism, place.view(), script, deadline_s=1, grace_s=20)
-    assert outcome.ending is Ending.OVERDUE
+    assert outcome.ending is ExitReason.TIMED_OUT
     assert (place.directory / "said").read_text() == "bye\n"
 
 
@@ -170,7 +170,7 @@ async def test_end_is_whole(mechanism, place, witness):
     script = 'exec 3>"$1"; trap "" TERM; echo >&3; setsid sleep 1000 & sleep 1000'
     view = place.view(write=(witness.path,))
     outcome = await run(mechanism, view, script, witness.path, deadline_s=1, grace_s=0.1)
-    assert outcome.ending is Ending.OVERDUE
+    assert outcome.ending is ExitReason.TIMED_OUT
     await witness.wait_gone()
 
 
@@ -178,7 +178,7 @@ async def test_what_is_left_behind_ends(mechanism, place, witness):
     """A program's status is its own, though something of it is left, twice forked away."""
     script = """exec 3>"$1"; setsid sh -c 'setsid sleep 1000 & echo >&3' & wait; exit 3"""
     outcome = await run(mechanism, place.view(write=(witness.path,)), script, witness.path)
-    assert (outcome.ending, outcome.status) == (Ending.EXITED, 3)
+    assert (outcome.ending, outcome.status) == (ExitReason.EXITED, 3)
     await witness.wait_gone()
 
 
@@ -195,11 +195,11 @@ async def test_bubblewrap_that_is_only_just_beginning_dies_with_a_killed_supervi
     (tmp_path / "bwrap").write_text(f"#!/bin/sh\nexec 3>{witness.path}\necho >&3\nsleep 1000 &\nsleep 1000\n")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    await see_killed_supervisor(Mechanism.BUBBLEWRAP.command(place.view(), ["program"]), witness)
+    await see_killed_supervisor(Backend.BUBBLEWRAP.command(place.view(), ["program"]), witness)
 
 
 async def test_bubblewrap_does_not_begin_for_one_who_is_gone(place):
-    command = Mechanism.BUBBLEWRAP.command(place.view(), ["touch", "made"])
+    command = Backend.BUBBLEWRAP.command(place.view(), ["touch", "made"])
     gone = subprocess.Popen(["true"])
     gone.wait()
     words = [f"--target={gone.pid}" if word == f"--target={os.getpid()}" else word for word in command]
@@ -229,7 +229,7 @@ async def see_killed_supervisor(command: list[str], witness: Witness) -> None:
 def test_description_names_all_places_in_order(place):
     """Each mechanism is told of the same places; bubblewrap's mounts go from the outside in."""
     view = place.view()
-    for mechanism in Mechanism:
+    for mechanism in Backend:
         command = [str(word) for word in mechanism.command(view, ["program"])]
         left = iter(command)
         assert all(str(item.path) in left for item in view.places)

@@ -11,14 +11,14 @@ import pytest
 from kit.trees import shell
 
 from stapsrv.errors import TranslatorError
-from stapsrv.process import Ending, run_tree
+from stapsrv.process import ExitReason, run_tree
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
-from stapsrv.sandbox.limits import Resources
+from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
 
-BOUNDS = Resources(memory_bytes=1 << 30, processes=100, cores=2)
+BOUNDS = ResourceLimits(memory_bytes=1 << 30, processes=100, cores=2)
 
 
 @pytest.fixture
@@ -141,12 +141,12 @@ async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_pat
 
     monkeypatch.setattr(RequestGroup, "adopt", adopt_and_let_go)
     with gate.open("r+b", buffering=0) as letting_go:
-        async with sandbox.request_group("x", Resources()) as group:
+        async with sandbox.request_group("x", ResourceLimits()) as group:
             script = 'setsid sleep 1000 & echo $!; exec 1>&- 2>&-; read word <"$1"'
             outcome = await run_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
             escaped = int(outcome.stdout)
             members = members_of(group)
-            assert outcome.ending is Ending.EXITED
+            assert outcome.ending is ExitReason.EXITED
             assert str(escaped) in members
             assert is_running(escaped)
     assert not group.directory.exists()
@@ -155,7 +155,7 @@ async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_pat
 
 @pytest.mark.root
 def test_what_was_started_before_is_taken_in_too(real):
-    group = real.make_group("x", Resources())
+    group = real.make_group("x", ResourceLimits())
     with subprocess.Popen(shell("sleep 1000 & sleep 1000 & echo; wait"), stdout=subprocess.PIPE) as parent:
         parent.stdout.readline()
         group.adopt(parent.pid)
@@ -170,7 +170,7 @@ async def test_memory_of_all_together(real):
     if "memory" not in real.controllers:
         pytest.skip("this host hands down no memory controller")
     sandbox = Sandbox(None, delegation=real)
-    bounds = Resources(memory_bytes=64 << 20)
+    bounds = ResourceLimits(memory_bytes=64 << 20)
     async with sandbox.request_group("x", bounds) as group:
         command = ["/usr/bin/python3", "-c", f"x = bytearray({128 << 20})"]
         outcome = await run_tree(command, deadline_s=60, group=group)

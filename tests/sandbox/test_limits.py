@@ -12,10 +12,10 @@ from kit.trees import shell
 
 from stapsrv.config.settings import Limits, ServerSettings
 from stapsrv.process import run_tree
-from stapsrv.sandbox.backends import Mechanism
-from stapsrv.sandbox.limits import Resources, count_processes
-from stapsrv.sandbox.mount_plan import View
-from stapsrv.sandbox.policy import Needs
+from stapsrv.sandbox.backends import Backend
+from stapsrv.sandbox.limits import ResourceLimits, count_processes
+from stapsrv.sandbox.mount_plan import MountPlan
+from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -31,23 +31,23 @@ PYTHON = "/usr/bin/python3"
 MEBI = 1 << 20
 
 
-@pytest.fixture(params=[*Mechanism, None], ids=lambda kind: kind.value if kind else "off")
+@pytest.fixture(params=[*Backend, None], ids=lambda kind: kind.value if kind else "off")
 async def bounded(request, available, tmp_path):
     """Run a command with these resources; returns its outcome."""
     sandbox = Sandbox(request.param and await available(request.param))
     directory = tmp_path / "request"
     directory.mkdir()
-    needs = Needs(
+    needs = SandboxPolicy(
         stap=Path("/usr/bin/stap"),
         environ={"PATH": "/usr/bin:/bin"},
         home=tmp_path / "home",
         build_trees=(),
         releases=(),
     )
-    view: View = sandbox.view(needs, directory, start=directory)
+    view: MountPlan = sandbox.view(needs, directory, start=directory)
 
     async def run(command, **resources):
-        bounds = Resources(**resources)
+        bounds = ResourceLimits(**resources)
         outcome = await run_tree(sandbox.command(view, bounds, command), deadline_s=60, cwd=directory)
         return outcome, bounds.explain(outcome.status, outcome.stderr)
 
@@ -78,8 +78,8 @@ async def test_file(bounded, tmp_path):
 def test_processes_of_the_host_are_known_at_once(tmp_path):
     assert count_processes() >= len(list(Path("/proc").glob("[0-9]*"))) // 2
     assert count_processes(tmp_path / "missing") == 0
-    assert Resources(processes=3).inner_command(others=4)[2] == "--nproc=7:7"
-    assert "--nproc" not in " ".join(Resources().inner_command(others=4))
+    assert ResourceLimits(processes=3).inner_command(others=4)[2] == "--nproc=7:7"
+    assert "--nproc" not in " ".join(ResourceLimits().inner_command(others=4))
 
 
 async def test_processes(bounded):
@@ -114,7 +114,7 @@ async def test_priority_and_what_is_left_alone(bounded):
 
 def test_each_limit_of_a_server_is_a_resource():
     limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 4096, "nice": 0}).limits
-    resources = Resources.of(limits)
+    resources = ResourceLimits.of(limits)
     assert (resources.cpu_s, resources.memory_bytes, resources.nice) == (9.0, 4096, 0)
     assert resources.file_bytes == Limits().file_bytes > 0
     assert resources.processes == Limits().processes > 0
@@ -122,7 +122,7 @@ def test_each_limit_of_a_server_is_a_resource():
 
 def test_limits_that_hold_already_are_not_raised(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _number: (5, 5))
-    command = Resources(cpu_s=60.0, memory_bytes=4096).inner_command()
+    command = ResourceLimits(cpu_s=60.0, memory_bytes=4096).inner_command()
     assert command == ["prlimit", "--core=0", "--cpu=5:5", "--as=5:5", "--"]
 
 
@@ -141,23 +141,23 @@ def test_limits_that_hold_already_are_not_raised(monkeypatch):
     ],
 )
 def test_limit_that_was_met_is_named(status, stderr, exceeded, word):
-    resources = Resources(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
+    resources = ResourceLimits(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
     assert f"({word} of this server)" in resources.explain(status, stderr, exceeded=exceeded)
 
 
 def test_limit_that_a_child_met_is_named_though_the_program_succeeded():
     """stap takes a feature of the kernel that it could not look for as missing, and goes on."""
-    resources = Resources(processes=1)
+    resources = ResourceLimits(processes=1)
     assert "(LIMIT_PROCESSES of this server)" in str(resources.explain(0, b"", exceeded="processes"))
     assert resources.explain(0, b"", exceeded="memory") is None
 
 
 def test_no_limit_is_named_where_none_was_met():
-    resources = Resources(cpu_s=1.0, memory_bytes=1)
+    resources = ResourceLimits(cpu_s=1.0, memory_bytes=1)
     assert resources.explain(0, b"std::bad_alloc") is None
     assert resources.explain(1, b"parse error") is None
     assert resources.explain(1, b"File too large") is None
-    assert Resources().explain(-24, b"") is None
+    assert ResourceLimits().explain(-24, b"") is None
 
 
 def test_interpreter_of_the_launcher_is_the_bare_one():

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.sandbox.mount_plan import Access, Place, describe
+from stapsrv.sandbox.mount_plan import Access, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link
 
 READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Access.EMPTY_FILE
 
 
 def view(*places: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
-    return describe(
-        [Place(Path(path), access) for path, access in places],
+    return plan_mounts(
+        [MountPoint(Path(path), access) for path, access in places],
         [Link(Path(path), target) for path, target in links],
         directory=Path("/"),
         network=False,

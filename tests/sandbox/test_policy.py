@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from stapsrv.sandbox.mount_plan import Access
-from stapsrv.sandbox.policy import Needs, contained_environment, make_caches, request_view
+from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_view
 from stapsrv.system.symlinks import Link
 
 READ, WRITE = Access.READ, Access.WRITE
@@ -29,12 +29,12 @@ def needs(tmp_path):
     (home / ".systemtap" / "rc").write_text("--rlimit-cpu=60\n")
     tree = tmp_path / "kernels" / "tree"
     tree.mkdir(parents=True)
-    return Needs(
+    return SandboxPolicy(
         stap=Path("/usr/bin/stap"), environ={"PATH": "/usr/bin"}, home=home, build_trees=(tree,), releases=()
     )
 
 
-def seen(needs: Needs, tmp_path: Path):
+def seen(needs: SandboxPolicy, tmp_path: Path):
     view = request_view(needs, tmp_path / "run" / "request.1")
     return lambda path: view.access(tmp_path / path)
 

@@ -11,10 +11,10 @@ import pytest
 from stapsrv.errors import ConfigError
 from stapsrv.process import Containment
 from stapsrv.sandbox import backends, detect
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import find_sandbox
-from stapsrv.sandbox.limits import Resources
-from stapsrv.sandbox.policy import Needs, request_view
+from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.policy import SandboxPolicy, request_view
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ def stand_in(monkeypatch):
     """Put other commands in the place of mechanisms; those that are not named fail."""
 
     def install(**commands):
-        table = {kind: commands.get(kind.value, ("false",)) for kind in Mechanism}
+        table = {kind: commands.get(kind.value, ("false",)) for kind in Backend}
         monkeypatch.setattr(
             backends, "_COMMANDS", {kind: lambda _view, words=words: words for kind, words in table.items()}
         )
@@ -75,7 +75,7 @@ async def test_wanted_one_is_not_replaced(find, stand_in):
     stand_in(landlock=READER)
     with pytest.raises(ConfigError, match=r"^SANDBOX=bubblewrap: .*\(bubblewrap: status 1\); "):
         await find("bubblewrap")
-    assert (await find("landlock")).mechanism is Mechanism.LANDLOCK
+    assert (await find("landlock")).mechanism is Backend.LANDLOCK
 
 
 async def test_one_that_hides_nothing_is_none(find, stand_in):
@@ -112,13 +112,13 @@ async def test_off_is_off(find, stand_in):
     found = await find("off")
     assert (found.name, found.mechanism) == ("off", None)
     assert found.containment is Containment.NAMESPACE
-    command = found.command(attrs.NOTHING, Resources(nice=3), ["program"])
+    command = found.command(attrs.NOTHING, ResourceLimits(nice=3), ["program"])
     assert command[:8] == ["choom", "-n", "500", "--", "nice", "-n", "3", "setpriv"]
 
 
 def test_what_cannot_be_covered_is_refused(tmp_path):
     (tmp_path / "tapsets" / "ssl").mkdir(parents=True)
-    needs = Needs(
+    needs = SandboxPolicy(
         stap=STAP,
         environ={"PATH": "/usr/bin"},
         home=tmp_path / "home",
@@ -128,10 +128,10 @@ def test_what_cannot_be_covered_is_refused(tmp_path):
         secret=(tmp_path / "tapsets" / "ssl",),
     )
     view = request_view(needs, tmp_path / "request")
-    for mechanism in (Mechanism.BUBBLEWRAP, Mechanism.UNSHARE, None):
+    for mechanism in (Backend.BUBBLEWRAP, Backend.UNSHARE, None):
         Sandbox(mechanism).check(view)
     with pytest.raises(ConfigError) as caught:
-        Sandbox(Mechanism.LANDLOCK).check(view)
+        Sandbox(Backend.LANDLOCK).check(view)
     assert str(caught.value) == (
         f"{tmp_path}/tapsets: holds {tmp_path}/tapsets/ssl, which requests must not see, and landlock cannot"
         " hide a part of a directory; move one of the two"

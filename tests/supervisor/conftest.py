@@ -20,12 +20,12 @@ from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore
 from stapsrv.identity.watch import DatabaseWatch
 from stapsrv.sandbox.sandbox import Sandbox
-from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.supervisor.state.stat_files import Registry
+from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import Supervisor
-from stapsrv.supervisor.warmup import Warmer, WarmMemory
+from stapsrv.supervisor.warmup import WarmMemory, Warmup
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -57,7 +57,7 @@ class Bench:
             user=USER,
             engine=self._engine,
             identities=IdentityStore(self._environ, watch=self._watch),
-            warmer=Warmer(self._engine, memory, first_delay_s=self.first_delay_s),
+            warmer=Warmup(self._engine, memory, first_delay_s=self.first_delay_s),
         )
 
     def settings(self, *, warmup: bool = False, **changes: object) -> ServerSettings:
@@ -70,12 +70,12 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def supervisor(
-        self, *, auto_end: bool = False, max_compiles: int = 2, announcer: Announcer | None = None
+        self, *, auto_end: bool = False, max_compiles: int = 2, announcer: ServerAdvertiser | None = None
     ) -> AsyncIterator[Supervisor]:
         """Run a supervisor; what it hosts is stopped at the end of the block."""
         made = Supervisor(
             self.host,
-            Registry(self.stat_path),
+            StatFiles(self.stat_path),
             PortMemory(self.stat_path.parent / "ports"),
             defaults=self.defaults,
             open_log=self._open_log,

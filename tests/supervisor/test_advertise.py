@@ -21,9 +21,9 @@ from stapsrv.identity.store import KeptIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
 from stapsrv.supervisor import advertise, managed_server
-from stapsrv.supervisor.advertise import Announcer
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.operations import Wish
+from stapsrv.supervisor.operations import ServerSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ def air() -> Iterator[Air]:
         yield made
 
 
-def announcer(air: Air, lines: LogLines) -> Announcer:
+def announcer(air: Air, lines: LogLines) -> ServerAdvertiser:
     advertiser = Advertiser(
         "build",
         log=lines.log,
@@ -45,14 +45,14 @@ def announcer(air: Air, lines: LogLines) -> Announcer:
         open_monitor=FakeMonitor,
         patience=lambda: 0,
     )
-    return Announcer(advertiser, log=lines.log)
+    return ServerAdvertiser(advertiser, log=lines.log)
 
 
 @contextlib.asynccontextmanager
 async def serving(bench, air, *changes):
     """Have servers that differ by these settings serve and be heard of."""
     async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
-        wishes = [Wish(bench.settings(**change)) for change in changes or ({},)]
+        wishes = [ServerSpec(bench.settings(**change)) for change in changes or ({},)]
         outcomes = await supervisor.start(wishes)
         await air.wait(lambda: len(air.heard) == len(wishes))
         yield supervisor, [outcome.server for outcome in outcomes]
@@ -65,7 +65,7 @@ def texts(air: Air) -> list[dict[str, list[str]]]:
 async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
     changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
     async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
-        hidden, heard = await supervisor.start([Wish(bench.settings(**change)) for change in changes])
+        hidden, heard = await supervisor.start([ServerSpec(bench.settings(**change)) for change in changes])
         assert (hidden.error, heard.error) == (None, None)
         await air.wait(lambda: len(air.heard) == 1)
         (said,) = air.heard.values()
@@ -166,7 +166,7 @@ async def test_keys_that_cannot_be_looked_at_now(bench, air, monkeypatch):
         monkeypatch.setattr(advertise, "list_moks", fail)
         shutil.rmtree(mok.directory)
         await bench.lines.wait("identity.unwatched")
-        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])
         assert second.error is None
         await air.wait(lambda: len(air.heard) == 2)
         assert [text["mok_info"] for text in texts(air)] == [[mok.fingerprint]] * 2
@@ -178,18 +178,18 @@ async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
 
     monkeypatch.setattr(advertise, "list_moks", fail)
     async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
-        (first,) = await supervisor.start([Wish(bench.settings())])
+        (first,) = await supervisor.start([ServerSpec(bench.settings())])
         await bench.lines.wait("mdns.crashed")
-        (second,) = await supervisor.start([Wish(bench.settings(max_threads=1))])
+        (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])
         assert (first.error, second.error) == (None, None)
         outcomes = await supervisor.stop([first.server.id, second.server.id])
         assert [outcome.error for outcome in outcomes] == [None, None]
 
 
 async def test_nothing_is_said_where_nothing_is_wanted(bench):
-    quiet = Announcer.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
+    quiet = ServerAdvertiser.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
     async with bench.supervisor(announcer=quiet) as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         await supervisor.drain([outcome.server.id])
         await supervisor.stop([outcome.server.id])
         assert not any(str(event).startswith("mdns.") for event in bench.lines.events())

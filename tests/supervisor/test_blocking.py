@@ -10,7 +10,7 @@ from kit.blocking import watched_loop
 from kit.client import Answer, frame, pack, request, trusting
 from kit.stap import make_stap
 
-from stapsrv.supervisor.operations import Wish
+from stapsrv.supervisor.operations import ServerSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ async def test_requests_and_status(bench, tmp_path):
         b"",
     ]
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         for payload in requests:  # what is imported and read once
             await anyio.to_thread.run_sync(ask, outcome.server.port, payload)
         with watched_loop() as found:
@@ -73,7 +73,7 @@ async def test_a_first_compile(bench):
     make_stap(bench.host.engine.stap.path, "exit 1")
     async with bench.supervisor() as supervisor:
         with watched_loop() as found:
-            await supervisor.start([Wish(bench.settings(warmup=True))])
+            await supervisor.start([ServerSpec(bench.settings(warmup=True))])
             await bench.lines.wait("release.unhealthy")
             await anyio.wait_all_tasks_blocked()
     own = ("compile/", "supervisor/warm", "system/directory_watcher")

@@ -16,7 +16,7 @@ from kit.client import connect, exchange, frame, is_reset, request
 from kit.service import running_server
 
 from stapsrv.errors import TranslatorError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 pytestmark = pytest.mark.anyio
 
@@ -24,9 +24,9 @@ OTHER = "127.0.0.2"
 """Loopback is a whole network: a client of its own."""
 
 
-def counted(running) -> dict[Refusal, int]:
+def counted(running) -> dict[RejectReason, int]:
     refusals = running.server.work().refusals
-    assert refusals.keys() == set(Refusal)
+    assert refusals.keys() == set(RejectReason)
     return {refusal: count for refusal, count in refusals.items() if count}
 
 
@@ -46,7 +46,7 @@ async def test_too_many_connections_are_reset_and_logged_once():
         async with held(running, 2):
             for _ in range(20):
                 assert await is_reset(running.port)
-            assert counted(running) == {Refusal.CONNECTIONS: 20}
+            assert counted(running) == {RejectReason.CONNECTIONS: 20}
             assert running.lines.reasons("connection.refused") == ["2 connections are open already"]
         await running.lines.wait("connection.failed", 1)
         await running.server.wait_idle()
@@ -60,14 +60,14 @@ async def test_too_many_connections_are_reset_and_logged_once():
 async def test_one_address_cannot_take_all_connections():
     async with running_server(connections_per_address=2) as running, held(running, 2):
         assert await is_reset(running.port)
-        assert counted(running) == {Refusal.ADDRESS_CONNECTIONS: 1}
+        assert counted(running) == {RejectReason.ADDRESS_CONNECTIONS: 1}
         assert (await exchange(running.port, request("-p1"), source=OTHER)).rc == 0
 
 
 async def test_all_servers_share_a_bound():
     async with running_server(most_connections=1) as running, held(running):
         assert await is_reset(running.port, source=OTHER)
-        assert counted(running) == {Refusal.TOTAL_CONNECTIONS: 1}
+        assert counted(running) == {RejectReason.TOTAL_CONNECTIONS: 1}
 
 
 async def test_bounds_are_let_go_of():
@@ -86,7 +86,7 @@ async def test_a_full_queue_resets_before_the_handshake():
         await running.lines.wait("request.overloaded")
         assert running.service.pool.full
         assert await is_reset(running.port)
-        assert counted(running) == {Refusal.QUEUE_LENGTH: 1}
+        assert counted(running) == {RejectReason.QUEUE_LENGTH: 1}
         running.engine.gate.set()
 
 
@@ -94,7 +94,7 @@ async def test_a_draining_server_resets():
     async with running_server() as running:
         running.server.drain()
         assert await is_reset(running.port)
-        assert counted(running) == {Refusal.DRAINING: 1}
+        assert counted(running) == {RejectReason.DRAINING: 1}
 
 
 async def test_those_who_are_silent_are_counted_and_logged_now_and_then():
@@ -103,7 +103,7 @@ async def test_those_who_are_silent_are_counted_and_logged_now_and_then():
             with socket.create_connection(("127.0.0.1", running.port)):
                 await running.lines.wait("connection.accepted", number)
                 await running.server.wait_idle()
-        assert counted(running) == {Refusal.HANDSHAKE_TIMEOUT: 3}
+        assert counted(running) == {RejectReason.HANDSHAKE_TIMEOUT: 3}
         assert len(running.lines.reasons("connection.failed")) == 1
 
 
@@ -113,7 +113,7 @@ async def test_a_request_that_comes_too_slowly_is_counted():
         await tls.send(struct.pack(">I", 100) + b"half")
         await running.server.wait_idle()
         await anyio.aclose_forcefully(tls)
-        assert counted(running) == {Refusal.REQUEST_TIMEOUT: 1}
+        assert counted(running) == {RejectReason.REQUEST_TIMEOUT: 1}
 
 
 async def test_a_request_that_waits_too_long_is_told():
@@ -126,11 +126,13 @@ async def test_a_request_that_waits_too_long_is_told():
             1,
             "Server: The server is busy: no worker was free within 0.1 seconds; try again later\n",
         )
-        assert counted(running) == {Refusal.QUEUE_TIMEOUT: 1}
+        assert counted(running) == {RejectReason.QUEUE_TIMEOUT: 1}
         running.engine.gate.set()
 
 
-@pytest.mark.parametrize("refusal", [Refusal.COMPILE_TIMEOUT, Refusal.OUTPUT_SIZE, Refusal.ANSWER_SIZE])
+@pytest.mark.parametrize(
+    "refusal", [RejectReason.COMPILE_TIMEOUT, RejectReason.OUTPUT_SIZE, RejectReason.ANSWER_SIZE]
+)
 async def test_a_compile_that_is_ended_is_told_counted_and_logged_now_and_then(refusal):
     async with running_server() as running:
         running.engine.fault = TranslatorError("The compile was ended: it was too much", refusal=refusal)
@@ -146,7 +148,7 @@ async def test_a_compile_that_is_ended_is_told_counted_and_logged_now_and_then(r
 async def test_a_request_that_is_too_large_is_counted(payload):
     async with running_server() as running:
         assert (await exchange(running.port, payload)).rc == 1
-        assert counted(running) == {Refusal.REQUEST_SIZE: 1}
+        assert counted(running) == {RejectReason.REQUEST_SIZE: 1}
 
 
 async def test_faults_that_are_no_refusals_are_all_logged_and_not_counted():
@@ -164,7 +166,7 @@ async def test_a_client_who_does_not_take_its_answer_is_counted():
         await tls.send(frame(request("-p1")))
         await running.lines.wait("connection.failed")
         await anyio.aclose_forcefully(tls)
-        assert counted(running) == {Refusal.SEND_TIMEOUT: 1}
+        assert counted(running) == {RejectReason.SEND_TIMEOUT: 1}
 
 
 async def test_an_address_that_floods_delays_another_by_what_runs_and_no_more():
@@ -191,7 +193,7 @@ async def test_a_denied_client_is_told_by_a_tls_alert_and_nobody_else_is():
                 await connect(running.port, source=OTHER)
             assert caught.value.reason == "TLSV1_ALERT_ACCESS_DENIED"
         assert (await exchange(running.port, request("-p1"))).rc == 0
-        assert counted(running) == {Refusal.DENIED: 3}
+        assert counted(running) == {RejectReason.DENIED: 3}
         assert running.lines.events().count("connection.denied") == 1
         assert running.lines.events().count("connection.accepted") == 1
 
@@ -209,7 +211,7 @@ async def test_denied_clients_that_stay_are_not_waited_for_and_then_reset():
 async def test_networks_change_while_a_server_serves():
     async with running_server() as running:
         settings = running.service.settings
-        running.server.tune(attrs.evolve(settings, tuning={"allow": ("127.0.0.2/32",)}))
+        running.server.apply_settings(attrs.evolve(settings, tuning={"allow": ("127.0.0.2/32",)}))
         with pytest.raises(ssl.SSLError):
             await connect(running.port)
         assert (await exchange(running.port, request("-p1"), source=OTHER)).rc == 0

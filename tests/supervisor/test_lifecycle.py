@@ -64,7 +64,7 @@ def test_every_pair_has_a_row_or_a_named_refusal(wanted, state, event):
         (State.SERVING, Event.CRASHED, Transition(State.BACKING_OFF, None, (Action.DELAY,))),
         (State.SERVING, Event.START, Transition(State.SERVING, Wanted.UP)),
         (State.STOPPING, Event.STOP, Transition(State.STOPPING, Wanted.DOWN, (Action.ABORT,))),
-        (State.DRAINING, Event.UNDRAIN, Transition(State.SERVING, None, (Action.OPEN_DOOR,))),
+        (State.DRAINING, Event.UNDRAIN, Transition(State.SERVING, None, (Action.RESUME_ACCEPT,))),
     ],
 )
 def test_rows_that_people_know(state, event, expected):

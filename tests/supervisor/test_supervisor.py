@@ -13,7 +13,7 @@ from kit.client import exchange, is_reset, request
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor import managed_server
 from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.operations import Wish
+from stapsrv.supervisor.operations import ServerSpec
 from stapsrv.supervisor.state.stat_files import FIRST_ID
 from stapsrv.supervisor.supervisor import Supervisor
 
@@ -26,7 +26,7 @@ def states(supervisor: Supervisor) -> dict[str, State]:
 
 async def test_started_servers_serve_the_client(bench):
     async with bench.supervisor() as supervisor:
-        wishes = [Wish(bench.settings(nickname="one")), Wish(bench.settings(max_threads=1))]
+        wishes = [ServerSpec(bench.settings(nickname="one")), ServerSpec(bench.settings(max_threads=1))]
         outcomes = await supervisor.start(wishes)
         assert [(outcome.already, outcome.error) for outcome in outcomes] == [(False, None)] * 2
         for outcome in outcomes:
@@ -41,8 +41,8 @@ async def test_started_servers_serve_the_client(bench):
 async def test_equal_settings_are_the_same_server(bench):
     """Manual page, start: a server that is started already is left alone; nicknames do not count."""
     async with bench.supervisor() as supervisor:
-        (first,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
-        (again,) = await supervisor.start([Wish(bench.settings(nickname="other"))])
+        (first,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
+        (again,) = await supervisor.start([ServerSpec(bench.settings(nickname="other"))])
         assert again.already
         assert again.server.id == first.server.id
         assert again.server.nickname == "one"
@@ -53,7 +53,7 @@ async def test_two_starts_at_once_make_one_server(bench):
         found = []
 
         async def start():
-            found.extend(await supervisor.start([Wish(bench.settings())]))
+            found.extend(await supervisor.start([ServerSpec(bench.settings())]))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
@@ -64,8 +64,8 @@ async def test_two_starts_at_once_make_one_server(bench):
 
 async def test_nickname_of_another_server_is_refused(bench):
     async with bench.supervisor() as supervisor:
-        await supervisor.start([Wish(bench.settings(nickname="one"))])
-        (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one", max_threads=1))])
+        await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one", max_threads=1))])
         assert outcome.error == (
             f"nickname 'one' is that of server {FIRST_ID}, which has other settings; "
             "stop that one first, or give another nickname"
@@ -74,13 +74,15 @@ async def test_nickname_of_another_server_is_refused(bench):
 
 async def test_servers_of_other_users_are_refused(bench):
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings(user="somebody-else"))])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings(user="somebody-else"))])
         assert outcome.error == f"this supervisor runs as {bench.host.user}, not as somebody-else"
 
 
 async def test_stop_forgets(bench):
     async with bench.supervisor() as supervisor:
-        outcomes = await supervisor.start([Wish(bench.settings()), Wish(bench.settings(max_threads=1))])
+        outcomes = await supervisor.start(
+            [ServerSpec(bench.settings()), ServerSpec(bench.settings(max_threads=1))]
+        )
         ids = [outcome.server.id for outcome in outcomes]
         assert set(bench.records()) == set(ids)
         (stopped,) = await supervisor.stop(ids[:1])
@@ -95,14 +97,14 @@ async def test_stop_forgets(bench):
 async def test_ids_are_not_used_again(bench):
     async with bench.supervisor() as supervisor:
         for expected in (FIRST_ID, FIRST_ID + 1):
-            (outcome,) = await supervisor.start([Wish(bench.settings())])
+            (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
             assert outcome.server.id == expected
             await supervisor.stop([outcome.server.id])
 
 
 async def test_restart_keeps_id_and_port(bench):
     async with bench.supervisor() as supervisor:
-        (before,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
+        (before,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
         changes = []
         (after,) = await supervisor.restart([before.server.id], lambda status: changes.append(status.state))
         assert after.error is None
@@ -113,8 +115,8 @@ async def test_restart_keeps_id_and_port(bench):
 async def test_a_reload_tunes_servers_that_go_on_serving(bench):
     origin = "/etc/stap-server/conf.d/one.conf"
     async with bench.supervisor() as supervisor:
-        (before,) = await supervisor.start([Wish(bench.settings(), origin)])
-        wish = Wish(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
+        (before,) = await supervisor.start([ServerSpec(bench.settings(), origin)])
+        wish = ServerSpec(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
         changes = []
         (after,) = await supervisor.reload([wish], force=False, report=changes.append)
         assert (after.error, after.already) == (None, True)
@@ -128,19 +130,19 @@ async def test_a_reload_tunes_servers_that_go_on_serving(bench):
 
 async def test_a_start_obeys_the_file_that_a_running_server_comes_from_and_no_other(bench):
     async with bench.supervisor() as supervisor:
-        await supervisor.start([Wish(bench.settings(), "/one.conf")])
+        await supervisor.start([ServerSpec(bench.settings(), "/one.conf")])
         wish = bench.settings(tuning={"connections": 1})
         for origin, connections in ((None, 512), ("/other.conf", 512), ("/one.conf", 1)):
-            (outcome,) = await supervisor.start([Wish(wish, origin)])
+            (outcome,) = await supervisor.start([ServerSpec(wish, origin)])
             assert outcome.already
             assert outcome.server.settings.limits.connections == connections
 
 
 async def test_limits_are_on_record_and_change_no_port(bench):
     async with bench.supervisor() as supervisor:
-        (first,) = await supervisor.start([Wish(bench.settings())])
+        (first,) = await supervisor.start([ServerSpec(bench.settings())])
         await supervisor.stop([first.server.id])
-        (second,) = await supervisor.start([Wish(bench.settings(tuning={"compile_s": 60.0}))])
+        (second,) = await supervisor.start([ServerSpec(bench.settings(tuning={"compile_s": 60.0}))])
         assert second.server.port == first.server.port
         record = bench.records()[second.server.id]
         assert "COMPILE_TIMEOUT=1m\n" in record
@@ -156,7 +158,7 @@ async def test_limits_are_on_record_and_change_no_port(bench):
 async def test_progress_is_told_of_every_server_of_a_command(bench):
     async with bench.supervisor() as supervisor:
         told = []
-        wishes = [Wish(bench.settings(max_threads=number)) for number in (1, 2, 3)]
+        wishes = [ServerSpec(bench.settings(max_threads=number)) for number in (1, 2, 3)]
         await supervisor.start(wishes, lambda status: told.append((status.id - FIRST_ID, status.state)))
         assert sorted(told, key=lambda change: change[0]) == [
             (number, state) for number in range(3) for state in (State.STARTING, State.SERVING)
@@ -173,17 +175,17 @@ async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(be
     ports = []
     for _ in range(2):
         async with bench.supervisor() as supervisor:
-            (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one"))])
+            (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
             ports.append(outcome.server.port)
     assert ports[0] == ports[1]
 
 
 async def test_remembered_port_that_is_taken_is_no_hindrance(bench):
     async with bench.supervisor() as supervisor:
-        (before,) = await supervisor.start([Wish(bench.settings())])
+        (before,) = await supervisor.start([ServerSpec(bench.settings())])
         await supervisor.stop([before.server.id])
         with socket.create_server(("127.0.0.1", before.server.port)):
-            (after,) = await supervisor.start([Wish(bench.settings())])
+            (after,) = await supervisor.start([ServerSpec(bench.settings())])
             assert after.error is None
             assert after.server.port != before.server.port
 
@@ -192,7 +194,7 @@ async def test_start_that_cannot_be_leaves_nothing(bench):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with bench.supervisor() as supervisor:
-            good, bad = Wish(bench.settings()), Wish(bench.settings(port=port))
+            good, bad = ServerSpec(bench.settings()), ServerSpec(bench.settings(port=port))
             started, failed = await supervisor.start([good, bad])
             assert started.error is None
             assert failed.error.startswith(f"port {port}: is in use by another program")
@@ -204,21 +206,21 @@ async def test_configured_server_that_cannot_be_stays_visible_and_starts_when_it
     async with bench.supervisor() as supervisor:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             settings = bench.settings(nickname="one", port=taken.getsockname()[1])
-            await supervisor.start([Wish(settings, "/etc/one.conf")])
+            await supervisor.start([ServerSpec(settings, "/etc/one.conf")])
             (status,) = supervisor.status().servers
             assert (status.state, status.origin) == (State.FAILED, "/etc/one.conf")
             assert "is in use" in status.reason
             assert bench.records() == {}
-        (outcome,) = await supervisor.start([Wish(settings, "/etc/one.conf")])
+        (outcome,) = await supervisor.start([ServerSpec(settings, "/etc/one.conf")])
         assert (outcome.error, outcome.already) == (None, False)
 
 
 async def test_crash_backs_off_and_recovers_while_neighbours_serve(bench, break_prepare, monkeypatch):
     monkeypatch.setattr(managed_server, "back_off_s", lambda crashes: 0.01 * crashes)
     async with bench.supervisor() as supervisor:
-        (neighbour,) = await supervisor.start([Wish(bench.settings(nickname="neighbour"))])
+        (neighbour,) = await supervisor.start([ServerSpec(bench.settings(nickname="neighbour"))])
         break_prepare(ZeroDivisionError("a fault"), OSError(5, "another"))
-        (outcome,) = await supervisor.start([Wish(bench.settings(nickname="one", max_threads=1))])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one", max_threads=1))])
         assert outcome.error == "ZeroDivisionError('a fault')"
         changes = []
         server = supervisor._servers[outcome.server.id]
@@ -235,7 +237,7 @@ async def test_crash_backs_off_and_recovers_while_neighbours_serve(bench, break_
 async def test_server_that_backs_off_can_be_stopped(bench, break_prepare):
     async with bench.supervisor() as supervisor:
         break_prepare(ZeroDivisionError("a fault"))
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert outcome.server.state is State.BACKING_OFF
         (stopped,) = await supervisor.stop([outcome.server.id])
         assert stopped.error is None
@@ -244,7 +246,7 @@ async def test_server_that_backs_off_can_be_stopped(bench, break_prepare):
 
 async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         (drained,) = await supervisor.drain([outcome.server.id])
         assert (drained.error, drained.server.state) == (None, State.DRAINING)
         with pytest.raises((OSError, anyio.BrokenResourceError, anyio.EndOfStream)):
@@ -258,8 +260,8 @@ async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
     with anyio.CancelScope() as killed:
         async with bench.supervisor() as supervisor:
             wishes = [
-                Wish(bench.settings(nickname="one"), "/etc/one.conf"),
-                Wish(bench.settings(max_threads=1)),
+                ServerSpec(bench.settings(nickname="one"), "/etc/one.conf"),
+                ServerSpec(bench.settings(max_threads=1)),
             ]
             before = [outcome.server for outcome in await supervisor.start(wishes)]
             killed.cancel()
@@ -272,7 +274,7 @@ async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
         after = supervisor.status().servers
         resumed = [(server.id, server.nickname, server.port, server.origin) for server in after]
         assert resumed == [(server.id, server.nickname, server.port, server.origin) for server in before]
-        (fresh,) = await supervisor.start([Wish(bench.settings(max_threads=7))])
+        (fresh,) = await supervisor.start([ServerSpec(bench.settings(max_threads=7))])
         assert fresh.server.id > before[-1].id
 
 
@@ -288,14 +290,14 @@ async def test_damaged_record_is_put_aside_and_told(bench):
 
 async def test_reload_changes_the_difference_only(bench):
     async with bench.supervisor() as supervisor:
-        same = Wish(bench.settings(nickname="same"), "same.conf")
-        gone = Wish(bench.settings(nickname="gone", max_threads=1), "gone.conf")
-        by_hand = Wish(bench.settings(nickname="by-hand", max_threads=3))
-        broken = Wish(bench.settings(nickname="broken", max_threads=4), "broken.conf")
+        same = ServerSpec(bench.settings(nickname="same"), "same.conf")
+        gone = ServerSpec(bench.settings(nickname="gone", max_threads=1), "gone.conf")
+        by_hand = ServerSpec(bench.settings(nickname="by-hand", max_threads=3))
+        broken = ServerSpec(bench.settings(nickname="broken", max_threads=4), "broken.conf")
         await supervisor.start([same, gone, by_hand, broken])
         before = {server.nickname: server for server in supervisor.status().servers}
-        renamed = Wish(bench.settings(nickname="renamed"), "same.conf")
-        new = Wish(bench.settings(nickname="new", max_threads=2), "new.conf")
+        renamed = ServerSpec(bench.settings(nickname="renamed"), "same.conf")
+        new = ServerSpec(bench.settings(nickname="new", max_threads=2), "new.conf")
         await supervisor.reload([renamed, new], force=False, unreadable={"broken.conf"})
         after = {server.nickname: server for server in supervisor.status().servers}
         assert set(after) == {"renamed", "new", "by-hand", "broken"}
@@ -306,8 +308,8 @@ async def test_reload_changes_the_difference_only(bench):
 
 async def test_force_reload_stops_what_is_not_configured(bench):
     async with bench.supervisor() as supervisor:
-        same = Wish(bench.settings(nickname="same"), "same.conf")
-        by_hand = Wish(bench.settings(nickname="by-hand", max_threads=3))
+        same = ServerSpec(bench.settings(nickname="same"), "same.conf")
+        by_hand = ServerSpec(bench.settings(nickname="by-hand", max_threads=3))
         await supervisor.start([same, by_hand])
         before = supervisor.status().servers[0]
         outcomes = await supervisor.reload([same], force=True)
@@ -323,7 +325,7 @@ async def test_total_of_compiles_is_bounded_over_all_servers(bench):
 async def test_auto_end_when_the_last_server_is_gone(bench):
     ended = anyio.Event()
     async with bench.supervisor(auto_end=True) as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert not supervisor._ending.is_set()
         await supervisor.restart([outcome.server.id])
         assert not supervisor._ending.is_set()
@@ -335,16 +337,18 @@ async def test_auto_end_when_the_last_server_is_gone(bench):
 async def test_auto_end_when_nothing_could_be_started(bench, break_prepare):
     async with bench.supervisor(auto_end=True) as supervisor:
         break_prepare(ConfigError("impossible"))
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert outcome.error == "impossible"
         assert supervisor._ending.is_set()
 
 
 async def test_nothing_is_started_once_the_end_has_begun(bench):
     async with bench.supervisor() as supervisor:
-        (running,) = await supervisor.start([Wish(bench.settings())])
+        (running,) = await supervisor.start([ServerSpec(bench.settings())])
         supervisor.end()
-        outcomes = await supervisor.start([Wish(bench.settings()), Wish(bench.settings(max_threads=1))])
+        outcomes = await supervisor.start(
+            [ServerSpec(bench.settings()), ServerSpec(bench.settings(max_threads=1))]
+        )
         outcomes += await supervisor.restart([running.server.id])
         assert [outcome.error for outcome in outcomes] == ["the supervisor is ending"] * 3
 
@@ -352,7 +356,7 @@ async def test_nothing_is_started_once_the_end_has_begun(bench):
 async def test_unwritable_status_directory_is_one_clear_line(bench):
     bench.stat_path.rmdir()
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert outcome.error == (
             f"status directory {bench.stat_path}: cannot be written: No such file or directory; "
             "let the server's user write there, or set STAT_PATH to a directory where it may"
@@ -363,7 +367,7 @@ async def test_unwritable_status_directory_is_one_clear_line(bench):
 async def test_record_that_cannot_be_written_costs_the_record_alone(bench, monkeypatch, error):
     """What was on record before stays whole; the server serves, and is recorded when that can be again."""
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         before = bench.records()
 
         def refuse(*_arguments: object, **_options: object) -> None:

@@ -19,8 +19,8 @@ from kit.trees import Witness
 
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
-from stapsrv.supervisor.operations import Wish
-from stapsrv.supervisor.warmup import Warmer, _watch, first_error
+from stapsrv.supervisor.operations import ServerSpec
+from stapsrv.supervisor.warmup import Warmup, _watch, first_error
 from stapsrv.system.directory_watcher import DirectoryMonitor
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ def kernel(bench, tmp_path):
 class Healths:
     """Follows the health of releases."""
 
-    def __init__(self, warmer: Warmer) -> None:
+    def __init__(self, warmer: Warmup) -> None:
         self.seen: list[Health] = []
         self._changed = anyio.Event()
         warmer.follow(self._note)
@@ -104,7 +104,7 @@ async def started(bench, count: int = 1, announcer: Listener | None = None, **se
     healths = Healths(bench.host.warmer)
     async with bench.supervisor(announcer=announcer) as supervisor:
         wishes = [
-            Wish(bench.settings(warmup=True, max_threads=number, **settings))
+            ServerSpec(bench.settings(warmup=True, max_threads=number, **settings))
             for number in range(1, count + 1)
         ]
         outcomes = await supervisor.start(wishes)
@@ -160,7 +160,7 @@ async def test_equal_servers_share_one(bench, kernel):
         await healths.wait(Health.HEALTHY)
         served = [release for server in supervisor.status().servers for release in server.work.releases]
         assert {release.health for release in served} == {Health.HEALTHY}
-        await supervisor.start([Wish(bench.settings(warmup=True, define=("A=1",)))])
+        await supervisor.start([ServerSpec(bench.settings(warmup=True, define=("A=1",)))])
         await healths.wait(Health.HEALTHY, 2)
     assert len(kernel.runs) == 2
 
@@ -168,7 +168,7 @@ async def test_equal_servers_share_one(bench, kernel):
 async def test_one_is_compiled_for_at_a_time(bench, kernel, tmp_path):
     """Each run fails if another one is under way."""
     kernel.answer(f"mkdir {tmp_path}/busy || exit 1; {MODULE}; sleep 0.1; rmdir {tmp_path}/busy")
-    wishes = [Wish(bench.settings(warmup=True, define=(f"A={number}",))) for number in range(4)]
+    wishes = [ServerSpec(bench.settings(warmup=True, define=(f"A={number}",))) for number in range(4)]
     async with started(bench) as (supervisor, _, healths):
         await supervisor.start(wishes)
         await healths.wait(Health.HEALTHY, 5)
@@ -177,7 +177,7 @@ async def test_one_is_compiled_for_at_a_time(bench, kernel, tmp_path):
 
 async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
     async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([Wish(bench.settings())])
+        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert [release.health for release in outcome.server.work.releases] == [Health.UNTRIED]
         assert [case.scope for case in bench.host.warmer._cases.values()] == [None]
     assert kernel.runs == []

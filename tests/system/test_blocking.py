@@ -11,7 +11,7 @@ import threading
 import anyio
 import pytest
 
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ async def wait_for(event: threading.Event) -> None:
     assert await anyio.to_thread.run_sync(event.wait, 10)
 
 
-async def wait_none_abandoned(work: FileWork) -> None:
+async def wait_none_abandoned(work: BlockingCalls) -> None:
     with anyio.fail_after(10):
         while work.abandoned:
             # A count that a thread changes, which tells nobody.
@@ -62,7 +62,7 @@ async def wait_none_abandoned(work: FileWork) -> None:
 
 
 async def test_result_and_error():
-    work = FileWork()
+    work = BlockingCalls()
     assert await work.run(lambda: 42) == 42
     with pytest.raises(FileNotFoundError):
         await work.run(lambda: os.stat("/missing"))
@@ -70,12 +70,12 @@ async def test_result_and_error():
 
 
 async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
-    work = FileWork(patience_s=0.1, grace_s=0.1)
+    work = BlockingCalls(timeout_s=0.1, grace_s=0.1)
     with pytest.raises(TimeoutError) as caught:
         await work.run(hang, undo=hang.undo)
     assert (caught.value.errno, caught.value.strerror) == (errno.ETIMEDOUT, "no answer within 0.1 seconds")
     assert work.abandoned == 1
-    assert await work.run(lambda: 42, patience_s=10) == 42
+    assert await work.run(lambda: 42, timeout_s=10) == 42
     hang.let_go()
     await wait_for(hang.undoing)
     assert hang.undone == ["made"]
@@ -83,7 +83,7 @@ async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
 
 
 async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
-    work = FileWork(patience_s=0.05, grace_s=0.05, most_abandoned=3)
+    work = BlockingCalls(timeout_s=0.05, grace_s=0.05, most_abandoned=3)
     for _ in range(3):
         with pytest.raises(TimeoutError, match="no answer"):
             await work.run(hang)
@@ -93,11 +93,11 @@ async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
     assert threading.active_count() == before
     hang.let_go()
     await wait_none_abandoned(work)
-    assert await work.run(lambda: 42, patience_s=10) == 42
+    assert await work.run(lambda: 42, timeout_s=10) == 42
 
 
 async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
-    work = FileWork(threads=2, patience_s=0.3, grace_s=0.1)
+    work = BlockingCalls(threads=2, timeout_s=0.3, grace_s=0.1)
     before = threading.active_count()
     timed_out = 0
 
@@ -116,7 +116,7 @@ async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
 
 
 async def test_cancellation_gives_a_call_a_moment_and_undoes_what_it_made(hang):
-    work = FileWork(grace_s=10)
+    work = BlockingCalls(grace_s=10)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: work.run(hang, undo=hang.undo))
         await wait_for(hang.began)
@@ -127,7 +127,7 @@ async def test_cancellation_gives_a_call_a_moment_and_undoes_what_it_made(hang):
 
 
 async def test_cancellation_is_not_held_up_by_a_call_that_hangs(hang):
-    work = FileWork(grace_s=0.1)
+    work = BlockingCalls(grace_s=0.1)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: work.run(hang, undo=hang.undo))
@@ -142,7 +142,7 @@ async def test_no_thread_to_be_had(monkeypatch):
     def refuse(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    work = FileWork()
+    work = BlockingCalls()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(OSError, match="no thread can be started"):
@@ -155,7 +155,7 @@ def test_process_ends_while_a_call_hangs(anyio_backend_name, late):
     """Or while one returns that nobody, and no event loop, waits for any more."""
     script = """if True:
         import anyio, sys, threading
-        from stapsrv.system.blocking import FileWork
+        from stapsrv.system.blocking import BlockingCalls
         go = threading.Event()
         async def main():
             work = FileWork(patience_s=0.1, grace_s=0.1)

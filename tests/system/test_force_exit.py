@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import sys, threading, types
-from stapsrv.system.force_exit import end_for_certain
+from stapsrv.system.force_exit import force_exit_after
 def tell(event, *, seconds):
     print(event, seconds, flush=True)
     {then}

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from stapsrv.compile.cache.depfile import Build
-from stapsrv.compile.cache.fingerprint import Place
-from stapsrv.compile.cache.script_scan import looks_outside
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.script_scan import host_access_reason
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.protocol.options import ParsedOptions, parse_options
 from stapsrv.compile.protocol.request import CompileRequest
@@ -43,13 +43,13 @@ _OPTIONS = {
 }
 
 
-def unrepeatable(request: CompileRequest, outward: frozenset[str]) -> str | None:
+def request_uncacheable_reason(request: CompileRequest, outward: frozenset[str]) -> str | None:
     """Return why a request's answer may differ from time to time, in a word; None if it does not.
 
     Args:
         request: any.
         outward: by which names its tapsets lead to what is not known of the host
-            (:func:`stapsrv.compile.cache.script_scan.outward_names`).
+            (:func:`stapsrv.compile.cache.script_scan.names_reading_host_files`).
     """
     parsed = parse_options(request.arguments)
     if parsed.fault is not None:
@@ -66,7 +66,7 @@ def unrepeatable(request: CompileRequest, outward: frozenset[str]) -> str | None
     arguments = parsed.operands if has_text else parsed.operands[1:]
     if _pastes(texts, arguments):
         return "argument"
-    return next((why for text in texts if (why := looks_outside(text, outward)) is not None), None)
+    return next((why for text in texts if (why := host_access_reason(text, outward)) is not None), None)
 
 
 def rc_is_known(text: str) -> bool:
@@ -122,7 +122,7 @@ _INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MUL
 _HEADER = re.compile(rb'[ \t]*[<"]([^<>"\\]+)[>"][ \t]*(?://.*|/\*.*\*/[ \t]*)?\r?')
 
 
-def why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> str | None:
+def uncacheable_reason(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> str | None:
     """Return why a result is not the same each time, as far as request and result show it."""
     if result.status != 0:
         return "failure"
@@ -130,10 +130,10 @@ def why_not(job: CompileJob, result: CompileResult, outward: frozenset[str]) -> 
         return "limit"
     if module_name(result) is None:
         return "no module"
-    return unrepeatable(job.request, outward)
+    return request_uncacheable_reason(job.request, outward)
 
 
-def find_outside(result: CompileResult, build: Build, places: Sequence[Place]) -> str | None:
+def find_outside(result: CompileResult, build: Build, places: Sequence[WatchedPath]) -> str | None:
     """Return a file from elsewhere that a result was made from, or a program that it probes; or None."""
     named = [
         os.fsdecode(name)

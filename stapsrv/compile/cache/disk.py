@@ -59,7 +59,7 @@ class DamagedError(Exception):
     """A file is not what was written; never leaves this module."""
 
 
-class Store:
+class DiskStore:
     """A directory of results.
 
     Args:

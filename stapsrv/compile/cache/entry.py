@@ -13,7 +13,7 @@ _MOST_ANSWERS = 3
 
 
 @attrs.frozen
-class AnswerKind:
+class ResponseVariant:
     """What an answer is made for, beside a result and who signs it.
 
     Attributes:
@@ -28,7 +28,7 @@ class AnswerKind:
 
 
 @attrs.define(eq=False)
-class Known:
+class CacheEntry:
     """A result, and the answers that were made of it.
 
     Attributes:
@@ -42,10 +42,10 @@ class Known:
     reason: str | None = UNKNOWN
     touched: float = 0.0
     settled: anyio.Event = attrs.field(factory=anyio.Event)
-    _answers: dict[AnswerKind, tuple[object, bytes]] = attrs.field(factory=dict)
+    _answers: dict[ResponseVariant, tuple[object, bytes]] = attrs.field(factory=dict)
 
     @classmethod
-    def settle_as(cls, result: CompileResult, reason: str | None = None) -> Known:
+    def settle_as(cls, result: CompileResult, reason: str | None = None) -> CacheEntry:
         """Return one that is kept, or never will be."""
         known = cls(result)
         known.settle(reason)
@@ -62,12 +62,12 @@ class Known:
         result = self.result
         return len(result.stdout) + len(result.stderr) + sum(len(file.data) for file in result.files)
 
-    def answer_for(self, signer: object, kind: AnswerKind | None) -> bytes | None:
+    def response_for(self, signer: object, kind: ResponseVariant | None) -> bytes | None:
         """Return the answer that was made for this before, if it was."""
         made = None if kind is None else self._answers.get(kind)
         return made[1] if made is not None and made[0] is signer else None
 
-    def keep_answer(self, signer: object, kind: AnswerKind | None, answer: bytes) -> None:
+    def keep_response(self, signer: object, kind: ResponseVariant | None, answer: bytes) -> None:
         """Keep an answer for the next of its kind; the signatures of one signer, the last, are kept."""
         if kind is None:
             return

@@ -27,7 +27,7 @@ _MOST_LINKS = 40
 
 
 @attrs.frozen(order=True)
-class Place:
+class WatchedPath:
     """Where to look.
 
     Attributes:
@@ -43,14 +43,14 @@ class TooLargeError(StapsrvError):
     """A place that cannot be kept under watch."""
 
 
-def fingerprint(place: Place, watch: Watch) -> bytes:
+def fingerprint(place: WatchedPath, watch: Watch) -> bytes:
     """Return the fingerprint of a place, having had all watched that it depends on.
 
     Raises:
         TooLargeError: there is more than can be looked at time and again.
         OSError: what ``watch`` raises; but not for a directory that nothing can be reached through.
     """
-    look = _Look(watch)
+    look = _Scanner(watch)
     look.at(Path(place.path), below=place.below)
     return look.digest()
 
@@ -64,7 +64,7 @@ def stamp(path: str | bytes | Path) -> bytes:
     return _stamp(status)
 
 
-class _Look:
+class _Scanner:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._sha = hashlib.sha256()

@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 
 from stapsrv.compile.cache.cacheable import rc_is_known
-from stapsrv.compile.cache.fingerprint import Place, stamp
+from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
 from stapsrv.compile.cache.key import digest
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.config.kernels import ServedRelease
@@ -71,7 +71,7 @@ _IMMATERIAL = frozenset(
 
 
 @attrs.frozen
-class Premises:
+class InputPaths:
     """The premises of one job.
 
     Attributes:
@@ -79,11 +79,11 @@ class Premises:
         means: what modules are built with, and from.
     """
 
-    tapsets: tuple[Place, ...]
-    means: tuple[Place, ...]
+    tapsets: tuple[WatchedPath, ...]
+    means: tuple[WatchedPath, ...]
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[WatchedPath, ...]:
         """All of them."""
         return self.tapsets + self.means
 
@@ -104,7 +104,7 @@ class Rc:
 UNSEEN = Rc(b"unseen", is_known=False)
 
 
-class Surroundings:
+class HostInputs:
     """What holds for every job of this process.
 
     Args:
@@ -136,7 +136,7 @@ class Surroundings:
         # Now, while there are descriptors: Python reads a module of its own for that.
         self._multiarch = sysconfig.get_config_var("MULTIARCH")
         self._fault = self._find_fault()
-        self._premises: dict[object, Premises] = {}
+        self._premises: dict[object, InputPaths] = {}
 
     @property
     def fault(self) -> str | None:
@@ -145,12 +145,12 @@ class Surroundings:
         is_moved = os.path.realpath(self._stap) != str(self._program)
         return "program" if self._fault is None and is_moved else self._fault
 
-    def premises(self, release: ServedRelease, settings: ServerSettings) -> Premises:
+    def premises(self, release: ServedRelease, settings: ServerSettings) -> InputPaths:
         """Return the premises of jobs for a release, on a server."""
         key = (release, settings.include, settings.runtime)
         found = self._premises.get(key)
         if found is None:
-            found = self._premises[key] = Premises(
+            found = self._premises[key] = InputPaths(
                 tuple(dict.fromkeys(_places(self._tapsets(settings)))),
                 tuple(dict.fromkeys(_places(self._means(release, settings)))),
             )
@@ -195,7 +195,7 @@ class Surroundings:
         for directory in (home, *self._environ.get("XDG_DATA_DIRS", "").split(":")):
             yield f"{directory}/systemtap/tapset" if directory else None
 
-    def _means(self, release: ServedRelease, settings: ServerSettings) -> Iterator[str | Place | None]:
+    def _means(self, release: ServedRelease, settings: ServerSettings) -> Iterator[str | WatchedPath | None]:
         yield settings.runtime or self._environ.get("SYSTEMTAP_RUNTIME")
         yield str(self._data / "runtime")
         yield str(release.build_tree)
@@ -203,20 +203,20 @@ class Surroundings:
         # Where a client names its release, stap goes there instead.
         yield from _sources(Path("/lib/modules", release.name, "build"))
         yield f"/lib/modules/{release.name}"
-        yield Place("/boot", below=False)
+        yield WatchedPath("/boot", below=False)
         # Beside an image, as beside a module.
         yield from ("/boot/.debug", "/boot/build")
-        yield Place("/usr/src", below=False)
+        yield WatchedPath("/usr/src", below=False)
         yield from _DEBUG
         for directory in self._environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":"):
             yield directory.lstrip("+-")
         yield from _COMPILERS
         searched = (self._environ.get("PATH", os.defpath), self._environ.get("LD_LIBRARY_PATH", ""))
         for directory in ":".join(searched).split(":"):
-            yield Place(directory, below=False) if directory.startswith("/") else None
+            yield WatchedPath(directory, below=False) if directory.startswith("/") else None
         multiarch = self._multiarch
         for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
-            yield Place(directory, below=False)
+            yield WatchedPath(directory, below=False)
         # There gcc looks first, for the assembler and its specs; and nm and ld load plugins.
         yield f"/usr/{multiarch}"
         yield from (f"{directory}/bfd-plugins" for directory in ("/usr/lib", f"/usr/lib/{multiarch}"))
@@ -232,13 +232,13 @@ def _sources(build_tree: Path) -> Iterator[str]:
     yield str(build_tree / "source")
 
 
-def _places(named: Iterator[str | None] | Iterator[str | Place | None]) -> Iterator[Place]:
+def _places(named: Iterator[str | None] | Iterator[str | WatchedPath | None]) -> Iterator[WatchedPath]:
     for place in named:
-        if isinstance(place, Place):
+        if isinstance(place, WatchedPath):
             yield place
         elif place and place.startswith("/"):
             # What ".." leads to is another place where a link comes before it.
-            yield Place(place if ".." in place.split("/") else os.path.normpath(place))
+            yield WatchedPath(place if ".." in place.split("/") else os.path.normpath(place))
 
 
 def _read(path: Path) -> bytes:

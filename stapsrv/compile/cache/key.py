@@ -48,7 +48,7 @@ UNKNOWN = "unknown yet"
 
 
 @attrs.frozen
-class Question:
+class CacheKey:
     """A job, as far as its answer may be known.
 
     Attributes:

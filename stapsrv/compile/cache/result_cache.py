@@ -34,22 +34,22 @@ from stapsrv.compile.cache.cacheable import (
     find_outside,
     includes_are_inside,
     module_name,
-    why_not,
+    uncacheable_reason,
 )
-from stapsrv.compile.cache.disk import NOTE, Store
-from stapsrv.compile.cache.entry import Known
-from stapsrv.compile.cache.inputs import UNSEEN, Surroundings
-from stapsrv.compile.cache.key import UNKNOWN, Question, digest, request_digest
+from stapsrv.compile.cache.disk import NOTE, DiskStore
+from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.cache.inputs import UNSEEN, HostInputs
+from stapsrv.compile.cache.key import UNKNOWN, CacheKey, digest, request_digest
 from stapsrv.compile.cache.script_scan import Tapsets
 from stapsrv.compile.cache.stap_cache import forget_types
-from stapsrv.compile.cache.storage import Shelf
-from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.cache.storage import ResultStorage
+from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.stats import CacheCounts, CacheStatistics
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _LOOK_S = 10.0
 """How long a request waits for a look at what its result depends on: it takes a second, after a change."""
@@ -74,7 +74,7 @@ class _Attempt:
         types_known: whether stap knows no types by other means.
     """
 
-    question: Question
+    question: CacheKey
     job: CompileJob
     unsettled: int
     types_known: bool
@@ -90,17 +90,19 @@ class ResultCache:
         log: hears of what is wrong with it.
     """
 
-    def __init__(self, surroundings: Surroundings, grounds: Grounds, store: Store, *, log: Log) -> None:
+    def __init__(
+        self, surroundings: HostInputs, grounds: InputWatcher, store: DiskStore, *, log: Log
+    ) -> None:
         self._surroundings = surroundings
         self._grounds = grounds
-        self._shelf = Shelf(store, log=log)
+        self._shelf = ResultStorage(store, log=log)
         self._log = log
-        self._settling: dict[str, Known] = {}
+        self._settling: dict[str, CacheEntry] = {}
         self._tapsets = Tapsets()
         self._unsettled = 0
         """Compiles during which the means changed: what they left in stap's cache may be of either."""
         self._settled = 0
-        self._files = FileWork(patience_s=_PATIENCE_S)
+        self._files = BlockingCalls(timeout_s=_PATIENCE_S)
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
         """Begin to watch over what a server's results depend on."""
@@ -108,10 +110,10 @@ class ResultCache:
             for release in releases:
                 self._grounds.want(self._surroundings.premises(release, settings).places)
 
-    def ask(self, job: CompileJob) -> Question:
+    def ask(self, job: CompileJob) -> CacheKey:
         """Return the question that a job is, as of now; stap's ``rc`` file as it was looked at last."""
         settings, release = job.settings, job.release
-        asked = Question(request_digest(job.request), rc=self._surroundings.rc.stamp)
+        asked = CacheKey(request_digest(job.request), rc=self._surroundings.rc.stamp)
         if self._surroundings.fault is not None:
             return attrs.evolve(asked, reason=self._surroundings.fault)
         premises = self._surroundings.premises(release, settings)
@@ -132,7 +134,7 @@ class ResultCache:
         premise = digest((means, _script_digest(settings), tapsets, state))
         return attrs.evolve(asked, premise=premise, means=means)
 
-    async def ask_in_time(self, job: CompileJob) -> Question:
+    async def wait_key_for(self, job: CompileJob) -> CacheKey:
         """Return the question that a job is, after a bounded wait for places that are being looked at.
 
         Without a look nobody knows whether stap's own cache is still right.
@@ -142,7 +144,7 @@ class ResultCache:
         if question.reason != UNKNOWN:
             return question
         with anyio.move_on_after(_LOOK_S):
-            await self._grounds.wait_known(self._surroundings.premises(job.release, job.settings).places)
+            await self._grounds.wait_scanned(self._surroundings.premises(job.release, job.settings).places)
         await self._look_at_rc()
         return self.ask(job)
 
@@ -154,7 +156,7 @@ class ResultCache:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             self._surroundings.rc = UNSEEN
 
-    async def find(self, question: Question) -> Known | None:
+    async def find(self, question: CacheKey) -> CacheEntry | None:
         """Return the answer to a question, if it is known, or is about to be."""
         if question.premise is None:
             return None
@@ -167,8 +169,8 @@ class ResultCache:
 
     @contextlib.asynccontextmanager
     async def compiled(
-        self, question: Question, job: CompileJob, run: Run, counts: CacheCounts
-    ) -> AsyncIterator[Known]:
+        self, question: CacheKey, job: CompileJob, run: Run, counts: CacheCounts
+    ) -> AsyncIterator[CacheEntry]:
         """Have a job compiled; when the block has ended, the result is kept if that is right.
 
         Args:
@@ -184,13 +186,13 @@ class ResultCache:
             reason = question.reason or UNKNOWN
             counts.uncacheable[reason] += 1
             async with self._run(question, job, run) if reason == UNKNOWN else run(job) as compiled:
-                yield Known.settle_as(compiled.result, reason)
+                yield CacheEntry.settle_as(compiled.result, reason)
             return
         counts.misses += 1
         unsettled = self._unsettled
         attempt = _Attempt(question, job, unsettled, await self._forget_types(question, job))
         async with self._by_these_means(attempt, run) as compiled:
-            known = self._settling[question.name] = Known(compiled.result)
+            known = self._settling[question.name] = CacheEntry(compiled.result)
             verdict: str | None = UNKNOWN
             try:
                 yield known
@@ -211,7 +213,7 @@ class ResultCache:
         """Return a snapshot; the directory is read for it."""
         return await self._shelf.statistics()
 
-    async def _forget_types(self, question: Question, job: CompileJob) -> bool:
+    async def _forget_types(self, question: CacheKey, job: CompileJob) -> bool:
         """Have stap forget the kernel's types if these may be others now; return whether that is done."""
         noted, unsettled = _types_means(job), self._unsettled
         if unsettled == self._settled and await self._shelf.read(noted) == question.means:
@@ -220,7 +222,7 @@ class ResultCache:
         if not await self._shelf.note(noted, b""):
             return False
         try:
-            await self._files.run(partial(forget_types, self._surroundings.stap_cache), patience_s=_LONG_S)
+            await self._files.run(partial(forget_types, self._surroundings.stap_cache), timeout_s=_LONG_S)
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
             return False
@@ -240,7 +242,7 @@ class ResultCache:
             yield compiled
 
     @contextlib.asynccontextmanager
-    async def _run(self, question: Question, job: CompileJob, run: Run) -> AsyncIterator[Compiled]:
+    async def _run(self, question: CacheKey, job: CompileJob, run: Run) -> AsyncIterator[Compiled]:
         """Have a job compiled, and remember by which means, however it ends."""
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -255,7 +257,7 @@ class ResultCache:
             if not job.anew:
                 await self._note_build(question, job, compiled)
 
-    def _means_hold(self, question: Question, job: CompileJob) -> bool:
+    def _means_hold(self, question: CacheKey, job: CompileJob) -> bool:
         """Whether the means were known, and have been the same ever since the question."""
         now = self.ask(job)
         return (
@@ -264,12 +266,12 @@ class ResultCache:
             and (now.means, now.changes[1]) == (question.means, question.changes[1])
         )
 
-    async def _note_first(self, question: Question, job: CompileJob) -> None:
+    async def _note_first(self, question: CacheKey, job: CompileJob) -> None:
         """Remember by which means a server like this was met for the first time."""
         if question.premise is not None and await self._shelf.read(_first_means(job)) is None:
             await self._shelf.note(_first_means(job), question.means)
 
-    async def _note_build(self, question: Question, job: CompileJob, compiled: Compiled) -> None:
+    async def _note_build(self, question: CacheKey, job: CompileJob, compiled: Compiled) -> None:
         """Remember by which means a module was built, if it was; none, if they changed or fell short."""
         is_limited = compiled.result.limit_met is not None
         means = b"" if is_limited or not self._means_hold(question, job) else question.means
@@ -315,11 +317,11 @@ class ResultCache:
             return _DISK
         places = self._surroundings.premises(job.release, job.settings).tapsets
         try:
-            outward = await self._tapsets.outward_names(places, changes, self._files)
+            outward = await self._tapsets.names_reading_host_files(places, changes, self._files)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK
-        return await anyio.to_thread.run_sync(why_not, job, result, outward)
+        return await anyio.to_thread.run_sync(uncacheable_reason, job, result, outward)
 
     async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return what there is against it that a result depends on nothing but what is known, in a word."""
@@ -331,7 +333,7 @@ class ResultCache:
         try:
             build = await compiled.read_build()
             find = partial(find_outside, compiled.result, build, places)
-            outside = await self._files.run(find, patience_s=_LONG_S)
+            outside = await self._files.run(find, timeout_s=_LONG_S)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.compile.cache.fingerprint import Place
-from stapsrv.system.blocking import FileWork
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.system.blocking import BlockingCalls
 
 _TOKEN = re.compile(
     r"""(?P<code>%\{.*?%\})
@@ -57,7 +57,7 @@ _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 _SUSPECT = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
 
 
-def outward_names(texts: Iterable[bytes]) -> frozenset[str]:
+def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:
     """Return what tapsets define that may make stap look at a user's program, directly or by way of others.
 
     Args:
@@ -80,7 +80,7 @@ def outward_names(texts: Iterable[bytes]) -> frozenset[str]:
     return frozenset(names)
 
 
-def looks_outside(text: bytes, outward: frozenset[str]) -> str | None:
+def host_access_reason(text: bytes, outward: frozenset[str]) -> str | None:
     """Return what in a script, or an argument of one, may depend on more of the host than is known; or None.
 
     Args:
@@ -285,9 +285,11 @@ class Tapsets:
     """The tapsets of a process's servers."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Place, ...], tuple[int, frozenset[str]]] = {}
+        self._known: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
 
-    async def outward_names(self, places: tuple[Place, ...], changes: int, files: FileWork) -> frozenset[str]:
+    async def names_reading_host_files(
+        self, places: tuple[WatchedPath, ...], changes: int, files: BlockingCalls
+    ) -> frozenset[str]:
         """Return by which names tapsets lead to what is not known of the host.
 
         Args:
@@ -300,12 +302,12 @@ class Tapsets:
         """
         known = self._known.get(places)
         if known is None or known[0] != changes:
-            names = await files.run(partial(read_outward_names, places), patience_s=_LONG_S)
+            names = await files.run(partial(read_outward_names, places), timeout_s=_LONG_S)
             known = self._known[places] = (changes, names)
         return known[1]
 
 
-def read_outward_names(places: Sequence[Place]) -> frozenset[str]:
+def read_outward_names(places: Sequence[WatchedPath]) -> frozenset[str]:
     """Read all tapset files in directories, and return by which names they lead elsewhere.
 
     Raises:
@@ -319,7 +321,7 @@ def read_outward_names(places: Sequence[Place]) -> frozenset[str]:
             except OSError:
                 # Not for stap to read either.
                 continue
-    return outward_names(texts)
+    return names_reading_host_files(texts)
 
 
 def _files(top: str) -> Iterator[Path]:

@@ -9,12 +9,12 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.disk import DamagedError, Store, StoreStatistics, decode_body, encode_body
-from stapsrv.compile.cache.entry import Known
+from stapsrv.compile.cache.disk import DamagedError, DiskStore, StoreStatistics, decode_body, encode_body
+from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileResult
 from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.compile.stats import CacheStatistics
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _HOT_BYTES = 16 * 1024 * 1024
 """Of results kept in memory beside the disk, a hundred scripts; with their answers four times as much."""
@@ -23,7 +23,7 @@ _PATIENCE_S = 10.0
 """For the directory of results, which may be on a file system that hangs: a compile helps as well."""
 
 
-class Shelf:
+class ResultStorage:
     """The results that are kept, those asked for lately in memory, too; and notes beside them.
 
     Args:
@@ -31,16 +31,16 @@ class Shelf:
         log: hears of what is wrong with it.
     """
 
-    def __init__(self, store: Store, *, log: Log) -> None:
+    def __init__(self, store: DiskStore, *, log: Log) -> None:
         self._store = store
         self._log = log
-        self._hot: OrderedDict[str, Known] = OrderedDict()
+        self._hot: OrderedDict[str, CacheEntry] = OrderedDict()
         self._hot_bytes = 0
         self._evicted = 0
         self._damaged = 0
-        self._files = FileWork(patience_s=_PATIENCE_S)
+        self._files = BlockingCalls(timeout_s=_PATIENCE_S)
 
-    async def find(self, name: str) -> Known | None:
+    async def find(self, name: str) -> CacheEntry | None:
         """Return the result of this name, if there is one."""
         known = self._hot.get(name)
         if known is not None and await self._has(name):
@@ -58,11 +58,11 @@ class Shelf:
         result = None if body is None else _decode_result(body)
         if result is None:
             return None
-        known = Known.settle_as(result)
+        known = CacheEntry.settle_as(result)
         self._warm(name, known)
         return known
 
-    async def keep(self, name: str, known: Known) -> bool:
+    async def keep(self, name: str, known: CacheEntry) -> bool:
         """Keep a result; return whether it could be written."""
         if not await self.note(name, _encode_result(known.result)):
             return False
@@ -109,7 +109,7 @@ class Shelf:
         except OSError:
             return False
 
-    def _warm(self, name: str, known: Known) -> None:
+    def _warm(self, name: str, known: CacheEntry) -> None:
         """Keep a result in memory, and let go of those that were not asked for lately."""
         self._cool(name)
         self._hot[name] = known

@@ -22,9 +22,9 @@ import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.fingerprint import Place, TooLargeError, fingerprint
+from stapsrv.compile.cache.fingerprint import TooLargeError, WatchedPath, fingerprint
 from stapsrv.system import inotify
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.mount_table import Mounts
 
 CHECK_S = 900.0
@@ -50,14 +50,14 @@ class _Watched:
         fault: why it cannot be watched, or None.
     """
 
-    place: Place
+    place: WatchedPath
     known: bytes | None = None
     changes: int = 0
     changed_at: float = 0.0
     fault: str | None = None
 
 
-class Grounds:
+class InputWatcher:
     """Places under watch; to be used while :meth:`run` runs, and closed afterwards.
 
     Args:
@@ -68,18 +68,18 @@ class Grounds:
     def __init__(self, *, log: Log, check_s: float = CHECK_S) -> None:
         self._log = log
         self._check_s = check_s
-        self._watched: dict[Place, _Watched] = {}
+        self._watched: dict[WatchedPath, _Watched] = {}
         self._pending = anyio.Event()
         self._news = anyio.Event()
         self._told = True
-        self._ears = _Ears()
-        self._files = FileWork(patience_s=_PATIENCE_S)
+        self._ears = _Events()
+        self._files = BlockingCalls(timeout_s=_PATIENCE_S)
 
     def close(self) -> None:
         """Watch nothing any more."""
         self._ears.close()
 
-    def want(self, places: Iterable[Place]) -> None:
+    def want(self, places: Iterable[WatchedPath]) -> None:
         """Have places under watch from now on; they become known when they have been looked at."""
         for place in places:
             if place not in self._watched:
@@ -87,7 +87,7 @@ class Grounds:
                 self._told = False
                 self._pending.set()
 
-    def fingerprint(self, places: Sequence[Place]) -> bytes | None:
+    def fingerprint(self, places: Sequence[WatchedPath]) -> bytes | None:
         """Return what the places are now, all together; None while one is unknown."""
         self._listen()
         sha = hashlib.sha256()
@@ -98,7 +98,7 @@ class Grounds:
             sha.update(watched.known)
         return sha.digest()
 
-    def changes(self, places: Sequence[Place]) -> int:
+    def changes(self, places: Sequence[WatchedPath]) -> int:
         """Return how many changes of the places were heard of; the same number twice: there was none between.
 
         A fingerprint may be the same again after two changes, or after one within a tick of the clock.
@@ -106,12 +106,12 @@ class Grounds:
         self._listen()
         return sum(self._watched[place].changes for place in places if place in self._watched)
 
-    def fault(self, places: Sequence[Place]) -> str | None:
+    def fault(self, places: Sequence[WatchedPath]) -> str | None:
         """Return why one of the places will not become known, if so."""
         faults = (self._watched[place].fault for place in places if place in self._watched)
         return next((fault for fault in faults if fault is not None), None)
 
-    async def wait_known(self, places: Sequence[Place]) -> None:
+    async def wait_scanned(self, places: Sequence[WatchedPath]) -> None:
         """Wait until all the places are known at once, or one cannot be."""
         self.want(places)
         while self.fingerprint(places) is None and self.fault(places) is None:
@@ -197,7 +197,7 @@ class Grounds:
         self._news = anyio.Event()
 
 
-class _Ears:
+class _Events:
     """The kernel's queue of events, its table of mounts, and which places each directory is watched for.
 
     Directories are added in worker threads; the queue is read in the event loop's.
@@ -211,7 +211,7 @@ class _Ears:
             self._queue.close()
             raise
         self._lock = threading.Lock()
-        self._places: dict[int, set[tuple[Place, bytes, bytes | None]]] = {}
+        self._places: dict[int, set[tuple[WatchedPath, bytes, bytes | None]]] = {}
 
     @property
     def descriptor(self) -> int:
@@ -221,7 +221,7 @@ class _Ears:
         self._queue.close()
         self._mounts.close()
 
-    def listen_to(self, place: Place, directory: bytes, name: bytes | None) -> None:
+    def listen_to(self, place: WatchedPath, directory: bytes, name: bytes | None) -> None:
         """Watch a directory, or one entry of it, for a place.
 
         Args:
@@ -237,7 +237,7 @@ class _Ears:
             watch = self._queue.watch(directory, _MASK)
             self._places.setdefault(watch, set()).add((place, directory, name))
 
-    def heard(self) -> set[Place] | None:
+    def heard(self) -> set[WatchedPath] | None:
         """Return the places that changed since the last call; None if that is not known."""
         events = self._queue.read()
         points = self._mounts.changed()

@@ -21,18 +21,18 @@ from stapsrv.compile.engine.stap import (
     stap_command,
     stap_environment,
 )
-from stapsrv.compile.engine.temp_quota import TemporarySpace
+from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET
 from stapsrv.errors import ConfigError, TranslatorError
-from stapsrv.process import Ending, Outcome, run_tree
-from stapsrv.rejection import Refusal
-from stapsrv.sandbox.limits import Resources
-from stapsrv.sandbox.mount_plan import View
-from stapsrv.sandbox.policy import Needs
+from stapsrv.process import ExitReason, ProcessResult, run_tree
+from stapsrv.rejection import RejectReason
+from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.mount_plan import MountPlan
+from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox, check_program
 
 _ROOT = Path("request")
@@ -66,7 +66,7 @@ class LocalEngine:
         environ: Mapping[str, str],
         home: Path,
         secret: tuple[Path, ...] = (),
-        space: TemporarySpace | None = None,
+        space: TempQuota | None = None,
     ) -> None:
         self.stap = stap
         self.sandbox = sandbox
@@ -76,13 +76,13 @@ class LocalEngine:
         self._home = home
         self._private = private_paths(environ, home)
         self._secret = (*secret, workspace.path)
-        self.space = space or TemporarySpace(NOTHING_SET.effective("total_temp_bytes"))
+        self.space = space or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
 
-    def needs(self, settings: ServerSettings, release: ServedRelease) -> Needs:
+    def needs(self, settings: ServerSettings, release: ServedRelease) -> SandboxPolicy:
         """Return what a job of a server needs to see of this host."""
         own = (*settings.include, *((settings.runtime,) if settings.runtime is not None else ()))
         secret = (settings.ssl, settings.log)
-        return Needs(
+        return SandboxPolicy(
             stap=self.stap.path,
             environ=self._variables,
             home=self._home,
@@ -149,7 +149,7 @@ class LocalEngine:
         stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
         return CompileResult(status, stdout, stderr, files, limit_met), built
 
-    def _prepare(self, job: CompileJob, directory: Path) -> View:
+    def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
         """Make a job's directories and files; return what it sees.
 
         Raises:
@@ -166,11 +166,11 @@ class LocalEngine:
         return self.sandbox.view(self.needs(job.settings, job.release), directory, start=root)
 
     async def _run_stap(
-        self, job: CompileJob, view: View, answer: Path, *, deadline_s: float
-    ) -> tuple[Outcome, str | None]:
+        self, job: CompileJob, view: MountPlan, answer: Path, *, deadline_s: float
+    ) -> tuple[ProcessResult, str | None]:
         """Run stap; return what came of it, and the bound that it met, if that can be seen."""
         limits = job.settings.limits
-        resources = Resources.of(limits)
+        resources = ResourceLimits.of(limits)
         command: list[str | bytes] = list(
             stap_command(
                 self.stap,
@@ -234,7 +234,7 @@ async def request_directory(
         yield path
     finally:
         with anyio.CancelScope(shield=True), _trouble_told(workspace), contextlib.suppress(TimeoutError):
-            place = await workspace.files.run(functools.partial(discard, path), patience_s=_REMOVAL_S)
+            place = await workspace.files.run(functools.partial(discard, path), timeout_s=_REMOVAL_S)
             if place is not None and kept is not None:
                 kept(place)
 
@@ -267,13 +267,14 @@ def _collect(answer: Path, *, max_bytes: int) -> tuple[tuple[AnswerFile, ...], b
     return collect(answer, max_bytes=max_bytes), has_build(answer)
 
 
-def _check_ending(outcome: Outcome, *, deadline_s: float, output_bytes: int) -> None:
-    if outcome.ending is Ending.OVERDUE:
+def _check_ending(outcome: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
+    if outcome.ending is ExitReason.TIMED_OUT:
         raise TranslatorError(
             f"The compile was ended: it took longer than {deadline_s:g} seconds",
-            refusal=Refusal.COMPILE_TIMEOUT,
+            refusal=RejectReason.COMPILE_TIMEOUT,
         )
-    if outcome.ending is Ending.FLOODED:
+    if outcome.ending is ExitReason.OUTPUT_LIMIT:
         raise TranslatorError(
-            f"The compile was ended: it printed more than {output_bytes} bytes", refusal=Refusal.OUTPUT_SIZE
+            f"The compile was ended: it printed more than {output_bytes} bytes",
+            refusal=RejectReason.OUTPUT_SIZE,
         )

@@ -29,8 +29,8 @@ from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.options import Privilege, parse_options
 from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
-from stapsrv.process import Ending, run_tree
-from stapsrv.sandbox.limits import Resources
+from stapsrv.process import ExitReason, run_tree
+from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox, check_program
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
@@ -208,13 +208,13 @@ class KernelSigner:
         )
         command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
         outcome = await run_tree(
-            self._sandbox.command(view, Resources(), command),
+            self._sandbox.command(view, ResourceLimits(), command),
             deadline_s=_SIGN_FILE_S,
             env=_SIGN_FILE_ENVIRONMENT,
         )
-        if outcome.ending is Ending.OVERDUE:
+        if outcome.ending is ExitReason.TIMED_OUT:
             raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
-        if outcome.ending is not Ending.EXITED or outcome.status != 0:
+        if outcome.ending is not ExitReason.EXITED or outcome.status != 0:
             said = outcome.stderr.decode(errors="replace").strip() or f"status {outcome.status}"
             raise TranslatorError(said, where=str(program))
 

@@ -20,8 +20,8 @@ from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
-from stapsrv.process import Ending, run_tree
-from stapsrv.rejection import Refusal
+from stapsrv.process import ExitReason, run_tree
+from stapsrv.rejection import RejectReason
 
 _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
@@ -77,7 +77,7 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
     except TranslatorError as exc:
         raise ConfigError(f"cannot be run: {exc.problem}", where=found) from exc
     match = _VERSION.search(outcome.stdout + outcome.stderr)
-    if outcome.ending is not Ending.EXITED or outcome.status != 0 or match is None:
+    if outcome.ending is not ExitReason.EXITED or outcome.status != 0 or match is None:
         raise ConfigError(
             "does not say its version",
             where=f"{found} --version",
@@ -167,7 +167,7 @@ def collect(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
                 raise TranslatorError(
                     f"The answer is larger than {max_bytes} bytes",
                     remedy="ask for less at once",
-                    refusal=Refusal.ANSWER_SIZE,
+                    refusal=RejectReason.ANSWER_SIZE,
                 )
             data = stream.read(status.st_size)
         found.append(AnswerFile(f"{answer.name}/{path.relative_to(answer)}", data))

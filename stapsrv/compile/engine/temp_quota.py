@@ -15,8 +15,8 @@ from typing import TypeVar
 import anyio
 
 from stapsrv.errors import TranslatorError
-from stapsrv.rejection import Refusal
-from stapsrv.system.blocking import FileWork
+from stapsrv.rejection import RejectReason
+from stapsrv.system.blocking import BlockingCalls
 
 _INTERVAL_S = 0.5
 _BLOCK_BYTES = 512
@@ -27,7 +27,7 @@ _LEAST_BYTES = 4096
 _T = TypeVar("_T")
 
 
-class TemporarySpace:
+class TempQuota:
     """The temporary space of all compiles of a process.
 
     Args:
@@ -49,7 +49,7 @@ class TemporarySpace:
         run: Callable[[], Awaitable[_T]],
         *,
         most_bytes: int,
-        files: FileWork,
+        files: BlockingCalls,
     ) -> _T:
         """Return what ``run`` returns, which uses ``directory`` meanwhile.
 
@@ -84,7 +84,7 @@ class TemporarySpace:
             return finished[0]
         raise problems[0]
 
-    async def _wait_overrun(self, directory: Path, most_bytes: int, files: FileWork) -> TranslatorError:
+    async def _wait_overrun(self, directory: Path, most_bytes: int, files: BlockingCalls) -> TranslatorError:
         """Return the error for too much space, when it has come to that."""
         measure = functools.partial(measure_bytes, directory, enough=most_bytes)
         while True:
@@ -98,13 +98,13 @@ class TemporarySpace:
             if used > most_bytes:
                 return TranslatorError(
                     f"The compile was ended: it used more than {most_bytes} bytes of temporary space",
-                    refusal=Refusal.TEMP_SIZE,
+                    refusal=RejectReason.TEMP_SIZE,
                 )
             if self.used_bytes > self._most_bytes and used == max(self._used.values()):
                 return TranslatorError(
                     "The compile was ended: the server has no more temporary space for it",
                     remedy="try again later",
-                    refusal=Refusal.TOTAL_TEMP_SIZE,
+                    refusal=RejectReason.TOTAL_TEMP_SIZE,
                 )
 
 

@@ -19,7 +19,7 @@ _ENOUGH = 2
 
 
 @attrs.frozen(kw_only=True)
-class Memory:
+class Tmpfs:
     """Where the kernel tells of memory.
 
     Attributes:
@@ -90,4 +90,4 @@ def place_in_memory(environ: Mapping[str, str], tuning: Tuning) -> Path | None:
     """Return where a service compiles in memory; None where it does so in ``TMPDIR``, or in /tmp."""
     if environ.get("TMPDIR") or not tuning.effective("temp_in_memory"):
         return None
-    return Memory().find_room(tuning.effective("total_temp_bytes"))
+    return Tmpfs().find_room(tuning.effective("total_temp_bytes"))

@@ -17,9 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-from stapsrv.compile.engine.tmpfs import Memory
+from stapsrv.compile.engine.tmpfs import Tmpfs
 from stapsrv.errors import ConfigError
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 _PREFIX = "stap-server."
 _REQUEST = "request."
@@ -41,7 +41,7 @@ class Workspace:
 
     def __init__(self, path: Path, *lock_fds: int, keeps: Path | None = None) -> None:
         self.path = path
-        self.files = FileWork()
+        self.files = BlockingCalls()
         self.keeps = keeps or path.parent
         self._lock_fds = lock_fds
         self._renewing = threading.Lock()
@@ -61,7 +61,7 @@ class Workspace:
             ConfigError: no directory can be made there.
         """
         parent = Path(tempfile.gettempdir()) if parent is None else parent
-        for place in (parent, Memory().directory):
+        for place in (parent, Tmpfs().directory):
             sweep(place)
         try:
             return cls(*_make(memory or parent), keeps=parent)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from stapsrv.errors import ProtocolError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 MAX_ENTRIES = 10_000
 """Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700."""
@@ -199,7 +199,7 @@ def _check_total(total: int, max_bytes: int) -> None:
     )
     if not total:
         raise ProtocolError(problem)
-    raise ProtocolError(f"{problem} --max-request-size raises the limit.", refusal=Refusal.REQUEST_SIZE)
+    raise ProtocolError(f"{problem} --max-request-size raises the limit.", refusal=RejectReason.REQUEST_SIZE)
 
 
 def _check_packing(entry: _Entry) -> None:

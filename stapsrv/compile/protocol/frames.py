@@ -9,7 +9,7 @@ can be run meets RequestRejected, whose text the client is sent.
 from __future__ import annotations
 
 from stapsrv.errors import ProtocolError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 _LENGTH_BYTES = 4
 
@@ -91,5 +91,5 @@ class FrameReader:
                 "Error size of (compressed) request file is too large:"
                 f" it announces {announced} bytes, the limit is {self._max_bytes}",
                 remedy="--max-compressed-request raises the limit",
-                refusal=Refusal.REQUEST_SIZE,
+                refusal=RejectReason.REQUEST_SIZE,
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stapsrv.control.cli.console import named
-from stapsrv.control.cli.inventory import FoundServer, Scene
+from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.plan import Target
 from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.cli.supervisors import Supervisors
@@ -16,10 +16,10 @@ from stapsrv.errors import StapsrvError
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.targets import RunningServer
-    from stapsrv.control.protocol.schema import OutcomeInfo, SettingsInfo, SupervisorInfo, WishInfo
+    from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo, SettingsInfo, SupervisorInfo
 
 
-class Deeds:
+class Executor:
     """Carries decisions out; what goes wrong with one server or user hinders no other.
 
     Args:
@@ -31,7 +31,7 @@ class Deeds:
         failed: something went wrong.
     """
 
-    def __init__(self, scene: Scene, supervisors: Supervisors, reporter: Reporter) -> None:
+    def __init__(self, scene: Inventory, supervisors: Supervisors, reporter: Reporter) -> None:
         self.failed = False
         self._supervisors = supervisors
         self._reporter = reporter
@@ -210,7 +210,7 @@ def _ids(targets: Sequence[Target]) -> list[int]:
     return [target.server.server_id for target in targets if target.server is not None]
 
 
-def _wishes(targets: Sequence[Target]) -> list[WishInfo]:
+def _wishes(targets: Sequence[Target]) -> list[ServerSpecInfo]:
     return [
         {"settings": settings_info(target.settings), "origin": target.where}
         for target in targets

@@ -14,7 +14,7 @@ from stapsrv.control.cli.invocation import Action, Invocation, ServerOption
 from stapsrv.control.cli.places import own_settings, readable_stat_paths
 from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
 from stapsrv.control.client.accounts import caller_name
-from stapsrv.control.client.discovery import Glance
+from stapsrv.control.client.discovery import SupervisorScan
 from stapsrv.control.protocol.schema import settings_from
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class FoundServer(NamedTuple):
     own: bool
 
 
-class Scene:
+class Inventory:
     """What there is at the beginning of a command.
 
     Args:
@@ -63,7 +63,7 @@ class Scene:
         self.caller = caller_name()
         # What is begun has a deadline of its own, and begins with who is there.
         only_asks = invocation.action in {Action.STATUS, Action.CHECK}
-        glance = Glance(
+        glance = SupervisorScan(
             readable_stat_paths(self.settings, invocation.config_file),
             answer_s=invocation.timeout_s if only_asks else None,
         )
@@ -103,7 +103,7 @@ class Scene:
         return sorted(found, key=lambda server: not server.own)
 
     @cached_property
-    def lost_servers(self) -> list[RunningServer]:
+    def orphaned_servers(self) -> list[RunningServer]:
         """The lost servers as the selection sees them; :attr:`lost`, in the same order."""
         return [
             RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))

@@ -25,17 +25,17 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.invocation import Action, Invocation
 from stapsrv.control.cli.targets import (
     ConfiguredServer,
-    Dealer,
     HostFacts,
-    Known,
-    Meant,
+    ListOptions,
+    Match,
     RunningServer,
+    ServerIndex,
     changed,
     specified,
 )
 
 
-class Deed(StrEnum):
+class Operation(StrEnum):
     """What is to become of a server. Of those that run: KEEP STOP RESTART REPORT DRAIN UNDRAIN."""
 
     START = "start"
@@ -68,7 +68,7 @@ class Target:
         exit_status: what the command exits with on its account, even if all that is left to do goes well.
     """
 
-    deed: Deed
+    deed: Operation
     settings: ServerSettings | None = None
     server: RunningServer | None = None
     problem: str | None = None
@@ -77,7 +77,7 @@ class Target:
 
 
 @attrs.frozen
-class Selection:
+class Plan:
     """What a command means.
 
     Attributes:
@@ -100,13 +100,13 @@ class Selection:
         return _FAILED if _FAILED in statuses else max(statuses, default=0)
 
 
-def select(
+def plan(
     invocation: Invocation,
     *,
     running: Sequence[RunningServer],
     configured: Sequence[ConfiguredServer],
     host: HostFacts,
-) -> Selection:
+) -> Plan:
     """Find the servers that a command means.
 
     Args:
@@ -120,22 +120,22 @@ def select(
     """
     rule = _RULES.get(invocation.action)
     if rule is None:
-        return Selection(invocation.action, ())
+        return Plan(invocation.action, ())
     if invocation.action is Action.RESTART and not running:
         rule = _RULES[Action.START]
-    known = Known(running, configured, host)
-    dealer = Dealer(invocation.lists)
+    known = ServerIndex(running, configured, host)
+    dealer = ListOptions(invocation.lists)
     if invocation.specifications:
         meant = specified(invocation.specifications, known, dealer, may_create=rule.like_start)
     elif not rule.like_start:
-        meant = (Meant(server.settings, server=server) for server in running)
+        meant = (Match(server.settings, server=server) for server in running)
     elif configured:
-        meant = (Meant(file.settings, where=file.where) for file in configured)
+        meant = (Match(file.settings, where=file.where) for file in configured)
     else:
-        meant = iter([Meant(changed(ServerSettings(), dealer.deal()))])
+        meant = iter([Match(changed(ServerSettings(), dealer.deal()))])
     judge = _Judge(rule, known, keep_temporary=invocation.keep_temporary)
     targets = judge.judge(meant)
-    return Selection(invocation.action, targets, (*judge.warnings, *dealer.warnings()))
+    return Plan(invocation.action, targets, (*judge.warnings, *dealer.warnings()))
 
 
 _FAILED = 1
@@ -155,8 +155,8 @@ class _Rule:
         replaces: what runs and is not meant is stopped.
     """
 
-    if_running: Deed
-    if_not: Deed
+    if_running: Operation
+    if_not: Operation
     absent_status: int = 0
     unknown_status: int = _FAILED
     like_start: bool = False
@@ -164,18 +164,23 @@ class _Rule:
 
 
 _RULES = {
-    Action.START: _Rule(if_running=Deed.KEEP, if_not=Deed.START, like_start=True),
-    Action.STOP: _Rule(if_running=Deed.STOP, if_not=Deed.ABSENT),
-    Action.RESTART: _Rule(if_running=Deed.RESTART, if_not=Deed.START),
-    Action.CONDRESTART: _Rule(if_running=Deed.RESTART, if_not=Deed.ABSENT),
-    Action.FORCE_RELOAD: _Rule(if_running=Deed.RESTART, if_not=Deed.START, like_start=True, replaces=True),
-    Action.RELOAD: _Rule(if_running=Deed.KEEP, if_not=Deed.START, like_start=True, replaces=True),
-    Action.STATUS: _Rule(
-        if_running=Deed.REPORT, if_not=Deed.ABSENT, absent_status=_NOT_RUNNING, unknown_status=_NOT_RUNNING
+    Action.START: _Rule(if_running=Operation.KEEP, if_not=Operation.START, like_start=True),
+    Action.STOP: _Rule(if_running=Operation.STOP, if_not=Operation.ABSENT),
+    Action.RESTART: _Rule(if_running=Operation.RESTART, if_not=Operation.START),
+    Action.CONDRESTART: _Rule(if_running=Operation.RESTART, if_not=Operation.ABSENT),
+    Action.FORCE_RELOAD: _Rule(
+        if_running=Operation.RESTART, if_not=Operation.START, like_start=True, replaces=True
     ),
-    Action.DRAIN: _Rule(if_running=Deed.DRAIN, if_not=Deed.ABSENT, absent_status=_FAILED),
-    Action.UNDRAIN: _Rule(if_running=Deed.UNDRAIN, if_not=Deed.ABSENT, absent_status=_FAILED),
-    Action.CHECK: _Rule(if_running=Deed.CHECK, if_not=Deed.CHECK, like_start=True),
+    Action.RELOAD: _Rule(if_running=Operation.KEEP, if_not=Operation.START, like_start=True, replaces=True),
+    Action.STATUS: _Rule(
+        if_running=Operation.REPORT,
+        if_not=Operation.ABSENT,
+        absent_status=_NOT_RUNNING,
+        unknown_status=_NOT_RUNNING,
+    ),
+    Action.DRAIN: _Rule(if_running=Operation.DRAIN, if_not=Operation.ABSENT, absent_status=_FAILED),
+    Action.UNDRAIN: _Rule(if_running=Operation.UNDRAIN, if_not=Operation.ABSENT, absent_status=_FAILED),
+    Action.CHECK: _Rule(if_running=Operation.CHECK, if_not=Operation.CHECK, like_start=True),
 }
 
 
@@ -186,21 +191,21 @@ class _Judge:
         warnings: files for the same server.
     """
 
-    def __init__(self, rule: _Rule, known: Known, *, keep_temporary: bool) -> None:
+    def __init__(self, rule: _Rule, known: ServerIndex, *, keep_temporary: bool) -> None:
         self.warnings: list[str] = []
         self._rule = rule
         self._known = known
         self._keep_temporary = keep_temporary
         self._new: dict[ServerSettings, str | None] = {}
         """Servers that come to be, by identity, and the file that asks for each."""
-        anew = rule.replaces or rule.if_not is Deed.CHECK
+        anew = rule.replaces or rule.if_not is Operation.CHECK
         self._nicknames = {
             server.nickname: f"the server running as PID {server.server_id}; stop that one first"
             for server in (() if anew else known.running)
         }
         """Who has each, and what to do about it, in words."""
 
-    def judge(self, meant: Iterable[Meant]) -> tuple[Target, ...]:
+    def judge(self, meant: Iterable[Match]) -> tuple[Target, ...]:
         """Return each server once: those to stop because they are not meant any more, then those meant."""
         targets: list[Target] = []
         found: set[RunningServer] = set()
@@ -211,26 +216,26 @@ class _Judge:
                 found.add(target.server)
             targets.append(target)
         replaced = [
-            Target(deed=Deed.STOP, settings=self._known.resolved(server.settings), server=server)
+            Target(deed=Operation.STOP, settings=self._known.resolved(server.settings), server=server)
             for server in self._known.running
             if self._rule.replaces and server not in found
         ]
         return (*replaced, *targets)
 
-    def _target(self, meant: Meant) -> Target:
+    def _target(self, meant: Match) -> Target:
         rule = self._rule
         if meant.problem is not None:
             status = rule.unknown_status if meant.unknown else _FAILED
-            return Target(deed=Deed.REFUSE, problem=meant.problem, exit_status=status)
+            return Target(deed=Operation.REFUSE, problem=meant.problem, exit_status=status)
         asked = self._known.resolved(meant.settings)
         server = meant.server or self._known.running_as(asked)
-        if rule.if_not is Deed.CHECK or (rule.if_not is Deed.START and server is None):
+        if rule.if_not is Operation.CHECK or (rule.if_not is Operation.START and server is None):
             return self._new_target(asked, meant.where)
         if server is not None:
             return self._running_target(server, asked, meant)
         return Target(deed=rule.if_not, settings=asked, where=meant.where, exit_status=rule.absent_status)
 
-    def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Meant) -> Target:
+    def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Match) -> Target:
         deed, where = self._rule.if_running, meant.where
         recorded, typed = self._known.resolved(server.settings).tuning, meant.settings.tuning
         # One that is named, or has a file, says all of its tuning; of the others only what is typed is known.
@@ -238,11 +243,13 @@ class _Judge:
         settings = asked if self._rule.like_start else self._known.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
-            return Target(deed=Deed.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED)
-        if deed is Deed.RESTART:
+            return Target(
+                deed=Operation.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED
+            )
+        if deed is Operation.RESTART:
             settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
-        elif deed is Deed.KEEP and not self._rule.replaces and tuning != recorded:
+        elif deed is Operation.KEEP and not self._rule.replaces and tuning != recorded:
             remedy = "restart changes them" if where is None else f"reload makes them those of {where}"
             self.warnings.append(f"server {server.nickname} runs already, and keeps its limits; {remedy}")
         return Target(deed=deed, settings=settings, server=server, where=where)
@@ -252,11 +259,13 @@ class _Judge:
         if identity in self._new:
             if where is not None:
                 self.warnings.append(f"{where}: configures the same server as {self._new[identity]}")
-            return Target(deed=Deed.KEEP, settings=asked, where=where)
+            return Target(deed=Operation.KEEP, settings=asked, where=where)
         self._new[identity] = where
         problem = self._claim_nickname(asked, where)
         if problem is not None:
-            return Target(deed=Deed.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED)
+            return Target(
+                deed=Operation.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED
+            )
         return Target(deed=self._rule.if_not, settings=self._to_start(asked), where=where)
 
     def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:

@@ -23,7 +23,7 @@ from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.identity.password import obtain_password
 
 if TYPE_CHECKING:
-    from stapsrv.control.protocol.schema import OutcomeInfo, ServerInfo, WishInfo
+    from stapsrv.control.protocol.schema import OutcomeInfo, ServerInfo, ServerSpecInfo
 
 _LONGEST_WAIT_S = 86_400.0
 """What a supervisor takes for ``timeout_s``."""
@@ -64,7 +64,7 @@ class Supervisors:
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         self._timeout_s = wait_s if invocation.wait else 0.0
 
-    def start(self, user: str, wishes: Sequence[WishInfo]) -> list[OutcomeInfo]:
+    def start(self, user: str, wishes: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
         """Start servers of ``user``, and a supervisor if there is none; one outcome for each wish.
 
         Raises:
@@ -103,7 +103,7 @@ class Supervisors:
                 raise
         return [{"server": None, "already": True, "error": None} for _ in ids]
 
-    def restart(self, user: str, ids: Sequence[int], wishes: Sequence[WishInfo]) -> list[OutcomeInfo]:
+    def restart(self, user: str, ids: Sequence[int], wishes: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
         """Stop and start servers of ``user``.
 
         Args:
@@ -261,7 +261,7 @@ class Supervisors:
 def _seat_held(seat: Path) -> Iterator[None]:
     """Keep a supervisor from taking its seat; raises BlockingIOError if one has it.
 
-    The lock is the one of :func:`stapsrv.supervisor.state.lock.take_seat`.
+    The lock is the one of :func:`stapsrv.supervisor.state.lock.hold_instance_lock`.
     """
     try:
         lock = os.open(seat / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

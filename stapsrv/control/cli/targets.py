@@ -66,7 +66,7 @@ class ConfiguredServer:
 
 
 @attrs.frozen
-class Meant:
+class Match:
     """A server that is meant, before the action has its say; with a problem, one that cannot be had.
 
     Attributes:
@@ -84,7 +84,7 @@ class Meant:
     unknown: bool = attrs.field(default=False, kw_only=True)
 
 
-class Known:
+class ServerIndex:
     """The servers that run or are configured, to be found by name or by settings."""
 
     def __init__(
@@ -108,33 +108,33 @@ class Known:
         """Return the running server that is the same as one with ``settings``."""
         return self._by_identity.get(self.identity(settings))
 
-    def named(self, name: TypedOption) -> Meant:
+    def named(self, name: TypedOption) -> Match:
         """Return who ``-n`` or ``-p`` names, or a problem."""
         return self._by_pid(name.value) if name.option is ServerOption.PID else self._by_nickname(name.value)
 
-    def _by_nickname(self, nickname: str) -> Meant:
+    def _by_nickname(self, nickname: str) -> Match:
         for server in self.running:
             if server.nickname == nickname:
-                return Meant(server.settings, server=server)
+                return Match(server.settings, server=server)
         for file in self.configured:
             if file.settings.nickname == nickname:
-                return Meant(file.settings, where=file.where)
+                return Match(file.settings, where=file.where)
         problem = f"No configuration found for the nickname '{nickname}'"
-        return Meant(ServerSettings(nickname=nickname), problem=problem, unknown=True)
+        return Match(ServerSettings(nickname=nickname), problem=problem, unknown=True)
 
-    def _by_pid(self, pid: str) -> Meant:
+    def _by_pid(self, pid: str) -> Match:
         servers = [server for server in self.running if str(server.server_id) == pid]
         servers = servers or [server for server in self.running if str(server.supervisor_pid) == pid]
         if len(servers) == 1:
-            return Meant(servers[0].settings, server=servers[0])
+            return Match(servers[0].settings, server=servers[0])
         problem = f"No stap-server running as pid {pid}"
         if servers:
             ids = ", ".join(str(server.server_id) for server in servers)
             problem = f"Process {pid} hosts {len(servers)} servers; name one by its own id: {ids}"
-        return Meant(ServerSettings(), problem=problem)
+        return Match(ServerSettings(), problem=problem)
 
 
-class Dealer:
+class ListOptions:
     """Deals out the option lists, one value of each at a time."""
 
     def __init__(self, lists: OptionLists) -> None:
@@ -160,8 +160,12 @@ def _dealt(name: str, value: DealtValue) -> object:
 
 
 def specified(
-    specifications: Iterable[ServerSpecification], known: Known, dealer: Dealer, *, may_create: bool
-) -> Iterator[Meant]:
+    specifications: Iterable[ServerSpecification],
+    known: ServerIndex,
+    dealer: ListOptions,
+    *,
+    may_create: bool,
+) -> Iterator[Match]:
     """Give the servers that are specified, and deal each its share of the lists."""
     in_force: tuple[TypedOption, ...] = ()
     for server in specifications:
@@ -175,21 +179,21 @@ def specified(
 
 
 def _base(
-    server: ServerSpecification, in_force: Iterable[TypedOption], known: Known, *, may_create: bool
-) -> Meant:
+    server: ServerSpecification, in_force: Iterable[TypedOption], known: ServerIndex, *, may_create: bool
+) -> Match:
     """Return what ``-n`` or ``-p`` loads; for a new server, what was typed before."""
     earlier = _described(ServerSettings(), (*in_force, *server.earlier))
     if server.name is None:
-        return Meant(earlier)
+        return Match(earlier)
     named = known.named(server.name)
     if named.unknown and may_create:
-        return Meant(attrs.evolve(earlier, nickname=server.name.value))
+        return Match(attrs.evolve(earlier, nickname=server.name.value))
     return named
 
 
 def _overridden(
-    base: Meant, typed: Iterable[TypedOption], dealt: Mapping[str, object], known: Known
-) -> Meant:
+    base: Match, typed: Iterable[TypedOption], dealt: Mapping[str, object], known: ServerIndex
+) -> Match:
     """Let what is typed and dealt have its way; that may make another server of a named one."""
     whole = changed(_described(base.settings, typed), dealt)
     named = base.server is not None or base.where is not None
@@ -197,19 +201,19 @@ def _overridden(
         # The same server, though it may be tuned otherwise from its next start on.
         return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
     if named:
-        return Meant(changed(_described(_lent(base.settings), typed), dealt))
+        return Match(changed(_described(_lent(base.settings), typed), dealt))
     return attrs.evolve(base, settings=whole)
 
 
 def _for_each_release(
-    base: Meant, typed: Iterable[TypedOption], known: Known, dealer: Dealer
-) -> Iterator[Meant]:
+    base: Match, typed: Iterable[TypedOption], known: ServerIndex, dealer: ListOptions
+) -> Iterator[Match]:
     """Give a server like ``base`` for each installed release and the host's architecture (``-i``)."""
     alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
     if not known.host.installed:
-        yield Meant(alike, problem="-i means no server: no kernel release is installed")
+        yield Match(alike, problem="-i means no server: no kernel release is installed")
     for release in known.host.installed:
-        yield Meant(changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
+        yield Match(changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
 
 
 _ARRAYS: Mapping[str, str] = {

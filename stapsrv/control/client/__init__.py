@@ -1,13 +1,15 @@
 """The client of the control socket, for the command line and for anybody's programs.
 
-:class:`SyncControlClient` blocks, and needs the standard library only; in an asynchronous program, call it in a
+:class:`SyncControlClient` blocks, and needs the standard library only; in an asynchronous program, call it
+in a
 thread. Its methods return plain dictionaries, described in :mod:`stapsrv.control.protocol.schema` and
 ``docs/control.md``. Every wait has a deadline.
 
 Errors:
     SupervisorNotRunning: nobody listens there.
     ControlError: everything else; ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`. The
-        supervisor refused, or (TIMED_OUT, LOST) no answer came. A command that it had taken up goes on all the
+        supervisor refused, or (TIMED_OUT, LOST) no answer came. A command that it had taken up goes on all
+        the
         same.
 
 An action that fails for some servers is no error: each outcome has its own.

@@ -17,8 +17,8 @@ from stapsrv.control.protocol.schema import (
     EmptyInfo,
     HelloInfo,
     ServerInfo,
+    ServerSpecInfo,
     SupervisorInfo,
-    WishInfo,
 )
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ControlError, StapsrvError
@@ -59,7 +59,7 @@ END = Call("end", {}, EmptyInfo)
 
 
 def start(
-    servers: Sequence[WishInfo], *, timeout_s: float, on_progress: OnProgress | None
+    servers: Sequence[ServerSpecInfo], *, timeout_s: float, on_progress: OnProgress | None
 ) -> Call[ActionInfo]:
     """Return the call that starts servers."""
     return _action("start", {"servers": list(servers)}, timeout_s, on_progress)
@@ -105,7 +105,7 @@ def connect_error(exc: OSError, path: Path) -> StapsrvError:
     return ControlError(f"{where}: {exc.strerror or exc}", code=Code.LOST)
 
 
-class Exchange(Generic[_Result]):
+class PendingCall(Generic[_Result]):
     """One call over a connection.
 
     Args:

@@ -79,7 +79,7 @@ def find_sockets(stat_path: Path) -> list[Path]:
     return found
 
 
-class Glance:
+class SupervisorScan:
     """What was seen below the STAT_PATHs.
 
     Args:

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from stapsrv.control.client import core
-from stapsrv.control.client.core import ACTION_S, REPLY_S, Call, Exchange, Ids, OnProgress, connect_error
+from stapsrv.control.client.core import ACTION_S, REPLY_S, Call, Ids, OnProgress, PendingCall, connect_error
 from stapsrv.control.protocol.jsonrpc import MAX_REPLY_BYTES, LineBuffer
-from stapsrv.control.protocol.schema import HelloInfo, OutcomeInfo, SupervisorInfo, WishInfo
+from stapsrv.control.protocol.schema import HelloInfo, OutcomeInfo, ServerSpecInfo, SupervisorInfo
 from stapsrv.system.unix_socket import address_of
 
 _READ_BYTES = 65_536
@@ -85,7 +85,7 @@ class SyncControlClient:
 
     def start(
         self,
-        servers: Sequence[WishInfo],
+        servers: Sequence[ServerSpecInfo],
         *,
         timeout_s: float = ACTION_S,
         on_progress: OnProgress | None = None,
@@ -182,7 +182,7 @@ class SyncControlClient:
     def perform(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
         """Carry out any call, such as one that this class has no method for."""
         self._last_id += 1
-        exchange = Exchange(call, self._last_id)
+        exchange = PendingCall(call, self._last_id)
         deadline = time.monotonic() + call.wait_s
         with exchange.errors():
             self._send(exchange.request, deadline)

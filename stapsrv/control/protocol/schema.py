@@ -152,7 +152,7 @@ class EmptyInfo(TypedDict):
     """An object without members: no parameters, or a result that says only "done"."""
 
 
-class WishInfo(TypedDict):
+class ServerSpecInfo(TypedDict):
     """A server that somebody wants.
 
     Attributes:
@@ -180,7 +180,7 @@ class ActionParams(TypedDict):
 class StartParams(ActionParams):
     """What ``start`` takes."""
 
-    servers: list[WishInfo]
+    servers: list[ServerSpecInfo]
 
 
 class IdsParams(ActionParams):

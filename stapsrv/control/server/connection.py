@@ -36,7 +36,7 @@ from stapsrv.control.protocol.jsonrpc import (
     encode_result,
 )
 from stapsrv.control.protocol.schema import ServerInfo
-from stapsrv.control.server.handlers import Caller, Methods
+from stapsrv.control.server.handlers import Caller, RpcHandlers
 from stapsrv.errors import ControlError
 
 _READ_BYTES = 65_536
@@ -98,11 +98,11 @@ class ControlLimits:
     """Without a request, and with none in flight."""
     write_s: float = 10.0
     """For a peer to take one line."""
-    farewell_s: float = 1.0
+    shutdown_grace_s: float = 1.0
     """For all that is still to be said when the endpoint ends."""
 
 
-class Allowance:
+class RateLimiter:
     """Spreads one user's requests over time."""
 
     def __init__(self, limits: ControlLimits) -> None:
@@ -134,10 +134,10 @@ class Connection:
         self,
         connection: socket.socket,
         caller: Caller,
-        methods: Methods,
+        methods: RpcHandlers,
         *,
         limits: ControlLimits,
-        allowance: Allowance,
+        allowance: RateLimiter,
         log: Log,
     ) -> None:
         self.caller = caller
@@ -162,7 +162,7 @@ class Connection:
         finally:
             self._socket.close()
 
-    def hurry(self, deadline: float) -> None:
+    def set_deadline(self, deadline: float) -> None:
         """Send nothing more after ``deadline``, on the event loop's clock."""
         self._farewell = deadline
         self._write.deadline = min(self._write.deadline, deadline)

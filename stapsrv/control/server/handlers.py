@@ -29,9 +29,9 @@ from stapsrv.control.protocol.schema import (
     OutcomeInfo,
     ReloadParams,
     ServerInfo,
+    ServerSpecInfo,
     StartParams,
     SupervisorInfo,
-    WishInfo,
     checked_text,
     outcome_info,
     server_info,
@@ -40,10 +40,10 @@ from stapsrv.control.protocol.schema import (
 )
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.control.server.auth import Access
-from stapsrv.control.server.task import Action
+from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ControlError
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.operations import Outcome, Report, Wish
+from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
 
 MAX_TIMEOUT_S = 86_400.0
@@ -65,7 +65,7 @@ class Commands(Protocol):
     def status(self) -> SupervisorStatus:
         """Return a snapshot of everything."""
 
-    async def start(self, wishes: Sequence[Wish], report: Report | None = None, /) -> Sequence[Outcome]:
+    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None, /) -> Sequence[Outcome]:
         """Start the servers that are wished for and do not run."""
 
     async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
@@ -113,7 +113,7 @@ Tell = Callable[[ServerInfo], Awaitable[None]]
 """Sends a caller a change of a server."""
 
 
-class Methods:
+class RpcHandlers:
     """Carries requests out.
 
     Args:
@@ -273,7 +273,7 @@ class Methods:
         """Carry a command out and tell of its steps; after the time-out ``unfinished`` says what there is."""
         timeout_s = _checked_timeout(params.get("timeout_s"))
         self._log.info("control.command", method=call.method, user=call.caller.user)
-        action = Action(call.method, command, self._log)
+        action = CommandTask(call.method, command, self._log)
         self._tasks.start_soon(action.run)
         try:
             deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)
@@ -288,12 +288,12 @@ class Methods:
         there = {server.id: server for server in self._commands.status().servers}
         return {"outcomes": unfinished(gone | there, timeout_s)}
 
-    def _wish(self, wished: WishInfo, *, where: str) -> Wish:
+    def _wish(self, wished: ServerSpecInfo, *, where: str) -> ServerSpec:
         settings = settings_from(wished["settings"], where=f"{where}.settings")
         origin = wished.get("origin")
         if origin is not None:
             checked_text(origin, where=f"{where}.origin")
-        return Wish(settings.resolved(self._defaults), origin)
+        return ServerSpec(settings.resolved(self._defaults), origin)
 
 
 @attrs.frozen

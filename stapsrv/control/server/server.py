@@ -18,8 +18,8 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol.jsonrpc import Code, encode_error
 from stapsrv.control.server.auth import Access, Peer, Policy, read_peer, user_name
-from stapsrv.control.server.connection import Allowance, Connection, ControlLimits
-from stapsrv.control.server.handlers import Caller, Commands, Methods, Reload
+from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter
+from stapsrv.control.server.handlers import Caller, Commands, Reload, RpcHandlers
 from stapsrv.errors import ConfigError, ControlError
 from stapsrv.supervisor.server.accept import accept_forever
 from stapsrv.supervisor.state.lock import GROUP
@@ -34,7 +34,8 @@ def open_control_socket(path: Path) -> Iterator[socket.socket]:
     """Listen at ``path``, in place of whatever stale socket is there.
 
     The file appears under its name when it accepts, with its final mode and group. The caller holds the
-    lock of the directory (:func:`stapsrv.supervisor.state.lock.take_seat`), so nobody else is alive there.
+    lock of the directory (:func:`stapsrv.supervisor.state.lock.hold_instance_lock`), so nobody else is alive
+    there.
 
     Returns:
         A listening, non-blocking socket, closed at the end; the file goes too if it is still this one.
@@ -86,14 +87,14 @@ async def serve_control(
         ConfigError: the socket cannot be made.
 
     Cancellation: requests in flight are told that the supervisor is shutting down, or what became of
-    them, within ``farewell_s``; commands under way are cancelled.
+    them, within ``shutdown_grace_s``; commands under way are cancelled.
     """
     with contextlib.ExitStack() as listening:
         own = open_control_socket(path) if passed is None else contextlib.closing(passed)
         listener = listening.enter_context(own)
         async with anyio.create_task_group() as tasks:
             endpoint = _Endpoint(
-                Methods(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
+                RpcHandlers(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
                 policy=policy,
                 limits=limits or ControlLimits(),
                 identify=identify,
@@ -105,7 +106,7 @@ async def serve_control(
                 await endpoint.accept(listener)
             finally:
                 listening.close()
-                endpoint.hurry()
+                endpoint.set_deadline()
 
 
 class _Endpoint:
@@ -113,7 +114,7 @@ class _Endpoint:
 
     def __init__(
         self,
-        methods: Methods,
+        methods: RpcHandlers,
         *,
         policy: Policy,
         limits: ControlLimits,
@@ -129,7 +130,7 @@ class _Endpoint:
         self._log = log
         self._connections: set[Connection] = set()
         # Only those who are let in get one, so there are no more than the group has members.
-        self._allowances: dict[int, Allowance] = {}
+        self._allowances: dict[int, RateLimiter] = {}
         self._full = False
 
     async def accept(self, listener: socket.socket) -> NoReturn:
@@ -140,11 +141,11 @@ class _Endpoint:
             exhausted=lambda reason: self._log.warning("control.exhausted", reason=reason),
         )
 
-    def hurry(self) -> None:
-        """Give all connections together ``farewell_s`` for what is still to be sent."""
-        deadline = anyio.current_time() + self._limits.farewell_s
+    def set_deadline(self) -> None:
+        """Give all connections together ``shutdown_grace_s`` for what is still to be sent."""
+        deadline = anyio.current_time() + self._limits.shutdown_grace_s
         for connection in self._connections:
-            connection.hurry(deadline)
+            connection.set_deadline(deadline)
 
     def _admit(self, accepted: socket.socket) -> None:
         try:
@@ -160,7 +161,7 @@ class _Endpoint:
             accepted.close()
             return
         self._full = False
-        allowance = self._allowances.setdefault(peer.uid, Allowance(self._limits))
+        allowance = self._allowances.setdefault(peer.uid, RateLimiter(self._limits))
         connection = Connection(
             accepted,
             Caller(user_name(peer.uid), access),

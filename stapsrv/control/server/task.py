@@ -18,7 +18,7 @@ _MOST_STEPS = 1024
 say all that counts."""
 
 
-class Action:
+class CommandTask:
     """One command, from its beginning to its outcomes; one task waits for it.
 
     Args:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import attrs
 
 from stapsrv.config.settings import Limits
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 
 _CLIENT_PREFIX = 64
 """Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421)."""
@@ -27,7 +27,7 @@ class TurnedAway(NamedTuple):
         reason: in words.
     """
 
-    refusal: Refusal
+    refusal: RejectReason
     reason: str
 
 
@@ -74,15 +74,16 @@ class Admission:
     def judge(self, client: str, limits: Limits) -> TurnedAway | None:
         """Return why a connection of ``client`` is not let in, or None where it is."""
         if self.open >= limits.connections:
-            return TurnedAway(Refusal.CONNECTIONS, f"{limits.connections} connections are open already")
+            return TurnedAway(RejectReason.CONNECTIONS, f"{limits.connections} connections are open already")
         if self._by_client[client] >= limits.connections_per_address:
             return TurnedAway(
-                Refusal.ADDRESS_CONNECTIONS,
+                RejectReason.ADDRESS_CONNECTIONS,
                 f"{limits.connections_per_address} connections from {client} are open already",
             )
         if self._budget.open >= self._budget.most:
             return TurnedAway(
-                Refusal.TOTAL_CONNECTIONS, f"{self._budget.most} connections to all servers are open already"
+                RejectReason.TOTAL_CONNECTIONS,
+                f"{self._budget.most} connections to all servers are open already",
             )
         return None
 

@@ -16,12 +16,12 @@ import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from stapsrv.compile.context import CompileService
-from stapsrv.compile.health import Standing
+from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.session import Session
 from stapsrv.compile.stats import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.server.accept import deny
 from stapsrv.supervisor.server.acl import NetworkRules
 from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, TurnedAway, client_of
@@ -117,7 +117,7 @@ class CompileServer:
         """Let new connections in again."""
         self._draining = False
 
-    def tune(self, settings: ServerSettings) -> None:
+    def apply_settings(self, settings: ServerSettings) -> None:
         """Have the tuning of ``settings``, otherwise its own, hold for all connections to come."""
         self._service = attrs.evolve(self._service, settings=settings)
         self._service.pool.queue_length = settings.limits.queue_length
@@ -145,7 +145,7 @@ class CompileServer:
             cache=self._service.cache_counts.snapshot(),
         )
 
-    def serves_under(self, standing: Standing) -> bool:
+    def serves_under(self, standing: ReleaseHealth) -> bool:
         """Whether one of its releases has this very standing."""
         return any(standing is other for other in self._service.standings.values())
 
@@ -155,7 +155,7 @@ class CompileServer:
 
     def _releases(self) -> tuple[ReleaseStatus, ...]:
         standings = self._service.standings
-        known = ((name, standings.get(name, Standing())) for name in self._service.releases)
+        known = ((name, standings.get(name, ReleaseHealth())) for name in self._service.releases)
         return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
 
     async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
@@ -174,7 +174,7 @@ class CompileServer:
         if not self._rules.permit(peer.address):
             self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
             self._service.refusals.note(
-                Refusal.DENIED,
+                RejectReason.DENIED,
                 lambda: log.warning("connection.denied", peer=peer),
             )
             return self._denials < _MOST_DENIALS
@@ -188,11 +188,11 @@ class CompileServer:
 
     def _judge(self, client: str) -> TurnedAway | None:
         if self._draining:
-            return TurnedAway(Refusal.DRAINING, "the server is draining")
+            return TurnedAway(RejectReason.DRAINING, "the server is draining")
         limits, pool = self._service.settings.limits, self._service.pool
         away = self._admission.judge(client, limits)
         if away is None and pool.full:
-            return TurnedAway(Refusal.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
+            return TurnedAway(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
         return away
 
     def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:

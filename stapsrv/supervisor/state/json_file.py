@@ -19,7 +19,7 @@ _MOST = 500
 """Facts that are remembered; the one that was longest not told again is forgotten first."""
 
 
-class Memory(Generic[_T]):
+class JsonFile(Generic[_T]):
     """One such file. Its file system may hang, so it is for threads to read and write it.
 
     Args:

@@ -23,7 +23,7 @@ _MODE = 0o750
 
 
 @contextlib.contextmanager
-def take_seat(stat_path: Path, user: str) -> Iterator[Path]:
+def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
     """Hold the seat of ``user``'s supervisor; yields its directory.
 
     Raises:

@@ -18,8 +18,8 @@ from anyio.abc import TaskStatus
 
 from stapsrv.config.files import encode_server_settings
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.state.json_file import Memory, with_fact
-from stapsrv.system.blocking import FileWork
+from stapsrv.supervisor.state.json_file import JsonFile, with_fact
+from stapsrv.system.blocking import BlockingCalls
 
 _HIGHEST = 65_535
 _PATIENCE_S = 5.0
@@ -34,12 +34,12 @@ class PortMemory:
         patience_s: seconds for the file to be read, and to be written.
     """
 
-    def __init__(self, file: Path, *, patience_s: float = _PATIENCE_S) -> None:
-        self._memory = Memory(file, _is_port)
+    def __init__(self, file: Path, *, timeout_s: float = _PATIENCE_S) -> None:
+        self._memory = JsonFile(file, _is_port)
         self._written: dict[str, int] = {}
         self._ports = self._written
         self._changed = anyio.Event()
-        self._files = FileWork(patience_s=patience_s)
+        self._files = BlockingCalls(timeout_s=timeout_s)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Read what there is to recall, and from then on write what there is to remember, until cancelled.

@@ -51,7 +51,7 @@ class Record:
     port: int | None
 
 
-class Registry:
+class StatFiles:
     """The files of one supervisor in STAT_PATH.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.compile.cache.cacheable import build_options_are_known, rc_is_known, unrepeatable
+from stapsrv.compile.cache.cacheable import build_options_are_known, rc_is_known, request_uncacheable_reason
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import CompileRequest
 
@@ -15,7 +15,7 @@ def reason(
     *arguments: bytes, script: bytes | None = None, outward: frozenset[str] = frozenset()
 ) -> str | None:
     files = () if script is None else (RequestFile(b"script/x.stp", script),)
-    return unrepeatable(
+    return request_uncacheable_reason(
         CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files), outward
     )
 

@@ -12,7 +12,7 @@ import pytest
 
 from stapsrv.compile.cache.disk import (
     DamagedError,
-    Store,
+    DiskStore,
     StoreStatistics,
     Verified,
     decode_body,
@@ -24,11 +24,11 @@ BODY = encode_body({"status": 0}, [b"out", b"", bytes(range(256))])
 MEBI = 1024 * 1024
 
 
-def open_store(directory: Path, *, max_bytes: int = MEBI, max_age_s: float = 1000.0) -> Store:
-    return Store(directory / "results", max_bytes=max_bytes, max_age_s=max_age_s)
+def open_store(directory: Path, *, max_bytes: int = MEBI, max_age_s: float = 1000.0) -> DiskStore:
+    return DiskStore(directory / "results", max_bytes=max_bytes, max_age_s=max_age_s)
 
 
-def file_of(store: Store, name: str) -> Path:
+def file_of(store: DiskStore, name: str) -> Path:
     return store.directory / f"{name}.result"
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 WRITES_MANY = """
 import sys
 from pathlib import Path
-from stapsrv.compile.cache.disk import Store
+from stapsrv.compile.cache.disk import DiskStore
 directory, seed = sys.argv[1:]
 store = Store(Path(directory), max_bytes=1024 * 1024, max_age_s=1000.0)
 for number in range(200):

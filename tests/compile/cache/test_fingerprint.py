@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.cache.fingerprint import Place, TooLargeError, fingerprint, stamp
+from stapsrv.compile.cache.fingerprint import TooLargeError, WatchedPath, fingerprint, stamp
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def look(path: Path, *, below: bool = True) -> bytes:
-    return fingerprint(Place(str(path), below), lambda *_: None)
+    return fingerprint(WatchedPath(str(path), below), lambda *_: None)
 
 
 def write_back_dated(path: Path) -> None:
@@ -82,7 +82,9 @@ def test_links_in_a_circle_come_to_an_end(tree):
 
 def test_all_that_was_looked_at_is_watched(tree):
     watched = []
-    fingerprint(Place(str(tree)), lambda directory, name: watched.append((os.fsdecode(directory), name)))
+    fingerprint(
+        WatchedPath(str(tree)), lambda directory, name: watched.append((os.fsdecode(directory), name))
+    )
     parent = str(tree.parent)
     assert {(str(tree), None), (f"{tree}/a/b", None), (f"{parent}/elsewhere", None)} <= set(watched)
     assert {("/", tree.parts[1].encode()), (parent, b"tree"), (f"{parent}/elsewhere", b"far")} <= set(watched)

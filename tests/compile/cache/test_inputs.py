@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.cache.fingerprint import Place
-from stapsrv.compile.cache.inputs import Surroundings
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.config.kernels import ServedRelease, host_release
 from stapsrv.config.settings import ServerSettings
@@ -25,9 +25,9 @@ def prefix(tmp_path: Path) -> Path:
     return prefix
 
 
-def surroundings(prefix: Path, *, contained: str = "", **environ: str) -> Surroundings:
+def surroundings(prefix: Path, *, contained: str = "", **environ: str) -> HostInputs:
     stap = StapProgram(prefix / "bin" / "stap", "4.8")
-    around = Surroundings(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
+    around = HostInputs(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
     around.rc = around.look_at_rc()
     return around
 
@@ -49,25 +49,25 @@ def test_places(prefix, tmp_path):
     )
     premises = around.premises(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
     assert premises.tapsets == (
-        Place(str(prefix / "share/systemtap/tapset")),
-        Place("/tapset"),
-        Place("/home/x/systemtap/tapset"),
-        Place("/a/systemtap/tapset"),
-        Place("/b/systemtap/tapset"),
+        WatchedPath(str(prefix / "share/systemtap/tapset")),
+        WatchedPath("/tapset"),
+        WatchedPath("/home/x/systemtap/tapset"),
+        WatchedPath("/a/systemtap/tapset"),
+        WatchedPath("/b/systemtap/tapset"),
     )
     assert {
-        Place("/runtime"),
-        Place(str(tree)),
-        Place("/usr/src/common"),
-        Place("/lib/modules/6.1"),
-        Place("/boot", below=False),
-        Place("/boot/.debug"),
-        Place("/usr/lib/bfd-plugins"),
-        Place("/debug"),
-        Place("/usr/bin", below=False),
-        Place("/opt/lib", below=False),
+        WatchedPath("/runtime"),
+        WatchedPath(str(tree)),
+        WatchedPath("/usr/src/common"),
+        WatchedPath("/lib/modules/6.1"),
+        WatchedPath("/boot", below=False),
+        WatchedPath("/boot/.debug"),
+        WatchedPath("/usr/lib/bfd-plugins"),
+        WatchedPath("/debug"),
+        WatchedPath("/usr/bin", below=False),
+        WatchedPath("/opt/lib", below=False),
     } <= set(premises.means)
-    assert Place("bin", below=False) not in premises.means
+    assert WatchedPath("bin", below=False) not in premises.means
 
 
 def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypatch):
@@ -80,13 +80,13 @@ def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypat
     monkeypatch.setattr("builtins.open", fail)
     monkeypatch.setattr("io.open", fail)
     monkeypatch.setattr("sysconfig.get_config_var", fail)
-    assert Place("/usr/bin", below=False) in around.premises(release(tmp_path), ServerSettings()).means
+    assert WatchedPath("/usr/bin", below=False) in around.premises(release(tmp_path), ServerSettings()).means
 
 
 def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
     settings = ServerSettings(include=("/link/../tapset", "/a//b/"))
     tapsets = surroundings(prefix).premises(release(tmp_path), settings).tapsets
-    assert tapsets[1:3] == (Place("/link/../tapset"), Place("/a/b"))
+    assert tapsets[1:3] == (WatchedPath("/link/../tapset"), WatchedPath("/a/b"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
     """It has tapsets of its own, which nobody watches."""
     link = prefix / "stap"
     link.symlink_to(prefix / "bin" / "stap")
-    around = Surroundings(StapProgram(link, "4.8"), {}, prefix / "own")
+    around = HostInputs(StapProgram(link, "4.8"), {}, prefix / "own")
     assert around.fault is None
     link.unlink()
     link.symlink_to(prefix / "bin" / "stap-5.0")
@@ -127,7 +127,7 @@ def test_debugging_information_from_the_network_is_not_known(prefix):
 
 def test_state(prefix, tmp_path):
     (prefix / "own").mkdir()
-    around = Surroundings(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
+    around = HostInputs(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
 
     def state() -> bytes | None:
         around.rc = around.look_at_rc()

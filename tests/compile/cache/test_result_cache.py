@@ -16,20 +16,20 @@ import pytest
 from kit.service import LogLines
 
 from stapsrv.compile.cache.depfile import Build
-from stapsrv.compile.cache.disk import Store
-from stapsrv.compile.cache.entry import AnswerKind, Known
-from stapsrv.compile.cache.fingerprint import Place
-from stapsrv.compile.cache.inputs import Premises, Rc
-from stapsrv.compile.cache.key import Question
+from stapsrv.compile.cache.disk import DiskStore
+from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.inputs import InputPaths, Rc
+from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.cache.result_cache import ResultCache, Run
-from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.compile.stats import CacheCounts
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
@@ -50,10 +50,11 @@ class Around:
     def stap_cache(self) -> Path:
         return self.directory / "cache"
 
-    def premises(self, _release: ServedRelease, settings: ServerSettings) -> Premises:
-        further = tuple(Place(include) for include in settings.include)
-        return Premises(
-            (Place(str(self.directory / "tapset")), *further), (Place(str(self.directory / "tree")),)
+    def premises(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
+        further = tuple(WatchedPath(include) for include in settings.include)
+        return InputPaths(
+            (WatchedPath(str(self.directory / "tapset")), *further),
+            (WatchedPath(str(self.directory / "tree")),),
         )
 
     def state(self, _release: ServedRelease) -> bytes | None:
@@ -68,7 +69,7 @@ class World:
     around: Around
     cache: ResultCache
     lines: LogLines
-    grounds: Grounds
+    grounds: InputWatcher
     runs: list[CompileJob] = attrs.field(factory=list)
     counts: CacheCounts = attrs.field(factory=CacheCounts)
     status: int = 0
@@ -96,14 +97,14 @@ class World:
         job = self.job(*arguments, **settings)
         premises = self.around.premises(job.release, job.settings)
         if self.around.fault is None:
-            await self.grounds.wait_known(premises.places)
+            await self.grounds.wait_scanned(premises.places)
         question = self.cache.ask(job)
         if await self.cache.find(question) is not None:
             self.counts.hits += 1
             return "hit"
         return (await self.compile(question, job)).reason or "stored"
 
-    async def compile(self, question: Question, job: CompileJob, run: Run | None = None) -> Known:
+    async def compile(self, question: CacheKey, job: CompileJob, run: Run | None = None) -> CacheEntry:
         """Have a job compiled, and wait until its result is kept or not."""
         async with self.cache.compiled(question, job, run or self._run, self.counts) as known:
             assert known.reason is not None
@@ -115,7 +116,7 @@ class World:
         places = self.around.premises(self.job().release, self.job().settings).places
         for change in (self.passing.touch, self.passing.unlink):
             change()
-            await self.grounds.wait_known(places)
+            await self.grounds.wait_scanned(places)
 
     @contextlib.asynccontextmanager
     async def _run(self, job: CompileJob) -> AsyncIterator[Compiled]:
@@ -147,9 +148,9 @@ async def world(directory: Path, *, lay_out: bool = True, **around: object) -> A
         (directory / "tapset" / "a.stp").write_text('probe user.begin = process("/bin/ls").begin {}')
         (directory / "tree" / "x.h").write_text("/* */")
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(Grounds(log=lines.log)) as grounds:
+    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as grounds:
         surroundings = Around(directory, **around)
-        store = Store(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
+        store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(surroundings, grounds, store, log=lines.log)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(grounds.run)
@@ -195,18 +196,18 @@ async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
 async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         job = w.job()
-        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
-        assert (await w.cache.ask_in_time(job)).reason is None
+        await w.grounds.wait_scanned(w.around.premises(job.release, job.settings).places)
+        assert (await w.cache.wait_key_for(job)).reason is None
         gate = threading.Event()
         w.around.look_at_rc = gate.wait
-        w.cache._files = FileWork(grace_s=0.1)
+        w.cache._files = BlockingCalls(grace_s=0.1)
         with monkeypatch.context() as hasty:
             hasty.setattr(w.cache._files, "_patience_s", 0.2)
-            assert (await w.cache.ask_in_time(job)).reason == "rc"
+            assert (await w.cache.wait_key_for(job)).reason == "rc"
         assert "cache.unreadable" in w.lines.events()
         gate.set()
         w.around.look_at_rc = lambda: NO_RC
-        question = await w.cache.ask_in_time(job)
+        question = await w.cache.wait_key_for(job)
         assert question.reason is None
         w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
         assert (await w.compile(question, job)).reason == "changed"
@@ -234,7 +235,7 @@ async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_pat
     monkeypatch.setattr("stapsrv.compile.cache.result_cache._LOOK_S", 0.05)
     async with world(tmp_path) as w:
         monkeypatch.setattr(w.grounds, "fingerprint", lambda _places: None)
-        assert (await w.cache.ask_in_time(w.job())).reason == "unknown yet"
+        assert (await w.cache.wait_key_for(w.job())).reason == "unknown yet"
 
 
 async def test_nothing_is_answered_before_the_first_look(tmp_path):
@@ -244,14 +245,14 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
         question = w.cache.ask(w.job())
         assert (question.premise, question.reason) == (None, "unknown yet")
         assert await w.cache.find(question) is None
-        question = await w.cache.ask_in_time(w.job())
+        question = await w.cache.wait_key_for(w.job())
         assert question.premise is not None
 
 
 async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
     async with world(tmp_path) as w:
-        question = await w.cache.ask_in_time(w.job())
-        found: list[Known | None] = []
+        question = await w.cache.wait_key_for(w.job())
+        found: list[CacheEntry | None] = []
 
         async def find() -> None:
             found.append(await w.cache.find(question))
@@ -270,7 +271,7 @@ async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
         await w.ask()
         (tmp_path / "tree" / "x.h").write_text("changed")
         job = w.job(b"-p4", b"-eprobe end {}")
-        question = await w.cache.ask_in_time(job)
+        question = await w.cache.wait_key_for(job)
         async with w.cache.compiled(question, job, w._run, w.counts):
             assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
         assert [job.anew for job in w.runs] == [False, True, False]
@@ -278,7 +279,7 @@ async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
 
 async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
     async with world(tmp_path) as w:
-        question = await w.cache.ask_in_time(w.job())
+        question = await w.cache.wait_key_for(w.job())
         with anyio.CancelScope() as scope:
             async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
                 scope.cancel()
@@ -354,7 +355,7 @@ async def test_a_change_during_the_compile_is_not_kept(tmp_path):
 async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where):
     """All places are what they were before, and stap may have read what was there in between."""
     async with world(tmp_path) as w:
-        await w.grounds.wait_known(w.around.premises(w.job().release, w.job().settings).places)
+        await w.grounds.wait_scanned(w.around.premises(w.job().release, w.job().settings).places)
         before = w.cache.ask(w.job())
         w.passing = tmp_path / where / "passing.stp"
         assert await w.ask() == "changed"
@@ -440,7 +441,7 @@ async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_pa
         early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
         asked = w.cache.ask(early)
         (tmp_path / "tree" / "x.h").write_text("changed")
-        await w.grounds.wait_known(w.around.premises(late.release, late.settings).places)
+        await w.grounds.wait_scanned(w.around.premises(late.release, late.settings).places)
 
         @contextlib.asynccontextmanager
         async def run_late(job: CompileJob) -> AsyncIterator[Compiled]:
@@ -558,7 +559,7 @@ async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
     """Even where nothing is known for certain: no such request joins the compile of another."""
     async with world(tmp_path, **around) as w:
         job = w.job(**settings)
-        await w.grounds.wait_known(w.around.premises(job.release, job.settings).places)
+        await w.grounds.wait_scanned(w.around.premises(job.release, job.settings).places)
 
         def flight() -> object:
             question = w.cache.ask(job)
@@ -627,7 +628,7 @@ async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
 async def test_what_another_process_removes_is_gone_from_memory_as_well(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
-        Store(tmp_path / "results", max_bytes=1, max_age_s=1.0).clear()
+        DiskStore(tmp_path / "results", max_bytes=1, max_age_s=1.0).clear()
         assert await w.ask() == "stored"
 
 
@@ -649,20 +650,20 @@ async def test_memory_is_bounded(tmp_path, monkeypatch):
 
 
 def test_answers_are_kept_by_kind_and_signer():
-    known = Known(CompileResult(0, b"", b"", ()))
-    kind = AnswerKind(deflate=True, signed=True, messages=())
+    known = CacheEntry(CompileResult(0, b"", b"", ()))
+    kind = ResponseVariant(deflate=True, signed=True, messages=())
     one, other = object(), object()
-    known.keep_answer(one, kind, b"zip")
-    assert known.answer_for(one, kind) == b"zip"
-    assert known.answer_for(other, kind) is None
-    assert known.answer_for(one, attrs.evolve(kind, deflate=False)) is None
-    known.keep_answer(one, None, b"zip")
-    assert known.answer_for(one, None) is None
+    known.keep_response(one, kind, b"zip")
+    assert known.response_for(one, kind) == b"zip"
+    assert known.response_for(other, kind) is None
+    assert known.response_for(one, attrs.evolve(kind, deflate=False)) is None
+    known.keep_response(one, None, b"zip")
+    assert known.response_for(one, None) is None
     for number in range(10):
-        known.keep_answer(one, attrs.evolve(kind, messages=(str(number),)), b"zip")
+        known.keep_response(one, attrs.evolve(kind, messages=(str(number),)), b"zip")
     assert (
         sum(
-            known.answer_for(one, attrs.evolve(kind, messages=(str(number),))) is not None
+            known.response_for(one, attrs.evolve(kind, messages=(str(number),))) is not None
             for number in range(10)
         )
         <= 4
@@ -674,12 +675,12 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
     async with world(tmp_path) as w:
-        w.cache._shelf._files = FileWork(grace_s=0.1)
+        w.cache._shelf._files = BlockingCalls(grace_s=0.1)
         assert await w.ask() == "stored"
         with monkeypatch.context() as patched:
             # Only here, where nothing else is to be in time.
             patched.setattr(w.cache._shelf._files, "_patience_s", 0.2)
-            patched.setattr(Store, call, lambda *_arguments: go.wait())
+            patched.setattr(DiskStore, call, lambda *_arguments: go.wait())
             patched.setattr("stapsrv.compile.cache.storage._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
             assert await w.ask() in {"hit", "stored", "disk"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.compile.cache.script_scan import looks_outside, outward_names
+from stapsrv.compile.cache.script_scan import host_access_reason, names_reading_host_files
 
 NAMES = frozenset({"python", "errno", "staprun"})
 
@@ -29,7 +29,7 @@ NAMES = frozenset({"python", "errno", "staprun"})
     ],
 )
 def test_kernel_scripts(script):
-    assert looks_outside(script.encode(), NAMES) is None
+    assert host_access_reason(script.encode(), NAMES) is None
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_kernel_scripts(script):
     ],
 )
 def test_scripts_that_depend_on_more(script, reason):
-    assert looks_outside(script.encode(), NAMES) == reason
+    assert host_access_reason(script.encode(), NAMES) == reason
 
 
 def test_any_bytes_can_be_read():
-    assert looks_outside(bytes(range(256)) * 3, NAMES) is not None
-    assert looks_outside(b"", NAMES) is None
+    assert host_access_reason(bytes(range(256)) * 3, NAMES) is not None
+    assert host_access_reason(b"", NAMES) is None
 
 
 TAPSETS = [
@@ -104,8 +104,15 @@ TAPSETS = [
 
 
 def test_names_are_followed_through_the_tapsets():
-    assert outward_names(TAPSETS) == {"python", "direct", "indirect", "by_macro", "through_macro", "alias"}
+    assert names_reading_host_files(TAPSETS) == {
+        "python",
+        "direct",
+        "indirect",
+        "by_macro",
+        "through_macro",
+        "alias",
+    }
 
 
 def test_the_order_of_files_does_not_count():
-    assert outward_names(TAPSETS) == outward_names(TAPSETS[::-1])
+    assert names_reading_host_files(TAPSETS) == names_reading_host_files(TAPSETS[::-1])

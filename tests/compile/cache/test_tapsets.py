@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.cache.fingerprint import Place
+from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.script_scan import Tapsets, read_outward_names
-from stapsrv.system.blocking import FileWork
+from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
@@ -16,10 +16,10 @@ LEADS_OUT = 'probe %s.begin = process("/bin/ls").begin {}'
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path) -> WatchedPath:
     (tmp_path / "tapset").mkdir()
     (tmp_path / "tapset" / "a.stp").write_text(LEADS_OUT % "user")
-    return Place(str(tmp_path / "tapset"))
+    return WatchedPath(str(tmp_path / "tapset"))
 
 
 def test_links_are_followed_and_circles_come_to_an_end(tmp_path, place):
@@ -29,14 +29,14 @@ def test_links_are_followed_and_circles_come_to_an_end(tmp_path, place):
     (tmp_path / "far" / "d.txt").write_text(LEADS_OUT % "text")
     (tmp_path / "tapset" / "linux").symlink_to("../far")
     (tmp_path / "far" / "up").symlink_to("..")
-    assert read_outward_names([place, Place(str(tmp_path / "missing"))]) == {"user", "linked", "macro"}
+    assert read_outward_names([place, WatchedPath(str(tmp_path / "missing"))]) == {"user", "linked", "macro"}
 
 
 async def test_they_are_read_again_only_after_a_change(tmp_path, place):
-    tapsets, files = Tapsets(), FileWork()
-    other = Place(str(tmp_path / "other"))
-    assert await tapsets.outward_names((place,), 0, files) == {"user"}
-    assert await tapsets.outward_names((other,), 0, files) == frozenset()
+    tapsets, files = Tapsets(), BlockingCalls()
+    other = WatchedPath(str(tmp_path / "other"))
+    assert await tapsets.names_reading_host_files((place,), 0, files) == {"user"}
+    assert await tapsets.names_reading_host_files((other,), 0, files) == frozenset()
     (tmp_path / "tapset" / "a.stp").write_text(LEADS_OUT % "person")
-    assert await tapsets.outward_names((place,), 0, files) == {"user"}
-    assert await tapsets.outward_names((place,), 1, files) == {"person"}
+    assert await tapsets.names_reading_host_files((place,), 0, files) == {"user"}
+    assert await tapsets.names_reading_host_files((place,), 1, files) == {"person"}

@@ -11,8 +11,8 @@ import anyio
 import pytest
 from kit.service import LogLines
 
-from stapsrv.compile.cache.fingerprint import Place
-from stapsrv.compile.cache.watcher import Grounds
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.system import inotify
 from stapsrv.system.mount_table import Mounts
 
@@ -39,12 +39,14 @@ def tree(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def watching(*places: Place, check_s: float = 900.0) -> AsyncIterator[tuple[Grounds, LogLines]]:
+async def watching(
+    *places: WatchedPath, check_s: float = 900.0
+) -> AsyncIterator[tuple[InputWatcher, LogLines]]:
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(Grounds(log=lines.log, check_s=check_s)) as grounds:
+    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log, check_s=check_s)) as grounds:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(grounds.run)
-            await grounds.wait_known(places)
+            await grounds.wait_scanned(places)
             yield grounds, lines
             tasks.cancel_scope.cancel()
 
@@ -75,30 +77,30 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_is_known_at_once(tree, change):
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     async with watching(place) as (grounds, _lines):
         before = grounds.fingerprint([place])
         assert before is not None
         assert grounds.fingerprint([place]) == before
         CHANGES[change](tree)
         assert grounds.fingerprint([place]) is None
-        await grounds.wait_known([place])
+        await grounds.wait_scanned([place])
         after = grounds.fingerprint([place])
         assert after not in {None, before}
 
 
 async def test_what_comes_later_is_watched_as_well(tree):
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     async with watching(place) as (grounds, _lines):
         (tree / "new" / "deep").mkdir(parents=True)
-        await grounds.wait_known([place])
+        await grounds.wait_scanned([place])
         before = grounds.fingerprint([place])
         (tree / "new" / "deep" / "file").touch()
         assert grounds.fingerprint([place]) != before
 
 
 async def test_a_missing_place_may_come(tmp_path):
-    place = Place(str(tmp_path / "x" / "y"))
+    place = WatchedPath(str(tmp_path / "x" / "y"))
     async with watching(place) as (grounds, _lines):
         before = grounds.fingerprint([place])
         (tmp_path / "other").mkdir()
@@ -108,7 +110,7 @@ async def test_a_missing_place_may_come(tmp_path):
 
 
 async def test_neighbours_do_not_count(tree):
-    place, other = Place(str(tree / "a")), Place(str(tree / "link"))
+    place, other = WatchedPath(str(tree / "a")), WatchedPath(str(tree / "link"))
     async with watching(place, other) as (grounds, _lines):
         before = grounds.fingerprint([place])
         (tree / "link" / "new").touch()
@@ -117,17 +119,17 @@ async def test_neighbours_do_not_count(tree):
 
 
 async def test_an_unknown_place_is_not_known(tree):
-    async with watching(Place(str(tree))) as (grounds, _lines):
-        assert grounds.fingerprint([Place("/usr")]) is None
+    async with watching(WatchedPath(str(tree))) as (grounds, _lines):
+        assert grounds.fingerprint([WatchedPath("/usr")]) is None
 
 
 async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch):
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     async with watching(place) as (grounds, lines):
         monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [inotify.Event(-1, inotify.OVERFLOW, b"")])
         assert grounds.fingerprint([place]) is None
         monkeypatch.undo()
-        await grounds.wait_known([place])
+        await grounds.wait_scanned([place])
         assert "cache.overflow" in lines.events()
 
 
@@ -146,7 +148,7 @@ async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch)
     ],
 )
 async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, counts):
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     top = tree.parents[1]
     async with watching(place) as (grounds, _lines):
         before = grounds.fingerprint([place])
@@ -154,25 +156,25 @@ async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, cou
             mounted = frozenset({b"/run/user/1000", bytes(top / point)})
             patched.setattr(Mounts, "changed", lambda _self: mounted)
             assert (grounds.fingerprint([place]) is None) == counts
-        await grounds.wait_known([place])
+        await grounds.wait_scanned([place])
         assert grounds.fingerprint([place]) == before
 
 
 async def test_a_mount_over_the_root_counts_for_everything(tree, monkeypatch):
-    place = Place(str(tree / "missing"))
+    place = WatchedPath(str(tree / "missing"))
     async with watching(place) as (grounds, _lines):
         monkeypatch.setattr(Mounts, "changed", lambda _self: frozenset({b"/"}))
         assert grounds.fingerprint([place]) is None
 
 
 async def test_a_change_that_nobody_tells_of_is_found_in_time(tree, monkeypatch):
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [])
     async with watching(place, check_s=0.05) as (grounds, lines):
         before = grounds.fingerprint([place])
         (tree / "new").touch()
         await lines.wait("cache.unnoticed")
-        await grounds.wait_known([place])
+        await grounds.wait_scanned([place])
         assert grounds.fingerprint([place]) != before
 
 
@@ -189,7 +191,7 @@ def hidden(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["current", "missing", "."])
 async def test_what_could_change_unheard_is_not_known(hidden, name):
-    place = Place(str(hidden / name))
+    place = WatchedPath(str(hidden / name))
     async with watching(place) as (grounds, lines):
         assert grounds.fingerprint([place]) is None
         assert str(hidden) in str(grounds.fault([place]))
@@ -197,7 +199,7 @@ async def test_what_could_change_unheard_is_not_known(hidden, name):
 
 
 async def test_a_directory_below_tells_of_itself(hidden):
-    place = Place(str(hidden / "v1"))
+    place = WatchedPath(str(hidden / "v1"))
     async with watching(place) as (grounds, _):
         before = grounds.fingerprint([place])
         (hidden / "v1").rename(hidden / "v0")
@@ -209,7 +211,7 @@ async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(inotify.Inotify, "watch", fail)
-    place = Place(str(tree))
+    place = WatchedPath(str(tree))
     async with watching(place) as (grounds, lines):
         assert grounds.fingerprint([place]) is None
         assert grounds.fault([place]) is not None

@@ -25,8 +25,8 @@ from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
-from stapsrv.rejection import Refusal
-from stapsrv.sandbox.backends import Mechanism
+from stapsrv.rejection import RejectReason
+from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import find_sandbox
 from stapsrv.sandbox.sandbox import Sandbox
 
@@ -233,7 +233,7 @@ async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
         (programs / name).symlink_to(f"/usr/bin/{name}")
     environ = {"PATH": str(programs), "SYSTEMTAP_DIR": str(tmp_path / "st")}
     with pytest.raises(TranslatorError) as caught:
-        await run("exit 0", sandbox=Sandbox(Mechanism.BUBBLEWRAP), environ=environ)
+        await run("exit 0", sandbox=Sandbox(Backend.BUBBLEWRAP), environ=environ)
     assert caught.value.problem == "The compile could not be started"
     assert caught.value.where.startswith("env: ")
     assert "bwrap" in caught.value.where
@@ -266,4 +266,4 @@ async def test_a_compile_that_fills_the_disk_is_ended_and_leaves_nothing(run):
     with pytest.raises(TranslatorError) as caught:
         await run('head -c 3000000 /dev/zero >"$answer/big"; sleep 1000', temp_bytes=2_000_000)
     assert str(caught.value) == ("The compile was ended: it used more than 2000000 bytes of temporary space")
-    assert caught.value.refusal is Refusal.TEMP_SIZE
+    assert caught.value.refusal is RejectReason.TEMP_SIZE

@@ -9,10 +9,10 @@ import anyio
 import pytest
 
 from stapsrv.compile.engine import temp_quota
-from stapsrv.compile.engine.temp_quota import TemporarySpace, measure_bytes
+from stapsrv.compile.engine.temp_quota import TempQuota, measure_bytes
 from stapsrv.errors import RequestRejected, TranslatorError
-from stapsrv.rejection import Refusal
-from stapsrv.system.blocking import FileWork
+from stapsrv.rejection import RejectReason
+from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +64,7 @@ def test_what_is_gone_counts_nothing(tmp_path):
 
 
 async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
-    all_space = TemporarySpace(10**9)
+    all_space = TempQuota(10**9)
 
     async def give() -> int:
         return 7
@@ -73,7 +73,7 @@ async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
         raise RequestRejected("no")
 
     async def bounded(run):
-        return await all_space.bounded(tmp_path, run, most_bytes=10**9, files=FileWork())
+        return await all_space.bounded(tmp_path, run, most_bytes=10**9, files=BlockingCalls())
 
     assert await bounded(give) == 7
     with pytest.raises(RequestRejected, match=r"^no$"):
@@ -82,14 +82,14 @@ async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
 
 
 async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
-    all_space = TemporarySpace(1000 * KIBI)
+    all_space = TempQuota(1000 * KIBI)
     ended: dict[str, TranslatorError] = {}
     done = anyio.Event()
 
     async def use(name: str, size: int) -> None:
         write(tmp_path / name / "file", size)
         try:
-            await all_space.bounded(tmp_path / name, done.wait, most_bytes=10**9, files=FileWork())
+            await all_space.bounded(tmp_path / name, done.wait, most_bytes=10**9, files=BlockingCalls())
         except TranslatorError as exc:
             ended[name] = exc
             done.set()
@@ -99,16 +99,16 @@ async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
             tasks.start_soon(use, "small", 400 * KIBI)
             tasks.start_soon(use, "large", 700 * KIBI)
     assert list(ended) == ["large"]
-    assert ended["large"].refusal is Refusal.TOTAL_TEMP_SIZE
+    assert ended["large"].refusal is RejectReason.TOTAL_TEMP_SIZE
     assert all_space.used_bytes == 0
 
 
 async def test_a_run_that_is_cancelled_is_forgotten(tmp_path):
-    all_space = TemporarySpace(10**9)
+    all_space = TempQuota(10**9)
     write(tmp_path / "file", 100 * KIBI)
     looked = anyio.Event()
 
-    class Files(FileWork):
+    class Files(BlockingCalls):
         async def run(self, work):
             found = await super().run(work)
             looked.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from stapsrv.compile.engine.tmpfs import Memory
+from stapsrv.compile.engine.tmpfs import Tmpfs
 
 MOST = 1 << 20
 ENOUGH_KB = 2 * MOST // 1024
@@ -21,7 +21,7 @@ def memory(tmp_path):
     (tmp_path / "info").write_text(f"MemTotal: 9 kB\nMemAvailable:  {ENOUGH_KB} kB\nBuffers: 0 kB\n")
     (tmp_path / "membership").write_text("2:cpu,cpuacct:/\n1:memory:/a/b\n0::/x/y\n")
     (tmp_path / "groups").mkdir()
-    return Memory(
+    return Tmpfs(
         directory=directory,
         mounts=tmp_path / "mounts",
         info=tmp_path / "info",

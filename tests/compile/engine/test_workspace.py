@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.engine.tmpfs import Memory
+from stapsrv.compile.engine.tmpfs import Tmpfs
 from stapsrv.compile.engine.workspace import Workspace, sweep
 from stapsrv.errors import ConfigError
 
@@ -202,7 +202,7 @@ def test_in_memory_but_what_is_kept(tmp_path):
     assert workspace.discard(path, keep=True) is None
     workspace.close()
     assert list(memory.iterdir()) == []
-    dead = Path(tempfile.mkdtemp(prefix="stap-server.", dir=Memory().directory))
+    dead = Path(tempfile.mkdtemp(prefix="stap-server.", dir=Tmpfs().directory))
     (dead / "lock").touch()
     other = Workspace.open(disk)
     assert not other.is_in_memory

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.cli.invocation import Action
 from stapsrv.control.cli.parser import parse_arguments
-from stapsrv.control.cli.plan import Deed, Selection, Target, select
+from stapsrv.control.cli.plan import Operation, Plan, Target, plan
 from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
 
 HOST = HostFacts(
@@ -54,9 +54,9 @@ def choose(
     running: list[RunningServer] | None = None,
     configured: list[ConfiguredServer] | None = None,
     host: HostFacts = HOST,
-) -> Selection:
+) -> Plan:
     invocation = parse_arguments(shlex.split(line), directory="/")
-    return select(invocation, running=running or [], configured=configured or [], host=host)
+    return plan(invocation, running=running or [], configured=configured or [], host=host)
 
 
 def shown(target: Target) -> str:
@@ -67,10 +67,10 @@ def shown(target: Target) -> str:
     if target.problem is not None:
         words.append(target.problem)
     elif target.settings is not None and target.deed not in (
-        Deed.STOP,
-        Deed.REPORT,
-        Deed.DRAIN,
-        Deed.UNDRAIN,
+        Operation.STOP,
+        Operation.REPORT,
+        Operation.DRAIN,
+        Operation.UNDRAIN,
     ):
         given = attrs.asdict(target.settings, filter=attrs.filters.exclude("tuning"))
         plain = attrs.asdict(PLAIN.resolved(HOST.defaults))
@@ -573,8 +573,8 @@ def test_a_changed_server_may_take_its_own_nickname_over_in_a_reload_but_not_in_
     changed = attrs.evolve(WEB, port=7009)
     (stop, start) = choose("reload", run(WEB), configure(changed)).targets
     assert (stop.deed, start.deed, start.settings) == (
-        Deed.STOP,
-        Deed.START,
+        Operation.STOP,
+        Operation.START,
         changed.resolved(HOST.defaults),
     )
     selection = choose("start", run(WEB), configure(changed))
@@ -582,7 +582,7 @@ def test_a_changed_server_may_take_its_own_nickname_over_in_a_reload_but_not_in_
     assert target.problem == (
         "The nickname 'web' belongs to the server running as PID 101; stop that one first"
     )
-    assert (target.deed, target.where, selection.exit_status) == (Deed.REFUSE, "1.conf", 1)
+    assert (target.deed, target.where, selection.exit_status) == (Operation.REFUSE, "1.conf", 1)
 
 
 @pytest.mark.parametrize("action", ["start", "force-reload", "reload", "check"])
@@ -598,22 +598,22 @@ def test_two_files_with_one_nickname(action: str) -> None:
 def test_two_files_with_one_nickname_of_which_the_second_runs() -> None:
     other = attrs.evolve(CROSS, nickname="web")
     (first, second) = choose("reload", run(other), configure(WEB, other)).targets
-    assert (first.deed, second.deed) == (Deed.START, Deed.REFUSE)
+    assert (first.deed, second.deed) == (Operation.START, Operation.REFUSE)
     assert second.server is not None, "it is refused, not stopped"
 
 
 def test_two_files_for_one_server() -> None:
     selection = choose("start", [], configure(WEB, attrs.evolve(WEB, nickname="other")))
-    assert [target.deed for target in selection.targets] == [Deed.START, Deed.KEEP]
+    assert [target.deed for target in selection.targets] == [Operation.START, Operation.KEEP]
     assert selection.warnings == ("2.conf: configures the same server as 1.conf",)
     assert selection.exit_status == 0
 
 
 def test_check_means_what_start_would_whatever_runs() -> None:
     deeds = [target.deed for target in choose("check", run(WEB), configure(WEB, CROSS)).targets]
-    assert deeds == [Deed.CHECK, Deed.CHECK]
+    assert deeds == [Operation.CHECK, Operation.CHECK]
     (target,) = choose("check -n web", run(WEB)).targets
-    assert (target.deed, target.server) == (Deed.CHECK, None)
+    assert (target.deed, target.server) == (Operation.CHECK, None)
 
 
 @pytest.mark.parametrize(
@@ -650,7 +650,7 @@ def test_the_default_server_gets_the_lists() -> None:
 def test_no_release_is_installed() -> None:
     (target,) = choose("start -i", host=attrs.evolve(HOST, installed=())).targets
     assert target.problem == "-i means no server: no kernel release is installed"
-    assert (target.deed, target.exit_status) == (Deed.REFUSE, 1)
+    assert (target.deed, target.exit_status) == (Operation.REFUSE, 1)
 
 
 def test_a_nickname_that_was_but_the_id_does_not_outlive_it() -> None:
@@ -703,7 +703,9 @@ def test_nickname_k_limits_and_spelt_out_defaults_do_not() -> None:
     assert spelt_out.identity(HOST.defaults) == PLAIN.identity(HOST.defaults)
 
 
-def tuned(line: str, running: list[RunningServer]) -> tuple[list[tuple[Deed, dict[str, object]]], list[str]]:
+def tuned(
+    line: str, running: list[RunningServer]
+) -> tuple[list[tuple[Operation, dict[str, object]]], list[str]]:
     """Return what each target does and how it is tuned, and the warnings."""
     selection = choose(line, running)
     told = [(one.deed, dict(one.settings.tuning)) for one in selection.targets if one.settings is not None]
@@ -713,7 +715,10 @@ def tuned(line: str, running: list[RunningServer]) -> tuple[list[tuple[Deed, dic
 def test_tuning_is_a_server_s_and_stays_in_force() -> None:
     line = "start -n a -r 5.10 --queue-length 1 -n b -r 6.1 --compile-timeout 2m -n c -r /b --queue-length="
     first, both, last = {"queue_length": 1}, {"queue_length": 1, "compile_s": 120.0}, {"compile_s": 120.0}
-    assert tuned(line, []) == ([(Deed.START, first), (Deed.START, both), (Deed.START, last)], [])
+    assert tuned(line, []) == (
+        [(Operation.START, first), (Operation.START, both), (Operation.START, last)],
+        [],
+    )
 
 
 def test_each_release_s_server_is_tuned() -> None:
@@ -727,12 +732,12 @@ def test_a_restart_tunes_and_a_start_says_that_it_does_not() -> None:
     running = run(slow)
     for named in ("-n web", "-r 5.10 -D WEB -I /web --log /web.log --port 7001 --ssl /nss --max-threads 3"):
         both = {"compile_s": 9.0, "queue_length": 7}
-        assert tuned(f"restart {named} --queue-length 7", running) == ([(Deed.RESTART, both)], [])
+        assert tuned(f"restart {named} --queue-length 7", running) == ([(Operation.RESTART, both)], [])
         assert tuned(f"start {named} --queue-length 7", running)[1] == [
             "server web runs already, and keeps its limits; restart changes them"
         ]
         assert tuned(f"start {named}", running)[1] == []
-    assert tuned("restart -n web --queue-length=", running)[0] == [(Deed.RESTART, {"compile_s": 9.0})]
+    assert tuned("restart -n web --queue-length=", running)[0] == [(Operation.RESTART, {"compile_s": 9.0})]
 
 
 def test_a_start_says_that_a_file_s_limits_are_not_those_of_the_running_server() -> None:
@@ -748,7 +753,7 @@ def test_a_start_says_that_a_file_s_limits_are_not_those_of_the_running_server()
 
 def test_a_server_like_another_one_is_tuned_like_it() -> None:
     slow = attrs.evolve(WEB, tuning={"compile_s": 9.0})
-    assert tuned("start -n web -r 6.1", run(slow))[0] == [(Deed.START, {"compile_s": 9.0})]
+    assert tuned("start -n web -r 6.1", run(slow))[0] == [(Operation.START, {"compile_s": 9.0})]
 
 
 def test_it_is_pure() -> None:
@@ -778,11 +783,17 @@ def test_each_server_is_meant_once_and_a_second_start_changes_nothing(
     ids = [target.server.server_id for target in selection.targets if target.server is not None]
     assert len(ids) == len(set(ids))
     for target in selection.targets:
-        assert (target.deed is Deed.REFUSE) == (target.problem is not None)
-        if target.deed in (Deed.STOP, Deed.RESTART, Deed.REPORT, Deed.DRAIN, Deed.UNDRAIN):
+        assert (target.deed is Operation.REFUSE) == (target.problem is not None)
+        if target.deed in (
+            Operation.STOP,
+            Operation.RESTART,
+            Operation.REPORT,
+            Operation.DRAIN,
+            Operation.UNDRAIN,
+        ):
             assert target.server is not None
     if action is Action.START:
-        started = [one.settings for one in selection.targets if one.deed is Deed.START and one.settings]
+        started = [one.settings for one in selection.targets if one.deed is Operation.START and one.settings]
         after = [*run(*running), *(RunningServer(200 + index, one) for index, one in enumerate(started))]
         again = choose(line, after, configure(*configured))
-        assert Deed.START not in [target.deed for target in again.targets]
+        assert Operation.START not in [target.deed for target in again.targets]

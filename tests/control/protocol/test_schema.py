@@ -32,7 +32,7 @@ from stapsrv.control.protocol.schema import (
 )
 from stapsrv.control.protocol.validation import checked
 from stapsrv.errors import ControlError
-from stapsrv.rejection import Refusal
+from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome
 from stapsrv.supervisor.status import ReleaseStatus, ServerStatus, ServerWork, SupervisorStatus
@@ -226,7 +226,7 @@ def test_status_of_a_server():
         reason="it crashed",
         certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
         connections=3,
-        refusals={Refusal.DENIED: 2, Refusal.CONNECTIONS: 0},
+        refusals={RejectReason.DENIED: 2, RejectReason.CONNECTIONS: 0},
         releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
         recent=RecentTimes(3, 0.0, 2.34567),
         cache=CacheCounts(hits=5, misses=4, shared=3, stored=2, uncacheable=Counter(option=1)),

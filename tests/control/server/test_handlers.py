@@ -19,17 +19,17 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.server.auth import Policy
 from stapsrv.control.server.server import serve_control
-from stapsrv.control.server.task import Action
+from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.lifecycle import State
-from stapsrv.supervisor.operations import Outcome, Wish
+from stapsrv.supervisor.operations import Outcome, ServerSpec
 from stapsrv.supervisor.server.listener import address_of, open_listener
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.supervisor.state.stat_files import Registry
+from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.status import ServerStatus, ServerWork
 from stapsrv.supervisor.supervisor import Supervisor
-from stapsrv.supervisor.warmup import Warmer, WarmMemory
+from stapsrv.supervisor.warmup import WarmMemory, Warmup
 
 pytestmark = pytest.mark.anyio
 
@@ -157,7 +157,7 @@ async def test_start_hands_on_wishes_with_all_defaults_filled_in(tmp_path):
         assert control.commands.told == [
             (
                 "start",
-                [Wish(one, "/conf.d/one.conf"), Wish(ServerSettings().resolved(DEFAULTS), None)],
+                [ServerSpec(one, "/conf.d/one.conf"), ServerSpec(ServerSettings().resolved(DEFAULTS), None)],
             )
         ]
     assert control.lines.entries == [
@@ -308,15 +308,15 @@ async def test_command_goes_on_after_its_time_out(tmp_path, method, expected):
 
 def hold_time_out(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
     """Let no time-out of a command come before the event."""
-    due, wait_step = anyio.Event(), Action.wait_step
+    due, wait_step = anyio.Event(), CommandTask.wait_step
 
-    async def wait(action: Action, deadline: float) -> ServerStatus | None:
+    async def wait(action: CommandTask, deadline: float) -> ServerStatus | None:
         step = await wait_step(action, deadline)
         if step is None:
             await due.wait()
         return step
 
-    monkeypatch.setattr(Action, "wait_step", wait)
+    monkeypatch.setattr(CommandTask, "wait_step", wait)
     return due
 
 
@@ -442,7 +442,7 @@ class LocalHost:
     def __init__(self) -> None:
         self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
         self.lines = LogLines()
-        self.warmer = Warmer(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")))
+        self.warmer = Warmup(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")))
 
     async def prepare(self, settings, log, *, last_port=None, shared=None) -> QuietServer:
         if settings.runtime is not None:
@@ -456,7 +456,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
     host = LocalHost()
     supervisor = Supervisor(
         host,
-        Registry(directory),
+        StatFiles(directory),
         PortMemory(directory / "ports"),
         defaults=DEFAULTS,
         open_log=lambda _path, _style: host.lines.log,
@@ -466,7 +466,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
     )
 
     async def reload(_config_file, *, force, report):
-        wish = Wish(ServerSettings(nickname="configured").resolved(DEFAULTS), "/conf.d/x.conf")
+        wish = ServerSpec(ServerSettings(nickname="configured").resolved(DEFAULTS), "/conf.d/x.conf")
         return await supervisor.reload([wish], force=force, report=report)
 
     async def host_and_serve(*, task_status) -> None:

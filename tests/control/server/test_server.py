@@ -24,7 +24,7 @@ from kit.control import (
 from stapsrv.control.protocol.jsonrpc import MAX_REQUEST_BYTES, Code
 from stapsrv.control.server import server
 from stapsrv.control.server.auth import Policy
-from stapsrv.control.server.connection import Allowance, ControlLimits
+from stapsrv.control.server.connection import ControlLimits, RateLimiter
 from stapsrv.control.server.server import open_control_socket
 from stapsrv.supervisor.lifecycle import State
 
@@ -313,7 +313,7 @@ async def test_fast_user_is_read_more_slowly(tmp_path):
 def test_allowance_recovers(monkeypatch):
     now = 100.0
     monkeypatch.setattr(anyio, "current_time", lambda: now)
-    allowance = Allowance(ControlLimits(requests_per_s=10, burst=2))
+    allowance = RateLimiter(ControlLimits(requests_per_s=10, burst=2))
     assert [allowance.take() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
     now += 0.25
     assert allowance.take() == pytest.approx(0.05)
@@ -511,7 +511,7 @@ async def test_outcome_that_comes_with_the_cancellation_is_told(tmp_path):
 async def test_peer_that_does_not_read_holds_the_end_up_for_a_moment_only(tmp_path):
     many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
     async with (
-        running_control(tmp_path, *many, farewell_s=0.1) as control,
+        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
         peer_of(control) as silent,
         peer_of(control) as neighbour,
     ):
@@ -526,7 +526,7 @@ async def test_peer_that_does_not_read_holds_the_end_up_for_a_moment_only(tmp_pa
 async def test_last_answer_to_a_peer_that_does_not_read_has_a_moment_too(tmp_path):
     many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
     async with (
-        running_control(tmp_path, *many, farewell_s=0.1) as control,
+        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
         peer_of(control) as silent,
     ):
         control.commands.gate = anyio.Event()

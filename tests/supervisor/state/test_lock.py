@@ -9,18 +9,18 @@ import sys
 import pytest
 
 from stapsrv.errors import ConfigError, LifecycleError
-from stapsrv.supervisor.state.lock import take_seat
+from stapsrv.supervisor.state.lock import hold_instance_lock
 
 
 def test_directory_is_private(tmp_path):
-    with take_seat(tmp_path / "new", "me") as seat:
+    with hold_instance_lock(tmp_path / "new", "me") as seat:
         assert seat == tmp_path / "new" / "me"
         assert seat.stat().st_mode & 0o777 == 0o750
 
 
 def test_second_supervisor_is_refused_and_told_of_the_first(tmp_path):
-    with take_seat(tmp_path, "me"):
-        with pytest.raises(LifecycleError) as caught, take_seat(tmp_path, "me"):
+    with hold_instance_lock(tmp_path, "me"):
+        with pytest.raises(LifecycleError) as caught, hold_instance_lock(tmp_path, "me"):
             pytest.fail("two sit on one seat")
     assert str(caught.value) == (
         f"{tmp_path}/me: a supervisor of user me runs already, as process {os.getpid()}; "
@@ -29,10 +29,10 @@ def test_second_supervisor_is_refused_and_told_of_the_first(tmp_path):
 
 
 def test_seat_of_the_killed_is_free(tmp_path):
-    script = "import os,sys,pathlib\nfrom stapsrv.supervisor.state.lock import take_seat\n"
+    script = "import os,sys,pathlib\nfrom stapsrv.supervisor.state.lock import hold_instance_lock\n"
     script += "with take_seat(pathlib.Path(sys.argv[1]), 'me'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
-    with take_seat(tmp_path, "me"):
+    with hold_instance_lock(tmp_path, "me"):
         assert (tmp_path / "me" / "lock").read_text() == f"{os.getpid()}\n"
 
 
@@ -40,7 +40,7 @@ def test_seat_of_the_killed_is_free(tmp_path):
 def test_directory_that_others_may_write_is_refused(tmp_path, mode):
     (tmp_path / "me").mkdir()
     (tmp_path / "me").chmod(mode)
-    with pytest.raises(ConfigError) as caught, take_seat(tmp_path, "me"):
+    with pytest.raises(ConfigError) as caught, hold_instance_lock(tmp_path, "me"):
         pytest.fail("an unsafe directory was taken")
     assert str(caught.value) == (
         f"status directory {tmp_path}/me: belongs to somebody else, or others may write to it; remove it"
@@ -50,11 +50,11 @@ def test_directory_that_others_may_write_is_refused(tmp_path, mode):
 def test_link_in_its_place_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "me").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError), take_seat(tmp_path, "me"):
+    with pytest.raises(ConfigError), hold_instance_lock(tmp_path, "me"):
         pytest.fail("a link was followed")
 
 
 def test_unwritable_status_path(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be used"), take_seat(tmp_path / "file", "me"):
+    with pytest.raises(ConfigError, match="cannot be used"), hold_instance_lock(tmp_path / "file", "me"):
         pytest.fail("a file was taken for a directory")

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.state.json_file import Memory
+from stapsrv.supervisor.state.json_file import JsonFile
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.system.directory_watcher import DirectoryMonitor
 
@@ -82,8 +82,8 @@ async def test_unwritable_place_costs_the_memory_alone(tmp_path):
 async def test_file_that_hangs_costs_the_memory_alone(tmp_path, monkeypatch, call):
     gate = threading.Event()
     with monkeypatch.context() as patched:
-        patched.setattr(Memory, call, lambda *_arguments: gate.wait())
-        async with remembering(tmp_path / "ports", patience_s=0.1) as memory:
+        patched.setattr(JsonFile, call, lambda *_arguments: gate.wait())
+        async with remembering(tmp_path / "ports", timeout_s=0.1) as memory:
             assert memory.recall(ONE) is None
             memory.remember(ONE, 5001)
             assert memory.recall(ONE) == 5001

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stapsrv.config.files import server_settings_from
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.state.stat_files import FIRST_ID, Record, Registry
+from stapsrv.supervisor.state.stat_files import FIRST_ID, Record, StatFiles
 
 SETTINGS = ServerSettings(
     arch="x86_64", releases=("6.1",), user="u", log=Path("/l"), build=("A=1", "B=2"), port=5001
@@ -19,8 +19,8 @@ SETTINGS = ServerSettings(
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path)
+def registry(tmp_path: Path) -> StatFiles:
+    return StatFiles(tmp_path)
 
 
 def test_file_is_in_the_configuration_format_with_the_port_that_is_served(registry, tmp_path):
@@ -48,7 +48,7 @@ def test_records_are_read_as_they_were_written(registry, nickname, asked, origin
 
 
 def test_ids_are_unique_between_supervisors(tmp_path):
-    one, two = Registry(tmp_path), Registry(tmp_path)
+    one, two = StatFiles(tmp_path), StatFiles(tmp_path)
     ids = [one.allocate_id(), two.allocate_id(), two.allocate_id(), one.allocate_id()]
     assert ids == list(range(FIRST_ID, FIRST_ID + 4))
     one.forget(ids[-1])
@@ -72,7 +72,7 @@ def test_unused_allocations_of_the_killed_are_swept(registry, tmp_path):
 @given(cut=st.integers(min_value=1, max_value=400))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_file_cut_short_anywhere_is_whole_or_put_aside(tmp_path, cut):
-    registry = Registry(tmp_path)
+    registry = StatFiles(tmp_path)
     record = Record(id=9, settings=SETTINGS, origin="/o", port=5001)
     registry.write(record)
     path = tmp_path / "9.stat"
@@ -86,7 +86,7 @@ def test_file_cut_short_anywhere_is_whole_or_put_aside(tmp_path, cut):
 
 
 def test_unwritable_directory(tmp_path):
-    registry = Registry(tmp_path / "missing")
+    registry = StatFiles(tmp_path / "missing")
     with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
         registry.allocate_id()
     with pytest.raises(ConfigError, match="cannot be written"):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
 from stapsrv.control.cli.commands.common import Owner, VerbParser, guarded, run_as_owner
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
@@ -51,7 +51,7 @@ def _cache(program: str, argv: Sequence[str]) -> int:
 
 def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
     """Do what a verb says; returns what it counted."""
-    store = Store(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
+    store = DiskStore(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
     match verb:
         case "clear":
             return {"removed": store.clear()}

@@ -21,9 +21,9 @@ from stapsrv.config.networks import socket_address
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.commands.lifecycle import line_of
 from stapsrv.control.cli.console import Console, encode_document
-from stapsrv.control.cli.inventory import Scene
+from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.invocation import Invocation, OutputForm
-from stapsrv.control.cli.plan import Deed, Target, select
+from stapsrv.control.cli.plan import Operation, Target, plan
 from stapsrv.control.client.accounts import Account, runnable_account
 from stapsrv.errors import ConfigError
 from stapsrv.observe.sinks import JOURNAL, stream_descriptor
@@ -75,7 +75,7 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
     What follows from a wrong global file is not looked at.
     """
     try:
-        scene = Scene(invocation, environ)
+        scene = Inventory(invocation, environ)
         faults = [] if invocation.specifications else [file.fault for file in scene.files if file.fault]
         configured = scene.configured
     except ConfigError as exc:
@@ -83,7 +83,7 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
     problems = [problem for fault in faults for problem in _apart(fault)]
     if scene.nothing_usable and not invocation.specifications:
         return 0, problems
-    selection = select(
+    selection = plan(
         invocation, running=[server.running for server in scene.found], configured=configured, host=scene.host
     )
     checker = _Checker(scene)
@@ -96,7 +96,7 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
 class _Checker:
     """Looks at one server after the other, and remembers which port is whose."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Inventory) -> None:
         self._scene = scene
         self._ports: dict[int, list[tuple[frozenset[str], str]]] = {}
 
@@ -105,7 +105,7 @@ class _Checker:
         if target.problem is not None:
             place = None if target.where is None else line_of(target.where, "NICKNAME")
             yield ConfigError(target.problem, where=place)
-        if target.deed is not Deed.CHECK or target.settings is None:
+        if target.deed is not Operation.CHECK or target.settings is None:
             return
         settings = target.settings
         account, refusal = self._account(target, settings)

@@ -17,7 +17,7 @@ from structlog.typing import EventDict, FilteringBoundLogger
 
 from stapsrv.config.global_settings import SERVICE_USER
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
-from stapsrv.system.stdio import written_out
+from stapsrv.system.stdio import guard_stdout
 
 _INTERRUPTED = 130
 """As a shell says of a program that a signal ended."""
@@ -107,7 +107,7 @@ def guarded(program: str, command: Callable[[], int]) -> int:
     It may be a program of its own or a part of ``stap-server``: Ctrl-C, or a reader that has gone, ends here.
     """
     try:
-        with written_out(program):
+        with guard_stdout(program):
             return command()
     except StapsrvError as exc:
         sys.stderr.write(f"{program}: {exc}\n")

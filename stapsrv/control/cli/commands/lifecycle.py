@@ -17,10 +17,10 @@ import attrs
 
 from stapsrv.config.files import decode_config, parse_assignments
 from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
-from stapsrv.control.cli.execute import Deeds, done, failure
-from stapsrv.control.cli.inventory import Scene
+from stapsrv.control.cli.execute import Executor, done, failure
+from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.invocation import Action, Invocation
-from stapsrv.control.cli.plan import Deed, Selection, Target, select
+from stapsrv.control.cli.plan import Operation, Plan, Target, plan
 from stapsrv.control.cli.report import Reporter, Verb
 from stapsrv.control.cli.supervisors import Supervisors
 from stapsrv.control.client.accounts import runnable_account
@@ -55,7 +55,7 @@ _FAILED = 1
 _STOPPED_NOTHING = f"{Verb.STOP} {PROGRAM}: OK"
 _TAKES_UP = {Action.START, Action.RESTART, Action.RELOAD, Action.FORCE_RELOAD}
 """What starts a supervisor, which takes the servers up that a dead one of its user had: they count as its."""
-_VERBS = {Deed.STOP: Verb.STOP, Deed.DRAIN: Verb.DRAIN, Deed.UNDRAIN: Verb.UNDRAIN}
+_VERBS = {Operation.STOP: Verb.STOP, Operation.DRAIN: Verb.DRAIN, Operation.UNDRAIN: Verb.UNDRAIN}
 """What a deed is called when nothing comes of it; any other is a start."""
 
 
@@ -73,7 +73,7 @@ def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str
     Raises:
         StapsrvError: it cannot be carried out at all.
     """
-    command = _Command(Scene(invocation, environ), reporter)
+    command = _Command(Inventory(invocation, environ), reporter)
     reloads = invocation.action in {Action.RELOAD, Action.FORCE_RELOAD} and not invocation.specifications
     status = command.reload() if reloads else command.act()
     reporter.finish(status)
@@ -83,12 +83,12 @@ def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str
 class _Command:
     """One command."""
 
-    def __init__(self, scene: Scene, reporter: Reporter) -> None:
+    def __init__(self, scene: Inventory, reporter: Reporter) -> None:
         self._scene = scene
         self._invocation = scene.invocation
         self._reporter = reporter
         supervisors = Supervisors(scene.settings, scene.invocation, scene.environ, reporter.step)
-        self._deeds = Deeds(scene, supervisors, reporter)
+        self._deeds = Executor(scene, supervisors, reporter)
 
     def act(self) -> int:
         """Do to each server that is meant what the selection says; return the exit status."""
@@ -107,13 +107,13 @@ class _Command:
         self._say_if_none_runs(selection)
         targets = [target for target in selection.targets if self._is_to_be_done(target)]
         renewed = [target for target in targets if self._is_renewed(target)]
-        kept = [target for target in targets if target.deed is Deed.RESTART and target not in renewed]
-        down = self._deeds.stop([*_with(Deed.STOP, targets), *renewed])
+        kept = [target for target in targets if target.deed is Operation.RESTART and target not in renewed]
+        down = self._deeds.stop([*_with(Operation.STOP, targets), *renewed])
         self._deeds.restart(kept)
-        starting = [target for target in targets if target.deed in {Deed.START, Deed.KEEP}]
+        starting = [target for target in targets if target.deed in {Operation.START, Operation.KEEP}]
         self._deeds.start([*starting, *(target for target in renewed if target in down)])
-        self._deeds.drain(_with(Deed.DRAIN, targets), undo=False)
-        self._deeds.drain(_with(Deed.UNDRAIN, targets), undo=True)
+        self._deeds.drain(_with(Operation.DRAIN, targets), undo=False)
+        self._deeds.drain(_with(Operation.UNDRAIN, targets), undo=True)
         return _FAILED if self._deeds.failed else selection.exit_status
 
     def reload(self) -> int:
@@ -147,15 +147,15 @@ class _Command:
             users.setdefault(server.settings.user or scene.default_user, server.where)
         return users
 
-    def _select(self) -> Selection:
+    def _select(self) -> Plan:
         scene, invocation = self._scene, self._invocation
         running = [server.running for server in scene.found if server.own or invocation.specifications]
         wanted = self._wants_configured(running)
         if wanted and scene.nothing_usable:
-            return Selection(invocation.action, ())
+            return Plan(invocation.action, ())
         if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
-            running += scene.lost_servers
-        selection = select(
+            running += scene.orphaned_servers
+        selection = plan(
             invocation,
             running=running,
             configured=scene.configured if wanted or scene.names_unknown(running) else [],
@@ -175,14 +175,14 @@ class _Command:
     def _doubted(self, target: Target) -> Target:
         """Refuse to make a new server of what may be the nickname in a file that cannot be used."""
         nickname = target.settings.nickname if target.settings is not None else None
-        if target.deed is not Deed.START or target.where is not None or nickname is None:
+        if target.deed is not Operation.START or target.where is not None or nickname is None:
             return target
         fault = self._scene.fault_of(nickname)
         if fault is None:
             return target
-        return attrs.evolve(target, deed=Deed.REFUSE, problem=fault, exit_status=_FAILED)
+        return attrs.evolve(target, deed=Operation.REFUSE, problem=fault, exit_status=_FAILED)
 
-    def _say_if_none_runs(self, selection: Selection | None) -> None:
+    def _say_if_none_runs(self, selection: Plan | None) -> None:
         """Say what the original says where there is nothing to stop.
 
         Args:
@@ -203,15 +203,15 @@ class _Command:
     def _is_to_be_done(self, target: Target) -> bool:
         """Whether something is left to do; where not, tell what came of it."""
         match target.deed:
-            case Deed.REFUSE if target.settings is None:
+            case Operation.REFUSE if target.settings is None:
                 self._reporter.remark(target.problem or "", done=False)
                 return False
-            case Deed.REFUSE:
+            case Operation.REFUSE:
                 error = target.problem
-            case Deed.ABSENT:
+            case Operation.ABSENT:
                 self._tell_absent(target)
                 return False
-            case Deed.START:
+            case Operation.START:
                 error = self._user_error(self._deeds.user_of(target), target.where)
             case _:
                 error = self._not_own(target)
@@ -246,10 +246,10 @@ class _Command:
 
     def _is_renewed(self, target: Target) -> bool:
         """Whether a restart is to change settings, so that another server takes this one's place."""
-        if target.deed is not Deed.RESTART or target.server is None:
+        if target.deed is not Operation.RESTART or target.server is None:
             return False
         return target.settings != target.server.settings.resolved(self._scene.host.defaults)
 
 
-def _with(deed: Deed, targets: Sequence[Target]) -> list[Target]:
+def _with(deed: Operation, targets: Sequence[Target]) -> list[Target]:
     return [target for target in targets if target.deed is deed]

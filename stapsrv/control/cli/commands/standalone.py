@@ -18,7 +18,7 @@ from typing import NoReturn
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.system.environ import started_environ
 from stapsrv.system.sd_notify import DAEMON, DaemonEnded, open_notifications
-from stapsrv.system.stdio import written_out
+from stapsrv.system.stdio import guard_stdout
 
 _START_S = 60.0
 """A first start makes a certificate, which takes seconds on a slow host."""
@@ -63,7 +63,7 @@ def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
-        with written_out(program):
+        with guard_stdout(program):
             command(argv)
     except StapsrvError as exc:
         sys.stderr.write(f"{program}: {exc}\n")

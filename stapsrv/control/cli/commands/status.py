@@ -13,7 +13,7 @@ from stapsrv.control.cli.console import (
     title,
 )
 from stapsrv.control.cli.places import own_settings, readable_stat_paths
-from stapsrv.control.client.discovery import Glance
+from stapsrv.control.client.discovery import SupervisorScan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,20 +29,20 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         ConfigError: a global file, or the configuration directory, cannot be used.
     """
     # Finding out who is meant needs modules that a plain status would wait for.
-    from stapsrv.control.cli.inventory import Scene  # noqa: PLC0415
-    from stapsrv.control.cli.plan import Deed, select  # noqa: PLC0415
+    from stapsrv.control.cli.inventory import Inventory  # noqa: PLC0415
+    from stapsrv.control.cli.plan import Operation, plan  # noqa: PLC0415
     from stapsrv.control.protocol.schema import settings_info  # noqa: PLC0415
 
-    scene = Scene(invocation, environ)
-    running = [*(server.running for server in scene.found), *scene.lost_servers]
+    scene = Inventory(invocation, environ)
+    running = [*(server.running for server in scene.found), *scene.orphaned_servers]
     configured = scene.configured if scene.names_unknown(running) else []
-    selection = select(invocation, running=running, configured=configured, host=scene.host)
-    meant = [target.server for target in selection.targets if target.deed is Deed.REPORT]
+    selection = plan(invocation, running=running, configured=configured, host=scene.host)
+    meant = [target.server for target in selection.targets if target.deed is Operation.REPORT]
     remarks = []
     for target in selection.targets:
         if target.problem is not None:
             remarks.append(target.problem)
-        elif target.deed is Deed.ABSENT and target.settings is not None:
+        elif target.deed is Operation.ABSENT and target.settings is not None:
             remarks.append(f"{title(settings_info(target.settings))} is not running")
     supervisors = scene.supervisors
     for supervisor in supervisors:
@@ -53,7 +53,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         ]
     return StatusReport(
         [supervisor for supervisor in supervisors if supervisor["servers"]],
-        [lost for lost, server in zip(scene.lost, scene.lost_servers, strict=True) if server in meant],
+        [lost for lost, server in zip(scene.lost, scene.orphaned_servers, strict=True) if server in meant],
         remarks,
         problems=scene.problems,
         exit_status=selection.exit_status or None,
@@ -74,7 +74,7 @@ def status_of_all(
         ConfigError: a global file cannot be used.
     """
     settings = own_settings(environ, config_file)
-    glance = Glance(readable_stat_paths(settings, config_file), answer_s=answer_s)
+    glance = SupervisorScan(readable_stat_paths(settings, config_file), answer_s=answer_s)
     return StatusReport(glance.supervisors, glance.lost(), problems=glance.problems)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, Store
+from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
 from stapsrv.control.cli.commands.cache import main
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskStore:
     monkeypatch.setenv("SYSTEMTAP_DIR", str(tmp_path))
-    store = Store(tmp_path / RESULTS_DIRECTORY, max_bytes=1 << 20, max_age_s=1000.0)
+    store = DiskStore(tmp_path / RESULTS_DIRECTORY, max_bytes=1 << 20, max_age_s=1000.0)
     for name in ("a", "b", "note-c"):
         store.write(name, name.encode())
     return store

@@ -25,7 +25,7 @@ from kit.supervisor import (
 )
 
 from stapsrv.control.client import discovery
-from stapsrv.control.client.discovery import PORT_MARK, RECORD_MARK, Glance
+from stapsrv.control.client.discovery import PORT_MARK, RECORD_MARK, SupervisorScan
 from stapsrv.control.protocol.jsonrpc import Code, encode_error
 from stapsrv.errors import ControlError
 from stapsrv.supervisor.state import stat_files
@@ -274,7 +274,7 @@ def silent(seat: Path) -> Iterator[socket.socket]:
 def test_silence_has_an_end(command_line, monkeypatch):
     monkeypatch.setattr(discovery, "_ANSWER_S", 0.05)
     with silent(command_line.stat_path / "silent"):
-        (problem,) = Glance([command_line.stat_path]).problems
+        (problem,) = SupervisorScan([command_line.stat_path]).problems
     assert problem == "the supervisor of user silent does not answer: timed out"
 
 
@@ -302,7 +302,7 @@ def test_a_trickle_has_an_end(command_line, monkeypatch):
         thread = threading.Thread(target=trickle)
         thread.start()
         try:
-            (problem,) = Glance([command_line.stat_path]).problems
+            (problem,) = SupervisorScan([command_line.stat_path]).problems
         finally:
             asked.set()
             thread.join()
