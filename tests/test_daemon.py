@@ -99,12 +99,20 @@ def test_host_that_can_contain_no_request_gets_no_server(tmp_path, environ, buil
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(
         r"stap-serverd: SANDBOX=auto: requests cannot be contained on this host \(bubblewrap: .*;"
-        r" unshare: .*; landlock: .*\); install bubblewrap and .*;"
+        r" landlock: .*\); install bubblewrap and .*;"
         r" SANDBOX=off \(--sandbox off\) lets requests .*",
         result.stderr.splitlines()[-1],
     )
     with start(["-r", build_tree, "--sandbox", "off", "--log", tmp_path / "log"], environ):
         assert "Requests are not contained: SANDBOX=off" in (tmp_path / "log").read_text()
+
+
+def test_former_sandbox_is_refused_with_its_replacement(tmp_path, environ, build_tree):
+    result = serverd("-r", build_tree, env=environ | {"STAPSRV_SANDBOX": "unshare"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "stap-serverd: STAPSRV_SANDBOX='unshare': expected auto or bubblewrap (unshare is gone)\n"
+    )
 
 
 @pytest.mark.parametrize(

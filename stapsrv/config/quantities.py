@@ -6,7 +6,7 @@ Pure and light to import: the table of :mod:`stapsrv.config.tunables` is made of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 _MAX_DIGITS = 18
@@ -77,10 +77,12 @@ def size(*, least: int = 1024) -> Kind:
     return Kind("BYTES", parse, encode_size)
 
 
-def choice(*words: str) -> Kind:
-    """Return the kind of one of some words."""
+def choice(*words: str, gone: Mapping[str, str] | None = None) -> Kind:
+    """Return the kind of one of some words; ``gone`` names what to take in place of former ones."""
 
     def parse(text: str) -> str:
+        if gone and text in gone:
+            raise ValueError(f"{gone[text]} ({text} is gone)")
         if text not in words:
             raise ValueError(" or ".join(words))
         return text

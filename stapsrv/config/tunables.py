@@ -288,7 +288,7 @@ TUNABLES: tuple[Tunable, ...] = (
     Tunable(
         "SANDBOX",
         "sandbox",
-        choice("auto", "bubblewrap", "unshare", "landlock", "off"),
+        choice("auto", "bubblewrap", "landlock", "off", gone={"unshare": "auto or bubblewrap"}),
         "auto",
         "how compiles are kept from the rest of the host; auto: the first way that works",
         scope=Scope.SUPERVISOR,

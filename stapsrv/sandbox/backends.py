@@ -1,9 +1,9 @@
-"""The ways to contain a program: each turns a view and a command into a longer command.
+"""The ways to contain a program: each turns a mount plan and a command into a longer command.
 
-With namespaces (bubblewrap, or util-linux's ``unshare`` and this package's launcher) what a view does not
-name does not exist, processes see only their own kind, and all end with the first of them, however the
-server ends. With Landlock the host's files are all there, but cannot be opened; the launcher's keeper ends
-what a program started, unless that ends the keeper first (before Linux 6.12 nothing forbids it).
+bubblewrap makes namespaces: a path that the plan does not name does not exist, processes see only their own
+kind, and all end with the first of them, however the server ends. With Landlock the host's files are all
+there, but cannot be opened; the launcher's keeper ends what a program started, unless that ends the keeper
+first (before Linux 6.12 nothing forbids it).
 """
 
 from __future__ import annotations
@@ -18,25 +18,18 @@ from stapsrv.sandbox.mount_plan import Access, MountPlan
 
 _LAUNCHER = Path(__file__).with_name("landlock_launcher.py")
 _DEATH_SIGNAL = ("setpriv", "--pdeathsig", "KILL", "--")
-_NAMESPACES = ("--user", "--mount", "--pid", "--ipc", "--uts")
 
 
 class Backend(enum.Enum):
     """How programs are contained, the best first."""
 
     BUBBLEWRAP = "bubblewrap"
-    UNSHARE = "unshare"
     LANDLOCK = "landlock"
 
     @property
-    def covers(self) -> bool:
-        """Whether it can hide a part of something that it shows."""
-        return self is not Backend.LANDLOCK
-
-    @property
-    def ends_whole(self) -> bool:
-        """Whether the kernel sees to it that all that a program started ends with it, and with the server."""
-        return self is not Backend.LANDLOCK
+    def has_namespaces(self) -> bool:
+        """Whether it can hide a part of a directory that it shows, and all processes end with the first."""
+        return self is Backend.BUBBLEWRAP
 
     def command(self, view: MountPlan, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` with that view."""
@@ -89,24 +82,11 @@ def _death_of_all() -> Iterator[str]:
     yield from ("timeout", "--signal=KILL", "0")
 
 
-def _unshare(view: MountPlan) -> Iterator[str]:
-    yield from (*_DEATH_SIGNAL, "unshare", *_NAMESPACES, *(() if view.network else ("--net",)))
-    yield from ("--map-current-user", "--keep-caps", "--fork", "--kill-child", "--")
-    yield from _launcher("mounts", view)
-
-
 def _landlock(view: MountPlan) -> Iterator[str]:
-    yield from _DEATH_SIGNAL
-    yield from _launcher("landlock" if view.network else "landlock-no-network", view)
-
-
-def _launcher(mode: str, view: MountPlan) -> Iterator[str]:
-    """Give the launcher's command line."""
-    yield from (*bare_python(), str(_LAUNCHER), mode, str(view.directory))
+    yield from (*_DEATH_SIGNAL, *bare_python(), str(_LAUNCHER), "network" if view.network else "no-network")
     for place in view.places:
-        yield from (place.access.name, str(place.path))
-    for link in view.links:
-        yield from (f"LINK:{link.target}", str(link.path))
+        if not place.access.is_hidden:
+            yield from (place.access.name, str(place.path))
     yield "--"
 
 
@@ -116,6 +96,5 @@ def _empty_directories(view: MountPlan) -> Iterator[Path]:
 
 _COMMANDS: Mapping[Backend, Callable[[MountPlan], Iterator[str]]] = {
     Backend.BUBBLEWRAP: _bubblewrap,
-    Backend.UNSHARE: _unshare,
     Backend.LANDLOCK: _landlock,
 }

@@ -56,7 +56,7 @@ async def find_sandbox(
         if wanted in (AUTO, mechanism.value):
             reason = await _try(mechanism, needs, workspace)
             if reason is None:
-                held = Containment.NAMESPACE if mechanism.ends_whole else Containment.DEATH_SIGNAL
+                held = Containment.NAMESPACE if mechanism.has_namespaces else Containment.DEATH_SIGNAL
                 return Sandbox(mechanism, held, delegation)
             reasons.append(f"{mechanism.value}: {reason}")
     raise ConfigError(

@@ -1,19 +1,15 @@
-"""Contains itself, then becomes the program that it is given: a script of its own, on bare Python.
+"""A script of its own, on bare Python: confines itself with Landlock, then becomes the program it is given.
 
-    launcher.py MODE DIRECTORY [ACCESS PATH]… -- COMMAND [ARGUMENT]…
+    landlock_launcher.py network|no-network [READ|WRITE PATH]... -- COMMAND [ARGUMENT]...
 
-MODE is ``mounts`` (in mount and process-id namespaces of its own, with the capabilities of their user
-namespace: builds the file system that the places describe, and gives all capabilities up), ``landlock`` or
-``landlock-no-network`` (confines itself to the places, and leaves a keeper behind that ends all that the
-command started when the command or the caller has ended). Each ACCESS is the name of one of
-:class:`stapsrv.sandbox.mount_plan.Access`, or ``LINK:TARGET``.
+It leaves a keeper behind that ends all that the command started when the command or the caller has ended.
+What cannot be done it says in one line on standard error, and exits with status 125.
 
-It imports nothing of this package and little else, since every request waits for its start, and has numbers
-where the kernel's headers have names. It says in one line on standard error what
-could not be done, and exits with status 125.
-
-Source: mount(2), pivot_root(2), landlock(7), capabilities(7), and the kernel's headers.
+Source: landlock(7), prctl(2), and the kernel's headers.
 """
+
+# It imports nothing of this package and little else, since every request waits for its start, and has numbers
+# where the kernel's headers have names.
 
 from __future__ import annotations
 
@@ -25,26 +21,11 @@ import time
 
 REFUSED = 125
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
-_MNT_DETACH = 2
-_SYS_PIVOT_ROOT = {"x86_64": 155, "s390x": 217, "ppc64le": 203, "ppc64": 203}.get(os.uname().machine, 41)
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS = 24, 28, 38
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-_SECBITS_NO_ROOT = 0b11
-_CAPABILITY_VERSION_3 = 0x20080522
-_MAX_CAPABILITIES = 64
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_DEVICE_LINKS = (
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-)
 
 # What Landlock handles, by the ABI that brought it.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
@@ -73,21 +54,13 @@ class _Refused(Exception):
 def main(argv: list[str]) -> None:
     """Contain this process and run the command."""
     split = argv.index("--")
-    (mode, directory, *description), command = argv[:split], argv[split + 1 :]
-    places = list(zip(description[::2], description[1::2], strict=True))
+    (network, *words), command = argv[:split], argv[split + 1 :]
+    mounts = list(zip(words[::2], words[1::2], strict=True))
     try:
-        if mode == "mounts":
-            _check_caller()
-            _build_root(places)
-            os.chdir(directory)
-            _give_up_capabilities()
-            _promise_no_new_privileges()
-            _become_init()
-        else:
-            _check_caller()
-            _promise_no_new_privileges()
-            _leave_keeper()
-            _confine(places, network=mode == "landlock")
+        _check_caller()
+        _call("no_new_privs", _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _leave_keeper()
+        _confine(mounts, network=network == "network")
         # Python ignores these for itself; a program that it becomes would inherit that.
         for number in (_SIGPIPE, _SIGXFSZ):
             _libc.signal(number, ctypes.c_void_p(_SIG_DFL))
@@ -95,7 +68,7 @@ def main(argv: list[str]) -> None:
     except _Refused as exc:
         reason = str(exc)
     except OSError as exc:
-        reason = f"{exc.filename or mode}: {exc.strerror}"
+        reason = f"{exc.filename or command[0]}: {exc.strerror}"
     sys.stderr.write(f"launcher: {reason}\n")
     sys.exit(REFUSED)
 
@@ -106,20 +79,6 @@ def _check_caller() -> None:
     output.register(sys.stdout.fileno(), 0)
     if any(events & select.POLLERR for _, events in output.poll(0)):
         raise _Refused("nobody waits for the answer")
-
-
-def _become_init() -> None:
-    """Stay behind as the first process of the namespace, and return in a second one.
-
-    The first one is deaf to signals that a program is to die of, and everybody's heir.
-    """
-    child = os.fork()
-    if child == 0:
-        return
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            os._exit(_exit_code(status))
 
 
 def _exit_code(status: int) -> int:
@@ -188,107 +147,7 @@ def _call(what: str, result: int) -> int:
     return result
 
 
-def _build_root(places: list[tuple[str, str]]) -> None:
-    """Make the places the whole file system."""
-    if os.getpid() != 1:
-        raise _Refused("not the first process of a namespace: it would change the host's own file system")
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    root = "/tmp" if os.path.isdir("/tmp") else "/proc"  # noqa: S108 - only a mount point, seen by nobody else
-    _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
-    # The old root stays in reach below this one for as long as things are taken from it.
-    old = f"{root}/.old"
-    os.mkdir(old)
-    os.chdir(root)
-    _call("pivot_root", _libc.syscall(_SYS_PIVOT_ROOT, root.encode(), old.encode()))
-    os.chdir("/")
-    # Before the places: one may be below /dev, in memory.
-    os.mkdir("/dev")
-    for name in _DEVICES:
-        _bind(f"/.old/dev/{name}", f"/dev/{name}")
-    for name, target in _DEVICE_LINKS:
-        os.symlink(target, f"/dev/{name}")
-    accesses = {}
-    for access, path in places:
-        if access.startswith("LINK:"):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.symlink(access.removeprefix("LINK:"), path)
-            continue
-        accesses[path] = access
-        if access == "EMPTY_DIRECTORY":
-            os.makedirs(path, exist_ok=True)
-            _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
-        else:
-            _bind("/.old/dev/null" if access == "EMPTY_FILE" else f"/.old{path}", path)
-    os.makedirs("/proc", exist_ok=True)
-    _seal(accesses)
-    # As long as the old one is in reach: only who sees one already may mount another.
-    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _call("umount", _libc.umount2(b"/.old", _MNT_DETACH))
-    os.rmdir("/.old")
-    _seal_mount("/")
-
-
-def _bind(source: str, path: str) -> None:
-    """Show a part of the old file system, with all that is mounted below it."""
-    if os.path.isdir(source):
-        os.makedirs(path, exist_ok=True)
-    elif not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    _mount(source, path, None, _MS_BIND | _MS_REC)
-
-
-def _seal(accesses: dict[str, str]) -> None:
-    """Make read-only what is mounted now, unless it belongs to a place that can be written to."""
-    for point in _mount_points():
-        if point in ("/", "/.old") or point.startswith("/.old/"):
-            continue
-        place = point
-        while place not in accesses and place != "/":
-            place = os.path.dirname(place)
-        if accesses.get(place) != "WRITE":
-            _seal_mount(point)
-
-
-def _seal_mount(point: str) -> None:
-    # What the mount has already must be said again: a user namespace may not take it away.
-    kept = os.statvfs(point).f_flag & (_MS_NODEV | _MS_NOEXEC)
-    _mount(None, point, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | kept)
-
-
-def _mount_points() -> list[str]:
-    """Return the mount points, by their names in this file system."""
-    points = []
-    with open("/.old/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            point = line.split(" ")[4]
-            for code in ("\\040", "\\011", "\\012", "\\134"):
-                point = point.replace(code, chr(int(code[1:], 8)))
-            points.append(point)
-    return points
-
-
-def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
-    given = None if data is None else data.encode()
-    _call(f"mount on {target}", _libc.mount(*words, ctypes.c_ulong(flags), given))
-
-
-def _give_up_capabilities() -> None:
-    _call("prctl", _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-    for capability in range(_MAX_CAPABILITIES):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            break  # the kernel knows no more
-    _call("securebits", _libc.prctl(_PR_SET_SECUREBITS, _SECBITS_NO_ROOT, 0, 0, 0))
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _call("capset", _libc.capset(header, (ctypes.c_uint32 * 6)()))
-
-
-def _promise_no_new_privileges() -> None:
-    _call("no_new_privs", _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-
-
-def _confine(places: list[tuple[str, str]], *, network: bool) -> None:
+def _confine(mounts: list[tuple[str, str]], *, network: bool) -> None:
     """Let Landlock allow what the places name, and nothing else that it knows of."""
     version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     abi = _call("Landlock", version)
@@ -300,7 +159,7 @@ def _confine(places: list[tuple[str, str]], *, network: bool) -> None:
         "Landlock",
         _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(known), 0),
     )
-    for access, path in places:
+    for access, path in mounts:
         if access == "READ":
             _allow(ruleset, path, handled & _READ_RIGHTS)
         elif access == "WRITE":

@@ -48,7 +48,7 @@ class Sandbox:
     @property
     def is_whole(self) -> bool:
         """Whether all that a compile starts is in namespaces of its own."""
-        return self.mechanism is not None and self.mechanism.ends_whole
+        return self.mechanism is not None and self.mechanism.has_namespaces
 
     @property
     def cgroup(self) -> str | None:
@@ -138,7 +138,7 @@ class Sandbox:
         Raises:
             ConfigError: what is to be shown holds what is to be hidden, and the mechanism cannot do that.
         """
-        if self.mechanism is None or self.mechanism.covers or not view.covered:
+        if self.mechanism is None or self.mechanism.has_namespaces or not view.covered:
             return
         hidden = view.covered[0]
         shown = next(place.path for place in view.places if place.path in hidden.parents)

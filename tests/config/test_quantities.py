@@ -72,6 +72,8 @@ def test_counts_and_choices():
         count("a number of cats", least=0, most=9).parse("10")
     with pytest.raises(ValueError, match=r"^a or b$"):
         choice("a", "b").parse("A")
+    with pytest.raises(ValueError, match=r"^a or b \(c is gone\)$"):
+        choice("a", "b", gone={"c": "a or b"}).parse("c")
 
 
 @pytest.mark.parametrize(

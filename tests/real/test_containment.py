@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import select
 from pathlib import Path
 
 import pytest
-from kit.footprint import descendants
-from kit.real import Ran, serving, wait_until
+from kit.real import Ran, serving
 
 SECRET = b"the-operator-s-own-words"
 
 
-@pytest.fixture(params=["bubblewrap", "unshare", "landlock"])
+@pytest.fixture(params=["bubblewrap", "landlock"])
 def contained(request, stap, tmp_path):
     """A server with this mechanism, its own log and certificate database, and a request under way in it."""
     with serving(stap, f"--sandbox={request.param}", f"--ssl={tmp_path / 'ssl'}") as server:
@@ -106,39 +102,3 @@ def told(ran: Ran) -> bool:
     """Whether a client was told what stands in one of the targets."""
     words = (SECRET.decode(), "root:x:0:0", "compile server pid", "SQLite")
     return any(word in ran.stdout + ran.stderr for word in words)
-
-
-@pytest.mark.parametrize("sandbox", ["bubblewrap", "unshare"])
-def test_next_compile_takes_what_stands_by(stap, sandbox):
-    """The process that waited becomes the real stap, and ends with it; untaken, it would wait on."""
-
-    def waiting() -> list[int]:
-        return [pid for pid in descendants(server.pid) if name(pid).startswith("python")]
-
-    def name(pid: int) -> str:
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{pid}/comm").read_text()
-        return ""
-
-    def compile_once() -> None:
-        ran = stap.via(server.port, "-p4", "-e", "probe begin { exit() }")
-        assert (ran.status, len(list(stap.place.glob("*.ko")))) == (0, 1)
-
-    def hold_innermost() -> bool:
-        with contextlib.suppress(ProcessLookupError):
-            held.extend(os.pidfd_open(pid) for pid in waiting()[-1:])
-        return len(held) > 0
-
-    def is_taken() -> bool:
-        """Compile: nobody but the server hears of it when the process is ready to be taken."""
-        compile_once()
-        return bool(select.select(held, [], [], 0)[0])
-
-    held: list[int] = []
-    with serving(stap, f"--sandbox={sandbox}", "--result-cache=no") as server:
-        compile_once()
-        wait_until(hold_innermost)
-        try:
-            wait_until(is_taken)
-        finally:
-            os.close(*held)

@@ -52,9 +52,9 @@ are those of the limits."""
 
 
 async def test_first_that_works_is_taken(find, stand_in):
-    stand_in(unshare=READER, landlock=READER)
+    stand_in(bubblewrap=READER, landlock=READER)
     found = await find()
-    assert (found.name, found.containment) == ("unshare", Containment.NAMESPACE)
+    assert (found.name, found.containment) == ("bubblewrap", Containment.NAMESPACE)
     stand_in(landlock=READER)
     found = await find()
     assert (found.name, found.containment) == ("landlock", Containment.DEATH_SIGNAL)
@@ -66,7 +66,7 @@ async def test_none_that_works_is_a_refusal(find, stand_in):
         await find()
     assert str(caught.value).startswith(
         "SANDBOX=auto: requests cannot be contained on this host (bubblewrap: No permissions to create new"
-        " namespace; unshare: status 1; landlock: status 1); install bubblewrap and let users make"
+        " namespace; landlock: status 1); install bubblewrap and let users make"
     )
     assert "SANDBOX=off" in str(caught.value)
 
@@ -85,8 +85,8 @@ async def test_one_that_hides_nothing_is_none(find, stand_in):
 
 
 async def test_one_that_lets_nothing_be_written_is_none(find, stand_in):
-    stand_in(unshare=("sh", "-c", "shift 3; case $1 in cp) exit 1;; esac", "sh"))
-    with pytest.raises(ConfigError, match="unshare: it allows no file to be written"):
+    stand_in(bubblewrap=("sh", "-c", "shift 3; case $1 in cp) exit 1;; esac", "sh"))
+    with pytest.raises(ConfigError, match="bubblewrap: it allows no file to be written"):
         await find()
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_covered_is_refused(tmp_path):
         secret=(tmp_path / "tapsets" / "ssl",),
     )
     view = request_view(needs, tmp_path / "request")
-    for mechanism in (Backend.BUBBLEWRAP, Backend.UNSHARE, None):
+    for mechanism in (Backend.BUBBLEWRAP, None):
         Sandbox(mechanism).check(view)
     with pytest.raises(ConfigError) as caught:
         Sandbox(Backend.LANDLOCK).check(view)

@@ -53,7 +53,7 @@ def test_table():
     [
         (["bubblewrap"], ["requests are contained by bubblewrap"]),
         (["off"], ["requests are not contained: SANDBOX=off"]),
-        (["unshare", "unshare"], ["requests are contained by unshare"]),
+        (["landlock", "landlock"], ["requests are contained by landlock"]),
         (
             ["off", "landlock"],
             ["requests are not contained: SANDBOX=off", "requests are contained by landlock"],
