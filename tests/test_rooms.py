@@ -10,7 +10,7 @@ import stapsrv
 
 ROOT = Path(stapsrv.__file__).parent
 LAYERS = (
-    {"errors", "rejection"},
+    {"errors", "rejection", "text"},
     {"system"},
     {"process"},
     {"config"},

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from stapsrv.config.log_format import parse_log_format
 from stapsrv.config.tunables import BY_ATTRIBUTE, SERVER_TUNABLES, TUNABLES, Scope, Tunable, with_tuning
 from stapsrv.errors import ConfigError
+from stapsrv.text import shortened
 
 if TYPE_CHECKING:
     from stapsrv.config.settings import ServerSettings
@@ -357,4 +358,4 @@ def _writable(variable: Variable, value: str) -> str:
 
 def _shown(text: str) -> str:
     """Quote ``text``, not all of it if it is long, so that no terminal obeys it."""
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
+    return repr(shortened(text, _SHOWN_CHARACTERS))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from stapsrv.errors import StapsrvError
-from stapsrv.observe.formats import printable
+from stapsrv.text import printable, shortened
 
 _QUESTION_WIDTH = 30
 _MOST_CHARACTERS = 1000
@@ -17,7 +17,7 @@ _MOST_CHARACTERS = 1000
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    return shortened(text, _MOST_CHARACTERS)
 
 
 class Verdict(enum.StrEnum):

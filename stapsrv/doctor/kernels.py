@@ -13,6 +13,7 @@ from stapsrv.doctor.findings import Finding, failure, fault, ok
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.supervisor.runtime import open_host
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.text import error_line
 
 PROBE = b"probe begin { exit() }"
 _PATIENCE_S = 180.0
@@ -21,7 +22,6 @@ _REMEDY = (
     "mend the headers, or name a runtime that fits them (-R, RUNTIME=); "
     "patch-runtime of stapsrv makes one of SystemTap 4.8's"
 )
-_ERROR = ("error:", "fatal", "ERROR")
 
 
 async def check_releases(patient: DoctorContext) -> AsyncIterator[Finding]:
@@ -49,7 +49,7 @@ async def check_compiling(patient: DoctorContext) -> AsyncIterator[Finding]:
             if result.status == 0:
                 yield ok(question, "a script of one line compiles")
             else:
-                yield failure(question, _first_error(result.stderr), _REMEDY)
+                yield failure(question, error_line(result.stderr), _REMEDY)
 
 
 def _headers(name: str, settings: ServerSettings) -> Finding:
@@ -93,10 +93,3 @@ def _probe(release: ServedRelease) -> CompileRequest:
 def _resolve(name: str, settings: ServerSettings) -> ServedRelease:
     assert settings.arch is not None, "settings are resolved"  # noqa: S101
     return resolve_release(name, arch=settings.arch)
-
-
-def _first_error(stderr: bytes) -> str:
-    """Return the line that says why, as far as it can be told."""
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in _ERROR)]
-    return (telling or lines or ["stap says nothing"])[0]

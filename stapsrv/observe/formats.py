@@ -23,6 +23,7 @@ from typing import TypeAlias
 import attrs
 
 from stapsrv.config.log_format import LogFormat
+from stapsrv.text import printable
 
 CLASSIC: Mapping[str, str] = {
     "configuration.refused": "Configuration refused: {reason}",
@@ -137,17 +138,14 @@ CLASSIC: Mapping[str, str] = {
     ),
 }
 
-_UNPRINTABLE = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-_UNPRINTABLE |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
-
 
 def classic_line(event: str, fields: Mapping[str, object]) -> str:
     """Return the sentence for ``event``; no field's value can break the line or forge another."""
     template = CLASSIC.get(event)
     if template is None:
-        rest = " ".join(f"{key}={printable(value)}" for key, value in fields.items())
+        rest = " ".join(f"{key}={field_text(value)}" for key, value in fields.items())
         return f"{event} {rest}" if rest else event
-    return template.format_map(_Words({key: printable(value) for key, value in fields.items()}))
+    return template.format_map(_Words({key: field_text(value) for key, value in fields.items()}))
 
 
 class _Words(dict[str, str]):
@@ -157,14 +155,13 @@ class _Words(dict[str, str]):
         return "-"
 
 
-def printable(value: object) -> str:
-    """Return ``value`` as text of one line: control characters and line ends become escapes; None: ``-``."""
+def field_text(value: object) -> str:
+    """Return the value of a field as text of one line; None as ``-``, a time as ctime(3) writes it."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%a %b %e %H:%M:%S %Y")
-    text = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    return text.translate(_UNPRINTABLE)
+    return printable(str(value))
 
 
 PROGRAM = "stap-serverd"

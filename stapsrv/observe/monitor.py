@@ -19,11 +19,11 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.stats import Histogram
-from stapsrv.observe.formats import printable
 from stapsrv.observe.http import HttpLimits, HttpServer, Page
 from stapsrv.observe.metrics import Exposition
 from stapsrv.observe.snapshot import Look, Phase, Snapshot, own_children, sample_lag
 from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.text import printable
 
 
 def reasons_not_ready(facts: Snapshot) -> tuple[str, ...]:

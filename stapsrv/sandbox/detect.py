@@ -21,6 +21,7 @@ from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy, request_view
 from stapsrv.sandbox.sandbox import OFF, Sandbox
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.text import error_line
 
 AUTO = "auto"
 """The setting that takes the first that works."""
@@ -106,5 +107,4 @@ async def _run(mechanism: Backend, view: MountPlan, command: Sequence[str], *, e
         return f"it did not end within {_TRIAL_S:g} seconds"
     if outcome.status == expected:
         return None
-    said = outcome.stderr.decode(errors="replace").strip().splitlines()
-    return said[-1] if said else f"status {outcome.status}"
+    return error_line(outcome.stderr, default=f"status {outcome.status}")

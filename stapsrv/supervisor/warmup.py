@@ -20,7 +20,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeGuard
@@ -36,7 +35,6 @@ from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.health import Health, ReleaseHealth
-from stapsrv.compile.protocol.archive import printable
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -44,6 +42,7 @@ from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
 from stapsrv.supervisor.state.json_file import JsonFile, with_fact
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryMonitor
+from stapsrv.text import error_line
 
 _TREE_FILES = (
     *("Makefile", ".config", "Module.symvers", "include/config/kernel.release"),
@@ -148,9 +147,6 @@ _ARGUMENTS = (b"-p4", b"-e", b"probe begin { exit() }")
 _FIRST_DELAY_S, _MOST_DELAY_S = 60.0, 3600.0
 _SETTLE_S = 2.0
 """A package comes in many files; this long after the first change the next attempt begins."""
-_ERROR = re.compile(rb"\b(fatal )?error:", re.IGNORECASE)
-_MOST_REASON = 300
-"""Characters of a compiler's error that are shown."""
 
 
 @attrs.define(eq=False)
@@ -305,7 +301,7 @@ class Warmup:
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):
-            raise TranslatorError(first_error(result.stderr))
+            raise TranslatorError(error_line(result.stderr))
         seconds = round(anyio.current_time() - began, 1)
         case.log.info("release.healthy", release=release.name, seconds=seconds)
 
@@ -334,13 +330,6 @@ class Warmup:
             return await self._files.run(functools.partial(_watch, case.subject.places), undo=_close)
         except OSError:
             return []
-
-
-def first_error(stderr: bytes) -> str:
-    """Return the line of a compiler's messages that says what is wrong, on one line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR.search(line)]
-    return printable((errors or lines[-1:] or [b"it failed and said nothing"])[0], limit=_MOST_REASON)
 
 
 def _watch(places: Iterable[Path]) -> list[DirectoryMonitor]:

@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_used(site):
             Verdict.FAILURE,
             "x.c:1: error: no such header",
         ),
-        ("exit 1", Verdict.FAILURE, "stap says nothing"),
+        ("exit 1", Verdict.FAILURE, "it failed and said nothing"),
     ],
 )
 def test_compiling(site, stand_in, script, verdict, answer):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.observe.formats import CLASSIC, classic_line, printable
+from stapsrv.observe.formats import CLASSIC, classic_line, field_text
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_no_value_breaks_a_line(value):
 
 
 def test_values_stay_readable():
-    assert printable("naïve 'quotes' -e %s {x}") == "naïve 'quotes' -e %s {x}"
-    assert printable("a\nb\x1b[2J\udcff") == r"a\x0ab\x1b[2J\udcff"
+    assert field_text("naïve 'quotes' -e %s {x}") == "naïve 'quotes' -e %s {x}"
+    assert field_text("a\nb\x1b[2J\udcff") == r"a\nb\x1b[2J\udcff"
 
 
 def test_each_sentence_names_its_fields_only():

@@ -75,7 +75,7 @@ def test_json_line(book, path):
     assert record == {
         "level": "error",
         "event": "request.options",
-        "message": r"Options passed from the client: a\x0ab",
+        "message": r"Options passed from the client: a\nb",
         "peer": "/p",
         "options": "a\nb",
         "running": 1,
@@ -85,7 +85,7 @@ def test_json_line(book, path):
 def test_journal_entry(book, path, journal):
     book.open(path, LogFormat.JOURNAL).warning("request.options", options="a\nb", running=1)
     assert journal_fields(journal.recv(65536)) == {
-        "MESSAGE": r"Options passed from the client: a\x0ab",
+        "MESSAGE": r"Options passed from the client: a\nb",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "stap-serverd",
         "STAPSRV_EVENT": "request.options",

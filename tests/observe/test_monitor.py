@@ -90,7 +90,7 @@ async def test_pages():
                 server_status(3, State.DRAINING, nickname="three"),
                 server_status(4, State.STOPPING, wanted=Wanted.DOWN),
             ),
-            [r"server 1 is failed: no such\x0arelease", "server three is draining"],
+            [r"server 1 is failed: no such\nrelease", "server three is draining"],
         ),
         (
             facts(server_status(1), faults=("/etc/x.conf:1: unknown variable",)),

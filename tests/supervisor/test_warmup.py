@@ -20,7 +20,7 @@ from kit.trees import Witness
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
-from stapsrv.supervisor.warmup import Warmup, _watch, first_error
+from stapsrv.supervisor.warmup import Warmup, _watch
 from stapsrv.system.directory_watcher import DirectoryMonitor
 
 pytestmark = pytest.mark.anyio
@@ -251,21 +251,3 @@ class TestUnhealthy:
             await healths.wait(Health.UNHEALTHY)
             kernel.answer(MODULE)
             await healths.wait(Health.HEALTHY)
-
-
-@pytest.mark.parametrize(
-    ("stderr", "reason"),
-    [
-        (b"WARNING: x\nsemantic error: no runtime\nPass 2: analysis failed.\n", "semantic error: no runtime"),
-        (
-            b"  a.c:1:2: fatal error: x.h: No such file\nerror: later\n",
-            "a.c:1:2: fatal error: x.h: No such file",
-        ),
-        (b"ERROR: kernel release isn't found\n", "ERROR: kernel release isn't found"),
-        (b"one\ntwo\n\n", "two"),
-        (b"", "it failed and said nothing"),
-        (b"error: \x1b[2J" + b"x" * 999, "error: \\x1b[2J" + "x" * 289 + "…"),
-    ],
-)
-def test_first_error(stderr, reason):
-    assert first_error(stderr) == reason

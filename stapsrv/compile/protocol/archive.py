@@ -21,6 +21,7 @@ import attrs
 
 from stapsrv.errors import ProtocolError
 from stapsrv.rejection import RejectReason
+from stapsrv.text import printable, printable_bytes
 
 MAX_ENTRIES = 10_000
 """Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700."""
@@ -92,21 +93,6 @@ class Archive:
     directories: tuple[bytes, ...]
 
 
-def printable(raw: bytes, *, limit: int = 200) -> str:
-    r"""Return ``raw`` on one line, so that no client can forge a second one or drive a terminal.
-
-    Args:
-        raw: text, UTF-8 as far as it can be read so; the rest is shown as ``\xNN``.
-        limit: in characters of ``raw``, after which an ellipsis stands for what is left.
-    """
-    text = raw[: 4 * limit].decode("utf-8", "backslashreplace")
-    shown = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text[:limit]
-    )
-    return shown if len(text) <= limit and len(raw) <= 4 * limit else f"{shown}…"
-
-
 def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
     """Unpack a request's zip.
 
@@ -161,7 +147,9 @@ class _Entry:
     def from_header(cls, header: zipfile.ZipInfo) -> _Entry:
         # The name's bytes as they stand in the header: both of zipfile's decodings are one to one.
         name = header.orig_filename.encode("utf-8" if header.flag_bits & _FLAG_UTF8 else _NAMES)
-        return cls(header, name.removesuffix(b"/"), name.endswith(b"/"), f"{_ZIP} entry '{printable(name)}'")
+        return cls(
+            header, name.removesuffix(b"/"), name.endswith(b"/"), f"{_ZIP} entry '{printable_bytes(name)}'"
+        )
 
 
 def _check_end(payload: bytes) -> tuple[int, int]:
@@ -340,7 +328,7 @@ def _foreign_faults(title: str) -> Iterator[None]:
     try:
         yield
     except _FOREIGN_FAULTS as exc:
-        reason = printable(str(exc).encode("utf-8", "backslashreplace")) or "it ends too soon"
+        reason = printable(str(exc)) or "it ends too soon"
         raise _fault(title, f"is damaged: {reason}") from exc
 
 

@@ -10,8 +10,8 @@ import re
 
 import attrs
 
-from stapsrv.compile.protocol.archive import printable
 from stapsrv.errors import RequestRejected
+from stapsrv.text import printable_bytes
 
 MAX_LINES = 1_000
 """Of one entry. Clients send at most eight of locale, and few hosts have more than a dozen owner keys."""
@@ -61,13 +61,15 @@ def parse_locale(data: bytes) -> StatedLocale:
     messages = []
     for line in _lines(data, "locale"):
         key, equals, value = line.partition(b"=")
-        name = printable(key)
+        name = printable_bytes(key)
         if not equals:
             messages.append(f"Server: Localization key=value line '{name}' cannot be parsed")
         elif name not in LOCALE_KEYS:
             messages.append(f"Server: Localization key '{name}' not found in global list")
         elif not _LOCALE_VALUE.fullmatch(value):
-            messages.append(f"Server: Localization value '{printable(value)}' contains illegal characters")
+            messages.append(
+                f"Server: Localization value '{printable_bytes(value)}' contains illegal characters"
+            )
         else:
             environment[name] = value.decode("ascii")
     return StatedLocale(tuple(environment.items()), tuple(messages))
@@ -90,7 +92,9 @@ def parse_keys(data: bytes) -> StatedKeys:
         elif _FINGERPRINT.fullmatch(line):
             fingerprints[line.decode("ascii")] = None
         else:
-            messages.append(f"Server: MOK fingerprint value '{printable(line)}' isn't in the correct format")
+            messages.append(
+                f"Server: MOK fingerprint value '{printable_bytes(line)}' isn't in the correct format"
+            )
     return StatedKeys(tuple(fingerprints), missing, tuple(messages))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from stapsrv.compile.protocol.archive import printable
+from stapsrv.text import printable_bytes
 
 
 class Privilege(enum.Enum):
@@ -179,9 +179,9 @@ def _long_name(stated: bytes) -> str:
         return _SPELLINGS.get(text, text)
     meant = {_SPELLINGS.get(name, name) for name in _LONG if name.startswith(text)}
     if not meant:
-        raise _GrammarError(f"--{printable(stated)} is unknown")
+        raise _GrammarError(f"--{printable_bytes(stated)} is unknown")
     if len(meant) > 1:
-        raise _GrammarError(f"--{printable(stated)} could mean {', '.join(sorted(meant))}")
+        raise _GrammarError(f"--{printable_bytes(stated)} could mean {', '.join(sorted(meant))}")
     return meant.pop()
 
 
@@ -190,7 +190,7 @@ def _parse_cluster(argument: bytes, rest: list[bytes], options: list[tuple[str, 
     letters = argument[1:]
     for position, letter in enumerate(letters, start=1):
         takes = _SHORT.get(letter)
-        name = printable(bytes([letter]))
+        name = printable_bytes(bytes([letter]))
         if takes is None:
             raise _GrammarError(f"-{name} is unknown")
         if takes is _Value.NONE:

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from stapsrv.compile.protocol.archive import RequestFile, printable, read_archive
+from stapsrv.compile.protocol.archive import RequestFile, read_archive
 from stapsrv.compile.protocol.client_info import StatedLocale, parse_keys, parse_locale
 from stapsrv.config.kernels import is_release_name
 from stapsrv.errors import RequestRejected
+from stapsrv.text import printable_bytes
 
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """Linux's MAX_ARG_STRLEN (with pages of 4 KiB) less the NUL at the end: no program can be given more."""
@@ -115,14 +116,14 @@ def render_arguments(arguments: Iterable[bytes], *, limit: int = 4_000) -> str:
         arguments: as the client sent them.
         limit: in characters, after which an ellipsis stands for what is left.
     """
-    return printable(b" ".join(arguments), limit=limit)
+    return printable_bytes(b" ".join(arguments), limit=limit)
 
 
 def _parse_version(data: bytes) -> str:
     """Read the client's version; absent and empty mean the oldest (seen in the original)."""
     text = data.decode("ascii", "replace").strip() or _OLDEST_VERSION
     if not _VERSION.fullmatch(text):
-        raise RequestRejected(f"The request's version '{printable(data)}' is no version number")
+        raise RequestRejected(f"The request's version '{printable_bytes(data)}' is no version number")
     return text
 
 
@@ -136,7 +137,7 @@ def _parse_sysinfo(data: bytes | None) -> tuple[str, str]:
     match = _SYSINFO.fullmatch(data.decode("ascii", "replace"))
     if match is None or not is_release_name(match[1]):
         raise RequestRejected(
-            f"The request's sysinfo '{printable(data)}' is not 'sysinfo: RELEASE ARCHITECTURE'"
+            f"The request's sysinfo '{printable_bytes(data)}' is not 'sysinfo: RELEASE ARCHITECTURE'"
         )
     return match[1], match[2]
 

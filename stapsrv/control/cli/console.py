@@ -11,6 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -143,16 +144,6 @@ class StatusReport:
         if self.problems or self.lost or any(is_down(server) for server in self.servers()):
             return _FAILED
         return _NOT_RUNNING if self.is_empty else 0
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with what a terminal would obey spelt out: names come from files and from others."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def title(settings: Mapping[str, object]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from stapsrv.control.cli.console import Console, down_reasons, health_remarks, printable
+from stapsrv.control.cli.console import Console, down_reasons, health_remarks
 from stapsrv.control.cli.report import Result, Verb
+from stapsrv.text import printable
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.console import LostServer, StatusReport

@@ -20,12 +20,12 @@ import attrs
 
 from stapsrv.config.mdns import parse_interfaces
 from stapsrv.control.cli.commands.common import LineParser, guarded
-from stapsrv.control.cli.console import printable
 from stapsrv.errors import AdvertiseError, IdentityError
 from stapsrv.identity.certificate import NICKNAME, serial_pairs
 from stapsrv.identity.locked_directory import reading, refusals_explained
 from stapsrv.identity.nss import Database
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory
+from stapsrv.text import printable
 
 if TYPE_CHECKING:
     from stapsrv.mdns.browser import FoundServer

@@ -1,0 +1,44 @@
+"""Text of others, made fit for one line of a log, a message or a terminal. Pure.
+
+Names, arguments and error messages come from clients, files and other programs. Printed as they are they
+could forge a second log line or send commands to a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ERROR = re.compile(rb"\b(error:|fatal\b)", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    r"""Return text on one line, with escapes such as ``\x1b`` for what is not printable."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def printable_bytes(raw: bytes, *, limit: int = 200) -> str:
+    r"""Return bytes as printable text of at most ``limit`` characters; what is not UTF-8 becomes ``\xNN``."""
+    # Only the beginning is decoded: a request may hold megabytes, and a character has four bytes at most.
+    text = raw[: 4 * limit].decode("utf-8", "backslashreplace")
+    shown = printable(text[:limit])
+    return shown if len(text) <= limit and len(raw) <= 4 * limit else f"{shown}…"
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return text, with an ellipsis for all that follows its first ``limit`` characters."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def error_line(stderr: bytes, *, default: str = "it failed and said nothing", limit: int = 300) -> str:
+    """Return the line of a program's messages that says what is wrong, as printable text.
+
+    It is the first one that mentions an error, else the last one, else ``default``.
+    """
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.search(line)]
+    return printable_bytes((errors or lines[-1:] or [default.encode()])[0], limit=limit)
