@@ -36,19 +36,19 @@ class DoctorContext:
     def __init__(self, config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> None:
         words = ["check"] if config_file is None else ["check", "-c", config_file]
         self.invocation = parse_arguments(words, directory=None)
-        self.scene = Inventory(self.invocation, environ)
+        self.inventory = Inventory(self.invocation, environ)
         self.environ = environ
         self.compiles = compiles
 
     @property
     def settings(self) -> GlobalSettings:
         """The global settings."""
-        return self.scene.settings
+        return self.inventory.settings
 
     @property
     def user(self) -> str:
         """Whose servers they are: the one who examines."""
-        return self.scene.caller
+        return self.inventory.caller
 
     @cached_property
     def home(self) -> Path:
@@ -63,22 +63,22 @@ class DoctorContext:
     @cached_property
     def servers(self) -> tuple[ServerSettings, ...]:
         """What this user's servers are to be: those that run, and those configured; else the default one."""
-        defaults = self.scene.host.defaults
+        defaults = self.inventory.host.defaults
         running = [found.running.settings.resolved(defaults) for found in self.running]
         configured = [
             server.settings.resolved(defaults)
-            for server in self.scene.configured
+            for server in self.inventory.configured
             if server.settings.resolved(defaults).user == self.user
         ]
         known = tuple(dict.fromkeys([*running, *configured]))
-        if known or self.scene.files:
+        if known or self.inventory.files:
             return known
         return (default_server(defaults),)
 
     @property
     def running(self) -> list[FoundServer]:
         """This user's servers that a supervisor told of."""
-        return [found for found in self.scene.found if found.supervisor["user"] == self.user]
+        return [found for found in self.inventory.found if found.supervisor["user"] == self.user]
 
     @property
     def own_database(self) -> Path:

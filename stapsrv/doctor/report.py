@@ -225,7 +225,7 @@ def _configuration(patient: DoctorContext) -> Iterator[tuple[str, str]]:
 def _server_files(patient: DoctorContext) -> list[Path]:
     """Return the files of the configuration directory; those of the environment are told with that."""
     try:
-        files = anyio.run(BlockingCalls().run, lambda: patient.scene.files)
+        files = anyio.run(BlockingCalls().run, lambda: patient.inventory.files)
     except (OSError, ConfigError):
         return []
     return [file.path for file in files if file.path.is_absolute()]

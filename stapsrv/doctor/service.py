@@ -36,10 +36,10 @@ async def check_configuration(patient: DoctorContext) -> AsyncIterator[Finding]:
 
 async def check_supervisor(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does a supervisor run, and do its servers serve?"""
-    for problem in patient.scene.problems:
+    for problem in patient.inventory.problems:
         yield failure("supervisor", problem, "look at its log, and restart it")
-    own = [info for info in patient.scene.supervisors if info["user"] == patient.user]
-    if not own and not patient.scene.problems:
+    own = [info for info in patient.inventory.supervisors if info["user"] == patient.user]
+    if not own and not patient.inventory.problems:
         yield warning("supervisor", f"none of user {patient.user} runs", "stap-server start")
     for info in own:
         yield ok(
@@ -47,7 +47,7 @@ async def check_supervisor(patient: DoctorContext) -> AsyncIterator[Finding]:
             f"pid {info['pid']}, stapsrv {info['version']}, stap {info['stap_version']}, "
             f"containment: {info['containment']}",
         )
-    for lost in patient.scene.orphaned_servers:
+    for lost in patient.inventory.orphaned_servers:
         yield failure(f"server {lost.nickname}", "its supervisor is gone", "stap-server start")
     for found in patient.running:
         yield _state_of(found)
@@ -66,7 +66,7 @@ async def check_ports(patient: DoctorContext) -> AsyncIterator[Finding]:
             for listener in open_listeners(port, addresses):
                 listener.close()
         except ConfigError as exc:
-            if patient.scene.problems:
+            if patient.inventory.problems:
                 yield warning(question, f"{exc.problem}: by a supervisor that does not answer, perhaps")
                 continue
             yield attrs.evolve(

@@ -39,7 +39,7 @@ async def converse(data: bytes) -> bytes:
                 Caller("me", Access.ALL),
                 methods,
                 limits=limits,
-                allowance=RateLimiter(limits),
+                limiter=RateLimiter(limits),
                 log=lines.log,
             )
             tasks.start_soon(connection.run)

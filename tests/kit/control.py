@@ -90,11 +90,11 @@ class FakeCommands:
             raise self.fault
         return supervisor_status(*self.servers.values())
 
-    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
-        self._note("start", list(wishes))
-        ids = range(10, 10 + len(wishes))
-        for server_id, wish in zip(ids, wishes, strict=True):
-            self.servers[server_id] = server_status(server_id, State.STARTING, settings=wish.settings)
+    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
+        self._note("start", list(specs))
+        ids = range(10, 10 + len(specs))
+        for server_id, spec in zip(ids, specs, strict=True):
+            self.servers[server_id] = server_status(server_id, State.STARTING, settings=spec.settings)
         return await self._all(list(ids), State.STARTING, State.SERVING, report)
 
     async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:

@@ -100,11 +100,11 @@ class FakeSupervisor:
         return encode_result(request.id, {"outcomes": outcomes})
 
     def _start(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("start", [self._called(wish["settings"]) for wish in params["servers"]]))
-        return [self._start_one(wish, tell) for wish in params["servers"]]
+        self.told.append(("start", [self._called(spec["settings"]) for spec in params["servers"]]))
+        return [self._start_one(spec, tell) for spec in params["servers"]]
 
-    def _start_one(self, wish: dict, tell: Callable[[object], None]) -> dict[str, object]:
-        settings = wish["settings"]
+    def _start_one(self, spec: dict, tell: Callable[[object], None]) -> dict[str, object]:
+        settings = spec["settings"]
         same = [
             server for server in self.servers.values() if _identity(server["settings"]) == _identity(settings)
         ]
@@ -113,7 +113,7 @@ class FakeSupervisor:
         error = self.errors.get(self._called(settings))
         if error is not None:
             return {"server": None, "already": False, "error": error}
-        server = server_info(self.next_id, settings=settings, origin=wish.get("origin"))
+        server = server_info(self.next_id, settings=settings, origin=spec.get("origin"))
         self.servers[self.next_id] = server
         self.next_id += 1
         tell({**server, "state": "starting"})
@@ -167,12 +167,12 @@ class FakeSupervisor:
 @contextlib.contextmanager
 def listening(supervisor: FakeSupervisor, stat_path: Path) -> Iterator[FakeSupervisor]:
     """Let a supervisor answer at its place below STAT_PATH until the block ends."""
-    seat = stat_path / supervisor.user
-    seat.mkdir(parents=True, exist_ok=True)
+    supervisor_dir = stat_path / supervisor.user
+    supervisor_dir.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
         with contextlib.suppress(KeyError):
-            os.chown(seat, pwd.getpwnam(supervisor.user).pw_uid, -1)
-    path = seat / "control.sock"
+            os.chown(supervisor_dir, pwd.getpwnam(supervisor.user).pw_uid, -1)
+    path = supervisor_dir / "control.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         bind_socket(listener, path)
         listener.listen()

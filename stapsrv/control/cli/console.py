@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stapsrv.control.protocol.schema import ServerInfo, SettingsInfo, SupervisorInfo
 
-    class LostServer(TypedDict):
+    class OrphanedServer(TypedDict):
         """A server that is on record, and whose supervisor is gone.
 
         Attributes:
@@ -118,14 +118,14 @@ class StatusReport:
     def __init__(
         self,
         supervisors: Sequence[SupervisorInfo],
-        lost: Sequence[LostServer] = (),
+        lost: Sequence[OrphanedServer] = (),
         remarks: Sequence[str] = (),
         *,
         problems: Sequence[str] = (),
         exit_status: int | None = None,
     ) -> None:
         self.supervisors = supervisors
-        self.lost = lost
+        self.orphaned = lost
         self.remarks = remarks
         self.problems = problems
         self.exit_status = self._judged() if exit_status is None else exit_status
@@ -133,7 +133,7 @@ class StatusReport:
     @property
     def is_empty(self) -> bool:
         """Whether there is no server to show."""
-        return not self.lost and not any(supervisor["servers"] for supervisor in self.supervisors)
+        return not self.orphaned and not any(supervisor["servers"] for supervisor in self.supervisors)
 
     def servers(self) -> Iterator[ServerInfo]:
         """Give the servers of all supervisors."""
@@ -141,7 +141,7 @@ class StatusReport:
             yield from supervisor["servers"]
 
     def _judged(self) -> int:
-        if self.problems or self.lost or any(is_down(server) for server in self.servers()):
+        if self.problems or self.orphaned or any(is_down(server) for server in self.servers()):
             return _FAILED
         return _NOT_RUNNING if self.is_empty else 0
 
@@ -173,7 +173,7 @@ def is_down(server: ServerInfo) -> bool:
 def status_lines(report: StatusReport) -> list[str]:
     """Return what ``status`` prints where no terminal reads it."""
     lines = [f"{title(named(server))} {_running_as(server)}" for server in report.servers()]
-    lines += (f"{title(lost['settings'])} {_was_running_as(lost['id'])}" for lost in report.lost)
+    lines += (f"{title(lost['settings'])} {_was_running_as(lost['id'])}" for lost in report.orphaned)
     lines += report.remarks
     return lines or [NONE_RUNS]
 
@@ -204,7 +204,7 @@ def status_json(report: StatusReport) -> str:
 
     * ``supervisors``: an array of what each supervisor says of itself and of the servers asked about, as
       :class:`~stapsrv.control.protocol.schema.SupervisorInfo` describes it (``docs/control.md``, ``status``);
-    * ``lost``: an array of the servers that are on record and whose supervisor is gone, each an object
+    * ``orphaned``: an array of the servers that are on record and whose supervisor is gone, each an object
       with ``id``, ``settings`` and ``record``, the file's path; a supervisor that starts takes them up again;
     * ``remarks``: an array of texts about servers that were asked about and do not run;
     * ``problems``: an array of texts about supervisors that do not answer;
@@ -213,7 +213,7 @@ def status_json(report: StatusReport) -> str:
     return encode_document(
         {
             "supervisors": report.supervisors,
-            "lost": report.lost,
+            "lost": report.orphaned,
             "remarks": report.remarks,
             "problems": report.problems,
             "exit_status": report.exit_status,

@@ -31,12 +31,12 @@ class Executor:
         failed: something went wrong.
     """
 
-    def __init__(self, scene: Inventory, supervisors: Supervisors, reporter: Reporter) -> None:
+    def __init__(self, inventory: Inventory, supervisors: Supervisors, reporter: Reporter) -> None:
         self.failed = False
         self._supervisors = supervisors
         self._reporter = reporter
-        self._default_user = scene.default_user
-        self._found = {_key(server.running): server for server in scene.found}
+        self._default_user = inventory.default_user
+        self._found = {_key(server.running): server for server in inventory.found}
         self._told: set[str] = set()
 
     def find(self, target: Target) -> FoundServer | None:
@@ -75,7 +75,7 @@ class Executor:
         outcomes = self._each(
             Verb.RESTART,
             targets,
-            lambda user, group: self._supervisors.restart(user, _ids(group), _wishes(group)),
+            lambda user, group: self._supervisors.restart(user, _ids(group), _specs(group)),
         )
         for target, outcome in outcomes:
             self.tell(Verb.STOP, target, outcome if _is_stuck(outcome) else {**outcome, "error": None})
@@ -86,7 +86,7 @@ class Executor:
     def start(self, targets: Sequence[Target]) -> None:
         """Start servers; those that run already are left as they are."""
         outcomes = self._each(
-            Verb.START, targets, lambda user, group: self._supervisors.start(user, _wishes(group))
+            Verb.START, targets, lambda user, group: self._supervisors.start(user, _specs(group))
         )
         for target, outcome in outcomes:
             self.tell(Verb.START, target, outcome)
@@ -210,7 +210,7 @@ def _ids(targets: Sequence[Target]) -> list[int]:
     return [target.server.server_id for target in targets if target.server is not None]
 
 
-def _wishes(targets: Sequence[Target]) -> list[ServerSpecInfo]:
+def _specs(targets: Sequence[Target]) -> list[ServerSpecInfo]:
     return [
         {"settings": settings_info(target.settings), "origin": target.where}
         for target in targets

@@ -18,7 +18,7 @@ from stapsrv.control.client.discovery import SupervisorScan
 from stapsrv.control.protocol.schema import settings_from
 
 if TYPE_CHECKING:
-    from stapsrv.control.cli.console import LostServer
+    from stapsrv.control.cli.console import OrphanedServer
     from stapsrv.control.protocol.schema import ServerInfo, SupervisorInfo
 
 
@@ -63,13 +63,13 @@ class Inventory:
         self.caller = caller_name()
         # What is begun has a deadline of its own, and begins with who is there.
         only_asks = invocation.action in {Action.STATUS, Action.CHECK}
-        glance = SupervisorScan(
+        scan = SupervisorScan(
             readable_stat_paths(self.settings, invocation.config_file),
             answer_s=invocation.timeout_s if only_asks else None,
         )
-        self.problems = glance.problems
-        self.supervisors = glance.supervisors
-        self.lost: list[LostServer] = glance.lost()
+        self.problems = scan.problems
+        self.supervisors = scan.supervisors
+        self.orphaned: list[OrphanedServer] = scan.orphaned()
 
     @property
     def default_user(self) -> str:
@@ -104,10 +104,10 @@ class Inventory:
 
     @cached_property
     def orphaned_servers(self) -> list[RunningServer]:
-        """The lost servers as the selection sees them; :attr:`lost`, in the same order."""
+        """The lost servers as the selection sees them; :attr:`orphaned`, in the same order."""
         return [
             RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
-            for lost in self.lost
+            for lost in self.orphaned
         ]
 
     @cached_property

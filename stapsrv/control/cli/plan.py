@@ -68,7 +68,7 @@ class Target:
         exit_status: what the command exits with on its account, even if all that is left to do goes well.
     """
 
-    deed: Operation
+    operation: Operation
     settings: ServerSettings | None = None
     server: RunningServer | None = None
     problem: str | None = None
@@ -100,7 +100,7 @@ class Plan:
         return _FAILED if _FAILED in statuses else max(statuses, default=0)
 
 
-def plan(
+def make_plan(
     invocation: Invocation,
     *,
     running: Sequence[RunningServer],
@@ -123,19 +123,19 @@ def plan(
         return Plan(invocation.action, ())
     if invocation.action is Action.RESTART and not running:
         rule = _RULES[Action.START]
-    known = ServerIndex(running, configured, host)
-    dealer = ListOptions(invocation.lists)
+    index = ServerIndex(running, configured, host)
+    list_options = ListOptions(invocation.lists)
     if invocation.specifications:
-        meant = specified(invocation.specifications, known, dealer, may_create=rule.like_start)
+        matches = specified(invocation.specifications, index, list_options, may_create=rule.like_start)
     elif not rule.like_start:
-        meant = (Match(server.settings, server=server) for server in running)
+        matches = (Match(server.settings, server=server) for server in running)
     elif configured:
-        meant = (Match(file.settings, where=file.where) for file in configured)
+        matches = (Match(file.settings, where=file.where) for file in configured)
     else:
-        meant = iter([Match(changed(ServerSettings(), dealer.deal()))])
-    judge = _Judge(rule, known, keep_temporary=invocation.keep_temporary)
-    targets = judge.judge(meant)
-    return Plan(invocation.action, targets, (*judge.warnings, *dealer.warnings()))
+        matches = iter([Match(changed(ServerSettings(), list_options.next_values()))])
+    planner = _Planner(rule, index, keep_temporary=invocation.keep_temporary)
+    targets = planner.planner(matches)
+    return Plan(invocation.action, targets, (*planner.warnings, *list_options.warnings()))
 
 
 _FAILED = 1
@@ -184,89 +184,91 @@ _RULES = {
 }
 
 
-class _Judge:
+class _Planner:
     """Says what an action does with each server that is meant.
 
     Attributes:
         warnings: files for the same server.
     """
 
-    def __init__(self, rule: _Rule, known: ServerIndex, *, keep_temporary: bool) -> None:
+    def __init__(self, rule: _Rule, index: ServerIndex, *, keep_temporary: bool) -> None:
         self.warnings: list[str] = []
         self._rule = rule
-        self._known = known
+        self._index = index
         self._keep_temporary = keep_temporary
         self._new: dict[ServerSettings, str | None] = {}
         """Servers that come to be, by identity, and the file that asks for each."""
         anew = rule.replaces or rule.if_not is Operation.CHECK
         self._nicknames = {
             server.nickname: f"the server running as PID {server.server_id}; stop that one first"
-            for server in (() if anew else known.running)
+            for server in (() if anew else index.running)
         }
         """Who has each, and what to do about it, in words."""
 
-    def judge(self, meant: Iterable[Match]) -> tuple[Target, ...]:
+    def planner(self, matches: Iterable[Match]) -> tuple[Target, ...]:
         """Return each server once: those to stop because they are not meant any more, then those meant."""
         targets: list[Target] = []
         found: set[RunningServer] = set()
-        for target in map(self._target, meant):
+        for target in map(self._target, matches):
             if target.server is not None:
                 if target.server in found:
                     continue
                 found.add(target.server)
             targets.append(target)
         replaced = [
-            Target(deed=Operation.STOP, settings=self._known.resolved(server.settings), server=server)
-            for server in self._known.running
+            Target(operation=Operation.STOP, settings=self._index.resolved(server.settings), server=server)
+            for server in self._index.running
             if self._rule.replaces and server not in found
         ]
         return (*replaced, *targets)
 
-    def _target(self, meant: Match) -> Target:
+    def _target(self, matches: Match) -> Target:
         rule = self._rule
-        if meant.problem is not None:
-            status = rule.unknown_status if meant.unknown else _FAILED
-            return Target(deed=Operation.REFUSE, problem=meant.problem, exit_status=status)
-        asked = self._known.resolved(meant.settings)
-        server = meant.server or self._known.running_as(asked)
+        if matches.problem is not None:
+            status = rule.unknown_status if matches.unknown else _FAILED
+            return Target(operation=Operation.REFUSE, problem=matches.problem, exit_status=status)
+        asked = self._index.resolved(matches.settings)
+        server = matches.server or self._index.running_as(asked)
         if rule.if_not is Operation.CHECK or (rule.if_not is Operation.START and server is None):
-            return self._new_target(asked, meant.where)
+            return self._new_target(asked, matches.where)
         if server is not None:
-            return self._running_target(server, asked, meant)
-        return Target(deed=rule.if_not, settings=asked, where=meant.where, exit_status=rule.absent_status)
+            return self._running_target(server, asked, matches)
+        return Target(
+            operation=rule.if_not, settings=asked, where=matches.where, exit_status=rule.absent_status
+        )
 
-    def _running_target(self, server: RunningServer, asked: ServerSettings, meant: Match) -> Target:
-        deed, where = self._rule.if_running, meant.where
-        recorded, typed = self._known.resolved(server.settings).tuning, meant.settings.tuning
+    def _running_target(self, server: RunningServer, asked: ServerSettings, matches: Match) -> Target:
+        operation, where = self._rule.if_running, matches.where
+        recorded, typed = self._index.resolved(server.settings).tuning, matches.settings.tuning
         # One that is named, or has a file, says all of its tuning; of the others only what is typed is known.
-        tuning = asked.tuning if meant.server or where is not None else typed.over(recorded)
-        settings = asked if self._rule.like_start else self._known.resolved(server.settings)
+        tuning = asked.tuning if matches.server or where is not None else typed.over(recorded)
+        settings = asked if self._rule.like_start else self._index.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
             return Target(
-                deed=Operation.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED
+                operation=Operation.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED
             )
-        if deed is Operation.RESTART:
+        if operation is Operation.RESTART:
             settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
-        elif deed is Operation.KEEP and not self._rule.replaces and tuning != recorded:
+        elif operation is Operation.KEEP and not self._rule.replaces and tuning != recorded:
             remedy = "restart changes them" if where is None else f"reload makes them those of {where}"
             self.warnings.append(f"server {server.nickname} runs already, and keeps its limits; {remedy}")
-        return Target(deed=deed, settings=settings, server=server, where=where)
+        return Target(operation=operation, settings=settings, server=server, where=where)
 
     def _new_target(self, asked: ServerSettings, where: str | None) -> Target:
-        identity = self._known.identity(asked)
+        identity = self._index.identity(asked)
         if identity in self._new:
             if where is not None:
                 self.warnings.append(f"{where}: configures the same server as {self._new[identity]}")
-            return Target(deed=Operation.KEEP, settings=asked, where=where)
+            return Target(operation=Operation.KEEP, settings=asked, where=where)
         self._new[identity] = where
         problem = self._claim_nickname(asked, where)
         if problem is not None:
             return Target(
-                deed=Operation.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED
+                operation=Operation.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED
             )
-        return Target(deed=self._rule.if_not, settings=self._to_start(asked), where=where)
+        return Target(operation=self._rule.if_not, settings=self._to_start(asked), where=where)
 
     def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:
         """Reserve a nickname; return the problem if somebody has it."""

@@ -64,14 +64,14 @@ class Supervisors:
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         self._timeout_s = wait_s if invocation.wait else 0.0
 
-    def start(self, user: str, wishes: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
+    def start(self, user: str, specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
         """Start servers of ``user``, and a supervisor if there is none; one outcome for each wish.
 
         Raises:
             StapsrvError: it cannot be asked, or not be started.
         """
         return self._ask(
-            user, lambda client: client.start(wishes, timeout_s=self._timeout_s, on_progress=self._on_step)
+            user, lambda client: client.start(specs, timeout_s=self._timeout_s, on_progress=self._on_step)
         )
 
     def reload(self, user: str, *, force: bool) -> list[OutcomeInfo]:
@@ -103,13 +103,13 @@ class Supervisors:
                 raise
         return [{"server": None, "already": True, "error": None} for _ in ids]
 
-    def restart(self, user: str, ids: Sequence[int], wishes: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
+    def restart(self, user: str, ids: Sequence[int], specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
         """Stop and start servers of ``user``.
 
         Args:
             user: whose they are.
             ids: the servers'.
-            wishes: what each of them is, to start it should its supervisor be gone.
+            specs: what each of them is, to start it should its supervisor be gone.
 
         Raises:
             StapsrvError: the supervisor cannot be asked.
@@ -121,7 +121,7 @@ class Supervisors:
         except ControlError as exc:
             if not self._has_ended(user, exc):
                 raise
-        return self.start(user, wishes)
+        return self.start(user, specs)
 
     def drain(self, user: str, ids: Sequence[int], *, undo: bool) -> list[OutcomeInfo]:
         """Let servers of ``user`` take nothing new, or with ``undo``, take new requests again.
@@ -139,7 +139,7 @@ class Supervisors:
         """
         record = self._settings.stat_path / f"{server_id}.stat"
         try:
-            with _seat_held(self._settings.stat_path / user):
+            with _supervisor_dir_locked(self._settings.stat_path / user):
                 record.unlink(missing_ok=True)
         except BlockingIOError as exc:
             raise StapsrvError(f"a supervisor of user {user} is starting", remedy="try again") from exc
@@ -229,15 +229,15 @@ class Supervisors:
             SupervisorNotRunning: there is none.
             ControlError: it does not answer, or somebody else's sits in its place.
         """
-        seat = self._settings.stat_path / user
+        supervisor_dir = self._settings.stat_path / user
         with contextlib.suppress(OSError, KeyError):
-            if seat.stat().st_uid != pwd.getpwnam(user).pw_uid:
+            if supervisor_dir.stat().st_uid != pwd.getpwnam(user).pw_uid:
                 raise ControlError(
-                    f"{seat} belongs to somebody else than {user}",
+                    f"{supervisor_dir} belongs to somebody else than {user}",
                     code=Code.NOT_PERMITTED,
                     remedy="remove it",
                 )
-        return SyncControlClient(seat / SOCKET_NAME)
+        return SyncControlClient(supervisor_dir / SOCKET_NAME)
 
     def _has_ended(self, user: str, error: ControlError) -> bool:
         """Whether a supervisor failed to answer because it has ended; waits for the end of one that goes."""
@@ -258,13 +258,13 @@ class Supervisors:
 
 
 @contextlib.contextmanager
-def _seat_held(seat: Path) -> Iterator[None]:
+def _supervisor_dir_locked(supervisor_dir: Path) -> Iterator[None]:
     """Keep a supervisor from taking its seat; raises BlockingIOError if one has it.
 
     The lock is the one of :func:`stapsrv.supervisor.state.lock.hold_instance_lock`.
     """
     try:
-        lock = os.open(seat / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(supervisor_dir / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         # There never was one.
         yield

@@ -12,7 +12,7 @@ from stapsrv.control.cli.report import Result, Verb
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
-    from stapsrv.control.cli.console import LostServer, StatusReport
+    from stapsrv.control.cli.console import OrphanedServer, StatusReport
     from stapsrv.control.protocol.schema import ServerInfo
 
 _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
@@ -56,7 +56,7 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
         colour: mark the states.
         now: to show times of today as times; its zone is the one that times are shown in.
     """
-    servers = [*report.servers(), *map(_as_server, report.lost)]
+    servers = [*report.servers(), *map(_as_server, report.orphaned)]
     columns = _columns(now)
     if len({_setting(server, "USER") for server in servers}) < 2:  # noqa: PLR2004 - nothing to tell apart
         columns = [column for column in columns if column.heading != "USER"]
@@ -82,7 +82,7 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
     told = (
         *down_reasons(report),
         *health_remarks(report),
-        *_losses(report.lost),
+        *_orphan_remarks(report.orphaned),
         *report.remarks,
         *_sandboxes(report),
     )
@@ -219,7 +219,7 @@ def _shared(server: ServerInfo) -> str:
     return _NOTHING if cache is None or not cache["shared"] else str(cache["shared"])
 
 
-def _as_server(lost: LostServer) -> ServerInfo:
+def _as_server(lost: OrphanedServer) -> ServerInfo:
     """Return the row of a server of which there is only a record."""
     settings = lost["settings"]
     port = settings.get("PORT")
@@ -249,7 +249,7 @@ def _sandboxes(report: StatusReport) -> list[str]:
     return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
 
 
-def _losses(lost: Sequence[LostServer]) -> list[str]:
+def _orphan_remarks(lost: Sequence[OrphanedServer]) -> list[str]:
     if not lost:
         return []
     return ["lost: the supervisor is gone without a word; stap-server start takes these servers up again"]

@@ -142,9 +142,9 @@ class ListOptions:
             name: list(values) for name, values in lists._asdict().items()
         }
 
-    def deal(self) -> dict[str, object]:
+    def next_values(self) -> dict[str, object]:
         """Return what the next server gets, by attribute of its settings."""
-        return {name: _dealt(name, values.pop(0)) for name, values in self._left.items() if values}
+        return {name: _parsed_value(name, values.pop(0)) for name, values in self._left.items() if values}
 
     def warnings(self) -> Iterator[str]:
         """Complain about what nobody got."""
@@ -153,7 +153,7 @@ class ListOptions:
                 yield f"{LIST_OPTIONS[name]} {repr('') if value is None else value} applies to no server"
 
 
-def _dealt(name: str, value: DealtValue) -> object:
+def _parsed_value(name: str, value: DealtValue) -> object:
     if value is None:
         return getattr(ServerSettings(), name)
     return Path(value) if isinstance(value, str) else value
@@ -161,59 +161,59 @@ def _dealt(name: str, value: DealtValue) -> object:
 
 def specified(
     specifications: Iterable[ServerSpecification],
-    known: ServerIndex,
-    dealer: ListOptions,
+    index: ServerIndex,
+    list_options: ListOptions,
     *,
     may_create: bool,
 ) -> Iterator[Match]:
     """Give the servers that are specified, and deal each its share of the lists."""
     in_force: tuple[TypedOption, ...] = ()
     for server in specifications:
-        base = _base(server, in_force, known, may_create=may_create)
+        base = _base(server, in_force, index, may_create=may_create)
         naming = (*server.earlier, *server.settings)
         if server.name or not server.each_release or _has_release(naming):
-            yield _overridden(base, server.settings, dealer.deal(), known)
+            yield _overridden(base, server.settings, list_options.next_values(), index)
         if server.each_release:
-            yield from _for_each_release(base, server.settings, known, dealer)
+            yield from _for_each_release(base, server.settings, index, list_options)
         in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
 
 
 def _base(
-    server: ServerSpecification, in_force: Iterable[TypedOption], known: ServerIndex, *, may_create: bool
+    server: ServerSpecification, in_force: Iterable[TypedOption], index: ServerIndex, *, may_create: bool
 ) -> Match:
     """Return what ``-n`` or ``-p`` loads; for a new server, what was typed before."""
     earlier = _described(ServerSettings(), (*in_force, *server.earlier))
     if server.name is None:
         return Match(earlier)
-    named = known.named(server.name)
+    named = index.named(server.name)
     if named.unknown and may_create:
         return Match(attrs.evolve(earlier, nickname=server.name.value))
     return named
 
 
 def _overridden(
-    base: Match, typed: Iterable[TypedOption], dealt: Mapping[str, object], known: ServerIndex
+    base: Match, typed: Iterable[TypedOption], next_values: Mapping[str, object], index: ServerIndex
 ) -> Match:
     """Let what is typed and dealt have its way; that may make another server of a named one."""
-    whole = changed(_described(base.settings, typed), dealt)
+    whole = changed(_described(base.settings, typed), next_values)
     named = base.server is not None or base.where is not None
-    if named and known.identity(whole) == known.identity(base.settings):
+    if named and index.identity(whole) == index.identity(base.settings):
         # The same server, though it may be tuned otherwise from its next start on.
         return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
     if named:
-        return Match(changed(_described(_lent(base.settings), typed), dealt))
+        return Match(changed(_described(_lent(base.settings), typed), next_values))
     return attrs.evolve(base, settings=whole)
 
 
 def _for_each_release(
-    base: Match, typed: Iterable[TypedOption], known: ServerIndex, dealer: ListOptions
+    base: Match, typed: Iterable[TypedOption], index: ServerIndex, list_options: ListOptions
 ) -> Iterator[Match]:
     """Give a server like ``base`` for each installed release and the host's architecture (``-i``)."""
     alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
-    if not known.host.installed:
+    if not index.host.installed:
         yield Match(alike, problem="-i means no server: no kernel release is installed")
-    for release in known.host.installed:
-        yield Match(changed(attrs.evolve(alike, releases=(release,)), dealer.deal()))
+    for release in index.host.installed:
+        yield Match(changed(attrs.evolve(alike, releases=(release,)), list_options.next_values()))
 
 
 _ARRAYS: Mapping[str, str] = {

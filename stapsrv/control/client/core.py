@@ -123,7 +123,7 @@ class PendingCall(Generic[_Result]):
         self._call = call
         self._id = request_id
 
-    def take(self, line: bytes) -> ServerInfo | None:
+    def feed(self, line: bytes) -> ServerInfo | None:
         """Take in a line; return the change of a server that it tells of. Late answers to others are skipped.
 
         Raises:

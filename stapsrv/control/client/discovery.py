@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import UnionType
 
-    from stapsrv.control.cli.console import LostServer
+    from stapsrv.control.cli.console import OrphanedServer
     from stapsrv.control.protocol.schema import SettingsInfo, SupervisorInfo
 
 SOCKET_NAME = "control.sock"
@@ -108,9 +108,9 @@ class SupervisorScan:
                     elif entry.is_dir(follow_symlinks=False):
                         self._visit(entry)
 
-    def lost(self) -> list[LostServer]:
+    def orphaned(self) -> list[OrphanedServer]:
         """Return the servers that are on record and whose supervisor is gone."""
-        found: list[LostServer] = []
+        found: list[OrphanedServer] = []
         for entry in self._records:
             stat_path, name = os.path.split(entry.path)
             number = name.removesuffix(".stat")

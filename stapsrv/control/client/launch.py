@@ -56,7 +56,7 @@ class Launch(NamedTuple):
     password: str | None = None
 
     @property
-    def seat(self) -> Path:
+    def supervisor_dir(self) -> Path:
         """The supervisor's own directory."""
         return self.stat_path / self.account.name
 
@@ -76,7 +76,7 @@ def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ:
     deadline = time.monotonic() + _READY_S
     silent = StapsrvError(
         f"the supervisor of user {launch.account.name} runs and does not answer",
-        where=str(launch.seat),
+        where=str(launch.supervisor_dir),
         remedy="see its log, or end it",
     )
     with _start_lock(launch):
@@ -106,12 +106,12 @@ def prepare(launch: Launch) -> None:
     own = Ownership(-1, -1, 0o750)
     if launch.account.is_caller:
         make_directory(launch.stat_path, Ownership(-1, -1, 0o755))
-        make_directory(launch.seat, own)
+        make_directory(launch.supervisor_dir, own)
         return
     group = group_id()
     shared = -1 if group is None else group
     make_directory(launch.stat_path, Ownership(-1, shared, 0o1775))
-    make_directory(launch.seat, Ownership(launch.account.uid, shared, 0o750))
+    make_directory(launch.supervisor_dir, Ownership(launch.account.uid, shared, 0o750))
     make_directory(launch.log_file.parent, Ownership(-1, shared, 0o775))
     make_file(launch.log_file, Ownership(-1, shared, 0o664))
 
@@ -179,7 +179,7 @@ def _start_lock(launch: Launch) -> Iterator[None]:
         ControlError: somebody else is at it for too long (BUSY).
     """
     deadline = time.monotonic() + _LOCK_S
-    fd = open_lock(launch.seat, LOCK_NAME, launch.account.uid)
+    fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
     try:
         while True:
             try:

@@ -77,11 +77,11 @@ class SyncControlClient:
 
     def hello(self) -> HelloInfo:
         """Ask who answers, which protocol version it speaks, and what this peer may do."""
-        return self.perform(core.HELLO)
+        return self.call(core.HELLO)
 
     def status(self) -> SupervisorInfo:
         """Return the supervisor and all its servers as they are now."""
-        return self.perform(core.STATUS)
+        return self.call(core.STATUS)
 
     def start(
         self,
@@ -102,7 +102,7 @@ class SyncControlClient:
             One outcome for each, in order.
         """
         call = core.start(servers, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def stop(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
@@ -118,28 +118,28 @@ class SyncControlClient:
             One outcome for each id that is named, in order; one for each server for ``"all"``.
         """
         call = core.command("stop", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def restart(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
         """Stop and start servers, which keep their ids and ports; see :meth:`stop`."""
         call = core.command("restart", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def drain(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
         """Let servers finish what they have and take no more; return when they are idle; see :meth:`stop`."""
         call = core.command("drain", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def undrain(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
         """Let drained servers accept again; see :meth:`stop`."""
         call = core.command("undrain", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def reload(
         self,
@@ -161,7 +161,7 @@ class SyncControlClient:
             One outcome for each server that was stopped or is configured, and for each bad file.
         """
         call = core.reload(config_file, force=force, timeout_s=timeout_s, on_progress=on_progress)
-        return self.perform(call, on_progress)["outcomes"]
+        return self.call(call, on_progress)["outcomes"]
 
     def end(self, *, timeout_s: float = ACTION_S) -> None:
         """Have the supervisor stop all servers and end; return when it has.
@@ -169,7 +169,7 @@ class SyncControlClient:
         Raises:
             ControlError: it is still there after ``timeout_s`` seconds (TIMED_OUT).
         """
-        self.perform(core.END)
+        self.call(core.END)
         deadline = time.monotonic() + timeout_s
         try:
             while self._receive(deadline):
@@ -179,7 +179,7 @@ class SyncControlClient:
         except ConnectionResetError:
             return
 
-    def perform(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
+    def call(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
         """Carry out any call, such as one that this class has no method for."""
         self._last_id += 1
         exchange = PendingCall(call, self._last_id)
@@ -189,7 +189,7 @@ class SyncControlClient:
         while exchange.result is None:
             with exchange.errors():
                 line = self._next_line(deadline)
-            step = exchange.take(line)
+            step = exchange.feed(line)
             if step is not None and on_progress is not None:
                 on_progress(step)
         return exchange.result

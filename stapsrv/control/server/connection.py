@@ -110,7 +110,7 @@ class RateLimiter:
         self._ahead_s = limits.burst * self._interval_s
         self._due = -math.inf
 
-    def take(self) -> float:
+    def delay(self) -> float:
         """Count a request; return how many seconds it has to wait for its turn."""
         now = anyio.current_time()
         wait_s = max(0.0, self._due - now - self._ahead_s)
@@ -126,7 +126,7 @@ class Connection:
         caller: who is at the other end.
         methods: what can be asked.
         limits: see there.
-        allowance: of the caller's user.
+        limiter: of the caller's user.
         log: gets ``control.malformed`` and ``control.stalled``.
     """
 
@@ -134,24 +134,24 @@ class Connection:
         self,
         connection: socket.socket,
         caller: Caller,
-        methods: RpcHandlers,
+        handlers: RpcHandlers,
         *,
         limits: ControlLimits,
-        allowance: RateLimiter,
+        limiter: RateLimiter,
         log: Log,
     ) -> None:
         self.caller = caller
         self._socket = connection
-        self._methods = methods
+        self._handlers = handlers
         self._limits = limits
-        self._allowance = allowance
+        self._limiter = limiter
         self._log = log
         self._lines = LineBuffer(MAX_REQUEST_BYTES)
         self._in_flight = 0
         self._requests = anyio.create_task_group()
         self._writing = anyio.Lock()
         self._write = anyio.CancelScope()
-        self._farewell = math.inf
+        self._shutdown_deadline = math.inf
         self._broken = False
 
     async def run(self) -> None:
@@ -164,7 +164,7 @@ class Connection:
 
     def set_deadline(self, deadline: float) -> None:
         """Send nothing more after ``deadline``, on the event loop's clock."""
-        self._farewell = deadline
+        self._shutdown_deadline = deadline
         self._write.deadline = min(self._write.deadline, deadline)
 
     async def _take_requests(self) -> None:
@@ -173,7 +173,7 @@ class Connection:
                 line = await self._next_line()
                 if line is None:
                     return
-                await anyio.sleep(self._allowance.take())
+                await anyio.sleep(self._limiter.delay())
                 self._begin(decode_request(line))
             except ControlError as exc:
                 request_id = exc.request_id if isinstance(exc, RequestRefused) else None
@@ -190,11 +190,11 @@ class Connection:
         self._requests.start_soon(self._answer, request)
 
     async def _answer(self, request: Request) -> None:
-        async def tell(server: ServerInfo) -> None:
+        async def notify(server: ServerInfo) -> None:
             await self._send(partial(encode_progress, request.id, server))
 
         try:
-            result = await self._methods.perform(request, self.caller, tell)
+            result = await self._handlers.call(request, self.caller, notify)
         except ControlError as exc:
             await self._send(partial(encode_error, request.id, exc))
         except anyio.get_cancelled_exc_class():
@@ -243,7 +243,7 @@ class Connection:
             async with self._writing:
                 if self._broken:
                     return
-                deadline = min(anyio.current_time() + self._limits.write_s, self._farewell)
+                deadline = min(anyio.current_time() + self._limits.write_s, self._shutdown_deadline)
                 sent = False
                 with anyio.CancelScope(deadline=deadline) as self._write, contextlib.suppress(OSError):
                     await send_all(self._socket, encode())

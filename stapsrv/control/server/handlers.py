@@ -65,7 +65,7 @@ class Commands(Protocol):
     def status(self) -> SupervisorStatus:
         """Return a snapshot of everything."""
 
-    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None, /) -> Sequence[Outcome]:
+    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> Sequence[Outcome]:
         """Start the servers that are wished for and do not run."""
 
     async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
@@ -109,7 +109,7 @@ class Caller(NamedTuple):
     access: Access
 
 
-Tell = Callable[[ServerInfo], Awaitable[None]]
+Notify = Callable[[ServerInfo], Awaitable[None]]
 """Sends a caller a change of a server."""
 
 
@@ -133,8 +133,8 @@ class RpcHandlers:
         self._tasks = tasks
         self._log = log
         self._ending = False
-        self._readers: dict[str, Callable[[_Call], object]] = {"hello": self._hello, "status": self._status}
-        self._actors: dict[str, Callable[[_Call], Awaitable[object]]] = {
+        self._queries: dict[str, Callable[[_Call], object]] = {"hello": self._hello, "status": self._status}
+        self._actions: dict[str, Callable[[_Call], Awaitable[object]]] = {
             "start": self._start,
             "stop": lambda call: self._command(call, commands.stop),
             "restart": lambda call: self._command(call, commands.restart),
@@ -144,29 +144,29 @@ class RpcHandlers:
             "end": self._end,
         }
 
-    async def perform(self, request: Request, caller: Caller, tell: Tell) -> object:
+    async def call(self, request: Request, caller: Caller, notify: Notify) -> object:
         """Carry a request out and return its result, ready for JSON.
 
         Args:
             request: its parameters are checked here.
             caller: who sent it.
-            tell: told of changes, if the caller asked for that; may wait.
+            notify: told of changes, if the caller asked for that; may wait.
 
         Raises:
             ControlError: it cannot be done, with the code that says why.
 
         Cancellation: a command that was begun goes on.
         """
-        call = _Call(request, caller, tell)
-        reader = self._readers.get(request.method)
-        if reader is not None:
-            return reader(call)
-        actor = self._actors.get(request.method)
-        if actor is None:
+        call = _Call(request, caller, notify)
+        query = self._queries.get(request.method)
+        if query is not None:
+            return query(call)
+        action = self._actions.get(request.method)
+        if action is None:
             raise ControlError(
                 f"unknown method {shown(request.method)}",
                 code=Code.METHOD_NOT_FOUND,
-                remedy=f"the methods are {', '.join([*self._readers, *self._actors])}",
+                remedy=f"the methods are {', '.join([*self._queries, *self._actions])}",
             )
         if caller.access < Access.ALL:
             self._log.warning(
@@ -179,7 +179,7 @@ class RpcHandlers:
             )
         if self._ending:
             raise ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
-        return await actor(call)
+        return await action(call)
 
     def _hello(self, call: _Call) -> HelloInfo:
         call.params(EmptyInfo)
@@ -199,19 +199,19 @@ class RpcHandlers:
 
     async def _start(self, call: _Call) -> ActionInfo:
         params = call.params(StartParams)
-        wishes = [
-            self._wish(wished, where=f"params.servers[{index}]")
-            for index, wished in enumerate(params["servers"])
+        specs = [
+            self._parse_spec(info, where=f"params.servers[{index}]")
+            for index, info in enumerate(params["servers"])
         ]
 
         def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
             servers = {server.settings.identity(self._defaults): server for server in now.values()}
             return [
-                _unfinished(servers.get(wish.settings.identity(self._defaults)), call.method, waited_s)
-                for wish in wishes
+                _unfinished(servers.get(spec.settings.identity(self._defaults)), call.method, waited_s)
+                for spec in specs
             ]
 
-        return await self._act(call, params, lambda report: self._commands.start(wishes, report), unfinished)
+        return await self._act(call, params, lambda report: self._commands.start(specs, report), unfinished)
 
     async def _command(
         self, call: _Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
@@ -279,7 +279,7 @@ class RpcHandlers:
             deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)
             while (step := await action.wait_step(deadline)) is not None:
                 if params.get("progress", False):
-                    await call.tell(server_info(step))
+                    await call.notify(server_info(step))
         finally:
             action.leave()
         if action.ended:
@@ -288,9 +288,9 @@ class RpcHandlers:
         there = {server.id: server for server in self._commands.status().servers}
         return {"outcomes": unfinished(gone | there, timeout_s)}
 
-    def _wish(self, wished: ServerSpecInfo, *, where: str) -> ServerSpec:
-        settings = settings_from(wished["settings"], where=f"{where}.settings")
-        origin = wished.get("origin")
+    def _parse_spec(self, info: ServerSpecInfo, *, where: str) -> ServerSpec:
+        settings = settings_from(info["settings"], where=f"{where}.settings")
+        origin = info.get("origin")
         if origin is not None:
             checked_text(origin, where=f"{where}.origin")
         return ServerSpec(settings.resolved(self._defaults), origin)
@@ -302,7 +302,7 @@ class _Call:
 
     _request: Request
     caller: Caller
-    tell: Tell
+    notify: Notify
 
     @property
     def method(self) -> str:

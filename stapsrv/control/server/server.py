@@ -114,7 +114,7 @@ class _Endpoint:
 
     def __init__(
         self,
-        methods: RpcHandlers,
+        handlers: RpcHandlers,
         *,
         policy: Policy,
         limits: ControlLimits,
@@ -122,7 +122,7 @@ class _Endpoint:
         tasks: TaskGroup,
         log: Log,
     ) -> None:
-        self._methods = methods
+        self._handlers = handlers
         self._policy = policy
         self._limits = limits
         self._identify = identify
@@ -130,7 +130,7 @@ class _Endpoint:
         self._log = log
         self._connections: set[Connection] = set()
         # Only those who are let in get one, so there are no more than the group has members.
-        self._allowances: dict[int, RateLimiter] = {}
+        self._limiters: dict[int, RateLimiter] = {}
         self._full = False
 
     async def accept(self, listener: socket.socket) -> NoReturn:
@@ -161,13 +161,13 @@ class _Endpoint:
             accepted.close()
             return
         self._full = False
-        allowance = self._allowances.setdefault(peer.uid, RateLimiter(self._limits))
+        limiter = self._limiters.setdefault(peer.uid, RateLimiter(self._limits))
         connection = Connection(
             accepted,
             Caller(user_name(peer.uid), access),
-            self._methods,
+            self._handlers,
             limits=self._limits,
-            allowance=allowance,
+            limiter=limiter,
             log=self._log,
         )
         self._connections.add(connection)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.cli.invocation import Action
 from stapsrv.control.cli.parser import parse_arguments
-from stapsrv.control.cli.plan import Operation, Plan, Target, plan
+from stapsrv.control.cli.plan import Operation, Plan, Target, make_plan
 from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
 
 HOST = HostFacts(
@@ -56,17 +56,17 @@ def choose(
     host: HostFacts = HOST,
 ) -> Plan:
     invocation = parse_arguments(shlex.split(line), directory="/")
-    return plan(invocation, running=running or [], configured=configured or [], host=host)
+    return make_plan(invocation, running=running or [], configured=configured or [], host=host)
 
 
 def shown(target: Target) -> str:
     """A target in a few words: deed, id if it runs, settings that differ from the host's defaults."""
-    words: list[str] = [str(target.deed)]
+    words: list[str] = [str(target.operation)]
     if target.server is not None:
         words.append(str(target.server.server_id))
     if target.problem is not None:
         words.append(target.problem)
-    elif target.settings is not None and target.deed not in (
+    elif target.settings is not None and target.operation not in (
         Operation.STOP,
         Operation.REPORT,
         Operation.DRAIN,
@@ -394,10 +394,10 @@ def test_manual_page(
     targets: list[str],
     exit_status: int,
 ) -> None:
-    selection = choose(line, run(*running), configure(*configured))
-    assert [shown(target) for target in selection.targets] == targets
-    assert selection.exit_status == exit_status
-    assert not selection.warnings
+    plan = choose(line, run(*running), configure(*configured))
+    assert [shown(target) for target in plan.targets] == targets
+    assert plan.exit_status == exit_status
+    assert not plan.warnings
 
 
 OPEN = [
@@ -554,15 +554,15 @@ OPEN = [
 def test_what_the_manual_page_leaves_open(
     line: str, running: list[ServerSettings], targets: list[str], exit_status: int
 ) -> None:
-    selection = choose(line, run(*running))
-    assert [shown(target) for target in selection.targets] == targets
-    assert selection.exit_status == exit_status
+    plan = choose(line, run(*running))
+    assert [shown(target) for target in plan.targets] == targets
+    assert plan.exit_status == exit_status
 
 
 def test_reload_makes_the_running_servers_those_that_are_configured() -> None:
     renamed = attrs.evolve(CROSS, nickname="renamed")
-    selection = choose("reload", run(PLAIN, CROSS), configure(renamed, WEB))
-    assert [shown(target) for target in selection.targets] == [
+    plan = choose("reload", run(PLAIN, CROSS), configure(renamed, WEB))
+    assert [shown(target) for target in plan.targets] == [
         "stop 101",
         "keep 102 arch=arm64 releases=/build user=bob nickname=renamed",
         f"start {WEB_SHOWN}",
@@ -572,48 +572,48 @@ def test_reload_makes_the_running_servers_those_that_are_configured() -> None:
 def test_a_changed_server_may_take_its_own_nickname_over_in_a_reload_but_not_in_a_start() -> None:
     changed = attrs.evolve(WEB, port=7009)
     (stop, start) = choose("reload", run(WEB), configure(changed)).targets
-    assert (stop.deed, start.deed, start.settings) == (
+    assert (stop.operation, start.operation, start.settings) == (
         Operation.STOP,
         Operation.START,
         changed.resolved(HOST.defaults),
     )
-    selection = choose("start", run(WEB), configure(changed))
-    (target,) = selection.targets
+    plan = choose("start", run(WEB), configure(changed))
+    (target,) = plan.targets
     assert target.problem == (
         "The nickname 'web' belongs to the server running as PID 101; stop that one first"
     )
-    assert (target.deed, target.where, selection.exit_status) == (Operation.REFUSE, "1.conf", 1)
+    assert (target.operation, target.where, plan.exit_status) == (Operation.REFUSE, "1.conf", 1)
 
 
 @pytest.mark.parametrize("action", ["start", "force-reload", "reload", "check"])
 def test_two_files_with_one_nickname(action: str) -> None:
     other = attrs.evolve(CROSS, nickname="web")
-    selection = choose(action, [], configure(WEB, other))
-    (first, second) = selection.targets
+    plan = choose(action, [], configure(WEB, other))
+    (first, second) = plan.targets
     assert first.problem is None
     assert second.problem == "The nickname 'web' belongs to 1.conf; give another one"
-    assert (second.where, selection.exit_status) == ("2.conf", 1)
+    assert (second.where, plan.exit_status) == ("2.conf", 1)
 
 
 def test_two_files_with_one_nickname_of_which_the_second_runs() -> None:
     other = attrs.evolve(CROSS, nickname="web")
     (first, second) = choose("reload", run(other), configure(WEB, other)).targets
-    assert (first.deed, second.deed) == (Operation.START, Operation.REFUSE)
+    assert (first.operation, second.operation) == (Operation.START, Operation.REFUSE)
     assert second.server is not None, "it is refused, not stopped"
 
 
 def test_two_files_for_one_server() -> None:
-    selection = choose("start", [], configure(WEB, attrs.evolve(WEB, nickname="other")))
-    assert [target.deed for target in selection.targets] == [Operation.START, Operation.KEEP]
-    assert selection.warnings == ("2.conf: configures the same server as 1.conf",)
-    assert selection.exit_status == 0
+    plan = choose("start", [], configure(WEB, attrs.evolve(WEB, nickname="other")))
+    assert [target.operation for target in plan.targets] == [Operation.START, Operation.KEEP]
+    assert plan.warnings == ("2.conf: configures the same server as 1.conf",)
+    assert plan.exit_status == 0
 
 
 def test_check_means_what_start_would_whatever_runs() -> None:
-    deeds = [target.deed for target in choose("check", run(WEB), configure(WEB, CROSS)).targets]
+    deeds = [target.operation for target in choose("check", run(WEB), configure(WEB, CROSS)).targets]
     assert deeds == [Operation.CHECK, Operation.CHECK]
     (target,) = choose("check -n web", run(WEB)).targets
-    assert (target.deed, target.server) == (Operation.CHECK, None)
+    assert (target.operation, target.server) == (Operation.CHECK, None)
 
 
 @pytest.mark.parametrize(
@@ -636,9 +636,9 @@ def test_check_means_what_start_would_whatever_runs() -> None:
 def test_values_of_lists_that_are_left_over(
     line: str, configured: list[ServerSettings], warnings: list[str]
 ) -> None:
-    selection = choose(line, run(FAST), configure(*configured))
-    assert list(selection.warnings) == warnings
-    assert selection.exit_status == 0
+    plan = choose(line, run(FAST), configure(*configured))
+    assert list(plan.warnings) == warnings
+    assert plan.exit_status == 0
 
 
 def test_the_default_server_gets_the_lists() -> None:
@@ -650,7 +650,7 @@ def test_the_default_server_gets_the_lists() -> None:
 def test_no_release_is_installed() -> None:
     (target,) = choose("start -i", host=attrs.evolve(HOST, installed=())).targets
     assert target.problem == "-i means no server: no kernel release is installed"
-    assert (target.deed, target.exit_status) == (Operation.REFUSE, 1)
+    assert (target.operation, target.exit_status) == (Operation.REFUSE, 1)
 
 
 def test_a_nickname_that_was_but_the_id_does_not_outlive_it() -> None:
@@ -707,9 +707,9 @@ def tuned(
     line: str, running: list[RunningServer]
 ) -> tuple[list[tuple[Operation, dict[str, object]]], list[str]]:
     """Return what each target does and how it is tuned, and the warnings."""
-    selection = choose(line, running)
-    told = [(one.deed, dict(one.settings.tuning)) for one in selection.targets if one.settings is not None]
-    return told, list(selection.warnings)
+    plan = choose(line, running)
+    told = [(one.operation, dict(one.settings.tuning)) for one in plan.targets if one.settings is not None]
+    return told, list(plan.warnings)
 
 
 def test_tuning_is_a_server_s_and_stays_in_force() -> None:
@@ -742,9 +742,9 @@ def test_a_restart_tunes_and_a_start_says_that_it_does_not() -> None:
 
 def test_a_start_says_that_a_file_s_limits_are_not_those_of_the_running_server() -> None:
     tuned_web = attrs.evolve(WEB, tuning={"compile_s": 9.0})
-    selection = choose("start", run(WEB), configure(tuned_web))
+    plan = choose("start", run(WEB), configure(tuned_web))
     (where,) = [file.where for file in configure(tuned_web)]
-    assert list(selection.warnings) == [
+    assert list(plan.warnings) == [
         f"server web runs already, and keeps its limits; reload makes them those of {where}"
     ]
     assert list(choose("start", run(tuned_web), configure(tuned_web)).warnings) == []
@@ -779,12 +779,12 @@ def test_each_server_is_meant_once_and_a_second_start_changes_nothing(
     if action is Action.RELOAD:
         options = []
     line = " ".join([action, *options])
-    selection = choose(line, run(*running), configure(*configured))
-    ids = [target.server.server_id for target in selection.targets if target.server is not None]
+    plan = choose(line, run(*running), configure(*configured))
+    ids = [target.server.server_id for target in plan.targets if target.server is not None]
     assert len(ids) == len(set(ids))
-    for target in selection.targets:
-        assert (target.deed is Operation.REFUSE) == (target.problem is not None)
-        if target.deed in (
+    for target in plan.targets:
+        assert (target.operation is Operation.REFUSE) == (target.problem is not None)
+        if target.operation in (
             Operation.STOP,
             Operation.RESTART,
             Operation.REPORT,
@@ -792,8 +792,11 @@ def test_each_server_is_meant_once_and_a_second_start_changes_nothing(
             Operation.UNDRAIN,
         ):
             assert target.server is not None
-    if action is Action.START:
-        started = [one.settings for one in selection.targets if one.deed is Operation.START and one.settings]
+    # What follows -n adds to the server of that name: typed again, it adds once more, and means another one.
+    names = [index for index, option in enumerate(options) if option.startswith("-n")]
+    adds_to_named = bool(names) and any(option[:2] in ("-r", "-I") for option in options[names[0] + 1 :])
+    if action is Action.START and not adds_to_named:
+        started = [one.settings for one in plan.targets if one.operation is Operation.START and one.settings]
         after = [*run(*running), *(RunningServer(200 + index, one) for index, one in enumerate(started))]
         again = choose(line, after, configure(*configured))
-        assert Operation.START not in [target.deed for target in again.targets]
+        assert Operation.START not in [target.operation for target in again.targets]

@@ -86,16 +86,16 @@ async def test_hello_and_status(tmp_path, dial):
 async def test_start_with_progress(tmp_path, dial):
     async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
         steps: list[tuple] = []
-        wishes = [{"settings": {"PORT": 5001}}, {"settings": {"NICKNAME": "n"}, "origin": "/conf.d/n.conf"}]
+        specs = [{"settings": {"PORT": 5001}}, {"settings": {"NICKNAME": "n"}, "origin": "/conf.d/n.conf"}]
         outcomes = await supervisor.start(
-            wishes, on_progress=lambda server: steps.append((server["id"], server["state"]))
+            specs, on_progress=lambda server: steps.append((server["id"], server["state"]))
         )
         assert [outcome["error"] for outcome in outcomes] == [None, None]
         assert [outcome["server"]["settings"]["PORT"] for outcome in outcomes[:1]] == [5001]
         assert steps == [(10, "starting"), (11, "starting"), (10, "serving"), (11, "serving")]
         ((method, told),) = control.commands.told
         assert method == "start"
-        assert [(wish.settings.nickname, wish.origin) for wish in told] == [
+        assert [(spec.settings.nickname, spec.origin) for spec in told] == [
             (None, None),
             ("n", "/conf.d/n.conf"),
         ]
@@ -186,10 +186,10 @@ async def test_time_out_is_the_supervisors_to_tell(tmp_path, dial):
 
 async def test_any_method_may_be_called(tmp_path, dial):
     async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
-        hello = await supervisor.perform(Call("hello", {}, HelloInfo))
+        hello = await supervisor.call(Call("hello", {}, HelloInfo))
         assert hello["protocol"] == 1
         with pytest.raises(ControlError) as caught:
-            await supervisor.perform(Call("dance", {}, EmptyInfo))
+            await supervisor.call(Call("dance", {}, EmptyInfo))
         assert caught.value.code == Code.METHOD_NOT_FOUND
 
 

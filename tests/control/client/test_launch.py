@@ -52,12 +52,12 @@ def launch(command_line, environ):
 
 def holder(launch: Launch) -> int:
     """The process that holds the supervisor's seat, or held it last."""
-    return int((launch.seat / "lock").read_text())
+    return int((launch.supervisor_dir / "lock").read_text())
 
 
 def reach(launch: Launch) -> SyncControlClient | None:
     try:
-        return SyncControlClient(launch.seat / "control.sock")
+        return SyncControlClient(launch.supervisor_dir / "control.sock")
     except SupervisorNotRunning:
         return None
 
@@ -89,9 +89,9 @@ def test_a_supervisor_has_nothing_of_its_starter_s(launch, environ):
 
 def test_its_directories(launch, environ):
     ask_pid(launch, environ)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (launch.stat_path, launch.seat)}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (launch.stat_path, launch.supervisor_dir)}
     assert list(modes.values()) == [0o755, 0o750]
-    assert stat.S_IMODE((launch.seat / LOCK_NAME).stat().st_mode) == 0o600
+    assert stat.S_IMODE((launch.supervisor_dir / LOCK_NAME).stat().st_mode) == 0o600
 
 
 def test_two_starts_at_the_same_moment_come_to_one_supervisor(launch, environ):
@@ -111,7 +111,7 @@ def test_a_socket_that_nobody_listens_to_is_no_obstacle(launch, environ):
     # Readable when the process has ended.
     assert select.select([pidfd], [], [], 20)[0]
     os.close(pidfd)
-    assert (launch.seat / "control.sock").is_socket()
+    assert (launch.supervisor_dir / "control.sock").is_socket()
     assert ask_pid(launch, environ) != first
 
 
@@ -127,7 +127,7 @@ def test_a_supervisor_that_cannot_start_says_why(launch, environ):
 def test_a_supervisor_that_never_answers(launch, environ, monkeypatch):
     """One has the seat, and nobody can be reached: that has an end, and each look at the clock is later."""
     prepare(launch)
-    lock = os.open(launch.seat / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(launch.supervisor_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     clock = itertools.count(step=launching._READY_S / 2)
     monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
@@ -135,14 +135,14 @@ def test_a_supervisor_that_never_answers(launch, environ, monkeypatch):
         reach_or_launch(launch, lambda: None, environ)
     os.close(lock)
     assert str(caught.value) == (
-        f"{launch.seat}: the supervisor of user {launch.account.name} runs and does not answer;"
+        f"{launch.supervisor_dir}: the supervisor of user {launch.account.name} runs and does not answer;"
         " see its log, or end it"
     )
 
 
 def test_waiting_for_another_start_has_an_end(launch, environ, monkeypatch):
     prepare(launch)
-    lock = os.open(launch.seat / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(launch.supervisor_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     monkeypatch.setattr(launching, "_LOCK_S", 0.2)
     with pytest.raises(ControlError, match=r"has not done so within 0.2 seconds; try again$"):
@@ -152,5 +152,5 @@ def test_waiting_for_another_start_has_an_end(launch, environ, monkeypatch):
 
 def test_a_lock_that_died_with_its_holder_is_no_obstacle(launch, environ):
     prepare(launch)
-    (launch.seat / LOCK_NAME).touch()
+    (launch.supervisor_dir / LOCK_NAME).touch()
     assert ask_pid(launch, environ)

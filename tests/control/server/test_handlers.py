@@ -326,8 +326,8 @@ async def test_time_out_of_a_start(tmp_path, monkeypatch):
         control.commands.gate = anyio.Event()
         start = control.commands.start
 
-        async def start_or_refuse(wishes, report):
-            return [Outcome(None, already=False, error="nickname"), *await start(wishes[1:], report)]
+        async def start_or_refuse(specs, report):
+            return [Outcome(None, already=False, error="nickname"), *await start(specs[1:], report)]
 
         control.commands.start = start_or_refuse
         servers = [{"settings": {"PORT": port}} for port in (1, 2, 3, 4)]
@@ -387,8 +387,8 @@ async def test_servers_that_are_gone_at_the_time_out(tmp_path):
             del control.commands.servers[7]
             await anyio.sleep_forever()
 
-        async def start(wishes, report):
-            report(server_status(8, State.FAILED, settings=wishes[0].settings, reason="no build tree"))
+        async def start(specs, report):
+            report(server_status(8, State.FAILED, settings=specs[0].settings, reason="no build tree"))
             await anyio.sleep_forever()
 
         control.commands.stop, control.commands.start = stop, start
@@ -466,8 +466,8 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
     )
 
     async def reload(_config_file, *, force, report):
-        wish = ServerSpec(ServerSettings(nickname="configured").resolved(DEFAULTS), "/conf.d/x.conf")
-        return await supervisor.reload([wish], force=force, report=report)
+        spec = ServerSpec(ServerSettings(nickname="configured").resolved(DEFAULTS), "/conf.d/x.conf")
+        return await supervisor.reload([spec], force=force, report=report)
 
     async def host_and_serve(*, task_status) -> None:
         async def run_supervisor(*, task_status) -> None:
@@ -497,8 +497,8 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
 async def test_real_supervisor_from_start_to_end(tmp_path):
     async with real_supervisor(tmp_path) as path, await anyio.connect_unix(path) as stream:
         peer = LinePeer(stream)
-        wishes = [{"settings": {"NICKNAME": "a"}}, {"settings": {"RUNTIME": "/none"}}, {"settings": {}}]
-        reply = await peer.call("start", {"servers": wishes})
+        specs = [{"settings": {"NICKNAME": "a"}}, {"settings": {"RUNTIME": "/none"}}, {"settings": {}}]
+        reply = await peer.call("start", {"servers": specs})
         good, bad, same = reply["result"]["outcomes"]
         assert (good["error"], good["already"], good["server"]["state"]) == (None, False, "serving")
         assert (bad["error"], bad["server"]["state"]) == ("-R /none: is not a directory", "failed")

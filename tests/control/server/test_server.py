@@ -310,15 +310,15 @@ async def test_fast_user_is_read_more_slowly(tmp_path):
         assert anyio.current_time() - began >= 8 / 50
 
 
-def test_allowance_recovers(monkeypatch):
+def test_rate_limiter_recovers(monkeypatch):
     now = 100.0
     monkeypatch.setattr(anyio, "current_time", lambda: now)
-    allowance = RateLimiter(ControlLimits(requests_per_s=10, burst=2))
-    assert [allowance.take() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
+    limiter = RateLimiter(ControlLimits(requests_per_s=10, burst=2))
+    assert [limiter.delay() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
     now += 0.25
-    assert allowance.take() == pytest.approx(0.05)
+    assert limiter.delay() == pytest.approx(0.05)
     now += 10
-    assert [allowance.take() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])
+    assert [limiter.delay() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])
 
 
 # Many peers.

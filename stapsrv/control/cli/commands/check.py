@@ -23,7 +23,7 @@ from stapsrv.control.cli.commands.lifecycle import line_of
 from stapsrv.control.cli.console import Console, encode_document
 from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.invocation import Invocation, OutputForm
-from stapsrv.control.cli.plan import Operation, Target, plan
+from stapsrv.control.cli.plan import Operation, Target, make_plan
 from stapsrv.control.client.accounts import Account, runnable_account
 from stapsrv.errors import ConfigError
 from stapsrv.observe.sinks import JOURNAL, stream_descriptor
@@ -75,29 +75,32 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
     What follows from a wrong global file is not looked at.
     """
     try:
-        scene = Inventory(invocation, environ)
-        faults = [] if invocation.specifications else [file.fault for file in scene.files if file.fault]
-        configured = scene.configured
+        inventory = Inventory(invocation, environ)
+        faults = [] if invocation.specifications else [file.fault for file in inventory.files if file.fault]
+        configured = inventory.configured
     except ConfigError as exc:
         return 0, _apart(exc)
     problems = [problem for fault in faults for problem in _apart(fault)]
-    if scene.nothing_usable and not invocation.specifications:
+    if inventory.nothing_usable and not invocation.specifications:
         return 0, problems
-    selection = plan(
-        invocation, running=[server.running for server in scene.found], configured=configured, host=scene.host
+    plan = make_plan(
+        invocation,
+        running=[server.running for server in inventory.found],
+        configured=configured,
+        host=inventory.host,
     )
-    checker = _Checker(scene)
-    problems += (ConfigError(warning) for warning in selection.warnings)
-    for target in selection.targets:
+    checker = _Checker(inventory)
+    problems += (ConfigError(warning) for warning in plan.warnings)
+    for target in plan.targets:
         problems += checker.check(target)
-    return len(selection.targets), problems
+    return len(plan.targets), problems
 
 
 class _Checker:
     """Looks at one server after the other, and remembers which port is whose."""
 
-    def __init__(self, scene: Inventory) -> None:
-        self._scene = scene
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
         self._ports: dict[int, list[tuple[frozenset[str], str]]] = {}
 
     def check(self, target: Target) -> Iterator[ConfigError]:
@@ -105,7 +108,7 @@ class _Checker:
         if target.problem is not None:
             place = None if target.where is None else line_of(target.where, "NICKNAME")
             yield ConfigError(target.problem, where=place)
-        if target.deed is not Operation.CHECK or target.settings is None:
+        if target.operation is not Operation.CHECK or target.settings is None:
             return
         settings = target.settings
         account, refusal = self._account(target, settings)
@@ -125,16 +128,16 @@ class _Checker:
 
     def _account(self, target: Target, settings: ServerSettings) -> tuple[Account | None, ConfigError | None]:
         """Return whom a server runs as, or why it cannot."""
-        user = settings.user or self._scene.default_user
+        user = settings.user or self._inventory.default_user
         try:
-            return runnable_account(user, self._scene.environ, where=_place(target, "USER", user)), None
+            return runnable_account(user, self._inventory.environ, where=_place(target, "USER", user)), None
         except ConfigError as exc:
             return None, exc
 
     def _check_releases(self, target: Target, settings: ServerSettings) -> Iterator[ConfigError]:
         for release in settings.releases:
             try:
-                resolve_release(release, arch=settings.arch or self._scene.host.defaults.arch)
+                resolve_release(release, arch=settings.arch or self._inventory.host.defaults.arch)
             except ConfigError as exc:
                 where = _place(target, "RELEASE", release)
                 yield ConfigError(exc.problem, where=where, remedy=exc.remedy)
@@ -163,8 +166,8 @@ class _Checker:
             )
 
     def _check_log(self, target: Target, settings: ServerSettings, account: Account) -> Iterator[ConfigError]:
-        log = settings.log or self._scene.settings.log_file
-        if (settings.log_format or self._scene.settings.log_format) is LogFormat.JOURNAL:
+        log = settings.log or self._inventory.settings.log_file
+        if (settings.log_format or self._inventory.settings.log_format) is LogFormat.JOURNAL:
             if not JOURNAL.is_socket():
                 yield ConfigError(
                     f"the systemd journal does not listen at {JOURNAL}",
@@ -175,7 +178,7 @@ class _Checker:
         if stream_descriptor(log) is not None:
             return
         # The default log is made where it is missing, by root for others or by the user himself.
-        makes_it = log == self._scene.settings.log_file and (os.geteuid() == 0 or can_write(log))
+        makes_it = log == self._inventory.settings.log_file and (os.geteuid() == 0 or can_write(log))
         if makes_it and not log.exists():
             return
         if not _may_write(account, log if log.exists() else log.parent):

@@ -20,7 +20,7 @@ from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
 from stapsrv.control.cli.execute import Executor, done, failure
 from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.invocation import Action, Invocation
-from stapsrv.control.cli.plan import Operation, Plan, Target, plan
+from stapsrv.control.cli.plan import Operation, Plan, Target, make_plan
 from stapsrv.control.cli.report import Reporter, Verb
 from stapsrv.control.cli.supervisors import Supervisors
 from stapsrv.control.client.accounts import runnable_account
@@ -83,20 +83,20 @@ def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str
 class _Command:
     """One command."""
 
-    def __init__(self, scene: Inventory, reporter: Reporter) -> None:
-        self._scene = scene
-        self._invocation = scene.invocation
+    def __init__(self, inventory: Inventory, reporter: Reporter) -> None:
+        self._inventory = inventory
+        self._invocation = inventory.invocation
         self._reporter = reporter
-        supervisors = Supervisors(scene.settings, scene.invocation, scene.environ, reporter.step)
-        self._deeds = Executor(scene, supervisors, reporter)
+        supervisors = Supervisors(inventory.settings, inventory.invocation, inventory.environ, reporter.step)
+        self._executor = Executor(inventory, supervisors, reporter)
 
     def act(self) -> int:
         """Do to each server that is meant what the selection says; return the exit status."""
-        self._deeds.complain(*self._scene.problems)
-        selection = self._select()
-        warnings = selection.warnings
+        self._executor.complain(*self._inventory.problems)
+        plan = self._select()
+        warnings = plan.warnings
         if self._invocation.use_password and any(
-            self._scene.owns(found) for found in self._scene.supervisors
+            self._inventory.owns(found) for found in self._inventory.supervisors
         ):
             warnings = (
                 *warnings,
@@ -104,64 +104,66 @@ class _Command:
             )
         for warning in warnings:
             self._reporter.complain(f"warning: {warning}")
-        self._say_if_none_runs(selection)
-        targets = [target for target in selection.targets if self._is_to_be_done(target)]
+        self._say_if_none_runs(plan)
+        targets = [target for target in plan.targets if self._is_to_be_done(target)]
         renewed = [target for target in targets if self._is_renewed(target)]
-        kept = [target for target in targets if target.deed is Operation.RESTART and target not in renewed]
-        down = self._deeds.stop([*_with(Operation.STOP, targets), *renewed])
-        self._deeds.restart(kept)
-        starting = [target for target in targets if target.deed in {Operation.START, Operation.KEEP}]
-        self._deeds.start([*starting, *(target for target in renewed if target in down)])
-        self._deeds.drain(_with(Operation.DRAIN, targets), undo=False)
-        self._deeds.drain(_with(Operation.UNDRAIN, targets), undo=True)
-        return _FAILED if self._deeds.failed else selection.exit_status
+        kept = [
+            target for target in targets if target.operation is Operation.RESTART and target not in renewed
+        ]
+        down = self._executor.stop([*_with(Operation.STOP, targets), *renewed])
+        self._executor.restart(kept)
+        starting = [target for target in targets if target.operation in {Operation.START, Operation.KEEP}]
+        self._executor.start([*starting, *(target for target in renewed if target in down)])
+        self._executor.drain(_with(Operation.DRAIN, targets), undo=False)
+        self._executor.drain(_with(Operation.UNDRAIN, targets), undo=True)
+        return _FAILED if self._executor.failed else plan.exit_status
 
     def reload(self) -> int:
         """Have each supervisor make its servers the configured ones; return the exit status."""
-        scene, deeds = self._scene, self._deeds
+        inventory, executor = self._inventory, self._executor
         force = self._invocation.action is Action.FORCE_RELOAD
-        deeds.complain(*scene.problems, *scene.faults)
+        executor.complain(*inventory.problems, *inventory.faults)
         self._say_if_none_runs(None)
         configured = self._configured_users()
-        own = [supervisor for supervisor in scene.supervisors if scene.owns(supervisor)]
+        own = [supervisor for supervisor in inventory.supervisors if inventory.owns(supervisor)]
         for supervisor in own:
             if supervisor["user"] in configured or not force:
-                deeds.reload(supervisor["user"], force=force)
+                executor.reload(supervisor["user"], force=force)
             else:
-                deeds.stop_all(supervisor)
+                executor.stop_all(supervisor)
         hosted = {supervisor["user"] for supervisor in own}
         for user in [user for user in configured if user not in hosted]:
             error = self._user_error(user, configured[user])
             if error is not None:
-                deeds.complain(error)
+                executor.complain(error)
             else:
                 # Where nothing is configured, only a forced reload comes to the default server.
-                deeds.reload(user, force=force or not scene.files)
-        return _FAILED if deeds.failed else 0
+                executor.reload(user, force=force or not inventory.files)
+        return _FAILED if executor.failed else 0
 
     def _configured_users(self) -> dict[str, str | None]:
         """Return whom configured servers run as, each with a file that says so; or the default user."""
-        scene = self._scene
-        users: dict[str, str | None] = {} if scene.files else {scene.default_user: None}
-        for server in scene.configured:
-            users.setdefault(server.settings.user or scene.default_user, server.where)
+        inventory = self._inventory
+        users: dict[str, str | None] = {} if inventory.files else {inventory.default_user: None}
+        for server in inventory.configured:
+            users.setdefault(server.settings.user or inventory.default_user, server.where)
         return users
 
     def _select(self) -> Plan:
-        scene, invocation = self._scene, self._invocation
-        running = [server.running for server in scene.found if server.own or invocation.specifications]
+        inventory, invocation = self._inventory, self._invocation
+        running = [server.running for server in inventory.found if server.own or invocation.specifications]
         wanted = self._wants_configured(running)
-        if wanted and scene.nothing_usable:
+        if wanted and inventory.nothing_usable:
             return Plan(invocation.action, ())
         if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
-            running += scene.orphaned_servers
-        selection = plan(
+            running += inventory.orphaned_servers
+        plan = make_plan(
             invocation,
             running=running,
-            configured=scene.configured if wanted or scene.names_unknown(running) else [],
-            host=scene.host,
+            configured=inventory.configured if wanted or inventory.names_unknown(running) else [],
+            host=inventory.host,
         )
-        return attrs.evolve(selection, targets=tuple(map(self._doubted, selection.targets)))
+        return attrs.evolve(plan, targets=tuple(map(self._doubted, plan.targets)))
 
     def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
         """Whether all configured servers are meant; tells of files that cannot be used if so."""
@@ -169,31 +171,31 @@ class _Command:
         like_start = action is Action.START or (action is Action.RESTART and not running)
         if not like_start or specified:
             return False
-        self._deeds.complain(*self._scene.faults)
+        self._executor.complain(*self._inventory.faults)
         return True
 
     def _doubted(self, target: Target) -> Target:
         """Refuse to make a new server of what may be the nickname in a file that cannot be used."""
         nickname = target.settings.nickname if target.settings is not None else None
-        if target.deed is not Operation.START or target.where is not None or nickname is None:
+        if target.operation is not Operation.START or target.where is not None or nickname is None:
             return target
-        fault = self._scene.fault_of(nickname)
+        fault = self._inventory.fault_of(nickname)
         if fault is None:
             return target
-        return attrs.evolve(target, deed=Operation.REFUSE, problem=fault, exit_status=_FAILED)
+        return attrs.evolve(target, operation=Operation.REFUSE, problem=fault, exit_status=_FAILED)
 
-    def _say_if_none_runs(self, selection: Plan | None) -> None:
+    def _say_if_none_runs(self, plan: Plan | None) -> None:
         """Say what the original says where there is nothing to stop.
 
         Args:
-            selection: what is meant, or None for a reload, which always means something.
+            plan: what is meant, or None for a reload, which always means something.
         """
         action = self._invocation.action
-        none_runs = not any(server.own for server in self._scene.found)
+        none_runs = not any(server.own for server in self._inventory.found)
         if none_runs and action in {Action.RESTART, Action.FORCE_RELOAD}:
             if not self._invocation.specifications:
                 self._reporter.remark(_STOPPED_NOTHING)
-        elif selection is None or selection.targets or action is Action.START:
+        elif plan is None or plan.targets or action is Action.START:
             return
         elif action is Action.STOP:
             self._reporter.remark(_STOPPED_NOTHING)
@@ -202,7 +204,7 @@ class _Command:
 
     def _is_to_be_done(self, target: Target) -> bool:
         """Whether something is left to do; where not, tell what came of it."""
-        match target.deed:
+        match target.operation:
             case Operation.REFUSE if target.settings is None:
                 self._reporter.remark(target.problem or "", done=False)
                 return False
@@ -212,24 +214,24 @@ class _Command:
                 self._tell_absent(target)
                 return False
             case Operation.START:
-                error = self._user_error(self._deeds.user_of(target), target.where)
+                error = self._user_error(self._executor.user_of(target), target.where)
             case _:
                 error = self._not_own(target)
         if error is not None:
-            self._deeds.tell(_VERBS.get(target.deed, Verb.START), target, failure(error))
+            self._executor.tell(_VERBS.get(target.operation, Verb.START), target, failure(error))
         return error is None
 
     def _tell_absent(self, target: Target) -> None:
         """Say of a server that it does not run, or of one to be stopped, that this is so."""
         if self._invocation.action is Action.STOP:
-            self._deeds.tell(Verb.STOP, target, done(already=True))
+            self._executor.tell(Verb.STOP, target, done(already=True))
         elif target.settings is not None:
             line = f"{title(settings_info(target.settings))} is not running"
             self._reporter.remark(line, done=target.exit_status == 0)
 
     def _not_own(self, target: Target) -> str | None:
         """Return why this user may do nothing to a server that runs, if so."""
-        found = self._deeds.find(target)
+        found = self._executor.find(target)
         if found is None or found.own:
             return None
         owner = found.supervisor["user"]
@@ -239,17 +241,17 @@ class _Command:
         """Return why this user may start nothing as ``user``, if so; ``where`` is the file that names it."""
         place = None if where is None else line_of(where, "USER")
         try:
-            runnable_account(user, self._scene.environ, where=place)
+            runnable_account(user, self._inventory.environ, where=place)
         except ConfigError as exc:
             return str(exc)
         return None
 
     def _is_renewed(self, target: Target) -> bool:
         """Whether a restart is to change settings, so that another server takes this one's place."""
-        if target.deed is not Operation.RESTART or target.server is None:
+        if target.operation is not Operation.RESTART or target.server is None:
             return False
-        return target.settings != target.server.settings.resolved(self._scene.host.defaults)
+        return target.settings != target.server.settings.resolved(self._inventory.host.defaults)
 
 
-def _with(deed: Operation, targets: Sequence[Target]) -> list[Target]:
-    return [target for target in targets if target.deed is deed]
+def _with(operation: Operation, targets: Sequence[Target]) -> list[Target]:
+    return [target for target in targets if target.operation is operation]

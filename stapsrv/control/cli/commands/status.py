@@ -30,33 +30,37 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
     """
     # Finding out who is meant needs modules that a plain status would wait for.
     from stapsrv.control.cli.inventory import Inventory  # noqa: PLC0415
-    from stapsrv.control.cli.plan import Operation, plan  # noqa: PLC0415
+    from stapsrv.control.cli.plan import Operation, make_plan  # noqa: PLC0415
     from stapsrv.control.protocol.schema import settings_info  # noqa: PLC0415
 
-    scene = Inventory(invocation, environ)
-    running = [*(server.running for server in scene.found), *scene.orphaned_servers]
-    configured = scene.configured if scene.names_unknown(running) else []
-    selection = plan(invocation, running=running, configured=configured, host=scene.host)
-    meant = [target.server for target in selection.targets if target.deed is Operation.REPORT]
+    inventory = Inventory(invocation, environ)
+    running = [*(server.running for server in inventory.found), *inventory.orphaned_servers]
+    configured = inventory.configured if inventory.names_unknown(running) else []
+    plan = make_plan(invocation, running=running, configured=configured, host=inventory.host)
+    meant = [target.server for target in plan.targets if target.operation is Operation.REPORT]
     remarks = []
-    for target in selection.targets:
+    for target in plan.targets:
         if target.problem is not None:
             remarks.append(target.problem)
-        elif target.deed is Operation.ABSENT and target.settings is not None:
+        elif target.operation is Operation.ABSENT and target.settings is not None:
             remarks.append(f"{title(settings_info(target.settings))} is not running")
-    supervisors = scene.supervisors
+    supervisors = inventory.supervisors
     for supervisor in supervisors:
         supervisor["servers"] = [
             server.info
-            for server in scene.found
+            for server in inventory.found
             if server.supervisor is supervisor and server.running in meant
         ]
     return StatusReport(
         [supervisor for supervisor in supervisors if supervisor["servers"]],
-        [lost for lost, server in zip(scene.lost, scene.orphaned_servers, strict=True) if server in meant],
+        [
+            lost
+            for lost, server in zip(inventory.orphaned, inventory.orphaned_servers, strict=True)
+            if server in meant
+        ],
         remarks,
-        problems=scene.problems,
-        exit_status=selection.exit_status or None,
+        problems=inventory.problems,
+        exit_status=plan.exit_status or None,
     )
 
 
@@ -74,8 +78,8 @@ def status_of_all(
         ConfigError: a global file cannot be used.
     """
     settings = own_settings(environ, config_file)
-    glance = SupervisorScan(readable_stat_paths(settings, config_file), answer_s=answer_s)
-    return StatusReport(glance.supervisors, glance.lost(), problems=glance.problems)
+    scan = SupervisorScan(readable_stat_paths(settings, config_file), answer_s=answer_s)
+    return StatusReport(scan.supervisors, scan.orphaned(), problems=scan.problems)
 
 
 def show_status(report: StatusReport, form: str, console: Console, environ: Mapping[str, str]) -> int:

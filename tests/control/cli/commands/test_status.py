@@ -131,10 +131,10 @@ def test_servers_of_several_supervisors(command_line, supervisor):
 
 
 def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor):
-    seat = command_line.stat_path / "dead"
-    seat.mkdir()
+    supervisor_dir = command_line.stat_path / "dead"
+    supervisor_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        bind_socket(dead, seat / "control.sock")
+        bind_socket(dead, supervisor_dir / "control.sock")
     assert command_line.run("status").status == 0
 
 
@@ -198,10 +198,10 @@ class Strange:
     """Answers the next connection with bytes of the test's choice."""
 
     def __init__(self, directory: Path, answer: bytes) -> None:
-        seat = directory / "strange"
-        seat.mkdir(parents=True)
+        supervisor_dir = directory / "strange"
+        supervisor_dir.mkdir(parents=True)
         self.listener = socket.socket(socket.AF_UNIX)
-        bind_socket(self.listener, seat / "control.sock")
+        bind_socket(self.listener, supervisor_dir / "control.sock")
         self.listener.listen()
         self.answer = answer
         self.thread = threading.Thread(target=self._serve)
@@ -262,11 +262,11 @@ def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, an
 
 
 @contextlib.contextmanager
-def silent(seat: Path) -> Iterator[socket.socket]:
+def silent(supervisor_dir: Path) -> Iterator[socket.socket]:
     """Listen where a supervisor would, and say nothing."""
-    seat.mkdir(parents=True)
+    supervisor_dir.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        bind_socket(listener, seat / "control.sock")
+        bind_socket(listener, supervisor_dir / "control.sock")
         listener.listen()
         yield listener
 
