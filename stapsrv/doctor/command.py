@@ -46,7 +46,7 @@ class Question(NamedTuple):
     Attributes:
         name: for one that comes to no answer.
         check: asks it.
-        patience_s: how long it may take, since it looks at files, and a file system may hang; None for one
+        timeout_s: how long it may take, since it looks at files, and a file system may hang; None for one
             that has deadlines of its own, and children to look after.
     """
 

@@ -25,11 +25,12 @@ from stapsrv.identity.certificate import (
 )
 from stapsrv.identity.locked_directory import sweep_left_over
 from stapsrv.identity.mok import moks_directory
-from stapsrv.identity.nss import Database, WrongPassword
+from stapsrv.identity.nss import KEPT_FILES, Database, WrongPassword
 from stapsrv.identity.signing import sign_module
 from stapsrv.identity.trust import default_client_directory, trust_locally
-from stapsrv.identity.watch import DatabaseWatch
+from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 RENEW_BEFORE = timedelta(days=30)
 _CHECK_S = 60.0
@@ -157,7 +158,7 @@ class IdentityStore:
         *,
         password: str | None = None,
         clock: Clock = lambda: datetime.now(UTC),
-        watch: DatabaseWatch | None = None,
+        watch: DirectoryWatcher[Path] | None = None,
     ) -> None:
         self._environ = environ
         self._password = password
@@ -204,7 +205,7 @@ class IdentityStore:
                 tasks.start_soon(self._listen, self._watch)
             await self._look_after_all(log)
 
-    async def _listen(self, watch: DatabaseWatch) -> NoReturn:
+    async def _listen(self, watch: DirectoryWatcher[Path]) -> NoReturn:
         while True:
             await anyio.wait_readable(watch.descriptor)
             self._hear()
@@ -240,8 +241,10 @@ class IdentityStore:
         self._met.set()
 
     def _hear(self) -> None:
-        """Take note of the changes that the kernel has told of by now."""
-        for directory in self._watch.heard() if self._watch is not None else ():
+        """Take note of the changes up to now."""
+        changed = self._watch.changed() if self._watch is not None else frozenset[Path]()
+        # None: events were lost, and every database may have changed.
+        for directory in list(self._live) if changed is None else changed:
             if (live := self._live.get(directory)) is not None:
                 live.note_change()
                 self._heard.set()
@@ -277,7 +280,7 @@ class IdentityStore:
         """Have changes of a directory heard of from now on; else clients and the clock lead to them."""
         if self._watch is not None:
             with contextlib.suppress(OSError):
-                self._watch.arm(directory)
+                self._watch.watch_files(directory, directory, KEPT_FILES)
 
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
         changed = (directory, moks_directory(directory), default_client_directory(self._environ))
@@ -312,6 +315,25 @@ class IdentityStore:
         except IdentityError as exc:
             # Clients elsewhere are served all the same.
             log.warning("trust.failed", directory=directory, reason=exc)
+
+
+def database_watcher() -> DirectoryWatcher[Path]:
+    """Return a watcher for databases: pk12util opens one for writing only to read it, which is no change."""
+    return DirectoryWatcher(inotify.WRITE)
+
+
+@contextlib.contextmanager
+def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[Path] | None]:
+    """Hold a watcher for a store; None, and a line in the log, where this host allows no more of them."""
+    try:
+        watcher = database_watcher()
+    except OSError as exc:
+        if log is not None:
+            log.warning("identity.unheard", reason=exc.strerror)
+        yield None
+        return
+    with contextlib.closing(watcher):
+        yield watcher
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import Advertisement, server_options
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.system.blocking import BlockingCalls
-from stapsrv.system.directory_watcher import DirectoryMonitor
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 _SETTLE_S = 0.2
 """A key, like a certificate, comes in several files; this long after the first they are looked at."""
@@ -125,11 +125,12 @@ class ServerAdvertiser:
         """Keep what is said of a certificate and of machine owner keys as it is on disk."""
         directory = identity.kept.identity.directory
         try:
-            with contextlib.closing(DirectoryMonitor(directory, moks_directory(directory))) as monitor:
+            with contextlib.closing(DirectoryWatcher[Path]()) as watcher:
+                watched = directory, moks_directory(directory)
                 while True:
-                    await self._files.run(monitor.arm)
+                    await self._files.run(partial(watcher.watch_directories, directory, watched))
                     await self._look_at_files(identity)
-                    await monitor.wait_changed()
+                    await watcher.wait_changed()
                     await anyio.sleep(_SETTLE_S)
         except OSError as exc:
             self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)

@@ -36,8 +36,7 @@ from stapsrv.config.tunables import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.mok import MokStore, moks_directory
-from stapsrv.identity.store import IdentityStore
-from stapsrv.identity.watch import watching
+from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.detect import find_sandbox
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.server.admission import ConnectionBudget
@@ -242,7 +241,7 @@ async def open_host(
         systemtap = systemtap_directory(environ)
         warmer = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
         async with contextlib.AsyncExitStack() as opened:
-            watch = opened.enter_context(watching(log))
+            watch = opened.enter_context(open_watcher(log))
             host = Host(
                 user=entry.pw_name,
                 engine=engine,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
 from stapsrv.supervisor.state.json_file import JsonFile, with_fact
 from stapsrv.system.blocking import BlockingCalls
-from stapsrv.system.directory_watcher import DirectoryMonitor
+from stapsrv.system.directory_watcher import DirectoryWatcher
 from stapsrv.text import error_line
 
 _TREE_FILES = (
@@ -310,11 +311,11 @@ class Warmup:
         changed = False
         with contextlib.ExitStack() as watching, anyio.move_on_after(delay_s) as scope:
             watching.enter_context(case.standing.when_healthy(scope.cancel))
-            monitors = await self._watch(case)
-            watching.callback(_close, monitors)
+            watcher = await self._watch(case)
             async with anyio.create_task_group() as tasks:
-                for monitor in monitors:
-                    tasks.start_soon(_cancel_when_changed, monitor, tasks.cancel_scope)
+                if watcher is not None:
+                    watching.callback(watcher.close)
+                    tasks.start_soon(_cancel_when_changed, watcher, tasks.cancel_scope)
                 # What changed while it was compiled was not heard.
                 with contextlib.suppress(OSError):
                     if await self._digest(case) != case.digest:
@@ -324,30 +325,29 @@ class Warmup:
             await anyio.sleep(_SETTLE_S)
         return changed
 
-    async def _watch(self, case: WarmupTarget) -> list[DirectoryMonitor]:
+    async def _watch(self, case: WarmupTarget) -> DirectoryWatcher[WarmupKey] | None:
         """Watch what decides on a case; what hangs, or cannot be watched, only time will tell of."""
         try:
-            return await self._files.run(functools.partial(_watch, case.subject.places), undo=_close)
+            watch = functools.partial(_watch, case.subject)
+            return await self._files.run(watch, cleanup=DirectoryWatcher.close)
         except OSError:
-            return []
+            return None
 
 
-def _watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
+def _watch(subject: WarmupKey) -> DirectoryWatcher[WarmupKey]:
     """Watch directories with all below them; where one cannot be watched, only time will tell."""
-    monitors: list[DirectoryMonitor] = []
+    watcher = DirectoryWatcher[WarmupKey]()
+    below = (
+        Path(parent, name)
+        for place in subject.places
+        for parent, names, _ in os.walk(place)
+        for name in names
+    )
     with contextlib.suppress(OSError):
-        for place in places:
-            below = (Path(parent, name) for parent, names, _ in os.walk(place) for name in names)
-            monitors.append(DirectoryMonitor(place, *below))
-            monitors[-1].arm()
-    return monitors
+        watcher.watch_directories(subject, itertools.chain(subject.places, below))
+    return watcher
 
 
-def _close(monitors: Iterable[DirectoryMonitor]) -> None:
-    for monitor in monitors:
-        monitor.close()
-
-
-async def _cancel_when_changed(monitor: DirectoryMonitor, scope: anyio.CancelScope) -> None:
-    await monitor.wait_changed()
+async def _cancel_when_changed(watcher: DirectoryWatcher[WarmupKey], scope: anyio.CancelScope) -> None:
+    await watcher.wait_changed()
     scope.cancel()

@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 _T = TypeVar("_T")
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 """A disk that is written back at full speed answers after seconds."""
 GRACE_S = 2.0
 """What a call that nobody waits for any more gets to end by itself, so that what it made can be undone."""
@@ -41,12 +41,12 @@ class BlockingCalls:
     def __init__(
         self,
         *,
-        timeout_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
         grace_s: float = GRACE_S,
         threads: int = _THREADS,
         most_abandoned: int = _MOST_ABANDONED,
     ) -> None:
-        self._patience_s = timeout_s
+        self._timeout_s = timeout_s
         self._grace_s = grace_s
         self._limiter = anyio.CapacityLimiter(threads)
         self._most_abandoned = most_abandoned
@@ -63,31 +63,31 @@ class BlockingCalls:
         call: Callable[[], _T],
         *,
         timeout_s: float | None = None,
-        undo: Callable[[_T], object] | None = None,
+        cleanup: Callable[[_T], object] | None = None,
     ) -> _T:
         """Return what ``call`` returns, called in a thread.
 
         Args:
             call: works on files, and may hang.
             timeout_s: seconds, in place of those of this object.
-            undo: given what ``call`` returned when nobody could take that any more; called in a thread.
+            cleanup: given what ``call`` returned when nobody could take that any more; called in a thread.
 
         Raises:
             TimeoutError: an OSError of errno ETIMEDOUT: it did not end in time. Should it end after all, what
-                it did stays done, unless ``undo`` undoes it.
+                it did stays done, unless ``cleanup`` undoes it.
             BaseException: whatever it raises.
 
         Cancellation: the call gets ``grace_s`` to end; what it returns is undone then, or whenever it ends.
         """
-        timeout_s = self._patience_s if timeout_s is None else timeout_s
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if self._abandoned >= self._most_abandoned:
             raise TimeoutError(errno.ETIMEDOUT, f"{self._abandoned} calls hang already")
         with anyio.move_on_after(timeout_s):
             async with self._limiter:
-                return await self._run(call, undo)
+                return await self._run(call, cleanup)
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} seconds")
 
-    async def _run(self, call: Callable[[], _T], undo: Callable[[_T], object] | None) -> _T:
+    async def _run(self, call: Callable[[], _T], cleanup: Callable[[_T], object] | None) -> _T:
         work = _Work(call)
         try:
             threading.Thread(target=work.run, name="file work", daemon=True).start()
@@ -97,18 +97,18 @@ class BlockingCalls:
             await work.ended.wait()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._give_up(work, undo)
+                await self._give_up(work, cleanup)
             raise
         return work.result()
 
-    async def _give_up(self, work: _Work[_T], undo: Callable[[_T], object] | None) -> None:
+    async def _give_up(self, work: _Work[_T], cleanup: Callable[[_T], object] | None) -> None:
         """Give a call a moment, then abandon it; what it returns, now or one day, is undone."""
         with anyio.move_on_after(self._grace_s):
             await work.ended.wait()
 
         def clean_up() -> None:
-            if undo is not None and work.has_returned:
-                undo(work.result())
+            if cleanup is not None and work.has_returned:
+                cleanup(work.result())
 
         def clean_up_late() -> None:
             with contextlib.suppress(OSError):

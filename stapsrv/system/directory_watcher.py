@@ -1,75 +1,205 @@
-"""Waiting for directories to change (:mod:`stapsrv.system.inotify`).
+"""Reports what changed in directories: one inotify(7) queue for everything that depends on them.
 
-It waits on a descriptor, on both backends, where the usual packages either know asyncio alone or keep a
-thread for each directory.
+Waiting is waiting on a descriptor, on asyncio and on Trio; the usual packages know asyncio alone or keep a
+thread for each directory. An event is in the queue before the call that made the change returns, so reading
+the queue without waiting never misses a change that is over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
 import anyio
 
 from stapsrv.system import inotify
+from stapsrv.system.mount_table import Mounts
+from stapsrv.system.symlinks import follow
+
+_K = TypeVar("_K", bound=Hashable)
+
+_GONE = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED
 
 
-class DirectoryMonitor:
-    """Hears of changes in directories and in those below each, one level deep.
+class _Interest(NamedTuple, Generic[_K]):
+    """What a key depends on: a directory, or one entry of it."""
+
+    key: _K
+    directory: bytes
+    name: bytes | None
+
+
+class DirectoryWatcher(Generic[_K]):
+    """Directories and entries under watch, each for a key of the caller's; to be closed.
+
+    Watches are added in any thread, since a file system may hang; :meth:`changed` is for one thread. Add
+    the watch before reading a directory: what changes in between is then either read or reported.
 
     Args:
-        directories: need not exist; their coming is a change.
+        mask: the events that count as a change, of the constants of :mod:`stapsrv.system.inotify`.
 
     Raises:
         OSError: this user watches too much already (``fs.inotify.max_user_instances``).
     """
 
-    def __init__(self, *directories: Path) -> None:
-        self._directories = directories
+    def __init__(self, mask: int = inotify.CHANGE) -> None:
+        self._mask = mask
         self._queue = inotify.Inotify()
+        try:
+            self._mounts = Mounts()
+        except OSError:
+            self._queue.close()
+            raise
+        # Never held during a call that may hang: the event loop's thread takes it.
+        self._lock = threading.Lock()
+        self._interests: dict[int, set[_Interest[_K]]] = {}
 
-    def arm(self) -> None:
-        """Hear of every change from now on; to be called before each look at the directories.
+    @property
+    def descriptor(self) -> int:
+        """Readable when there are events."""
+        return self._queue.descriptor
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._queue.close()
+        self._mounts.close()
+
+    def watch(self, key: _K, directory: bytes, name: bytes | None = None) -> None:
+        """Report ``key`` when a directory, or the entry ``name`` of it, changes from now on.
+
+        Args:
+            key: reported by :meth:`changed`.
+            directory: a path without links where mounts on the way are to be reported as well.
+            name: the entry; None for all of them.
+
+        Raises:
+            OSError: it cannot be watched.
+        """
+        self._watch(_Interest(key, directory, name))
+
+    def watch_files(self, key: _K, directory: Path, names: Iterable[str]) -> None:
+        """Report ``key`` when one of the files in a directory changes, in place of what it was watched for.
+
+        Links on the way to the files and the files that they lead to are watched: some tools change what is
+        there by swapping a link.
+
+        Raises:
+            OSError: the directory cannot be watched, perhaps because it is missing.
+        """
+        with self._rewatch(key) as watch:
+            for name in names:
+                watch(os.fsencode(directory), os.fsencode(name))
+                real, links = follow(directory / name)
+                for path in (*(link.path for link in links), *(() if real is None else (real,))):
+                    # Not every directory on the way can be read by this user.
+                    with contextlib.suppress(OSError):
+                        watch(os.fsencode(path.parent), os.fsencode(path.name))
+
+    def watch_directories(self, key: _K, directories: Iterable[Path]) -> None:
+        """Report ``key`` when directories or those right below them change, in place of what it watched.
+
+        Of a missing directory, the nearest parent that exists is watched.
 
         Raises:
             OSError: this user watches too much already (``fs.inotify.max_user_watches``).
         """
-        for directory in self._directories:
-            watched = None
-            while (place := _nearest(directory)) != watched:
-                # Once more, lest the next directory on the way was made just before.
-                watched = place
-                self._watch(place)
-            if watched == directory:
-                for child in _children(watched):
-                    self._watch(child)
+        with self._rewatch(key) as watch:
+            for directory in directories:
+                watched = None
+                # Again until nothing changes: the next directory on the way may have been made just before.
+                while (nearest := _nearest(directory)) != watched:
+                    watched = nearest
+                    _watch_if_readable(watch, nearest)
+                if watched == directory:
+                    for child in _children(directory):
+                        _watch_if_readable(watch, child)
 
-    async def wait_changed(self) -> None:
-        """Wait for a change since :meth:`arm`; several at once are one."""
-        await anyio.wait_readable(self._queue.descriptor)
-        self._queue.read()
+    def changed(self) -> frozenset[_K] | None:
+        """Return the keys of what changed since the last call, without waiting; None if events were lost."""
+        events = self._queue.read()
+        points = self._mounts.changed()
+        if not events and not points:
+            return frozenset()
+        if any(event.mask & inotify.OVERFLOW for event in events):
+            return None
+        changed: set[_K] = set()
+        with self._lock:
+            if points:
+                every = (interest for interests in self._interests.values() for interest in interests)
+                changed.update(each.key for each in every if _is_under_mount(points, each))
+            for event in events:
+                is_gone = event.mask & _GONE and not event.name
+                for interest in self._interests.get(event.watch, ()):
+                    if is_gone or interest.name in (None, event.name):
+                        changed.add(interest.key)
+                if event.mask & inotify.IGNORED:
+                    self._interests.pop(event.watch, None)
+        return frozenset(changed)
 
-    def close(self) -> None:
-        """Hear no more."""
-        self._queue.close()
+    async def wait_changed(self) -> frozenset[_K] | None:
+        """Wait until something has changed; returns what :meth:`changed` does."""
+        while True:
+            await anyio.wait_readable(self.descriptor)
+            changed = self.changed()
+            if changed is None or changed:
+                return changed
 
-    def _watch(self, directory: Path) -> None:
-        try:
-            self._queue.watch(os.fsencode(directory), inotify.CHANGE)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            # Gone again, which whoever looks will see; or not ours to see.
-            return
+    def _watch(self, interest: _Interest[_K]) -> int:
+        number = -1
+        # Again until it is the same watch: _rewatch() may have ended it before the interest was in the table.
+        while (found := self._queue.watch(interest.directory, self._mask)) != number:
+            number = found
+            with self._lock:
+                self._interests.setdefault(number, set()).add(interest)
+        return number
+
+    @contextlib.contextmanager
+    def _rewatch(self, key: _K) -> Iterator[Callable[[bytes, bytes | None], None]]:
+        """Watch anew for a key, and at the end drop what it was watched for before."""
+        wanted: set[tuple[int, _Interest[_K]]] = set()
+
+        def watch(directory: bytes, name: bytes | None) -> None:
+            interest = _Interest(key, directory, name)
+            wanted.add((self._watch(interest), interest))
+
+        yield watch
+        with self._lock:
+            for number, interests in list(self._interests.items()):
+                interests -= {each for each in interests if each.key == key and (number, each) not in wanted}
+                if not interests:
+                    del self._interests[number]
+                    self._queue.unwatch(number)
+
+
+def _watch_if_readable(watch: Callable[[bytes, bytes | None], None], directory: Path) -> None:
+    # One that is gone again has been reported as a change of its parent.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        watch(os.fsencode(directory), None)
 
 
 def _nearest(directory: Path) -> Path:
-    """Return a directory, or what there is of the way to it."""
-    return next(place for place in (directory, *directory.parents) if place.is_dir())
+    return next(path for path in (directory, *directory.parents) if path.is_dir())
 
 
 def _children(directory: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(directory) as entries:
-            yield from (Path(entry) for entry in entries if entry.is_dir())
-    except OSError:
-        return
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        yield from (Path(entry) for entry in entries if entry.is_dir())
+
+
+def _is_under_mount(points: Iterable[bytes], interest: _Interest[_K]) -> bool:
+    """Whether a mount at one of ``points`` decides what the directory or the entry shows."""
+    directory, name = interest.directory, interest.name
+    path = directory if name is None else os.path.join(directory, name)  # noqa: PTH118 - paths are bytes
+    return any(
+        _slashed(path).startswith(_slashed(point))
+        or (name is None and _slashed(os.path.dirname(point)) == _slashed(directory))  # noqa: PTH120 - as above
+        for point in points
+    )
+
+
+def _slashed(path: bytes) -> bytes:
+    return path.rstrip(b"/") + b"/"

@@ -19,8 +19,11 @@ CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 UNMOUNT, OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000
 ONLYDIR = 0x0100_0000
 
-CHANGE = ATTRIB | CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
-"""Whatever is told once when it is done."""
+_MOVED_OR_MADE = MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
+CHANGE = _MOVED_OR_MADE | ATTRIB | CLOSE_WRITE
+"""Every change, once it is complete."""
+WRITE = _MOVED_OR_MADE | MODIFY
+"""Every change of content; not CLOSE_WRITE, which may follow opening a file for writing and reading it."""
 
 _HEADER = struct.Struct("iIII")
 _READ_BYTES = 1 << 18

@@ -18,7 +18,8 @@ from kit.faulty import environment, faulty_server, receive
 from kit.stap import MAKES
 
 HANGS = """
-import stapsrv.compile.engine.workspace, stapsrv.identity.store, stapsrv.system.blocking
+import stapsrv.compile.engine.workspace, stapsrv.identity.store
+import stapsrv.system.blocking, stapsrv.system.directory_watcher
 import contextlib, pathlib, functools
 def hang():
     with contextlib.suppress(FileNotFoundError):
@@ -30,7 +31,8 @@ def hanging(owner, name):
         hang()
         return called(*args, **names)
     setattr(owner, name, call)
-stapsrv.system.blocking.FileWork.__init__.__kwdefaults__.update(patience_s=0.5, grace_s=0.1, most_abandoned=4)
+limits = stapsrv.system.blocking.BlockingCalls.__init__.__kwdefaults__
+limits.update(timeout_s=0.5, grace_s=0.1, most_abandoned=4)
 """
 
 
@@ -101,10 +103,13 @@ def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend,
     assert "Traceback" not in server.log_text()
 
 
-@pytest.mark.parametrize("call", ["store.LiveIdentity.is_current", "watch.DatabaseWatch.arm"])
+@pytest.mark.parametrize(
+    "call",
+    ["identity.store.LiveIdentity.is_current", "system.directory_watcher.DirectoryWatcher.watch_files"],
+)
 def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate, call):
     """The identity that the server has goes on serving."""
-    patch = patched(gate, f"stapsrv.identity.{call}")
+    patch = patched(gate, f"stapsrv.{call}")
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         gate.shut()
         for _ in range(3):

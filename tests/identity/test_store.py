@@ -16,22 +16,22 @@ from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import load_or_create_identity
-from stapsrv.identity.nss import Database
-from stapsrv.identity.store import IdentityStore, LiveIdentity, renewal_due
-from stapsrv.identity.watch import DatabaseWatch
+from stapsrv.identity.nss import KEPT_FILES, Database
+from stapsrv.identity.store import IdentityStore, LiveIdentity, database_watcher, open_watcher, renewal_due
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def watch() -> Iterator[DatabaseWatch]:
-    with contextlib.closing(DatabaseWatch()) as watch:
+def watch() -> Iterator[DirectoryWatcher[Path]]:
+    with contextlib.closing(database_watcher()) as watch:
         yield watch
 
 
 @pytest.fixture
-def store(tmp_path: Path, watch: DatabaseWatch) -> IdentityStore:
+def store(tmp_path: Path, watch: DirectoryWatcher[Path]) -> IdentityStore:
     return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, watch=watch)
 
 
@@ -428,3 +428,23 @@ async def test_renewal_keeps_the_password(set_store, lines, wall, tmp_path):
     later = IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
     with pytest.raises(IdentityError, match="protected by a password"):
         await later.obtain(own, lines.log)
+
+
+def test_host_without_free_watchers_leads_to_none_and_a_warning(monkeypatch):
+    def fail(_self):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("stapsrv.system.inotify.Inotify.__init__", fail)
+    lines = LogLines()
+    with open_watcher(lines.log) as watcher, open_watcher(None) as another:
+        assert (watcher, another) == (None, None)
+    assert lines.reasons("identity.unheard") == ["Too many open files"]
+
+
+async def test_reading_a_database_by_nss_is_no_change(watch, pristine_identity, tmp_path):
+    """Else each look at one would be followed by the next."""
+    database = shutil.copytree(pristine_identity, tmp_path / "database")
+    watch.watch_files(database, database, KEPT_FILES)
+    before = Database(database).fingerprint()
+    assert await Database(database).identities("stap-server")
+    assert (watch.changed(), Database(database).fingerprint()) == (set(), before)

@@ -17,8 +17,7 @@ from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.identity.store import IdentityStore
-from stapsrv.identity.watch import DatabaseWatch
+from stapsrv.identity.store import IdentityStore, database_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import Host
@@ -26,6 +25,7 @@ from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import Supervisor
 from stapsrv.supervisor.warmup import WarmMemory, Warmup
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -34,7 +34,12 @@ class Bench:
     """Makes supervisors over one directory, as one process after another would."""
 
     def __init__(
-        self, directory: Path, identity: Path, build_tree: Path, workspace: Workspace, watch: DatabaseWatch
+        self,
+        directory: Path,
+        identity: Path,
+        build_tree: Path,
+        workspace: Workspace,
+        watch: DirectoryWatcher[Path],
     ) -> None:
         self.stat_path = directory / "stat"
         self.stat_path.mkdir()
@@ -98,7 +103,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, identity: Path, build_tree: Path):
     workspace = Workspace.open(tmp_path)
-    with contextlib.closing(DatabaseWatch()) as watch:
+    with contextlib.closing(database_watcher()) as watch:
         yield Bench(tmp_path, identity, build_tree, workspace, watch)
     workspace.close()
 

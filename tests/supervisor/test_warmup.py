@@ -20,8 +20,8 @@ from kit.trees import Witness
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
-from stapsrv.supervisor.warmup import Warmup, _watch
-from stapsrv.system.directory_watcher import DirectoryMonitor
+from stapsrv.supervisor.warmup import Warmup, WarmupKey, _watch
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 pytestmark = pytest.mark.anyio
 
@@ -206,10 +206,10 @@ class TestUnhealthy:
     ):
         armed = threading.Event()
 
-        def watch(places: Iterable[Path]) -> list[DirectoryMonitor]:
-            monitors = _watch(places)
+        def watch(subject: WarmupKey) -> DirectoryWatcher[WarmupKey]:
+            watcher = _watch(subject)
             armed.set()
-            return monitors
+            return watcher
 
         monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
         kernel.answer(BROKEN)

@@ -72,7 +72,7 @@ async def test_result_and_error():
 async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
     work = BlockingCalls(timeout_s=0.1, grace_s=0.1)
     with pytest.raises(TimeoutError) as caught:
-        await work.run(hang, undo=hang.undo)
+        await work.run(hang, cleanup=hang.undo)
     assert (caught.value.errno, caught.value.strerror) == (errno.ETIMEDOUT, "no answer within 0.1 seconds")
     assert work.abandoned == 1
     assert await work.run(lambda: 42, timeout_s=10) == 42
@@ -118,7 +118,7 @@ async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
 async def test_cancellation_gives_a_call_a_moment_and_undoes_what_it_made(hang):
     work = BlockingCalls(grace_s=10)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: work.run(hang, undo=hang.undo))
+        tasks.start_soon(lambda: work.run(hang, cleanup=hang.undo))
         await wait_for(hang.began)
         tasks.cancel_scope.cancel()
         hang.let_go()
@@ -130,7 +130,7 @@ async def test_cancellation_is_not_held_up_by_a_call_that_hangs(hang):
     work = BlockingCalls(grace_s=0.1)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: work.run(hang, undo=hang.undo))
+            tasks.start_soon(lambda: work.run(hang, cleanup=hang.undo))
             await wait_for(hang.began)
             tasks.cancel_scope.cancel()
     assert (hang.undone, work.abandoned) == ([], 1)
@@ -158,7 +158,7 @@ def test_process_ends_while_a_call_hangs(anyio_backend_name, late):
         from stapsrv.system.blocking import BlockingCalls
         go = threading.Event()
         async def main():
-            work = FileWork(patience_s=0.1, grace_s=0.1)
+            work = BlockingCalls(timeout_s=0.1, grace_s=0.1)
             try:
                 await work.run(go.wait)
             except TimeoutError:

@@ -13,7 +13,7 @@ from stapsrv.system.force_exit import force_exit_after
 def tell(event, *, seconds):
     print(event, seconds, flush=True)
     {then}
-end_for_certain(types.SimpleNamespace(error=tell), within_s=0.1)
+force_exit_after(types.SimpleNamespace(error=tell), within_s=0.1)
 threading.Event().wait()
 """
 

@@ -229,7 +229,7 @@ async def request_directory(
     """
     discard = functools.partial(workspace.discard, keep=keep)
     with _trouble_told(workspace):
-        path = await workspace.files.run(workspace.make_request_directory, undo=discard)
+        path = await workspace.files.run(workspace.make_request_directory, cleanup=discard)
     try:
         yield path
     finally:

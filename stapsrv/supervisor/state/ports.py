@@ -31,7 +31,7 @@ class PortMemory:
 
     Args:
         file: where they are kept; made when there is something to keep.
-        patience_s: seconds for the file to be read, and to be written.
+        timeout_s: seconds for the file to be read, and to be written.
     """
 
     def __init__(self, file: Path, *, timeout_s: float = _PATIENCE_S) -> None:

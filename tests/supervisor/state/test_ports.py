@@ -13,7 +13,7 @@ import pytest
 from stapsrv.config.settings import ServerSettings
 from stapsrv.supervisor.state.json_file import JsonFile
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.system.directory_watcher import DirectoryMonitor
+from stapsrv.system.directory_watcher import DirectoryWatcher
 
 pytestmark = pytest.mark.anyio
 
@@ -44,11 +44,11 @@ async def test_remembered_by_the_next_process(tmp_path):
 async def test_remembered_though_the_process_is_killed(tmp_path):
     """It is written at once, and not when the process ends."""
     async with remembering(tmp_path / "ports") as memory:
-        with contextlib.closing(DirectoryMonitor(tmp_path)) as monitor:
-            monitor.arm()
+        with contextlib.closing(DirectoryWatcher[None]()) as watcher:
+            watcher.watch_directories(None, [tmp_path])
             memory.remember(ONE, 5001)
             while not (tmp_path / "ports").exists():
-                await monitor.wait_changed()
+                await watcher.wait_changed()
         async with remembering(tmp_path / "ports") as after:
             assert after.recall(ONE) == 5001
 
