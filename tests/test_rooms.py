@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +83,12 @@ def test_the_command_line_knows_no_supervisor():
         if name.startswith(("supervisor.", "control.server."))
     ]
     assert known == []
+
+
+def test_pure_modules_import_nothing_that_waits_or_starts_programs():
+    pure = [name for name in MODULES if name == "text" or name.startswith("compile.protocol.")]
+    names = ", ".join(f"stapsrv.{name}" for name in pure if not name.endswith("__init__"))
+    waits = "{'anyio', 'asyncio', 'trio', 'ssl', 'socket', 'subprocess'}"
+    code = f"import sys, {names}\nprint({waits} & sys.modules.keys() or 'none')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "none\n"

@@ -116,14 +116,18 @@ def check_request(data: bytes) -> None:
     assert "/" not in request.release
     assert not request.release.startswith((".", "-"))
     assert all(set(fingerprint) <= set("0123456789abcdef:") for fingerprint in request.fingerprints)
-    if not request.messages and len(request.files) <= 64 and request.version_tuple >= (1, 6):
+    if not request.messages and len(request.files) <= 64 and _has_locale(request.version):
         _check_encoded_again(request)
+
+
+def _has_locale(version: str) -> bool:
+    return [int(number) for number in version.split(".")] >= [1, 6]
 
 
 def _check_encoded_again(request: CompileRequest) -> None:
     entries = [
         (b"version", request.version.encode()),
-        (b"sysinfo", f"sysinfo: {request.sysinfo}".encode()),
+        (b"sysinfo", f"sysinfo: {request.release} {request.arch}".encode()),
         *((b"argv%d" % number, argument) for number, argument in enumerate(request.arguments, 1)),
         (b"locale", "".join(f"{name}={value}\n" for name, value in request.environment).encode()),
     ]

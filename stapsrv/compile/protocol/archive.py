@@ -1,8 +1,8 @@
 """The rules of a request's zip, and how it is unpacked within bounds.
 
-zipfile reads the headers and nothing that it says is believed: whatever would write outside the
-request's root, be something else than a file or a directory, or be larger than it says is refused
-before a byte of it is used. All memory is bounded by the payload, ``max_bytes`` and ``MAX_ENTRIES``.
+zipfile reads the headers, and nothing that it says is believed: an entry is refused before a byte of it is
+used if it would be written outside of the request's root, is neither a file nor a directory, or is larger
+than it says. All memory is bounded by the payload, ``max_bytes`` and ``MAX_ENTRIES``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from stapsrv.errors import ProtocolError
 from stapsrv.rejection import RejectReason
 from stapsrv.text import printable, printable_bytes
 
+# Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700.
 MAX_ENTRIES = 10_000
-"""Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700."""
-MAX_COMPONENT_BYTES = 255
-"""Linux's NAME_MAX."""
+MAX_COMPONENT_BYTES = 255  # Linux's NAME_MAX
+# Linux's PATH_MAX less 256 bytes for the directory that a request is laid out in.
 MAX_PATH_BYTES = 3_840
-"""Linux's PATH_MAX less 256 bytes for the directory that a request is laid out in."""
 
 _ZIP = "The request's zip"
 
+# Names of bytes are read and written one to one in it. Looked up at once: later there may be no descriptor
+# left to import it.
 _NAMES = codecs.lookup("cp437").name
-"""How names of bytes are read and written one to one; looked up before files cannot be opened any more."""
 
 # APPNOTE 4.3.16: signature, this disk, the directory's disk, entries here and in all, the directory's
 # size and offset, length of the comment.
@@ -53,7 +53,7 @@ _DOS_DIRECTORY = 0x10
 
 # What zipfile and zlib were seen to raise, or may raise, on bytes that are no zip (UnicodeDecodeError and
 # BytesIO's negative seeks are ValueErrors, NotImplementedError is a RuntimeError).
-_FOREIGN_FAULTS = (
+_ZIP_ERRORS = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
@@ -69,12 +69,7 @@ _FOREIGN_FAULTS = (
 
 @attrs.frozen
 class RequestFile:
-    """A file of a request.
-
-    Attributes:
-        path: relative, with ``/`` between its components; safe to append to a directory's name.
-        data: the contents.
-    """
+    """A file of a request; its path is relative, with ``/``, and safe to append to a directory's name."""
 
     path: bytes
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
@@ -94,14 +89,10 @@ class Archive:
 
 
 def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
-    """Unpack a request's zip.
+    """Unpack a request's zip, whose files have at most ``max_bytes`` together.
 
-    Backslashes are ordinary bytes; executable bits and times are not looked at. Names are the header's
-    bytes: a client whose locale is not UTF-8 names its files so in its arguments, too.
-
-    Args:
-        payload: the zip, whole.
-        max_bytes: of all files together, unpacked.
+    Names are the bytes of the header, since a client whose locale is not UTF-8 names its files so in its
+    arguments, too; a backslash is one of them. Executable bits and times are ignored.
 
     Raises:
         ProtocolError: it breaks a rule; names the entry and what is wrong.
@@ -109,18 +100,18 @@ def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
     Source: PROTOCOL, the request zip and its limits.
     """
     announced, directory_offset = _check_end(payload)
-    with _foreign_faults(_ZIP):
+    with _zip_errors(_ZIP):
         archive = zipfile.ZipFile(io.BytesIO(payload), metadata_encoding=_NAMES)
     with archive:
         entries = [_Entry.from_header(header) for header in archive.infolist()]
         if len(entries) != announced:
-            raise _fault(_ZIP, f"has {len(entries)} entries and announces {announced}")
+            raise _error(_ZIP, f"has {len(entries)} entries and announces {announced}")
         _check_total(sum(entry.header.file_size for entry in entries), max_bytes)
         for entry in entries:
             _check_packing(entry)
             _check_kind(entry)
             _check_path(entry)
-        _check_places(entries, directory_offset)
+        _check_overlaps(entries, directory_offset)
         directories = _check_tree(entries)
         unpacked = [(entry, _unpack(archive, entry)) for entry in entries]
     files = tuple(RequestFile(entry.path, data) for entry, data in unpacked if not entry.is_directory)
@@ -132,9 +123,7 @@ class _Entry:
     """An entry as its header states it.
 
     Attributes:
-        header: what zipfile read.
         path: the name without the slash that ends a directory's.
-        is_directory: whether the name ended so.
         title: how errors call it.
     """
 
@@ -153,27 +142,25 @@ class _Entry:
 
 
 def _check_end(payload: bytes) -> tuple[int, int]:
-    """Look at the record that ends a zip; return how many entries it announces and where their list starts.
-
-    zipfile would search for that record, skip what stands before the zip or after it, and make an object
-    of each entry before anybody could count them.
-    """
+    """Check the record that ends a zip; return how many entries it announces and where their list starts."""
+    # zipfile would search for that record, skip what stands before the zip or after it, and make an object of
+    # each entry before anybody could count them.
     record = payload[-_END_RECORD.size :]
     if len(record) < _END_RECORD.size or not record.startswith(_END_SIGNATURE):
-        raise _fault(_ZIP, "has no proper end: it is no zip, is cut short, or other bytes follow it")
+        raise _error(_ZIP, "has no proper end: it is no zip, is cut short, or other bytes follow it")
     _, disk, directory_disk, entries_here, entries, size, offset, comment_bytes = _END_RECORD.unpack(record)
     directory_end = len(payload) - _END_RECORD.size
     if comment_bytes:
-        raise _fault(_ZIP, "is cut short")
+        raise _error(_ZIP, "is cut short")
     if payload.startswith(_ZIP64_LOCATOR_SIGNATURE, max(0, directory_end - _ZIP64_LOCATOR_BYTES)):
-        raise _fault(_ZIP, "is in the zip64 format, which no request is large enough for")
+        raise _error(_ZIP, "is in the zip64 format, which no request is large enough for")
     if disk or directory_disk or entries_here != entries:
-        raise _fault(_ZIP, "is one part of several")
+        raise _error(_ZIP, "is one part of several")
     if offset + size != directory_end:
-        raise _fault(_ZIP, "holds other bytes before its first entry or after its last")
+        raise _error(_ZIP, "holds other bytes before its first entry or after its last")
     count = max(entries, payload.count(_ENTRY_SIGNATURE, offset, directory_end))
     if count > MAX_ENTRIES:
-        raise _fault(_ZIP, f"has {count} entries, the limit is {MAX_ENTRIES}")
+        raise _error(_ZIP, f"has {count} entries, the limit is {MAX_ENTRIES}")
     return entries, offset
 
 
@@ -193,67 +180,65 @@ def _check_total(total: int, max_bytes: int) -> None:
 def _check_packing(entry: _Entry) -> None:
     header = entry.header
     if header.flag_bits & _FLAGS_ENCRYPTED:
-        raise _fault(entry.title, "is encrypted")
+        raise _error(entry.title, "is encrypted")
     if (
         header.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
         or header.flag_bits & _FLAG_PATCH
     ):
-        raise _fault(entry.title, "is neither stored nor deflated")
+        raise _error(entry.title, "is neither stored nor deflated")
     if header.volume or _has_zip64_field(header.extra):
-        raise _fault(entry.title, "is on another disk or in the zip64 format")
+        raise _error(entry.title, "is on another disk or in the zip64 format")
 
 
 def _check_kind(entry: _Entry) -> None:
-    """Refuse what is neither file nor directory, whatever system claims to have made the entry.
-
-    Clients follow links before they make the zip: one in it could only be meant for the server's files.
-    """
+    """Refuse what is neither file nor directory, whatever system claims to have made the entry."""
+    # Clients follow links before they make the zip: one in it could only be meant for the server's files.
     mode = entry.header.external_attr >> 16
     kind = stat.S_IFMT(mode)
     if kind == stat.S_IFLNK:
-        raise _fault(entry.title, "is a symbolic link")
+        raise _error(entry.title, "is a symbolic link")
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-        raise _fault(entry.title, "is neither a file nor a directory")
+        raise _error(entry.title, "is neither a file nor a directory")
     if kind == 0 and entry.header.external_attr & _DOS_DIRECTORY:
         kind = stat.S_IFDIR
     if kind == (stat.S_IFREG if entry.is_directory else stat.S_IFDIR):
-        raise _fault(entry.title, "is a file by its name and a directory by its mode, or the reverse")
+        raise _error(entry.title, "is a file by its name and a directory by its mode, or the reverse")
     if entry.is_directory and entry.header.file_size:
-        raise _fault(entry.title, "is a directory that holds data")
+        raise _error(entry.title, "is a directory that holds data")
 
 
 def _check_path(entry: _Entry) -> None:
     """Refuse a path that would leave the request's root, could be written in two ways, or cannot be made."""
     path, components = entry.path, entry.path.split(b"/")
     if path.startswith(b"/") or not path:
-        raise _fault(entry.title, "has an absolute or empty path")
+        raise _error(entry.title, "has an absolute or empty path")
     if b"\0" in path:
-        raise _fault(entry.title, "has a NUL in its path")
+        raise _error(entry.title, "has a NUL in its path")
     if b".." in components:
-        raise _fault(entry.title, "has .. in its path")
+        raise _error(entry.title, "has .. in its path")
     if b"" in components or b"." in components:
-        raise _fault(entry.title, "has an empty component or . in its path")
+        raise _error(entry.title, "has an empty component or . in its path")
     if len(path) > MAX_PATH_BYTES:
-        raise _fault(entry.title, f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}")
+        raise _error(entry.title, f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}")
     longest = max(map(len, components))
     if longest > MAX_COMPONENT_BYTES:
-        raise _fault(
+        raise _error(
             entry.title, f"has a component of {longest} bytes in its path, the limit is {MAX_COMPONENT_BYTES}"
         )
 
 
-def _check_places(entries: Sequence[_Entry], directory_offset: int) -> None:
+def _check_overlaps(entries: Sequence[_Entry], directory_offset: int) -> None:
     """Refuse bytes before the first entry, and entries that share bytes, which bombs are made of."""
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header.header_offset):
         start = entry.header.header_offset
         if end == 0 and start > 0:
-            raise _fault(_ZIP, "holds other bytes before its first entry")
+            raise _error(_ZIP, "holds other bytes before its first entry")
         if start < end:
-            raise _fault(entry.title, "overlaps another one")
+            raise _error(entry.title, "overlaps another one")
         end = start + _LOCAL_HEADER_BYTES + len(entry.path) + entry.header.compress_size
         if end > directory_offset:
-            raise _fault(entry.title, "is longer than the zip")
+            raise _error(entry.title, "is longer than the zip")
 
 
 def _check_tree(entries: Sequence[_Entry]) -> tuple[bytes, ...]:
@@ -262,53 +247,51 @@ def _check_tree(entries: Sequence[_Entry]) -> tuple[bytes, ...]:
     directories: set[bytes] = set()
     for entry in entries:
         if entry.path in files or entry.path in directories:
-            raise _fault(entry.title, "occurs twice")
+            raise _error(entry.title, "occurs twice")
         (directories if entry.is_directory else files).add(entry.path)
     above: set[bytes] = set()
     for entry in entries:
         parent = entry.path.rpartition(b"/")[0]
         while parent and parent not in above:
             if parent in files:
-                raise _fault(entry.title, "lies below a file")
+                raise _error(entry.title, "lies below a file")
             above.add(parent)
             parent = parent.rpartition(b"/")[0]
         if len(above) > MAX_ENTRIES:
-            raise _fault(_ZIP, f"needs more than {MAX_ENTRIES} directories")
+            raise _error(_ZIP, f"needs more than {MAX_ENTRIES} directories")
     return tuple(sorted(directories | above))
 
 
 def _unpack(archive: zipfile.ZipFile, entry: _Entry) -> bytes:
-    """Return an entry's contents, which are exactly as long as announced and match its checksum.
-
-    zipfile's own reader takes the announced beginning of a longer stream for the whole, and so it does
-    a stream without an end. Here it only hands out the packed bytes.
-    """
+    """Return an entry's contents, which are exactly as long as announced and match its checksum."""
+    # zipfile's own reader takes the announced beginning of a longer stream for the whole, and also accepts a
+    # stream without an end. Here it only hands out the packed bytes.
     header = entry.header
     packed_header = copy.copy(header)
     packed_header.compress_type = zipfile.ZIP_STORED
     packed_header.file_size = header.compress_size
     del packed_header.CRC  # it is that of the contents; zipfile checks none where it finds none
-    with _foreign_faults(entry.title), archive.open(packed_header) as stream:
+    with _zip_errors(entry.title), archive.open(packed_header) as stream:
         data = stream.read()
     if header.compress_type == zipfile.ZIP_DEFLATED:
         data = _inflate(data, entry)
     if len(data) != header.file_size:
-        raise _fault(entry.title, f"holds {len(data)} bytes and announces {header.file_size}")
+        raise _error(entry.title, f"holds {len(data)} bytes and announces {header.file_size}")
     if zlib.crc32(data) != header.CRC:
-        raise _fault(entry.title, "does not match its CRC")
+        raise _error(entry.title, "does not match its CRC")
     return data
 
 
 def _inflate(packed: bytes, entry: _Entry) -> bytes:
     announced = entry.header.file_size
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    with _foreign_faults(entry.title):
+    with _zip_errors(entry.title):
         # One byte more than announced shows that there are more, and is all that is made of them.
         data = inflater.decompress(packed, announced + 1)
     if len(data) > announced:
-        raise _fault(entry.title, f"holds more than the {announced} bytes that it announces")
+        raise _error(entry.title, f"holds more than the {announced} bytes that it announces")
     if not inflater.eof or inflater.unused_data:
-        raise _fault(entry.title, "is cut short, or is followed by other bytes")
+        raise _error(entry.title, "is cut short, or is followed by other bytes")
     return data
 
 
@@ -323,14 +306,14 @@ def _has_zip64_field(extra: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _foreign_faults(title: str) -> Iterator[None]:
+def _zip_errors(title: str) -> Iterator[None]:
     """Turn whatever zipfile and zlib raise on hostile bytes into a ProtocolError."""
     try:
         yield
-    except _FOREIGN_FAULTS as exc:
+    except _ZIP_ERRORS as exc:
         reason = printable(str(exc)) or "it ends too soon"
-        raise _fault(title, f"is damaged: {reason}") from exc
+        raise _error(title, f"is damaged: {reason}") from exc
 
 
-def _fault(title: str, problem: str) -> ProtocolError:
+def _error(title: str, problem: str) -> ProtocolError:
     return ProtocolError(f"{title} {problem}")

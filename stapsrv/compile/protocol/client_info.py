@@ -13,8 +13,8 @@ import attrs
 from stapsrv.errors import RequestRejected
 from stapsrv.text import printable_bytes
 
+# Of one entry. Clients send at most eight of locale, and few hosts have more than a dozen owner keys.
 MAX_LINES = 1_000
-"""Of one entry. Clients send at most eight of locale, and few hosts have more than a dozen owner keys."""
 
 LOCALE_KEYS = frozenset(
     {"LANG", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_TIME", "LC_MONETARY", "LC_NUMERIC"}
@@ -27,7 +27,7 @@ _MISSING = b"missing"
 
 
 @attrs.frozen
-class StatedLocale:
+class ClientLocale:
     """The variables to lay over the server's environment, and the messages that refused lines earned."""
 
     environment: tuple[tuple[str, str], ...] = ()
@@ -35,13 +35,10 @@ class StatedLocale:
 
 
 @attrs.frozen
-class StatedKeys:
-    """The fingerprints of the keys that the client's kernel trusts.
+class ClientKeys:
+    """The keys that the client's kernel trusts, or that it has none; and the messages of refused lines.
 
-    Attributes:
-        fingerprints: such as ``ab:01:…``, in lower case, each once.
-        missing: the client says that it found none.
-        messages: what refused lines earned.
+    A fingerprint reads ``ab:01:…``, in lower case.
     """
 
     fingerprints: tuple[str, ...] = ()
@@ -49,7 +46,7 @@ class StatedKeys:
     messages: tuple[str, ...] = ()
 
 
-def parse_locale(data: bytes) -> StatedLocale:
+def parse_locale(data: bytes) -> ClientLocale:
     """Read ``KEY=VALUE`` lines; of two lines with one key the last holds.
 
     Raises:
@@ -72,10 +69,10 @@ def parse_locale(data: bytes) -> StatedLocale:
             )
         else:
             environment[name] = value.decode("ascii")
-    return StatedLocale(tuple(environment.items()), tuple(messages))
+    return ClientLocale(tuple(environment.items()), tuple(messages))
 
 
-def parse_keys(data: bytes) -> StatedKeys:
+def parse_keys(data: bytes) -> ClientKeys:
     """Read lines that are fingerprints or the word ``missing``.
 
     Raises:
@@ -95,7 +92,7 @@ def parse_keys(data: bytes) -> StatedKeys:
             messages.append(
                 f"Server: MOK fingerprint value '{printable_bytes(line)}' isn't in the correct format"
             )
-    return StatedKeys(tuple(fingerprints), missing, tuple(messages))
+    return ClientKeys(tuple(fingerprints), missing, tuple(messages))
 
 
 def _lines(data: bytes, entry: str) -> list[bytes]:

@@ -1,9 +1,7 @@
-"""What travels over a connection: bytes to a request, an answer to bytes.
+"""The frame around a request: a 4-byte big-endian length, that many bytes, then nothing.
 
-Nothing here reads, waits or looks at a clock. A session feeds a :class:`FrameReader` with what arrives,
-hands the payload to :func:`parse_request` and sends what :func:`encode_response` returns. A peer that
-breaks the framing or the rules of the zip meets a ProtocolError; a sound zip that is no request that
-can be run meets RequestRejected, whose text the client is sent.
+A :class:`FrameReader` is fed with what arrives; a peer that breaks the framing meets a ProtocolError.
+Source: PROTOCOL, the connection.
 """
 
 from __future__ import annotations
@@ -15,13 +13,7 @@ _LENGTH_BYTES = 4
 
 
 class FrameReader:
-    """Puts a request's frame together: a 4-byte big-endian length, then that many bytes, then nothing.
-
-    Args:
-        max_bytes: the largest payload that is taken; memory is bounded by it.
-
-    Source: PROTOCOL, the connection.
-    """
+    """Collects one frame of at most ``max_bytes``, which bounds its memory, too."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -37,17 +29,13 @@ class FrameReader:
 
     @property
     def payload(self) -> bytes | None:
-        """The payload once it is whole, else None.
-
-        An empty one is a visit: the peer only wanted to see the certificate. When it is None and
-        ``feed_eof`` did not object, the peer connected and left without a byte.
-        """
+        """The payload once it is whole, else None; an empty one asks only for the certificate."""
         if self._announced is None or len(self._body) < self._announced:
             return None
         return bytes(self._body)
 
     def feed(self, data: bytes) -> None:
-        """Take in what arrived, in chunks of any size.
+        """Take a chunk of any size.
 
         Raises:
             ProtocolError: the frame announces more than ``max_bytes``, or bytes follow its end.
@@ -59,6 +47,7 @@ class FrameReader:
             if len(self._header) < _LENGTH_BYTES:
                 return
             self._announced = int.from_bytes(self._header, "big")
+            # Kept even when the check below fails: a peer hears why only after all that it sends is read.
             self._missing = self._announced - len(data)
         self._check_length(self._announced)
         surplus = len(self._body) + len(data) - self._announced
@@ -70,10 +59,10 @@ class FrameReader:
         self._missing = -surplus
 
     def feed_eof(self) -> None:
-        """Take in that the peer sends no more.
+        """Take the end of the stream; before the first byte it is no error.
 
         Raises:
-            ProtocolError: it left within the frame.
+            ProtocolError: it came within the frame.
         """
         if self._announced is not None and len(self._body) < self._announced:
             raise ProtocolError(

@@ -34,7 +34,7 @@ class ParsedOptions:
 
     Attributes:
         options: in order, each a name without dashes (a long option's in full) and its value or None.
-        operands: what is no option: the script and its own arguments.
+        operands: the script and its own arguments.
         fault: why getopt_long stops, or None; then ``options`` are those before the fault.
     """
 
@@ -47,10 +47,8 @@ def parse_options(arguments: Sequence[bytes]) -> ParsedOptions:
     """Read a client's arguments as stap does: options and operands mixed, ``--`` ends the options.
 
     Short options may be clustered, long ones abbreviated as far as they stay unambiguous; an optional
-    value must be attached (``--color=always``), a required one may stand apart.
-
-    Args:
-        arguments: without the program's name and without the server's own options.
+    value must be attached (``--color=always``), a required one may stand apart. ``arguments`` begin after the
+    program's name and the server's own options.
     """
     if any(b"\0" in argument for argument in arguments):
         return ParsedOptions((), (), "an argument holds a NUL")

@@ -1,9 +1,7 @@
-"""What travels over a connection: bytes to a request, an answer to bytes.
+"""The request: a zip becomes a :class:`CompileRequest`, whose parts stap can be given.
 
-Nothing here reads, waits or looks at a clock. A session feeds a :class:`FrameReader` with what arrives,
-hands the payload to :func:`parse_request` and sends what :func:`encode_response` returns. A peer that
-breaks the framing or the rules of the zip meets a ProtocolError; a sound zip that is no request that
-can be run meets RequestRejected, whose text the client is sent.
+A zip that breaks the rules of :mod:`stapsrv.compile.protocol.archive` meets a ProtocolError. A sound zip
+that cannot be run meets RequestRejected, whose text the client is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from stapsrv.compile.protocol.archive import RequestFile, read_archive
-from stapsrv.compile.protocol.client_info import StatedLocale, parse_keys, parse_locale
+from stapsrv.compile.protocol.client_info import ClientLocale, parse_keys, parse_locale
 from stapsrv.config.kernels import is_release_name
 from stapsrv.errors import RequestRejected
 from stapsrv.text import printable_bytes
@@ -35,12 +33,10 @@ class CompileRequest:
     """What a client wants compiled, and from what.
 
     Attributes:
-        version: the client's, such as ``4.8``.
         release: the kernel's, as ``uname -r`` shows it on the client's host.
-        arch: the client's architecture, as it states it.
         arguments: for stap, in order; any bytes but NUL, each at most ``MAX_ARGUMENT_BYTES``.
         environment: the locale's variables to lay over the server's environment, names unique.
-        messages: lines ``Server: …`` for the answer's standard error, about what was not accepted.
+        messages: lines ``Server: …`` for the standard error of the response, about what was not accepted.
         fingerprints: of the machine owner keys that the client's kernel trusts.
         mok_missing: the client has no such key and needs one.
         files: all to be laid out under the request's root; arguments name them relatively.
@@ -58,21 +54,6 @@ class CompileRequest:
     files: tuple[RequestFile, ...] = ()
     directories: tuple[bytes, ...] = ()
 
-    @property
-    def version_tuple(self) -> tuple[int, ...]:
-        """The version's numbers, to be compared."""
-        return _version_tuple(self.version)
-
-    @property
-    def sysinfo(self) -> str:
-        """``RELEASE ARCH``, as servers advertise it."""
-        return f"{self.release} {self.arch}"
-
-    @property
-    def shown_arguments(self) -> str:
-        """The arguments for a log line (see :func:`render_arguments`)."""
-        return render_arguments(self.arguments)
-
 
 def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
     """Read the zip that a client sent.
@@ -82,7 +63,7 @@ def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
         max_request_bytes: of all its files together, unpacked.
 
     Raises:
-        ProtocolError: no sound zip, or one that breaks the rules of :mod:`stapsrv.compile.protocol.archive`.
+        ProtocolError: no sound zip, or one that breaks a rule.
         RequestRejected: it cannot be run: no system, a missing or impossible argument, no version.
 
     Source: PROTOCOL, the request zip.
@@ -91,8 +72,9 @@ def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
     metadata = {file.path: file.data for file in archive.files if _METADATA.fullmatch(file.path)}
     version = _parse_version(metadata.get(b"version", b""))
     release, arch = _parse_sysinfo(metadata.get(b"sysinfo"))
-    locale = StatedLocale()
-    if _version_tuple(version) >= _FIRST_VERSION_WITH_LOCALE:
+    locale = ClientLocale()
+    # 1.10 is later than 1.6.
+    if tuple(map(int, version.split("."))) >= _FIRST_VERSION_WITH_LOCALE:
         locale = parse_locale(metadata.get(b"locale", b""))
     keys = parse_keys(metadata.get(b"mok_fingerprints", b""))
     return CompileRequest(
@@ -110,12 +92,7 @@ def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
 
 
 def render_arguments(arguments: Iterable[bytes], *, limit: int = 4_000) -> str:
-    """Return ``arguments`` for a log line: joined by blanks as in the original's, but always on one line.
-
-    Args:
-        arguments: as the client sent them.
-        limit: in characters, after which an ellipsis stands for what is left.
-    """
+    """Return arguments for a log line: joined by blanks as in the original's, but always on one line."""
     return printable_bytes(b" ".join(arguments), limit=limit)
 
 
@@ -125,10 +102,6 @@ def _parse_version(data: bytes) -> str:
     if not _VERSION.fullmatch(text):
         raise RequestRejected(f"The request's version '{printable_bytes(data)}' is no version number")
     return text
-
-
-def _version_tuple(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
 
 
 def _parse_sysinfo(data: bytes | None) -> tuple[str, str]:

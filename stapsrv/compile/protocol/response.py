@@ -1,10 +1,4 @@
-"""What travels over a connection: bytes to a request, an answer to bytes.
-
-Nothing here reads, waits or looks at a clock. A session feeds a :class:`FrameReader` with what arrives,
-hands the payload to :func:`parse_request` and sends what :func:`encode_response` returns. A peer that
-breaks the framing or the rules of the zip meets a ProtocolError; a sound zip that is no request that
-can be run meets RequestRejected, whose text the client is sent.
-"""
+"""The response: stap's exit status, its output and the module become the zip that a client is sent."""
 
 from __future__ import annotations
 
@@ -15,33 +9,33 @@ from pathlib import PurePosixPath
 
 import attrs
 
+# Clients look for a directory of the pattern stap??????.
 ANSWER_DIRECTORY = "stap000000"
-"""Clients look for a directory ``stap??????`` in the answer."""
 
+# The earliest time that a zip can hold: no client looks at it, and equal responses stay equal.
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 _STORED_BYTES = 128
 
 
-def _check_answer_path(_file: object, _attribute: object, path: str) -> None:
+def _check_path(_file: object, _attribute: object, path: str) -> None:
     """Refuse a path that would not come out where it says, below the client's own directory."""
     path.encode("utf-8")  # UnicodeEncodeError is a ValueError
     if {"", ".", ".."} & set(path.split("/")) or "\0" in path:
-        raise ValueError(f"{path!r} is no path for an answer's file")
+        raise ValueError(f"{path!r} is no path for a response's file")
 
 
 @attrs.frozen
 class AnswerFile:
-    """A file of an answer.
+    """A file of a response.
 
     Attributes:
         path: relative, such as ``stap000000/NAME.ko``, or ``signing_key.x509`` at the root.
-        data: the contents.
 
     Raises:
         ValueError: the path is absolute, not normal, or cannot be written in UTF-8.
     """
 
-    path: str = attrs.field(validator=_check_answer_path)
+    path: str = attrs.field(validator=_check_path)
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
 
 
@@ -51,9 +45,9 @@ class CompileResponse:
 
     Attributes:
         version: the protocol version, which is the installed stap's.
-        rc: stap's exit status, or 1 when this server says no.
+        rc: stap's exit status, or 1 when this server refuses.
         stdout: what stap printed.
-        stderr: likewise, with the server's own lines ``Server: …``.
+        stderr: what stap printed there, with the server's own lines ``Server: …``.
         files: the module and what goes with it.
     """
 
@@ -67,13 +61,7 @@ class CompileResponse:
 def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes:
     """Return the zip that the client is sent; equal responses give equal bytes.
 
-    ``stap000000`` is always in it, so a client never finds fewer directories than it looks for. Times
-    are the earliest that a zip can hold: no client looks at them.
-
-    Args:
-        response: what is to be sent.
-        deflate: make it a third of the size, for a network that is slower than two milliseconds' work; else
-            files are stored as they are.
+    Deflated it has a third of the size, which pays on a network that is slower than two milliseconds' work.
 
     Raises:
         ValueError: two entries would have one path: a fault of this program.
@@ -86,14 +74,15 @@ def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes
         "stdout": response.stdout,
         "stderr": response.stderr,
     }
+    # Always there, so that a client never finds fewer directories than it looks for.
     directories = {ANSWER_DIRECTORY}
     for file in response.files:
         if file.path in entries:
-            raise ValueError(f"{file.path!r} would be twice in an answer")
+            raise ValueError(f"{file.path!r} would be twice in a response")
         entries[file.path] = file.data
         directories |= {str(parent) for parent in PurePosixPath(file.path).parents} - {"."}
     if clashing := directories & entries.keys():
-        raise ValueError(f"{min(clashing)!r} would be a file and a directory in an answer")
+        raise ValueError(f"{min(clashing)!r} would be a file and a directory in a response")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted(directories):
@@ -102,12 +91,8 @@ def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes
             # What is tiny hardly shrinks. Level 1 takes a third of the default's time for a few percent more.
             small = not deflate or len(data) < _STORED_BYTES
             method = zipfile.ZIP_STORED if small else zipfile.ZIP_DEFLATED
-            archive.writestr(_file_header(path), data, method, compresslevel=1)
+            archive.writestr(_header(path, stat.S_IFREG | 0o644), data, method, compresslevel=1)
     return buffer.getvalue()
-
-
-def _file_header(path: str) -> zipfile.ZipInfo:
-    return _header(path, stat.S_IFREG | 0o644)
 
 
 def _directory_header(path: str) -> zipfile.ZipInfo:

@@ -102,7 +102,7 @@ def test_files_come_in_order_and_directories_with_their_parents_first():
     assert archive.directories == (b"b", b"b/c", b"tapset", b"tapset/x")
 
 
-def test_stored_entries_and_modes_of_all_ordinary_kinds_are_taken():
+def test_stored_entries_and_ordinary_modes_are_accepted():
     entries = (
         (header("plain"), b"x"),
         (header("executable", stat.S_IFREG | 0o4755), b"x"),
@@ -116,7 +116,7 @@ def test_stored_entries_and_modes_of_all_ordinary_kinds_are_taken():
     assert archive.directories == (b"bare", b"dir", b"dos")
 
 
-def test_contents_are_not_in_the_representation():
+def test_repr_does_not_show_contents():
     assert repr(RequestFile(b"a", b"secret")) == "RequestFile(path=b'a', data=<6 bytes>)"
 
 
@@ -139,12 +139,12 @@ def test_contents_are_not_in_the_representation():
         (("y" * 100 + "/") * 39, "has a path of 3938 bytes, the limit is 3840"),
     ],
 )
-def test_paths_that_are_refused(name, problem):
+def test_unsafe_path_is_refused(name, problem):
     text = refusal(make_zip((header(name, 0), b""), ("other", b"1")))
     assert text == f"The request's zip entry '{printable_bytes(name.encode())}' {problem}"
 
 
-def test_the_longest_path_and_component_are_taken():
+def test_longest_path_and_component_are_accepted():
     path = "/".join(["z" * 255] * 15)
     assert len(path) == archive.MAX_PATH_BYTES - 1
     read = read_archive(make_zip((path, b"1")), max_bytes=LIMIT)
@@ -165,7 +165,7 @@ def test_the_longest_path_and_component_are_taken():
     ],
 )
 @pytest.mark.parametrize("name", ["x", "x/"])
-def test_kinds_that_are_refused(kind, problem, system, name):
+def test_entry_that_is_neither_file_nor_directory_is_refused(kind, problem, system, name):
     entry = header(name, kind | 0o777, system=system)
     text = refusal(make_zip((entry, b"" if name == "x/" else b"/etc/shadow"), ("other", b"1")))
     assert text == f"The request's zip entry '{name}' {problem}"
@@ -179,7 +179,7 @@ def test_kinds_that_are_refused(kind, problem, system, name):
         header("x", 0, system=0, dos=0x10),
     ],
 )
-def test_a_name_and_a_mode_that_disagree_are_refused(entry):
+def test_name_and_mode_that_disagree_are_refused(entry):
     assert "is a file by its name and a directory by its mode" in refusal(
         make_zip((entry, b""), ("other", b"1"))
     )
@@ -202,7 +202,7 @@ def test_a_directory_that_holds_data_is_refused():
         (("x/a/b", "x/y/z/", "x/a"), "'x/a/b' lies below a file"),
     ],
 )
-def test_paths_that_clash_are_refused(names, problem):
+def test_clashing_paths_are_refused(names, problem):
     data = {name: b"" if name.endswith("/") else b"1" for name in names}
     assert refusal(make_zip(*((name, data[name]) for name in names), ("1", b"1"))).endswith(problem)
 
@@ -234,7 +234,7 @@ def test_one_name_in_two_encodings_is_one_name():
         ("offset", 3, "holds other bytes before its first entry"),
     ],
 )
-def test_headers_that_are_refused(field, value, problem):
+def test_false_header_is_refused(field, value, problem):
     payload = make_zip(("name", random.Random(1).randbytes(10) * 100))
     text = refusal(patched(payload, field, value))
     assert problem in text
@@ -269,7 +269,7 @@ def test_more_than_one_stream_in_an_entry_is_refused():
         ("end entries", 65_535, "is one part of several"),
     ],
 )
-def test_end_records_that_are_refused(field, value, problem):
+def test_false_end_record_is_refused(field, value, problem):
     assert (
         refusal(patched(make_zip(("a", b"1"), ("b", b"2")), field, value)) == f"The request's zip {problem}"
     )
@@ -302,7 +302,7 @@ def test_overlapping_entries_are_refused():
 
 
 @pytest.mark.parametrize("payload", [b"", b"PK", b"x" * 400, b"PK\x03\x04" + bytes(40), bytes(22)])
-def test_what_is_no_zip_is_refused(payload):
+def test_payload_that_is_no_zip_is_refused(payload):
     assert refusal(payload) == (
         "The request's zip has no proper end: it is no zip, is cut short, or other bytes follow it"
     )
@@ -345,7 +345,7 @@ def test_every_single_byte_overwritten_is_refused_or_harmless():
             _read_or_refuse(payload[:position] + bytes([byte]) + payload[position + 1 :])
 
 
-def test_the_size_unpacked_has_bounds():
+def test_unpacked_size_out_of_bounds_is_refused():
     payload = make_zip(("a", b"1" * 600), ("b", b"2" * 400))
     assert len(read_archive(payload, max_bytes=1_000).files) == 2
     assert refusal(payload, max_bytes=999) == (
@@ -358,7 +358,7 @@ def test_the_size_unpacked_has_bounds():
         )
 
 
-def test_a_bomb_that_announces_little_stays_small():
+def test_bomb_that_announces_little_takes_little_memory():
     bomb = patched(make_zip(("zeros", bytes(60_000_000))), "size", 40_000)
     tracemalloc.start()
     try:
@@ -411,7 +411,7 @@ ALTERED_BY_UNZIP = (b"\xff", b"\n")
 
 @needs_info_zip
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_what_info_zip_makes_comes_back_byte_for_byte(tmp_path, locale):
+def test_zip_of_info_zip_is_read_byte_for_byte(tmp_path, locale):
     root = tmp_path / "root"
     for directory in (b"", b"d", b"d\xfcr", "dür".encode(), b"d/empty"):
         (root / os.fsdecode(directory)).mkdir()
@@ -443,7 +443,7 @@ def test_a_link_kept_by_info_zip_is_refused(tmp_path):
 
 
 @needs_info_zip
-def test_what_info_zip_streams_or_encrypts(tmp_path):
+def test_streamed_zip_is_read_and_encrypted_one_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"some text " * 50)
     streamed = subprocess.run(
         ["zip", "-qr", "-fz-", "-", "x"], cwd=tmp_path, check=True, stdout=subprocess.PIPE

@@ -7,8 +7,8 @@ import pytest
 from stapsrv.compile.protocol.client_info import (
     LOCALE_KEYS,
     MAX_LINES,
-    StatedKeys,
-    StatedLocale,
+    ClientKeys,
+    ClientLocale,
     parse_keys,
     parse_locale,
 )
@@ -16,9 +16,9 @@ from stapsrv.errors import RequestRejected
 
 
 @pytest.mark.parametrize("data", [b"", b"\n"[:0]])
-def test_nothing_stated(data):
-    assert parse_locale(data) == StatedLocale()
-    assert parse_keys(data) == StatedKeys()
+def test_empty_entries_state_nothing(data):
+    assert parse_locale(data) == ClientLocale()
+    assert parse_keys(data) == ClientKeys()
 
 
 def test_every_locale_key_is_accepted():
@@ -45,20 +45,20 @@ def test_bad_locale_lines_earn_messages_and_the_others_count():
     )
 
 
-def test_a_last_line_needs_no_newline():
+def test_last_line_needs_no_newline():
     assert parse_locale(b"LANG=C\nLC_ALL=C").environment == (("LANG", "C"), ("LC_ALL", "C"))
     assert parse_keys(b"aa:bb").fingerprints == ("aa:bb",)
 
 
 @pytest.mark.parametrize("value", [b"C\r", b"../x", b"a/b", b"\xe9", "ü".encode(), b"a\0", b"%s", b"C "])
-def test_values_that_could_name_a_file_or_worse_are_refused(value):
+def test_locale_value_with_other_characters_is_refused(value):
     stated = parse_locale(b"LANG=" + value + b"\n")
     assert stated.environment == ()
     assert len(stated.messages) == 1
     assert stated.messages[0].isprintable()
 
 
-def test_a_key_is_compared_as_it_is_sent():
+def test_locale_key_is_compared_as_it_is_sent():
     assert parse_locale(b"LA\\x4eG=C\nL\0ANG=C\n").environment == ()
 
 
@@ -77,13 +77,13 @@ def test_bad_fingerprints_earn_messages_and_the_others_count():
 
 
 def test_fingerprints_alone_do_not_say_missing():
-    assert parse_keys(b"00:ff:10\n") == StatedKeys(("00:ff:10",), missing=False, messages=())
+    assert parse_keys(b"00:ff:10\n") == ClientKeys(("00:ff:10",), missing=False, messages=())
     assert parse_keys(b"zz\n").missing is False
 
 
 @pytest.mark.parametrize(("parse", "entry"), [(parse_locale, "locale"), (parse_keys, "mok_fingerprints")])
 @pytest.mark.parametrize("end", [b"", b"\n", b"x"])
-def test_the_number_of_lines_is_bounded(parse, entry, end):
+def test_more_lines_than_the_limit_are_rejected(parse, entry, end):
     assert len(parse(b"\n" * MAX_LINES).messages) == MAX_LINES
     with pytest.raises(RequestRejected) as caught:
         parse(b"\n" * (MAX_LINES + (end != b"x")) + end)

@@ -67,7 +67,7 @@ def parsed(*arguments: bytes) -> tuple[list[tuple[str, bytes | None]], list[byte
         ((b"--dump-f", b"--unpriv"), [("dump-functions", None), ("unprivileged", None)], []),
     ],
 )
-def test_grammar(arguments, options, operands):
+def test_arguments_are_read_as_getopt_long_does(arguments, options, operands):
     assert parsed(*arguments) == (options, operands)
 
 
@@ -92,7 +92,7 @@ def test_grammar(arguments, options, operands):
         ((b"-v\0",), "an argument holds a NUL"),
     ],
 )
-def test_faults(arguments, fault):
+def test_fault_gives_no_privilege(arguments, fault):
     result = parse_options((b"-g", *arguments)) if b"\0" not in arguments[0] else parse_options(arguments)
     assert result.fault == fault
     assert result.operands == ()
@@ -100,13 +100,13 @@ def test_faults(arguments, fault):
     assert requested_privilege((b"--privilege=stapusr", *arguments)) is None
 
 
-def test_an_empty_name_could_be_any_option():
+def test_empty_name_is_ambiguous():
     fault = parse_options([b"--=x"]).fault
     assert fault is not None
     assert fault.startswith("-- could mean all-modules, benchmark-sdt")
 
 
-def test_what_came_before_a_fault_is_told():
+def test_options_before_a_fault_are_kept():
     assert parse_options([b"-g", b"x", b"-Z", b"-v"]) == ParsedOptions(
         (("g", None),), (b"x",), "-Z is unknown"
     )
@@ -144,11 +144,11 @@ STAPUSR, STAPSYS, STAPDEV = Privilege.STAPUSR, Privilege.STAPSYS, Privilege.STAP
         ((b"--unprivileged=stapusr",), None),
     ],
 )
-def test_requested_privilege(arguments, privilege):
+def test_requested_privilege_is_the_only_one_stated(arguments, privilege):
     assert requested_privilege(arguments) is privilege
 
 
-def test_what_goes_in_front():
+def test_privilege_arguments_state_the_same_privilege():
     assert privilege_arguments(STAPUSR) == (b"--privilege=stapusr",)
     assert privilege_arguments(STAPSYS) == (b"--privilege=stapsys",)
     assert privilege_arguments(STAPDEV) == ()
@@ -332,7 +332,7 @@ class TestRealTables:
         assert len(answers) == len(lists)
         return table, answers
 
-    def test_it_reads_as_we_do(self, tmp_path, stap_environment):
+    def test_stap_reads_arguments_as_we_do(self, tmp_path, stap_environment):
         lists = some_lists(5, LISTS * 100, LONG + LONG_ELSEWHERE)
         table, answers = self._ask(tmp_path, stap_environment, lists)
         assert {name.decode() for name in LONG + LONG_ELSEWHERE} - {"bogus"} == table - NEWER_LONG_OPTIONS
@@ -350,7 +350,7 @@ class TestRealTables:
         # The lists are worth their time: all answers occur, and often.
         assert min(seen[answer] for answer in (True, False, None, *Privilege)) > len(lists) // 100
 
-    def test_every_prefix_of_every_long_option(self, tmp_path, stap_environment):
+    def test_stap_reads_every_prefix_of_every_long_option_as_we_do(self, tmp_path, stap_environment):
         names = {name[:length] for name in LONG + LONG_ELSEWHERE for length in range(len(name) + 1)}
         lists = [[b"--" + name + tail] for name in sorted(names) for tail in (b"", b"=", b"=x")]
         lists += [[bytes([45, letter]), b"x"] for letter in range(1, 256)]
@@ -394,7 +394,7 @@ class TestRealStap:
             return Verdict.ACCEPTED, done.stderr
         return Verdict.REFUSED if done.returncode else Verdict.NOTHING, done.stderr
 
-    def test_it_never_settles_on_another_privilege(self, tmp_path, stap_environment):
+    def test_stap_never_settles_on_another_privilege(self, tmp_path, stap_environment):
         (tmp_path / "home").mkdir()
         environment = {**stap_environment, "HOME": str(tmp_path / "home")}
         seen: Counter[object] = Counter()
@@ -416,7 +416,7 @@ class TestRealStap:
             seen[answer] >= LISTS // 50 for answer in (*Privilege, Verdict.ACCEPTED, Verdict.REFUSED)
         ), seen
 
-    def test_no_list_is_signed_that_it_runs_unrestricted(self, tmp_path, stap_environment):
+    def test_no_arguments_are_signed_that_stap_runs_unrestricted(self, tmp_path, stap_environment):
         """With -g it says itself whether it is held to a privilege: it goes on only when it is not."""
         (tmp_path / "home").mkdir()
         environment = {**stap_environment, "HOME": str(tmp_path / "home")}
@@ -431,7 +431,7 @@ class TestRealStap:
             restricted += b"You can't specify -g and --privilege=" in stderr
         assert restricted >= LISTS // 20
 
-    def test_what_goes_in_front_restricts_it(self, tmp_path, stap_environment):
+    def test_privilege_arguments_restrict_stap(self, tmp_path, stap_environment):
         environment = {**stap_environment, "HOME": str(tmp_path)}
         for privilege in (Privilege.STAPUSR, Privilege.STAPSYS):
             verdict, stderr = self._run(environment, privilege_arguments(privilege), [b"-g", b"x.stp"])
