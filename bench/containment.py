@@ -61,7 +61,10 @@ async def measure(rounds: int, installation: Installation, place: Path) -> dict[
     release = resolve_release(installation.release, arch="x86_64")
     request = CompileRequest(release=release.name, arch=release.arch, arguments=(b"-p4", b"-e", SCRIPT))
     job = CompileJob(
-        request=request, release=release, settings=ServerSettings(runtime=str(installation.runtime))
+        request=request,
+        release=release,
+        settings=ServerSettings(runtime=str(installation.runtime)),
+        deadline_s=DEADLINE_S,
     )
     workspace = Workspace.open(place)
     taken: dict[str, dict[str, list[float]]] = {}
@@ -74,7 +77,7 @@ async def measure(rounds: int, installation: Installation, place: Path) -> dict[
         for number in range(rounds + 1):
             for (program, name), engine in engines.items():
                 began = time.perf_counter()
-                result = await engine.run(job, deadline_s=DEADLINE_S)
+                result = await engine.run(job)
                 seconds = time.perf_counter() - began
                 if result.status != 0:
                     raise SystemExit(f"{program} in {name}: {result.stderr.decode()}")

@@ -48,7 +48,7 @@ class ReleaseHealth:
         """Whether clients should hear of it: nothing speaks against a release that was not tried yet."""
         return self.health is not Health.UNHEALTHY
 
-    def become(self, health: Health, reason: str | None = None) -> None:
+    def set(self, health: Health, reason: str | None = None) -> None:
         """Take in what has been found."""
         if (health, reason) != (self.health, self.reason):
             self.health, self.reason = health, reason

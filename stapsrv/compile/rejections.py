@@ -39,7 +39,7 @@ class ThrottledLog:
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
 
-    def say(self, kind: str, line: Callable[[], object]) -> None:
+    def log(self, kind: str, line: Callable[[], object]) -> None:
         """Log what ``line`` logs when it is called, unless a line of this kind was logged a moment ago."""
         kind_now = self._kinds.get(kind)
         if kind_now is None:
@@ -51,7 +51,7 @@ class ThrottledLog:
             return
         line()
 
-    def tell_suppressed(self, *, all_of_them: bool = False) -> None:
+    def log_suppressed(self, *, all_of_them: bool = False) -> None:
         """Log how many lines there were of each kind whose minute is over, or of each kind whatsoever."""
         for kind, kind_now in self._kinds.items():
             if kind_now.suppressed and (all_of_them or self._is_due(kind_now)):
@@ -90,7 +90,7 @@ class Rejections:
         """How many there were so far, of every reason that there is."""
         return MappingProxyType(self._counts)
 
-    def note(self, refusal: RejectReason | None, line: Callable[[], object]) -> None:
+    def count(self, refusal: RejectReason | None, line: Callable[[], object]) -> None:
         """Count one, and log what ``line`` logs unless the log had the like a moment ago.
 
         Args:
@@ -102,13 +102,13 @@ class Rejections:
             return
         self._counts[refusal] += 1
         self._total[refusal] += 1
-        self._lines.say(refusal.value, line)
+        self._lines.log(refusal.value, line)
 
-    async def tell(self) -> NoReturn:
+    async def log_suppressed(self) -> NoReturn:
         """Log what was suppressed, once a minute, until cancelled; then what is left of it."""
         try:
             while True:
                 await anyio.sleep(INTERVAL_S)
-                self._lines.tell_suppressed()
+                self._lines.log_suppressed()
         finally:
-            self._lines.tell_suppressed(all_of_them=True)
+            self._lines.log_suppressed(all_of_them=True)

@@ -110,10 +110,10 @@ class Session:
             self._outcome = ConnectionOutcome.CRASHED
             self._log.exception("connection.crashed")
         finally:
-            self._service.tally.connections[self._outcome] += 1
+            self._service.counters.connections[self._outcome] += 1
 
     def _fail(self, reason: str, refusal: RejectReason | None = None) -> None:
-        self._service.refusals.note(refusal, lambda: self._log.info("connection.failed", reason=reason))
+        self._service.rejections.count(refusal, lambda: self._log.info("connection.failed", reason=reason))
         if self._outcome is not ConnectionOutcome.REQUEST:
             self._outcome = ConnectionOutcome.FAILED
 
@@ -131,30 +131,30 @@ class Session:
             return
         self._outcome = ConnectionOutcome.REQUEST
         record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
-        exchange = RequestHandler(
+        handler = RequestHandler(
             self._service, client=self._client, identity=identity, record=record, log=self._log
         )
         try:
-            await self._serve(tls, received, exchange, record)
+            await self._serve(tls, received, handler, record)
             with anyio.move_on_after(_GOODBYE_S):
                 async with anyio.create_task_group() as endings:
                     endings.start_soon(_say_goodbye, tls)
-                    endings.start_soon(exchange.settle)
+                    endings.start_soon(handler.finish)
         finally:
             self._log.info("request.summary", **summary(record))
-            self._service.recent.note(record)
-            self._service.tally.count_request(record, served=self._service.releases)
+            self._service.latencies.add(record)
+            self._service.counters.count_request(record, served=self._service.releases)
 
     async def _serve(
-        self, tls: TLSStream, received: bytes | StapsrvError, exchange: RequestHandler, record: RequestRecord
+        self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler, record: RequestRecord
     ) -> None:
         """Answer a request that has arrived whole."""
         taken = False
         try:
             try:
-                answer = await self._answer(tls, received, exchange)
+                answer = await self._answer(tls, received, handler)
             except anyio.get_cancelled_exc_class():
-                taken = await self._tell_stopping(tls, exchange)
+                taken = await self._tell_stopping(tls, handler)
                 raise
             if answer is None:
                 self._log.info("request.abandoned")
@@ -203,22 +203,22 @@ class Session:
         return payload or None
 
     async def _answer(
-        self, tls: TLSStream, received: bytes | StapsrvError, exchange: RequestHandler
+        self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler
     ) -> bytes | None:
         """Return the bytes to send, or None when the peer did not wait for them."""
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
             # To a client on this host nothing is gained by a smaller answer.
-            answer = await exchange.respond(received, deflate=not _is_local(tls))
+            answer = await handler.handle(received, deflate=not _is_local(tls))
             tasks.cancel_scope.cancel()
         return answer
 
-    async def _tell_stopping(self, tls: TLSStream, exchange: RequestHandler) -> bool:
+    async def _tell_stopping(self, tls: TLSStream, handler: RequestHandler) -> bool:
         """Answer a client whose request is broken off; return whether it was still there to be told."""
         told = False
         with anyio.move_on_after(_APOLOGY_S, shield=True), contextlib.suppress(*_BROKEN):
-            await tls.send(encode_response(exchange.refuse_stopping()))
+            await tls.send(encode_response(handler.reject_stopping()))
             self._log.info("request.interrupted")
             told = True
             await tls.unwrap()

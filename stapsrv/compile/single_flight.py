@@ -1,18 +1,17 @@
 """Single flight: equal requests that are in the server at the same time cost one compile.
 
-The first request of its kind begins a flight, later ones join it, and all get what it lands with. A
-flight belongs to the server and to no session: whoever leaves, the others lose nothing, and when the
-last has left it is ended. It holds one worker, however many wait for it, and until all is tidied up: nobody
-waits for that.
+The first request of its kind begins a flight, later ones join it, and all get the same value. A flight
+belongs to the server and to no session: a request that leaves takes nothing from the others, and when the
+last one has left, the flight is ended.
 
-A flight queues in the name of the client that began it. Lest somebody's hundred requests delay the
+A flight queues in the name of the client that began it. So that somebody's hundred requests do not delay the
 client that joins the last of them, the first few clients to join a flight that still queues each take a
 place of their own in the queue; the flight begins with the first worker that any of them gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -27,24 +26,18 @@ T = TypeVar("T")
 
 Worker = Callable[[], AbstractAsyncContextManager[None]]
 """Holds a worker; waits for one first, in the turn of the client that it was made for."""
+Work = Callable[[], Awaitable[T]]
+Finish = Callable[[T], Awaitable[None]]
 
-Work = Callable[[], AbstractAsyncContextManager[T]]
-"""Gives what a flight lands with; leaving it tidies up, and raises nothing."""
-
-_TIDY_S = 10.0
-"""How long the end of a server waits until flights that have landed have tidied up."""
-_PLACES = 4
-"""In the queue, for one flight: more would let equal requests fill the queue that they mean to spare."""
+_FINISH_S = 10.0
+"""How long the end of a server waits for flights whose value is out to finish."""
+# More would let equal requests fill the queue that they are there to spare.
+_MAX_QUEUE_PLACES = 4
 
 
 @attrs.frozen
 class FlightResult(Generic[T]):
-    """What a flight came to.
-
-    Attributes:
-        value: what its work gave.
-        joined: somebody else had begun it.
-    """
+    """The value of a flight, and whether another request had begun it."""
 
     value: T
     joined: bool
@@ -54,19 +47,14 @@ class SingleFlight(Generic[T]):
     """The flights of one server; to be used within :meth:`open`."""
 
     def __init__(self) -> None:
-        self._aloft: dict[Hashable, _Flight[T]] = {}
+        self._flights: dict[Hashable, _Flight[T]] = {}
         self._tasks: TaskGroup | None = None
-
-    @property
-    def aloft(self) -> int:
-        """How many flights there are now."""
-        return len(self._aloft)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Have flights for as long as the block runs; those that have not landed at its end are ended.
+        """Allow flights while the block runs; at its end, those without a value are cancelled.
 
-        Whoever flies does so within the block. Those that have landed get some seconds to tidy up.
+        All calls of :meth:`run` are made within the block. Flights with a value get some seconds to finish.
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
@@ -74,46 +62,49 @@ class SingleFlight(Generic[T]):
                 yield
             finally:
                 self._tasks = None
-                for flight in self._aloft.values():
-                    flight.end()
-                tasks.cancel_scope.deadline = anyio.current_time() + _TIDY_S
+                for flight in self._flights.values():
+                    flight.cancel()
+                tasks.cancel_scope.deadline = anyio.current_time() + _FINISH_S
 
-    async def run(self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T]) -> FlightResult[T]:
-        """Return what the flight of this key lands with; begin it if there is none.
+    async def run(
+        self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T], finish: Finish[T]
+    ) -> FlightResult[T]:
+        """Return the value of the flight of this key; begin it if there is none.
 
         Args:
-            key: equal for requests that one answer suits.
+            key: equal for requests that one value suits.
             client: whom the request comes from.
-            worker: a worker for this client.
-            work: entered once it has one, if this request begins the flight, and left when it has landed.
+            worker: holds a worker for this client.
+            work: makes the value, if this request begins the flight.
+            finish: given the value when all requests have it; nobody waits for it. Raises nothing.
 
         Raises:
-            Exception: whatever ``work`` raised, to all who wait; what ``worker`` raised, if no place in the
+            Exception: whatever ``work`` raised, in all who wait; what ``worker`` raised, if no place in the
                 queue is left to the flight.
 
-        Cancellation: the last to leave ends the flight, and leaves when nothing of it is left.
+        Cancellation: the last to leave cancels the flight, and returns when nothing of it is left.
         """
         if self._tasks is None:
             raise TranslatorError("The server is closed")
-        flight = self._aloft.get(key)
+        flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
-            flight = self._aloft[key] = _Flight(work)
-        if not flight.begun and client not in flight.clients and len(flight.clients) < _PLACES:
+            flight = self._flights[key] = _Flight(work, finish)
+        if not flight.begun and client not in flight.clients and len(flight.clients) < _MAX_QUEUE_PLACES:
             flight.clients.add(client)
             place = anyio.CancelScope()
             flight.places.append(place)
             self._tasks.start_soon(self._run, key, flight, worker, place)
         flight.waiting += 1
         try:
-            await flight.landed.wait()
+            await flight.done.wait()
         finally:
             flight.waiting -= 1
-            if not flight.waiting and not flight.landed.is_set():
+            if not flight.waiting and not flight.done.is_set():
                 self._forget(key, flight)
-                flight.end()
+                flight.cancel()
                 with anyio.CancelScope(shield=True):
-                    await flight.landed.wait()
+                    await flight.done.wait()
         return FlightResult(flight.result(), joined)
 
     async def _run(self, key: Hashable, flight: _Flight[T], worker: Worker, place: anyio.CancelScope) -> None:
@@ -125,11 +116,15 @@ class SingleFlight(Generic[T]):
                     works = not flight.begun
                     if works:
                         flight.begin(place)
-                        async with flight.work() as value:
-                            flight.values.append(value)
-                            self._land(key, flight)
+                        value = await flight.work()
+                        flight.values.append(value)
+                        self._done(key, flight)
+                        # All requests have their value now. The worker is held until the rest is done as
+                        # well: it takes processor and disk like a compile, and so there are never more
+                        # request directories than workers.
+                        await flight.finish(value)
         except Exception as exc:
-            if works and flight.landed.is_set():
+            if works and flight.done.is_set():
                 raise
             # Raised to every request that waits for it.
             if works or not flight.begun:
@@ -137,34 +132,31 @@ class SingleFlight(Generic[T]):
         finally:
             flight.places.remove(place)
             if not flight.places:
-                self._land(key, flight)
+                self._done(key, flight)
 
-    def _land(self, key: Hashable, flight: _Flight[T]) -> None:
+    def _done(self, key: Hashable, flight: _Flight[T]) -> None:
         self._forget(key, flight)
-        flight.landed.set()
+        flight.done.set()
 
     def _forget(self, key: Hashable, flight: _Flight[T]) -> None:
-        """Let the next equal request begin anew; a successor of this flight stays."""
-        if self._aloft.get(key) is flight:
-            del self._aloft[key]
+        """Let the next equal request begin a flight; a successor of this one stays."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
 
 @attrs.define(eq=False)
 class _Flight(Generic[T]):
-    """Attributes: see :class:`SingleFlight`.
-
-    ``values`` has what the work gave, once it has; it may be None.
-    """
-
     work: Work[T]
+    finish: Finish[T]
     waiting: int = 0
     clients: set[Hashable] = attrs.field(factory=set)
     places: list[anyio.CancelScope] = attrs.field(factory=list)
     begun: bool = False
+    # Of length one when there is a value: that may be None.
     values: list[T] = attrs.field(factory=list)
     fault: Exception | None = None
     origin: TracebackType | None = None
-    landed: anyio.Event = attrs.field(factory=anyio.Event)
+    done: anyio.Event = attrs.field(factory=anyio.Event)
 
     def begin(self, place: anyio.CancelScope) -> None:
         """Work at ``place``, and give the other places back."""
@@ -173,8 +165,7 @@ class _Flight(Generic[T]):
             if other is not place:
                 other.cancel()
 
-    def end(self) -> None:
-        """Stop queueing and working."""
+    def cancel(self) -> None:
         for place in self.places:
             place.cancel()
 
@@ -183,5 +174,5 @@ class _Flight(Generic[T]):
             return self.values[0]
         if self.fault is None:
             raise TranslatorError("The compile was ended")
-        # Where it was raised, without what those who were told before have added.
+        # Where it was raised, without what other requests have added to the traceback.
         raise self.fault.with_traceback(self.origin)

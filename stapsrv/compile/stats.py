@@ -13,14 +13,16 @@ can be counted apart is bounded: no client can make it grow.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import statistics
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import anyio
 import attrs
 
 from stapsrv.rejection import RejectReason
@@ -71,8 +73,8 @@ class RequestRecord:
         refusal: why it was refused; None if it was not.
     """
 
-    peer: str
-    request_bytes: int
+    peer: str = ""
+    request_bytes: int = 0
     release: str = ""
     options: str = ""
     outcome: Outcome = Outcome.ABANDONED
@@ -90,6 +92,16 @@ class RequestRecord:
     def result(self) -> str:
         """How it ended, with the exit status of what was answered."""
         return self.outcome.value if self.rc is None else f"{self.outcome.value} rc={self.rc}"
+
+
+@contextlib.contextmanager
+def timed(record: RequestRecord, duration: str) -> Iterator[None]:
+    """Add the time that the block takes to a duration of the record, such as ``queue_s``."""
+    began = anyio.current_time()
+    try:
+        yield
+    finally:
+        setattr(record, duration, getattr(record, duration) + anyio.current_time() - began)
 
 
 def digest_options(arguments: Sequence[bytes]) -> str:
@@ -140,8 +152,8 @@ class LatencyWindow:
     def __init__(self) -> None:
         self._times: deque[tuple[float, float]] = deque(maxlen=_KEPT)
 
-    def note(self, record: RequestRecord) -> None:
-        """Take in a request that has ended."""
+    def add(self, record: RequestRecord) -> None:
+        """Add a request that has ended."""
         if record.outcome is Outcome.ANSWERED:
             self._times.append((record.queue_s, record.compile_s))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
+import attrs
+
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease, resolve_release
@@ -42,7 +44,7 @@ async def check_compiling(patient: DoctorContext) -> AsyncIterator[Finding]:
         for job in jobs:
             question = f"compiling for {job.release.name}"
             try:
-                result = await host.engine.run(job, deadline_s=_PATIENCE_S)
+                result = await host.engine.run(attrs.evolve(job, deadline_s=_PATIENCE_S))
             except StapsrvError as exc:
                 yield fault(question, exc)
                 continue

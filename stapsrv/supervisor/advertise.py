@@ -179,7 +179,7 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
             addresses=heard_at,
         )
         for release in service.releases.values()
-        if release.name not in service.standings or service.standings[release.name].is_usable
+        if release.name not in service.release_health or service.release_health[release.name].is_usable
     )
 
 

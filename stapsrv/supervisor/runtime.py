@@ -22,6 +22,7 @@ from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
+from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.stap import StapProgram, find_stap
@@ -154,15 +155,16 @@ class Host:
             for listener in listeners:
                 undo.callback(listener.close)
             identity = await self.identities.obtain(settings.ssl, log)
+            pool = WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared)
             service = CompileService(
                 settings=settings,
                 releases={release.name: release for release in releases},
-                standings={
+                release_health={
                     release.name: self.warmer.standing(settings, release, log) for release in releases
                 },
                 version=self.engine.stap.version,
-                engine=self.engine,
-                pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared),
+                engine=CachedEngine(self.engine, pool, self.cache),
+                pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
                     MokStore(moks_directory(identity.kept.identity.directory), log),
@@ -170,8 +172,7 @@ class Host:
                     self.engine.sandbox,
                 ),
                 log=log,
-                tally=self.tally,
-                cache=self.cache,
+                counters=self.tally,
             )
             if self.cache is not None and settings.limits.result_cache:
                 self.cache.watch(releases, settings)

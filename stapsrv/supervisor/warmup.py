@@ -221,7 +221,7 @@ class Warmup:
                 continue
             if not case.wanted_by and case.standing.health is Health.HEALTHY:
                 # Of an earlier life of the server: the kernel's headers may be others now.
-                case.standing.become(Health.UNTRIED)
+                case.standing.set(Health.UNTRIED)
             case.wanted_by.add(server_id)
             self._begin(case)
 
@@ -234,7 +234,7 @@ class Warmup:
                 case.scope = None
 
     def _cases_of(self, service: CompileService) -> list[WarmupTarget]:
-        standings = {id(standing) for standing in service.standings.values()}
+        standings = {id(standing) for standing in service.release_health.values()}
         return [case for case in self._cases.values() if id(case.standing) in standings]
 
     def _tell(self, standing: ReleaseHealth) -> None:
@@ -275,9 +275,9 @@ class Warmup:
             except (OSError, RequestRejected, TranslatorError) as exc:
                 fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
                 case.log.warning("release.unhealthy", release=case.subject.release.name, reason=fault)
-                case.standing.become(Health.UNHEALTHY, fault)
+                case.standing.set(Health.UNHEALTHY, fault)
                 return False
-        case.standing.become(Health.HEALTHY)
+        case.standing.set(Health.HEALTHY)
         return True
 
     async def _digest(self, case: WarmupTarget) -> str:
@@ -294,11 +294,11 @@ class Warmup:
         settings = attrs.evolve(case.settings, keep_temporary=False)
         job = CompileJob(request=request, release=release, settings=settings, background=True)
         if case.standing.health is Health.UNTRIED:
-            case.standing.become(Health.WARMING)
+            case.standing.set(Health.WARMING)
         began = anyio.current_time()
         result: CompileResult | None = None
         with anyio.CancelScope() as scope, case.standing.when_healthy(scope.cancel):
-            result = await self._engine.run(job, deadline_s=settings.limits.compile_s)
+            result = await self._engine.run(job)
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):

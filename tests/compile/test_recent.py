@@ -14,12 +14,12 @@ def test_medians_of_those_that_stap_answered():
     assert recent.times() == RecentTimes(0, None, None)
     # The third waited for another request's compile, the last was none of stap's.
     for record in (ended(0, 2), ended(1, 4), ended(5, 0), ended(9, 9, Outcome.REFUSED)):
-        recent.note(record)
+        recent.add(record)
     assert recent.times() == RecentTimes(3, 1, 3)
 
 
 def test_only_the_last_hundred_count():
     recent = LatencyWindow()
     for seconds in (*[7] * 500, *[1] * 51, *[2] * 49):
-        recent.note(ended(0, seconds))
+        recent.add(ended(0, seconds))
     assert recent.times() == RecentTimes(100, 0, 1)

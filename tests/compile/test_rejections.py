@@ -18,7 +18,7 @@ class Sparing:
 
     def say(self, kind: str, times: int = 1) -> None:
         for _ in range(times):
-            self.log.say(kind, lambda: self.lines.log.warning(kind))
+            self.log.log(kind, lambda: self.lines.log.warning(kind))
 
     def taken(self) -> list[object]:
         """Return what was logged since the last time: an event, or how many of a kind were not."""
@@ -54,16 +54,16 @@ async def test_those_that_are_quiet_again_are_told_of_too():
     sparing = Sparing()
     sparing.say("reset", 3)
     sparing.say("late")
-    sparing.log.tell_suppressed()
+    sparing.log.log_suppressed()
     assert sparing.taken() == ["reset", "late"]
     sparing.now += 61
-    sparing.log.tell_suppressed()
-    sparing.log.tell_suppressed(all_of_them=True)
+    sparing.log.log_suppressed()
+    sparing.log.log_suppressed(all_of_them=True)
     assert sparing.taken() == [("reset", 2, 61)]
 
 
 async def test_at_the_end_nothing_is_kept_back():
     sparing = Sparing()
     sparing.say("reset", 3)
-    sparing.log.tell_suppressed(all_of_them=True)
+    sparing.log.log_suppressed(all_of_them=True)
     assert sparing.taken() == ["reset", ("reset", 2, 0)]

@@ -24,7 +24,6 @@ from kit.service import IDENTITY, Shown, running_server, tls_context
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
@@ -677,14 +676,14 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
     """The answer that was made for one certificate is not given in the name of another."""
     shown = Shown(IDENTITY)
     async with running_server(identity=shown) as running:
-        known = CacheEntry(
+        entry = CacheEntry.final(
             CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),))
         )
 
-        async def answer(_self: RequestHandler, _job: CompileJob) -> CacheEntry:
-            return known
+        async def answer(_job: CompileJob) -> CacheEntry:
+            return entry
 
-        monkeypatch.setattr(RequestHandler, "_result", answer)
+        monkeypatch.setattr(running.service.engine, "compile", answer)
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))

@@ -16,6 +16,10 @@ from stapsrv.errors import RequestRejected, TranslatorError
 pytestmark = pytest.mark.anyio
 
 
+async def nothing(_value: object) -> None:
+    """Finish a flight that leaves nothing behind."""
+
+
 class Airport:
     """Flights over one pool; each request is a task that can leave."""
 
@@ -31,8 +35,8 @@ class Airport:
         self.scopes: dict[str, anyio.CancelScope] = {}
         self.gates: dict[str, anyio.Event] = {}
         self.fault: Exception | None = None
-        self.tidying = anyio.Event()
-        self.tidying.set()
+        self.finishing = anyio.Event()
+        self.finishing.set()
 
     async def ask(self, name: str, key: str, client: str = "a") -> None:
         """Send a request; its work, if it comes to that, lasts until :meth:`open_gate` of its name."""
@@ -50,22 +54,28 @@ class Airport:
         await anyio.wait_all_tasks_blocked()
 
     async def _request(self, name: str, key: str, client: str) -> None:
-        @contextlib.asynccontextmanager
-        async def work() -> AsyncIterator[str]:
+        async def work() -> str:
             self.begun.append(name)
             try:
                 await self.gates[name].wait()
                 if self.fault is not None:
                     raise self.fault
-                yield f"work of {name}"
-                await self.tidying.wait()
+            except BaseException:
+                self.ended.append(name)
+                raise
+            return f"work of {name}"
+
+        async def finish(value: str) -> None:
+            assert value == f"work of {name}"
+            try:
+                await self.finishing.wait()
             finally:
                 self.ended.append(name)
 
         with self.scopes[name]:
             try:
                 self.answers[name] = await self.flights.run(
-                    key, client, worker=lambda: self.pool.worker(client), work=work
+                    key, client, worker=lambda: self.pool.worker(client), work=work, finish=finish
                 )
             except (RequestRejected, TranslatorError, ValueError) as exc:
                 self.answers[name] = exc
@@ -78,7 +88,7 @@ async def airport(workers: int = 2, queue: int = 8) -> AsyncIterator[Airport]:
         async with flights.open(), anyio.create_task_group() as tasks:
             yield Airport(flights, tasks, workers=workers, queue=queue)
             tasks.cancel_scope.cancel()
-    assert flights.aloft == 0
+    assert not flights._flights
 
 
 async def test_equal_requests_share_one_work_and_one_worker():
@@ -124,7 +134,7 @@ async def test_the_last_to_leave_ends_the_work_and_gives_the_worker_back():
         await port.leave("first")
         await port.leave("second")
         assert port.ended == ["first"]
-        assert (port.pool.statistics().running, port.flights.aloft) == (0, 0)
+        assert (port.pool.statistics().running, port.flights._flights) == (0, {})
 
 
 async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
@@ -134,24 +144,22 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
     leaving = anyio.CancelScope()
     landed: list[FlightResult[str]] = []
 
-    @contextlib.asynccontextmanager
-    async def slow_to_end() -> AsyncIterator[str]:
+    async def slow_to_end() -> str:
         try:
             await anyio.sleep_forever()
-            yield "never"
         finally:
             with anyio.CancelScope(shield=True):
                 cleaning.set()
                 await cleaned.wait()
+        return "never"
 
-    @contextlib.asynccontextmanager
-    async def quick() -> AsyncIterator[str]:
+    async def quick() -> str:
         await anyio.lowlevel.checkpoint()
-        yield "anew"
+        return "anew"
 
     async def first() -> None:
         with leaving:
-            await flights.run("x", "a", worker=lambda: pool.worker("a"), work=slow_to_end)
+            await flights.run("x", "a", worker=lambda: pool.worker("a"), work=slow_to_end, finish=nothing)
 
     async def later(worker: anyio.Event) -> None:
         @contextlib.asynccontextmanager
@@ -159,7 +167,7 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
             await worker.wait()
             yield
 
-        landed.append(await flights.run("x", "a", worker=held, work=quick))
+        landed.append(await flights.run("x", "a", worker=held, work=quick, finish=nothing))
 
     with anyio.fail_after(20):
         async with flights.open(), anyio.create_task_group() as tasks:
@@ -172,7 +180,7 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
             await anyio.wait_all_tasks_blocked()
             cleaned.set()
             await anyio.wait_all_tasks_blocked()
-            assert flights.aloft == 1
+            assert len(flights._flights) == 1
             tasks.start_soon(later, worker)
             await anyio.wait_all_tasks_blocked()
             worker.set()
@@ -187,7 +195,7 @@ async def test_a_failing_flight_fails_all(fault):
         await port.ask("second", "x", client="b")
         await port.open_gate("first")
         assert port.answers == {"first": fault, "second": fault}
-        assert (port.pool.statistics().running, port.flights.aloft) == (0, 0)
+        assert (port.pool.statistics().running, port.flights._flights) == (0, {})
 
 
 async def test_a_joining_client_brings_its_own_turn():
@@ -230,42 +238,42 @@ async def test_a_full_queue_refuses_those_who_wait_for_it_alone():
         assert port.answers["second"] == FlightResult("work of first", joined=True)
 
 
-async def test_nobody_waits_for_the_tidying_up_but_the_worker():
+async def test_nobody_waits_for_the_finishing_up_but_the_worker():
     async with airport(workers=1) as port:
-        port.tidying = anyio.Event()
+        port.finishing = anyio.Event()
         await port.ask("first", "x")
         await port.open_gate("first")
         assert port.answers == {"first": FlightResult("work of first", joined=False)}
         await port.ask("second", "x")
         assert (port.begun, port.pool.statistics().queued) == (["first"], 1)
-        port.tidying.set()
+        port.finishing.set()
         await anyio.wait_all_tasks_blocked()
         assert (port.begun, port.ended) == (["first", "second"], ["first"])
 
 
 async def test_the_end_waits_for_what_has_landed_to_be_tidied_up():
     async with anyio.create_task_group() as tasks, airport() as port:
-        port.tidying = anyio.Event()
+        port.finishing = anyio.Event()
         await port.ask("first", "x")
         await port.open_gate("first")
 
         async def tidy_up() -> None:
             await anyio.wait_all_tasks_blocked()
             assert port.ended == []
-            port.tidying.set()
+            port.finishing.set()
 
         tasks.start_soon(tidy_up)
     assert port.ended == ["first"]
 
 
 async def test_the_end_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.single_flight._TIDY_S", 0.05)
+    monkeypatch.setattr("stapsrv.compile.single_flight._FINISH_S", 0.05)
     async with airport() as port:
-        port.tidying = anyio.Event()
+        port.finishing = anyio.Event()
         await port.ask("first", "x")
         await port.open_gate("first")
     assert port.ended == ["first"]
-    assert not port.tidying.is_set()
+    assert not port.finishing.is_set()
 
 
 async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_s_fault():
@@ -285,13 +293,12 @@ async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_
         await queueing.wait()
         yield
 
-    @contextlib.asynccontextmanager
-    async def work() -> AsyncIterator[str]:
+    async def work() -> str:
         await anyio.lowlevel.checkpoint()
-        yield "work"
+        return "work"
 
     async def ask(client: str, worker: Worker) -> None:
-        assert (await flights.run("x", client, worker=worker, work=work)).value == "work"
+        assert (await flights.run("x", client, worker=worker, work=work, finish=nothing)).value == "work"
         landed.set()
 
     with anyio.fail_after(20):
@@ -311,6 +318,6 @@ async def test_cancelling_everything_leaves_nothing():
 async def test_nothing_flies_from_a_closed_server():
     pool = WorkerPool(1, queue_length=0)
     with pytest.raises(TranslatorError, match="closed"):
-        await SingleFlight[str]().run(
-            "x", "a", worker=lambda: pool.worker("a"), work=lambda: contextlib.nullcontext("never")
+        await SingleFlight[None]().run(
+            "x", "a", worker=lambda: pool.worker("a"), work=anyio.lowlevel.checkpoint, finish=nothing
         )

@@ -17,6 +17,7 @@ import trustme
 from stapsrv.compile.cache.depfile import Build
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
@@ -38,6 +39,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.jobs: list[CompileJob] = []
         self.cancelled = 0
+        self.released = 0
         self.gate: anyio.Event | None = None
         self.fault: Exception | None = None
         self.late_fault: Exception | None = None
@@ -50,8 +52,7 @@ class FakeEngine:
         self.limit_met: str | None = None
         self._changed = anyio.Event()
 
-    @contextlib.asynccontextmanager
-    async def compiled(self, job: CompileJob, *, deadline_s: float, kept=None) -> AsyncIterator[Compiled]:
+    async def compile(self, job: CompileJob) -> Compiled:
         self.jobs.append(job)
         self._note()
         if self.fault is not None:
@@ -68,7 +69,10 @@ class FakeEngine:
         module = AnswerFile(self.module_path, self.module)
         files = (module, *self.more_files)
         result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
-        yield Compiled(result, built=False, read_build=self._read_build)
+        return Compiled(result, built=False, read_build=self._read_build, release=self._release)
+
+    async def _release(self) -> None:
+        self.released += 1
         if self.tidying is not None:
             await self.tidying.wait()
         if self.last_fault is not None:
@@ -195,12 +199,13 @@ async def running_server(
     """
     settings = ServerSettings(max_threads=max_threads, max_request_bytes=max_request_bytes, tuning=limits)
     engine, lines = FakeEngine(), LogLines()
+    pool = WorkerPool(settings.workers, queue_length=settings.limits.queue_length)
     service = CompileService(
         settings=settings,
         releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, build_tree)},
         version="4.8",
-        engine=engine,
-        pool=WorkerPool(settings.workers, queue_length=settings.limits.queue_length),
+        engine=CachedEngine(engine, pool),
+        pool=pool,
         identity=identity if isinstance(identity, Shown) else Shown(identity),
         kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace, Sandbox(None)),
         log=lines.log,

@@ -183,7 +183,7 @@ async def test_the_log_tells_where(tmp_path):
 async def test_sessions_and_the_server_count():
     """What a server does is in the tally that its service was made with."""
     async with running_server() as running:
-        tally = running.service.tally
+        tally = running.service.counters
         await exchange(running.port, request("-p4"))
         await exchange(running.port, request("-p4", release="9.9"))
         async with await anyio.connect_tcp("127.0.0.1", running.port) as stream:

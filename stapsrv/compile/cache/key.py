@@ -1,9 +1,4 @@
-"""What makes two requests equal.
-
-Pure. Only what stap is given counts: a client's version, and what the answer is signed for, do not.
-
-What is known of results: the questions that they answer, the answers made of them, and their counts.
-"""
+"""The cache key: a digest of all that a result depends on. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +9,48 @@ import attrs
 
 from stapsrv.compile.protocol.request import CompileRequest
 
+NOT_SCANNED = "unknown yet"
+"""Why a result is not stored: some of its inputs were being scanned."""
+# Part of each entry's name: entries of another version are never found.
+_VERSION = b"1"
+
+
+@attrs.frozen
+class CacheKey:
+    """The cache key of a job, or the reason it has none.
+
+    Attributes:
+        request_digest: of what stap is given by the client.
+        environment_digest: of all else that the result depends on; None if that is not known.
+        toolchain_digest: of the part of the environment that stap's own cache takes no notice of.
+        generation: how many changes of the tapsets, and of the toolchain, the watcher had seen.
+        host_state: of the environment, what is looked at anew each time; None if it does not suffice.
+        reason: why there is no environment digest, in a word.
+    """
+
+    request_digest: bytes
+    environment_digest: bytes | None = None
+    toolchain_digest: bytes = b""
+    generation: tuple[int, int] = (0, 0)
+    rc_stamp: bytes = b""
+    host_state: bytes | None = None
+    reason: str | None = None
+
+    @property
+    def flight_key(self) -> tuple[bytes, bytes | None, tuple[int, int], bytes]:
+        """Single-flight key: equal for requests that can share one compile."""
+        return self.request_digest, self.environment_digest, self.generation, self.rc_stamp
+
+    @property
+    def name(self) -> str:
+        """The name of the entry in the store; of use only where the environment is known."""
+        return digest((_VERSION, self.request_digest, self.environment_digest or b"")).hex()
+
 
 def request_digest(request: CompileRequest) -> bytes:
     """Return a digest that is equal for two requests only if stap is given the same by both.
 
-    Every part is preceded by its length, so no two lists of parts are confused.
+    A client's version, and what its answer is signed for, do not count.
     """
     files = sorted((file.path, file.data) for file in request.files)
     return digest(
@@ -37,42 +69,7 @@ def digest(parts: Iterable[bytes]) -> bytes:
     """Return a digest of a list of parts."""
     sha = hashlib.sha256()
     for part in parts:
+        # With their lengths, no two lists of parts are confused.
         sha.update(len(part).to_bytes(8, "big"))
         sha.update(part)
     return sha.digest()
-
-
-_VERSION = b"1"
-UNKNOWN = "unknown yet"
-"""Why a result is not kept of which nobody can say, or can say yet, whether it may be."""
-
-
-@attrs.frozen
-class CacheKey:
-    """A job, as far as its answer may be known.
-
-    Attributes:
-        request: the digest of the request.
-        premise: the digest of all else that the answer depends on; None if that is not known.
-        means: the digest of that part of it that stap's own cache takes little notice of.
-        changes: how many changes of the tapsets and of the means were heard of by then.
-        rc: what tells stap's ``rc`` file from what it was.
-        reason: why not, in a word.
-    """
-
-    request: bytes
-    premise: bytes | None = None
-    means: bytes = b""
-    changes: tuple[int, int] = (0, 0)
-    rc: bytes = b""
-    reason: str | None = None
-
-    @property
-    def flight(self) -> tuple[bytes, bytes | None, tuple[int, int], bytes]:
-        """What is equal for requests that one compile suits: nothing has changed between them."""
-        return self.request, self.premise, self.changes, self.rc
-
-    @property
-    def name(self) -> str:
-        """What the answer is kept under, if all that it depends on is known."""
-        return digest((_VERSION, self.request, self.premise or b"")).hex()

@@ -1,27 +1,18 @@
-"""Results that are known: an equal request is answered without stap, as long as nothing has changed.
+"""The result cache: an equal request is answered without stap, as long as nothing has changed.
 
-A result is found by a digest of all that it depends on (:meth:`ResultCache.ask`): what the request holds,
-the server's options, and the state of this host as far as stap looks at it
-(:mod:`stapsrv.compile.cache.inputs`).
+A result is found by its :class:`~stapsrv.compile.cache.key.CacheKey`: what the request holds, the server's
+options, and the state of this host as far as stap looks at it (:mod:`stapsrv.compile.cache.inputs`).
 Whether it depends on anything else is not guessed. The request has to be one that is known to be repeatable
-(:mod:`stapsrv.compile.cache.cacheable`), the compiler's own lists have to name no file from elsewhere
-(:mod:`stapsrv.compile.cache.depfile`), the C that stap made no program of a user's. Results are kept as stap
-made
-them, without any signature.
-
-stap has a cache of its own, and takes no notice of a changed header. A module that comes from there was not
-built, so there is no list of what it was built from: then all that its C includes has to be found in the
-known headers. The means by which each module was built are remembered. If they have changed since, stap
-is made to build it anew, and likewise the first module after any change of them. What it has found out
-about the kernel's types, which goes into modules that were never built before, is removed.
+(:mod:`stapsrv.compile.cache.cacheable`), the compiler's own lists must name no file from elsewhere
+(:mod:`stapsrv.compile.cache.depfile`), and the C that stap made no program of a user's. A module from stap's
+own cache has no such lists: then all that its C includes must be found in the known headers. Results are
+stored as stap made them, without any signature.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable
 from functools import partial
 
 import anyio
@@ -33,353 +24,236 @@ from stapsrv.compile.cache.cacheable import (
     build_options_are_known,
     find_outside,
     includes_are_inside,
-    module_name,
     uncacheable_reason,
 )
-from stapsrv.compile.cache.disk import NOTE, DiskStore
+from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
-from stapsrv.compile.cache.inputs import UNSEEN, HostInputs
-from stapsrv.compile.cache.key import UNKNOWN, CacheKey, digest, request_digest
+from stapsrv.compile.cache.inputs import UNSEEN, HostInputs, InputPaths
+from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
 from stapsrv.compile.cache.script_scan import Tapsets
-from stapsrv.compile.cache.stap_cache import forget_types
+from stapsrv.compile.cache.stap_cache import StapCache, server_digest
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
-from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
-from stapsrv.compile.protocol.options import parse_options
-from stapsrv.compile.stats import CacheCounts, CacheStatistics
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
+from stapsrv.compile.stats import CacheStatistics
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
 
-_LOOK_S = 10.0
-"""How long a request waits for a look at what its result depends on: it takes a second, after a change."""
-_PATIENCE_S = 10.0
-"""For stap's own files, and for a result that is being kept: a compile helps as well."""
-_LONG_S = 60.0
-"""For a look at many files."""
+# A scan takes a second, after a change.
+_SCAN_S = 10.0
+# For stap's own files, and for an entry that is being stored: a compile helps as well.
+_TIMEOUT_S = 10.0
+_MANY_FILES_S = 60.0
 _DISK = "disk"
-
-Run = Callable[[CompileJob], AbstractAsyncContextManager[Compiled]]
-"""Compiles a job; what the compile left behind is there for as long as the block runs."""
 
 
 @attrs.frozen
-class _Attempt:
-    """A compile whose result may be kept.
+class Miss:
+    """A compile for which there was no entry, and what decides on whether its result is stored.
 
     Attributes:
-        question: asked before.
-        job: what is compiled.
-        unsettled: the compiles, until then, during which the means changed.
-        types_known: whether stap knows no types by other means.
+        tainted: see :attr:`StapCache.tainted`, before the compile.
+        types_are_current: whether stap's own cache had no types that are out of date.
     """
 
-    question: CacheKey
+    key: CacheKey
     job: CompileJob
-    unsettled: int
-    types_known: bool
+    compiled: Compiled
+    entry: CacheEntry
+    tainted: int = 0
+    types_are_current: bool = True
 
 
 class ResultCache:
     """The results of this process's servers.
 
     Args:
-        surroundings: what they depend on.
-        grounds: keeps watch over it.
+        inputs: what they depend on.
+        watcher: watches the inputs.
         store: where results are kept.
-        log: hears of what is wrong with it.
     """
 
-    def __init__(
-        self, surroundings: HostInputs, grounds: InputWatcher, store: DiskStore, *, log: Log
-    ) -> None:
-        self._surroundings = surroundings
-        self._grounds = grounds
-        self._shelf = ResultStorage(store, log=log)
+    def __init__(self, inputs: HostInputs, watcher: InputWatcher, store: DiskStore, *, log: Log) -> None:
+        self._inputs = inputs
+        self._watcher = watcher
+        self._storage = ResultStorage(store, log=log)
+        self._stap_cache = StapCache(
+            inputs.stap_cache, self._storage, is_unchanged=self._is_toolchain_unchanged, log=log
+        )
         self._log = log
-        self._settling: dict[str, CacheEntry] = {}
+        self._storing: dict[str, CacheEntry] = {}
         self._tapsets = Tapsets()
-        self._unsettled = 0
-        """Compiles during which the means changed: what they left in stap's cache may be of either."""
-        self._settled = 0
-        self._files = BlockingCalls(timeout_s=_PATIENCE_S)
+        self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
-        """Begin to watch over what a server's results depend on."""
-        if self._surroundings.fault is None:
+        """Begin to watch what a server's results depend on."""
+        if self._inputs.fault is None:
             for release in releases:
-                self._grounds.want(self._surroundings.premises(release, settings).places)
-
-    def ask(self, job: CompileJob) -> CacheKey:
-        """Return the question that a job is, as of now; stap's ``rc`` file as it was looked at last."""
-        settings, release = job.settings, job.release
-        asked = CacheKey(request_digest(job.request), rc=self._surroundings.rc.stamp)
-        if self._surroundings.fault is not None:
-            return attrs.evolve(asked, reason=self._surroundings.fault)
-        premises = self._surroundings.premises(release, settings)
-        # Before the fingerprints, lest what is heard of with the second escapes the first.
-        changes = self._grounds.changes(premises.tapsets), self._grounds.changes(premises.means)
-        asked = attrs.evolve(asked, changes=changes)
-        if not build_options_are_known(settings.build, settings.define):
-            return attrs.evolve(asked, reason="server options")
-        state = self._surroundings.state(release)
-        if state is None:
-            return attrs.evolve(asked, reason="rc")
-        tapsets = self._grounds.fingerprint(premises.tapsets)
-        means = self._grounds.fingerprint(premises.means)
-        if tapsets is None or means is None:
-            unwatched = self._grounds.fault(premises.places) is not None
-            return attrs.evolve(asked, reason="unwatched" if unwatched else UNKNOWN)
-        means = digest((_means_digest(settings, release), means))
-        premise = digest((means, _script_digest(settings), tapsets, state))
-        return attrs.evolve(asked, premise=premise, means=means)
+                self._watcher.want(self._inputs.premises(release, settings).places)
 
     async def wait_key_for(self, job: CompileJob) -> CacheKey:
-        """Return the question that a job is, after a bounded wait for places that are being looked at.
+        """Return the key of a job, after a bounded wait for inputs that are being scanned.
 
-        Without a look nobody knows whether stap's own cache is still right.
+        Also those wait whose result could not be stored: before the scan nobody knows whether stap's own
+        cache is out of date.
         """
-        await self._look_at_rc()
-        question = self.ask(job)
-        if question.reason != UNKNOWN:
-            return question
-        with anyio.move_on_after(_LOOK_S):
-            await self._grounds.wait_scanned(self._surroundings.premises(job.release, job.settings).places)
-        await self._look_at_rc()
-        return self.ask(job)
+        await self._read_rc()
+        key = self.key_for(job)
+        if key.reason != NOT_SCANNED:
+            return key
+        with anyio.move_on_after(_SCAN_S):
+            await self._watcher.wait_scanned(self._inputs.premises(job.release, job.settings).places)
+        await self._read_rc()
+        return self.key_for(job)
 
-    async def _look_at_rc(self) -> None:
-        """Have the surroundings know stap's ``rc`` file as it is; where it hangs, nobody knows."""
-        try:
-            self._surroundings.rc = await self._files.run(self._surroundings.look_at_rc)
-        except OSError as exc:
-            self._log.warning("cache.unreadable", reason=exc.strerror)
-            self._surroundings.rc = UNSEEN
-
-    async def find(self, question: CacheKey) -> CacheEntry | None:
-        """Return the answer to a question, if it is known, or is about to be."""
-        if question.premise is None:
-            return None
-        name = question.name
-        settling = self._settling.get(name)
-        if settling is not None:
-            with anyio.move_on_after(_PATIENCE_S):
-                await settling.settled.wait()
-        return await self._shelf.find(name)
-
-    @contextlib.asynccontextmanager
-    async def compiled(
-        self, question: CacheKey, job: CompileJob, run: Run, counts: CacheCounts
-    ) -> AsyncIterator[CacheEntry]:
-        """Have a job compiled; when the block has ended, the result is kept if that is right.
-
-        Args:
-            question: asked before.
-            job: what to compile.
-            run: compiles a job.
-            counts: the server's.
-
-        Raises:
-            Exception: what ``run`` raises.
-        """
-        if question.premise is None:
-            reason = question.reason or UNKNOWN
-            counts.uncacheable[reason] += 1
-            async with self._run(question, job, run) if reason == UNKNOWN else run(job) as compiled:
-                yield CacheEntry.settle_as(compiled.result, reason)
-            return
-        counts.misses += 1
-        unsettled = self._unsettled
-        attempt = _Attempt(question, job, unsettled, await self._forget_types(question, job))
-        async with self._by_these_means(attempt, run) as compiled:
-            known = self._settling[question.name] = CacheEntry(compiled.result)
-            verdict: str | None = UNKNOWN
-            try:
-                yield known
-                doubt = await self._judge(attempt, compiled)
-                if doubt is None and not await self._shelf.keep(question.name, known):
-                    doubt = _DISK
-                verdict = doubt
-            finally:
-                if verdict is None:
-                    counts.stored += 1
-                else:
-                    counts.uncacheable[verdict] += 1
-                known.settle(verdict)
-                if self._settling.get(question.name) is known:
-                    del self._settling[question.name]
-
-    async def statistics(self) -> CacheStatistics:
-        """Return a snapshot; the directory is read for it."""
-        return await self._shelf.statistics()
-
-    async def _forget_types(self, question: CacheKey, job: CompileJob) -> bool:
-        """Have stap forget the kernel's types if these may be others now; return whether that is done."""
-        noted, unsettled = _types_means(job), self._unsettled
-        if unsettled == self._settled and await self._shelf.read(noted) == question.means:
-            return True
-        # First: where nothing can be noted, it would be forgotten for each request.
-        if not await self._shelf.note(noted, b""):
-            return False
-        try:
-            await self._files.run(partial(forget_types, self._surroundings.stap_cache), timeout_s=_LONG_S)
-        except OSError as exc:
-            self._log.warning("cache.unwritable", reason=exc)
-            return False
-        self._settled = unsettled
-        return await self._shelf.note(noted, question.means)
-
-    @contextlib.asynccontextmanager
-    async def _by_these_means(self, attempt: _Attempt, run: Run) -> AsyncIterator[Compiled]:
-        """Have a job compiled; once more, if stap had a result in its cache that may be by other means."""
-        question, job = attempt.question, attempt.job
-        anew = await self._shelf.read(_last_means(job)) not in {None, question.means}
-        async with self._run(question, attrs.evolve(job, anew=anew), run) as compiled:
-            if compiled.built or not await self._is_stale(attempt, compiled.result):
-                yield compiled
-                return
-        async with self._run(question, attrs.evolve(job, anew=True), run) as compiled:
-            yield compiled
-
-    @contextlib.asynccontextmanager
-    async def _run(self, question: CacheKey, job: CompileJob, run: Run) -> AsyncIterator[Compiled]:
-        """Have a job compiled, and remember by which means, however it ends."""
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                compiled = await stack.enter_async_context(run(job))
-            finally:
-                self._unsettled += not self._means_hold(question, job)
-            if job.anew:
-                # At once: until this is noted, whatever else is asked for is built anew as well.
-                await self._note_build(question, job, compiled)
-            yield compiled
-            await self._note_first(question, job)
-            if not job.anew:
-                await self._note_build(question, job, compiled)
-
-    def _means_hold(self, question: CacheKey, job: CompileJob) -> bool:
-        """Whether the means were known, and have been the same ever since the question."""
-        now = self.ask(job)
-        return (
-            question.premise is not None
-            and now.premise is not None
-            and (now.means, now.changes[1]) == (question.means, question.changes[1])
+    def key_for(self, job: CompileJob) -> CacheKey:
+        """Return the key of a job as of now; stap's ``rc`` file as it was read last."""
+        settings, release = job.settings, job.release
+        key = CacheKey(request_digest(job.request), rc_stamp=self._inputs.rc.stamp)
+        if self._inputs.fault is not None:
+            return attrs.evolve(key, reason=self._inputs.fault)
+        paths = self._inputs.premises(release, settings)
+        # Before the fingerprints: a change that arrives between the two must not be lost.
+        key = attrs.evolve(key, generation=self._generation(paths))
+        if not build_options_are_known(settings.build, settings.define):
+            return attrs.evolve(key, reason="server options")
+        state = self._inputs.state(release)
+        if state is None:
+            return attrs.evolve(key, reason="rc")
+        tapsets = self._watcher.fingerprint(paths.tapsets)
+        toolchain = self._watcher.fingerprint(paths.means)
+        if tapsets is None or toolchain is None:
+            unwatched = self._watcher.fault(paths.places) is not None
+            return attrs.evolve(key, reason="unwatched" if unwatched else NOT_SCANNED)
+        toolchain = digest((server_digest(settings, release), toolchain))
+        scripts = digest(digest(map(os.fsencode, values)) for values in (settings.define, settings.include))
+        return attrs.evolve(
+            key,
+            environment_digest=digest((toolchain, scripts, tapsets, state)),
+            toolchain_digest=toolchain,
+            host_state=state,
         )
 
-    async def _note_first(self, question: CacheKey, job: CompileJob) -> None:
-        """Remember by which means a server like this was met for the first time."""
-        if question.premise is not None and await self._shelf.read(_first_means(job)) is None:
-            await self._shelf.note(_first_means(job), question.means)
+    async def get(self, key: CacheKey) -> CacheEntry | None:
+        """Return the entry of a key, if it is stored, or is about to be."""
+        if key.environment_digest is None:
+            return None
+        storing = self._storing.get(key.name)
+        if storing is not None:
+            with anyio.move_on_after(_TIMEOUT_S):
+                await storing.stored.wait()
+        return await self._storage.get(key.name)
 
-    async def _note_build(self, question: CacheKey, job: CompileJob, compiled: Compiled) -> None:
-        """Remember by which means a module was built, if it was; none, if they changed or fell short."""
-        is_limited = compiled.result.limit_met is not None
-        means = b"" if is_limited or not self._means_hold(question, job) else question.means
-        # A module that a client named is not in stap's cache, where there may be another of that name.
-        is_named = any(name == "m" for name, _value in parse_options(job.request.arguments).options)
-        if compiled.built and not is_named:
-            await self._shelf.note(_module_means(compiled.result), means)
-        if question.premise is not None and (compiled.built or is_limited):
-            await self._shelf.note(_last_means(job), means)
+    async def compile(self, key: CacheKey, job: CompileJob, engine: Engine[Compiled]) -> Miss:
+        """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`.
 
-    async def _is_stale(self, attempt: _Attempt, result: CompileResult) -> bool:
-        """Whether a result that could be kept came from stap's own cache, and may be by other means.
-
-        What it had before this program looked at it for the first time is taken as it is, as stap does.
+        Raises:
+            Exception: what ``engine`` raises.
         """
-        question, job = attempt.question, attempt.job
-        await self._note_first(question, job)
-        if await self._why_not(attempt, result) is not None:
-            return False
-        means = await self._shelf.read(_module_means(result))
-        if means is None:
-            means = await self._shelf.read(_first_means(job))
-        return means != question.means
+        if key.environment_digest is None:
+            reason = key.reason or NOT_SCANNED
+            run = partial(self._stap_cache.run, key) if reason == NOT_SCANNED else None
+            compiled = await (engine.compile(job) if run is None else run(job, engine))
+            return Miss(key, job, compiled, CacheEntry.final(compiled.result, reason))
+        tainted = self._stap_cache.tainted
+        types_are_current = await self._stap_cache.remove_old_types(key, job)
 
-    async def _judge(self, attempt: _Attempt, compiled: Compiled) -> str | None:
-        """Return why a result cannot be kept, in a word; None if it can."""
-        question, job = attempt.question, attempt.job
-        reason = await self._why_not(attempt, compiled.result) or await self._doubt(job, compiled)
+        async def is_cacheable(result: CompileResult) -> bool:
+            return types_are_current and await self._result_reason(key, job, result) is None
+
+        compiled = await self._stap_cache.compile(key, job, engine, is_cacheable)
+        # Before any request has the result: the next equal one waits for the entry.
+        entry = self._storing[key.name] = CacheEntry(compiled.result)
+        return Miss(key, job, compiled, entry, tainted, types_are_current)
+
+    async def store(self, miss: Miss) -> None:
+        """Store a result if that is right, and say in its entry why not if it is not."""
+        key, job, entry = miss.key, miss.job, miss.entry
+        if key.environment_digest is not None:
+            reason = await self._judge(miss)
+            if reason is None and not await self._storage.put(key.name, entry):
+                reason = _DISK
+            entry.finish(reason)
+        if entry.reason == NOT_SCANNED or key.environment_digest is not None:
+            await self._stap_cache.note(key, job, miss.compiled)
+
+    def close(self, miss: Miss) -> None:
+        """Let no request wait for an entry any longer, also where :meth:`store` did not come to its end."""
+        if not miss.entry.stored.is_set():
+            miss.entry.finish(NOT_SCANNED)
+        if self._storing.get(miss.key.name) is miss.entry:
+            del self._storing[miss.key.name]
+
+    async def statistics(self) -> CacheStatistics:
+        """Return a snapshot; reads the directory."""
+        return await self._storage.statistics()
+
+    async def _read_rc(self) -> None:
+        """Read stap's ``rc`` file anew; where its file system hangs, it counts as unknown."""
+        try:
+            self._inputs.rc = await self._files.run(self._inputs.look_at_rc)
+        except OSError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            self._inputs.rc = UNSEEN
+
+    def _generation(self, paths: InputPaths) -> tuple[int, int]:
+        return self._watcher.changes(paths.tapsets), self._watcher.changes(paths.means)
+
+    def _is_toolchain_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
+        paths = self._inputs.premises(job.release, job.settings)
+        return key.environment_digest is not None and self._generation(paths)[1] == key.generation[1]
+
+    async def _is_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
+        """Whether nothing that a result depends on has changed since the key was made, not even briefly."""
+        await self._read_rc()
+        paths = self._inputs.premises(job.release, job.settings)
+        return (
+            self._inputs.fault is None
+            and self._inputs.state(job.release) == key.host_state
+            and self._generation(paths) == key.generation
+        )
+
+    async def _judge(self, miss: Miss) -> str | None:
+        """Return why a result cannot be stored, in a word; None if it can."""
+        key, job, compiled = miss.key, miss.job, miss.compiled
+        if not miss.types_are_current:
+            return _DISK
+        reason = await self._result_reason(key, job, compiled.result)
+        reason = reason or await self._evidence_reason(job, compiled)
         if reason is not None:
             return reason
-        # Last, so that nothing is between this look and the end of the compile but work of our own.
-        await self._look_at_rc()
-        now = self.ask(job)
-        seen = (now.premise, now.changes, self._unsettled)
-        if seen != (question.premise, question.changes, attempt.unsettled):
+        # Last, so that nothing but work of our own is between this check and the end of the compile.
+        if not await self._is_unchanged(key, job) or self._stap_cache.tainted != miss.tainted:
             return "changed"
         return None
 
-    async def _why_not(self, attempt: _Attempt, result: CompileResult) -> str | None:
-        """Return why a result is not the same each time, in a word."""
-        job, changes = attempt.job, attempt.question.changes[0]
-        if not attempt.types_known:
-            return _DISK
-        places = self._surroundings.premises(job.release, job.settings).tapsets
+    async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
+        """Return why a result may differ the next time, in a word, as far as request and result show it."""
+        tapsets = self._inputs.premises(job.release, job.settings).tapsets
         try:
-            outward = await self._tapsets.names_reading_host_files(places, changes, self._files)
+            names = await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK
-        return await anyio.to_thread.run_sync(uncacheable_reason, job, result, outward)
+        return await anyio.to_thread.run_sync(uncacheable_reason, job, result, names)
 
-    async def _doubt(self, job: CompileJob, compiled: Compiled) -> str | None:
-        """Return what there is against it that a result depends on nothing but what is known, in a word."""
+    async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
+        """Return, in a word, how the compile shows that a result depends on more than the known inputs."""
         if not compiled.built:
-            if await self._shelf.read(_outside(compiled.result)) is not None:
+            if await self._stap_cache.is_from_outside(compiled.result):
                 return "outside"
             return None if includes_are_inside(compiled.result) else "no evidence"
-        places = self._surroundings.premises(job.release, job.settings).places
+        places = self._inputs.premises(job.release, job.settings).places
         try:
             build = await compiled.read_build()
             find = partial(find_outside, compiled.result, build, places)
-            outside = await self._files.run(find, timeout_s=_LONG_S)
+            outside = await self._files.run(find, timeout_s=_MANY_FILES_S)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK
-        if outside is not None:
-            self._log.info("cache.outside", file=outside)
-            # When it comes from stap's own cache, nothing shows that any more.
-            await self._shelf.note(_outside(compiled.result), os.fsencode(outside))
-            return "outside"
-        return None
-
-
-def _module_means(result: CompileResult) -> str:
-    """Return what is kept under is: the means by which stap last built the module of this name."""
-    return NOTE + digest((b"module", (module_name(result) or "").encode())).hex()
-
-
-def _outside(result: CompileResult) -> str:
-    """Return what is kept under is: a file from elsewhere that the module of this name was made from."""
-    return NOTE + digest((b"outside", (module_name(result) or "").encode())).hex()
-
-
-def _last_means(job: CompileJob) -> str:
-    """Return what is kept under is: the means by which stap last built anything for a server like this."""
-    return NOTE + digest((b"last", _means_digest(job.settings, job.release))).hex()
-
-
-def _types_means(job: CompileJob) -> str:
-    """Return what is kept under is: the means that there were when stap last forgot the kernel's types."""
-    return NOTE + digest((b"types", _means_digest(job.settings, job.release))).hex()
-
-
-def _first_means(job: CompileJob) -> str:
-    """Return what is kept under is: the means that there were when a server like this was first met."""
-    return NOTE + digest((b"first", _means_digest(job.settings, job.release))).hex()
-
-
-def _script_digest(settings: ServerSettings) -> bytes:
-    """Return a digest of the options that decide on the C that stap makes, and on nothing after that."""
-    return digest(digest(map(os.fsencode, values)) for values in (settings.define, settings.include))
-
-
-def _means_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
-    """Return a digest of the options that decide on what is made of that C."""
-    limits = settings.limits
-    lists = (settings.build, limits.sandbox_read, limits.sandbox_write)
-    single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
-    return digest(
-        [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]
-    )
+        if outside is None:
+            return None
+        self._log.info("cache.outside", file=outside)
+        await self._stap_cache.note_outside(compiled.result, outside)
+        return "outside"

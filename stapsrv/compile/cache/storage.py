@@ -1,4 +1,4 @@
-"""Results by name, in memory and on disk; whoever waits for the disk does so for a bounded time."""
+"""Cache entries by name, in memory and on disk; nobody waits longer than a bounded time for the disk."""
 
 from __future__ import annotations
 
@@ -16,61 +16,57 @@ from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.compile.stats import CacheStatistics
 from stapsrv.system.blocking import BlockingCalls
 
-_HOT_BYTES = 16 * 1024 * 1024
-"""Of results kept in memory beside the disk, a hundred scripts; with their answers four times as much."""
+# Of results, a hundred scripts; with their responses four times as much.
+_MEMORY_BYTES = 16 * 1024 * 1024
 _TOUCH_S = 60.0
-_PATIENCE_S = 10.0
-"""For the directory of results, which may be on a file system that hangs: a compile helps as well."""
+# The directory may be on a file system that hangs: then a compile helps as well.
+_TIMEOUT_S = 10.0
 
 
 class ResultStorage:
-    """The results that are kept, those asked for lately in memory, too; and notes beside them.
-
-    Args:
-        store: the directory.
-        log: hears of what is wrong with it.
-    """
+    """The stored results, those used lately also in memory; and notes beside them."""
 
     def __init__(self, store: DiskStore, *, log: Log) -> None:
         self._store = store
         self._log = log
-        self._hot: OrderedDict[str, CacheEntry] = OrderedDict()
-        self._hot_bytes = 0
+        self._memory: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._memory_bytes = 0
         self._evicted = 0
         self._damaged = 0
-        self._files = BlockingCalls(timeout_s=_PATIENCE_S)
+        self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
-    async def find(self, name: str) -> CacheEntry | None:
-        """Return the result of this name, if there is one."""
-        known = self._hot.get(name)
-        if known is not None and await self._has(name):
-            if name in self._hot:  # else others have pushed it out meanwhile
-                self._hot.move_to_end(name)
+    async def get(self, name: str) -> CacheEntry | None:
+        """Return the entry of this name, if there is one."""
+        entry = self._memory.get(name)
+        if entry is not None and await self._is_on_disk(name):
+            if name in self._memory:  # else others have pushed it out meanwhile
+                self._memory.move_to_end(name)
             now = time.monotonic()
-            if now - known.touched > _TOUCH_S:
-                known.touched = now
+            if now - entry.touched > _TOUCH_S:
+                entry.touched = now
                 with contextlib.suppress(OSError):
                     await self._files.run(partial(self._store.touch, name))
-            return known
-        if known is not None:
-            self._cool(name)
+            return entry
+        if entry is not None:
+            # Another process removed it.
+            self._forget(name)
         body = await self.read(name)
         result = None if body is None else _decode_result(body)
         if result is None:
             return None
-        known = CacheEntry.settle_as(result)
-        self._warm(name, known)
-        return known
+        entry = CacheEntry.final(result)
+        self._remember(name, entry)
+        return entry
 
-    async def keep(self, name: str, known: CacheEntry) -> bool:
-        """Keep a result; return whether it could be written."""
-        if not await self.note(name, _encode_result(known.result)):
+    async def put(self, name: str, entry: CacheEntry) -> bool:
+        """Store an entry; return whether it could be written."""
+        if not await self.write(name, _encode_result(entry.result)):
             return False
-        self._warm(name, known)
+        self._remember(name, entry)
         return True
 
-    async def note(self, name: str, body: bytes) -> bool:
-        """Write an entry; return whether it could be written."""
+    async def write(self, name: str, body: bytes) -> bool:
+        """Write a file of the store; return whether it could be written."""
         try:
             self._evicted += await self._files.run(partial(self._store.write, name, body))
         except OSError as exc:
@@ -79,7 +75,7 @@ class ResultStorage:
         return True
 
     async def read(self, name: str) -> bytes | None:
-        """Return what an entry holds, if it can be read."""
+        """Return the content of a file of the store, if it can be read."""
         try:
             return await self._files.run(partial(self._store.read, name))
         except OSError as exc:
@@ -91,7 +87,7 @@ class ResultStorage:
             return None
 
     async def statistics(self) -> CacheStatistics:
-        """Return a snapshot; the directory is read for it."""
+        """Return a snapshot; reads the directory."""
         stored = StoreStatistics(0, 0)
         with contextlib.suppress(OSError):
             stored = await self._files.run(self._store.statistics)
@@ -103,25 +99,24 @@ class ResultStorage:
             damaged=self._damaged,
         )
 
-    async def _has(self, name: str) -> bool:
+    async def _is_on_disk(self, name: str) -> bool:
         try:
             return await self._files.run(partial(self._store.has, name))
         except OSError:
             return False
 
-    def _warm(self, name: str, known: CacheEntry) -> None:
-        """Keep a result in memory, and let go of those that were not asked for lately."""
-        self._cool(name)
-        self._hot[name] = known
-        known.touched = time.monotonic()
-        self._hot_bytes += known.size
-        while self._hot_bytes > _HOT_BYTES and len(self._hot) > 1:
-            self._cool(next(iter(self._hot)))
+    def _remember(self, name: str, entry: CacheEntry) -> None:
+        self._forget(name)
+        self._memory[name] = entry
+        entry.touched = time.monotonic()
+        self._memory_bytes += entry.size
+        while self._memory_bytes > _MEMORY_BYTES and len(self._memory) > 1:
+            self._forget(next(iter(self._memory)))
 
-    def _cool(self, name: str) -> None:
-        known = self._hot.pop(name, None)
-        if known is not None:
-            self._hot_bytes -= known.size
+    def _forget(self, name: str) -> None:
+        entry = self._memory.pop(name, None)
+        if entry is not None:
+            self._memory_bytes -= entry.size
 
 
 def _encode_result(result: CompileResult) -> bytes:

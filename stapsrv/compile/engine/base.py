@@ -1,24 +1,29 @@
-"""The seam where a compile runs: a job goes in, a result comes out, both made of bytes.
+"""Where a compile runs: a job goes in, a result comes out, both made of bytes.
 
-The engine of :mod:`stapsrv.compile.engine.local` runs stap on this host. One on other hosts can join here:
-sessions, queues, signing and caches stay on this side of the seam.
+:class:`~stapsrv.compile.engine.cached.CachedEngine` wraps :class:`~stapsrv.compile.engine.local.LocalEngine`,
+which runs stap on this host. An engine on other hosts can take its place: sessions, queue, cache and signing
+stay on this side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import anyio
 import attrs
+import structlog
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.depfile import Build
 from stapsrv.compile.protocol.options import Privilege, requested_privilege
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.stats import RequestRecord
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -26,18 +31,28 @@ class CompileJob:
     """One request, the release that it is compiled for, and the options of the server that it came to.
 
     Attributes:
-        request: what to compile.
-        release: the kernel to compile for.
-        settings: the server's.
-        background: nobody waits for it: it leaves the processors to others.
-        anew: stap is to build everything, whatever its own cache holds.
+        client: whose turn in the queue it takes.
+        record: the engines add durations and the source of the answer.
+        answered: set when the client has its answer.
+        background: run at low priority; nobody waits for it.
+        anew: stap builds everything, whatever its own cache holds.
+        deadline_s: seconds that the compile may take.
     """
 
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
+    client: str = ""
+    log: Log = attrs.field(factory=structlog.get_logger, eq=False, repr=False)
+    record: RequestRecord = attrs.field(factory=RequestRecord, eq=False, repr=False)
+    answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
     background: bool = False
     anew: bool = False
+    deadline_s: float = attrs.field()
+
+    @deadline_s.default
+    def _compile_limit(self) -> float:
+        return self.settings.limits.compile_s
 
     @property
     def privilege(self) -> Privilege | None:
@@ -47,14 +62,13 @@ class CompileJob:
 
 @attrs.frozen
 class CompileResult:
-    """What stap made of a job.
+    """What stap made of a job; the same bytes may answer later requests.
 
     Attributes:
         status: stap's exit status; 128 + N when signal N ended it, as a shell says it.
-        stdout: without this host's private paths.
-        stderr: likewise.
+        stdout: without this host's private paths; so is ``stderr``.
         files: what the answer carries.
-        limit_met: the bound that stap met, as far as its end shows one.
+        limit_met: the resource limit that stap met, as far as its end shows one.
     """
 
     status: int
@@ -66,36 +80,30 @@ class CompileResult:
 
 @attrs.frozen
 class Compiled:
-    """A compile that has ended, as long as what it left behind is there.
+    """A compile that has ended; what it left behind stays until it is released.
 
     Attributes:
-        result: what stap made of the job.
         built: whether stap built the module; else it had it in its own cache.
-        read_build: returns what the module was built from, if it was.
-            Raises OSError: that cannot be read, or not in time.
+        read_build: returns what the module was built from, if it was; OSError: it cannot be read in time.
+        release: removes what the compile left behind; whoever has this object awaits it exactly once.
+            TranslatorError: it could not be removed, or kept where that was wanted.
     """
 
     result: CompileResult
     built: bool
     read_build: Callable[[], Awaitable[Build]]
+    release: Callable[[], Awaitable[None]]
 
 
-class Engine(Protocol):
+class Engine(Protocol[T_co]):
     """Somewhere to compile."""
 
-    def compiled(
-        self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
-    ) -> AbstractAsyncContextManager[Compiled]:
-        """Compile ``job`` within ``deadline_s`` seconds; what it leaves behind is there while the block runs.
-
-        Args:
-            job: what to compile.
-            deadline_s: counts from now.
-            kept: told where the job's directory stays, if it does (``-k``).
+    async def compile(self, job: CompileJob) -> T_co:
+        """Compile ``job``.
 
         Raises:
-            TranslatorError: it could not be started, overran the deadline or made too much; after the block,
-                what it left behind could not be kept.
+            TranslatorError: it could not be started, overran its deadline or made too much.
+            RequestRejected: no worker was free for it.
 
-        Cancellation: nothing of the compile is left running.
+        Cancellation: nothing of the compile is left running, or on disk.
         """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import anyio
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.depfile import has_build, read_build
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
@@ -110,38 +111,38 @@ class LocalEngine:
             ) from exc
         self.sandbox.check(view)
 
-    async def run(self, job: CompileJob, *, deadline_s: float) -> CompileResult:
-        """Compile ``job``; return what stap made of it when all else is gone (see :class:`Engine`)."""
-        async with self.compiled(job, deadline_s=deadline_s) as compiled:
-            return compiled.result
+    async def run(self, job: CompileJob) -> CompileResult:
+        """Compile ``job``, remove what the compile left behind, and return the result."""
+        compiled = await self.compile(job)
+        await compiled.release()
+        return compiled.result
 
-    @contextlib.asynccontextmanager
-    async def compiled(
-        self, job: CompileJob, *, deadline_s: float, kept: Callable[[Path], None] | None = None
-    ) -> AsyncIterator[Compiled]:
+    async def compile(self, job: CompileJob) -> Compiled:
         """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
-        async with request_directory(
-            self.workspace, keep=job.settings.keep_temporary, kept=kept
-        ) as directory:
+        async with contextlib.AsyncExitStack() as leaving:
+            directory = await leaving.enter_async_context(
+                request_directory(self.workspace, keep=job.settings.keep_temporary, log=job.log)
+            )
             answer = directory / _ANSWER
             with _trouble_told(self.workspace):
-                result, built = await self._compile(job, directory, deadline_s=deadline_s)
+                result, built = await self._compile(job, directory)
             read = functools.partial(read_build, answer, job.release.build_tree)
-            yield Compiled(result, built, functools.partial(self.workspace.files.run, read))
+            # From here on the directory is the caller's to remove.
+            return Compiled(
+                result, built, functools.partial(self.workspace.files.run, read), leaving.pop_all().aclose
+            )
 
-    async def _compile(
-        self, job: CompileJob, directory: Path, *, deadline_s: float
-    ) -> tuple[CompileResult, bool]:
+    async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
         """Compile a job in its directory; return what stap made of it, and whether it built the module."""
         limits, work, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
         view = await work.run(functools.partial(self._prepare, job, directory))
         outcome, limit_met = await self.space.bounded(
             directory,
-            functools.partial(self._run_stap, job, view, answer, deadline_s=deadline_s),
+            functools.partial(self._run_stap, job, view, answer),
             most_bytes=limits.temp_bytes,
             files=work,
         )
-        _check_ending(outcome, deadline_s=deadline_s, output_bytes=limits.output_bytes)
+        _check_ending(outcome, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
         collected = functools.partial(_collect, answer, max_bytes=limits.answer_bytes)
         files, built = await work.run(collected)
         hidden = (*self._private, directory / "response", directory)
@@ -166,7 +167,7 @@ class LocalEngine:
         return self.sandbox.view(self.needs(job.settings, job.release), directory, start=root)
 
     async def _run_stap(
-        self, job: CompileJob, view: MountPlan, answer: Path, *, deadline_s: float
+        self, job: CompileJob, view: MountPlan, answer: Path
     ) -> tuple[ProcessResult, str | None]:
         """Run stap; return what came of it, and the bound that it met, if that can be seen."""
         limits = job.settings.limits
@@ -193,7 +194,7 @@ class LocalEngine:
                     command,
                     cwd=view.directory,
                     env=environ,
-                    deadline_s=deadline_s,
+                    deadline_s=job.deadline_s,
                     grace_s=limits.kill_grace_s,
                     output_bytes=limits.output_bytes,
                     group=group,
@@ -213,14 +214,14 @@ async def request_directory(
     workspace: Workspace,
     *,
     keep: bool,
-    kept: Callable[[Path], None] | None = None,
+    log: Log | None = None,
 ) -> AsyncIterator[Path]:
     """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
 
     Args:
         workspace: where it is made.
         keep: let it stay.
-        kept: told where it stays.
+        log: told where it stays.
 
     Raises:
         TranslatorError: none can be made, or not in time; or it cannot be kept.
@@ -235,8 +236,8 @@ async def request_directory(
     finally:
         with anyio.CancelScope(shield=True), _trouble_told(workspace), contextlib.suppress(TimeoutError):
             place = await workspace.files.run(functools.partial(discard, path), timeout_s=_REMOVAL_S)
-            if place is not None and kept is not None:
-                kept(place)
+            if place is not None and log is not None:
+                log.info("request.kept", directory=place)
 
 
 def _make_directories(directory: Path) -> None:

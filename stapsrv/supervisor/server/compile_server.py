@@ -92,12 +92,12 @@ class CompileServer:
             log.info("server.serial")
         else:
             log.info("server.threads", threads=self._service.settings.workers)
-        async with self._service.flights.open(), anyio.create_task_group() as sessions:
+        async with self._service.engine.open(), anyio.create_task_group() as sessions:
             with self._accepting, contextlib.ExitStack() as open_ones:
                 for listener in self._listeners:
                     open_ones.callback(listener.close)
                 async with anyio.create_task_group() as accepting:
-                    accepting.start_soon(self._service.refusals.tell)
+                    accepting.start_soon(self._service.rejections.log_suppressed)
                     for listener in self._listeners:
                         accepting.start_soon(self._accept, listener, sessions)
                     task_status.started()
@@ -139,22 +139,22 @@ class CompileServer:
             failed=counts.failed,
             certificate_expires=self._service.identity.kept.not_after,
             connections=len(self._sessions),
-            refusals=dict(self._service.refusals.counts),
+            refusals=dict(self._service.rejections.counts),
             releases=self._releases(),
-            recent=self._service.recent.times(),
-            cache=self._service.cache_counts.snapshot(),
+            recent=self._service.latencies.times(),
+            cache=self._service.engine.counts.snapshot(),
         )
 
     def serves_under(self, standing: ReleaseHealth) -> bool:
         """Whether one of its releases has this very standing."""
-        return any(standing is other for other in self._service.standings.values())
+        return any(standing is other for other in self._service.release_health.values())
 
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
 
     def _releases(self) -> tuple[ReleaseStatus, ...]:
-        standings = self._service.standings
+        standings = self._service.release_health
         known = ((name, standings.get(name, ReleaseHealth())) for name in self._service.releases)
         return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
 
@@ -172,16 +172,16 @@ class CompileServer:
         """Whether a new connection is taken, and not reset; what is turned away is counted and logged."""
         log = self._service.log
         if not self._rules.permit(peer.address):
-            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
-            self._service.refusals.note(
+            self._service.counters.connections[ConnectionOutcome.REFUSED] += 1
+            self._service.rejections.count(
                 RejectReason.DENIED,
                 lambda: log.warning("connection.denied", peer=peer),
             )
             return self._denials < _MOST_DENIALS
         away = self._judge(client_of(peer.address))
         if away is not None:
-            self._service.tally.connections[ConnectionOutcome.REFUSED] += 1
-            self._service.refusals.note(
+            self._service.counters.connections[ConnectionOutcome.REFUSED] += 1
+            self._service.rejections.count(
                 away.refusal, lambda: log.warning("connection.refused", peer=peer, reason=away.reason)
             )
         return away is None

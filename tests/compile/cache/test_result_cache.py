@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -21,12 +21,11 @@ from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import InputPaths, Rc
 from stapsrv.compile.cache.key import CacheKey
-from stapsrv.compile.cache.result_cache import ResultCache, Run
+from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import AnswerFile
-from stapsrv.compile.stats import CacheCounts
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
@@ -61,6 +60,13 @@ class Around:
         return self.stated if self.rc.is_known else None
 
 
+@attrs.frozen
+class FakeStap:
+    """An engine of one function."""
+
+    compile: Callable[[CompileJob], Awaitable[Compiled]]
+
+
 @attrs.define
 class World:
     """A cache, and a stap that notes how it was run."""
@@ -71,7 +77,7 @@ class World:
     lines: LogLines
     grounds: InputWatcher
     runs: list[CompileJob] = attrs.field(factory=list)
-    counts: CacheCounts = attrs.field(factory=CacheCounts)
+    released: int = 0
     status: int = 0
     limit_met: str | None = None
     built: bool = True
@@ -98,18 +104,23 @@ class World:
         premises = self.around.premises(job.release, job.settings)
         if self.around.fault is None:
             await self.grounds.wait_scanned(premises.places)
-        question = self.cache.ask(job)
-        if await self.cache.find(question) is not None:
-            self.counts.hits += 1
+        key = self.cache.key_for(job)
+        if await self.cache.get(key) is not None:
             return "hit"
-        return (await self.compile(question, job)).reason or "stored"
+        return (await self.compile(key, job)).reason or "stored"
 
-    async def compile(self, question: CacheKey, job: CompileJob, run: Run | None = None) -> CacheEntry:
-        """Have a job compiled, and wait until its result is kept or not."""
-        async with self.cache.compiled(question, job, run or self._run, self.counts) as known:
-            assert known.reason is not None
-        assert known.settled.is_set()
-        return known
+    async def compile(
+        self, key: CacheKey, job: CompileJob, run: Callable[[CompileJob], Awaitable[Compiled]] | None = None
+    ) -> CacheEntry:
+        """Have a job compiled, and wait until its result is stored or not."""
+        miss = await self.cache.compile(key, job, FakeStap(run or self.run_stap))
+        assert miss.entry.reason is not None
+        try:
+            await self.cache.store(miss)
+        finally:
+            self.cache.close(miss)
+        assert miss.entry.stored.is_set()
+        return miss.entry
 
     async def _pass(self) -> None:
         assert self.passing is not None
@@ -118,8 +129,7 @@ class World:
             change()
             await self.grounds.wait_scanned(places)
 
-    @contextlib.asynccontextmanager
-    async def _run(self, job: CompileJob) -> AsyncIterator[Compiled]:
+    async def run_stap(self, job: CompileJob) -> Compiled:
         self.runs.append(job)
         if self.meddle is not None:
             self.meddle.write_text("meddled")
@@ -137,7 +147,11 @@ class World:
             AnswerFile(f"stap000000/{name}_src.c", self.code),
         )
         result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
-        yield Compiled(result, self.built or job.anew, read_build)
+
+        async def release() -> None:
+            self.released += 1
+
+        return Compiled(result, self.built or job.anew, read_build, release)
 
 
 @contextlib.asynccontextmanager
@@ -162,8 +176,7 @@ async def test_the_second_time_is_a_hit(tmp_path):
     async with world(tmp_path) as w:
         assert [await w.ask() for _ in range(3)] == ["stored", "hit", "hit"]
         assert len(w.runs) == 1
-        assert (w.counts.misses, w.counts.stored, w.counts.hits) == (1, 1, 2)
-        known = await w.cache.find(w.cache.ask(w.job()))
+        known = await w.cache.get(w.cache.key_for(w.job()))
         assert known is not None
         assert (known.result.status, known.result.stdout, known.result.stderr) == (0, b"out", b"err")
         assert known.result.files[0].data == b"module 1"
@@ -178,7 +191,7 @@ async def test_results_outlive_the_process(tmp_path):
         assert w.runs == []
 
 
-async def test_other_requests_and_other_settings_are_other_questions(tmp_path):
+async def test_other_requests_and_other_settings_are_other_keys(tmp_path):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
@@ -207,14 +220,14 @@ async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monk
         assert "cache.unreadable" in w.lines.events()
         gate.set()
         w.around.look_at_rc = lambda: NO_RC
-        question = await w.cache.wait_key_for(job)
-        assert question.reason is None
+        key = await w.cache.wait_key_for(job)
+        assert key.reason is None
         w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
-        assert (await w.compile(question, job)).reason == "changed"
+        assert (await w.compile(key, job)).reason == "changed"
 
 
 @pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
-async def test_a_change_makes_another_question(tmp_path, changed):
+async def test_a_change_makes_another_key(tmp_path, changed):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         (tmp_path / changed).write_text("changed")
@@ -232,7 +245,7 @@ async def test_the_state_of_the_host_counts(tmp_path):
 
 
 async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.cache.result_cache._LOOK_S", 0.05)
+    monkeypatch.setattr("stapsrv.compile.cache.result_cache._SCAN_S", 0.05)
     async with world(tmp_path) as w:
         monkeypatch.setattr(w.grounds, "fingerprint", lambda _places: None)
         assert (await w.cache.wait_key_for(w.job())).reason == "unknown yet"
@@ -242,27 +255,28 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         (tmp_path / "tree" / "x.h").write_text("changed")
-        question = w.cache.ask(w.job())
-        assert (question.premise, question.reason) == (None, "unknown yet")
-        assert await w.cache.find(question) is None
-        question = await w.cache.wait_key_for(w.job())
-        assert question.premise is not None
+        key = w.cache.key_for(w.job())
+        assert (key.environment_digest, key.reason) == (None, "unknown yet")
+        assert await w.cache.get(key) is None
+        key = await w.cache.wait_key_for(w.job())
+        assert key.environment_digest is not None
 
 
 async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
     async with world(tmp_path) as w:
-        question = await w.cache.wait_key_for(w.job())
+        key = await w.cache.wait_key_for(w.job())
         found: list[CacheEntry | None] = []
 
         async def find() -> None:
-            found.append(await w.cache.find(question))
+            found.append(await w.cache.get(key))
 
         async with anyio.create_task_group() as tasks:
-            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
-                tasks.start_soon(find)
-                await anyio.wait_all_tasks_blocked()
-                assert found == []
-        assert found == [known]
+            miss = await w.cache.compile(key, w.job(), FakeStap(w.run_stap))
+            tasks.start_soon(find)
+            await anyio.wait_all_tasks_blocked()
+            assert found == []
+            await w.cache.store(miss)
+        assert found == [miss.entry]
 
 
 async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
@@ -271,20 +285,22 @@ async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
         await w.ask()
         (tmp_path / "tree" / "x.h").write_text("changed")
         job = w.job(b"-p4", b"-eprobe end {}")
-        question = await w.cache.wait_key_for(job)
-        async with w.cache.compiled(question, job, w._run, w.counts):
-            assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
+        key = await w.cache.wait_key_for(job)
+        await w.cache.compile(key, job, FakeStap(w.run_stap))
+        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
         assert [job.anew for job in w.runs] == [False, True, False]
 
 
 async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
     async with world(tmp_path) as w:
-        question = await w.cache.wait_key_for(w.job())
+        key = await w.cache.wait_key_for(w.job())
+        miss = await w.cache.compile(key, w.job(), FakeStap(w.run_stap))
         with anyio.CancelScope() as scope:
-            async with w.cache.compiled(question, w.job(), w._run, w.counts) as known:
-                scope.cancel()
-        assert (known.reason, known.settled.is_set()) == ("unknown yet", True)
-        assert await w.cache.find(question) is None
+            scope.cancel()
+            await w.cache.store(miss)
+        w.cache.close(miss)
+        assert (miss.entry.reason, miss.entry.stored.is_set()) == ("unknown yet", True)
+        assert await w.cache.get(key) is None
 
 
 @pytest.mark.parametrize(
@@ -311,7 +327,6 @@ async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
             setattr(w, name, value)
         w.outside = tuple(path.replace("TREE", f"{tmp_path}/tree") for path in w.outside)
         assert [await w.ask(*arguments) for _ in range(2)] == [reason, reason]
-        assert w.counts.uncacheable == {reason: 2}
         assert len(w.runs) == 2
 
 
@@ -356,13 +371,13 @@ async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where
     """All places are what they were before, and stap may have read what was there in between."""
     async with world(tmp_path) as w:
         await w.grounds.wait_scanned(w.around.premises(w.job().release, w.job().settings).places)
-        before = w.cache.ask(w.job())
+        before = w.cache.key_for(w.job())
         w.passing = tmp_path / where / "passing.stp"
         assert await w.ask() == "changed"
-        after = w.cache.ask(w.job())
-        assert before.premise is not None
-        assert after.premise == before.premise
-        assert after.flight != before.flight
+        after = w.cache.key_for(w.job())
+        assert before.environment_digest is not None
+        assert after.environment_digest == before.environment_digest
+        assert after.flight_key != before.flight_key
         w.passing, w.built = None, False
         assert await w.ask() == "stored"
         # Of tapsets stap's own cache takes notice.
@@ -414,8 +429,7 @@ async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_pat
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
 
-        @contextlib.asynccontextmanager
-        async def run(_job: CompileJob) -> AsyncIterator[Compiled]:
+        async def run(_job: CompileJob) -> Compiled:
             w.passing = tmp_path / "tree" / "passing.h"
             await w._pass()
             if not cancelled:
@@ -423,11 +437,10 @@ async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_pat
             scope.cancel()
             await anyio.lowlevel.checkpoint()
             raise AssertionError
-            yield
 
         job = w.job(b"-p4", b"-eprobe end {}")
         with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
-            await w.compile(w.cache.ask(job), job, run)
+            await w.compile(w.cache.key_for(job), job, run)
         keep_types(w)
         w.passing = None
         assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
@@ -439,17 +452,15 @@ async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_pa
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
-        asked = w.cache.ask(early)
+        asked = w.cache.key_for(early)
         (tmp_path / "tree" / "x.h").write_text("changed")
         await w.grounds.wait_scanned(w.around.premises(late.release, late.settings).places)
 
-        @contextlib.asynccontextmanager
-        async def run_late(job: CompileJob) -> AsyncIterator[Compiled]:
+        async def run_late(job: CompileJob) -> Compiled:
             await w.compile(asked, early)
-            async with w._run(job) as compiled:
-                yield compiled
+            return await w.run_stap(job)
 
-        known = await w.compile(w.cache.ask(late), late, run_late)
+        known = await w.compile(w.cache.key_for(late), late, run_late)
         assert known.reason == "changed"
         assert await w.ask(*late.request.arguments) == "stored"
 
@@ -460,7 +471,7 @@ async def test_a_result_is_not_kept_where_types_cannot_be_forgotten(tmp_path, mo
 
     async with world(tmp_path) as w:
         with monkeypatch.context() as patched:
-            patched.setattr("stapsrv.compile.cache.result_cache.forget_types", fail)
+            patched.setattr("stapsrv.compile.cache.stap_cache.remove_types", fail)
             assert [await w.ask(), await w.ask()] == ["disk", "disk"]
         assert await w.ask() == "stored"
 
@@ -472,7 +483,7 @@ async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
         job = w.job()
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(w.grounds, "fingerprint", lambda _places: None)
-            known = await w.compile(w.cache.ask(job), job)
+            known = await w.compile(w.cache.key_for(job), job)
             assert known.reason == "unknown yet"
         w.built = False
         assert await w.ask() == "stored"
@@ -562,12 +573,12 @@ async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
         await w.grounds.wait_scanned(w.around.premises(job.release, job.settings).places)
 
         def flight() -> object:
-            question = w.cache.ask(job)
-            assert question.reason == reason
-            return question.flight
+            key = w.cache.key_for(job)
+            assert key.reason == reason
+            return key.flight_key
 
         (tmp_path / "tapset" / "a.stp").write_text("1")
-        w.cache.ask(job)
+        w.cache.key_for(job)
         before = flight()
         assert flight() == before
         (tmp_path / "tapset" / "a.stp").write_text("2")
@@ -619,7 +630,7 @@ async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
         await w.ask()
         for file in (tmp_path / "results").iterdir():
             file.write_bytes(file.read_bytes()[:-1] + b"?")
-        w.cache._shelf._hot.clear()
+        w.cache._storage._memory.clear()
         assert await w.ask() == "stored"
         assert (await w.cache.statistics()).damaged > 0
         assert await w.ask() == "hit"
@@ -641,11 +652,11 @@ async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_request(tmp_path
 
 
 async def test_memory_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.cache.storage._HOT_BYTES", 100)
+    monkeypatch.setattr("stapsrv.compile.cache.storage._MEMORY_BYTES", 100)
     async with world(tmp_path) as w:
         for number in range(5):
             await w.ask(b"-p4", b"-eprobe begin { print(%d) }" % number)
-        assert len(w.cache._shelf._hot) <= 2
+        assert len(w.cache._storage._memory) <= 2
         assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
 
 
@@ -675,17 +686,17 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
     async with world(tmp_path) as w:
-        w.cache._shelf._files = BlockingCalls(grace_s=0.1)
+        w.cache._storage._files = BlockingCalls(grace_s=0.1)
         assert await w.ask() == "stored"
         with monkeypatch.context() as patched:
             # Only here, where nothing else is to be in time.
-            patched.setattr(w.cache._shelf._files, "_timeout_s", 0.2)
+            patched.setattr(w.cache._storage._files, "_timeout_s", 0.2)
             patched.setattr(DiskStore, call, lambda *_arguments: go.wait())
             patched.setattr("stapsrv.compile.cache.storage._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
             assert await w.ask() in {"hit", "stored", "disk"}
             assert (await w.cache.statistics()).directory == tmp_path / "results"
-        assert w.cache._shelf._files.abandoned
+        assert w.cache._storage._files.abandoned
         go.set()
         assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
         assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
@@ -702,11 +713,11 @@ async def test_what_is_in_memory_ages_as_well(tmp_path):
 async def test_a_result_may_leave_memory_while_it_is_looked_for(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         await w.ask()
-        has = w.cache._shelf._has
+        has = w.cache._storage._is_on_disk
 
         async def has_and_forget(name: str) -> bool:
-            w.cache._shelf._cool(name)
+            w.cache._storage._forget(name)
             return await has(name)
 
-        monkeypatch.setattr(w.cache._shelf, "_has", has_and_forget)
+        monkeypatch.setattr(w.cache._storage, "_is_on_disk", has_and_forget)
         assert await w.ask() == "hit"

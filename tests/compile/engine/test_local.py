@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from kit.service import LogLines
 from kit.stap import make_stap
 from kit.trees import Witness
 
@@ -44,7 +45,12 @@ def workspace(tmp_path: Path):
 
 
 @pytest.fixture
-def run(tmp_path, workspace):
+def lines() -> LogLines:
+    return LogLines()
+
+
+@pytest.fixture
+def run(tmp_path, workspace, lines):
     """Run one job with a stand-in of the given script."""
 
     async def run_one(
@@ -52,7 +58,6 @@ def run(tmp_path, workspace):
         *,
         program=None,
         sandbox=Sandbox(None),  # noqa: B008 - a value
-        kept=None,
         deadline_s=30.0,
         keep=False,
         arguments=(b"-e", b"x"),
@@ -72,9 +77,14 @@ def run(tmp_path, workspace):
             release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
         )
         settings = ServerSettings(tuning={"kill_grace_s": 0.2, **limits}, keep_temporary=keep)
-        job = CompileJob(request=request, release=RELEASE, settings=settings)
-        async with engine.compiled(job, deadline_s=deadline_s, kept=kept) as compiled:
-            return compiled.result
+        job = CompileJob(
+            request=request,
+            release=RELEASE,
+            settings=settings,
+            deadline_s=deadline_s,
+            log=lines.log,
+        )
+        return await engine.run(job)
 
     return run_one
 
@@ -239,11 +249,10 @@ async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
     assert "bwrap" in caught.value.where
 
 
-async def test_keep(run, workspace):
-    told = []
-    await run('echo module >"$answer/made.ko"', keep=True, kept=told.append)
+async def test_keep(run, workspace, lines):
+    await run('echo module >"$answer/made.ko"', keep=True)
     (kept,) = workspace.path.parent.glob(f"{workspace.path.name}.*")
-    assert told == [kept]
+    assert [(entry["event"], entry["directory"]) for entry in lines.entries] == [("request.kept", kept)]
     assert (kept / "response" / "stap000000" / "made.ko").read_text() == "module\n"
 
 

@@ -1,0 +1,129 @@
+"""The engine of one server: the result cache over single flight over the engine that compiles.
+
+A request is looked up by its key, computed once; else one compile runs for all equal requests that are here,
+when one of their clients gets a worker. All of them have the result before it is stored and before what the
+compile left behind is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import anyio
+
+from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, request_digest
+from stapsrv.compile.cache.result_cache import Miss, ResultCache
+from stapsrv.compile.engine.base import Compiled, CompileJob, Engine
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.single_flight import SingleFlight
+from stapsrv.compile.stats import CacheCounts, Source, timed
+from stapsrv.errors import RequestRejected
+from stapsrv.rejection import RejectReason
+
+# What follows a compile takes the processor from the answer, which is still to be signed and sent.
+_HEAD_START_S = 0.05
+
+
+class CachedEngine:
+    """Compiles for the requests of one server, within :meth:`open`.
+
+    Args:
+        engine: compiles what is not cached.
+        pool: who may compile.
+        cache: shared by the servers of a process; None to compile each time.
+    """
+
+    def __init__(self, engine: Engine[Compiled], pool: WorkerPool, cache: ResultCache | None = None) -> None:
+        self._engine = engine
+        self._pool = pool
+        self._cache = cache
+        self._single_flight: SingleFlight[Miss] = SingleFlight()
+        self.counts = CacheCounts()
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        """Serve requests while the block runs; at its end, compiles are cancelled and clean-up is bounded."""
+        return self._single_flight.open()
+
+    async def compile(self, job: CompileJob) -> CacheEntry:
+        """Return the result of a job (see :class:`Engine`); the source goes on record."""
+        cache = self._cache_for(job)
+        key = CacheKey(request_digest(job.request)) if cache is None else await cache.wait_key_for(job)
+        entry = None if cache is None else await cache.get(key)
+        if entry is not None:
+            job.record.source = Source.HIT
+            self.counts.hits += 1
+            return entry
+        flight = await self._single_flight.run(
+            key.flight_key,
+            job.client,
+            worker=partial(self._worker, job),
+            work=partial(self._compile, cache, key, job),
+            finish=partial(self._finish, cache),
+        )
+        job.record.source = Source.SHARED if flight.joined else Source.COMPILED
+        self.counts.shared += flight.joined
+        return flight.value.entry
+
+    def _cache_for(self, job: CompileJob) -> ResultCache | None:
+        """Return the cache, unless the operator wants none, or wants to see what compiles leave behind."""
+        wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
+        return self._cache if wanted else None
+
+    async def _compile(self, cache: ResultCache | None, key: CacheKey, job: CompileJob) -> Miss:
+        with timed(job.record, "compile_s"):
+            if cache is None:
+                compiled = await self._engine.compile(job)
+                return Miss(key, job, compiled, CacheEntry.final(compiled.result, "off"))
+            if key.environment_digest is None:
+                self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
+            else:
+                self.counts.misses += 1
+            return await cache.compile(key, job, self._engine)
+
+    async def _finish(self, cache: ResultCache | None, miss: Miss) -> None:
+        """Once the requests have their result: store it, and remove what the compile left behind."""
+        try:
+            async with contextlib.AsyncExitStack() as leaving:
+                leaving.push_async_callback(miss.compiled.release)
+                leaving.callback(self._count, cache, miss)
+                with anyio.move_on_after(_HEAD_START_S):
+                    await miss.job.answered.wait()
+                if cache is not None:
+                    await cache.store(miss)
+        except Exception:
+            miss.job.log.exception("request.untidy")
+
+    def _count(self, cache: ResultCache | None, miss: Miss) -> None:
+        if cache is not None and miss.key.environment_digest is not None:
+            cache.close(miss)
+            if miss.entry.reason is None:
+                self.counts.stored += 1
+            else:
+                self.counts.uncacheable[miss.entry.reason] += 1
+
+    @contextlib.asynccontextmanager
+    async def _worker(self, job: CompileJob) -> AsyncIterator[None]:
+        """Hold a worker, after a bounded wait in the queue."""
+        before = self._pool.statistics()
+        if before.running >= before.workers:
+            job.log.warning("request.overloaded")
+        queue_s = job.settings.limits.queue_s
+        async with contextlib.AsyncExitStack() as held:
+            with timed(job.record, "queue_s"), anyio.move_on_after(queue_s) as scope:
+                await held.enter_async_context(self._pool.worker(job.client))
+            if scope.cancelled_caught:
+                raise RequestRejected(
+                    f"The server is busy: no worker was free within {queue_s:g} seconds",
+                    remedy="try again later",
+                    refusal=RejectReason.QUEUE_TIMEOUT,
+                )
+            running = self._pool.statistics().running
+            if running > 1:
+                job.log.info("request.many", running=running)
+            else:
+                job.log.info("request.one")
+            yield

@@ -1,0 +1,187 @@
+"""The engine of a server: the cache over single flight over an engine that compiles."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from kit.service import FakeEngine, LogLines
+
+from stapsrv.compile.cache.disk import DiskStore
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.inputs import InputPaths, Rc
+from stapsrv.compile.cache.result_cache import ResultCache
+from stapsrv.compile.cache.watcher import InputWatcher
+from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.engine.cached import CachedEngine
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.stats import CacheCounts, Source
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+
+pytestmark = pytest.mark.anyio
+
+
+@attrs.define
+class Inputs:
+    """One directory that all results depend on."""
+
+    directory: Path
+    fault: str | None = None
+    rc: Rc = Rc(b"", is_known=True)  # noqa: RUF009 - a value
+
+    @property
+    def stap_cache(self) -> Path:
+        return self.directory / "cache"
+
+    def premises(self, _release: ServedRelease, _settings: ServerSettings) -> InputPaths:
+        return InputPaths((WatchedPath(str(self.directory / "tapset")),), ())
+
+    def state(self, _release: ServedRelease) -> bytes:
+        return b"state"
+
+    def look_at_rc(self) -> Rc:
+        return self.rc
+
+
+@attrs.define
+class Running:
+    """A cached engine, and what it is made of."""
+
+    engine: CachedEngine
+    compiler: FakeEngine
+    pool: WorkerPool
+    lines: LogLines
+
+    def job(self, *arguments: bytes, client: str = "a", **settings: object) -> CompileJob:
+        request = CompileRequest(
+            release="6.1", arch="x86_64", arguments=arguments or (b"-p4", b"-eprobe begin {}")
+        )
+        job = CompileJob(
+            request=request,
+            release=ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere")),
+            settings=ServerSettings(**settings),
+            client=client,
+            log=self.lines.log,
+        )
+        job.answered.set()
+        return job
+
+    async def compile(self, *arguments: bytes, **settings: object) -> tuple[Source | None, str | None]:
+        """Compile a job to its very end; return where its result is from, and why it is not stored."""
+        job = self.job(*arguments, **settings)
+        entry = await self.engine.compile(job)
+        await entry.stored.wait()
+        return job.record.source, entry.reason
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, *, workers: int = 2) -> AsyncIterator[Running]:
+    (directory / "tapset").mkdir()
+    lines, compiler, pool = LogLines(), FakeEngine(), WorkerPool(workers, queue_length=4)
+    compiler.more_files = (AnswerFile("stap000000/stap_x_src.c", b"#include <linux/mm.h>\n"),)
+    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
+        store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
+        cache = ResultCache(Inputs(directory), watcher, store, log=lines.log)
+        engine = CachedEngine(compiler, pool, cache)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.run)
+            async with engine.open():
+                yield Running(engine, compiler, pool, lines)
+            tasks.cancel_scope.cancel()
+    assert pool.statistics().running == 0
+
+
+async def test_hits_misses_and_stored_results_are_counted(tmp_path):
+    async with running(tmp_path) as r:
+        assert [await r.compile() for _ in range(3)] == [
+            (Source.COMPILED, None),
+            (Source.HIT, None),
+            (Source.HIT, None),
+        ]
+        assert await r.compile(b"-v", b"-eprobe begin {}") == (Source.COMPILED, "option")
+        while r.pool.statistics().running:
+            await anyio.lowlevel.checkpoint()
+        assert len(r.compiler.jobs) == 2
+        assert r.engine.counts == CacheCounts(hits=2, misses=2, stored=1, uncacheable={"option": 1})
+
+
+async def test_key_is_computed_once_a_request(tmp_path, monkeypatch):
+    keys = []
+    async with running(tmp_path) as r:
+        await r.compile(b"-p4", b"-eprobe end {}")
+        key_for = ResultCache.key_for
+        monkeypatch.setattr(ResultCache, "key_for", lambda self, job: keys.append(job) or key_for(self, job))
+        for expected in (Source.COMPILED, Source.HIT):
+            keys.clear()
+            assert await r.compile() == (expected, None)
+            assert len(keys) == 1
+
+
+@pytest.mark.parametrize("settings", [{"tuning": {"result_cache": False}}, {"keep_temporary": True}], ids=str)
+async def test_request_is_compiled_each_time_where_the_cache_is_off(tmp_path, settings):
+    async with running(tmp_path) as r:
+        assert [await r.compile(**settings) for _ in range(2)] == [(Source.COMPILED, "off")] * 2
+        assert len(r.compiler.jobs) == 2
+        assert r.engine.counts == CacheCounts()
+
+
+async def test_requests_that_share_a_compile_are_counted_and_share_the_entry(tmp_path):
+    async with running(tmp_path) as r:
+        r.compiler.gate = anyio.Event()
+        first, second = r.job(), r.job(client="b")
+        entries = []
+
+        async def compile_job(job: CompileJob) -> None:
+            entries.append(await r.engine.compile(job))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(compile_job, first)
+            await r.compiler.wait(lambda: r.compiler.jobs)
+            tasks.start_soon(compile_job, second)
+            await anyio.wait_all_tasks_blocked()
+            r.compiler.gate.set()
+        assert entries[0] is entries[1]
+        assert (first.record.source, second.record.source) == (Source.COMPILED, Source.SHARED)
+        assert r.engine.counts.shared == 1
+
+
+async def test_request_after_the_response_waits_for_the_entry_that_is_being_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.engine.cached._HEAD_START_S", 10.0)
+    async with running(tmp_path) as r:
+        first = attrs.evolve(r.job(), answered=anyio.Event())
+        entry = await r.engine.compile(first)
+        assert not entry.stored.is_set()
+        second = r.job()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(r.engine.compile, second)
+            await anyio.wait_all_tasks_blocked()
+            assert second.record.source is None
+            first.answered.set()
+        assert second.record.source is Source.HIT
+
+
+async def test_worker_is_held_until_what_the_compile_left_is_removed(tmp_path):
+    async with running(tmp_path, workers=1) as r:
+        r.compiler.tidying = anyio.Event()
+        assert await r.compile() == (Source.COMPILED, None)
+        assert r.pool.statistics().running == 1
+        r.compiler.tidying.set()
+
+
+async def test_entry_is_final_and_nothing_is_left_where_the_end_cuts_the_clean_up_short(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stapsrv.compile.single_flight._FINISH_S", 0.0)
+    monkeypatch.setattr("stapsrv.compile.engine.cached._HEAD_START_S", 1000.0)
+    async with running(tmp_path) as r:
+        entry = await r.engine.compile(attrs.evolve(r.job(), answered=anyio.Event()))
+    assert (entry.stored.is_set(), entry.reason) == (True, "unknown yet")
+    assert r.compiler.released == 1
