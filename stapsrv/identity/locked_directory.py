@@ -23,6 +23,7 @@ from pathlib import Path
 import anyio
 
 from stapsrv.errors import IdentityError
+from stapsrv.system.atomic_file import sync
 
 LOCK_DEADLINE_S = 60.0
 """The holder makes an RSA key and runs a few short programs; a slow host takes some ten seconds for that."""
@@ -121,7 +122,7 @@ def commit(preparing: Path, directory: Path) -> None:
     change is sure to happen. Blocks until the files are on the disk.
     """
     for path in (*preparing.iterdir(), preparing):
-        _flush(path)
+        sync(path)
     preparing.rename(directory / _READY)
     finish_commit(directory)
 
@@ -194,15 +195,6 @@ def _lock_nowait(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a directory is on the disk, so that a power cut cannot leave it empty."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(directory: Path) -> None:

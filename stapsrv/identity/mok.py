@@ -9,7 +9,6 @@ Source: PROTOCOL, machine owner keys; modes and certificates are those that Syst
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -33,6 +32,7 @@ from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.locked_directory import changing, is_present, refusals_explained, staged
+from stapsrv.system.atomic_file import create_file
 from stapsrv.system.blocking import BlockingCalls
 
 CERTIFICATE_FILE = "signing_key.x509"
@@ -325,10 +325,10 @@ def _make_files(directory: Path) -> Mok:
     mok = Mok(directory / _fingerprint(certificate), certificate)
     with staged(directory) as preparing:
         if not is_present(directory / GENKEY_FILE):
-            _write(preparing / GENKEY_FILE, _GENKEY.encode(), 0o644)
+            create_file(preparing / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
             (preparing / GENKEY_FILE).rename(directory / GENKEY_FILE)
-        _write(preparing / CERTIFICATE_FILE, mok.der, 0o644)
-        _write(preparing / KEY_FILE, pem, 0o600)
+        create_file(preparing / CERTIFICATE_FILE, mok.der, mode=0o644)
+        create_file(preparing / KEY_FILE, pem, mode=0o600)
         preparing.rename(mok.directory)
     return mok
 
@@ -353,13 +353,3 @@ def _make_certificate(now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKe
         .sign(key, hashes.SHA256())
     )
     return certificate, key
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that is born with its final mode, and wait until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(descriptor, mode)
-        stream.write(content)
-        stream.flush()
-        os.fsync(descriptor)

@@ -45,7 +45,7 @@ from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.server.listener import open_listeners
 from stapsrv.supervisor.warmup import WarmMemory, Warmup
 from stapsrv.system.blocking import BlockingCalls
-from stapsrv.system.rlimits import most_connections
+from stapsrv.system.rlimits import max_connections
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +111,7 @@ class Host:
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     cache: ResultCache | None = None
     tally: ProcessCounters = attrs.field(factory=ProcessCounters)
-    connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(most_connections(None)))
+    connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
     files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
     def tell_sandbox(self, log: Log) -> None:
@@ -249,7 +249,7 @@ async def open_host(
                 identities=IdentityStore(environ, password=password, watch=watch),
                 warmer=warmer,
                 sockets=sockets or PassedSockets(),
-                connections=ConnectionBudget(most_connections(tuning.effective("total_connections"))),
+                connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
             )
             if log is not None:
                 cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Thin layers over Linux that know nothing of SystemTap."""

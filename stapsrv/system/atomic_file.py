@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: whoever reads one meets the old text or the new, whatever crashes."""
+"""Files that appear whole: written beside their name and renamed to it, or made with their final mode."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pathlib import Path
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Put ``text`` in the place of a file, which need not exist.
+    """Write ``text`` to a file in one step: readers get the old text or the new one, even after a crash.
 
-    Args:
-        path: of the file, in a directory that exists.
-        text: of all of it.
-        mode: of the file, whatever the process's mask; nobody else reads it before it is whole.
+    The file need not exist, but its directory must. The mode is set whatever the umask is.
 
     Raises:
-        OSError: it cannot be written, and is as it was.
+        OSError: it cannot be written; the old file is unchanged.
     """
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -27,3 +24,26 @@ def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def create_file(path: Path, content: bytes, *, mode: int) -> None:
+    """Create a file and wait until it is on the disk; its mode is right from the start.
+
+    Raises:
+        OSError: it exists already, or cannot be written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a directory is on the disk, so that a power cut cannot leave it empty."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,9 +1,6 @@
-"""Blocking work on files in threads, for file systems that may not answer: every call ends in time.
+"""Blocking calls on files in threads, with a deadline, for file systems that may hang.
 
-A call into a dead network file system cannot be interrupted, only abandoned. The threads of anyio are of
-no use for that: on asyncio the end of the process waits for them, on Trio an abandoned one keeps its place
-in the limiter of everybody's threads. So there is a thread for each call here, which the end of the
-process does not wait for, and a bound on how many are abandoned: where that is met, calls fail at once.
+A call into a dead network file system cannot be interrupted, only abandoned.
 """
 
 from __future__ import annotations
@@ -21,41 +18,44 @@ import anyio.lowlevel
 _T = TypeVar("_T")
 
 TIMEOUT_S = 30.0
-"""A disk that is written back at full speed answers after seconds."""
+"""A disk that is written at full speed takes seconds to answer."""
 GRACE_S = 2.0
-"""What a call that nobody waits for any more gets to end by itself, so that what it made can be undone."""
-_THREADS = 32
-_MOST_ABANDONED = 16
+"""For a call to end by itself after its caller was cancelled, so that its result can be cleaned up."""
+_MAX_THREADS = 32
+_MAX_ABANDONED = 16
 
 
 class BlockingCalls:
-    """The calls to one place, such as a temporary directory: others do not notice when it hangs.
+    """Runs calls to one place, such as a temporary directory, so that others do not notice when it hangs.
 
     Args:
-        timeout_s: seconds that a call may take.
+        timeout_s: seconds that a call may take, unless it gets others.
         grace_s: seconds that it gets after the caller's cancellation.
-        threads: calls at the same time; more wait for their turn, which counts as theirs.
-        most_abandoned: threads that may hang before calls are refused without a try.
+        max_threads: calls at the same time; others wait for their turn, and their deadline runs.
+        max_abandoned: threads that may hang before calls are refused at once.
     """
+
+    # Not anyio's threads: on asyncio the end of the process waits for them, and on Trio an abandoned one
+    # keeps its place in the limiter that everybody shares.
 
     def __init__(
         self,
         *,
         timeout_s: float = TIMEOUT_S,
         grace_s: float = GRACE_S,
-        threads: int = _THREADS,
-        most_abandoned: int = _MOST_ABANDONED,
+        max_threads: int = _MAX_THREADS,
+        max_abandoned: int = _MAX_ABANDONED,
     ) -> None:
         self._timeout_s = timeout_s
         self._grace_s = grace_s
-        self._limiter = anyio.CapacityLimiter(threads)
-        self._most_abandoned = most_abandoned
+        self._limiter = anyio.CapacityLimiter(max_threads)
+        self._max_abandoned = max_abandoned
         self._abandoned = 0
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def abandoned(self) -> int:
-        """How many threads hang in calls that nobody waits for any more."""
+        """The number of threads in calls that nobody waits for any more."""
         return self._abandoned
 
     async def run(
@@ -67,20 +67,16 @@ class BlockingCalls:
     ) -> _T:
         """Return what ``call`` returns, called in a thread.
 
-        Args:
-            call: works on files, and may hang.
-            timeout_s: seconds, in place of those of this object.
-            cleanup: given what ``call`` returned when nobody could take that any more; called in a thread.
+        ``cleanup`` gets that value, in a thread, when there is nobody left to return it to.
 
         Raises:
-            TimeoutError: an OSError of errno ETIMEDOUT: it did not end in time. Should it end after all, what
-                it did stays done, unless ``cleanup`` undoes it.
+            TimeoutError: an OSError with errno ETIMEDOUT: it did not end in time. It may still end later.
             BaseException: whatever it raises.
 
-        Cancellation: the call gets ``grace_s`` to end; what it returns is undone then, or whenever it ends.
+        Cancellation: the call gets ``grace_s`` to end; its value is cleaned up then, or whenever it ends.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        if self._abandoned >= self._most_abandoned:
+        if self._abandoned >= self._max_abandoned:
             raise TimeoutError(errno.ETIMEDOUT, f"{self._abandoned} calls hang already")
         with anyio.move_on_after(timeout_s):
             async with self._limiter:
@@ -88,27 +84,27 @@ class BlockingCalls:
         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} seconds")
 
     async def _run(self, call: Callable[[], _T], cleanup: Callable[[_T], object] | None) -> _T:
-        work = _Work(call)
+        thread = _CallThread(call)
         try:
-            threading.Thread(target=work.run, name="file work", daemon=True).start()
+            threading.Thread(target=thread.run, name="blocking call", daemon=True).start()
         except RuntimeError as exc:
             raise OSError(errno.EAGAIN, "no thread can be started") from exc
         try:
-            await work.ended.wait()
+            await thread.ended.wait()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._give_up(work, cleanup)
+                await self._abandon(thread, cleanup)
             raise
-        return work.result()
+        return thread.result()
 
-    async def _give_up(self, work: _Work[_T], cleanup: Callable[[_T], object] | None) -> None:
-        """Give a call a moment, then abandon it; what it returns, now or one day, is undone."""
+    async def _abandon(self, thread: _CallThread[_T], cleanup: Callable[[_T], object] | None) -> None:
+        """Give a call its grace, then abandon it; its value is cleaned up, now or whenever it ends."""
         with anyio.move_on_after(self._grace_s):
-            await work.ended.wait()
+            await thread.ended.wait()
 
         def clean_up() -> None:
-            if cleanup is not None and work.has_returned:
-                cleanup(work.result())
+            if cleanup is not None and thread.has_returned:
+                cleanup(thread.result())
 
         def clean_up_late() -> None:
             with contextlib.suppress(OSError):
@@ -116,28 +112,25 @@ class BlockingCalls:
             self._count(-1)
 
         self._count(1)
-        if not work.abandon(clean_up_late):
+        if not thread.abandon(clean_up_late):
             self._count(-1)
             with anyio.move_on_after(self._grace_s), contextlib.suppress(OSError):
                 await self._run(clean_up, None)
 
     def _count(self, change: int) -> None:
-        with self._counting:
+        with self._lock:
             self._abandoned += change
 
 
-class _Work(Generic[_T]):
-    """One call in a thread of its own.
-
-    Attributes:
-        ended: set when the call has ended, unless it was abandoned.
-    """
+class _CallThread(Generic[_T]):
+    """One call in a thread of its own; ``ended`` is set at its end, unless it was abandoned."""
 
     def __init__(self, call: Callable[[], _T]) -> None:
         self.ended = anyio.Event()
         self._call = call
         self._token = anyio.lowlevel.current_token()
-        self._deciding = threading.Lock()
+        # Decides between an end and an abandonment at the same moment.
+        self._lock = threading.Lock()
         self._has_ended = False
         self._afterwards: Callable[[], object] | None = None
         self._returned: _T
@@ -145,16 +138,14 @@ class _Work(Generic[_T]):
 
     @property
     def has_returned(self) -> bool:
-        """Whether the call has ended well."""
         return self._has_ended and self._raised is None
 
     def run(self) -> None:
-        """Call, in the thread; then tell whoever waits, or do what is left to do for nobody."""
         try:
             self._returned = self._call()
         except BaseException as exc:  # noqa: BLE001 - raised again by result()
             self._raised = exc
-        with self._deciding:
+        with self._lock:
             self._has_ended = True
             afterwards = self._afterwards
         if afterwards is not None:
@@ -165,13 +156,12 @@ class _Work(Generic[_T]):
 
     def abandon(self, afterwards: Callable[[], object]) -> bool:
         """Have ``afterwards`` called in the thread when the call has ended; False if it has already."""
-        with self._deciding:
+        with self._lock:
             if not self._has_ended:
                 self._afterwards = afterwards
             return not self._has_ended
 
     def result(self) -> _T:
-        """Return what the call returned, or raise what it raised."""
         if self._raised is not None:
             raise self._raised
         return self._returned

@@ -1,8 +1,4 @@
-"""The end of a process that something holds up: a thread that hangs cannot be cancelled, only left behind.
-
-The event loop waits for its threads, and so does the interpreter at its exit. Where one of them is in a call
-into a file system that does not answer, that would be for ever.
-"""
+"""Ends a process that a hanging thread holds up."""
 
 from __future__ import annotations
 
@@ -11,29 +7,26 @@ import threading
 
 from structlog.typing import FilteringBoundLogger as Log
 
-LAST_RESORT_S = 19.0
-"""After the command to end at once. The clean-up before it is bounded, and takes some seconds at the most."""
-
-_FAILED = 1
-_TELLING_S = 1.0
-"""For the log to take its last line."""
+FORCE_EXIT_S = 19.0
+"""After the command to end at once; the regular clean-up is bounded and takes a few seconds."""
+_LOGGING_S = 1.0
 
 
-def force_exit_after(log: Log, *, within_s: float = LAST_RESORT_S) -> None:
-    """See to it that this process ends in ``within_s`` seconds, or one more; returns at once.
+def force_exit_after(log: Log, *, within_s: float = FORCE_EXIT_S) -> None:
+    """Start timers that end this process in ``within_s`` seconds, with status 1 and a line in the log."""
 
-    Compiles end with it (their death signal), and what it leaves on the disk is swept at the next start.
-    """
-
-    def tell() -> None:
+    # The event loop and the interpreter's exit wait for their threads; one that is in a call into a dead file
+    # system never returns. Compiles end with this process (their death signal), and the next start removes
+    # their files.
+    def report() -> None:
         log.error("server.hangs", seconds=within_s)
         end()
 
     def end() -> None:
-        os._exit(_FAILED)
+        os._exit(1)
 
-    # What hangs may be the log.
-    for call, delay_s in ((end, within_s + _TELLING_S), (tell, within_s)):
+    # Two timers, since it may be the log that hangs.
+    for call, delay_s in ((end, within_s + _LOGGING_S), (report, within_s)):
         timer = threading.Timer(delay_s, call)
         timer.daemon = True
         timer.start()

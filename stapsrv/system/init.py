@@ -1,8 +1,4 @@
-"""Process 1 of a container: waits for every orphan, hands signals on to the daemon, and ends as it does.
-
-The daemon itself runs as a child. So it waits for its own children alone, as its libraries expect, and a
-process that lost its parent, which the kernel gives to process 1, is never mistaken for one of them.
-"""
+"""Process 1 of a container: reaps every orphan, forwards signals to the daemon, and exits as it does."""
 
 from __future__ import annotations
 
@@ -11,35 +7,37 @@ import os
 import signal
 
 _INIT = 1
-_HANDED_ON = frozenset(
+_FORWARDED = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 )
-_HEARD = _HANDED_ON | {signal.SIGCHLD}
+_HANDLED = _FORWARDED | {signal.SIGCHLD}
 
 
 def fork_as_init() -> None:
-    """Return at once in any process but process 1; there, return in a child, and stay to look after it.
+    """Return at once, in process 1 in a child; process 1 stays, and exits with the child's status.
 
-    To be called before anything else runs in this process. Process 1 leaves with the child's exit status,
-    or 128 and the number of the signal that ended it; what is left in the container then ends with it.
+    To be called before anything else runs in this process. A child that a signal ended makes the status 128
+    and its number; what else is left in the container ends with process 1.
     """
+    # The daemon runs as a child, so that it waits for its own children alone: orphans, which the kernel gives
+    # to process 1, are never mistaken for one of them.
     if os.getpid() != _INIT:
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     daemon = os.fork()
     if daemon == 0:
         _take_terminal()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         return
-    # Neither clean-up nor buffers of the child's are ours.
-    os._exit(_look_after(daemon))
+    # Not sys.exit(): clean-up and buffers are the child's.
+    os._exit(_supervise(daemon))
 
 
-def _look_after(daemon: int) -> int:
-    """Hand signals on and reap until the daemon has ended; return what to exit with."""
+def _supervise(daemon: int) -> int:
+    """Forward signals and reap until the daemon has ended; return the status to exit with."""
     while True:
-        number = signal.sigwait(_HEARD)
-        if number in _HANDED_ON:
+        number = signal.sigwait(_HANDLED)
+        if number in _FORWARDED:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(daemon, number)
             continue
@@ -49,7 +47,7 @@ def _look_after(daemon: int) -> int:
 
 
 def _reap(daemon: int) -> int | None:
-    """Wait for all that have ended; return how the daemon did, if it is among them."""
+    """Wait for all that have ended; return the daemon's status, if it is among them."""
     ended = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -62,7 +60,7 @@ def _reap(daemon: int) -> int | None:
 
 
 def _take_terminal() -> None:
-    """Be the group that Ctrl-C is for, so that it comes once, and not through process 1, too."""
+    # Ctrl-C goes to the foreground group: it comes once, and not through process 1 as well.
     os.setpgid(0, 0)
     ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     with contextlib.suppress(OSError):

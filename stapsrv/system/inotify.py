@@ -1,14 +1,13 @@
-"""Hearing of changes in directories (inotify(7)), in a few calls of the C library.
+"""inotify(7) in a few calls of the C library, read without waiting.
 
-The kernel queues an event before the call that made the change returns. So who reads the queue without
-waiting, and finds nothing, knows that nothing had changed when they looked. The usual packages give that
-up: they read in a thread of their own and hand events on later.
+The kernel queues an event before the call that made the change returns. So a reader that finds the queue
+empty knows that nothing had changed at that moment. The usual packages give that up: they read in a thread
+of their own and pass events on later.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 from typing import NamedTuple
@@ -56,7 +55,7 @@ class Inotify:
         self.descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def watch(self, directory: bytes, mask: int) -> int:
-        """Hear of changes in a directory from now on; the same directory gives the same number again.
+        """Queue changes in a directory from now on; the same directory gives the same number again.
 
         Raises:
             OSError: it cannot be watched, or too much is (ENOSPC, ``fs.inotify.max_user_watches``).
@@ -64,7 +63,7 @@ class Inotify:
         return _checked(_libc.inotify_add_watch(self.descriptor, directory, mask | ONLYDIR))
 
     def unwatch(self, watch: int) -> None:
-        """Hear no more of a directory; one that is gone is not watched any more anyway."""
+        """Stop watching a directory; the kernel may have done so already because it is gone."""
         _libc.inotify_rm_watch(self.descriptor, watch)
 
     def read(self) -> list[Event]:
@@ -84,13 +83,8 @@ class Inotify:
                 events.append(Event(watch, mask, name))
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the queue."""
         os.close(self.descriptor)
-
-
-def is_shortage(exc: OSError) -> bool:
-    """Whether the host's limits are met, and not a directory's absence or protection."""
-    return exc.errno in {errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 def _checked(result: int) -> int:

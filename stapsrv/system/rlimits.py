@@ -1,4 +1,4 @@
-"""Open files: as many as the system allows, and no more connections than they allow."""
+"""The limit of open files, and how many connections it allows."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import resource
 
 from structlog.typing import FilteringBoundLogger as Log
 
-_OWN = 96
-"""Descriptors of the process itself: logs, listeners, control connections, multicast DNS, the event loop.
-A quarter of all, if that is more, is left to compiles: pipes, processes, files."""
+# For the process itself: logs, listeners, control connections, multicast DNS, the event loop. A quarter of
+# all files, if that is more, is left to compiles: pipes, processes, files.
+_OWN_FILES = 96
+# When nothing is configured and the limit is high.
 _DEFAULT_CONNECTIONS = 4096
-"""Where nobody says and descriptors abound."""
 
 
 def raise_open_files() -> int:
-    """Let this process open as many files as the hard limit allows; return how many that is."""
+    """Raise this process's limit of open files to the hard limit, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -26,15 +26,13 @@ def raise_open_files() -> int:
 
 def affordable_connections(open_files: int) -> int:
     """Return how many connections may be open at once where ``open_files`` files may be."""
-    return max(1, min(open_files - _OWN, open_files * 3 // 4))
+    return max(1, min(open_files - _OWN_FILES, open_files * 3 // 4))
 
 
-def most_connections(wanted: int | None, *, open_files: int | None = None) -> int:
-    """Return how many connections are let in: as wanted, or a usual number, as far as files allow it.
+def max_connections(wanted: int | None, *, open_files: int | None = None) -> int:
+    """Return how many connections to accept: those wanted, or a default, as far as open files allow.
 
-    Args:
-        wanted: what was asked for, if anything was.
-        open_files: that this process may have open; None to look.
+    ``open_files`` is this process's limit unless given.
     """
     if open_files is None:
         open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -42,7 +40,7 @@ def most_connections(wanted: int | None, *, open_files: int | None = None) -> in
 
 
 def warn_of_few_files(wanted: int, log: Log) -> None:
-    """Log that open files do not allow ``wanted`` connections, if that is so."""
-    affordable = most_connections(wanted)
+    """Log a warning if open files do not allow ``wanted`` connections."""
+    affordable = max_connections(wanted)
     if affordable < wanted:
         log.warning("listener.descriptors", wanted=wanted, affordable=affordable)

@@ -1,7 +1,4 @@
-"""Telling a service manager how things stand (sd_notify(3)): datagrams to ``$NOTIFY_SOCKET``.
-
-Waiting for a daemon to say that it is ready, or why it will not be (sd_notify(3), as its receiver).
-"""
+"""The sd_notify(3) protocol, both ends: a daemon reports over ``$NOTIFY_SOCKET``, its starter waits."""
 
 from __future__ import annotations
 
@@ -18,12 +15,16 @@ import anyio
 
 from stapsrv.errors import StapsrvError
 
+_MESSAGE_BYTES = 4096
+# Process, user and group of a datagram's sender (unix(7), SCM_CREDENTIALS).
+_UCRED = struct.Struct("iII")
+
 
 class Notifier:
-    """Speaks to the service manager, if there is one; never fails and never waits.
+    """Reports to the service manager, if there is one; never fails and never waits.
 
     Args:
-        address: ``$NOTIFY_SOCKET``: a path, or ``@NAME`` in the abstract namespace; None for nobody.
+        address: ``$NOTIFY_SOCKET``: a path, or ``@NAME`` in the abstract namespace; None for no manager.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -31,37 +32,27 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Notifier:
-        """Return a notifier for whoever started this process."""
+        """Return a notifier for the service manager that started this process."""
         return cls(environ.get("NOTIFY_SOCKET"))
 
-    @staticmethod
-    def watchdog_interval_s(environ: Mapping[str, str]) -> float | None:
-        """Return how often :meth:`alive` is to be called, half of what is allowed; None for never."""
-        allowed = environ.get("WATCHDOG_USEC", "")
-        if not (allowed.isascii() and allowed.isdigit()) or int(allowed) == 0:
-            return None
-        if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-            return None
-        return int(allowed) / 2_000_000
-
     def ready(self, status: str) -> None:
-        """All that was asked for is up."""
+        """Report that everything is up."""
         self._send("READY=1", f"STATUS={status}")
 
     def stopping(self) -> None:
-        """The way down has begun."""
+        """Report that the shutdown has begun."""
         self._send("STOPPING=1")
 
     def reloading(self) -> None:
-        """The configuration is being read again; :meth:`ready` ends it."""
+        """Report that the configuration is being read again; :meth:`ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def alive(self) -> None:
-        """The loop that does the work goes round (the service manager's watchdog)."""
+        """Report that the event loop works (the service manager's watchdog)."""
         self._send("WATCHDOG=1")
 
     def failed(self, reason: str) -> None:
-        """It will not come up, and why."""
+        """Report that the start has failed."""
         self._send(f"STATUS={reason}", "ERRNO=1")
 
     def _send(self, *assignments: str) -> None:
@@ -74,45 +65,42 @@ class Notifier:
 
 
 async def feed_watchdog(notifier: Notifier, environ: Mapping[str, str]) -> None:
-    """Tell the service manager that the event loop goes round, as often as it wants, until cancelled."""
-    interval_s = Notifier.watchdog_interval_s(environ)
-    while interval_s is not None:
+    """Call :meth:`Notifier.alive` as often as the service manager wants (``$WATCHDOG_USEC``)."""
+    allowed, pid = environ.get("WATCHDOG_USEC", ""), str(os.getpid())
+    if not (allowed.isascii() and allowed.isdigit()) or environ.get("WATCHDOG_PID", pid) != pid:
+        return
+    # Twice as often as allowed, as sd_watchdog_enabled(3) recommends.
+    while interval_s := int(allowed) / 2_000_000:
         notifier.alive()
         await anyio.sleep(interval_s)
-
-
-DAEMON = "stap-serverd"
-
-_MESSAGE_BYTES = 4096
-_UCRED = struct.Struct("iII")
-"""Process, user and group of a datagram's sender (unix(7), SCM_CREDENTIALS)."""
 
 
 class DaemonEnded(StapsrvError):
     """A daemon ended before it was ready.
 
     Attributes:
-        status: what it exited with; negative for a signal.
+        status: its exit status; negative for a signal.
     """
 
     def __init__(self, reason: str, *, status: int) -> None:
-        super().__init__(reason or f"{DAEMON} ended with status {status}")
+        super().__init__(reason)
         self.status = status
 
 
 class Notifications:
-    """What a child says over its ``$NOTIFY_SOCKET``; made by :func:`open_notifications`.
+    """Receives what one daemon reports.
 
     Attributes:
-        address: the variable's value.
+        address: the daemon's ``$NOTIFY_SOCKET``.
     """
 
-    def __init__(self, receiver: socket.socket) -> None:
+    def __init__(self, receiver: socket.socket, program: str) -> None:
         self._receiver = receiver
+        self._program = program
         self.address = "@" + receiver.getsockname()[1:].decode("ascii")
 
     def wait_ready(self, daemon: subprocess.Popen[bytes], *, timeout_s: float) -> None:
-        """Wait until a daemon is ready; then it is nobody's to wait for. One that does not come up is ended.
+        """Wait until a daemon is ready, and leave it to itself then; it is killed if it does not get there.
 
         Raises:
             DaemonEnded: it ended; the text is the reason that it gave.
@@ -121,14 +109,16 @@ class Notifications:
         try:
             reason = self._wait(daemon, deadline=time.monotonic() + timeout_s)
         except TimeoutError as exc:
-            _end(daemon)
-            raise StapsrvError(f"{DAEMON} was not ready within {timeout_s:g} seconds and was ended") from exc
+            _kill(daemon)
+            text = f"{self._program} was not ready within {timeout_s:g} seconds and was ended"
+            raise StapsrvError(text) from exc
         except BaseException:
-            _end(daemon)
+            _kill(daemon)
             raise
         if reason is not None:
-            raise DaemonEnded(reason, status=daemon.wait())
-        # Popen would complain about a child that lives on.
+            status = daemon.wait()
+            raise DaemonEnded(reason or f"{self._program} ended with status {status}", status=status)
+        # Popen would warn about a child that is still running.
         daemon.returncode = 0
 
     def _wait(self, daemon: subprocess.Popen[bytes], *, deadline: float) -> str | None:
@@ -163,18 +153,16 @@ class Notifications:
 
 
 @contextlib.contextmanager
-def open_notifications() -> Iterator[Notifications]:
-    """Hold a socket for one daemon to report to, whichever user it runs as.
-
-    It has a name that the kernel picks in the abstract namespace, which needs no directory that both can
-    reach; everybody may send there, so the kernel says with each message who did.
-    """
+def open_notifications(program: str) -> Iterator[Notifications]:
+    """Hold a socket for one daemon to report to, whichever user it runs as; errors name it ``program``."""
+    # An abstract name that the kernel picks needs no directory that both users can reach. Everybody may
+    # send there, so the kernel adds the sender's process id to each message.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         receiver.bind("")
-        yield Notifications(receiver)
+        yield Notifications(receiver, program)
 
 
-def _end(daemon: subprocess.Popen[bytes]) -> None:
+def _kill(daemon: subprocess.Popen[bytes]) -> None:
     daemon.kill()
     daemon.wait()

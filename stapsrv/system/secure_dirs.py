@@ -1,8 +1,7 @@
-"""Directories and files that have to be there before a supervisor starts, made by root for its users.
+"""Directories and files that root makes for other users, without following where these users may lead it.
 
-Root must not be led elsewhere by those whose directories it works in. So a path is walked one name at a
-time from an open directory to the next, a link is followed only out of a directory that root alone can
-write, and what belongs to somebody is handed over by its descriptor, never by its name.
+A path is walked one name at a time from an open directory to the next, a link is followed only in a directory
+that root alone can write, and ownership is given by descriptor, never by name.
 """
 
 from __future__ import annotations
@@ -18,19 +17,13 @@ from typing import NamedTuple
 from stapsrv.errors import ConfigError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_LINKS = 40
-"""As the kernel has it."""
+# The kernel's limit.
+_MAX_LINKS = 40
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Ownership(NamedTuple):
-    """Whose something that is made will be.
-
-    Attributes:
-        uid: the user id, or -1 for the caller's.
-        gid: the group id, or -1 for the caller's.
-        mode: the permissions.
-    """
+    """Owner, group and permissions of what is made; -1 is the caller's own."""
 
     uid: int
     gid: int
@@ -41,66 +34,66 @@ _PARENT = Ownership(-1, -1, 0o755)
 
 
 def make_directory(path: Path, ownership: Ownership) -> None:
-    """Make a directory, and its parents, where they are missing; what is there stays as it is.
+    """Make a directory and its parents where they are missing; what exists is not changed.
 
     Raises:
-        ConfigError: it cannot be made, or the way to it could be changed by others.
+        ConfigError: it cannot be made, or others could change the way to it.
     """
-    with _explained(path):
-        os.close(_walk(path, ownership))
+    with _as_config_error(path):
+        os.close(_open_directory(path, ownership))
 
 
 def make_file(path: Path, ownership: Ownership) -> None:
-    """Make an empty file where there is none; its directory must be there.
+    """Make an empty file where there is none, and its directory for all to read.
 
     Raises:
-        ConfigError: it cannot be made, or the way to it could be changed by others.
+        ConfigError: it cannot be made, or others could change the way to it.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _open_parent(path) as parent, _explained(path), contextlib.suppress(FileExistsError):
+    with _open_parent(path) as parent, _as_config_error(path), contextlib.suppress(FileExistsError):
         fd = os.open(path.name, flags, 0o600, dir_fd=parent)
-        _hand_over(fd, ownership)
+        _give(fd, ownership)
         os.close(fd)
 
 
 def open_lock(directory: Path, name: str, uid: int) -> int:
-    """Open a lock file of user ``uid``, making it where there is none; returns its descriptor.
+    """Open a lock file of user ``uid``, made where it is missing; returns its descriptor.
 
     Raises:
         ConfigError: it cannot be made or opened.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     path = directory / name
-    with _open_parent(path) as parent, _explained(path):
+    with _open_parent(path) as parent, _as_config_error(path):
         try:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         except FileExistsError:
             return os.open(name, flags, dir_fd=parent)
-        _hand_over(fd, Ownership(uid, -1, 0o600))
+        _give(fd, Ownership(uid, -1, 0o600))
         return fd
 
 
 def share_with_group(path: Path, group: str) -> None:
-    """Give ``path`` to a group where this user is a member of it; its mode says what that means."""
+    """Give ``path`` to a group if this user is a member of it."""
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
 
 
 @contextlib.contextmanager
 def _open_parent(path: Path) -> Iterator[int]:
-    """Hold the directory of ``path`` open; parents that are missing are made, for all to read."""
+    """Hold the directory of ``path`` open, made where it is missing."""
     fd = -1
     try:
-        with _explained(path.parent):
-            fd = _walk(path.parent, _PARENT)
+        with _as_config_error(path.parent):
+            fd = _open_directory(path.parent, _PARENT)
         yield fd
     finally:
         if fd >= 0:
             os.close(fd)
 
 
-def _walk(path: Path, ownership: Ownership) -> int:
-    """Open a directory, making what is missing, its last part with ``ownership``; returns its descriptor."""
+def _open_directory(path: Path, ownership: Ownership) -> int:
+    """Open a directory, its last part made with ``ownership``; returns its descriptor."""
     fd = os.open("/", _DIRECTORY)
     names = list(reversed(path.parts[1:]))
     links = 0
@@ -125,23 +118,19 @@ def _walk(path: Path, ownership: Ownership) -> int:
 
 
 def _check_links(followed: int, path: Path) -> None:
-    if followed > _MOST_LINKS:
+    if followed > _MAX_LINKS:
         raise ConfigError("leads through too many links", where=str(path))
 
 
 def _link_target(parent: int, name: str, path: Path) -> Path | None:
-    """Return where a link leads, or None for something else, or nothing.
-
-    Raises:
-        ConfigError: others can turn it to anywhere, since they can write the directory that it is in.
-    """
+    """Return a link's target; None for anything else, also nothing."""
     try:
         if not stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             return None
     except FileNotFoundError:
         return None
     status = os.fstat(parent)
-    # A plain user makes nothing for others, and can be led to nothing that is not his.
+    # Not for a plain user, who can be led to nothing that he could not write himself.
     if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & _OTHERS_MAY_WRITE):
         raise ConfigError(
             f"leads through the link '{name}', which others than root may change",
@@ -152,7 +141,6 @@ def _link_target(parent: int, name: str, path: Path) -> Path | None:
 
 
 def _enter(parent: int, name: str, ownership: Ownership) -> int:
-    """Open a directory within another, making it where it is missing; returns its descriptor."""
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
@@ -161,17 +149,17 @@ def _enter(parent: int, name: str, ownership: Ownership) -> int:
     if os.fstat(fd).st_uid != os.geteuid():
         os.close(fd)
         raise ConfigError("was replaced by somebody while it was being made", where=name)
-    _hand_over(fd, ownership)
+    _give(fd, ownership)
     return fd
 
 
-def _hand_over(fd: int, ownership: Ownership) -> None:
+def _give(fd: int, ownership: Ownership) -> None:
     os.fchown(fd, ownership.uid, ownership.gid)
     os.fchmod(fd, ownership.mode)
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_config_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:

@@ -1,8 +1,4 @@
-"""Signals, received in the event loop.
-
-Not by the loops' own means: when those end, the default action holds for a moment, and a signal that comes
-then kills the process.
-"""
+"""Signals, received as values in the event loop."""
 
 from __future__ import annotations
 
@@ -14,19 +10,21 @@ from types import FrameType
 
 import anyio
 
-_AT_ONCE = 64
+_READ_BYTES = 64
 
 
 @contextlib.contextmanager
 def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal.Signals, None]]:
-    """Receive signals while the block runs, and ignore them from then on: the process is about to end.
+    """Receive signals while the block runs, and ignore them afterwards: the process is about to end.
 
-    One that comes again before it was received is received once, as signal(7) has it for the kernel's own.
+    A signal that is sent again before it was received is received once, like the kernel's own (signal(7)).
     """
+    # Not by the event loops' own means: when these end, the default action holds for a moment, and a signal
+    # that comes then kills the process.
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     pending: set[int] = set()
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def enqueue(number: int, _frame: FrameType | None) -> None:
         if number not in pending:
             pending.add(number)
             os.write(writer, bytes([number]))
@@ -34,12 +32,12 @@ def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal
     async def receive() -> AsyncGenerator[signal.Signals, None]:
         while True:
             await anyio.wait_readable(reader)
-            for number in os.read(reader, _AT_ONCE):
+            for number in os.read(reader, _READ_BYTES):
                 pending.discard(number)
                 yield signal.Signals(number)
 
     for number in numbers:
-        signal.signal(number, note)
+        signal.signal(number, enqueue)
     try:
         yield receive()
     finally:

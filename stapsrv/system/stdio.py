@@ -1,4 +1,4 @@
-"""Printing to standard output, which may be a full disk, a pipe that nobody reads, or nothing at all."""
+"""Standard output that may be a full disk, a pipe that nobody reads, or missing."""
 
 from __future__ import annotations
 
@@ -9,34 +9,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BROKEN_PIPE = 141
-"""As a shell says of a program that a signal ended."""
+"""128 and SIGPIPE, as a shell reports it."""
 
 
 @contextlib.contextmanager
 def guard_stdout(program: str) -> Iterator[None]:
-    """See that what is printed is written when the block ends, however it ends: also by ``SystemExit``.
+    """Flush standard output when the block ends, also by ``SystemExit``, and exit where that fails.
 
-    Where it cannot be, this process is to exit: with 141 if nobody reads it any more, else with 1 after one
-    line on standard error. Without standard output or standard error the block prints to nobody.
-
-    Args:
-        program: its name, for that line.
+    The exit status is 141 if nobody reads the output any more, else 1 after one line on standard error,
+    which begins with ``program``. Missing standard streams are replaced by /dev/null.
 
     Raises:
-        SystemExit: it could not be written; or something else that the block does with the system failed.
+        SystemExit: the output could not be written, or the block raised another OSError.
     """
     with contextlib.ExitStack() as cleanup:
-        nowhere = cleanup.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
-        cleanup.enter_context(contextlib.redirect_stdout(sys.stdout or nowhere))
-        cleanup.enter_context(contextlib.redirect_stderr(sys.stderr or nowhere))
+        null = cleanup.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        cleanup.enter_context(contextlib.redirect_stdout(sys.stdout or null))
+        cleanup.enter_context(contextlib.redirect_stderr(sys.stderr or null))
         try:
             try:
                 yield
             finally:
                 sys.stdout.flush()
         except OSError as exc:
-            # What is left to be written would be tried once more at the end of the process.
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            # The interpreter would try to write the rest once more at its exit.
+            os.dup2(null.fileno(), sys.stdout.fileno())
             if isinstance(exc, BrokenPipeError):
                 sys.exit(BROKEN_PIPE)
             sys.stderr.write(f"{program}: {exc.filename or 'standard output'}: {exc.strerror}\n")

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-import attrs
-
+# On the way of one path; the kernel's limit.
 _MAX_LINKS = 40
-"""On the way of one path, as the kernel has it."""
 
 
-@attrs.frozen
-class Link:
-    """A symbolic link on the way to something.
-
-    Attributes:
-        path: absolute; its directory is free of links.
-        target: what the link holds.
-    """
+class Link(NamedTuple):
+    """A symbolic link: its absolute path, whose directory is free of links, and what it holds."""
 
     path: Path
     target: str
 
 
 def follow(path: Path) -> tuple[Path | None, tuple[Link, ...]]:
-    """Follow a path through its links.
-
-    Returns:
-        What it leads to, free of links, or None if that does not exist; and the links on the way.
-    """
+    """Return where a path leads, free of links, or None if that does not exist; and the links on the way."""
     links: dict[Path, Link] = {}
     here, left, followed = Path("/"), list(reversed(path.absolute().parts[1:])), 0
     while left:
@@ -42,7 +31,7 @@ def follow(path: Path) -> tuple[Path | None, tuple[Link, ...]]:
             target = os.readlink(here)  # noqa: PTH115 - as it is written: a Path would change it
         except FileNotFoundError:
             return None, ()
-        except OSError:  # no link; or not ours to look at, as the opening of it will show
+        except OSError:  # not a link; or not readable, as opening it will show
             continue
         followed += 1
         if followed > _MAX_LINKS:

@@ -1,7 +1,4 @@
-"""An address of a Unix socket that fits into the kernel's 108 bytes. A light module.
-
-A listening Unix socket as a file: made whole or not at all, and taken away only if it is ours.
-"""
+"""Unix sockets as files: addresses of any length, and listeners that appear complete and clean up."""
 
 from __future__ import annotations
 
@@ -13,18 +10,19 @@ from pathlib import Path
 
 from stapsrv.system.secure_dirs import share_with_group
 
-_MOST_ADDRESS_BYTES = 107
-"""Of sockaddr_un's path, less the NUL at its end."""
+# Of sockaddr_un's path, less the NUL at its end.
+_MAX_ADDRESS_BYTES = 107
+_MODE = 0o660
 
 
 @contextlib.contextmanager
 def address_of(path: Path) -> Iterator[str]:
-    """Hold an address of the socket ``path`` that ``bind`` and ``connect`` take, however long it is.
+    """Hold an address of the socket ``path`` that ``bind`` and ``connect`` take, however long the path is.
 
     Raises:
         OSError: the directory of a long path cannot be opened.
     """
-    if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
+    if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
         yield str(path)
         return
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -34,53 +32,43 @@ def address_of(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-_MODE = 0o660
-
-
 @contextlib.contextmanager
 def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket.socket]:
-    """Listen at ``path``, in place of whatever is there; that nobody else listens, the caller knows.
+    """Listen at ``path``, replacing what is there: the caller knows that nobody listens on it.
 
-    The file appears under its name when it accepts, with its final mode, 0660, and its group.
-
-    Args:
-        path: its name.
-        group: may connect; left out where this user is no member of it.
-        backlog: connections that the kernel completes while the loop is busy.
-
-    Returns:
-        A listening, non-blocking socket, closed at the end; the file goes too if it is still this one.
+    The file appears when it accepts connections, with mode 0660 and, if this user is a member of it, its
+    group. The listener is non-blocking and closed at the end, when the file is removed if it is still ours.
 
     Raises:
         OSError: it cannot be made.
     """
-    beside = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.new")
     made: tuple[int, int] | None = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            beside.unlink(missing_ok=True)
-            with address_of(beside) as address:
+            temporary.unlink(missing_ok=True)
+            with address_of(temporary) as address:
                 listener.bind(address)
             # Nobody can connect before listen(), so the mode that bind() gave was never of use.
-            beside.chmod(_MODE)
-            share_with_group(beside, group)
+            temporary.chmod(_MODE)
+            share_with_group(temporary, group)
             listener.listen(backlog)
             listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            made = _identity(beside)
-            beside.replace(path)
+            made = _inode(temporary)
+            temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
             raise
         try:
             yield listener
         finally:
-            # Taken away before it is closed: who finds the name finds somebody who accepts.
+            # Removed before it is closed: a client that finds the name finds a listener.
             with contextlib.suppress(OSError):
-                if _identity(path) == made:
+                if _inode(path) == made:
                     path.unlink()
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _inode(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_dev, status.st_ino

@@ -32,7 +32,7 @@ def hanging(owner, name):
         return called(*args, **names)
     setattr(owner, name, call)
 limits = stapsrv.system.blocking.BlockingCalls.__init__.__kwdefaults__
-limits.update(timeout_s=0.5, grace_s=0.1, most_abandoned=4)
+limits.update(timeout_s=0.5, grace_s=0.1, max_abandoned=4)
 """
 
 

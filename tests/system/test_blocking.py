@@ -83,7 +83,7 @@ async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
 
 
 async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
-    work = BlockingCalls(timeout_s=0.05, grace_s=0.05, most_abandoned=3)
+    work = BlockingCalls(timeout_s=0.05, grace_s=0.05, max_abandoned=3)
     for _ in range(3):
         with pytest.raises(TimeoutError, match="no answer"):
             await work.run(hang)
@@ -97,7 +97,7 @@ async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
 
 
 async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
-    work = BlockingCalls(threads=2, timeout_s=0.3, grace_s=0.1)
+    work = BlockingCalls(max_threads=2, timeout_s=0.3, grace_s=0.1)
     before = threading.active_count()
     timed_out = 0
 

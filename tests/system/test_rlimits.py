@@ -8,7 +8,7 @@ import sys
 import pytest
 from kit.service import LogLines
 
-from stapsrv.system.rlimits import most_connections, warn_of_few_files
+from stapsrv.system.rlimits import max_connections, warn_of_few_files
 
 LOWERED = (
     "import resource; from stapsrv.system.rlimits import raise_open_files;"
@@ -36,7 +36,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one():
     ],
 )
 def test_connections_are_bounded_by_open_files(wanted, open_files, most):
-    assert most_connections(wanted, open_files=open_files) == most
+    assert max_connections(wanted, open_files=open_files) == most
 
 
 @pytest.mark.anyio

@@ -20,9 +20,10 @@ from typing import NamedTuple, TypeVar
 from stapsrv.control.client.accounts import Account, environment_for, group_id
 from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.system.environ import started_environ
-from stapsrv.system.sd_notify import DAEMON, DaemonEnded, open_notifications
+from stapsrv.system.sd_notify import DaemonEnded, open_notifications
 from stapsrv.system.secure_dirs import Ownership, make_directory, make_file, open_lock
 
+DAEMON = "stap-serverd"
 LOCK_NAME = "start.lock"
 
 _BUSY = -32003
@@ -127,7 +128,7 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
     """
     account = launch.account
     config = [] if launch.config_file is None else ["-c", launch.config_file]
-    with open_notifications() as notifications, _handed_over(launch.password) as password:
+    with open_notifications(DAEMON) as notifications, _handed_over(launch.password) as password:
         daemon = subprocess.Popen(
             [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *config, *password.options],
             stdin=subprocess.DEVNULL,

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from stapsrv.control.client.launch import DAEMON
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.system.environ import started_environ
-from stapsrv.system.sd_notify import DAEMON, DaemonEnded, open_notifications
+from stapsrv.system.sd_notify import DaemonEnded, open_notifications
 from stapsrv.system.stdio import guard_stdout
 
 _START_S = 60.0
@@ -75,7 +76,7 @@ def _start(argv: Sequence[str]) -> None:
     if _HELP.intersection(argv[:1]):
         sys.stdout.write(START_HELP)
         return
-    with open_notifications() as notifications:
+    with open_notifications(DAEMON) as notifications:
         server = subprocess.Popen(
             [sys.executable, "-P", "-m", "stapsrv.daemon", *argv],
             stdin=subprocess.DEVNULL,
