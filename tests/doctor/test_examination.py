@@ -250,7 +250,7 @@ def test_a_file_system_that_hangs_costs_one_answer(site, monkeypatch):
 
 def test_a_configuration_that_hangs_is_one_line(site, monkeypatch, capsys):
     hanging = threading.Event()
-    monkeypatch.setattr("stapsrv.doctor.context.Scene", lambda *_arguments: hanging.wait())
+    monkeypatch.setattr("stapsrv.doctor.context.Inventory", lambda *_arguments: hanging.wait())
     monkeypatch.setattr("stapsrv.doctor.context._PATIENCE_S", 0.2)
     try:
         assert command.main(["-c", str(site.config)]) == 1

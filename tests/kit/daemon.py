@@ -97,7 +97,7 @@ def start(
     """
     with (
         passing(passed) as passing_on,
-        tempfile.TemporaryDirectory(prefix="notify.") as directory,
+        tempfile.TemporaryDirectory(prefix="notify.", dir="/tmp") as directory,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
     ):
         manager.bind(f"{directory}/socket")

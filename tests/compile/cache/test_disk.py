@@ -209,7 +209,7 @@ import sys
 from pathlib import Path
 from stapsrv.compile.cache.disk import DiskStore
 directory, seed = sys.argv[1:]
-store = Store(Path(directory), max_bytes=1024 * 1024, max_age_s=1000.0)
+store = DiskStore(Path(directory), max_bytes=1024 * 1024, max_age_s=1000.0)
 for number in range(200):
     name = str(number % 7)
     store.write(name, name.encode() * 50_000)

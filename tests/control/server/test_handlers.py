@@ -424,7 +424,7 @@ class QuietServer:
     def undrain(self) -> None:
         pass
 
-    def tune(self, settings) -> None:
+    def apply_settings(self, settings) -> None:
         pass
 
     async def wait_idle(self) -> None:
