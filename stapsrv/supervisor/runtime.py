@@ -55,19 +55,19 @@ async def open_cache(
     """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
     try:
         store = await BlockingCalls().run(partial(open_store, environ, tuning))
-        grounds = InputWatcher(log=log)
+        watcher = InputWatcher(log=log)
     except (ConfigError, OSError) as exc:
         log.warning("cache.unusable", reason=exc)
         yield None
         return
     contained = str(tuning.effective("sandbox"))
-    surroundings = HostInputs(stap, environ, systemtap_directory(environ), contained=contained)
-    if surroundings.fault is not None:
-        log.warning("cache.idle", reason=surroundings.fault)
-    with contextlib.closing(grounds):
+    inputs = HostInputs(stap, environ, systemtap_directory(environ), contained=contained)
+    if inputs.fault is not None:
+        log.warning("cache.idle", reason=inputs.fault)
+    with contextlib.closing(watcher):
         async with anyio.create_task_group() as watching:
-            watching.start_soon(grounds.run)
-            yield ResultCache(surroundings, grounds, store, log=log)
+            watching.start_soon(watcher.run)
+            yield ResultCache(inputs, watcher, store, log=log)
             watching.cancel_scope.cancel()
 
 

@@ -14,7 +14,6 @@ import attrs
 import structlog
 import trustme
 
-from stapsrv.compile.cache.depfile import Build
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.cached import CachedEngine
@@ -69,7 +68,7 @@ class FakeEngine:
         module = AnswerFile(self.module_path, self.module)
         files = (module, *self.more_files)
         result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
-        return Compiled(result, built=False, read_build=self._read_build, release=self._release)
+        return Compiled(result, built=False, read_dependencies=self._read_dependencies, release=self._release)
 
     async def _release(self) -> None:
         self.released += 1
@@ -78,7 +77,7 @@ class FakeEngine:
         if self.last_fault is not None:
             raise self.last_fault
 
-    async def _read_build(self) -> Build:
+    async def _read_dependencies(self) -> frozenset[str]:
         raise AssertionError("nothing was built")
 
     async def wait(self, condition: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ from kit.client import Answer, exchange, frame, request, trusting
 from kit.moks import make_mok
 from kit.real import PATIENCE_S, Ran, Server, Stap, cert
 
-WATCHING = ": Results are kept: "
+WATCHING = ": Result cache on; "
 MISSING = "missing unwind/symbol data"
 SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, not kept: (.*)$"
 

@@ -1,9 +1,9 @@
-"""What of this host a result of stap's depends on, besides the request and the server's options.
+"""The inputs of a compile besides the request and the server's options: paths, packages, environment.
 
-These are the places that stap, make, the compiler and the linker were seen to look at (strace(1) of
-SystemTap 4.8 on Linux 6.1): tapsets, runtime, the kernel's build tree with what it leads to, its modules,
-symbol map and debugging information; the programs on the path, the compiler's own files, libraries; stap's
-``rc`` file; the environment.
+They are what stap, make, the compiler and the linker were seen to read (strace(1) of SystemTap 4.8 on Linux
+6.1): tapsets, runtime, the kernel's build tree with all that it leads to, its modules, symbol map and
+debugging information; the programs on the path, the compiler's own files, libraries; stap's ``rc`` file; the
+environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.compile.cache.cacheable import rc_is_known
+from stapsrv.compile.cache.cacheable import is_rc_cacheable
 from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
 from stapsrv.compile.cache.key import digest
 from stapsrv.compile.engine.stap import StapProgram
@@ -39,73 +39,45 @@ _MODULES = Path("/proc/modules")
 
 _INCLUDED_MAKEFILE = re.compile(r"^include\s+(/\S+)/Makefile\s*$", re.MULTILINE)
 
-# By a path in one of these, make, the compiler or the dynamic linker are sent where nobody watches.
-_WAYS = frozenset(
-    {
-        "COMPILER_PATH",
-        "CPATH",
-        "CROSS_COMPILE",
-        "C_INCLUDE_PATH",
-        "GCC_EXEC_PREFIX",
-        "GNUMAKEFLAGS",
-        "KAFLAGS",
-    }
-    | {"KBUILD_EXTRA_SYMBOLS", "KBUILD_OUTPUT", "KCFLAGS", "KCPPFLAGS", "LD_AUDIT", "LD_PRELOAD", "LLVM"}
-    | {"MAKEFILES", "MAKEFLAGS"}
-)
-
+# A path in one of these sends make, the compiler or the dynamic linker to files that are not watched.
+_PATH_VARIABLES = """
+    COMPILER_PATH CPATH CROSS_COMPILE C_INCLUDE_PATH GCC_EXEC_PREFIX GNUMAKEFLAGS KAFLAGS KBUILD_EXTRA_SYMBOLS
+    KBUILD_OUTPUT KCFLAGS KCPPFLAGS LD_AUDIT LD_PRELOAD LLVM MAKEFILES MAKEFLAGS
+"""
 # Of the process and not of what it compiles; some differ with each start.
-_IMMATERIAL = frozenset(
-    {"_", "HOME", "HOSTNAME", "INVOCATION_ID", "JOURNAL_STREAM", "LOGNAME", "MAIL", "MANAGERPID", "OLDPWD"}
-    | {"PWD", "RUNTIME_DIRECTORY", "SHLVL", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "STATE_DIRECTORY"}
-    | {
-        "SYSTEMD_EXEC_PID",
-        "TERM",
-        "TMPDIR",
-        "USER",
-        "XDG_RUNTIME_DIR",
-        "XDG_SESSION_ID",
-        "PYTEST_CURRENT_TEST",
-    }
-)
+_IGNORED_VARIABLES = """
+    _ HOME HOSTNAME INVOCATION_ID JOURNAL_STREAM LOGNAME MAIL MANAGERPID OLDPWD PWD RUNTIME_DIRECTORY SHLVL
+    SSH_CLIENT SSH_CONNECTION SSH_TTY STATE_DIRECTORY SYSTEMD_EXEC_PID TERM TMPDIR USER XDG_RUNTIME_DIR
+    XDG_SESSION_ID PYTEST_CURRENT_TEST
+"""
 
 
 @attrs.frozen
 class InputPaths:
-    """The premises of one job.
-
-    Attributes:
-        tapsets: where scripts come from.
-        means: what modules are built with, and from.
-    """
+    """The paths that a compile depends on: those of tapsets, and what modules are built with and from."""
 
     tapsets: tuple[WatchedPath, ...]
-    means: tuple[WatchedPath, ...]
+    toolchain: tuple[WatchedPath, ...]
 
     @property
-    def places(self) -> tuple[WatchedPath, ...]:
-        """All of them."""
-        return self.tapsets + self.means
+    def all(self) -> tuple[WatchedPath, ...]:
+        """Both together."""
+        return self.tapsets + self.toolchain
 
 
 @attrs.frozen
-class Rc:
-    """stap's ``rc`` file at one moment.
-
-    Attributes:
-        stamp: what tells it from what it was.
-        is_known: whether all its options are such as results can depend on.
-    """
+class RcFile:
+    """stap's ``rc`` file at one moment: its stamp, and whether results may depend on all its options."""
 
     stamp: bytes
-    is_known: bool
+    is_cacheable: bool
 
 
-UNSEEN = Rc(b"unseen", is_known=False)
+UNREAD_RC = RcFile(b"unread", is_cacheable=False)
 
 
 class HostInputs:
-    """What holds for every job of this process.
+    """The inputs that every compile of this process shares.
 
     Args:
         stap: the translator.
@@ -115,7 +87,7 @@ class HostInputs:
 
     Attributes:
         stap_cache: stap's own cache.
-        rc: what :meth:`look_at_rc` returned last.
+        rc: what :meth:`read_rc` returned last.
     """
 
     def __init__(
@@ -126,46 +98,47 @@ class HostInputs:
         self._prefix = self._program.parent.parent
         self._data = self._prefix / "share" / "systemtap"
         self._environ = environ
-        self._rc_file = directory / "rc"
-        self.rc = UNSEEN
+        self._rc_path = directory / "rc"
+        self.rc = UNREAD_RC
         self.stap_cache = directory / "cache"
         self._version = stap.version
-        kept = sorted(f"{name}={value}" for name, value in environ.items() if name not in _IMMATERIAL)
-        self._environment = digest(map(os.fsencode, (contained, *kept)))
+        ignored = _IGNORED_VARIABLES.split()
+        counted = sorted(f"{name}={value}" for name, value in environ.items() if name not in ignored)
+        self._environment = digest(map(os.fsencode, (contained, *counted)))
         self._boot = _read(_BOOT_ID)
         # Now, while there are descriptors: Python reads a module of its own for that.
         self._multiarch = sysconfig.get_config_var("MULTIARCH")
         self._fault = self._find_fault()
-        self._premises: dict[object, InputPaths] = {}
+        self._paths: dict[object, InputPaths] = {}
 
     @property
     def fault(self) -> str | None:
-        """Why nothing can be known, in a word; or None."""
-        # Another stap, by another link, has tapsets of its own; it is met at the next start.
+        """Why no result of this host can be cached, in a word; or None."""
+        # Another stap, by another link, has tapsets of its own; they are found at the next start.
         is_moved = os.path.realpath(self._stap) != str(self._program)
         return "program" if self._fault is None and is_moved else self._fault
 
-    def premises(self, release: ServedRelease, settings: ServerSettings) -> InputPaths:
-        """Return the premises of jobs for a release, on a server."""
+    def paths(self, release: ServedRelease, settings: ServerSettings) -> InputPaths:
+        """Return the paths that compiles for a release depend on, on a server with these settings."""
         key = (release, settings.include, settings.runtime)
-        found = self._premises.get(key)
+        found = self._paths.get(key)
         if found is None:
-            found = self._premises[key] = InputPaths(
-                tuple(dict.fromkeys(_places(self._tapsets(settings)))),
-                tuple(dict.fromkeys(_places(self._means(release, settings)))),
+            found = self._paths[key] = InputPaths(
+                tuple(dict.fromkeys(_watched(self._tapsets(settings)))),
+                tuple(dict.fromkeys(_watched(self._toolchain(release, settings)))),
             )
         return found
 
-    def look_at_rc(self) -> Rc:
-        """Return stap's ``rc`` file as it is; reads a user's file, whose file system may hang."""
-        now = stamp(self._rc_file)
+    def read_rc(self) -> RcFile:
+        """Return stap's ``rc`` file as it is; it may block, since a user's file system may hang."""
+        now = stamp(self._rc_path)
         if now == self.rc.stamp:
             return self.rc
-        return Rc(now, is_known=rc_is_known(_read(self._rc_file).decode("utf-8", "replace")))
+        return RcFile(now, is_cacheable=is_rc_cacheable(_read(self._rc_path).decode("utf-8", "replace")))
 
-    def state(self, release: ServedRelease) -> bytes | None:
-        """Return a digest of what is looked at anew each time; None if it is not known to suffice."""
-        if not self.rc.is_known:
+    def state_digest(self, release: ServedRelease) -> bytes | None:
+        """Return a digest of all that is read anew for each request; None if ``rc`` is not cacheable."""
+        if not self.rc.is_cacheable:
             return None
         parts = [self._environment, self.rc.stamp, self._version.encode(), stamp(self._program)]
         parts += map(stamp, _PACKAGES)
@@ -178,10 +151,11 @@ class HostInputs:
     def _find_fault(self) -> str | None:
         if self._environ.get("DEBUGINFOD_URLS"):
             return "debuginfod"
-        if any("/" in self._environ.get(name, "") for name in _WAYS):
+        if any("/" in self._environ.get(name, "") for name in _PATH_VARIABLES.split()):
             return "environment"
         if not (self._data / "tapset").is_dir() and "SYSTEMTAP_TAPSET" not in self._environ:
             return "tapsets"
+        # A script around stap may send it anywhere.
         with contextlib.suppress(OSError), self._program.open("rb") as program:
             if program.read(4) == b"\x7fELF":
                 return None
@@ -195,29 +169,31 @@ class HostInputs:
         for directory in (home, *self._environ.get("XDG_DATA_DIRS", "").split(":")):
             yield f"{directory}/systemtap/tapset" if directory else None
 
-    def _means(self, release: ServedRelease, settings: ServerSettings) -> Iterator[str | WatchedPath | None]:
+    def _toolchain(
+        self, release: ServedRelease, settings: ServerSettings
+    ) -> Iterator[str | WatchedPath | None]:
         yield settings.runtime or self._environ.get("SYSTEMTAP_RUNTIME")
         yield str(self._data / "runtime")
         yield str(release.build_tree)
-        yield from _sources(release.build_tree)
-        # Where a client names its release, stap goes there instead.
-        yield from _sources(Path("/lib/modules", release.name, "build"))
+        yield from _kernel_sources(release.build_tree)
+        # Where a client names its release, stap reads that tree instead.
+        yield from _kernel_sources(Path("/lib/modules", release.name, "build"))
         yield f"/lib/modules/{release.name}"
-        yield WatchedPath("/boot", below=False)
+        yield WatchedPath("/boot", recursive=False)
         # Beside an image, as beside a module.
         yield from ("/boot/.debug", "/boot/build")
-        yield WatchedPath("/usr/src", below=False)
+        yield WatchedPath("/usr/src", recursive=False)
         yield from _DEBUG
         for directory in self._environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":"):
             yield directory.lstrip("+-")
         yield from _COMPILERS
         searched = (self._environ.get("PATH", os.defpath), self._environ.get("LD_LIBRARY_PATH", ""))
         for directory in ":".join(searched).split(":"):
-            yield WatchedPath(directory, below=False) if directory.startswith("/") else None
+            yield WatchedPath(directory, recursive=False) if directory.startswith("/") else None
         multiarch = self._multiarch
         for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
-            yield WatchedPath(directory, below=False)
-        # There gcc looks first, for the assembler and its specs; and nm and ld load plugins.
+            yield WatchedPath(directory, recursive=False)
+        # gcc searches it first for the assembler and its specs; nm and ld load plugins.
         yield f"/usr/{multiarch}"
         yield from (f"{directory}/bfd-plugins" for directory in ("/usr/lib", f"/usr/lib/{multiarch}"))
         yield from _LOCKDOWN
@@ -225,20 +201,20 @@ class HostInputs:
         yield str(self._prefix / "lib" / "systemtap")
 
 
-def _sources(build_tree: Path) -> Iterator[str]:
-    """Return where the kernel's sources are, if its build tree only points there."""
+def _kernel_sources(build_tree: Path) -> Iterator[str]:
+    """Return where the kernel's sources are, if its build tree only refers to them."""
     makefile = _read(build_tree / "Makefile").decode("utf-8", "replace")
     yield from _INCLUDED_MAKEFILE.findall(makefile)
     yield str(build_tree / "source")
 
 
-def _places(named: Iterator[str | None] | Iterator[str | WatchedPath | None]) -> Iterator[WatchedPath]:
-    for place in named:
-        if isinstance(place, WatchedPath):
-            yield place
-        elif place and place.startswith("/"):
-            # What ".." leads to is another place where a link comes before it.
-            yield WatchedPath(place if ".." in place.split("/") else os.path.normpath(place))
+def _watched(paths: Iterator[str | None] | Iterator[str | WatchedPath | None]) -> Iterator[WatchedPath]:
+    for path in paths:
+        if isinstance(path, WatchedPath):
+            yield path
+        elif path and path.startswith("/"):
+            # After a symbolic link ".." leads elsewhere than its text says.
+            yield WatchedPath(path if ".." in path.split("/") else os.path.normpath(path))
 
 
 def _read(path: Path) -> bytes:

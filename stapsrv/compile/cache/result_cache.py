@@ -21,16 +21,16 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.cacheable import (
-    build_options_are_known,
-    find_outside,
-    includes_are_inside,
+    are_build_options_cacheable,
+    find_unwatched_file,
+    includes_are_watched,
     uncacheable_reason,
 )
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
-from stapsrv.compile.cache.inputs import UNSEEN, HostInputs, InputPaths
+from stapsrv.compile.cache.inputs import UNREAD_RC, HostInputs, InputPaths
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
-from stapsrv.compile.cache.script_scan import Tapsets
+from stapsrv.compile.cache.script_scan import TapsetScanner
 from stapsrv.compile.cache.stap_cache import StapCache, server_digest
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
@@ -83,14 +83,14 @@ class ResultCache:
         )
         self._log = log
         self._storing: dict[str, CacheEntry] = {}
-        self._tapsets = Tapsets()
+        self._tapsets = TapsetScanner()
         self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
         """Begin to watch what a server's results depend on."""
         if self._inputs.fault is None:
             for release in releases:
-                self._watcher.want(self._inputs.premises(release, settings).places)
+                self._watcher.watch(self._inputs.paths(release, settings).all)
 
     async def wait_key_for(self, job: CompileJob) -> CacheKey:
         """Return the key of a job, after a bounded wait for inputs that are being scanned.
@@ -103,7 +103,7 @@ class ResultCache:
         if key.reason != NOT_SCANNED:
             return key
         with anyio.move_on_after(_SCAN_S):
-            await self._watcher.wait_scanned(self._inputs.premises(job.release, job.settings).places)
+            await self._watcher.wait_scanned(self._inputs.paths(job.release, job.settings).all)
         await self._read_rc()
         return self.key_for(job)
 
@@ -113,18 +113,18 @@ class ResultCache:
         key = CacheKey(request_digest(job.request), rc_stamp=self._inputs.rc.stamp)
         if self._inputs.fault is not None:
             return attrs.evolve(key, reason=self._inputs.fault)
-        paths = self._inputs.premises(release, settings)
+        paths = self._inputs.paths(release, settings)
         # Before the fingerprints: a change that arrives between the two must not be lost.
         key = attrs.evolve(key, generation=self._generation(paths))
-        if not build_options_are_known(settings.build, settings.define):
+        if not are_build_options_cacheable(settings.build, settings.define):
             return attrs.evolve(key, reason="server options")
-        state = self._inputs.state(release)
+        state = self._inputs.state_digest(release)
         if state is None:
             return attrs.evolve(key, reason="rc")
         tapsets = self._watcher.fingerprint(paths.tapsets)
-        toolchain = self._watcher.fingerprint(paths.means)
+        toolchain = self._watcher.fingerprint(paths.toolchain)
         if tapsets is None or toolchain is None:
-            unwatched = self._watcher.fault(paths.places) is not None
+            unwatched = self._watcher.fault(paths.all) is not None
             return attrs.evolve(key, reason="unwatched" if unwatched else NOT_SCANNED)
         toolchain = digest((server_digest(settings, release), toolchain))
         scripts = digest(digest(map(os.fsencode, values)) for values in (settings.define, settings.include))
@@ -192,25 +192,25 @@ class ResultCache:
     async def _read_rc(self) -> None:
         """Read stap's ``rc`` file anew; where its file system hangs, it counts as unknown."""
         try:
-            self._inputs.rc = await self._files.run(self._inputs.look_at_rc)
+            self._inputs.rc = await self._files.run(self._inputs.read_rc)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
-            self._inputs.rc = UNSEEN
+            self._inputs.rc = UNREAD_RC
 
     def _generation(self, paths: InputPaths) -> tuple[int, int]:
-        return self._watcher.changes(paths.tapsets), self._watcher.changes(paths.means)
+        return self._watcher.generation(paths.tapsets), self._watcher.generation(paths.toolchain)
 
     def _is_toolchain_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
-        paths = self._inputs.premises(job.release, job.settings)
+        paths = self._inputs.paths(job.release, job.settings)
         return key.environment_digest is not None and self._generation(paths)[1] == key.generation[1]
 
     async def _is_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
         """Whether nothing that a result depends on has changed since the key was made, not even briefly."""
         await self._read_rc()
-        paths = self._inputs.premises(job.release, job.settings)
+        paths = self._inputs.paths(job.release, job.settings)
         return (
             self._inputs.fault is None
-            and self._inputs.state(job.release) == key.host_state
+            and self._inputs.state_digest(job.release) == key.host_state
             and self._generation(paths) == key.generation
         )
 
@@ -230,7 +230,7 @@ class ResultCache:
 
     async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
         """Return why a result may differ the next time, in a word, as far as request and result show it."""
-        tapsets = self._inputs.premises(job.release, job.settings).tapsets
+        tapsets = self._inputs.paths(job.release, job.settings).tapsets
         try:
             names = await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
         except OSError as exc:
@@ -243,11 +243,11 @@ class ResultCache:
         if not compiled.built:
             if await self._stap_cache.is_from_outside(compiled.result):
                 return "outside"
-            return None if includes_are_inside(compiled.result) else "no evidence"
-        places = self._inputs.premises(job.release, job.settings).places
+            return None if includes_are_watched(compiled.result) else "no evidence"
+        paths = self._inputs.paths(job.release, job.settings).all
         try:
-            build = await compiled.read_build()
-            find = partial(find_outside, compiled.result, build, places)
+            dependencies = await compiled.read_dependencies()
+            find = partial(find_unwatched_file, compiled.result, dependencies, paths)
             outside = await self._files.run(find, timeout_s=_MANY_FILES_S)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)

@@ -1,21 +1,20 @@
-"""What a script and the tapsets behind it may make stap look at on the server's host.
+"""Finds what in a script, or in the tapsets behind it, may make stap read files of the server's host.
 
 stap reads a user's program while it translates a probe in it, a user's header for a cast. Whether it found
-one cannot be read from what it made alone: a probe that is optional leaves nothing behind where its program
-is missing. So the text is read for the words by which stap is sent there. Reading is coarse on purpose: a
-word that could send it there counts, whether or not it does.
+one does not show in what it made: an optional probe leaves nothing behind where its program is missing. So
+the text is read for the words that send stap there. Reading is coarse on purpose: a word that could send it
+there counts, whether or not it does.
 
-Pure: texts in, names out. Source of the grammar: stapprobes(3stap), stap(1); seen in SystemTap 4.8.
-
-What the tapsets of a server lead to beside the kernel, read again only after they have changed.
+Source of the grammar: stapprobes(3stap), stap(1); seen in SystemTap 4.8.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +37,7 @@ _PROGRAMS = frozenset({"process", "java", "python2", "python3"})
 # Where the module that a type or a variable is looked up in stands among the arguments.
 _CASTS = {"@cast": 2, "@var": 1}
 # The kernel, a module by its name, or a header of the kernel's.
-_OF_KERNEL = re.compile(r"[\w*?-]*|kernel(<\w[\w./+-]*>)+", re.ASCII)
+_KERNEL_MODULE = re.compile(r"[\w*?-]*|kernel(<\w[\w./+-]*>)+", re.ASCII)
 # A character by its number.
 _ESCAPE = re.compile(r"\\[0-7xX]")
 # Of stap itself; every other word like these is a macro, which stands for any words.
@@ -54,43 +53,34 @@ _BEFORE_POINT = frozenset({"probe", ",", "{", "!", "?", "=", "+="})
 _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 
 # A tapset file without any of this sends stap nowhere by itself.
-_SUSPECT = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
+_HOST_WORDS = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
 
 
 def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:
-    """Return what tapsets define that may make stap look at a user's program, directly or by way of others.
-
-    Args:
-        texts: of all tapset files.
-    """
+    """Return what tapset files define that may make stap read host files, directly or through others."""
     files = list(texts)
     names: set[str] = set()
     for text in files:
-        if _SUSPECT.search(text):
-            names |= _defined(item for item in _items(text) if _reason(item, frozenset()))
+        if _HOST_WORDS.search(text):
+            names |= _defined_names(item for item in _definitions(text) if _reason(item, frozenset()))
     while names:
         mention = re.compile(rb"\b(?:%s)\b" % b"|".join(name.encode() for name in sorted(names)))
         found = set(names)
         for text in files:
             if mention.search(text):
-                found |= _defined(item for item in _items(text) if names & item.words)
+                found |= _defined_names(item for item in _definitions(text) if names & item.words)
         if found == names:
             break
         names = found
     return frozenset(names)
 
 
-def host_access_reason(text: bytes, outward: frozenset[str]) -> str | None:
-    """Return what in a script, or an argument of one, may depend on more of the host than is known; or None.
-
-    Args:
-        text: of the script.
-        outward: the names by which tapsets lead there.
-    """
-    item = _Item(tuple(_tokens(text)))
+def host_access_reason(text: bytes, host_names: frozenset[str]) -> str | None:
+    """Return, in a word, what in a script or an argument of one may make stap read host files; or None."""
+    item = _Definition(tuple(_tokens(text)))
     if any(token.kind == "code" for token in item.tokens) or b"%{" in text or "const" in item.words:
         return "code"
-    return _reason(item, outward)
+    return _reason(item, host_names)
 
 
 @attrs.frozen
@@ -102,14 +92,14 @@ class _Token:
 
 
 @attrs.frozen
-class _Item:
-    """A definition or a probe, or a whole script."""
+class _Definition:
+    """A definition or a probe of a tapset, or a whole script."""
 
     tokens: tuple[_Token, ...]
 
     @property
     def words(self) -> frozenset[str]:
-        """The names in it; of a macro, as it is defined."""
+        """The names in it; a macro's without its ``@``."""
         return frozenset(token.text.lstrip("@") for token in self.tokens if token.kind == "word")
 
 
@@ -119,27 +109,27 @@ def _tokens(text: bytes) -> Iterator[_Token]:
             yield _Token(str(match.lastgroup), match.group(), match.start(), match.end())
 
 
-def _items(text: bytes) -> Iterator[_Item]:
-    """Split a tapset file where, outside of all braces, something new is defined."""
+def _definitions(text: bytes) -> Iterator[_Definition]:
+    """Split a tapset file into what it defines, which begins outside of all braces."""
     item: list[_Token] = []
     depth = 0
     after_dot = False
     for token in _tokens(text):
         if depth == 0 and token.text in _KEYWORDS and not after_dot:
             if item:
-                yield _Item(tuple(item))
+                yield _Definition(tuple(item))
             item = []
         depth += (token.text == "{") - (token.text == "}")
         after_dot = token.text == "."
         item.append(token)
     if item:
-        yield _Item(tuple(item))
+        yield _Definition(tuple(item))
 
 
-def _defined(items: Iterable[_Item]) -> set[str]:
-    """Return the names that items define: of a probe's alias, its first component."""
+def _defined_names(definitions: Iterable[_Definition]) -> set[str]:
+    """Return the names that are defined; of a probe's alias, its first component."""
     names = set()
-    for item in items:
+    for item in definitions:
         words = [token.text for token in item.tokens if token.kind == "word"]
         if not words or words[0] not in _KEYWORDS:
             continue
@@ -150,26 +140,23 @@ def _defined(items: Iterable[_Item]) -> set[str]:
     return names - _KEYWORDS
 
 
-def _reason(item: _Item, outward: frozenset[str]) -> str | None:
+def _reason(item: _Definition, host_names: frozenset[str]) -> str | None:
     tokens = item.tokens
     if any(token.kind == "other" and token.text == '"' for token in tokens):
-        return "unread"  # a string without an end: stap may read on where this does not
-    if outward & item.words or any(_leads_out(tokens, number) for number in range(len(tokens))):
+        return "unread"  # a string without an end: stap may read on where this scan does not
+    if host_names & item.words or any(_names_program(tokens, number) for number in range(len(tokens))):
         return "program"
-    if any(_leads_to_type(tokens, n) or _is_given_place(tokens, n) for n in range(len(tokens))) or (
-        "define" in item.words and any(_is_place(token) for token in tokens)
+    if any(_casts_outside_kernel(tokens, n) or _passes_host_path(tokens, n) for n in range(len(tokens))) or (
+        "define" in item.words and any(_is_host_path(token) for token in tokens)
     ):
-        return "header"  # a macro's words may come to stand anywhere, and those that it is given
-    if any(_matches(name, outward) for name in _patterns(tokens)):
+        return "header"  # the words of a macro, and those that it is given, may come to stand anywhere
+    if any(_matches(name, host_names) for name in _wildcards(tokens)):
         return "program"
     return None
 
 
-def _leads_out(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a probe point's component here names a program, or a module by its path.
-
-    A component and its argument may stand in different macros.
-    """
+def _names_program(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a component of a probe point here names a program, or a module by its path."""
     token = tokens[number]
     if token.kind != "word":
         return False
@@ -183,6 +170,7 @@ def _leads_out(tokens: tuple[_Token, ...], number: int) -> bool:
     if token.text != "module":
         return False
     if following != "(":
+        # Its argument may stand in a macro.
         return any(_is_macro(other) for other in tokens)
     arguments = _arguments(tokens[number + 1 :])
     return arguments is None or any(
@@ -194,23 +182,23 @@ def _is_macro(token: _Token) -> bool:
     return token.kind == "word" and token.text.startswith("@") and token.text not in _OPERATORS
 
 
-def _is_place(token: _Token) -> bool:
-    """Whether a string, or an argument of the script's, could be where a cast looks outside of the kernel."""
+def _is_host_path(token: _Token) -> bool:
+    """Whether a string, or an argument of the script, could send a cast to files outside of the kernel."""
     if token.kind != "text":
         return token.text == "@"
     hidden = _ESCAPE.search(token.text) is not None
     return hidden or any(part[:1] in {"/", "<"} for part in token.text[1:-1].split(":"))
 
 
-def _is_given_place(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a macro here is given such a string."""
+def _passes_host_path(tokens: tuple[_Token, ...], number: int) -> bool:
+    """Whether a macro here is given such a string as an argument."""
     if not _is_macro(tokens[number]) or number + 1 == len(tokens) or tokens[number + 1].text != "(":
         return False
     arguments = _arguments(tokens[number + 1 :])
-    return arguments is None or any(_is_place(token) for argument in arguments for token in argument)
+    return arguments is None or any(_is_host_path(token) for argument in arguments for token in argument)
 
 
-def _leads_to_type(tokens: tuple[_Token, ...], number: int) -> bool:
+def _casts_outside_kernel(tokens: tuple[_Token, ...], number: int) -> bool:
     """Whether a cast or a variable here is looked up in a user's program or header."""
     position = _CASTS.get(tokens[number].text)
     if position is None:
@@ -224,13 +212,13 @@ def _leads_to_type(tokens: tuple[_Token, ...], number: int) -> bool:
         return True
     modules = "".join(token.text[1:-1] for token in arguments[position])
     return any(
-        _OF_KERNEL.fullmatch(module) is None or ".." in re.split("[</>]", module)
+        _KERNEL_MODULE.fullmatch(module) is None or ".." in re.split("[</>]", module)
         for module in modules.split(":")
     )
 
 
 def _arguments(tokens: tuple[_Token, ...]) -> list[list[_Token]] | None:
-    """Return the arguments between the parentheses that tokens begin with; None if they do not."""
+    """Return the arguments in the parentheses that tokens begin with; None without a closing one."""
     arguments: list[list[_Token]] = [[]]
     depth = 0
     for token in tokens:
@@ -244,7 +232,7 @@ def _arguments(tokens: tuple[_Token, ...]) -> list[list[_Token]] | None:
     return None
 
 
-def _patterns(tokens: tuple[_Token, ...]) -> Iterator[str]:
+def _wildcards(tokens: tuple[_Token, ...]) -> Iterator[str]:
     """Return the words with wildcards that could begin a probe point or stand before an argument."""
     number = 0
     while number < len(tokens):
@@ -252,12 +240,12 @@ def _patterns(tokens: tuple[_Token, ...]) -> Iterator[str]:
         while (
             number + 1 < len(tokens)
             and tokens[number].end == tokens[number + 1].start
-            and (_is_part(tokens[number]) and _is_part(tokens[number + 1]))
+            and (_is_word_part(tokens[number]) and _is_word_part(tokens[number + 1]))
         ):
             number += 1
         word = "".join(token.text for token in tokens[first : number + 1])
         number += 1
-        if not ({"*", "?"} & set(word)) or not _is_part(tokens[first]):
+        if not ({"*", "?"} & set(word)) or not _is_word_part(tokens[first]):
             continue
         before = tokens[first - 1] if first else None
         begins = before is None or before.text in _BEFORE_POINT
@@ -267,65 +255,57 @@ def _patterns(tokens: tuple[_Token, ...]) -> Iterator[str]:
             yield word
 
 
-def _is_part(token: _Token) -> bool:
+def _is_word_part(token: _Token) -> bool:
     return (
         token.kind == "word" or token.text in {"*", "?"} or (token.kind == "other" and token.text.isalnum())
     )
 
 
-def _matches(pattern: str, outward: frozenset[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in outward | _PROGRAMS)
+def _matches(pattern: str, host_names: frozenset[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in host_names | _PROGRAMS)
 
 
-_LONG_S = 60.0
-"""For a look at many files."""
+# They are many files.
+_SCAN_TIMEOUT_S = 60.0
 
 
-class Tapsets:
-    """The tapsets of a process's servers."""
+class TapsetScanner:
+    """Finds the names in tapsets that may make stap read host files, again only after a change."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
+        self._scanned: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
 
     async def names_reading_host_files(
-        self, places: tuple[WatchedPath, ...], changes: int, files: BlockingCalls
+        self, paths: tuple[WatchedPath, ...], generation: int, calls: BlockingCalls
     ) -> frozenset[str]:
-        """Return by which names tapsets lead to what is not known of the host.
-
-        Args:
-            places: where they are.
-            changes: another number after each change of theirs.
-            files: looks at them.
+        """Return the names in the tapsets at some paths, whose generation differs after each change.
 
         Raises:
-            OSError: they cannot be looked at, or not in time.
+            OSError: a directory cannot be read, or not in time.
         """
-        known = self._known.get(places)
-        if known is None or known[0] != changes:
-            names = await files.run(partial(read_outward_names, places), timeout_s=_LONG_S)
-            known = self._known[places] = (changes, names)
-        return known[1]
+        scanned = self._scanned.get(paths)
+        if scanned is None or scanned[0] != generation:
+            names = await calls.run(partial(scan_tapsets, paths), timeout_s=_SCAN_TIMEOUT_S)
+            scanned = self._scanned[paths] = (generation, names)
+        return scanned[1]
 
 
-def read_outward_names(places: Sequence[WatchedPath]) -> frozenset[str]:
-    """Read all tapset files in directories, and return by which names they lead elsewhere.
+def scan_tapsets(paths: Iterable[WatchedPath]) -> frozenset[str]:
+    """Read all tapset files below some paths, and return the names that may make stap read host files.
 
     Raises:
-        OSError: a directory cannot be looked at.
+        OSError: a directory cannot be read.
     """
     texts = []
-    for place in places:
-        for path in _files(place.path):
-            try:
-                texts.append(path.read_bytes())
-            except OSError:
-                # Not for stap to read either.
-                continue
+    for path in (file for top in paths for file in _tapset_files(top.path)):
+        # A file that we cannot read, stap cannot either.
+        with contextlib.suppress(OSError):
+            texts.append(path.read_bytes())
     return names_reading_host_files(texts)
 
 
-def _files(top: str) -> Iterator[Path]:
-    """Give the tapset files below a directory; links to directories are followed, as stap does."""
+def _tapset_files(top: str) -> Iterator[Path]:
+    """Yield the tapset files below a directory; links to directories are followed, as stap does."""
     seen: set[tuple[int, int]] = set()
     for directory, below, names in os.walk(top, followlinks=True):
         status = Path(directory).stat()

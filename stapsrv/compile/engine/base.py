@@ -15,7 +15,6 @@ import attrs
 import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.depfile import Build
 from stapsrv.compile.protocol.options import Privilege, requested_privilege
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import AnswerFile
@@ -84,14 +83,15 @@ class Compiled:
 
     Attributes:
         built: whether stap built the module; else it had it in its own cache.
-        read_build: returns what the module was built from, if it was; OSError: it cannot be read in time.
+        read_dependencies: returns the files that the module was built from, if it was; OSError: their list
+            cannot be read in time.
         release: removes what the compile left behind; whoever has this object awaits it exactly once.
             TranslatorError: it could not be removed, or kept where that was wanted.
     """
 
     result: CompileResult
     built: bool
-    read_build: Callable[[], Awaitable[Build]]
+    read_dependencies: Callable[[], Awaitable[frozenset[str]]]
     release: Callable[[], Awaitable[None]]
 
 

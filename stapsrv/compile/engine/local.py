@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.depfile import has_build, read_build
+from stapsrv.compile.cache.depfile import has_build, read_dependencies
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.stap import (
     StapProgram,
@@ -126,7 +126,7 @@ class LocalEngine:
             answer = directory / _ANSWER
             with _trouble_told(self.workspace):
                 result, built = await self._compile(job, directory)
-            read = functools.partial(read_build, answer, job.release.build_tree)
+            read = functools.partial(read_dependencies, answer, job.release.build_tree)
             # From here on the directory is the caller's to remove.
             return Compiled(
                 result, built, functools.partial(self.workspace.files.run, read), leaving.pop_all().aclose

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.compile.cache.cacheable import build_options_are_known, rc_is_known, request_uncacheable_reason
+from stapsrv.compile.cache.cacheable import (
+    are_build_options_cacheable,
+    is_rc_cacheable,
+    request_uncacheable_reason,
+)
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import CompileRequest
 
@@ -12,11 +16,11 @@ PLAIN = b"probe begin { exit() }"
 
 
 def reason(
-    *arguments: bytes, script: bytes | None = None, outward: frozenset[str] = frozenset()
+    *arguments: bytes, script: bytes | None = None, host_names: frozenset[str] = frozenset()
 ) -> str | None:
     files = () if script is None else (RequestFile(b"script/x.stp", script),)
     return request_uncacheable_reason(
-        CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files), outward
+        CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files), host_names
     )
 
 
@@ -85,12 +89,12 @@ def test_not_repeatable(arguments, why):
 
 def test_tapsets_of_the_request_are_read():
     assert reason(b"-p4", b"-Itapset", b"-e" + PLAIN, script=b"function f() %{ %}") == "code"
-    assert reason(b"-e" + b"probe errno.x {}", outward=frozenset({"errno"})) == "program"
+    assert reason(b"-e" + b"probe errno.x {}", host_names=frozenset({"errno"})) == "program"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "--rlimit-as=1000000\n--rlimit-cpu=5 -w", "-g\n-DX=1"])
 def test_rc_that_is_known(text):
-    assert rc_is_known(text)
+    assert is_rc_cacheable(text)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +112,12 @@ def test_rc_that_is_known(text):
     ],
 )
 def test_rc_that_is_not(text):
-    assert not rc_is_known(text)
+    assert not is_rc_cacheable(text)
 
 
 def test_what_make_works_out_is_not_known():
-    assert build_options_are_known(("CONFIG_X=y", "V=0"), ("MAXACTION=7",))
-    assert not build_options_are_known(("X=$(shell date)",), ())
-    assert not build_options_are_known(("CC=/opt/gcc/bin/gcc",), ())
-    assert build_options_are_known((), ("HEADER=linux/mm.h",))
-    assert not build_options_are_known((), ("X=`date`",))
+    assert are_build_options_cacheable(("CONFIG_X=y", "V=0"), ("MAXACTION=7",))
+    assert not are_build_options_cacheable(("X=$(shell date)",), ())
+    assert not are_build_options_cacheable(("CC=/opt/gcc/bin/gcc",), ())
+    assert are_build_options_cacheable((), ("HEADER=linux/mm.h",))
+    assert not are_build_options_cacheable((), ("X=`date`",))

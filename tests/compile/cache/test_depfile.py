@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.compile.cache.depfile import has_build, parse_dependencies, read_build
+from stapsrv.compile.cache.depfile import has_build, parse_dependencies, read_dependencies
 
 # As Linux 6.1 writes them, shortened.
 OBJECT = b"""\
@@ -56,8 +56,8 @@ def leave_build(directory: Path) -> None:
 def test_a_build_s_files_are_absolute_and_others(tmp_path):
     leave_build(tmp_path / "x")
     assert has_build(tmp_path / "x")
-    build = read_build(tmp_path / "x", Path("/lib/modules/1/build"))
-    assert build.paths == {
+    dependencies = read_dependencies(tmp_path / "x", Path("/lib/modules/1/build"))
+    assert dependencies == {
         "/usr/src/common/include/linux/kconfig.h",
         "/lib/modules/1/build/include/generated/autoconf.h",
         "/lib/modules/1/build/arch/x86/include/generated/asm/rwonce.h",
@@ -72,8 +72,8 @@ def test_builds_beside_the_module_s_count(tmp_path):
     query.mkdir()
     (query / ".query.o.cmd").write_bytes(b"deps_q := \\\n  /opt/trace.h \\\n\n")
     (tmp_path / "x" / "typequery_7.so").write_bytes(b"")
-    build = read_build(tmp_path / "x", Path("/b"))
-    assert build.paths >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
+    dependencies = read_dependencies(tmp_path / "x", Path("/b"))
+    assert dependencies >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
 
 
 def test_a_module_from_stap_s_cache_was_not_built(tmp_path):

@@ -24,8 +24,8 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def look(path: Path, *, below: bool = True) -> bytes:
-    return fingerprint(WatchedPath(str(path), below), lambda *_: None)
+def scan(path: Path, *, recursive: bool = True) -> bytes:
+    return fingerprint(WatchedPath(str(path), recursive), lambda *_: None)
 
 
 def write_back_dated(path: Path) -> None:
@@ -53,31 +53,31 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_shows(tree, change):
-    before = look(tree)
-    assert look(tree) == before
+    before = scan(tree)
+    assert scan(tree) == before
     CHANGES[change](tree)
-    assert look(tree) != before
+    assert scan(tree) != before
 
 
 def test_only_the_directory_itself_may_count(tree):
-    before = look(tree, below=False)
+    before = scan(tree, recursive=False)
     (tree / "a" / "b" / "file").write_text("other")
-    assert look(tree, below=False) == before
+    assert scan(tree, recursive=False) == before
     (tree / "top").write_text("other")
-    assert look(tree, below=False) != before
+    assert scan(tree, recursive=False) != before
 
 
 def test_a_file_and_nothing_are_places_too(tree):
-    assert look(tree / "top") != look(tree / "missing")
-    before = look(tree / "missing")
+    assert scan(tree / "top") != scan(tree / "missing")
+    before = scan(tree / "missing")
     (tree / "missing").touch()
-    assert look(tree / "missing") != before
+    assert scan(tree / "missing") != before
 
 
 def test_links_in_a_circle_come_to_an_end(tree):
     (tree / "a" / "up").symlink_to("..")
     (tree / "self").symlink_to("self")
-    assert look(tree) == look(tree)
+    assert scan(tree) == scan(tree)
 
 
 def test_all_that_was_looked_at_is_watched(tree):
@@ -91,9 +91,9 @@ def test_all_that_was_looked_at_is_watched(tree):
 
 
 def test_what_is_too_large_is_refused(tree, monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.cache.fingerprint._MOST_ENTRIES", 3)
+    monkeypatch.setattr("stapsrv.compile.cache.fingerprint._MAX_ENTRIES", 3)
     with pytest.raises(TooLargeError, match="more than 3 entries"):
-        look(tree)
+        scan(tree)
 
 
 def test_stamp(tree):

@@ -1,4 +1,4 @@
-"""What of a host a result depends on, as far as it is found by looking around."""
+"""What of a host a result depends on, as far as it is found by looking inputs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def prefix(tmp_path: Path) -> Path:
     return prefix
 
 
-def surroundings(prefix: Path, *, contained: str = "", **environ: str) -> HostInputs:
+def host_inputs(prefix: Path, *, contained: str = "", **environ: str) -> HostInputs:
     stap = StapProgram(prefix / "bin" / "stap", "4.8")
-    around = HostInputs(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
-    around.rc = around.look_at_rc()
-    return around
+    inputs = HostInputs(stap, {"PATH": "/usr/bin:bin", **environ}, prefix / "own", contained=contained)
+    inputs.rc = inputs.read_rc()
+    return inputs
 
 
 def release(tree: Path, name: str = "6.1") -> ServedRelease:
@@ -40,15 +40,15 @@ def test_places(prefix, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "Makefile").write_text("include /usr/src/common/Makefile\n")
-    around = surroundings(
+    inputs = host_inputs(
         prefix,
         XDG_DATA_DIRS="/a:/b",
         SYSTEMTAP_DEBUGINFO_PATH="+:.debug:/debug",
         XDG_DATA_HOME="/home/x",
         LD_LIBRARY_PATH="/opt/lib:lib",
     )
-    premises = around.premises(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
-    assert premises.tapsets == (
+    paths = inputs.paths(release(tree), ServerSettings(include=("/tapset",), runtime="/runtime"))
+    assert paths.tapsets == (
         WatchedPath(str(prefix / "share/systemtap/tapset")),
         WatchedPath("/tapset"),
         WatchedPath("/home/x/systemtap/tapset"),
@@ -60,19 +60,19 @@ def test_places(prefix, tmp_path):
         WatchedPath(str(tree)),
         WatchedPath("/usr/src/common"),
         WatchedPath("/lib/modules/6.1"),
-        WatchedPath("/boot", below=False),
+        WatchedPath("/boot", recursive=False),
         WatchedPath("/boot/.debug"),
         WatchedPath("/usr/lib/bfd-plugins"),
         WatchedPath("/debug"),
-        WatchedPath("/usr/bin", below=False),
-        WatchedPath("/opt/lib", below=False),
-    } <= set(premises.means)
-    assert WatchedPath("bin", below=False) not in premises.means
+        WatchedPath("/usr/bin", recursive=False),
+        WatchedPath("/opt/lib", recursive=False),
+    } <= set(paths.toolchain)
+    assert WatchedPath("bin", recursive=False) not in paths.toolchain
 
 
 def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypatch):
     """A request may be the first to ask for them, when descriptors have run out; Python would import."""
-    around = surroundings(prefix)
+    inputs = host_inputs(prefix)
 
     def fail(*_arguments: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -80,12 +80,15 @@ def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypat
     monkeypatch.setattr("builtins.open", fail)
     monkeypatch.setattr("io.open", fail)
     monkeypatch.setattr("sysconfig.get_config_var", fail)
-    assert WatchedPath("/usr/bin", below=False) in around.premises(release(tmp_path), ServerSettings()).means
+    assert (
+        WatchedPath("/usr/bin", recursive=False)
+        in inputs.paths(release(tmp_path), ServerSettings()).toolchain
+    )
 
 
 def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
     settings = ServerSettings(include=("/link/../tapset", "/a//b/"))
-    tapsets = surroundings(prefix).premises(release(tmp_path), settings).tapsets
+    tapsets = host_inputs(prefix).paths(release(tmp_path), settings).tapsets
     assert tapsets[1:3] == (WatchedPath("/link/../tapset"), WatchedPath("/a/b"))
 
 
@@ -100,40 +103,40 @@ def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
 )
 def test_an_installation_that_is_not_known_is_a_fault(prefix, change, fault):
     change(prefix)
-    assert surroundings(prefix).fault == fault
+    assert host_inputs(prefix).fault == fault
 
 
 def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
     """It has tapsets of its own, which nobody watches."""
     link = prefix / "stap"
     link.symlink_to(prefix / "bin" / "stap")
-    around = HostInputs(StapProgram(link, "4.8"), {}, prefix / "own")
-    assert around.fault is None
+    inputs = HostInputs(StapProgram(link, "4.8"), {}, prefix / "own")
+    assert inputs.fault is None
     link.unlink()
     link.symlink_to(prefix / "bin" / "stap-5.0")
-    assert around.fault == "program"
+    assert inputs.fault == "program"
 
 
 @pytest.mark.parametrize("name", ["CPATH", "KCFLAGS", "LD_PRELOAD", "CROSS_COMPILE"])
 def test_paths_for_make_and_the_compiler_are_not_known(prefix, name):
-    assert surroundings(prefix, **{name: "-I/opt/x"}).fault == "environment"
-    assert surroundings(prefix, **{name: "plain"}).fault is None
+    assert host_inputs(prefix, **{name: "-I/opt/x"}).fault == "environment"
+    assert host_inputs(prefix, **{name: "plain"}).fault is None
 
 
 def test_debugging_information_from_the_network_is_not_known(prefix):
-    assert surroundings(prefix, DEBUGINFOD_URLS="https://example.org").fault == "debuginfod"
-    assert surroundings(prefix, DEBUGINFOD_URLS="").fault is None
+    assert host_inputs(prefix, DEBUGINFOD_URLS="https://example.org").fault == "debuginfod"
+    assert host_inputs(prefix, DEBUGINFOD_URLS="").fault is None
 
 
 def test_state(prefix, tmp_path):
     (prefix / "own").mkdir()
-    around = HostInputs(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
+    inputs = HostInputs(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
 
     def state() -> bytes | None:
-        around.rc = around.look_at_rc()
-        return around.state(release(tmp_path))
+        inputs.rc = inputs.read_rc()
+        return inputs.state_digest(release(tmp_path))
 
-    assert around.state(release(tmp_path)) is None
+    assert inputs.state_digest(release(tmp_path)) is None
     before = state()
     assert before is not None
     assert state() == before
@@ -142,7 +145,7 @@ def test_state(prefix, tmp_path):
     limited = state()
     assert limited not in {None, before}
     rc.write_text("-I /opt/tapset\n")
-    assert around.state(release(tmp_path)) == limited
+    assert inputs.state_digest(release(tmp_path)) == limited
     assert state() is None
     rc.unlink()
     assert state() == before
@@ -151,12 +154,14 @@ def test_state(prefix, tmp_path):
 
 
 def test_the_environment_counts_as_far_as_it_matters(prefix, tmp_path):
-    before = surroundings(prefix).state(release(tmp_path))
-    assert surroundings(prefix, INVOCATION_ID="1", TMPDIR="/x").state(release(tmp_path)) == before
-    assert surroundings(prefix, KCFLAGS="-O3").state(release(tmp_path)) != before
-    assert surroundings(prefix, contained="off").state(release(tmp_path)) != before
+    before = host_inputs(prefix).state_digest(release(tmp_path))
+    assert host_inputs(prefix, INVOCATION_ID="1", TMPDIR="/x").state_digest(release(tmp_path)) == before
+    assert host_inputs(prefix, KCFLAGS="-O3").state_digest(release(tmp_path)) != before
+    assert host_inputs(prefix, contained="off").state_digest(release(tmp_path)) != before
 
 
 def test_the_kernel_that_runs_may_show_more(prefix, tmp_path):
-    around = surroundings(prefix)
-    assert around.state(release(tmp_path, host_release())) != around.state(release(tmp_path, "6.1"))
+    inputs = host_inputs(prefix)
+    assert inputs.state_digest(release(tmp_path, host_release())) != inputs.state_digest(
+        release(tmp_path, "6.1")
+    )

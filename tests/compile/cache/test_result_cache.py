@@ -15,11 +15,10 @@ import attrs
 import pytest
 from kit.service import LogLines
 
-from stapsrv.compile.cache.depfile import Build
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
 from stapsrv.compile.cache.fingerprint import WatchedPath
-from stapsrv.compile.cache.inputs import InputPaths, Rc
+from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
@@ -32,32 +31,32 @@ from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
 
-NO_RC = Rc(b"", is_known=True)
+NO_RC = RcFile(b"", is_cacheable=True)
 
 
 @attrs.define
-class Around:
+class FakeInputs:
     """A small world: tapsets in one directory, everything else in another."""
 
     directory: Path
     fault: str | None = None
     stated: bytes | None = b"state"
-    rc: Rc = NO_RC
-    look_at_rc: Callable[[], Rc] = lambda: NO_RC
+    rc: RcFile = NO_RC
+    read_rc: Callable[[], RcFile] = lambda: NO_RC
 
     @property
     def stap_cache(self) -> Path:
         return self.directory / "cache"
 
-    def premises(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
+    def paths(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
         further = tuple(WatchedPath(include) for include in settings.include)
         return InputPaths(
             (WatchedPath(str(self.directory / "tapset")), *further),
             (WatchedPath(str(self.directory / "tree")),),
         )
 
-    def state(self, _release: ServedRelease) -> bytes | None:
-        return self.stated if self.rc.is_known else None
+    def state_digest(self, _release: ServedRelease) -> bytes | None:
+        return self.stated if self.rc.is_cacheable else None
 
 
 @attrs.frozen
@@ -72,10 +71,10 @@ class World:
     """A cache, and a stap that notes how it was run."""
 
     directory: Path
-    around: Around
+    inputs: FakeInputs
     cache: ResultCache
     lines: LogLines
-    grounds: InputWatcher
+    watcher: InputWatcher
     runs: list[CompileJob] = attrs.field(factory=list)
     released: int = 0
     status: int = 0
@@ -101,9 +100,9 @@ class World:
     async def ask(self, *arguments: bytes, **settings: object) -> str:
         """Answer a request as a server does; return where the answer came from."""
         job = self.job(*arguments, **settings)
-        premises = self.around.premises(job.release, job.settings)
-        if self.around.fault is None:
-            await self.grounds.wait_scanned(premises.places)
+        paths = self.inputs.paths(job.release, job.settings)
+        if self.inputs.fault is None:
+            await self.watcher.wait_scanned(paths.all)
         key = self.cache.key_for(job)
         if await self.cache.get(key) is not None:
             return "hit"
@@ -124,10 +123,10 @@ class World:
 
     async def _pass(self) -> None:
         assert self.passing is not None
-        places = self.around.premises(self.job().release, self.job().settings).places
+        places = self.inputs.paths(self.job().release, self.job().settings).all
         for change in (self.passing.touch, self.passing.unlink):
             change()
-            await self.grounds.wait_scanned(places)
+            await self.watcher.wait_scanned(places)
 
     async def run_stap(self, job: CompileJob) -> Compiled:
         self.runs.append(job)
@@ -137,9 +136,9 @@ class World:
             await self._pass()
         await anyio.lowlevel.checkpoint()
 
-        async def read_build() -> Build:
+        async def read_dependencies() -> frozenset[str]:
             await anyio.lowlevel.checkpoint()
-            return Build(frozenset({f"{self.directory}/tree/x.h", *self.outside}))
+            return frozenset({f"{self.directory}/tree/x.h", *self.outside})
 
         name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
         files = (
@@ -151,24 +150,24 @@ class World:
         async def release() -> None:
             self.released += 1
 
-        return Compiled(result, self.built or job.anew, read_build, release)
+        return Compiled(result, self.built or job.anew, read_dependencies, release)
 
 
 @contextlib.asynccontextmanager
-async def world(directory: Path, *, lay_out: bool = True, **around: object) -> AsyncIterator[World]:
+async def world(directory: Path, *, lay_out: bool = True, **inputs: object) -> AsyncIterator[World]:
     if lay_out:
         for name in ("tapset", "tree"):
             (directory / name).mkdir()
         (directory / "tapset" / "a.stp").write_text('probe user.begin = process("/bin/ls").begin {}')
         (directory / "tree" / "x.h").write_text("/* */")
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as grounds:
-        surroundings = Around(directory, **around)
+    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
+        surroundings = FakeInputs(directory, **inputs)
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
-        cache = ResultCache(surroundings, grounds, store, log=lines.log)
+        cache = ResultCache(surroundings, watcher, store, log=lines.log)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(grounds.run)
-            yield World(directory, surroundings, cache, lines, grounds)
+            tasks.start_soon(watcher.run)
+            yield World(directory, surroundings, cache, lines, watcher)
             tasks.cancel_scope.cancel()
 
 
@@ -209,20 +208,20 @@ async def test_other_requests_and_other_settings_are_other_keys(tmp_path):
 async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         job = w.job()
-        await w.grounds.wait_scanned(w.around.premises(job.release, job.settings).places)
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
         assert (await w.cache.wait_key_for(job)).reason is None
         gate = threading.Event()
-        w.around.look_at_rc = gate.wait
+        w.inputs.read_rc = gate.wait
         w.cache._files = BlockingCalls(grace_s=0.1)
         with monkeypatch.context() as hasty:
             hasty.setattr(w.cache._files, "_timeout_s", 0.2)
             assert (await w.cache.wait_key_for(job)).reason == "rc"
         assert "cache.unreadable" in w.lines.events()
         gate.set()
-        w.around.look_at_rc = lambda: NO_RC
+        w.inputs.read_rc = lambda: NO_RC
         key = await w.cache.wait_key_for(job)
         assert key.reason is None
-        w.around.look_at_rc = lambda: Rc(b"of another kind", is_known=False)
+        w.inputs.read_rc = lambda: RcFile(b"of another kind", is_cacheable=False)
         assert (await w.compile(key, job)).reason == "changed"
 
 
@@ -238,16 +237,16 @@ async def test_a_change_makes_another_key(tmp_path, changed):
 async def test_the_state_of_the_host_counts(tmp_path):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
-        w.around.stated = b"another"
+        w.inputs.stated = b"another"
         assert await w.ask() == "stored"
-        w.around.stated = None
+        w.inputs.stated = None
         assert await w.ask() == "rc"
 
 
 async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_path, monkeypatch):
     monkeypatch.setattr("stapsrv.compile.cache.result_cache._SCAN_S", 0.05)
     async with world(tmp_path) as w:
-        monkeypatch.setattr(w.grounds, "fingerprint", lambda _places: None)
+        monkeypatch.setattr(w.watcher, "fingerprint", lambda _places: None)
         assert (await w.cache.wait_key_for(w.job())).reason == "unknown yet"
 
 
@@ -370,7 +369,7 @@ async def test_a_change_during_the_compile_is_not_kept(tmp_path):
 async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where):
     """All places are what they were before, and stap may have read what was there in between."""
     async with world(tmp_path) as w:
-        await w.grounds.wait_scanned(w.around.premises(w.job().release, w.job().settings).places)
+        await w.watcher.wait_scanned(w.inputs.paths(w.job().release, w.job().settings).all)
         before = w.cache.key_for(w.job())
         w.passing = tmp_path / where / "passing.stp"
         assert await w.ask() == "changed"
@@ -385,12 +384,12 @@ async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where
 
 
 def types_of(w: World) -> list[str]:
-    return sorted(path.name for path in w.around.stap_cache.rglob("*_1*"))
+    return sorted(path.name for path in w.inputs.stap_cache.rglob("*_1*"))
 
 
 def keep_types(w: World) -> None:
     """Have what stap finds out about types in its cache."""
-    directory = w.around.stap_cache / "ab"
+    directory = w.inputs.stap_cache / "ab"
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("typequery_1.ko", "typequery_1_hash.log", "tracequery_1.o", "stap_1.ko", "stapconf_1.h"):
         (directory / name).touch()
@@ -454,7 +453,7 @@ async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_pa
         early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
         asked = w.cache.key_for(early)
         (tmp_path / "tree" / "x.h").write_text("changed")
-        await w.grounds.wait_scanned(w.around.premises(late.release, late.settings).places)
+        await w.watcher.wait_scanned(w.inputs.paths(late.release, late.settings).all)
 
         async def run_late(job: CompileJob) -> Compiled:
             await w.compile(asked, early)
@@ -482,7 +481,7 @@ async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
         assert await w.ask(b"-p4", b"-eprobe begin { exit() }") == "stored"
         job = w.job()
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(w.grounds, "fingerprint", lambda _places: None)
+            patched.setattr(w.watcher, "fingerprint", lambda _places: None)
             known = await w.compile(w.cache.key_for(job), job)
             assert known.reason == "unknown yet"
         w.built = False
@@ -557,20 +556,20 @@ async def test_after_a_change_other_options_of_the_server_do_not_bring_back_what
 
 
 @pytest.mark.parametrize(
-    ("around", "settings", "reason"),
+    ("inputs", "settings", "reason"),
     [
         ({}, {}, "unknown yet"),
-        ({"rc": Rc(b"1", is_known=False)}, {}, "rc"),
+        ({"rc": RcFile(b"1", is_cacheable=False)}, {}, "rc"),
         ({}, {"build": ("CC=/x",)}, "server options"),
     ],
 )
 async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
-    tmp_path, around, settings, reason
+    tmp_path, inputs, settings, reason
 ):
     """Even where nothing is known for certain: no such request joins the compile of another."""
-    async with world(tmp_path, **around) as w:
+    async with world(tmp_path, **inputs) as w:
         job = w.job(**settings)
-        await w.grounds.wait_scanned(w.around.premises(job.release, job.settings).places)
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
 
         def flight() -> object:
             key = w.cache.key_for(job)
@@ -584,7 +583,7 @@ async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
         (tmp_path / "tapset" / "a.stp").write_text("2")
         changed = flight()
         assert changed != before
-        w.around.rc = attrs.evolve(w.around.rc, stamp=b"2")
+        w.inputs.rc = attrs.evolve(w.inputs.rc, stamp=b"2")
         assert flight() != changed
 
 

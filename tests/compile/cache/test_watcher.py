@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch):
+def _short_quiet(monkeypatch):
     monkeypatch.setattr("stapsrv.compile.cache.watcher._QUIET_S", 0.01)
 
 
@@ -40,14 +40,14 @@ def tree(tmp_path: Path) -> Path:
 
 @contextlib.asynccontextmanager
 async def watching(
-    *places: WatchedPath, check_s: float = 900.0
+    *paths: WatchedPath, rescan_s: float = 900.0
 ) -> AsyncIterator[tuple[InputWatcher, LogLines]]:
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log, check_s=check_s)) as grounds:
+    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log, rescan_s=rescan_s)) as watcher:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(grounds.run)
-            await grounds.wait_scanned(places)
-            yield grounds, lines
+            tasks.start_soon(watcher.run)
+            await watcher.wait_scanned(paths)
+            yield watcher, lines
             tasks.cancel_scope.cancel()
 
 
@@ -56,7 +56,7 @@ def replace(tree: Path) -> None:
     shutil.copytree(tree.with_name("old"), tree, symlinks=True)
 
 
-def lead_elsewhere(link: Path, target: str) -> None:
+def swap_link(link: Path, target: str) -> None:
     """Swap a link for another, as releases are."""
     link.with_name("link.new").symlink_to(target)
     link.with_name("link.new").rename(link)
@@ -69,7 +69,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "removed": lambda tree: (tree / "a" / "b" / "file").unlink(),
     "behind a link": lambda tree: (tree.parents[1] / "far" / "new").touch(),
     "replaced": replace,
-    "a link on the way back up": lambda tree: lead_elsewhere(tree.parents[1] / "hop", "new/side"),
+    "a link on the way back up": lambda tree: swap_link(tree.parents[1] / "hop", "new/side"),
     "way renamed": lambda tree: tree.parent.rename(tree.parents[1] / "off"),
     "gone": lambda tree: shutil.rmtree(tree),
 }
@@ -77,59 +77,59 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_is_known_at_once(tree, change):
-    place = WatchedPath(str(tree))
-    async with watching(place) as (grounds, _lines):
-        before = grounds.fingerprint([place])
+    path = WatchedPath(str(tree))
+    async with watching(path) as (watcher, _lines):
+        before = watcher.fingerprint([path])
         assert before is not None
-        assert grounds.fingerprint([place]) == before
+        assert watcher.fingerprint([path]) == before
         CHANGES[change](tree)
-        assert grounds.fingerprint([place]) is None
-        await grounds.wait_scanned([place])
-        after = grounds.fingerprint([place])
+        assert watcher.fingerprint([path]) is None
+        await watcher.wait_scanned([path])
+        after = watcher.fingerprint([path])
         assert after not in {None, before}
 
 
 async def test_what_comes_later_is_watched_as_well(tree):
-    place = WatchedPath(str(tree))
-    async with watching(place) as (grounds, _lines):
+    path = WatchedPath(str(tree))
+    async with watching(path) as (watcher, _lines):
         (tree / "new" / "deep").mkdir(parents=True)
-        await grounds.wait_scanned([place])
-        before = grounds.fingerprint([place])
+        await watcher.wait_scanned([path])
+        before = watcher.fingerprint([path])
         (tree / "new" / "deep" / "file").touch()
-        assert grounds.fingerprint([place]) != before
+        assert watcher.fingerprint([path]) != before
 
 
 async def test_a_missing_place_may_come(tmp_path):
-    place = WatchedPath(str(tmp_path / "x" / "y"))
-    async with watching(place) as (grounds, _lines):
-        before = grounds.fingerprint([place])
+    path = WatchedPath(str(tmp_path / "x" / "y"))
+    async with watching(path) as (watcher, _lines):
+        before = watcher.fingerprint([path])
         (tmp_path / "other").mkdir()
-        assert grounds.fingerprint([place]) == before
+        assert watcher.fingerprint([path]) == before
         (tmp_path / "x" / "y").mkdir(parents=True)
-        assert grounds.fingerprint([place]) is None
+        assert watcher.fingerprint([path]) is None
 
 
 async def test_neighbours_do_not_count(tree):
-    place, other = WatchedPath(str(tree / "a")), WatchedPath(str(tree / "link"))
-    async with watching(place, other) as (grounds, _lines):
-        before = grounds.fingerprint([place])
+    path, other = WatchedPath(str(tree / "a")), WatchedPath(str(tree / "link"))
+    async with watching(path, other) as (watcher, _lines):
+        before = watcher.fingerprint([path])
         (tree / "link" / "new").touch()
-        assert grounds.fingerprint([place]) == before
-        assert grounds.fingerprint([place, other]) is None
+        assert watcher.fingerprint([path]) == before
+        assert watcher.fingerprint([path, other]) is None
 
 
 async def test_an_unknown_place_is_not_known(tree):
-    async with watching(WatchedPath(str(tree))) as (grounds, _lines):
-        assert grounds.fingerprint([WatchedPath("/usr")]) is None
+    async with watching(WatchedPath(str(tree))) as (watcher, _lines):
+        assert watcher.fingerprint([WatchedPath("/usr")]) is None
 
 
 async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch):
-    place = WatchedPath(str(tree))
-    async with watching(place) as (grounds, lines):
+    path = WatchedPath(str(tree))
+    async with watching(path) as (watcher, lines):
         monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [inotify.Event(-1, inotify.OVERFLOW, b"")])
-        assert grounds.fingerprint([place]) is None
+        assert watcher.fingerprint([path]) is None
         monkeypatch.undo()
-        await grounds.wait_scanned([place])
+        await watcher.wait_scanned([path])
         assert "cache.overflow" in lines.events()
 
 
@@ -148,34 +148,34 @@ async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch)
     ],
 )
 async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, counts):
-    place = WatchedPath(str(tree))
+    path = WatchedPath(str(tree))
     top = tree.parents[1]
-    async with watching(place) as (grounds, _lines):
-        before = grounds.fingerprint([place])
+    async with watching(path) as (watcher, _lines):
+        before = watcher.fingerprint([path])
         with monkeypatch.context() as patched:
             mounted = frozenset({b"/run/user/1000", bytes(top / point)})
             patched.setattr(Mounts, "changed", lambda _self: mounted)
-            assert (grounds.fingerprint([place]) is None) == counts
-        await grounds.wait_scanned([place])
-        assert grounds.fingerprint([place]) == before
+            assert (watcher.fingerprint([path]) is None) == counts
+        await watcher.wait_scanned([path])
+        assert watcher.fingerprint([path]) == before
 
 
 async def test_a_mount_over_the_root_counts_for_everything(tree, monkeypatch):
-    place = WatchedPath(str(tree / "missing"))
-    async with watching(place) as (grounds, _lines):
+    path = WatchedPath(str(tree / "missing"))
+    async with watching(path) as (watcher, _lines):
         monkeypatch.setattr(Mounts, "changed", lambda _self: frozenset({b"/"}))
-        assert grounds.fingerprint([place]) is None
+        assert watcher.fingerprint([path]) is None
 
 
 async def test_a_change_that_nobody_tells_of_is_found_in_time(tree, monkeypatch):
-    place = WatchedPath(str(tree))
+    path = WatchedPath(str(tree))
     monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [])
-    async with watching(place, check_s=0.05) as (grounds, lines):
-        before = grounds.fingerprint([place])
+    async with watching(path, rescan_s=0.05) as (watcher, lines):
+        before = watcher.fingerprint([path])
         (tree / "new").touch()
-        await lines.wait("cache.unnoticed")
-        await grounds.wait_scanned([place])
-        assert grounds.fingerprint([place]) != before
+        await lines.wait("cache.missed_change")
+        await watcher.wait_scanned([path])
+        assert watcher.fingerprint([path]) != before
 
 
 @pytest.fixture
@@ -191,19 +191,19 @@ def hidden(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ["current", "missing", "."])
 async def test_what_could_change_unheard_is_not_known(hidden, name):
-    place = WatchedPath(str(hidden / name))
-    async with watching(place) as (grounds, lines):
-        assert grounds.fingerprint([place]) is None
-        assert str(hidden) in str(grounds.fault([place]))
+    path = WatchedPath(str(hidden / name))
+    async with watching(path) as (watcher, lines):
+        assert watcher.fingerprint([path]) is None
+        assert str(hidden) in str(watcher.fault([path]))
         assert lines.events() == ["cache.unwatched", "cache.watching"]
 
 
 async def test_a_directory_below_tells_of_itself(hidden):
-    place = WatchedPath(str(hidden / "v1"))
-    async with watching(place) as (grounds, _):
-        before = grounds.fingerprint([place])
+    path = WatchedPath(str(hidden / "v1"))
+    async with watching(path) as (watcher, _):
+        before = watcher.fingerprint([path])
         (hidden / "v1").rename(hidden / "v0")
-        assert None is grounds.fingerprint([place]) is not before
+        assert None is watcher.fingerprint([path]) is not before
 
 
 async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):
@@ -211,8 +211,8 @@ async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(inotify.Inotify, "watch", fail)
-    place = WatchedPath(str(tree))
-    async with watching(place) as (grounds, lines):
-        assert grounds.fingerprint([place]) is None
-        assert grounds.fault([place]) is not None
+    path = WatchedPath(str(tree))
+    async with watching(path) as (watcher, lines):
+        assert watcher.fingerprint([path]) is None
+        assert watcher.fault([path]) is not None
         assert lines.events() == ["cache.unwatched", "cache.watching"]

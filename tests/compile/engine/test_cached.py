@@ -14,7 +14,7 @@ from kit.service import FakeEngine, LogLines
 
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.fingerprint import WatchedPath
-from stapsrv.compile.cache.inputs import InputPaths, Rc
+from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import CompileJob
@@ -35,19 +35,19 @@ class Inputs:
 
     directory: Path
     fault: str | None = None
-    rc: Rc = Rc(b"", is_known=True)  # noqa: RUF009 - a value
+    rc: RcFile = RcFile(b"", is_cacheable=True)  # noqa: RUF009 - a value
 
     @property
     def stap_cache(self) -> Path:
         return self.directory / "cache"
 
-    def premises(self, _release: ServedRelease, _settings: ServerSettings) -> InputPaths:
+    def paths(self, _release: ServedRelease, _settings: ServerSettings) -> InputPaths:
         return InputPaths((WatchedPath(str(self.directory / "tapset")),), ())
 
-    def state(self, _release: ServedRelease) -> bytes:
+    def state_digest(self, _release: ServedRelease) -> bytes:
         return b"state"
 
-    def look_at_rc(self) -> Rc:
+    def read_rc(self) -> RcFile:
         return self.rc
 
 
