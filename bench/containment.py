@@ -44,7 +44,7 @@ DEADLINE_S = 120.0
 async def find_sandboxes(stap: StapProgram, environ: Mapping[str, str], place: Path) -> dict[str, Sandbox]:
     """Return no containment and each mechanism that works here, by name."""
     found = {}
-    for name in (OFF, *(mechanism.value for mechanism in Backend)):
+    for name in (OFF, *(backend.value for backend in Backend)):
         try:
             found[name] = await find_sandbox(name, stap.path, environ, home=place, workspace=place)
         except ConfigError as exc:

@@ -44,7 +44,7 @@ from kit.real import (
     serving,
     serving_original,
 )
-from kit.trees import ProcessTree
+from kit.trees import ProcessObserver
 
 ORIGINAL, OURS = "SystemTap's own", "stapsrv"
 BEGIN, END = "<!-- rows of bench/faults.py -->\n", "<!-- end of these rows -->\n"
@@ -261,7 +261,7 @@ class Compile:
 
     gate: CompilerGate
     client: subprocess.Popen[str]
-    tree: ProcessTree
+    tree: ProcessObserver
 
 
 @contextlib.contextmanager
@@ -272,14 +272,14 @@ def _compiling(contender: Contender, server: Server) -> Iterator[Compile]:
     client = stap.begin_via(server.port, "-p4", "-I", directory, "-e", gate.SCRIPT)
     try:
         gate.wait_reached(client)
-        yield Compile(gate, client, ProcessTree(server.pid))
+        yield Compile(gate, client, ProcessObserver(server.pid))
     finally:
         client.kill()
         client.communicate()
         gate.close()
 
 
-def _left_of(tree: ProcessTree, seconds: float) -> str:
+def _left_of(tree: ProcessObserver, seconds: float) -> str:
     """Say whether a compile outlived what should have ended it."""
     left = tree.wait_left(seconds)
     tree.kill()

@@ -17,7 +17,7 @@ from kit.trees import Witness, shell
 
 from stapsrv import process
 from stapsrv.errors import RequestRejected, TranslatorError
-from stapsrv.process import Containment, ExitReason, ProcessResult, find_containment, run_tree
+from stapsrv.process import Containment, ExitReason, ProcessResult, find_containment, run_process_tree
 
 pytestmark = pytest.mark.anyio
 
@@ -53,45 +53,47 @@ def no_descriptor_is_left():
 
 
 async def test_outputs_and_status(containment):
-    outcome = await run_tree(shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment)
-    assert outcome == ProcessResult(ExitReason.EXITED, 7, b"out\n", b"err\n")
+    result = await run_process_tree(
+        shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment
+    )
+    assert result == ProcessResult(ExitReason.EXITED, 7, b"out\n", b"err\n")
 
 
 async def test_standard_input_is_empty():
-    assert (await run_tree(["cat"], deadline_s=20)).stdout == b""
+    assert (await run_process_tree(["cat"], deadline_s=20)).stdout == b""
 
 
 async def test_arguments_are_passed_byte_for_byte(containment):
     nasty = [b"a\nb", b"'\"$(id)`", b"\xff\xfe", b"", b"-e"]
     command = [sys.executable, "-c", "import os,sys; os.write(1, b'|'.join(map(os.fsencode, sys.argv[1:])))"]
-    outcome = await run_tree([*command, *nasty], deadline_s=20, containment=containment)
-    assert outcome.stdout == b"|".join(nasty)
+    result = await run_process_tree([*command, *nasty], deadline_s=20, containment=containment)
+    assert result.stdout == b"|".join(nasty)
 
 
 async def test_directory_and_environment(tmp_path, containment):
     env = {b"PATH": os.environb[b"PATH"], b"GREETING": b"hello"}
-    outcome = await run_tree(
+    result = await run_process_tree(
         shell('pwd; echo "$GREETING"; echo "$HOME"'),
         deadline_s=20,
         cwd=tmp_path,
         env=env,
         containment=containment,
     )
-    assert outcome.stdout == f"{tmp_path}\nhello\n\n".encode()
+    assert result.stdout == f"{tmp_path}\nhello\n\n".encode()
 
 
 async def test_death_by_signal_is_told():
-    assert (await run_tree(shell("kill -SEGV $$"), deadline_s=20)).status == -signal.SIGSEGV
+    assert (await run_process_tree(shell("kill -SEGV $$"), deadline_s=20)).status == -signal.SIGSEGV
 
 
 async def test_missing_program_is_an_error():
     with pytest.raises(TranslatorError, match=r"^/no/such/program: could not be started: No such file"):
-        await run_tree(["/no/such/program"], deadline_s=20)
+        await run_process_tree(["/no/such/program"], deadline_s=20)
 
 
 async def test_arguments_too_long_for_the_system():
     with pytest.raises(RequestRejected, match="longer than a program can take"):
-        await run_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
+        await run_process_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
 
 
 async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
@@ -106,14 +108,14 @@ async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
             # Descriptors are given out from the lowest: the limit is so many above the first that is free.
             resource.setrlimit(resource.RLIMIT_NOFILE, (free + len(refusals), hard))
             try:
-                outcome = await run_tree(["true"], deadline_s=10)
+                result = await run_process_tree(["true"], deadline_s=10)
             except TranslatorError as exc:
                 refusals.append(str(exc))
             else:
                 break
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert outcome.ending is ExitReason.EXITED
+    assert result.exit_reason is ExitReason.EXITED
     assert len(refusals) >= 5
     assert set(refusals) == {"true: could not be started: Too many open files"}
     assert os.listdir("/proc/self/fd") == before
@@ -126,7 +128,7 @@ async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with pytest.raises(TranslatorError, match="Cannot allocate memory"):
-        await run_tree(shell("exec 3>$1; sleep 300", witness.path), deadline_s=10)
+        await run_process_tree(shell("exec 3>$1; sleep 300", witness.path), deadline_s=10)
     assert not has_children()
 
 
@@ -147,7 +149,7 @@ def run_overdue(monkeypatch, witness):
 
         async def keep_outcome() -> None:
             options = {"deadline_s": deadline_s, "containment": containment, "grace_s": grace_s}
-            outcomes.append(await run_tree(command, **options))
+            outcomes.append(await run_process_tree(command, **options))
 
         monkeypatch.setattr(anyio, "move_on_after", keep_timer)
         async with anyio.create_task_group() as tasks:
@@ -155,32 +157,32 @@ def run_overdue(monkeypatch, witness):
             assert await witness.wait_line() == "ready\n"
             (timer,) = timers
             timer.deadline = anyio.current_time()
-        (outcome,) = outcomes
-        return outcome
+        (result,) = outcomes
+        return result
 
     return run
 
 
 async def test_overdue_tree_is_ended_politely(witness, run_overdue, containment):
     script = "trap 'echo tidied; kill $!; exit 3' TERM; sleep 1000 & echo ready >&3; wait"
-    outcome = await run_overdue(script, containment=containment, grace_s=20)
-    assert (outcome.ending, outcome.status) == (ExitReason.TIMED_OUT, 3)
+    result = await run_overdue(script, containment=containment, grace_s=20)
+    assert (result.exit_reason, result.status) == (ExitReason.TIMED_OUT, 3)
     await witness.wait_gone()
 
 
 async def test_tree_that_ignores_term_is_killed(witness, run_overdue, containment):
     script = "trap '' TERM; sleep 1000 & sleep 1000 & echo ready >&3; wait"
-    outcome = await run_overdue(script, containment=containment, grace_s=0.1)
-    assert outcome.ending is ExitReason.TIMED_OUT
-    assert outcome.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    result = await run_overdue(script, containment=containment, grace_s=0.1)
+    assert result.exit_reason is ExitReason.TIMED_OUT
+    assert result.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
     await witness.wait_gone()
 
 
 async def test_nothing_outlives_a_leader_that_exits(witness, containment):
     """A background child keeps the pipes open; it is ended, not waited for."""
     script = 'exec 3>"$1"; sleep 1000 & echo done'
-    outcome = await run_tree(shell(script, witness.path), deadline_s=60, containment=containment)
-    assert (outcome.ending, outcome.status, outcome.stdout) == (ExitReason.EXITED, 0, b"done\n")
+    result = await run_process_tree(shell(script, witness.path), deadline_s=60, containment=containment)
+    assert (result.exit_reason, result.status, result.stdout) == (ExitReason.EXITED, 0, b"done\n")
     await witness.wait_gone()
 
 
@@ -195,11 +197,11 @@ async def test_namespace_holds_what_leaves_its_session(witness, run_overdue):
 @pytest.mark.parametrize("stream", [1, 2])
 async def test_flood_is_ended_and_bounded(witness, containment, stream):
     script = f'exec 3>"$1"; yes >&{stream}'
-    outcome = await run_tree(
+    result = await run_process_tree(
         shell(script, witness.path), deadline_s=60, containment=containment, output_bytes=100_000, grace_s=0.1
     )
-    assert outcome.ending is ExitReason.OUTPUT_LIMIT
-    assert len((b"", outcome.stdout, outcome.stderr)[stream]) == 100_000
+    assert result.exit_reason is ExitReason.OUTPUT_LIMIT
+    assert len((b"", result.stdout, result.stderr)[stream]) == 100_000
     await witness.wait_gone()
 
 
@@ -207,7 +209,9 @@ async def test_cancellation_ends_the_tree(witness, containment):
     script = 'exec 3>"$1"; echo ready >&3; sleep 1000 & sleep 1000'
 
     async def run() -> None:
-        await run_tree(shell(script, witness.path), deadline_s=60, containment=containment, grace_s=0.1)
+        await run_process_tree(
+            shell(script, witness.path), deadline_s=60, containment=containment, grace_s=0.1
+        )
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
@@ -225,7 +229,7 @@ async def test_tree_dies_with_a_killed_supervisor(witness):
         from stapsrv.process import *
         script = 'exec 3>"$1"; echo ready >&3; setsid sleep 1000 & sleep 1000'
         async def main():
-            await run_tree(["/bin/sh", "-c", script, "sh", sys.argv[1]], deadline_s=60,
+            await run_process_tree(["/bin/sh", "-c", script, "sh", sys.argv[1]], deadline_s=60,
                            containment=Containment.NAMESPACE)
         anyio.run(main)
     """

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from stapsrv.compile.engine.tmpfs import place_in_memory
+from stapsrv.compile.engine.tmpfs import find_memory_directory
 from stapsrv.config.global_settings import GlobalSettings, can_write
 from stapsrv.config.log_format import LogFormat
 from stapsrv.control.client.accounts import GROUP
@@ -62,7 +62,7 @@ async def check_space(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Is there room for a compile, a cache and a log?"""
     places = {
         "room for stap's cache": patient.state,
-        "room for compiles": place_in_memory(patient.environ, patient.settings.tuning)
+        "room for compiles": find_memory_directory(patient.environ, patient.settings.tuning)
         or Path(tempfile.gettempdir()),
     }
     if _writes_log(patient.settings):

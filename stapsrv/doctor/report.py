@@ -34,7 +34,7 @@ from stapsrv.doctor.findings import document_of
 from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
 from stapsrv.observe.sinks import stream_descriptor
-from stapsrv.process import run_tree
+from stapsrv.process import run_process_tree
 from stapsrv.system.blocking import BlockingCalls
 
 _NAME = "stapsrv-report"
@@ -204,7 +204,7 @@ def _os_release() -> Mapping[str, str]:
 
 async def _output_of(command: Sequence[str]) -> str:
     try:
-        outcome = await run_tree(command, deadline_s=_COMMAND_S)
+        outcome = await run_process_tree(command, deadline_s=_COMMAND_S)
     except TranslatorError as exc:
         return f"{exc}\n"
     return (outcome.stdout + outcome.stderr).decode("utf-8", "replace")

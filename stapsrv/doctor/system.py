@@ -37,7 +37,7 @@ async def check_containment(patient: DoctorContext) -> AsyncIterator[Finding]:
     """Does the host grant a way to hold requests in (namespaces, Landlock), and control groups?"""
     async with open_host(patient.environ, tuning=patient.settings.tuning) as host:
         sandbox = host.engine.sandbox
-    if sandbox.mechanism is None:
+    if sandbox.backend is None:
         yield warning(
             "containment",
             "is off: requests can read whatever the server's user can",

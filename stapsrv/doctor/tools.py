@@ -9,7 +9,7 @@ from stapsrv.compile.engine.stap import find_stap
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok
 from stapsrv.errors import TranslatorError
-from stapsrv.process import ExitReason, run_tree
+from stapsrv.process import ExitReason, run_process_tree
 
 _ANSWER_S = 20.0
 _COMPILERS = {"gcc": "gcc", "make": "make"}
@@ -39,10 +39,10 @@ async def _look_for(tool: str, package: str, patient: DoctorContext, *arguments:
     if not arguments:
         return ok(tool, path)
     try:
-        outcome = await run_tree([path, *arguments], deadline_s=_ANSWER_S)
+        outcome = await run_process_tree([path, *arguments], deadline_s=_ANSWER_S)
     except TranslatorError as exc:
         return failure(tool, f"{path} {exc.problem}", remedy)
-    if outcome.ending is not ExitReason.EXITED or outcome.status != 0:
+    if outcome.exit_reason is not ExitReason.EXITED or outcome.status != 0:
         return failure(tool, f"{path} {' '.join(arguments)} does not answer", remedy)
     said = outcome.stdout.decode("utf-8", "replace").partition("\n")[0]
     return ok(tool, f"{path}: {said}")

@@ -1,1 +1,1 @@
-"""Containment of what runs on a client's behalf: what it sees, what it may use up, and how."""
+"""Containment of programs that run on a client's behalf: what they see, and what they may use up."""

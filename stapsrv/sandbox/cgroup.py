@@ -1,8 +1,8 @@
-"""Control groups: where the host delegates one, each request gets one of its own (cgroup v2).
+"""Control groups (cgroup v2): where the host delegates one, each request gets one of its own below it.
 
-Its memory, processes and processor time are bounded as a whole, and it is ended as a whole, whatever its
-processes do. A delegated group is one whose directory belongs to this user: systemd gives it to a service
-with ``Delegate=yes``. Processes may only be in its leaves, so this process moves into one first.
+The memory, processes and processor time of a request are then bounded as a whole, and it is ended as a
+whole, whatever its processes do. A delegated group is one whose directory belongs to this user: systemd
+gives it to a service with ``Delegate=yes``.
 
 Source: the kernel's Documentation/admin-guide/cgroup-v2.rst; systemd's documentation of delegation.
 """
@@ -23,36 +23,27 @@ from stapsrv.sandbox.limits import ResourceLimits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
+# How long a killed process may take to be gone; only one that is stuck in the kernel takes longer.
 _REMOVAL_S = 5.0
-"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
 _REQUEST = "request"
 _SUPERVISOR = "stap-server"
 
 
 @attrs.frozen
 class Delegation:
-    """A control group that this process may divide.
-
-    Attributes:
-        directory: its place in the file system.
-        controllers: which of :data:`CONTROLLERS` can be used in it.
-    """
+    """A control group that this process may divide, and the :data:`CONTROLLERS` that can be used in it."""
 
     directory: Path
     controllers: tuple[str, ...]
 
     @property
     def description(self) -> str:
-        """What it is good for, in a few words."""
+        """Its directory and controllers, for logs and status."""
         bounds = f" with {', '.join(self.controllers)}" if self.controllers else ""
         return f"{self.directory}{bounds}"
 
-    def make_group(self, name: str, resources: ResourceLimits) -> RequestGroup:
-        """Make the group of one request.
-
-        Args:
-            name: no other group's at the same time.
-            resources: its bounds.
+    def make_group(self, name: str, limits: ResourceLimits) -> RequestGroup:
+        """Make the group of one request; no other group of this process may have that name now.
 
         Raises:
             OSError: it cannot be made.
@@ -61,7 +52,7 @@ class Delegation:
         directory.mkdir()
         group = RequestGroup(directory)
         try:
-            for file, value in _bounds(resources).items():
+            for file, value in _control_files(limits).items():
                 if file.split(".")[0] in self.controllers and (directory / file).exists():
                     (directory / file).write_text(value)
         except OSError:
@@ -76,31 +67,30 @@ class RequestGroup:
 
     directory: Path
 
-    def adopt(self, pid: int) -> None:
-        """Take in a process that has just been started, with what it has started itself.
-
-        Each is moved before its children are looked for: a child that is born after that is in the group.
+    def add_tree(self, pid: int) -> None:
+        """Move a process that has just been started into the group, and all that it has started.
 
         Raises:
             OSError: the process cannot be moved.
         """
         (self.directory / "cgroup.procs").write_text(str(pid))
+        # Only now are its children listed: one that is born from here on is in the group.
         children = _read(Path(f"/proc/{pid}/task/{pid}/children")).split()
         for child in map(int, children):
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                self.adopt(child)
+                self.add_tree(child)
 
     @property
     def exceeded(self) -> str | None:
-        """The bound that it met: ``memory`` or ``processes``."""
-        if _counts(self.directory / "memory.events").get("oom_kill"):
+        """The limit that the group met: ``memory`` or ``processes``."""
+        if _read_counts(self.directory / "memory.events").get("oom_kill"):
             return "memory"
-        if _counts(self.directory / "pids.events").get("max"):
+        if _read_counts(self.directory / "pids.events").get("max"):
             return "processes"
         return None
 
     def remove(self) -> None:
-        """End every process that is left in it, wait some seconds until they are gone, and remove it."""
+        """Kill every process that is left in it, wait until they are gone (5 s at most), and remove it."""
         with contextlib.suppress(OSError):
             (self.directory / "cgroup.kill").write_text("1")
         with contextlib.suppress(OSError):
@@ -110,16 +100,13 @@ class RequestGroup:
 
 
 def find_delegation(proc: Path = Path("/proc/self")) -> Delegation | None:
-    """Find the group that this process may divide, and move into a leaf of it; None if there is none.
-
-    Args:
-        proc: what the kernel says of this process.
-    """
+    """Find the control group that this process may divide, and move into a leaf of it; None without one."""
     own = _own_group(_read(proc / "cgroup"), _read(proc / "mountinfo"))
-    if own is None or not _is_ours(own):
+    if own is None or not _is_delegated(own):
         return None
     try:
-        _sweep(own)
+        _remove_stale_groups(own)
+        # The kernel allows processes in leaves only, once controllers are handed down.
         leaf = own / f"{_SUPERVISOR}-{os.getpid()}"
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text(str(os.getpid()))
@@ -136,10 +123,9 @@ def find_delegation(proc: Path = Path("/proc/self")) -> Delegation | None:
     return Delegation(own, tuple(usable))
 
 
-def _own_group(membership: str, mounts: str) -> Path | None:
-    """Return the directory of the group that a process is in, by its ``cgroup`` and ``mountinfo``."""
-    path = re.search(r"^0::(/.*)$", membership, re.MULTILINE)
-    mount = re.search(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", mounts, re.MULTILINE)
+def _own_group(cgroup: str, mountinfo: str) -> Path | None:
+    path = re.search(r"^0::(/.*)$", cgroup, re.MULTILINE)
+    mount = re.search(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", mountinfo, re.MULTILINE)
     if path is None or mount is None:
         return None
     top, point = mount.groups()
@@ -147,45 +133,45 @@ def _own_group(membership: str, mounts: str) -> Path | None:
     return None if relative.startswith("..") else Path(point, relative)
 
 
-def _is_ours(group: Path) -> bool:
-    """Whether this user may make groups here and move processes; never in the host's own group."""
+def _is_delegated(group: Path) -> bool:
+    """Whether this user may make groups here and move processes."""
     files = (group / "cgroup.procs", group / "cgroup.subtree_control")
     return (
+        # The host's root group has no such file: it is nobody's to divide.
         (group / "cgroup.type").exists()
         and os.access(group, os.W_OK | os.X_OK)
         and all(os.access(file, os.W_OK) for file in files)
     )
 
 
-def _sweep(group: Path) -> None:
-    """Remove the empty groups that processes before this one left behind."""
+def _remove_stale_groups(group: Path) -> None:
+    # rmdir fails on a group that still has processes, which is another server's.
     for pattern in (f"{_REQUEST}-*", f"{_SUPERVISOR}-*"):
-        for left in group.glob(pattern):
+        for stale in group.glob(pattern):
             with contextlib.suppress(OSError):
-                left.rmdir()
+                stale.rmdir()
 
 
-def _bounds(resources: ResourceLimits) -> Mapping[str, str]:
-    """Return what is written to a group's files."""
-    bounds = {}
-    if resources.memory_bytes:
-        bounds["memory.max"] = str(resources.memory_bytes)
-        bounds["memory.oom.group"] = "1"
-    if resources.processes:
-        bounds["pids.max"] = str(resources.processes)
-    if resources.cores:
-        bounds["cpu.max"] = f"{round(resources.cores * _PERIOD_US)} {_PERIOD_US}"
-    return bounds
+def _control_files(limits: ResourceLimits) -> Mapping[str, str]:
+    values = {}
+    if limits.memory_bytes:
+        values["memory.max"] = str(limits.memory_bytes)
+        values["memory.oom.group"] = "1"
+    if limits.processes:
+        values["pids.max"] = str(limits.processes)
+    if limits.cores:
+        values["cpu.max"] = f"{round(limits.cores * _PERIOD_US)} {_PERIOD_US}"
+    return values
 
 
-def _counts(events: Path) -> Mapping[str, int]:
+def _read_counts(events: Path) -> Mapping[str, int]:
     pairs = (line.split() for line in _read(events).splitlines())
     return {name: int(count) for name, count in pairs}
 
 
 def _wait_empty(events: Path) -> None:
-    """Wait until a group has no process; the kernel tells of each change by the file's priority data."""
     with events.open("rb", buffering=0) as file:
+        # The kernel reports each change of the file as priority data.
         poll = select.poll()
         poll.register(file, select.POLLPRI | select.POLLERR)
         deadline = time.monotonic() + _REMOVAL_S

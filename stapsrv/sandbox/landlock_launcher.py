@@ -1,15 +1,15 @@
-"""A script of its own, on bare Python: confines itself with Landlock, then becomes the program it is given.
+"""A program of its own: confines itself with Landlock, then becomes the command that it is given.
 
     landlock_launcher.py network|no-network [READ|WRITE PATH]... -- COMMAND [ARGUMENT]...
 
-It leaves a keeper behind that ends all that the command started when the command or the caller has ended.
-What cannot be done it says in one line on standard error, and exits with status 125.
+A keeper process stays behind and ends all that the command started when the command or the caller has ended.
+Errors go to standard error in one line, with exit status 125.
 
 Source: landlock(7), prctl(2), and the kernel's headers.
 """
 
-# It imports nothing of this package and little else, since every request waits for its start, and has numbers
-# where the kernel's headers have names.
+# It starts for every request, so it imports little, and nothing of this package. It has numbers where the
+# kernel's headers have names.
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _READ_RIGHTS = _EXECUTE | _READ_FILE | _READ_DIR
 
 _SIGKILL, _SIGTERM, _SIGPIPE, _SIGXFSZ = 9, 15, 13, 25
 _SIG_DFL, _SIG_IGN = 0, 1
+# How long killed processes may take to be gone; only one that is stuck in the kernel takes longer.
 _END_S = 5.0
-"""How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Refused(Exception):
-    """What could not be done, and why."""
+class _SetupError(Exception):
+    pass
 
 
 def main(argv: list[str]) -> None:
-    """Contain this process and run the command."""
+    """Confine this process and become the command."""
     split = argv.index("--")
     (network, *words), command = argv[:split], argv[split + 1 :]
     mounts = list(zip(words[::2], words[1::2], strict=True))
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         for number in (_SIGPIPE, _SIGXFSZ):
             _libc.signal(number, ctypes.c_void_p(_SIG_DFL))
         os.execvp(command[0], command)
-    except _Refused as exc:
+    except _SetupError as exc:
         reason = str(exc)
     except OSError as exc:
         reason = f"{exc.filename or command[0]}: {exc.strerror}"
@@ -74,31 +74,30 @@ def main(argv: list[str]) -> None:
 
 
 def _check_caller() -> None:
-    """End if whoever reads the output was gone before this process was to die with it."""
+    """Exit if the parent died before PR_SET_PDEATHSIG was set: its end of the output pipe is closed then."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if any(events & select.POLLERR for _, events in output.poll(0)):
-        raise _Refused("nobody waits for the answer")
+        raise _SetupError("nobody waits for the answer")
 
 
 def _exit_code(status: int) -> int:
-    """Return how to end as a child did: a signal becomes a number above 128, as a shell has it."""
+    """Return a child's exit status; 128 + N when signal N ended it, as in a shell."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def _leave_keeper() -> None:
-    """Stay behind as two processes, and return in a third one.
+    """Fork twice: this process waits, its child keeps, and the function returns in the grandchild.
 
-    The first is the one that the caller knows and signals. The second, the keeper, leaves the session, so
-    that no signal to it ends the keeper, too; it inherits whatever is orphaned below it, and ends it all
-    once the program or the first process has ended, in whatever way.
+    The first process is the one that the caller knows and signals. The keeper inherits every orphan below it,
+    and ends all of them once the program or the first process has ended, in whatever way.
     """
-    # Nothing is ever said here: the first process alone holds the writing end until it is no more.
+    # Nothing is ever written: the first process alone holds the writing end, until it has ended.
     first_ended, first_lives = os.pipe()
     keeper = os.fork()
     if keeper:
-        # Meant for the program, which may take its time to tidy up.
+        # TERM is for the program, which may take its time to tidy up.
         _libc.signal(_SIGTERM, ctypes.c_void_p(_SIG_IGN))
         os._exit(_exit_code(os.waitpid(keeper, 0)[1]))
     os.close(first_lives)
@@ -107,6 +106,7 @@ def _leave_keeper() -> None:
     if program == 0:
         _call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
         return
+    # A signal to the caller's session must not end the keeper.
     os.setsid()
     ends = select.poll()
     ends.register(first_ended, 0)
@@ -119,7 +119,7 @@ def _leave_keeper() -> None:
 
 
 def _end_children() -> None:
-    """End every process below this one; the children of each that ends become this one's."""
+    """Kill every process below this one; the children of each that ends become this one's."""
     deadline = time.monotonic() + _END_S
     while children := _children():
         for child in children:
@@ -141,23 +141,24 @@ def _children() -> list[int]:
 
 
 def _call(what: str, result: int) -> int:
-    """Return the result of a system call, or say what failed."""
+    """Return the result of a system call, or raise its error."""
     if result < 0:
-        raise _Refused(f"{what}: {os.strerror(ctypes.get_errno())}")
+        raise _SetupError(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def _confine(mounts: list[tuple[str, str]], *, network: bool) -> None:
-    """Let Landlock allow what the places name, and nothing else that it knows of."""
+    """Have Landlock deny access to all files but those of the mounts, and all else that it can deny."""
     version = _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     abi = _call("Landlock", version)
     handled = sum(rights for since, rights in _FILE_RIGHTS_OF_ABI if abi >= since)
     net = 0 if network or abi < _ABI_NETWORK else _NET_RIGHTS
     attributes = (ctypes.c_uint64 * 3)(handled, net, _SCOPES if abi >= _ABI_SCOPES else 0)
-    known = 8 if abi < _ABI_NETWORK else 16 if abi < _ABI_SCOPES else 24
+    # An older kernel refuses a structure that is longer than the one it knows.
+    size = 8 if abi < _ABI_NETWORK else 16 if abi < _ABI_SCOPES else 24
     ruleset = _call(
         "Landlock",
-        _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(known), 0),
+        _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0),
     )
     for access, path in mounts:
         if access == "READ":
@@ -172,15 +173,15 @@ def _confine(mounts: list[tuple[str, str]], *, network: bool) -> None:
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not os.path.isdir(path):
             rights &= _OF_FILES
         # A packed structure: 64 bits of rights, 32 bits of descriptor.
-        rule = rights.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder, signed=True)
+        rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder, signed=True)
         _call(path, _libc.syscall(_SYS_LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0))
     finally:
-        os.close(place)
+        os.close(fd)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What stap needs of this host, found out and described: the view that one request gets.
+"""Which files of this host, and which variables, stap needs: the policy of a server, and a request's mounts.
 
-Named are paths as people write them. What they stand for is looked up each time, links and all, so that a
+The policy names paths as people write them. They are looked up for each request, links and all, so that a
 contained program finds under each name what the host has there.
 """
 
@@ -17,48 +17,48 @@ import attrs
 from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link, follow
 
+# Programs, libraries, compilers, tapsets, kernel headers, debug information: the same for everybody.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-"""Programs, libraries, compilers, tapsets, kernel headers, debug information: the same for everybody."""
+# What the dynamic linker, the C library, and stap for the running kernel read.
 SYSTEM_FILES = (
     *("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload"),
     *("/etc/localtime", "/etc/locale.alias", "/etc/selinux/config"),
     *("/sys/devices/system/cpu", "/sys/kernel/btf", "/sys/kernel/notes", "/sys/module"),
     *("/var/cache/debuginfod", "/var/cache/abrt-di"),
 )
-"""What the dynamic linker, the C library, and stap for the running kernel look at."""
+# What debuginfod's client needs beside: names and certificates.
 NETWORK_FILES = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf"),
     *("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/ca-certificates", "/etc/pki"),
 )
-"""What fetching debug information takes beside."""
+# Of a release, in /boot.
 KERNEL_FILES = ("System.map", "config", "vmlinux", "vmlinuz")
-"""Of a release, in /boot."""
 
 _KEPT_VARIABLES = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|LD_LIBRARY_PATH|SYSTEMTAP_\w+|DEBUGINFOD_\w+"
     r"|XDG_CACHE_HOME|XDG_DATA_DIRS|CCACHE_\w+|SOURCE_DATE_EPOCH|KBUILD_\w+"
 )
 _PROXY_VARIABLES = re.compile(r"(https?|all|no)_proxy", re.IGNORECASE)
-_NAMED_BY_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMTAP_TAPSET", "SYSTEMTAP_RUNTIME")
+_PATH_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMTAP_TAPSET", "SYSTEMTAP_RUNTIME")
 _INCLUDED_MAKEFILE = re.compile(r"^(?:-?include|MAKEARGS\s*:?=\s*-C)\s+(/\S+)", re.MULTILINE)
 _MAKEFILE_BYTES = 4096
+# What an installed SystemTap has below its prefix.
 _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale")
-"""What an installed SystemTap has below its prefix."""
 
 
 @attrs.frozen(kw_only=True)
 class SandboxPolicy:
-    """What one server's requests need, beside what every one needs.
+    """What the requests of one server may see and change, beside what every request may.
 
     Attributes:
         stap: the translator.
         environ: the server's environment.
-        home: its user's home directory.
+        home: the home directory of the server's user.
         build_trees: of the kernels that it serves.
         releases: their names.
-        read: further paths: its tapsets and runtime, what the operator adds.
+        read: further paths to show: tapsets and runtime, what the operator adds.
         write: further paths that requests may change.
-        secret: what no request may see, even where it lies in something that is shown.
+        secret: paths to hide, even where they lie in something that is shown.
     """
 
     stap: Path
@@ -82,78 +82,63 @@ class SandboxPolicy:
 
     @property
     def stap_cache(self) -> Path:
-        """What stap keeps from one request to the next."""
+        """The cache of stap, which all requests share."""
         return self.systemtap_directory / "cache"
 
 
-def request_view(needs: SandboxPolicy, directory: Path, *, start: Path | None = None) -> MountPlan:
-    """Describe what a request sees; reads some directories and links, for a millisecond.
-
-    Args:
-        needs: of the server.
-        directory: the request's own.
-        start: where stap starts; by default there.
-    """
-    wishes = [
-        *((path, Access.READ) for path in _shown(needs)),
-        *((path, Access.WRITE) for path in (*needs.write, *_caches(needs))),
-        *((path, Access.EMPTY_DIRECTORY) for path in (needs.systemtap_directory, *needs.secret)),
-        # Said last: what is kept from one request to the next, and the request itself, are there in any case.
-        (needs.systemtap_directory / "rc", Access.READ),
-        (needs.stap_cache, Access.WRITE),
+def request_mounts(policy: SandboxPolicy, directory: Path, *, cwd: Path | None = None) -> MountPlan:
+    """Plan the mounts of the request in ``directory``, which is also the default of ``cwd``; takes 1 ms."""
+    wanted = [
+        *((path, Access.READ) for path in _readable(policy)),
+        *((path, Access.WRITE) for path in policy.write),
+        *((path, Access.WRITE) for path in (_debuginfo_caches(policy) if policy.network else ())),
+        *((path, Access.EMPTY_DIRECTORY) for path in (policy.systemtap_directory, *policy.secret)),
+        # The last of several counts: these are there whatever the policy hides.
+        (policy.systemtap_directory / "rc", Access.READ),
+        (policy.stap_cache, Access.WRITE),
         (directory, Access.WRITE),
     ]
-    return _view(wishes, start or directory, network=needs.network)
+    return _resolve(wanted, cwd or directory, network=policy.network)
 
 
-def tool_view(read: Iterable[Path], directory: Path) -> MountPlan:
-    """Describe what a program of the host sees that needs little else.
-
-    Args:
-        read: what it reads.
-        directory: what it changes, and where it starts.
-    """
+def tool_mounts(read: Iterable[Path], directory: Path) -> MountPlan:
+    """Plan the mounts of a program that reads ``read`` and the system, and works in ``directory``."""
     shown = (*map(Path, (*SYSTEM, *SYSTEM_FILES, "/etc/ssl/openssl.cnf")), *read)
-    wishes = [*((path, Access.READ) for path in shown), (directory, Access.WRITE)]
-    return _view(wishes, directory, network=False)
+    return _resolve(
+        [*((path, Access.READ) for path in shown), (directory, Access.WRITE)], directory, network=False
+    )
 
 
-def _view(wishes: Iterable[tuple[Path, Access]], start: Path, *, network: bool) -> MountPlan:
-    """Look up what the wishes stand for."""
-    places: list[MountPoint] = []
+def _resolve(wanted: Iterable[tuple[Path, Access]], cwd: Path, *, network: bool) -> MountPlan:
+    """Follow the links of each path, leave out what does not exist, and plan the rest."""
+    mounts: list[MountPoint] = []
     links: list[Link] = []
-    for path, access in wishes:
-        real, way = follow(path)
+    for path, access in wanted:
+        real, followed = follow(path)
         if real is None:
             continue
         hidden_file = access is Access.EMPTY_DIRECTORY and not real.is_dir()
-        places.append(MountPoint(real, Access.EMPTY_FILE if hidden_file else access))
+        mounts.append(MountPoint(real, Access.EMPTY_FILE if hidden_file else access))
         if not access.is_hidden:
-            links += way
-    return plan_mounts(places, links, directory=start, network=network)
+            links += followed
+    return plan_mounts(mounts, links, directory=cwd, network=network)
 
 
-def make_caches(needs: SandboxPolicy) -> None:
-    """Make the directories that stap would make itself, were it not contained.
+def make_caches(policy: SandboxPolicy) -> None:
+    """Make the cache directories that stap would make itself, were it not contained.
 
     Raises:
         OSError: one cannot be made.
     """
-    needs.stap_cache.mkdir(parents=True, exist_ok=True)
-    if needs.network and not any(path.is_dir() for path in _debuginfo_caches(needs)):
-        next(_debuginfo_caches(needs)).mkdir(parents=True, exist_ok=True)
+    policy.stap_cache.mkdir(parents=True, exist_ok=True)
+    if policy.network and not any(path.is_dir() for path in _debuginfo_caches(policy)):
+        next(_debuginfo_caches(policy)).mkdir(parents=True, exist_ok=True)
 
 
 def contained_environment(
     environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
 ) -> dict[bytes, bytes]:
-    """Return what a contained program gets of ``environ``.
-
-    Args:
-        environ: the whole.
-        temporary: its ``TMPDIR``.
-        network: whether it is on the network, and so in need of proxies.
-    """
+    """Return the part of ``environ`` that a contained program gets, with ``temporary`` as its ``TMPDIR``."""
     kept = {
         name: value
         for name, value in environ.items()
@@ -163,45 +148,39 @@ def contained_environment(
     return kept | {b"TMPDIR": os.fsencode(temporary)}
 
 
-def _shown(needs: SandboxPolicy) -> Iterator[Path]:
-    """Give what can be read."""
-    yield from map(Path, (*SYSTEM, *SYSTEM_FILES, *(NETWORK_FILES if needs.network else ())))
-    yield from _named_by(needs.environ)
-    yield needs.stap
-    if needs.stap.parent.name == "bin":
-        yield from (needs.stap.parent.parent / name for name in _INSTALLED)
-    for release in needs.releases:
+def _readable(policy: SandboxPolicy) -> Iterator[Path]:
+    yield from map(Path, (*SYSTEM, *SYSTEM_FILES, *(NETWORK_FILES if policy.network else ())))
+    yield from _paths_in(policy.environ)
+    yield policy.stap
+    if policy.stap.parent.name == "bin":
+        yield from (policy.stap.parent.parent / name for name in _INSTALLED)
+    for release in policy.releases:
         yield from (Path("/boot", f"{name}-{release}") for name in KERNEL_FILES)
         yield Path("/lib/modules", release)
-    for tree in needs.build_trees:
+    for tree in policy.build_trees:
         yield from _build_tree(tree)
-    yield from needs.read
-    yield from _debuginfo_caches(needs)
+    yield from policy.read
+    yield from _debuginfo_caches(policy)
 
 
-def _caches(needs: SandboxPolicy) -> Iterator[Path]:
-    if needs.network:
-        yield from _debuginfo_caches(needs)
-
-
-def _debuginfo_caches(needs: SandboxPolicy) -> Iterator[Path]:
-    """Give where debuginfod's client keeps what it fetched; the first that exists is the one that it uses."""
-    named = needs.environ.get("DEBUGINFOD_CACHE_PATH")
+def _debuginfo_caches(policy: SandboxPolicy) -> Iterator[Path]:
+    # debuginfod's client uses the first of them that exists.
+    named = policy.environ.get("DEBUGINFOD_CACHE_PATH")
     if named:
         yield Path(named)
         return
-    base = needs.environ.get("XDG_CACHE_HOME")
-    yield (Path(base) if base else needs.home / ".cache") / "debuginfod_client"
-    yield needs.home / ".debuginfod_client_cache"
+    base = policy.environ.get("XDG_CACHE_HOME")
+    yield (Path(base) if base else policy.home / ".cache") / "debuginfod_client"
+    yield policy.home / ".debuginfod_client_cache"
 
 
-def _named_by(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Give the absolute paths in the variables that stap and the linker look at."""
-    for variable in _NAMED_BY_VARIABLES:
+def _paths_in(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Give the absolute paths in the variables that stap and the linker read."""
+    for variable in _PATH_VARIABLES:
         yield from _absolute(environ.get(variable, "").split(":"))
-    yield from _absolute(
-        entry.lstrip("+-") for entry in environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":")
-    )
+    # A sign before an entry says how its checksums count.
+    debuginfo = environ.get("SYSTEMTAP_DEBUGINFO_PATH", "").split(":")
+    yield from _absolute(entry.lstrip("+-") for entry in debuginfo)
     for directory in _absolute(environ.get("XDG_DATA_DIRS", "").split(":")):
         yield directory / "systemtap"
 
@@ -216,6 +195,7 @@ def _build_tree(tree: Path) -> Iterator[Path]:
     yield tree.parent / "source"  # beside /lib/modules/RELEASE/build
     with contextlib.suppress(OSError):
         yield from (entry for entry in tree.iterdir() if entry.is_symlink())
+    # A tree that was made with O= has little more than a Makefile that includes the source's.
     with contextlib.suppress(OSError):
         with (tree / "Makefile").open("rb") as makefile:
             beginning = makefile.read(_MAKEFILE_BYTES).decode("utf-8", "replace")

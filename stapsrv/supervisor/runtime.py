@@ -27,7 +27,7 @@ from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.stap import StapProgram, find_stap
 from stapsrv.compile.engine.temp_quota import TempQuota
-from stapsrv.compile.engine.tmpfs import place_in_memory
+from stapsrv.compile.engine.tmpfs import find_memory_directory
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.stats import ProcessCounters
@@ -117,7 +117,7 @@ class Host:
     def tell_sandbox(self, log: Log) -> None:
         """Log what holds requests in."""
         sandbox = self.engine.sandbox
-        if sandbox.mechanism is None:
+        if sandbox.backend is None:
             log.warning("sandbox.off")
         else:
             log.info("sandbox.found", mechanism=sandbox.name)
@@ -224,7 +224,7 @@ async def open_host(
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
     """
     stap = await find_stap(environ)
-    workspace = Workspace.open(memory=place_in_memory(environ, tuning))
+    workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
     try:
         entry = pwd.getpwuid(os.geteuid())
         home = Path(environ.get("HOME") or entry.pw_dir)
@@ -237,7 +237,7 @@ async def open_host(
             environ=environ,
             home=home,
             secret=secret,
-            space=TempQuota(tuning.effective("total_temp_bytes")),
+            temp_quota=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
         warmer = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))

@@ -18,7 +18,7 @@ from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
 from kit.footprint import wait_back
 from kit.stap import MAKES
-from kit.trees import ProcessTree
+from kit.trees import ProcessObserver
 
 from stapsrv.compile.engine.tmpfs import Tmpfs
 
@@ -132,7 +132,7 @@ def test_time_that_stands_still(serve, fifo):
     ],
 )
 def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
-    expected = None if most_bytes is None else Tmpfs().find_room(most_bytes)
+    expected = None if most_bytes is None else Tmpfs().find_directory(most_bytes)
     server = serve("-k", *options, TMPDIR="")
     said = "Requests are compiled in memory, in /dev/shm"
     assert (said in server.log_lines()) == (expected is not None)
@@ -164,7 +164,7 @@ def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):
         clients = [send(port, f"exec 3>{fifo}; echo {number} >&3; sleep 1000") for number in range(6)]
         with fifo.open() as begun:
             assert len({begun.readline() for _ in range(4)}) == 4
-        held = ProcessTree(first.pid)
+        held = ProcessObserver(first.pid)
         first.send_signal(signal.SIGKILL)
         assert first.wait() == -signal.SIGKILL
         held.wait_gone(20)

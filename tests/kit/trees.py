@@ -46,7 +46,7 @@ class Witness:
                     continue
 
 
-class ProcessTree:
+class ProcessObserver:
     """The descendants that a process has at one moment, each held by a descriptor that tells of its end."""
 
     def __init__(self, pid: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kit.real import CompilerGate, finish, is_listening, vermagic, wait_until
-from kit.trees import ProcessTree
+from kit.trees import ProcessObserver
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -25,7 +25,7 @@ def begin_compile(stap, server, gate):
     """Start a client, and return it with the server's process tree as soon as the compiler is at the gate."""
     client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
     gate.wait_reached(client)
-    tree = ProcessTree(server.pid)
+    tree = ProcessObserver(server.pid)
     assert {"stap", "make", "cc1"} <= set(tree.names)
     return client, tree
 

@@ -23,17 +23,17 @@ def witness(tmp_path: Path):
 async def available(tmp_path: Path):
     """Skip the test where this host does not have a mechanism."""
 
-    async def check(mechanism: Backend) -> Backend:
+    async def check(backend: Backend) -> Backend:
         stap = Path("/usr/bin/true")
         try:
-            await find_sandbox(mechanism.value, stap, {"PATH": "/usr/bin"}, home=tmp_path, workspace=tmp_path)
+            await find_sandbox(backend.value, stap, {"PATH": "/usr/bin"}, home=tmp_path, workspace=tmp_path)
         except ConfigError as exc:
             pytest.skip(str(exc))
-        return mechanism
+        return backend
 
     return check
 
 
-@pytest.fixture(params=Backend, ids=lambda mechanism: mechanism.value)
-async def mechanism(request: pytest.FixtureRequest, available) -> Backend:
+@pytest.fixture(params=Backend, ids=lambda backend: backend.value)
+async def backend(request: pytest.FixtureRequest, available) -> Backend:
     return await available(request.param)

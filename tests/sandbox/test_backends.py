@@ -15,9 +15,9 @@ import attrs
 import pytest
 from kit.trees import Witness, shell
 
-from stapsrv.process import ExitReason, run_tree
+from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.sandbox.backends import Backend
-from stapsrv.sandbox.policy import SandboxPolicy, request_view
+from stapsrv.sandbox.policy import SandboxPolicy, request_mounts
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ class Place:
         (directory / "shown" / "hidden" / "key").write_text("key\n")
         (directory / "link").symlink_to("shown")
         (directory / "secret").write_text("secret\n")
-        self.needs = SandboxPolicy(
+        self.policy = SandboxPolicy(
             stap=Path("/usr/bin/stap"),
             environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(directory / "home")},
             home=directory / "home",
@@ -44,8 +44,8 @@ class Place:
             read=(directory / "link",),
         )
 
-    def view(self, **changes):
-        return request_view(attrs.evolve(self.needs, **changes), self.directory)
+    def plan(self, **changes):
+        return request_mounts(attrs.evolve(self.policy, **changes), self.directory)
 
 
 @pytest.fixture
@@ -53,15 +53,15 @@ def place(tmp_path):
     return Place(tmp_path)
 
 
-async def run(mechanism, view, script, *arguments, **options):
-    command = mechanism.command(view, shell(script, *arguments))
-    return await run_tree(command, **{"deadline_s": 30, "cwd": view.directory, **options})
+async def run(backend, plan, script, *arguments, **options):
+    command = backend.command(plan, shell(script, *arguments))
+    return await run_process_tree(command, **{"deadline_s": 30, "cwd": plan.directory, **options})
 
 
-async def test_files(mechanism, place, tmp_path):
-    outcome = await run(
-        mechanism,
-        place.view(),
+async def test_files(backend, place, tmp_path):
+    result = await run(
+        backend,
+        place.plan(),
         """
         cat "$1/link/file" "$1/shown/file"; pwd; echo x >made && cat made
         cat "$1/secret" && echo seen; echo x >"$1/shown/new" && echo written
@@ -70,121 +70,121 @@ async def test_files(mechanism, place, tmp_path):
         """,
         tmp_path,
     )
-    assert outcome.stdout.decode() == f"shown\nshown\n{place.directory}\nx\nnull\n3\n", outcome.stderr
+    assert result.stdout.decode() == f"shown\nshown\n{place.directory}\nx\nnull\n3\n", result.stderr
     assert (place.directory / "made").read_text() == "x\n"
     assert not (tmp_path / "new").exists()
 
 
-async def test_no_privileges_and_no_descriptors(mechanism, place):
+async def test_no_privileges_and_no_descriptors(backend, place):
     script = (
         "grep -E '^(CapEff|CapPrm|CapInh|CapAmb|NoNewPrivs|Uid)' /proc/self/status; ls /proc/$$/fd; id -u"
     )
-    outcome = await run(mechanism, place.view(), script)
-    lines = outcome.stdout.decode().split("\n")
+    result = await run(backend, place.plan(), script)
+    lines = result.stdout.decode().split("\n")
     words = dict(line.split("\t")[:2] for line in lines if "\t" in line)
     assert {words[f"Cap{kind}:"] for kind in ("Eff", "Prm", "Inh", "Amb")} == {"0" * 16}
     assert words["NoNewPrivs:"] == "1"
-    assert lines[-5:] == ["0", "1", "2", str(os.getuid()), ""], outcome
+    assert lines[-5:] == ["0", "1", "2", str(os.getuid()), ""], result
 
 
-async def test_directory_in_memory_below_dev(mechanism, place):
+async def test_directory_in_memory_below_dev(backend, place):
     """Beside the devices, which are the view's own."""
     with tempfile.TemporaryDirectory(prefix="stapsrv-test.", dir="/dev/shm") as name:
         directory = Path(name)
         (directory / "beside").write_text("secret\n")
         (directory / "own").mkdir()
-        view = request_view(place.needs, directory / "own")
+        plan = request_mounts(place.policy, directory / "own")
         script = "echo x >made && cat made; cat ../beside; echo x >/dev/null && echo null; echo x >/dev/new"
-        outcome = await run(mechanism, view, script)
-        assert outcome.stdout == b"x\nnull\n", outcome.stderr
+        result = await run(backend, plan, script)
+        assert result.stdout == b"x\nnull\n", result.stderr
         assert (directory / "own" / "made").read_text() == "x\n"
 
 
-async def test_signals(mechanism, place):
+async def test_signals(backend, place):
     """A program ignores what it decides to ignore, and nothing because of what started it."""
-    outcome = await run(mechanism, place.view(), "grep -E '^Sig(Ign|Blk)' /proc/self/status")
-    blocked, ignored = (int(mask, 16) for mask in outcome.stdout.split()[1::2])
+    result = await run(backend, place.plan(), "grep -E '^Sig(Ign|Blk)' /proc/self/status")
+    blocked, ignored = (int(mask, 16) for mask in result.stdout.split()[1::2])
     # Whoever runs the tests may ignore others.
     ours = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD))
     assert (blocked, ignored & ours) == (0, 0)
 
 
-async def test_processes(mechanism, place):
-    outcome = await run(mechanism, place.view(), 'kill -0 "$1" && echo there; ls /proc', os.getpid())
-    if mechanism.has_namespaces:
-        assert b"there" not in outcome.stdout
-        numbers = [int(name) for name in outcome.stdout.split() if name.isdigit()]
+async def test_processes(backend, place):
+    result = await run(backend, place.plan(), 'kill -0 "$1" && echo there; ls /proc', os.getpid())
+    if backend.has_namespaces:
+        assert b"there" not in result.stdout
+        numbers = [int(name) for name in result.stdout.split() if name.isdigit()]
         assert max(numbers) < 10
     # Another's environment is no file to open, whatever is seen of it.
-    spied = await run(mechanism, place.view(), 'cat "/proc/$1/environ" | wc -c', os.getpid())
+    spied = await run(backend, place.plan(), 'cat "/proc/$1/environ" | wc -c', os.getpid())
     assert spied.stdout == b"0\n"
 
 
-async def test_network(mechanism, place):
+async def test_network(backend, place):
     """The host's own services cannot be reached, unless the view says so."""
     connect = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5); print('in')"
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for urls, said in (("", b""), ("https://x.example", b"in\n")):
-            view = place.view(environ={**place.needs.environ, "DEBUGINFOD_URLS": urls})
-            command = mechanism.command(view, ["/usr/bin/python3", "-c", connect, port])
-            outcome = await run_tree(command, deadline_s=30)
-            assert outcome.stdout == said, outcome
+            plan = place.plan(environ={**place.policy.environ, "DEBUGINFOD_URLS": urls})
+            command = backend.command(plan, ["/usr/bin/python3", "-c", connect, port])
+            result = await run_process_tree(command, deadline_s=30)
+            assert result.stdout == said, result
 
 
-async def test_part_of_a_directory_is_hidden(mechanism, place, tmp_path):
-    view = place.view(secret=(tmp_path / "shown" / "hidden",))
-    if not mechanism.has_namespaces:
-        pytest.skip(f"{mechanism.value} cannot, and is not asked to: see test_containing.py")
-    outcome = await run(mechanism, view, 'ls -A "$1/shown" "$1/shown/hidden"', tmp_path)
-    assert outcome.stdout.decode().split() == [
+async def test_part_of_a_directory_is_hidden(backend, place, tmp_path):
+    plan = place.plan(secret=(tmp_path / "shown" / "hidden",))
+    if not backend.has_namespaces:
+        pytest.skip(f"{backend.value} cannot, and is not asked to: see test_containing.py")
+    result = await run(backend, plan, 'ls -A "$1/shown" "$1/shown/hidden"', tmp_path)
+    assert result.stdout.decode().split() == [
         *(f"{tmp_path}/shown:", "file", "hidden"),
         f"{tmp_path}/shown/hidden:",
     ]
-    full = await run(mechanism, view, 'echo x >"$1/shown/hidden/x"; echo x >/x; echo x >/dev/x', tmp_path)
+    full = await run(backend, plan, 'echo x >"$1/shown/hidden/x"; echo x >/x; echo x >/dev/x', tmp_path)
     assert full.stderr.count(b"Read-only file system") == 3
 
 
-async def test_status_output_and_environment(mechanism, place):
+async def test_status_output_and_environment(backend, place):
     script = 'echo out "$WORD"; echo err >&2; exit 7'
     env = {b"PATH": b"/usr/bin:/bin", b"WORD": b"\xff"}
-    outcome = await run(mechanism, place.view(), script, env=env)
-    assert (outcome.status, outcome.stdout, outcome.stderr) == (7, b"out \xff\n", b"err\n")
+    result = await run(backend, place.plan(), script, env=env)
+    assert (result.status, result.stdout, result.stderr) == (7, b"out \xff\n", b"err\n")
 
 
-async def test_death_by_signal_is_told(mechanism, place):
-    outcome = await run(mechanism, place.view(), "kill -XCPU $$; sleep 1000")
-    assert outcome.status in {-signal.SIGXCPU, 128 + signal.SIGXCPU}
+async def test_death_by_signal_is_told(backend, place):
+    result = await run(backend, place.plan(), "kill -XCPU $$; sleep 1000")
+    assert result.status in {-signal.SIGXCPU, 128 + signal.SIGXCPU}
 
 
-async def test_end_is_polite(mechanism, place):
+async def test_end_is_polite(backend, place):
     """The program hears TERM, and has time to tidy up."""
     script = "trap 'echo bye >said; exit 3' TERM; while :; do sleep 0.01; done"
-    outcome = await run(mechanism, place.view(), script, deadline_s=1, grace_s=20)
-    assert outcome.ending is ExitReason.TIMED_OUT
+    result = await run(backend, place.plan(), script, deadline_s=1, grace_s=20)
+    assert result.exit_reason is ExitReason.TIMED_OUT
     assert (place.directory / "said").read_text() == "bye\n"
 
 
-async def test_end_is_whole(mechanism, place, witness):
+async def test_end_is_whole(backend, place, witness):
     """Even of what left its session."""
     script = 'exec 3>"$1"; trap "" TERM; echo >&3; setsid sleep 1000 & sleep 1000'
-    view = place.view(write=(witness.path,))
-    outcome = await run(mechanism, view, script, witness.path, deadline_s=1, grace_s=0.1)
-    assert outcome.ending is ExitReason.TIMED_OUT
+    plan = place.plan(write=(witness.path,))
+    result = await run(backend, plan, script, witness.path, deadline_s=1, grace_s=0.1)
+    assert result.exit_reason is ExitReason.TIMED_OUT
     await witness.wait_gone()
 
 
-async def test_what_is_left_behind_ends(mechanism, place, witness):
+async def test_what_is_left_behind_ends(backend, place, witness):
     """A program's status is its own, though something of it is left, twice forked away."""
     script = """exec 3>"$1"; setsid sh -c 'setsid sleep 1000 & echo >&3' & wait; exit 3"""
-    outcome = await run(mechanism, place.view(write=(witness.path,)), script, witness.path)
-    assert (outcome.ending, outcome.status) == (ExitReason.EXITED, 3)
+    result = await run(backend, place.plan(write=(witness.path,)), script, witness.path)
+    assert (result.exit_reason, result.status) == (ExitReason.EXITED, 3)
     await witness.wait_gone()
 
 
-async def test_whole_tree_dies_with_a_killed_supervisor(mechanism, place, witness):
+async def test_whole_tree_dies_with_a_killed_supervisor(backend, place, witness):
     script = 'exec 3>"$1"; echo ready >&3; setsid sleep 1000 & sleep 1000'
-    command = mechanism.command(place.view(write=(witness.path,)), shell(script, witness.path))
+    command = backend.command(place.plan(write=(witness.path,)), shell(script, witness.path))
     await see_killed_supervisor(command, witness)
 
 
@@ -195,11 +195,11 @@ async def test_bubblewrap_that_is_only_just_beginning_dies_with_a_killed_supervi
     (tmp_path / "bwrap").write_text(f"#!/bin/sh\nexec 3>{witness.path}\necho >&3\nsleep 1000 &\nsleep 1000\n")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    await see_killed_supervisor(Backend.BUBBLEWRAP.command(place.view(), ["program"]), witness)
+    await see_killed_supervisor(Backend.BUBBLEWRAP.command(place.plan(), ["program"]), witness)
 
 
 async def test_bubblewrap_does_not_begin_for_one_who_is_gone(place):
-    command = Backend.BUBBLEWRAP.command(place.view(), ["touch", "made"])
+    command = Backend.BUBBLEWRAP.command(place.plan(), ["touch", "made"])
     gone = subprocess.Popen(["true"])
     gone.wait()
     words = [f"--target={gone.pid}" if word == f"--target={os.getpid()}" else word for word in command]
@@ -214,9 +214,9 @@ async def see_killed_supervisor(command: list[str], witness: Witness) -> None:
     """Kill a supervisor whose tree has written its line, and wait until nothing is left of the tree."""
     supervisor = """
         import sys, anyio
-        from stapsrv.process import run_tree
+        from stapsrv.process import run_process_tree
         async def main():
-            await run_tree(sys.argv[1:], deadline_s=60)
+            await run_process_tree(sys.argv[1:], deadline_s=60)
         anyio.run(main)
     """
     killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(supervisor), *command])
@@ -228,10 +228,10 @@ async def see_killed_supervisor(command: list[str], witness: Witness) -> None:
 
 def test_description_names_all_places_in_order(place):
     """Each mechanism is told of the same places; bubblewrap's mounts go from the outside in."""
-    view = place.view()
-    for mechanism in Backend:
-        command = [str(word) for word in mechanism.command(view, ["program"])]
+    plan = place.plan()
+    for backend in Backend:
+        command = [str(word) for word in backend.command(plan, ["program"])]
         left = iter(command)
-        shown = [item for item in view.places if mechanism.has_namespaces or not item.access.is_hidden]
+        shown = [item for item in plan.mounts if backend.has_namespaces or not item.access.is_hidden]
         assert all(str(item.path) in left for item in shown)
         assert command[-1] == "program"

@@ -11,7 +11,7 @@ import pytest
 from kit.trees import shell
 
 from stapsrv.errors import TranslatorError
-from stapsrv.process import ExitReason, run_tree
+from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
 from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox
@@ -96,7 +96,7 @@ def test_bound_that_was_exceeded_is_told(tmp_path):
 async def test_program_that_cannot_be_put_into_its_group_does_not_run(tmp_path):
     """It is ended before it has said a word."""
     with pytest.raises(TranslatorError, match="could not be started in a control group: No such file"):
-        await run_tree(["sleep", "1000"], deadline_s=60, group=RequestGroup(tmp_path / "missing"))
+        await run_process_tree(["sleep", "1000"], deadline_s=60, group=RequestGroup(tmp_path / "missing"))
 
 
 @pytest.fixture
@@ -132,21 +132,21 @@ def is_running(pid: int) -> bool:
 @pytest.mark.root
 async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_path):
     """Also what has left session and process group, with no namespace around it."""
-    sandbox, adopt, gate = Sandbox(None, delegation=real), RequestGroup.adopt, tmp_path / "gate"
+    sandbox, add_tree, gate = Sandbox(None, delegation=real), RequestGroup.add_tree, tmp_path / "gate"
     os.mkfifo(gate)
 
-    def adopt_and_let_go(group: RequestGroup, pid: int) -> None:
-        adopt(group, pid)  # the child, if it is there already, in the same way
+    def add_and_let_go(group: RequestGroup, pid: int) -> None:
+        add_tree(group, pid)  # the child, if it is there already, in the same way
         letting_go.write(b"go\n")
 
-    monkeypatch.setattr(RequestGroup, "adopt", adopt_and_let_go)
+    monkeypatch.setattr(RequestGroup, "add_tree", add_and_let_go)
     with gate.open("r+b", buffering=0) as letting_go:
-        async with sandbox.request_group("x", ResourceLimits()) as group:
+        async with sandbox.request_cgroup("x", ResourceLimits()) as group:
             script = 'setsid sleep 1000 & echo $!; exec 1>&- 2>&-; read word <"$1"'
-            outcome = await run_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
-            escaped = int(outcome.stdout)
+            result = await run_process_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
+            escaped = int(result.stdout)
             members = members_of(group)
-            assert outcome.ending is ExitReason.EXITED
+            assert result.exit_reason is ExitReason.EXITED
             assert str(escaped) in members
             assert is_running(escaped)
     assert not group.directory.exists()
@@ -158,7 +158,7 @@ def test_what_was_started_before_is_taken_in_too(real):
     group = real.make_group("x", ResourceLimits())
     with subprocess.Popen(shell("sleep 1000 & sleep 1000 & echo; wait"), stdout=subprocess.PIPE) as parent:
         parent.stdout.readline()
-        group.adopt(parent.pid)
+        group.add_tree(parent.pid)
         assert len((group.directory / "cgroup.procs").read_text().split()) == 3
         group.remove()
         assert parent.wait() == -signal.SIGKILL
@@ -171,8 +171,8 @@ async def test_memory_of_all_together(real):
         pytest.skip("this host hands down no memory controller")
     sandbox = Sandbox(None, delegation=real)
     bounds = ResourceLimits(memory_bytes=64 << 20)
-    async with sandbox.request_group("x", bounds) as group:
+    async with sandbox.request_cgroup("x", bounds) as group:
         command = ["/usr/bin/python3", "-c", f"x = bytearray({128 << 20})"]
-        outcome = await run_tree(command, deadline_s=60, group=group)
-        assert outcome.status == -signal.SIGKILL
+        result = await run_process_tree(command, deadline_s=60, group=group)
+        assert result.status == -signal.SIGKILL
         assert group.exceeded == "memory"

@@ -11,7 +11,7 @@ import pytest
 from kit.trees import shell
 
 from stapsrv.config.settings import Limits, ServerSettings
-from stapsrv.process import run_tree
+from stapsrv.process import run_process_tree
 from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.limits import ResourceLimits, count_processes
 from stapsrv.sandbox.mount_plan import MountPlan
@@ -37,40 +37,40 @@ async def bounded(request, available, tmp_path):
     sandbox = Sandbox(request.param and await available(request.param))
     directory = tmp_path / "request"
     directory.mkdir()
-    needs = SandboxPolicy(
+    policy = SandboxPolicy(
         stap=Path("/usr/bin/stap"),
         environ={"PATH": "/usr/bin:/bin"},
         home=tmp_path / "home",
         build_trees=(),
         releases=(),
     )
-    view: MountPlan = sandbox.view(needs, directory, start=directory)
+    plan: MountPlan = sandbox.request_mounts(policy, directory, cwd=directory)
 
-    async def run(command, **resources):
-        bounds = ResourceLimits(**resources)
-        outcome = await run_tree(sandbox.command(view, bounds, command), deadline_s=60, cwd=directory)
-        return outcome, bounds.explain(outcome.status, outcome.stderr)
+    async def run(command, **limits):
+        bounds = ResourceLimits(**limits)
+        result = await run_process_tree(sandbox.command(plan, bounds, command), deadline_s=60, cwd=directory)
+        return result, bounds.explain(result.status, result.stderr)
 
     return run
 
 
 async def test_processor_time(bounded):
-    outcome, said = await bounded(shell("while :; do :; done"), cpu_s=1.0)
-    assert outcome.status in {-24, 128 + 24}
+    result, said = await bounded(shell("while :; do :; done"), cpu_s=1.0)
+    assert result.status in {-24, 128 + 24}
     assert said == "The compile needed more than 1 seconds of processor time (LIMIT_CPU of this server)"
 
 
 async def test_memory(bounded):
     hungry = f"x = bytearray({300 * MEBI})"
     assert (await bounded([PYTHON, "-c", hungry]))[0].status == 0
-    outcome, _ = await bounded([PYTHON, "-c", hungry], memory_bytes=200 * MEBI)
-    assert outcome.status == 1
-    assert outcome.stderr.endswith(b"MemoryError\n")
+    result, _ = await bounded([PYTHON, "-c", hungry], memory_bytes=200 * MEBI)
+    assert result.status == 1
+    assert result.stderr.endswith(b"MemoryError\n")
 
 
 async def test_file(bounded, tmp_path):
-    outcome, said = await bounded(["dd", "if=/dev/zero", "of=big", "bs=64k", "count=64"], file_bytes=MEBI)
-    assert outcome.status != 0
+    result, said = await bounded(["dd", "if=/dev/zero", "of=big", "bs=64k", "count=64"], file_bytes=MEBI)
+    assert result.status != 0
     assert said == "The compile needed a file of more than 1M (LIMIT_FILE of this server)"
     assert (tmp_path / "request" / "big").stat().st_size == MEBI
 
@@ -100,24 +100,24 @@ async def test_processes(bounded):
             print(made)
             sys.exit(f"fork: {exc.strerror}")
     """
-    outcome, said = await bounded([PYTHON, "-c", textwrap.dedent(bomb)], processes=300)
-    assert outcome.status == 1
-    assert 0 < int(outcome.stdout) < there + 600
+    result, said = await bounded([PYTHON, "-c", textwrap.dedent(bomb)], processes=300)
+    assert result.status == 1
+    assert 0 < int(result.stdout) < there + 600
     assert said == "The compile needed more than 300 processes (LIMIT_PROCESSES of this server)"
 
 
 async def test_priority_and_what_is_left_alone(bounded):
     script = "nice; cat /proc/self/oom_score_adj; ulimit -c; ulimit -t; ulimit -v; ulimit -f"
-    outcome, _ = await bounded(shell(script), nice=7)
-    assert outcome.stdout.split() == [b"7", b"500", b"0", b"unlimited", b"unlimited", b"unlimited"]
+    result, _ = await bounded(shell(script), nice=7)
+    assert result.stdout.split() == [b"7", b"500", b"0", b"unlimited", b"unlimited", b"unlimited"]
 
 
 def test_each_limit_of_a_server_is_a_resource():
     limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 4096, "nice": 0}).limits
-    resources = ResourceLimits.of(limits)
-    assert (resources.cpu_s, resources.memory_bytes, resources.nice) == (9.0, 4096, 0)
-    assert resources.file_bytes == Limits().file_bytes > 0
-    assert resources.processes == Limits().processes > 0
+    limits = ResourceLimits.of(limits)
+    assert (limits.cpu_s, limits.memory_bytes, limits.nice) == (9.0, 4096, 0)
+    assert limits.file_bytes == Limits().file_bytes > 0
+    assert limits.processes == Limits().processes > 0
 
 
 def test_limits_that_hold_already_are_not_raised(monkeypatch):
@@ -141,22 +141,22 @@ def test_limits_that_hold_already_are_not_raised(monkeypatch):
     ],
 )
 def test_limit_that_was_met_is_named(status, stderr, exceeded, word):
-    resources = ResourceLimits(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
-    assert f"({word} of this server)" in resources.explain(status, stderr, exceeded=exceeded)
+    limits = ResourceLimits(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
+    assert f"({word} of this server)" in limits.explain(status, stderr, exceeded=exceeded)
 
 
 def test_limit_that_a_child_met_is_named_though_the_program_succeeded():
     """stap takes a feature of the kernel that it could not look for as missing, and goes on."""
-    resources = ResourceLimits(processes=1)
-    assert "(LIMIT_PROCESSES of this server)" in str(resources.explain(0, b"", exceeded="processes"))
-    assert resources.explain(0, b"", exceeded="memory") is None
+    limits = ResourceLimits(processes=1)
+    assert "(LIMIT_PROCESSES of this server)" in str(limits.explain(0, b"", exceeded="processes"))
+    assert limits.explain(0, b"", exceeded="memory") is None
 
 
 def test_no_limit_is_named_where_none_was_met():
-    resources = ResourceLimits(cpu_s=1.0, memory_bytes=1)
-    assert resources.explain(0, b"std::bad_alloc") is None
-    assert resources.explain(1, b"parse error") is None
-    assert resources.explain(1, b"File too large") is None
+    limits = ResourceLimits(cpu_s=1.0, memory_bytes=1)
+    assert limits.explain(0, b"std::bad_alloc") is None
+    assert limits.explain(1, b"parse error") is None
+    assert limits.explain(1, b"File too large") is None
     assert ResourceLimits().explain(-24, b"") is None
 
 

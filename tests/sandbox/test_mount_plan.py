@@ -14,9 +14,9 @@ from stapsrv.system.symlinks import Link
 READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Access.EMPTY_FILE
 
 
-def view(*places: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
+def plan(*mounts: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
     return plan_mounts(
-        [MountPoint(Path(path), access) for path, access in places],
+        [MountPoint(Path(path), access) for path, access in mounts],
         [Link(Path(path), target) for path, target in links],
         directory=Path("/"),
         network=False,
@@ -24,7 +24,7 @@ def view(*places: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
 
 
 @pytest.mark.parametrize(
-    ("places", "kept"),
+    ("mounts", "kept"),
     [
         ([("/usr/lib", READ), ("/usr", READ)], [("/usr", READ)]),
         ([("/usr", READ), ("/usr/cache", WRITE)], [("/usr", READ), ("/usr/cache", WRITE)]),
@@ -42,14 +42,14 @@ def view(*places: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
         ([("/a", READ), ("/a", WRITE)], [("/a", WRITE)]),
     ],
 )
-def test_places(places, kept):
-    made = view(*places)
-    assert [(str(place.path), place.access) for place in made.places] == kept
-    assert made.covered == tuple(Path(path) for path, access in kept if access.is_hidden)
+def test_places(mounts, kept):
+    made = plan(*mounts)
+    assert [(str(place.path), place.access) for place in made.mounts] == kept
+    assert made.hidden == tuple(Path(path) for path, access in kept if access.is_hidden)
 
 
 def test_links_are_kept_where_no_place_shows_them():
-    made = view(("/usr", READ), links=(("/usr/bin/cc", "gcc"), ("/bin", "usr/bin"), ("/etc/localtime", "x")))
+    made = plan(("/usr", READ), links=(("/usr/bin/cc", "gcc"), ("/bin", "usr/bin"), ("/etc/localtime", "x")))
     assert [(str(link.path), link.target) for link in made.links] == [
         ("/bin", "usr/bin"),
         ("/etc/localtime", "x"),
@@ -61,10 +61,10 @@ PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda part
 
 @given(st.dictionaries(PATHS, st.sampled_from([READ, WRITE, EMPTY])), PATHS)
 def test_the_deepest_place_decides(wanted, path):
-    made = view(*wanted.items())
+    made = plan(*wanted.items())
     above = [place for place in (path, *map(str, Path(path).parents)) if place in wanted]
     expected = wanted[above[0]] if above else None
     found = made.access(Path(path))
     assert found is expected or {found, expected} == {None, EMPTY}
-    depths = [len(place.path.parts) for place in made.places]
+    depths = [len(place.path.parts) for place in made.mounts]
     assert depths == sorted(depths)

@@ -9,14 +9,14 @@ import attrs
 import pytest
 
 from stapsrv.sandbox.mount_plan import Access
-from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_view
+from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_mounts
 from stapsrv.system.symlinks import Link
 
 READ, WRITE = Access.READ, Access.WRITE
 
 
 @pytest.fixture
-def needs(tmp_path):
+def policy(tmp_path):
     """A server's user with a home, certificates, a kernel and a request."""
     home = tmp_path / "home"
     for directory in (
@@ -34,104 +34,104 @@ def needs(tmp_path):
     )
 
 
-def seen(needs: SandboxPolicy, tmp_path: Path):
-    view = request_view(needs, tmp_path / "run" / "request.1")
-    return lambda path: view.access(tmp_path / path)
+def seen(policy: SandboxPolicy, tmp_path: Path):
+    plan = request_mounts(policy, tmp_path / "run" / "request.1")
+    return lambda path: plan.access(tmp_path / path)
 
 
-def test_a_request_sees_its_own_and_what_it_needs(needs, tmp_path):
-    access = seen(needs, tmp_path)
+def test_a_request_sees_its_own_and_what_it_needs(policy, tmp_path):
+    access = seen(policy, tmp_path)
     assert access("run/request.1/response") is WRITE
     assert access("home/.systemtap/cache") is WRITE
     assert access("home/.systemtap/rc") is READ
     assert access("kernels/tree/Makefile") is READ
-    view = request_view(needs, tmp_path)
+    plan = request_mounts(policy, tmp_path)
     for path in ("/usr/bin/gcc", "/usr/lib/debug", "/etc/ld.so.cache"):
-        assert view.access(Path(path)) is READ
-    assert not view.network
+        assert plan.access(Path(path)) is READ
+    assert not plan.network
 
 
 @pytest.mark.parametrize(
     "path", ["run/request.2", "home", "home/.bashrc", "home/.systemtap/ssl/server/key4.db", "kernels/other"]
 )
-def test_and_nothing_else(needs, tmp_path, path):
-    assert seen(needs, tmp_path)(path) is None
+def test_and_nothing_else(policy, tmp_path, path):
+    assert seen(policy, tmp_path)(path) is None
 
 
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "/etc/shadow", "/root", "/home", "/tmp", "/run", "/var/log", "/proc/1"]
 )
-def test_and_nothing_of_the_host_s(needs, tmp_path, path):
-    assert request_view(needs, tmp_path / "run").access(Path(path)) is None
+def test_and_nothing_of_the_host_s(policy, tmp_path, path):
+    assert request_mounts(policy, tmp_path / "run").access(Path(path)) is None
 
 
-def test_secrets_stay_hidden_in_what_is_shown(needs, tmp_path):
+def test_secrets_stay_hidden_in_what_is_shown(policy, tmp_path):
     (tmp_path / "home" / "log").touch()
-    needs = attrs.evolve(needs, read=(tmp_path / "home",), secret=(tmp_path / "home" / "log",))
-    access = seen(needs, tmp_path)
+    policy = attrs.evolve(policy, read=(tmp_path / "home",), secret=(tmp_path / "home" / "log",))
+    access = seen(policy, tmp_path)
     assert access("home/tapset/x.stp") is READ
     assert access("home/.systemtap/ssl/server/key4.db") is Access.EMPTY_DIRECTORY
     assert access("home/log") is Access.EMPTY_FILE
     assert access("home/.systemtap/cache/ab") is WRITE
 
 
-def test_own_systemtap_directory_and_further_paths(needs, tmp_path):
+def test_own_systemtap_directory_and_further_paths(policy, tmp_path):
     for name in ("st/cache", "opt", "ccache"):
         (tmp_path / name).mkdir(parents=True)
     environ = {"SYSTEMTAP_DIR": str(tmp_path / "st"), "SYSTEMTAP_TAPSET": f"{tmp_path / 'opt'}:relative"}
-    needs = attrs.evolve(needs, environ=environ, write=(tmp_path / "ccache",))
-    access = seen(needs, tmp_path)
+    policy = attrs.evolve(policy, environ=environ, write=(tmp_path / "ccache",))
+    access = seen(policy, tmp_path)
     assert access("st/cache/x") is WRITE
     assert access("opt/x.stp") is READ
     assert access("ccache/x") is WRITE
     assert access("home/.systemtap/cache") is None
 
 
-def test_build_tree_leads_to_others(needs, tmp_path):
+def test_build_tree_leads_to_others(policy, tmp_path):
     """By links in it, as Debian's headers do; by its Makefile, as one made with O= does."""
-    (tree,) = needs.build_trees
+    (tree,) = policy.build_trees
     for name in ("kbuild/scripts", "source", "beside"):
         (tmp_path / "kernels" / name).mkdir(parents=True)
     (tree / "scripts").symlink_to("../kbuild/scripts")
     (tree / "Makefile").write_text(f"# made\ninclude {tmp_path / 'kernels' / 'source'}/Makefile\n")
-    access = seen(needs, tmp_path)
+    access = seen(policy, tmp_path)
     assert access("kernels/kbuild/scripts/sign-file") is READ
     assert access("kernels/source/Kbuild") is READ
     assert access("kernels/kbuild/x") is None
     assert access("kernels/beside") is None
 
 
-def test_tree_reached_through_links_is_seen_under_each_name(needs, tmp_path):
+def test_tree_reached_through_links_is_seen_under_each_name(policy, tmp_path):
     modules = tmp_path / "modules" / "6.1"
     modules.mkdir(parents=True)
     (modules / "build").symlink_to("../link")
-    (tmp_path / "modules" / "link").symlink_to(needs.build_trees[0])
-    view = request_view(attrs.evolve(needs, build_trees=(modules / "build",)), tmp_path / "run")
-    assert view.access(needs.build_trees[0]) is READ
-    assert Link(modules / "build", "../link") in view.links
-    assert Link(tmp_path / "modules" / "link", str(needs.build_trees[0])) in view.links
+    (tmp_path / "modules" / "link").symlink_to(policy.build_trees[0])
+    plan = request_mounts(attrs.evolve(policy, build_trees=(modules / "build",)), tmp_path / "run")
+    assert plan.access(policy.build_trees[0]) is READ
+    assert Link(modules / "build", "../link") in plan.links
+    assert Link(tmp_path / "modules" / "link", str(policy.build_trees[0])) in plan.links
 
 
-def test_debuginfod_brings_the_network(needs, tmp_path):
-    needs = attrs.evolve(needs, environ={"DEBUGINFOD_URLS": "https://debuginfod.example"})
-    make_caches(needs)
-    view = request_view(needs, tmp_path / "run")
-    assert view.network
-    assert view.access(needs.home / ".cache" / "debuginfod_client") is WRITE
-    assert view.access(Path("/etc/hosts")) is READ
+def test_debuginfod_brings_the_network(policy, tmp_path):
+    policy = attrs.evolve(policy, environ={"DEBUGINFOD_URLS": "https://debuginfod.example"})
+    make_caches(policy)
+    plan = request_mounts(policy, tmp_path / "run")
+    assert plan.network
+    assert plan.access(policy.home / ".cache" / "debuginfod_client") is WRITE
+    assert plan.access(Path("/etc/hosts")) is READ
 
 
-def test_debug_information_that_is_there_can_be_read_without_network(needs, tmp_path):
-    (needs.home / ".cache" / "debuginfod_client").mkdir(parents=True)
-    assert seen(needs, tmp_path)("home/.cache/debuginfod_client/ab") is READ
-    assert seen(needs, tmp_path)("home/.cache/other") is None
+def test_debug_information_that_is_there_can_be_read_without_network(policy, tmp_path):
+    (policy.home / ".cache" / "debuginfod_client").mkdir(parents=True)
+    assert seen(policy, tmp_path)("home/.cache/debuginfod_client/ab") is READ
+    assert seen(policy, tmp_path)("home/.cache/other") is None
 
 
-def test_stap_somewhere_else_brings_its_installation(needs, tmp_path):
+def test_stap_somewhere_else_brings_its_installation(policy, tmp_path):
     for name in ("st/bin", "st/share/systemtap/tapset", "st/secret"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "st" / "bin" / "stap").touch()
-    access = seen(attrs.evolve(needs, stap=tmp_path / "st" / "bin" / "stap"), tmp_path)
+    access = seen(attrs.evolve(policy, stap=tmp_path / "st" / "bin" / "stap"), tmp_path)
     assert access("st/bin/stap") is READ
     assert access("st/share/systemtap/tapset/x") is READ
     assert access("st/secret") is None
@@ -153,7 +153,7 @@ def test_environment_is_clean():
     assert b"https_proxy" in contained_environment(environ, temporary=Path("/own"), network=True)
 
 
-def test_caches_are_made(needs, tmp_path):
-    needs = attrs.evolve(needs, environ={"SYSTEMTAP_DIR": str(tmp_path / "new" / "st")})
-    make_caches(needs)
+def test_caches_are_made(policy, tmp_path):
+    policy = attrs.evolve(policy, environ={"SYSTEMTAP_DIR": str(tmp_path / "new" / "st")})
+    make_caches(policy)
     assert os.access(tmp_path / "new" / "st" / "cache", os.W_OK)

@@ -14,7 +14,7 @@ from stapsrv.sandbox import backends, detect
 from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import find_sandbox
 from stapsrv.sandbox.limits import ResourceLimits
-from stapsrv.sandbox.policy import SandboxPolicy, request_view
+from stapsrv.sandbox.policy import SandboxPolicy, request_mounts
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +75,7 @@ async def test_wanted_one_is_not_replaced(find, stand_in):
     stand_in(landlock=READER)
     with pytest.raises(ConfigError, match=r"^SANDBOX=bubblewrap: .*\(bubblewrap: status 1\); "):
         await find("bubblewrap")
-    assert (await find("landlock")).mechanism is Backend.LANDLOCK
+    assert (await find("landlock")).backend is Backend.LANDLOCK
 
 
 async def test_one_that_hides_nothing_is_none(find, stand_in):
@@ -93,7 +93,7 @@ async def test_one_that_lets_nothing_be_written_is_none(find, stand_in):
 async def test_view_that_hangs_is_a_refusal_in_time(find, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(detect, "_TRIAL_S", 0.05)
-    monkeypatch.setattr(detect, "request_view", lambda *_arguments: gate.wait())
+    monkeypatch.setattr(detect, "request_mounts", lambda *_arguments: gate.wait())
     try:
         with pytest.raises(ConfigError, match="what requests see cannot be looked at: no answer within"):
             await find()
@@ -110,7 +110,7 @@ async def test_program_that_is_missing_is_named(find, stand_in):
 async def test_off_is_off(find, stand_in):
     stand_in()
     found = await find("off")
-    assert (found.name, found.mechanism) == ("off", None)
+    assert (found.name, found.backend) == ("off", None)
     assert found.containment is Containment.NAMESPACE
     command = found.command(attrs.NOTHING, ResourceLimits(nice=3), ["program"])
     assert command[:8] == ["choom", "-n", "500", "--", "nice", "-n", "3", "setpriv"]
@@ -118,7 +118,7 @@ async def test_off_is_off(find, stand_in):
 
 def test_what_cannot_be_covered_is_refused(tmp_path):
     (tmp_path / "tapsets" / "ssl").mkdir(parents=True)
-    needs = SandboxPolicy(
+    policy = SandboxPolicy(
         stap=STAP,
         environ={"PATH": "/usr/bin"},
         home=tmp_path / "home",
@@ -127,11 +127,11 @@ def test_what_cannot_be_covered_is_refused(tmp_path):
         read=(tmp_path / "tapsets",),
         secret=(tmp_path / "tapsets" / "ssl",),
     )
-    view = request_view(needs, tmp_path / "request")
-    for mechanism in (Backend.BUBBLEWRAP, None):
-        Sandbox(mechanism).check(view)
+    plan = request_mounts(policy, tmp_path / "request")
+    for backend in (Backend.BUBBLEWRAP, None):
+        Sandbox(backend).check_plan(plan)
     with pytest.raises(ConfigError) as caught:
-        Sandbox(Backend.LANDLOCK).check(view)
+        Sandbox(Backend.LANDLOCK).check_plan(plan)
     assert str(caught.value) == (
         f"{tmp_path}/tapsets: holds {tmp_path}/tapsets/ssl, which requests must not see, and landlock cannot"
         " hide a part of a directory; move one of the two"

@@ -15,12 +15,12 @@ from stapsrv.compile.cache.depfile import has_build, read_dependencies
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.stap import (
     StapProgram,
-    collect,
-    lay_out,
     private_paths,
+    read_answer,
     redact,
     stap_command,
     stap_environment,
+    write_request,
 )
 from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.workspace import Workspace
@@ -29,12 +29,12 @@ from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET
 from stapsrv.errors import ConfigError, TranslatorError
-from stapsrv.process import ExitReason, ProcessResult, run_tree
+from stapsrv.process import ExitReason, ProcessResult, check_program, run_process_tree
 from stapsrv.rejection import RejectReason
 from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
-from stapsrv.sandbox.sandbox import Sandbox, check_program
+from stapsrv.sandbox.sandbox import Sandbox
 
 _ROOT = Path("request")
 _ANSWER = Path("response", ANSWER_DIRECTORY)
@@ -67,7 +67,7 @@ class LocalEngine:
         environ: Mapping[str, str],
         home: Path,
         secret: tuple[Path, ...] = (),
-        space: TempQuota | None = None,
+        temp_quota: TempQuota | None = None,
     ) -> None:
         self.stap = stap
         self.sandbox = sandbox
@@ -77,9 +77,9 @@ class LocalEngine:
         self._home = home
         self._private = private_paths(environ, home)
         self._secret = (*secret, workspace.path)
-        self.space = space or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
+        self.temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
 
-    def needs(self, settings: ServerSettings, release: ServedRelease) -> SandboxPolicy:
+    def policy(self, settings: ServerSettings, release: ServedRelease) -> SandboxPolicy:
         """Return what a job of a server needs to see of this host."""
         own = (*settings.include, *((settings.runtime,) if settings.runtime is not None else ()))
         secret = (settings.ssl, settings.log)
@@ -100,16 +100,16 @@ class LocalEngine:
         Raises:
             ConfigError: they cannot be.
         """
-        needs = self.needs(settings, release)
+        policy = self.policy(settings, release)
         try:
-            view = self.sandbox.view(needs, self.workspace.path, start=self.workspace.path)
+            plan = self.sandbox.request_mounts(policy, self.workspace.path, cwd=self.workspace.path)
         except OSError as exc:
             raise ConfigError(
                 f"cannot be made: {exc.strerror}",
-                where=str(needs.stap_cache),
+                where=str(policy.stap_cache),
                 remedy="point SYSTEMTAP_DIR to a directory that the server's user may write to",
             ) from exc
-        self.sandbox.check(view)
+        self.sandbox.check_plan(plan)
 
     async def run(self, job: CompileJob) -> CompileResult:
         """Compile ``job``, remove what the compile left behind, and return the result."""
@@ -135,19 +135,19 @@ class LocalEngine:
     async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
         """Compile a job in its directory; return what stap made of it, and whether it built the module."""
         limits, work, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
-        view = await work.run(functools.partial(self._prepare, job, directory))
-        outcome, limit_met = await self.space.bounded(
+        plan = await work.run(functools.partial(self._prepare, job, directory))
+        result, limit_met = await self.temp_quota.enforce(
             directory,
-            functools.partial(self._run_stap, job, view, answer),
+            functools.partial(self._run_stap, job, plan, answer),
             most_bytes=limits.temp_bytes,
             files=work,
         )
-        _check_ending(outcome, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
+        _check_ending(result, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
         collected = functools.partial(_collect, answer, max_bytes=limits.answer_bytes)
         files, built = await work.run(collected)
         hidden = (*self._private, directory / "response", directory)
-        status = 128 - outcome.status if outcome.status < 0 else outcome.status
-        stdout, stderr = redact(outcome.stdout, hidden), redact(outcome.stderr, hidden)
+        status = 128 - result.status if result.status < 0 else result.status
+        stdout, stderr = redact(result.stdout, hidden), redact(result.stderr, hidden)
         return CompileResult(status, stdout, stderr, files, limit_met), built
 
     def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
@@ -163,11 +163,11 @@ class LocalEngine:
             raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
         _make_directories(directory)
         root = directory / _ROOT
-        lay_out(job.request, root)
-        return self.sandbox.view(self.needs(job.settings, job.release), directory, start=root)
+        write_request(job.request, root)
+        return self.sandbox.request_mounts(self.policy(job.settings, job.release), directory, cwd=root)
 
     async def _run_stap(
-        self, job: CompileJob, view: MountPlan, answer: Path
+        self, job: CompileJob, plan: MountPlan, answer: Path
     ) -> tuple[ProcessResult, str | None]:
         """Run stap; return what came of it, and the bound that it met, if that can be seen."""
         limits = job.settings.limits
@@ -184,15 +184,15 @@ class LocalEngine:
             )
         )
         environ = self.sandbox.environment(
-            self._environ, temporary=answer.parents[1] / _TEMPORARY, network=view.network
+            self._environ, temporary=answer.parents[1] / _TEMPORARY, network=plan.network
         )
         environ = stap_environment(environ, job.request.environment)
-        command = self.sandbox.command(view, resources, command)
-        async with self.sandbox.request_group(answer.parents[1].name, resources) as group:
+        command = self.sandbox.command(plan, resources, command)
+        async with self.sandbox.request_cgroup(answer.parents[1].name, resources) as group:
             try:
-                outcome = await run_tree(
+                result = await run_process_tree(
                     command,
-                    cwd=view.directory,
+                    cwd=plan.directory,
                     env=environ,
                     deadline_s=job.deadline_s,
                     grace_s=limits.kill_grace_s,
@@ -203,10 +203,10 @@ class LocalEngine:
             except TranslatorError as exc:
                 raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
             exceeded = None if group is None else group.exceeded
-        failure = self.sandbox.failure(outcome.status, outcome.stderr)
+        failure = self.sandbox.setup_error(result.status, result.stderr)
         if failure is not None:
             raise TranslatorError("The compile could not be started", where=failure)
-        return outcome, resources.explain(outcome.status, outcome.stderr, exceeded=exceeded)
+        return result, resources.explain(result.status, result.stderr, exceeded=exceeded)
 
 
 @contextlib.asynccontextmanager
@@ -265,16 +265,16 @@ def _collect(answer: Path, *, max_bytes: int) -> tuple[tuple[AnswerFile, ...], b
         TranslatorError: it is larger than ``max_bytes``.
         OSError: it cannot be read.
     """
-    return collect(answer, max_bytes=max_bytes), has_build(answer)
+    return read_answer(answer, max_bytes=max_bytes), has_build(answer)
 
 
-def _check_ending(outcome: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
-    if outcome.ending is ExitReason.TIMED_OUT:
+def _check_ending(result: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
+    if result.exit_reason is ExitReason.TIMED_OUT:
         raise TranslatorError(
             f"The compile was ended: it took longer than {deadline_s:g} seconds",
             refusal=RejectReason.COMPILE_TIMEOUT,
         )
-    if outcome.ending is ExitReason.OUTPUT_LIMIT:
+    if result.exit_reason is ExitReason.OUTPUT_LIMIT:
         raise TranslatorError(
             f"The compile was ended: it printed more than {output_bytes} bytes",
             refusal=RejectReason.OUTPUT_SIZE,

@@ -29,9 +29,9 @@ from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.options import Privilege, parse_options
 from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
-from stapsrv.process import ExitReason, run_tree
+from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.limits import ResourceLimits
-from stapsrv.sandbox.sandbox import Sandbox, check_program
+from stapsrv.sandbox.sandbox import Sandbox
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
 OWNER_CERTIFICATE = "signing_key.x509"
@@ -203,19 +203,19 @@ class KernelSigner:
         """Let the kernel's own program append a signature to the file ``module``; it sees one key only."""
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
-        view = await self._workspace.files.run(
-            functools.partial(self._sandbox.tool_view, read, module.parent)
+        plan = await self._workspace.files.run(
+            functools.partial(self._sandbox.tool_mounts, read, module.parent)
         )
         command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
-        outcome = await run_tree(
-            self._sandbox.command(view, ResourceLimits(), command),
+        result = await run_process_tree(
+            self._sandbox.command(plan, ResourceLimits(), command),
             deadline_s=_SIGN_FILE_S,
             env=_SIGN_FILE_ENVIRONMENT,
         )
-        if outcome.ending is ExitReason.TIMED_OUT:
+        if result.exit_reason is ExitReason.TIMED_OUT:
             raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
-        if outcome.ending is not ExitReason.EXITED or outcome.status != 0:
-            said = outcome.stderr.decode(errors="replace").strip() or f"status {outcome.status}"
+        if result.exit_reason is not ExitReason.EXITED or result.status != 0:
+            said = result.stderr.decode(errors="replace").strip() or f"status {result.status}"
             raise TranslatorError(said, where=str(program))
 
 

@@ -20,7 +20,7 @@ from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
-from stapsrv.process import ExitReason, run_tree
+from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.rejection import RejectReason
 
 _SERVER = b"<server>"
@@ -73,11 +73,11 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
     env = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     env[b"SYSTEMTAP_DIR"] = os.fsencode(os.devnull)
     try:
-        outcome = await run_tree([found, "--version"], deadline_s=_VERSION_S, env=env)
+        result = await run_process_tree([found, "--version"], deadline_s=_VERSION_S, env=env)
     except TranslatorError as exc:
         raise ConfigError(f"cannot be run: {exc.problem}", where=found) from exc
-    match = _VERSION.search(outcome.stdout + outcome.stderr)
-    if outcome.ending is not ExitReason.EXITED or outcome.status != 0 or match is None:
+    match = _VERSION.search(result.stdout + result.stderr)
+    if result.exit_reason is not ExitReason.EXITED or result.status != 0 or match is None:
         raise ConfigError(
             "does not say its version",
             where=f"{found} --version",
@@ -126,7 +126,7 @@ def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str,
     return kept | {os.fsencode(name): os.fsencode(value) for name, value in locale}
 
 
-def lay_out(request: CompileRequest, root: Path) -> None:
+def write_request(request: CompileRequest, root: Path) -> None:
     """Write the request's directories and files below ``root``, which is empty and this process's own.
 
     The paths were checked when the request was parsed; ``O_EXCL`` holds them to it.
@@ -144,7 +144,7 @@ def lay_out(request: CompileRequest, root: Path) -> None:
             stream.write(file.data)
 
 
-def collect(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
+def read_answer(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
     """Read the files of stap's directory that a client is sent, in order of their names.
 
     Raises:

@@ -43,7 +43,7 @@ class TempQuota:
         """What all use, as it was last looked at."""
         return sum(self._used.values())
 
-    async def bounded(
+    async def enforce(
         self,
         directory: Path,
         run: Callable[[], Awaitable[_T]],

@@ -41,7 +41,7 @@ class Tmpfs:
     sessions: Path = Path("/run/systemd/users")
     first_person: int = 1000
 
-    def find_room(self, most_bytes: int) -> Path | None:
+    def find_directory(self, most_bytes: int) -> Path | None:
         """Return where files of at most ``most_bytes`` can be in memory; None where that would be a risk."""
         try:
             if self._is_safe() and self._available_bytes() >= _ENOUGH * most_bytes:
@@ -86,8 +86,8 @@ class Tmpfs:
                         yield int(told)
 
 
-def place_in_memory(environ: Mapping[str, str], tuning: Tuning) -> Path | None:
+def find_memory_directory(environ: Mapping[str, str], tuning: Tuning) -> Path | None:
     """Return where a service compiles in memory; None where it does so in ``TMPDIR``, or in /tmp."""
     if environ.get("TMPDIR") or not tuning.effective("temp_in_memory"):
         return None
-    return Tmpfs().find_room(tuning.effective("total_temp_bytes"))
+    return Tmpfs().find_directory(tuning.effective("total_temp_bytes"))

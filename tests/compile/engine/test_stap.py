@@ -10,13 +10,13 @@ from kit.stap import make_stap
 
 from stapsrv.compile.engine.stap import (
     StapProgram,
-    collect,
     find_stap,
-    lay_out,
     private_paths,
+    read_answer,
     redact,
     stap_command,
     stap_environment,
+    write_request,
 )
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.options import Privilege
@@ -83,7 +83,7 @@ def test_layout(tmp_path):
         files=(RequestFile(b"script/home/\xff.stp", b"probe"), RequestFile(b"tapset/t/a.stp", b"")),
         directories=(b"empty", b"script", b"script/home", b"tapset", b"tapset/t"),
     )
-    lay_out(request, tmp_path)
+    write_request(request, tmp_path)
     base = os.fsencode(tmp_path)
     assert Path(os.fsdecode(base + b"/script/home/\xff.stp")).read_bytes() == b"probe"
     assert (tmp_path / "empty").is_dir()
@@ -107,7 +107,7 @@ def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
         "modules.order",
     ):
         (answer / name).write_text("left over")
-    files = {file.path: file.data for file in collect(answer, max_bytes=1000)}
+    files = {file.path: file.data for file in read_answer(answer, max_bytes=1000)}
     wanted = ("a.ko", "a_src.c", "b.bo", "d.so", "stapconf_1.h", "uprobes/uprobes.ko")
     assert files == {f"stap000000/{name}": name.encode() for name in wanted}
 
@@ -117,10 +117,10 @@ def test_answer_never_follows_a_link_or_waits_on_a_pipe(tmp_path):
     answer.mkdir()
     (tmp_path / "secret").write_text("key")
     os.mkfifo(answer / "pipe.c")
-    assert collect(answer, max_bytes=1000) == ()
+    assert read_answer(answer, max_bytes=1000) == ()
     (answer / "link.c").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic links"):
-        collect(answer, max_bytes=1000)
+        read_answer(answer, max_bytes=1000)
 
 
 def test_answer_is_bounded(tmp_path):
@@ -129,7 +129,7 @@ def test_answer_is_bounded(tmp_path):
     (answer / "a.ko").write_bytes(bytes(600))
     (answer / "b.ko").write_bytes(bytes(600))
     with pytest.raises(TranslatorError) as caught:
-        collect(answer, max_bytes=1000)
+        read_answer(answer, max_bytes=1000)
     assert str(caught.value) == "The answer is larger than 1000 bytes; ask for less at once"
 
 

@@ -72,12 +72,12 @@ async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
     async def fail() -> int:
         raise RequestRejected("no")
 
-    async def bounded(run):
-        return await all_space.bounded(tmp_path, run, most_bytes=10**9, files=BlockingCalls())
+    async def enforce(run):
+        return await all_space.enforce(tmp_path, run, most_bytes=10**9, files=BlockingCalls())
 
-    assert await bounded(give) == 7
+    assert await enforce(give) == 7
     with pytest.raises(RequestRejected, match=r"^no$"):
-        await bounded(fail)
+        await enforce(fail)
     assert all_space.used_bytes == 0
 
 
@@ -89,7 +89,7 @@ async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
     async def use(name: str, size: int) -> None:
         write(tmp_path / name / "file", size)
         try:
-            await all_space.bounded(tmp_path / name, done.wait, most_bytes=10**9, files=BlockingCalls())
+            await all_space.enforce(tmp_path / name, done.wait, most_bytes=10**9, files=BlockingCalls())
         except TranslatorError as exc:
             ended[name] = exc
             done.set()
@@ -115,7 +115,7 @@ async def test_a_run_that_is_cancelled_is_forgotten(tmp_path):
             return found
 
     async def run() -> None:
-        await all_space.bounded(tmp_path, anyio.sleep_forever, most_bytes=10**9, files=Files())
+        await all_space.enforce(tmp_path, anyio.sleep_forever, most_bytes=10**9, files=Files())
 
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:

@@ -42,8 +42,8 @@ def test_enough(memory):
     limit(memory, "x/y", "memory.max", "max\n")
     limit(memory, "", "memory.max", f"{2 * MOST}\n")
     limit(memory, "memory/a", "memory.limit_in_bytes", "9223372036854771712\n")
-    assert memory.find_room(MOST) == memory.directory
-    assert memory.find_room(MOST + 1) is None
+    assert memory.find_directory(MOST) == memory.directory
+    assert memory.find_directory(MOST + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_enough(memory):
 )
 def test_bound_of_a_control_group(memory, group, name):
     limit(memory, group, name, f"{2 * MOST - 1}\n")
-    assert memory.find_room(MOST) is None
+    assert memory.find_directory(MOST) is None
 
 
 def test_full_file_system(memory):
     many = "9" * 15
     memory.info.write_text(f"MemAvailable: {many} kB\n")
-    assert memory.find_room(1 << 56) is None
+    assert memory.find_directory(1 << 56) is None
 
 
 @pytest.mark.parametrize(
@@ -72,28 +72,28 @@ def test_full_file_system(memory):
 )
 def test_no_tmpfs(memory, text):
     memory.mounts.write_text(text.format(memory.directory))
-    assert memory.find_room(MOST) is None
+    assert memory.find_directory(MOST) is None
 
 
 def test_others_could_remove_it(memory):
     memory.directory.chmod(0o777)
-    assert memory.find_room(MOST) is None
+    assert memory.find_directory(MOST) is None
 
 
 def test_people_log_out(memory):
     memory.sessions.mkdir()
-    assert memory.find_room(MOST) is None
-    assert attrs.evolve(memory, first_person=1 << 31).find_room(MOST) == memory.directory
+    assert memory.find_directory(MOST) is None
+    assert attrs.evolve(memory, first_person=1 << 31).find_directory(MOST) == memory.directory
 
 
 @pytest.mark.parametrize("table", ["directory", "mounts", "info", "membership"])
 def test_what_cannot_be_known_is_no_room(memory, table):
     path = getattr(memory, table)
     path.rename(path.with_name("gone"))
-    assert memory.find_room(MOST) is None
+    assert memory.find_directory(MOST) is None
 
 
 @pytest.mark.parametrize("text", ["", "MemAvailable: much kB\n"])
 def test_damaged_table(memory, text):
     memory.info.write_text(text)
-    assert memory.find_room(MOST) is None
+    assert memory.find_directory(MOST) is None
