@@ -76,7 +76,7 @@ class Contender:
                 for pid in (*descendants(server.pid), server.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                # How a server ended is what is looked at here, and not a fault of the run.
+                # A server that ends is a result here, not a failure of the run.
                 with contextlib.suppress(AssertionError, subprocess.TimeoutExpired, ProcessLookupError):
                     served.close()
 
@@ -159,7 +159,7 @@ def disconnect(contender: Contender) -> str:
 
 
 def stop_busy(contender: Contender) -> str:
-    """The server is told to stop (TERM) while a compile runs that would end by itself a little later."""
+    """TERM stops the server while a compile runs that would end by itself a little later."""
     # The time that a compile takes is that of the machine; by default it has five seconds.
     options = ("--drain-timeout", "120") if contender.name == OURS else ()
     with contender.serving(*options) as server, _compiling(contender, server) as compiling:
@@ -167,22 +167,22 @@ def stop_busy(contender: Contender) -> str:
         server.log.wait("Received signal")
         compiling.gate.open()
         ran = finish(compiling.client)
-        told = "the client has its module" if ran.status == 0 else f"the client fails: {_last(ran.stderr)}"
-        return f"{told}; {_end_of(server)}"
+        outcome = "the client has its module" if ran.status == 0 else f"the client fails: {_last(ran.stderr)}"
+        return f"{outcome}; {_end_of(server)}"
 
 
 def stop_hanging(contender: Contender) -> str:
-    """The server is told to stop (TERM) while a compile hangs."""
+    """TERM stops the server while a compile hangs."""
     with contender.serving() as server, _compiling(contender, server) as compiling:
         server.signal(signal.SIGTERM)
         end = _end_of(server, timeout_s=20)
         try:
             _, said = compiling.client.communicate(timeout=2)
         except subprocess.TimeoutExpired:
-            told = "its client waits on"
+            outcome = "its client waits on"
         else:
-            told = f"its client is told: {_last(said)}"
-        return f"{end}; {told}; {_left_of(compiling.tree, 2)}"
+            outcome = f"its client prints: {_last(said)}"
+        return f"{end}; {outcome}; {_left_of(compiling.tree, 2)}"
 
 
 def kill(contender: Contender) -> str:
@@ -369,7 +369,7 @@ def main() -> None:
             installation = Installation.find(os.environ)
         except Unavailable as exc:
             parser.error(str(exc))
-        # Neither is heard of on any network: ours says nothing, the original finds no bus to say it by.
+        # Neither is advertised on a network: mDNS is off here, and the original finds no D-Bus.
         kit.real.PATIENCE_S = 300.0
         os.environ |= {"STAPSRV_MDNS": "no", "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/dev/null"}
         with tempfile.TemporaryDirectory(prefix="stapsrv-faults.") as name:

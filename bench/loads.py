@@ -470,7 +470,7 @@ def idle_connections(port: int, count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaying(stap: Stap, answer: bytes) -> Iterator[int]:
-    """Send an answer to whoever asks for anything, under the identity that ``stap``'s client trusts.
+    """Send one answer to every client, under the identity that ``stap``'s client trusts.
 
     Yields the port. What a client takes with this server is its own time.
     """
@@ -530,7 +530,7 @@ def wait_quiet(processes: Sequence[int]) -> None:
 
 
 def wait_warm(server: Server) -> None:
-    """Wait until the first compile is done, which leaves the processors to whoever else wants them."""
+    """Wait until the first compile is done, which runs at low priority."""
     server.log.wait("can be compiled for", timeout_s=_WARM_S)
 
 

@@ -199,7 +199,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.ours_only and not os.access(ORIGINAL_LOGS, os.W_OK):
         parser.exit(
-            1, f"the original logs to {ORIGINAL_LOGS} whatever it is told: make it, or say --ours-only\n"
+            1, f"the original always logs to {ORIGINAL_LOGS}: make that directory, or use --ours-only\n"
         )
     directory = Path(tempfile.mkdtemp(prefix="bench-servers."))
     options = {"release": given.release, "count": given.servers, "first_port": given.first_port}
