@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 
-def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write ``text`` to a file in one step: readers get the old text or the new one, even after a crash.
+def replace_file(path: Path, content: str | bytes, *, mode: int = 0o600) -> None:
+    """Write a file in one step: readers get the old content or the new one, even after a crash.
 
     The file need not exist, but its directory must. The mode is set whatever the umask is.
 
@@ -17,8 +17,8 @@ def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
     """
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             os.fchmod(fd, mode)
         Path(name).replace(path)
     except BaseException:

@@ -1,9 +1,8 @@
-"""Results on disk, by key: written whole, checked when read, bounded in size and age.
+"""The directory of results: one file for each, written whole, checked when read, bounded in size and age.
 
-A directory of this user alone, shared by all that compile as this user: a file comes into being under its
-name by a rename, whoever reads it meets the old one, the new one or none, and a file that is not what was
-written is dropped. What was not used for the longest goes first: a file's time of access says when that
-was, and is set here, since mounts may not keep it.
+It belongs to one user, and all processes that compile as this user share it: a file appears under its name by
+a rename, so a reader meets the old one, the new one or none. The least recently used entries are evicted
+first: a file's time of access says when it was used, and is set here, since mounts may not keep it.
 """
 
 from __future__ import annotations
@@ -12,51 +11,55 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 from stapsrv.errors import ConfigError
+from stapsrv.system.atomic_file import replace_file
 
+# In a user's $SYSTEMTAP_DIR: beside stap's own cache, and out of the reach of what compiles.
 RESULTS_DIRECTORY = "server-results"
-"""In a user's ``$SYSTEMTAP_DIR``: beside stap's own cache, and out of the reach of what compiles."""
+# Begins the names of entries that are no results: these do not age, and are not counted or cleared.
+NOTE_PREFIX = "note-"
 
 _MAGIC = b"stapsrv result 1\n"
-_SUM_BYTES = hashlib.sha256().digest_size
+_HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 _ENTRY = ".result"
-_UNFINISHED = ".new"
-NOTE = "note-"
-"""Begins the names of entries that are no results: these do not age, and are not counted or cleared."""
-_UNFINISHED_S = 3600.0
-"""After so long nobody writes it any more."""
-_UNSEEN = 0.1
-"""Of the largest size: after so much written by one process it sees what others have written."""
-_ROOM = 0.9
-"""What is left of the largest size after things had to go, lest they have to go each time."""
+# Begins the names of files that are being written; no writer takes as long as that.
+_UNFINISHED = "."
+_MAX_UNFINISHED_S = 3600.0
+# Rescan the directory after writing this fraction of max_bytes: other processes write too.
+_RESCAN_FRACTION = 0.1
+# Evict down to this fraction of max_bytes, so that not every write evicts.
+_EVICT_FRACTION = 0.9
 
 
-@attrs.frozen
-class StoreStatistics:
-    """What a directory holds."""
+class StoreStatistics(NamedTuple):
+    """What a directory holds, without notes."""
 
     entries: int
     stored_bytes: int
 
 
-@attrs.frozen
-class Verified:
-    """What came of looking at every file."""
+class VerifyCounts(NamedTuple):
+    """How many entries were sound, and how many were removed."""
 
     sound: int
     damaged: int
 
 
 class DamagedError(Exception):
-    """A file is not what was written; never leaves this module."""
+    """An entry is not what was written."""
+
+
+class _File(NamedTuple):
+    path: Path
+    status: os.stat_result
+    is_finished: bool
+    is_note: bool
 
 
 class DiskStore:
@@ -65,40 +68,37 @@ class DiskStore:
     Args:
         directory: made with the first entry if it is missing, mode 0700.
         max_bytes: of all files together.
-        max_age_s: seconds after which a file counts no more.
+        max_age_s: seconds after which an entry expires.
 
     Raises:
-        ConfigError: it is another user's, or others could look into it.
+        ConfigError: it is another user's, or others could read it.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float) -> None:
         self.directory = directory
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
-        self._bytes: int | None = None
-        """When they were counted last."""
-        self._unseen = 0
-        """Written since then, by this process."""
+        self._scanned_bytes: int | None = None
+        self._written_bytes = 0  # by this process, since that scan
         _check(directory)
 
     def read(self, name: str) -> bytes | None:
-        """Return what was written under a name; None if there is nothing, or it is too old.
+        """Return what was written under a name; None if there is nothing, or it has expired.
 
         Raises:
-            DamagedError: there was something else, and is no more.
+            DamagedError: there was something else, and it is removed.
         """
         path = self._path(name)
         try:
             with path.open("rb") as stream:
-                age_s = time.time() - os.fstat(stream.fileno()).st_mtime
-                if age_s > self._max_age_s and not name.startswith(NOTE):
+                if self._is_expired(name, os.fstat(stream.fileno())):
                     path.unlink(missing_ok=True)
                     return None
-                text = stream.read()
+                content = stream.read()
         except OSError:
             return None
         try:
-            body = _open(text, name)
+            body = _unsealed(content, name)
         except DamagedError:
             path.unlink(missing_ok=True)
             raise
@@ -106,114 +106,97 @@ class DiskStore:
         return body
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry of this name that is not too old, sound or not."""
+        """Whether there is an entry of this name that has not expired, sound or not."""
         try:
-            age_s = time.time() - self._path(name).stat().st_mtime
+            return not self._is_expired(name, self._path(name).stat())
         except OSError:
             return False
-        return age_s <= self._max_age_s or name.startswith(NOTE)
 
     def touch(self, name: str) -> None:
-        """Note that an entry is in use."""
+        """Mark an entry as used."""
         path = self._path(name)
         with contextlib.suppress(OSError):
             os.utime(path, (time.time(), path.stat().st_mtime))
 
     def write(self, name: str, body: bytes) -> int:
-        """Write under a name, in place of what was there; return how many others had to go.
+        """Write under a name, in place of what was there; return how many other files were evicted.
 
         Raises:
-            OSError: it could not be written; what was there is there still.
+            OSError: it could not be written; what was there is still there.
         """
-        path = self._path(name)
-        text = _seal(body, name)
-        if len(text) > self._max_bytes:
+        content = _sealed(body, name)
+        if len(content) > self._max_bytes:
             return 0
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = self.directory / f"{secrets.token_hex(8)}{_UNFINISHED}"
-        try:
-            fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(text)
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        self._unseen += len(text)
-        if self._bytes is None or self._unseen > self._max_bytes * _UNSEEN:
-            self._bytes, self._unseen = sum(status.st_size for _path, status in self._files()), 0
-        return self.evict() if self._bytes + self._unseen > self._max_bytes else 0
+        replace_file(self._path(name), content)
+        self._written_bytes += len(content)
+        if self._scanned_bytes is None or self._written_bytes > self._max_bytes * _RESCAN_FRACTION:
+            self._scanned_bytes, self._written_bytes = sum(file.status.st_size for file in self._files()), 0
+        return self.evict() if self._scanned_bytes + self._written_bytes > self._max_bytes else 0
 
     def evict(self) -> int:
-        """Remove what is too old, and what was used least lately until there is room; return how many.
-
-        Notes go last.
-        """
-        now = time.time()
-        # Without its notes, stap's own cache would be taken for as new as what is known now.
-        found = sorted(self._files(), key=lambda file: (file[0].name.startswith(NOTE), file[1].st_atime))
-        total = sum(status.st_size for _path, status in found)
-        limit = self._max_bytes * _ROOM if total > self._max_bytes else self._max_bytes
-        gone = 0
-        for path, status in found:
-            unfinished = path.name.endswith(_UNFINISHED)
-            max_age_s = _UNFINISHED_S if unfinished else self._max_age_s
-            too_old = now - status.st_mtime > max_age_s and not path.name.startswith(NOTE)
-            if too_old or (total > limit and not unfinished):
+        """Remove what has expired, and the least recently used until there is room; return how many."""
+        # Notes last: without them stap's own cache would be taken for up to date.
+        files = sorted(self._files(), key=lambda file: (file.is_note, file.status.st_atime))
+        total = sum(file.status.st_size for file in files)
+        limit = self._max_bytes * _EVICT_FRACTION if total > self._max_bytes else self._max_bytes
+        evicted = 0
+        for path, status, is_finished, _is_note in files:
+            if is_finished:
+                goes = total > limit or self._is_expired(path.name, status)
+            else:
+                goes = time.time() - status.st_mtime > _MAX_UNFINISHED_S
+            if goes:
                 path.unlink(missing_ok=True)
                 total -= status.st_size
-                gone += 1
-        self._bytes, self._unseen = total, 0
-        return gone
+                evicted += 1
+        self._scanned_bytes, self._written_bytes = total, 0
+        return evicted
 
     def clear(self) -> int:
-        """Remove all results; return how many there were."""
-        gone = 0
-        for path, _status in list(self._files()):
-            if path.name.startswith(NOTE):
-                continue
-            path.unlink(missing_ok=True)
-            gone += path.name.endswith(_ENTRY)
-        self._bytes = None
-        return gone
+        """Remove all but notes; return how many results there were."""
+        files = [file for file in self._files() if not file.is_note]
+        for file in files:
+            file.path.unlink(missing_ok=True)
+        self._scanned_bytes = None
+        return sum(file.is_finished for file in files)
 
-    def verify(self) -> Verified:
-        """Look at every entry, and remove those that are damaged."""
+    def verify(self) -> VerifyCounts:
+        """Read every entry, and remove those that are damaged."""
         sound = damaged = 0
-        for path, _status in list(self._files()):
-            if not path.name.endswith(_ENTRY):
-                continue
+        for path in [file.path for file in self._files() if file.is_finished]:
             try:
-                _open(path.read_bytes(), path.name.removesuffix(_ENTRY))
+                _unsealed(path.read_bytes(), path.name.removesuffix(_ENTRY))
                 sound += 1
             except FileNotFoundError:
                 continue
             except (DamagedError, OSError):
                 path.unlink(missing_ok=True)
                 damaged += 1
-        return Verified(sound, damaged)
+        return VerifyCounts(sound, damaged)
 
     def statistics(self) -> StoreStatistics:
-        """Count what there is."""
-        sizes = [
-            status.st_size
-            for path, status in self._files()
-            if path.name.endswith(_ENTRY) and not path.name.startswith(NOTE)
-        ]
+        """Count the results."""
+        sizes = [file.status.st_size for file in self._files() if file.is_finished and not file.is_note]
         return StoreStatistics(len(sizes), sum(sizes))
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}{_ENTRY}"
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+    def _is_expired(self, name: str, status: os.stat_result) -> bool:
+        return time.time() - status.st_mtime > self._max_age_s and not name.startswith(NOTE_PREFIX)
+
+    def _files(self) -> Iterator[_File]:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
             for entry in entries:
-                if not entry.name.endswith((_ENTRY, _UNFINISHED)):
+                is_finished = entry.name.endswith(_ENTRY)
+                if not is_finished and not entry.name.startswith(_UNFINISHED):
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
-                        yield Path(entry.path), status
+                        is_note = entry.name.startswith(NOTE_PREFIX)
+                        yield _File(Path(entry.path), status, is_finished, is_note)
 
 
 def encode_body(head: object, parts: list[bytes]) -> bytes:
@@ -226,7 +209,7 @@ def decode_body(body: bytes) -> tuple[object, list[bytes]]:
     """Take apart what :func:`encode_body` put together.
 
     Raises:
-        ValueError, KeyError, TypeError: something else did.
+        ValueError, KeyError, TypeError: it was made by something else.
     """
     size, _newline, rest = body.partition(b"\n")
     described = json.loads(rest[: int(size)])
@@ -240,23 +223,18 @@ def decode_body(body: bytes) -> tuple[object, list[bytes]]:
     return described["head"], parts
 
 
-def _seal(body: bytes, name: str) -> bytes:
-    return _MAGIC + _sum(body, name) + body
-
-
-def _open(text: bytes, name: str) -> bytes:
-    start = len(_MAGIC) + _SUM_BYTES
-    body = text[start:]
-    if text[:start] != _MAGIC + _sum(body, name):
-        raise DamagedError
-    return body
-
-
-def _sum(body: bytes, name: str) -> bytes:
-    """Return a checksum over an entry and its name: one under another's name is no good either."""
+def _sealed(body: bytes, name: str) -> bytes:
+    # The checksum covers the name: an entry under another's name is damaged, too.
     sha = hashlib.sha256(name.encode())
     sha.update(body)
-    return sha.digest()
+    return _MAGIC + sha.digest() + body
+
+
+def _unsealed(content: bytes, name: str) -> bytes:
+    body = content[_HEADER_BYTES:]
+    if content != _sealed(body, name):
+        raise DamagedError
+    return body
 
 
 def _check(directory: Path) -> None:

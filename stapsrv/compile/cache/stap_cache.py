@@ -19,7 +19,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.cacheable import module_name
-from stapsrv.compile.cache.disk import NOTE
+from stapsrv.compile.cache.disk import NOTE_PREFIX
 from stapsrv.compile.cache.key import CacheKey, digest
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
@@ -166,8 +166,8 @@ def server_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
 
 
 def _note_of_module(kind: str, result: CompileResult) -> str:
-    return NOTE + digest((kind.encode(), (module_name(result) or "").encode())).hex()
+    return NOTE_PREFIX + digest((kind.encode(), (module_name(result) or "").encode())).hex()
 
 
 def _note_of_server(kind: str, job: CompileJob) -> str:
-    return NOTE + digest((kind.encode(), server_digest(job.settings, job.release))).hex()
+    return NOTE_PREFIX + digest((kind.encode(), server_digest(job.settings, job.release))).hex()

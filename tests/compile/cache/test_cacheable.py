@@ -39,11 +39,11 @@ def reason(
     ],
     ids=repr,
 )
-def test_repeatable(arguments):
+def test_repeatable_request_has_no_reason(arguments):
     assert reason(*arguments) is None
 
 
-def test_script_by_file():
+def test_script_in_a_file_has_no_reason():
     assert reason(b"-p4", b"script/x.stp", b"3", script=b"probe begin { print($1) }") is None
 
 
@@ -83,17 +83,17 @@ def test_script_by_file():
     ],
     ids=repr,
 )
-def test_not_repeatable(arguments, why):
+def test_request_that_is_not_repeatable_has_a_reason(arguments, why):
     assert reason(*arguments) == why
 
 
-def test_tapsets_of_the_request_are_read():
+def test_tapsets_of_the_request_and_of_the_host_count():
     assert reason(b"-p4", b"-Itapset", b"-e" + PLAIN, script=b"function f() %{ %}") == "code"
     assert reason(b"-e" + b"probe errno.x {}", host_names=frozenset({"errno"})) == "program"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "--rlimit-as=1000000\n--rlimit-cpu=5 -w", "-g\n-DX=1"])
-def test_rc_that_is_known(text):
+def test_plain_rc_is_cacheable(text):
     assert is_rc_cacheable(text)
 
 
@@ -111,11 +111,11 @@ def test_rc_that_is_known(text):
         "-p2",
     ],
 )
-def test_rc_that_is_not(text):
+def test_other_rc_is_not_cacheable(text):
     assert not is_rc_cacheable(text)
 
 
-def test_what_make_works_out_is_not_known():
+def test_build_options_that_make_expands_are_not_cacheable():
     assert are_build_options_cacheable(("CONFIG_X=y", "V=0"), ("MAXACTION=7",))
     assert not are_build_options_cacheable(("X=$(shell date)",), ())
     assert not are_build_options_cacheable(("CC=/opt/gcc/bin/gcc",), ())

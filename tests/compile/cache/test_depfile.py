@@ -31,7 +31,7 @@ NEWER = OBJECT.replace(b"cmd_/", b"savedcmd_/")
 
 
 @pytest.mark.parametrize("text", [OBJECT, NEWER], ids=["6.1", "6.4"])
-def test_every_file_is_found_and_no_option(text):
+def test_lists_name_every_file_and_no_option(text):
     assert parse_dependencies(text) == (
         "/tmp/x/stap_1_src.c",
         "/usr/src/common/include/linux/kconfig.h",
@@ -43,7 +43,7 @@ def test_every_file_is_found_and_no_option(text):
 
 
 @pytest.mark.parametrize("text", [b"", b"cmd_/tmp/x.ko := ld -r -o /tmp/x.ko /tmp/x.o", b"\xff\n:= \\\n"])
-def test_other_commands_name_nothing(text):
+def test_commands_without_a_list_name_nothing(text):
     assert parse_dependencies(text) == ()
 
 
@@ -53,7 +53,7 @@ def leave_build(directory: Path) -> None:
     (directory / ".stap_1_src.o.cmd").write_bytes(OBJECT.replace(b"/tmp/x", str(directory).encode()))
 
 
-def test_a_build_s_files_are_absolute_and_others(tmp_path):
+def test_dependencies_are_absolute_and_not_of_the_build(tmp_path):
     leave_build(tmp_path / "x")
     assert has_build(tmp_path / "x")
     dependencies = read_dependencies(tmp_path / "x", Path("/lib/modules/1/build"))
@@ -66,7 +66,7 @@ def test_a_build_s_files_are_absolute_and_others(tmp_path):
     }
 
 
-def test_builds_beside_the_module_s_count(tmp_path):
+def test_dependencies_of_builds_beside_the_module_count(tmp_path):
     leave_build(tmp_path / "x")
     query = tmp_path / "x" / "tracequery_1"
     query.mkdir()
@@ -76,13 +76,13 @@ def test_builds_beside_the_module_s_count(tmp_path):
     assert dependencies >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
 
 
-def test_a_module_from_stap_s_cache_was_not_built(tmp_path):
+def test_module_from_stap_s_cache_has_no_build(tmp_path):
     leave_build(tmp_path / "x")
     (tmp_path / "x" / ".stap_1_src.o.cmd").unlink()
     assert not has_build(tmp_path / "x")
 
 
-def test_without_a_module_there_was_no_build(tmp_path):
+def test_directory_without_a_module_has_no_build(tmp_path):
     leave_build(tmp_path / "x")
     (tmp_path / "x" / "stap_1.ko").unlink()
     assert not has_build(tmp_path / "x")

@@ -14,7 +14,7 @@ from stapsrv.compile.cache.disk import (
     DamagedError,
     DiskStore,
     StoreStatistics,
-    Verified,
+    VerifyCounts,
     decode_body,
     encode_body,
 )
@@ -32,7 +32,7 @@ def file_of(store: DiskStore, name: str) -> Path:
     return store.directory / f"{name}.result"
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_written_entry_is_read(tmp_path):
     store = open_store(tmp_path)
     assert store.read("a") is None
     assert store.write("a", BODY) == 0
@@ -42,7 +42,7 @@ def test_what_was_written_is_read(tmp_path):
     assert decode_body(BODY) == ({"status": 0}, [b"out", b"", bytes(range(256))])
 
 
-def test_nothing_is_made_before_there_is_something_to_keep(tmp_path):
+def test_directory_is_made_with_the_first_entry(tmp_path):
     store = open_store(tmp_path / "x")
     assert (store.read("a"), store.evict(), store.clear()) == (None, 0, 0)
     assert store.statistics() == StoreStatistics(0, 0)
@@ -51,7 +51,7 @@ def test_nothing_is_made_before_there_is_something_to_keep(tmp_path):
     assert store.read("a") == BODY
 
 
-def test_nobody_else_can_read_it(tmp_path):
+def test_modes_keep_others_out(tmp_path):
     store = open_store(tmp_path)
     store.write("a", BODY)
     assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
@@ -59,7 +59,7 @@ def test_nobody_else_can_read_it(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["mode", "link", "file"])
-def test_a_directory_that_is_not_this_user_s_alone_is_refused(tmp_path, change):
+def test_directory_that_others_can_enter_is_refused(tmp_path, change):
     if change == "mode":
         (tmp_path / "results").mkdir()
         (tmp_path / "results").chmod(0o750)
@@ -72,7 +72,7 @@ def test_a_directory_that_is_not_this_user_s_alone_is_refused(tmp_path, change):
         open_store(tmp_path)
 
 
-def test_damage_anywhere_is_found(tmp_path):
+def test_damage_at_any_byte_is_found_and_removed(tmp_path):
     store = open_store(tmp_path)
     store.write("a", BODY)
     path = file_of(store, "a")
@@ -88,7 +88,7 @@ def test_damage_anywhere_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 60, -1])
-def test_what_was_cut_or_grew_is_damaged(tmp_path, length):
+def test_entry_of_another_length_is_damaged(tmp_path, length):
     store = open_store(tmp_path)
     store.write("a", BODY)
     path = file_of(store, "a")
@@ -99,7 +99,7 @@ def test_what_was_cut_or_grew_is_damaged(tmp_path, length):
             store.read("a")
 
 
-def test_an_entry_under_another_s_name_is_damaged(tmp_path):
+def test_entry_under_another_name_is_damaged(tmp_path):
     store = open_store(tmp_path)
     store.write("a", BODY)
     file_of(store, "a").rename(file_of(store, "b"))
@@ -107,7 +107,7 @@ def test_an_entry_under_another_s_name_is_damaged(tmp_path):
         store.read("b")
 
 
-def test_old_entries_count_no_more(tmp_path):
+def test_old_entry_expires_although_it_is_used(tmp_path):
     store = open_store(tmp_path, max_age_s=60.0)
     for name in ("old", "young"):
         store.write(name, BODY)
@@ -118,7 +118,7 @@ def test_old_entries_count_no_more(tmp_path):
     assert store.read("young") == BODY
 
 
-def test_reading_does_not_make_an_entry_younger(tmp_path):
+def test_touch_does_not_make_an_entry_younger(tmp_path):
     store = open_store(tmp_path)
     store.write("a", BODY)
     os.utime(file_of(store, "a"), (1.0, 12345.0))
@@ -128,7 +128,7 @@ def test_reading_does_not_make_an_entry_younger(tmp_path):
     assert status.st_atime > 12345.0
 
 
-def test_what_was_used_least_lately_goes_first(tmp_path):
+def test_least_recently_used_entries_are_evicted(tmp_path):
     body = os.urandom(100_000)
     store = open_store(tmp_path, max_bytes=MEBI)
     for number in range(10):
@@ -141,7 +141,7 @@ def test_what_was_used_least_lately_goes_first(tmp_path):
     assert store.statistics().stored_bytes <= MEBI
 
 
-def test_several_that_write_keep_to_one_bound(tmp_path):
+def test_several_writers_keep_to_one_bound(tmp_path):
     """Each sees in time what the others have written."""
     stores = [open_store(tmp_path, max_bytes=MEBI) for _ in range(3)]
     for number in range(90):
@@ -149,7 +149,7 @@ def test_several_that_write_keep_to_one_bound(tmp_path):
         assert stores[0].statistics().stored_bytes <= 1.3 * MEBI
 
 
-def test_what_would_fill_the_store_is_not_kept(tmp_path):
+def test_entry_larger_than_the_bound_is_not_written(tmp_path):
     store = open_store(tmp_path, max_bytes=MEBI)
     store.write("a", BODY)
     assert store.write("huge", bytes(2 * MEBI)) == 0
@@ -157,13 +157,13 @@ def test_what_would_fill_the_store_is_not_kept(tmp_path):
     assert store.has("a")
 
 
-def test_clear_and_verify(tmp_path):
+def test_verify_removes_damaged_and_clear_removes_all(tmp_path):
     store = open_store(tmp_path)
     for name in ("a", "b", "c"):
         store.write(name, BODY)
     file_of(store, "b").write_bytes(b"")
-    (store.directory / "left.new").touch()
-    assert store.verify() == Verified(sound=2, damaged=1)
+    (store.directory / ".left.result.new").touch()
+    assert store.verify() == VerifyCounts(sound=2, damaged=1)
     assert store.statistics() == StoreStatistics(2, 2 * file_of(store, "a").stat().st_size)
     assert store.clear() == 2
     assert list(store.directory.iterdir()) == []
@@ -180,7 +180,7 @@ def test_notes_do_not_age_and_are_not_cleared(tmp_path):
     assert store.read("note-a") == b"means"
 
 
-def test_notes_stay_where_results_have_to_go(tmp_path):
+def test_notes_are_evicted_last(tmp_path):
     store = open_store(tmp_path, max_bytes=MEBI)
     store.write("note-a", b"means")
     os.utime(file_of(store, "note-a"), (1000.0, 1000.0))
@@ -190,7 +190,7 @@ def test_notes_stay_where_results_have_to_go(tmp_path):
     assert store.read("note-a") == b"means"
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_entry(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     store.write("a", BODY)
 
@@ -223,4 +223,4 @@ def test_two_processes_share_a_directory(tmp_path):
     command = [sys.executable, "-c", WRITES_MANY, str(store.directory)]
     with subprocess.Popen([*command, "1"]) as one, subprocess.Popen([*command, "3"]) as other:
         assert (one.wait(60), other.wait(60)) == (0, 0)
-    assert store.verify() == Verified(sound=7, damaged=0)
+    assert store.verify() == VerifyCounts(sound=7, damaged=0)

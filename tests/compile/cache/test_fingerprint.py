@@ -52,14 +52,14 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_change_shows(tree, change):
+def test_every_change_gives_another_fingerprint(tree, change):
     before = scan(tree)
     assert scan(tree) == before
     CHANGES[change](tree)
     assert scan(tree) != before
 
 
-def test_only_the_directory_itself_may_count(tree):
+def test_not_recursive_counts_the_directory_alone(tree):
     before = scan(tree, recursive=False)
     (tree / "a" / "b" / "file").write_text("other")
     assert scan(tree, recursive=False) == before
@@ -67,7 +67,7 @@ def test_only_the_directory_itself_may_count(tree):
     assert scan(tree, recursive=False) != before
 
 
-def test_a_file_and_nothing_are_places_too(tree):
+def test_file_and_missing_path_have_fingerprints(tree):
     assert scan(tree / "top") != scan(tree / "missing")
     before = scan(tree / "missing")
     (tree / "missing").touch()
@@ -80,7 +80,7 @@ def test_links_in_a_circle_come_to_an_end(tree):
     assert scan(tree) == scan(tree)
 
 
-def test_all_that_was_looked_at_is_watched(tree):
+def test_all_that_is_scanned_is_watched(tree):
     watched = []
     fingerprint(
         WatchedPath(str(tree)), lambda directory, name: watched.append((os.fsdecode(directory), name))
@@ -90,13 +90,13 @@ def test_all_that_was_looked_at_is_watched(tree):
     assert {("/", tree.parts[1].encode()), (parent, b"tree"), (f"{parent}/elsewhere", b"far")} <= set(watched)
 
 
-def test_what_is_too_large_is_refused(tree, monkeypatch):
+def test_too_many_entries_are_refused(tree, monkeypatch):
     monkeypatch.setattr("stapsrv.compile.cache.fingerprint._MAX_ENTRIES", 3)
     with pytest.raises(TooLargeError, match="more than 3 entries"):
         scan(tree)
 
 
-def test_stamp(tree):
+def test_stamp_differs_after_a_change(tree):
     before = stamp(tree / "top")
     assert stamp(str(tree / "top")) == before != b""
     write_back_dated(tree / "top")

@@ -36,7 +36,7 @@ def release(tree: Path, name: str = "6.1") -> ServedRelease:
     return ServedRelease(name, "x86_64", name, tree)
 
 
-def test_places(prefix, tmp_path):
+def test_paths_of_tapsets_and_toolchain(prefix, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "Makefile").write_text("include /usr/src/common/Makefile\n")
@@ -70,7 +70,7 @@ def test_places(prefix, tmp_path):
     assert WatchedPath("bin", recursive=False) not in paths.toolchain
 
 
-def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypatch):
+def test_paths_need_no_descriptor(prefix, tmp_path, monkeypatch):
     """A request may be the first to ask for them, when descriptors have run out; Python would import."""
     inputs = host_inputs(prefix)
 
@@ -86,7 +86,7 @@ def test_places_are_told_where_nothing_can_be_opened(prefix, tmp_path, monkeypat
     )
 
 
-def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
+def test_dot_dot_in_a_path_is_not_resolved(prefix, tmp_path):
     settings = ServerSettings(include=("/link/../tapset", "/a//b/"))
     tapsets = host_inputs(prefix).paths(release(tmp_path), settings).tapsets
     assert tapsets[1:3] == (WatchedPath("/link/../tapset"), WatchedPath("/a/b"))
@@ -101,12 +101,12 @@ def test_a_way_back_up_is_left_as_it_is_said(prefix, tmp_path):
     ],
     ids=["sound", "script", "elsewhere"],
 )
-def test_an_installation_that_is_not_known_is_a_fault(prefix, change, fault):
+def test_unknown_installation_is_a_fault(prefix, change, fault):
     change(prefix)
     assert host_inputs(prefix).fault == fault
 
 
-def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
+def test_replaced_stap_is_a_fault(prefix):
     """It has tapsets of its own, which nobody watches."""
     link = prefix / "stap"
     link.symlink_to(prefix / "bin" / "stap")
@@ -118,17 +118,17 @@ def test_a_stap_that_is_another_than_at_the_start_is_a_fault(prefix):
 
 
 @pytest.mark.parametrize("name", ["CPATH", "KCFLAGS", "LD_PRELOAD", "CROSS_COMPILE"])
-def test_paths_for_make_and_the_compiler_are_not_known(prefix, name):
+def test_path_in_a_variable_of_make_is_a_fault(prefix, name):
     assert host_inputs(prefix, **{name: "-I/opt/x"}).fault == "environment"
     assert host_inputs(prefix, **{name: "plain"}).fault is None
 
 
-def test_debugging_information_from_the_network_is_not_known(prefix):
+def test_debuginfod_is_a_fault(prefix):
     assert host_inputs(prefix, DEBUGINFOD_URLS="https://example.org").fault == "debuginfod"
     assert host_inputs(prefix, DEBUGINFOD_URLS="").fault is None
 
 
-def test_state(prefix, tmp_path):
+def test_state_digest_follows_rc_and_stap(prefix, tmp_path):
     (prefix / "own").mkdir()
     inputs = HostInputs(StapProgram(prefix / "bin" / "stap", "4.8"), {"PATH": "/usr/bin"}, prefix / "own")
 
@@ -153,14 +153,14 @@ def test_state(prefix, tmp_path):
     assert state() not in {None, before}
 
 
-def test_the_environment_counts_as_far_as_it_matters(prefix, tmp_path):
+def test_state_digest_ignores_variables_of_the_process(prefix, tmp_path):
     before = host_inputs(prefix).state_digest(release(tmp_path))
     assert host_inputs(prefix, INVOCATION_ID="1", TMPDIR="/x").state_digest(release(tmp_path)) == before
     assert host_inputs(prefix, KCFLAGS="-O3").state_digest(release(tmp_path)) != before
     assert host_inputs(prefix, contained="off").state_digest(release(tmp_path)) != before
 
 
-def test_the_kernel_that_runs_may_show_more(prefix, tmp_path):
+def test_state_digest_of_the_running_kernel_has_its_modules(prefix, tmp_path):
     inputs = host_inputs(prefix)
     assert inputs.state_digest(release(tmp_path, host_release())) != inputs.state_digest(
         release(tmp_path, "6.1")

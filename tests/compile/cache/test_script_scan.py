@@ -1,10 +1,19 @@
-"""Scripts that send stap to a user's programs and headers, and those that only look so."""
+"""Scripts and tapsets that make stap read host files are found, and those that only look so are not."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from stapsrv.compile.cache.script_scan import host_access_reason, names_reading_host_files
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.script_scan import (
+    TapsetScanner,
+    host_access_reason,
+    names_reading_host_files,
+    scan_tapsets,
+)
+from stapsrv.system.blocking import BlockingCalls
 
 NAMES = frozenset({"python", "errno", "staprun"})
 
@@ -28,7 +37,7 @@ NAMES = frozenset({"python", "errno", "staprun"})
         'probe module("nfs" "d").function("*") { module = "nfs" }',
     ],
 )
-def test_kernel_scripts(script):
+def test_script_of_the_kernel_alone_has_no_reason(script):
     assert host_access_reason(script.encode(), NAMES) is None
 
 
@@ -82,11 +91,11 @@ def test_kernel_scripts(script):
         ('probe begin { print("\n") } probe process("x").begin {}', "unread"),
     ],
 )
-def test_scripts_that_depend_on_more(script, reason):
+def test_script_that_reads_host_files_has_a_reason(script, reason):
     assert host_access_reason(script.encode(), NAMES) == reason
 
 
-def test_any_bytes_can_be_read():
+def test_any_bytes_can_be_scanned():
     assert host_access_reason(bytes(range(256)) * 3, NAMES) is not None
     assert host_access_reason(b"", NAMES) is None
 
@@ -114,5 +123,36 @@ def test_names_are_followed_through_the_tapsets():
     }
 
 
-def test_the_order_of_files_does_not_count():
+def test_order_of_tapset_files_does_not_count():
     assert names_reading_host_files(TAPSETS) == names_reading_host_files(TAPSETS[::-1])
+
+
+PROBES_PROGRAM = 'probe %s.begin = process("/bin/ls").begin {}'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> WatchedPath:
+    (tmp_path / "tapset").mkdir()
+    (tmp_path / "tapset" / "a.stp").write_text(PROBES_PROGRAM % "user")
+    return WatchedPath(str(tmp_path / "tapset"))
+
+
+def test_links_are_followed_and_circles_end(tmp_path, path):
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "deep" / "b.stp").write_text(PROBES_PROGRAM % "linked")
+    (tmp_path / "far" / "c.stpm").write_text('@define macro %( @var("errno", "/lib/libc.so") %)')
+    (tmp_path / "far" / "d.txt").write_text(PROBES_PROGRAM % "text")
+    (tmp_path / "tapset" / "linux").symlink_to("../far")
+    (tmp_path / "far" / "up").symlink_to("..")
+    assert scan_tapsets([path, WatchedPath(str(tmp_path / "missing"))]) == {"user", "linked", "macro"}
+
+
+@pytest.mark.anyio
+async def test_tapsets_are_scanned_again_only_after_a_change(tmp_path, path):
+    tapsets, files = TapsetScanner(), BlockingCalls()
+    other = WatchedPath(str(tmp_path / "other"))
+    assert await tapsets.names_reading_host_files((path,), 0, files) == {"user"}
+    assert await tapsets.names_reading_host_files((other,), 0, files) == frozenset()
+    (tmp_path / "tapset" / "a.stp").write_text(PROBES_PROGRAM % "person")
+    assert await tapsets.names_reading_host_files((path,), 0, files) == {"user"}
+    assert await tapsets.names_reading_host_files((path,), 1, files) == {"person"}

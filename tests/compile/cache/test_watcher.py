@@ -76,7 +76,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_change_is_known_at_once(tree, change):
+async def test_change_drops_the_fingerprint_at_once(tree, change):
     path = WatchedPath(str(tree))
     async with watching(path) as (watcher, _lines):
         before = watcher.fingerprint([path])
@@ -89,7 +89,7 @@ async def test_a_change_is_known_at_once(tree, change):
         assert after not in {None, before}
 
 
-async def test_what_comes_later_is_watched_as_well(tree):
+async def test_directory_made_later_is_watched(tree):
     path = WatchedPath(str(tree))
     async with watching(path) as (watcher, _lines):
         (tree / "new" / "deep").mkdir(parents=True)
@@ -99,7 +99,7 @@ async def test_what_comes_later_is_watched_as_well(tree):
         assert watcher.fingerprint([path]) != before
 
 
-async def test_a_missing_place_may_come(tmp_path):
+async def test_missing_path_that_appears_is_a_change(tmp_path):
     path = WatchedPath(str(tmp_path / "x" / "y"))
     async with watching(path) as (watcher, _lines):
         before = watcher.fingerprint([path])
@@ -109,7 +109,7 @@ async def test_a_missing_place_may_come(tmp_path):
         assert watcher.fingerprint([path]) is None
 
 
-async def test_neighbours_do_not_count(tree):
+async def test_change_beside_a_path_does_not_count(tree):
     path, other = WatchedPath(str(tree / "a")), WatchedPath(str(tree / "link"))
     async with watching(path, other) as (watcher, _lines):
         before = watcher.fingerprint([path])
@@ -118,12 +118,12 @@ async def test_neighbours_do_not_count(tree):
         assert watcher.fingerprint([path, other]) is None
 
 
-async def test_an_unknown_place_is_not_known(tree):
+async def test_path_that_is_not_watched_has_no_fingerprint(tree):
     async with watching(WatchedPath(str(tree))) as (watcher, _lines):
         assert watcher.fingerprint([WatchedPath("/usr")]) is None
 
 
-async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch):
+async def test_lost_events_drop_all_fingerprints(tree, monkeypatch):
     path = WatchedPath(str(tree))
     async with watching(path) as (watcher, lines):
         monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [inotify.Event(-1, inotify.OVERFLOW, b"")])
@@ -147,7 +147,7 @@ async def test_a_queue_that_ran_over_makes_everything_unknown(tree, monkeypatch)
         ("far-off/x", False),
     ],
 )
-async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, counts):
+async def test_mount_drops_fingerprints_of_what_it_shows(tree, monkeypatch, point, counts):
     path = WatchedPath(str(tree))
     top = tree.parents[1]
     async with watching(path) as (watcher, _lines):
@@ -160,14 +160,14 @@ async def test_a_mount_makes_what_it_shows_unknown(tree, monkeypatch, point, cou
         assert watcher.fingerprint([path]) == before
 
 
-async def test_a_mount_over_the_root_counts_for_everything(tree, monkeypatch):
+async def test_mount_over_the_root_drops_all_fingerprints(tree, monkeypatch):
     path = WatchedPath(str(tree / "missing"))
     async with watching(path) as (watcher, _lines):
         monkeypatch.setattr(Mounts, "changed", lambda _self: frozenset({b"/"}))
         assert watcher.fingerprint([path]) is None
 
 
-async def test_a_change_that_nobody_tells_of_is_found_in_time(tree, monkeypatch):
+async def test_rescan_finds_a_change_without_an_event(tree, monkeypatch):
     path = WatchedPath(str(tree))
     monkeypatch.setattr(inotify.Inotify, "read", lambda _self: [])
     async with watching(path, rescan_s=0.05) as (watcher, lines):
@@ -190,7 +190,7 @@ def hidden(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", ["current", "missing", "."])
-async def test_what_could_change_unheard_is_not_known(hidden, name):
+async def test_path_through_a_directory_of_mode_0311_cannot_be_watched(hidden, name):
     path = WatchedPath(str(hidden / name))
     async with watching(path) as (watcher, lines):
         assert watcher.fingerprint([path]) is None
@@ -198,7 +198,7 @@ async def test_what_could_change_unheard_is_not_known(hidden, name):
         assert lines.events() == ["cache.unwatched", "cache.watching"]
 
 
-async def test_a_directory_below_tells_of_itself(hidden):
+async def test_readable_directory_below_it_can_be_watched(hidden):
     path = WatchedPath(str(hidden / "v1"))
     async with watching(path) as (watcher, _):
         before = watcher.fingerprint([path])
@@ -206,7 +206,7 @@ async def test_a_directory_below_tells_of_itself(hidden):
         assert None is watcher.fingerprint([path]) is not before
 
 
-async def test_what_cannot_be_watched_is_said_and_not_known(tree, monkeypatch):
+async def test_failed_watch_is_logged_and_gives_no_fingerprint(tree, monkeypatch):
     def fail(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
