@@ -221,7 +221,7 @@ class App:
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed_watchdog, self._notifier, self._environ)
-            tasks.start_soon(self._host.identities.keep_fresh, self.log)
+            tasks.start_soon(self._host.identities.maintain, self.log)
             await tasks.start(_run_until_ended, self.supervisor, ended)
             await tasks.start(self._serve_control, socket)
             tasks.start_soon(self._bring_up)

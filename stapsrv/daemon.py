@@ -170,7 +170,7 @@ async def _serve_one(options: DaemonOptions, means: _Means) -> None:
             async with anyio.create_task_group() as background:
                 background.start_soon(announcer.run)
                 background.start_soon(feed_watchdog, notifier, environ)
-                background.start_soon(host.identities.keep_fresh, log)
+                background.start_soon(host.identities.maintain, log)
                 background.start_soon(host.warmer.run)
 
                 def health_changed(_standing: object) -> None:

@@ -48,7 +48,7 @@ class CurrentIdentity(Protocol):
     """Who a server is at each moment: certificates are renewed."""
 
     @property
-    def kept(self) -> ServedIdentity:
+    def loaded(self) -> ServedIdentity:
         """The identity as of the last look at its files."""
 
     async def current(self) -> ServedIdentity:

@@ -26,13 +26,13 @@ from structlog.typing import FilteringBoundLogger
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.locked_directory import (
-    changing,
     commit,
-    is_half_changed,
-    is_present,
-    reading,
-    refusals_explained,
-    staged,
+    explain_os_errors,
+    has_pending_commit,
+    path_exists,
+    read_lock,
+    staging_directory,
+    write_lock,
 )
 from stapsrv.identity.memfd import memory_file
 from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
@@ -163,21 +163,21 @@ async def load_or_create_identity(
     Cancellation: the directory has either all of the new identity or none of it.
     """
     now = now or datetime.now(UTC)
-    with refusals_explained(directory):
+    with explain_os_errors(directory):
         _refuse_obsolete(directory)
         refuse_exposed(directory)
-        async with reading(directory):
-            found = None if is_half_changed(directory) else await _examine(directory, password)
-        if _serves(found, now):
+        async with read_lock(directory):
+            found = None if has_pending_commit(directory) else await _find(directory, password)
+        if _is_usable(found, now):
             _report(found, directory, log=log, now=now)
             return found
-        async with changing(directory):
+        async with write_lock(directory):
             # Once more: another process may have made one in between.
-            found = await _examine(directory, password)
+            found = await _find(directory, password)
             _report(found, directory, log=log, now=now)
-            if _serves(found, now):
+            if _is_usable(found, now):
                 return found
-            await _refuse_to_lose_others(directory)
+            await _refuse_to_replace_others(directory)
             log.info("identity.generating", directory=directory)
             return await _create(directory, password, now)
 
@@ -197,13 +197,13 @@ async def renew_identity(
     """
     now = now or datetime.now(UTC)
     directory = identity.directory
-    with refusals_explained(directory):
-        async with changing(directory):
-            found = await _examine(directory, password)
-            if _serves(found, now) and found.certificate != identity.certificate:
+    with explain_os_errors(directory):
+        async with write_lock(directory):
+            found = await _find(directory, password)
+            if _is_usable(found, now) and found.certificate != identity.certificate:
                 report_identity(found, log=log, now=now)
                 return found
-            await _refuse_to_lose_others(directory)
+            await _refuse_to_replace_others(directory)
             log.info("identity.generating", directory=directory)
             kept_names = extra_names_of(identity.certificate, host_name())
             return await _create(directory, password, now, extra_names=kept_names)
@@ -224,11 +224,11 @@ async def make_identity(
         IdentityError: the directory cannot be changed, or holds what is not ours to replace.
         ValueError: a name is not one.
     """
-    with refusals_explained(directory):
+    with explain_os_errors(directory):
         _refuse_obsolete(directory)
         refuse_exposed(directory.parent)
-        async with changing(directory):
-            await _refuse_to_lose_others(directory)
+        async with write_lock(directory):
+            await _refuse_to_replace_others(directory)
             log.info("identity.generating", directory=directory)
             return await _create(directory, password, datetime.now(UTC), extra_names=extra_names)
 
@@ -247,7 +247,7 @@ def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datet
             log.warning("identity.not_yet_valid", when=identity.not_before)
 
 
-async def _examine(directory: Path, password: str) -> _Found:
+async def _find(directory: Path, password: str) -> _Found:
     database = Database(directory, password)
     if not database.exists:
         return None
@@ -269,7 +269,7 @@ async def _examine(directory: Path, password: str) -> _Found:
     return Identity(directory, certificate, key, fingerprint)
 
 
-def _serves(found: _Found, now: datetime) -> TypeGuard[Identity]:
+def _is_usable(found: _Found, now: datetime) -> TypeGuard[Identity]:
     return isinstance(found, Identity) and found.validity(now) is Validity.VALID
 
 
@@ -287,7 +287,7 @@ def _refuse_obsolete(directory: Path) -> None:
     """Refuse the databases of old SystemTap releases; dbm files beside a database of today harm nobody."""
     obsolete = [_OBSOLETE_PASSWORD] if Database(directory).exists else [_OBSOLETE_PASSWORD, *_OBSOLETE_DBM]
     for name in obsolete:
-        if is_present(directory / name):
+        if path_exists(directory / name):
             raise IdentityError(
                 f"{name} belongs to an obsolete certificate database",
                 where=str(directory),
@@ -295,7 +295,7 @@ def _refuse_obsolete(directory: Path) -> None:
             )
 
 
-async def _refuse_to_lose_others(directory: Path) -> None:
+async def _refuse_to_replace_others(directory: Path) -> None:
     """Refuse to replace a database that an operator keeps other certificates in."""
     database = Database(directory)
     try:
@@ -317,11 +317,11 @@ async def _create(
     make = functools.partial(make_certificate, host_name(), now, extra_names=extra_names)
     certificate, key = await anyio.to_thread.run_sync(make)
     identity = Identity(directory, certificate, key)
-    with staged(directory) as preparing:
-        database = Database(preparing, password)
+    with staging_directory(directory) as staging:
+        database = Database(staging, password)
         await database.create()
         await database.import_identity(certificate, key, NICKNAME, _TRUST)
-        (preparing / CERTIFICATE_FILE).write_bytes(identity.der)
-        (preparing / CERTIFICATE_FILE).chmod(PUBLIC_MODE)
-        await anyio.to_thread.run_sync(commit, preparing, directory)
+        (staging / CERTIFICATE_FILE).write_bytes(identity.der)
+        (staging / CERTIFICATE_FILE).chmod(PUBLIC_MODE)
+        await anyio.to_thread.run_sync(commit, staging, directory)
     return attrs.evolve(identity, fingerprint=Database(directory).fingerprint())

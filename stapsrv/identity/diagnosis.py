@@ -33,9 +33,9 @@ def diagnose(directory: Path) -> IdentityError | None:
         path = directory / name
         try:
             path.open("rb").close()
-            ailment = _ailment(path, table)
+            defect = _defect(path, table)
         except FileNotFoundError:
-            ailment = "is missing"
+            defect = "is missing"
         except sqlite3.OperationalError as exc:
             # Locked, or not readable just now: the contents may well be whole.
             return IdentityError(
@@ -44,17 +44,17 @@ def diagnose(directory: Path) -> IdentityError | None:
                 remedy="end the program that uses it, and try again",
             )
         except sqlite3.DatabaseError as exc:
-            ailment = f"is damaged ({exc})"
-        if ailment is not None:
+            defect = f"is damaged ({exc})"
+        if defect is not None:
             return DamagedDatabase(
-                f"{name} {ailment}",
+                f"{name} {defect}",
                 where=str(directory),
                 remedy="restore it from a backup, or move it away: the next start makes a new database",
             )
     return None
 
 
-def _ailment(path: Path, table: str) -> str | None:
+def _defect(path: Path, table: str) -> str | None:
     with closing(sqlite3.connect(f"file:{quote(bytes(path))}?mode=ro", uri=True, timeout=0)) as database:
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":

@@ -25,30 +25,30 @@ import anyio
 from stapsrv.errors import IdentityError
 from stapsrv.system.atomic_file import sync
 
-LOCK_DEADLINE_S = 60.0
+LOCK_TIMEOUT_S = 60.0
 """The holder makes an RSA key and runs a few short programs; a slow host takes some ten seconds for that."""
 
 _LOCK = ".lock"
 _LOCK_POLL_S = 0.05
-_PREPARING = ".new-"
+_STAGING = ".new-"
 _READY = ".ready"
 _SQLITE_SIDECARS = ("-journal", "-wal", "-shm")
 
 
 @asynccontextmanager
-async def changing(directory: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> AsyncIterator[None]:
+async def write_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
     """Have ``directory``, made if missing, alone: no other process or task reads or changes it.
 
     What a process that died left behind is finished or swept away first.
 
     Raises:
-        IdentityError: others had it for longer than ``deadline_s``.
+        IdentityError: others had it for longer than ``timeout_s``.
         OSError: the directory cannot be made or written.
     """
     ensure_directory(directory)
     descriptor = _open_lock(directory)
     try:
-        await _wait_locked(descriptor, fcntl.LOCK_EX, directory, deadline_s)
+        await _wait_locked(descriptor, fcntl.LOCK_EX, directory, timeout_s)
         finish_commit(directory)
         _sweep(directory)
         yield
@@ -57,13 +57,13 @@ async def changing(directory: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> A
 
 
 @asynccontextmanager
-async def reading(directory: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> AsyncIterator[None]:
+async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
     """Keep others from changing ``directory``, not from reading it.
 
     Where it is missing, or not ours to write, there is no lock to be had: it is read as it is.
 
     Raises:
-        IdentityError: another process was changing it for longer than ``deadline_s``.
+        IdentityError: another process was changing it for longer than ``timeout_s``.
     """
     try:
         descriptor = _open_lock(directory)
@@ -71,7 +71,7 @@ async def reading(directory: Path, *, deadline_s: float = LOCK_DEADLINE_S) -> As
         yield
         return
     try:
-        await _wait_locked(descriptor, fcntl.LOCK_SH, directory, deadline_s)
+        await _wait_locked(descriptor, fcntl.LOCK_SH, directory, timeout_s)
         yield
     finally:
         os.close(descriptor)
@@ -89,13 +89,13 @@ def ensure_directory(directory: Path) -> None:
         directory.chmod(0o755)
 
 
-def sweep_left_over(directory: Path) -> None:
+def remove_leftovers(directory: Path) -> None:
     """Remove what processes that died were preparing in a directory, unless somebody is at it now.
 
     It may hold private keys, and nobody may change the directory for a long time. What is not ours stays.
     """
     with suppress(OSError):
-        if not any(directory.glob(f"{_PREPARING}*")):
+        if not any(directory.glob(f"{_STAGING}*")):
             return
         descriptor = _open_lock(directory)
         try:
@@ -106,31 +106,31 @@ def sweep_left_over(directory: Path) -> None:
 
 
 @contextmanager
-def staged(directory: Path) -> Iterator[Path]:
+def staging_directory(directory: Path) -> Iterator[Path]:
     """Give a new private directory in which to prepare a change of ``directory``; gone on exit."""
-    preparing = Path(tempfile.mkdtemp(prefix=_PREPARING, dir=directory))
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=directory))
     try:
-        yield preparing
+        yield staging
     finally:
-        shutil.rmtree(preparing, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def commit(preparing: Path, directory: Path) -> None:
-    """Let the files in ``preparing`` take the places of those with the same names in ``directory``.
+def commit(staging: Path, directory: Path) -> None:
+    """Let the files in ``staging`` take the places of those with the same names in ``directory``.
 
     All or nothing: an OSError from the first step leaves everything as it was, and after that step the
     change is sure to happen. Blocks until the files are on the disk.
     """
-    for path in (*preparing.iterdir(), preparing):
+    for path in (*staging.iterdir(), staging):
         sync(path)
-    preparing.rename(directory / _READY)
+    staging.rename(directory / _READY)
     finish_commit(directory)
 
 
 def finish_commit(directory: Path) -> None:
     """Complete a commit that was interrupted; nothing to do otherwise."""
     ready = directory / _READY
-    if not is_present(ready):
+    if not path_exists(ready):
         return
     for source in sorted(ready.iterdir()):
         # SQLite would roll a dead database's journal back into the new one.
@@ -140,12 +140,12 @@ def finish_commit(directory: Path) -> None:
     ready.rmdir()
 
 
-def is_half_changed(directory: Path) -> bool:
+def has_pending_commit(directory: Path) -> bool:
     """Whether a commit was interrupted, or is under way: what is there now is about to be replaced."""
-    return is_present(directory / _READY)
+    return path_exists(directory / _READY)
 
 
-def is_present(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether something is there; unlike ``Path.exists``, permission denied is an error, not an answer."""
     try:
         path.lstat()
@@ -155,7 +155,7 @@ def is_present(path: Path) -> bool:
 
 
 @contextmanager
-def refusals_explained(directory: Path) -> Iterator[None]:
+def explain_os_errors(directory: Path) -> Iterator[None]:
     """Turn what the operating system refused in ``directory`` into an IdentityError that says what to do."""
     try:
         yield
@@ -177,13 +177,13 @@ def _open_lock(directory: Path) -> int:
     return os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
-async def _wait_locked(descriptor: int, kind: int, directory: Path, deadline_s: float) -> None:
-    with anyio.move_on_after(deadline_s):
+async def _wait_locked(descriptor: int, kind: int, directory: Path, timeout_s: float) -> None:
+    with anyio.move_on_after(timeout_s):
         while not _lock_nowait(descriptor, kind):  # noqa: ASYNC110 - another process holds it and sends no event
             await anyio.sleep(_LOCK_POLL_S)
         return
     raise IdentityError(
-        f"another process has been changing it for more than {deadline_s:g} s",
+        f"another process has been changing it for more than {timeout_s:g} s",
         where=str(directory),
         remedy=f"see which one holds {directory / _LOCK} (fuser) and try again",
     )
@@ -199,7 +199,7 @@ def _lock_nowait(descriptor: int, kind: int) -> bool:
 
 def _sweep(directory: Path) -> None:
     """Remove what was being prepared by a process that died; the lock tells that it is nobody's."""
-    for left_over in directory.glob(f"{_PREPARING}*"):
+    for left_over in directory.glob(f"{_STAGING}*"):
         shutil.rmtree(left_over, ignore_errors=True)
 
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity.locked_directory import changing, is_present, refusals_explained, staged
+from stapsrv.identity.locked_directory import explain_os_errors, path_exists, staging_directory, write_lock
 from stapsrv.system.atomic_file import create_file
 from stapsrv.system.blocking import BlockingCalls
 
@@ -142,13 +142,13 @@ def moks_directory(server_directory: Path) -> Path:
 
 
 def list_moks(directory: Path) -> tuple[Mok, ...]:
-    """Return the keys in ``directory`` that can be used; see :func:`examine_moks`."""
-    return examine_moks(directory).usable
+    """Return the keys in ``directory`` that can be used; see :func:`load_moks`."""
+    return load_moks(directory).usable
 
 
-def examine_moks(directory: Path) -> MokListing:
+def load_moks(directory: Path) -> MokListing:
     """Look at every key in ``directory``, which need not exist; takes about 0.2 s a key."""
-    return _Examiner().examine(directory)
+    return _Loader().load(directory)
 
 
 async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
@@ -159,8 +159,8 @@ async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
 
     Cancellation: the key is either there, whole, or not at all.
     """
-    with refusals_explained(directory):
-        async with changing(directory):
+    with explain_os_errors(directory):
+        async with write_lock(directory):
             return await _make(directory, log)
 
 
@@ -175,34 +175,34 @@ class MokStore:
     def __init__(self, directory: Path, log: FilteringBoundLogger) -> None:
         self._directory = directory
         self._log = log
-        self._examiner = _Examiner()
-        self._examining = anyio.Lock()
+        self._loader = _Loader()
+        self._loading = anyio.Lock()
         self._files = BlockingCalls()
         self._reported: frozenset[str] = frozenset()
 
     async def find(self, fingerprints: Sequence[str]) -> Mok | None:
         """Return the first key that ``fingerprints`` name, in their order."""
-        held = {mok.fingerprint: mok for mok in await self._list()}
-        return next((held[fingerprint] for fingerprint in fingerprints if fingerprint in held), None)
+        found = {mok.fingerprint: mok for mok in await self._list()}
+        return next((found[fingerprint] for fingerprint in fingerprints if fingerprint in found), None)
 
-    async def offer(self) -> Mok:
+    async def get_or_create(self) -> Mok:
         """Return a key to enrol elsewhere; where there is none, one is made, by whoever comes first.
 
         Raises:
             IdentityError: there is none, and none could be made.
         """
-        if held := await self._list():
-            return held[0]
-        with refusals_explained(self._directory):
-            async with changing(self._directory):
-                if held := await self._list():
-                    return held[0]
+        if found := await self._list():
+            return found[0]
+        with explain_os_errors(self._directory):
+            async with write_lock(self._directory):
+                if found := await self._list():
+                    return found[0]
                 return await _make(self._directory, self._log)
 
     async def _list(self) -> tuple[Mok, ...]:
-        async with self._examining:
+        async with self._loading:
             try:
-                listing = await self._files.run(partial(self._examiner.examine, self._directory))
+                listing = await self._files.run(partial(self._loader.load, self._directory))
             except TimeoutError as exc:
                 listing = _unreadable(self._directory, exc)
             reasons = {str(error): error for error in listing.unusable}
@@ -214,13 +214,13 @@ class MokStore:
         return listing.usable
 
 
-class _Examiner:
+class _Loader:
     """Looks at keys, and at none again that is the same as before: to load one takes 0.2 s."""
 
     def __init__(self) -> None:
         self._found: dict[Path, tuple[_Stamp, Mok | IdentityError]] = {}
 
-    def examine(self, directory: Path) -> MokListing:
+    def load(self, directory: Path) -> MokListing:
         try:
             entries = sorted(
                 entry for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != "."
@@ -229,14 +229,14 @@ class _Examiner:
             entries = []
         except OSError as exc:
             return _unreadable(directory, exc)
-        self._found = {entry: self._examine(entry) for entry in entries}
+        self._found = {entry: self._load_cached(entry) for entry in entries}
         found = [outcome for _stamp, outcome in self._found.values()]
         return MokListing(
             tuple(mok for mok in found if isinstance(mok, Mok)),
             tuple(error for error in found if isinstance(error, IdentityError)),
         )
 
-    def _examine(self, entry: Path) -> tuple[_Stamp, Mok | IdentityError]:
+    def _load_cached(self, entry: Path) -> tuple[_Stamp, Mok | IdentityError]:
         stamp = _stamp(entry)
         known = self._found.get(entry)
         if known is not None and stamp == known[0]:
@@ -323,13 +323,13 @@ def _make_files(directory: Path) -> Mok:
     certificate, key = _make_certificate(datetime.now(UTC))
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     mok = Mok(directory / _fingerprint(certificate), certificate)
-    with staged(directory) as preparing:
-        if not is_present(directory / GENKEY_FILE):
-            create_file(preparing / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
-            (preparing / GENKEY_FILE).rename(directory / GENKEY_FILE)
-        create_file(preparing / CERTIFICATE_FILE, mok.der, mode=0o644)
-        create_file(preparing / KEY_FILE, pem, mode=0o600)
-        preparing.rename(mok.directory)
+    with staging_directory(directory) as staging:
+        if not path_exists(directory / GENKEY_FILE):
+            create_file(staging / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
+            (staging / GENKEY_FILE).rename(directory / GENKEY_FILE)
+        create_file(staging / CERTIFICATE_FILE, mok.der, mode=0o644)
+        create_file(staging / KEY_FILE, pem, mode=0o600)
+        staging.rename(mok.directory)
     return mok
 
 

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_an
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import diagnose
-from stapsrv.identity.locked_directory import commit, is_present, staged
+from stapsrv.identity.locked_directory import commit, path_exists, staging_directory
 from stapsrv.identity.memfd import MemoryFile, memory_file
 from stapsrv.identity.pkcs12 import private_keys
 
@@ -79,7 +79,7 @@ class Database:
     @property
     def exists(self) -> bool:
         """Whether there is a database, or half of one."""
-        return any(is_present(self.directory / name) for name in KEPT_FILES)
+        return any(path_exists(self.directory / name) for name in KEPT_FILES)
 
     def fingerprint(self) -> Fingerprint:
         """Return what changes when the database's files are replaced or written; () where one is missing."""
@@ -100,19 +100,19 @@ class Database:
         """
         if self.exists:
             raise IdentityError("holds a certificate database already", where=str(self.directory))
-        with staged(self.directory) as preparing, memory_file(self._password_line) as password:
+        with staging_directory(self.directory) as staging, memory_file(self._password_line) as password:
             # Told ".", NSS writes no path into pkcs11.txt that would be wrong after the move.
             done = await _run(
-                ("certutil", "-N", "-d", "sql:.", "-f", password.path), files=(password,), cwd=preparing
+                ("certutil", "-N", "-d", "sql:.", "-f", password.path), files=(password,), cwd=staging
             )
             self._check(done)
             for name in DATABASE_FILES:
-                (preparing / name).chmod(file_mode)
-            await anyio.to_thread.run_sync(commit, preparing, self.directory)
+                (staging / name).chmod(file_mode)
+            await anyio.to_thread.run_sync(commit, staging, self.directory)
 
     async def listing(self) -> list[tuple[str, str]]:
         """Return each certificate's nickname and trust, as ``certutil -L`` shows them (``CPu,u,Cu``)."""
-        done = await _run(("certutil", "-L", *self._where))
+        done = await _run(("certutil", "-L", *self._sql_option))
         self._check(done)
         matches = (
             _LISTED.fullmatch(line.rstrip()) for line in done.stdout.decode(errors="replace").splitlines()
@@ -121,8 +121,8 @@ class Database:
 
     async def certificates(self, nickname: str) -> list[x509.Certificate]:
         """Return the certificates that go by ``nickname``: none, one, or several generations of one."""
-        done = await _run(("certutil", "-L", "-a", "-n", nickname, *self._where))
-        if done.returncode and _NO_SUCH_CERTIFICATE in _words(done):
+        done = await _run(("certutil", "-L", "-a", "-n", nickname, *self._sql_option))
+        if done.returncode and _NO_SUCH_CERTIFICATE in _output(done):
             return []
         self._check(done)
         try:
@@ -142,7 +142,7 @@ class Database:
             # The certificate in the bundle is of no use here: encrypting it would cost another 0.1 s.
             options = ("-C", "NONE", "-n", nickname, *where, "-k", own.path, "-w", wrapped_with.path)
             done = await _run(("pk12util", "-o", bundle.path, *options), files=(bundle, own, wrapped_with))
-            if done.returncode and any(words in _words(done) for words in _NO_KEY):
+            if done.returncode and any(output in _output(done) for output in _NO_KEY):
                 return []
             self._check(done)
             exported = bundle.read()
@@ -181,12 +181,22 @@ class Database:
             memory_file(self._password_line) as own,
         ):
             done = await _run(
-                ("pk12util", "-i", source.path, *self._where, "-k", own.path, "-w", wrapped_with.path),
+                (
+                    "pk12util",
+                    "-i",
+                    source.path,
+                    *self._sql_option,
+                    "-k",
+                    own.path,
+                    "-w",
+                    wrapped_with.path,
+                ),
                 files=(source, own, wrapped_with),
             )
             self._check(done)
             done = await _run(
-                ("certutil", "-M", "-n", nickname, "-t", trust, *self._where, "-f", own.path), files=(own,)
+                ("certutil", "-M", "-n", nickname, "-t", trust, *self._sql_option, "-f", own.path),
+                files=(own,),
             )
             self._check(done)
 
@@ -210,7 +220,7 @@ class Database:
                     trust,
                     "-i",
                     source.path,
-                    *self._where,
+                    *self._sql_option,
                     "-f",
                     own.path,
                 ),
@@ -223,12 +233,12 @@ class Database:
         while nickname in {listed for listed, _trust in await self.listing()}:
             with memory_file(self._password_line) as own:
                 done = await _run(
-                    ("certutil", "-D", "-n", nickname, *self._where, "-f", own.path), files=(own,)
+                    ("certutil", "-D", "-n", nickname, *self._sql_option, "-f", own.path), files=(own,)
                 )
             self._check(done)
 
     @property
-    def _where(self) -> tuple[str, str]:
+    def _sql_option(self) -> tuple[str, str]:
         return ("-d", f"sql:{self.directory}")
 
     @property
@@ -243,11 +253,11 @@ class Database:
         Where it may not write (a read-only mount), it gets a private copy.
         """
         if all(os.access(self.directory / name, os.W_OK) for name in KEPT_FILES):
-            yield self._where
+            yield self._sql_option
             return
         with TemporaryDirectory(prefix="stapsrv-") as copy:  # 0700
             for name in DATABASE_FILES:
-                if is_present(self.directory / name):
+                if path_exists(self.directory / name):
                     shutil.copyfile(self.directory / name, Path(copy) / name)
             yield ("-d", f"sql:{copy}")
 
@@ -262,19 +272,19 @@ class Database:
         """Raise what the failure of a tool means, going by NSS's error codes."""
         if done.returncode == 0:
             return
-        words = _words(done)
+        output = _output(done)
         where = str(self.directory)
-        if "SEC_ERROR_BAD_PASSWORD" in words:
+        if "SEC_ERROR_BAD_PASSWORD" in output:
             problem = "the password is wrong" if self.password else "the database is protected by a password"
             raise WrongPassword(problem, where=where, remedy="give its password (-P)")
-        if "SEC_ERROR_READ_ONLY" in words:
+        if "SEC_ERROR_READ_ONLY" in output:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), where)
         error = diagnose(self.directory)
         if error is not None:
             raise error
         tool = Path(done.args[0]).name
-        code = _ERROR_CODE.search(words)
-        reason = code.group() if code else words.strip().replace("\n", " ")
+        code = _ERROR_CODE.search(output)
+        reason = code.group() if code else output.strip().replace("\n", " ")
         raise IdentityError(
             f"{tool} failed on the certificate database ({reason})",
             where=where,
@@ -331,5 +341,5 @@ def _new_password() -> bytes:
     return secrets.token_hex(32).encode()
 
 
-def _words(done: CompletedProcess[bytes]) -> str:
+def _output(done: CompletedProcess[bytes]) -> str:
     return (done.stdout + b"\n" + done.stderr).decode(errors="replace")

@@ -22,8 +22,8 @@ def refuse_exposed(directory: Path) -> None:
     """
     _refuse_readable_key(directory / KEY_DATABASE)
     absolute = directory.absolute()
-    for place in (absolute, *absolute.parents):
-        _refuse_writable(place)
+    for path in (absolute, *absolute.parents):
+        _refuse_writable(path)
 
 
 def _refuse_readable_key(key: Path) -> None:
@@ -39,15 +39,15 @@ def _refuse_readable_key(key: Path) -> None:
         )
 
 
-def _refuse_writable(place: Path) -> None:
+def _refuse_writable(path: Path) -> None:
     try:
-        mode = place.stat().st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError:
         return
     # In a sticky directory such as /tmp nobody can rename what is another's.
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise IdentityError(
             "everybody may write to it, and so replace the certificate database in it",
-            where=str(place),
-            remedy=f"chmod o-w {place}",
+            where=str(path),
+            remedy=f"chmod o-w {path}",
         )

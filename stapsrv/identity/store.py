@@ -1,4 +1,4 @@
-"""The identities of one process: servers that share a database directory share what is in it."""
+"""The identities of one process, shared by the servers with the same database directory, and kept current."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import anyio
 import attrs
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
@@ -23,133 +25,129 @@ from stapsrv.identity.certificate import (
     renew_identity,
     report_identity,
 )
-from stapsrv.identity.locked_directory import sweep_left_over
+from stapsrv.identity.locked_directory import remove_leftovers
 from stapsrv.identity.mok import moks_directory
 from stapsrv.identity.nss import KEPT_FILES, Database, WrongPassword
-from stapsrv.identity.signing import sign_module
-from stapsrv.identity.trust import default_client_directory, trust_locally
+from stapsrv.identity.trust import authorize, default_client_directory
 from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
 RENEW_BEFORE = timedelta(days=30)
+# Between checks of the clock; a connection has everything checked at once.
 _CHECK_S = 60.0
-"""Between looks at the clock; a handshake that meets a stale identity has it looked after at once."""
 _PAUSE_S = 1.0
+# A database comes in several files: it is read this long after the last change.
 _SETTLE_S = 0.2
-"""A database comes in several files: this long after the last change it is looked at."""
-_MOST_SETTLE_S = 2.0
-_PATIENCE_S = 5.0
-"""How long a connection waits for the look at a database that has changed."""
-_DRIFT_S = 3600.0
+_MAX_SETTLE_S = 2.0
+# How long a connection waits for a changed database to be read.
+_CHECK_TIMEOUT_S = 5.0
+_MAX_DRIFT_S = 3600.0
 
 Clock = Callable[[], datetime]
 
 
 @attrs.frozen
-class KeptIdentity:
-    """An identity and what is derived from it once for all servers that have it.
-
-    Attributes:
-        identity: certificate and key.
-        context: the server's side of TLS with them.
-    """
+class LoadedIdentity:
+    """An identity, and the TLS context that all its servers share."""
 
     identity: Identity
     context: ssl.SSLContext = attrs.field(repr=False, eq=False)
 
     @property
     def not_after(self) -> datetime:
-        """The end of the certificate's validity."""
+        """When the certificate expires."""
         return self.identity.not_after
 
     def sign(self, module: bytes) -> bytes:
-        """Return the signature of a module by the certificate's key; takes some milliseconds."""
-        return sign_module(self.identity.key, module)
+        """Return the raw RSA signature of a module that ``NAME.ko.sgn`` holds; takes some milliseconds.
+
+        ``staprun`` checks it against the certificates that its host's root has authorised before it loads a
+        module for a user who may not load any (PROTOCOL, privilege and signing).
+        """
+        return self.identity.key.sign(module, PKCS1v15(), hashes.SHA256())
 
 
 class LiveIdentity:
-    """Who the servers of one database directory are, at each moment.
+    """The current identity of one database directory's servers.
 
     Args:
-        kept: what was loaded.
-        clock: tells the aware time.
-        attend: has the store look soon whether that is still what it should have, and says here, by
-            :meth:`note_change`, whether the database is known to have changed.
-
-    Attributes:
-        kept: what was loaded last.
+        loaded: the identity to begin with.
+        clock: returns the aware time.
+        request_check: has the store check this identity soon, after it has called :meth:`mark_changed` if the
+            database is known to have changed.
     """
 
-    def __init__(self, kept: KeptIdentity, *, clock: Clock, attend: Callable[[], None]) -> None:
-        self.kept = kept
+    def __init__(self, loaded: LoadedIdentity, *, clock: Clock, request_check: Callable[[], None]) -> None:
+        self.loaded = loaded
         self._clock = clock
-        self._attend = attend
+        self._request_check = request_check
         self._changes = 0
-        self._changes_looked_at = 0
-        self._look_ended = anyio.Event()
+        self._changes_checked = 0
+        self._check_ended = anyio.Event()
         self._changed = anyio.Event()
 
-    async def current(self) -> KeptIdentity:
-        """Return the identity for a new connection; touches no file, which could take long.
+    async def current(self) -> LoadedIdentity:
+        """Return the identity for a new connection.
 
-        If the database was changed before the call, what a look finds there is waited for, 5 s at most. A
-        change of which the kernel does not tell is found for the next connection.
+        After a change of the database that the kernel reported, this waits until it is read, 5 s at most.
         """
-        self._attend()
-        if self._changes_looked_at < self._changes:
-            with anyio.move_on_after(_PATIENCE_S):
-                await self._wait_looked_at(self._changes)
-        return self.kept
+        # No file is read here, which could take long. A change that the kernel does not report, as in a
+        # network file system, is found for the next connection.
+        self._request_check()
+        if self._changes_checked < self._changes:
+            with anyio.move_on_after(_CHECK_TIMEOUT_S):
+                await self._wait_checked(self._changes)
+        return self.loaded
 
-    async def _wait_looked_at(self, changes: int) -> None:
-        while self._changes_looked_at < changes:
-            await self._look_ended.wait()
+    async def _wait_checked(self, changes: int) -> None:
+        while self._changes_checked < changes:
+            await self._check_ended.wait()
 
-    def note_change(self) -> None:
-        """Take note that the database has changed."""
+    def mark_changed(self) -> None:
+        """Have the next :meth:`current` wait for a check: the database has changed."""
         self._changes += 1
 
     @contextlib.contextmanager
-    def looked_at(self) -> Iterator[None]:
-        """Look at the database, and load what is there; whoever waits for that goes on afterwards."""
+    def checking(self) -> Iterator[None]:
+        """Let waiting connections go on when the block, which checks the database, ends."""
         changes = self._changes
         try:
             yield
         finally:
-            self._changes_looked_at = changes
-            self._look_ended.set()
-            self._look_ended = anyio.Event()
+            self._changes_checked = changes
+            self._check_ended.set()
+            self._check_ended = anyio.Event()
 
     def is_current(self) -> bool:
-        """Whether the certificate is valid now, and its database is the one that it was loaded from."""
-        identity = self.kept.identity
+        """Whether the certificate is valid now, and its database has not changed since it was loaded."""
+        identity = self.loaded.identity
         return (
             identity.validity(self._clock()) is Validity.VALID
             and Database(identity.directory).fingerprint() == identity.fingerprint
         )
 
     async def wait_changed(self) -> None:
-        """Wait until another identity takes the place of this one."""
+        """Wait until another certificate replaces this one."""
         await self._changed.wait()
 
-    def replace(self, kept: KeptIdentity) -> None:
-        """Take ``kept`` for every connection from now on."""
-        is_new = kept.identity.certificate != self.kept.identity.certificate
-        self.kept = kept
+    def replace(self, loaded: LoadedIdentity) -> None:
+        """Serve ``loaded`` to every connection from now on."""
+        is_new = loaded.identity.certificate != self.loaded.identity.certificate
+        self.loaded = loaded
         if is_new:
             self._changed.set()
             self._changed = anyio.Event()
 
 
 class IdentityStore:
-    """Loads each database directory once, renews what is in it, and loads it again when it was replaced.
+    """Loads each database directory once, renews its certificate, and loads it again when it was replaced.
 
     Args:
         environ: names the default directories (``SYSTEMTAP_DIR``, ``HOME``).
-        password: of the databases that have one, and of new ones; None for none.
-        clock: tells the aware time.
-        watch: hears of changes; without it they are met a connection later. Its owner closes it.
+        password: of the databases that have one, and of new ones.
+        clock: returns the aware time.
+        watcher: reports changes (:func:`open_watcher`); without it they are found one connection later.
     """
 
     def __init__(
@@ -158,7 +156,7 @@ class IdentityStore:
         *,
         password: str | None = None,
         clock: Clock = lambda: datetime.now(UTC),
-        watch: DirectoryWatcher[Path] | None = None,
+        watcher: DirectoryWatcher[Path] | None = None,
     ) -> None:
         self._environ = environ
         self._password = password
@@ -166,96 +164,93 @@ class IdentityStore:
         self._clock = clock
         self._live: dict[Path, LiveIdentity] = {}
         self._files = BlockingCalls()
-        self._working = anyio.Lock()
-        self._watch = watch
-        self._heard = anyio.Event()
-        self._met = anyio.Event()
+        self._lock = anyio.Lock()
+        self._watcher = watcher
+        self._file_changed = anyio.Event()
+        self._check_wanted = anyio.Event()
 
-    async def obtain(self, directory: Path | None, log: FilteringBoundLogger) -> LiveIdentity:
-        """Return who a server with its database in ``directory`` is, and make the local client trust it.
+    async def get(self, directory: Path | None, log: FilteringBoundLogger) -> LiveIdentity:
+        """Return the identity of servers with their database in ``directory``, None for the user's own.
 
-        Args:
-            directory: the database directory, or None for the user's own.
-            log: of the server that asks.
+        The user's own client trusts it from then on. It is reported in ``log``, the server's.
 
         Raises:
             IdentityError: there is no identity, and none could be made.
         """
         directory = directory or default_directory(self._environ)
-        async with self._working:
+        async with self._lock:
             live = self._live.get(directory)
             if live is not None and await self._is_current(directory, live):
-                report_identity(live.kept.identity, log=log, now=self._clock())
+                report_identity(live.loaded.identity, log=log, now=self._clock())
                 return live
-            kept = await self._load(directory, log)
+            loaded = await self._load(directory, log)
             if live is None:
-                live = LiveIdentity(kept, clock=self._clock, attend=self._attend)
+                live = LiveIdentity(loaded, clock=self._clock, request_check=self._request_check)
                 self._live[directory] = live
             else:
-                live.replace(kept)
+                live.replace(loaded)
             return live
 
-    async def keep_fresh(self, log: FilteringBoundLogger) -> None:
-        """Renew certificates before they expire, and take up databases that were replaced, until cancelled.
+    async def maintain(self, log: FilteringBoundLogger) -> None:
+        """Renew certificates before they expire, and load databases that were replaced, until cancelled.
 
-        A failure leaves the old identity in service, and is logged and tried again.
+        After a failure, which is logged, the old identity serves on, and it is tried again.
         """
         async with anyio.create_task_group() as tasks:
-            if self._watch is not None:
-                tasks.start_soon(self._listen, self._watch)
-            await self._look_after_all(log)
+            if self._watcher is not None:
+                tasks.start_soon(self._listen, self._watcher)
+            await self._check_all(log)
 
-    async def _listen(self, watch: DirectoryWatcher[Path]) -> NoReturn:
+    async def _listen(self, watcher: DirectoryWatcher[Path]) -> NoReturn:
         while True:
-            await anyio.wait_readable(watch.descriptor)
-            self._hear()
+            await anyio.wait_readable(watcher.descriptor)
+            self._take_changes()
 
-    async def _look_after_all(self, log: FilteringBoundLogger) -> NoReturn:
-        seen = _Clocks(self._clock())
+    async def _check_all(self, log: FilteringBoundLogger) -> NoReturn:
+        clocks = _JumpDetector(self._clock())
         while True:
             with anyio.move_on_after(_CHECK_S):
-                await self._met.wait()
-            await self._settle()
-            self._met = anyio.Event()
-            if seen.jumped(self._clock()):
+                await self._check_wanted.wait()
+            await self._wait_settled()
+            self._check_wanted = anyio.Event()
+            if clocks.jumped(self._clock()):
                 # A clock that is set back soon must not cost a certificate that was valid all the time.
                 log.warning("clock.jumped")
                 await anyio.sleep(_CHECK_S)
             for directory, live in list(self._live.items()):
-                async with self._working:
-                    await self._freshen(directory, live, log)
-            # Whatever keeps failing does so once a second at the most, however many peers connect.
+                async with self._lock:
+                    await self._check(directory, live, log)
+            # A check that keeps failing runs once a second at the most, however many peers connect.
             with anyio.move_on_after(_PAUSE_S):
-                await self._heard.wait()
+                await self._file_changed.wait()
 
-    async def _settle(self) -> None:
-        """Let whoever changes a database finish."""
-        with anyio.move_on_after(_MOST_SETTLE_S):
-            while self._heard.is_set():
-                self._heard = anyio.Event()
+    async def _wait_settled(self) -> None:
+        """Wait until nobody has changed a database for a moment."""
+        with anyio.move_on_after(_MAX_SETTLE_S):
+            while self._file_changed.is_set():
+                self._file_changed = anyio.Event()
                 with anyio.move_on_after(_SETTLE_S):
-                    await self._heard.wait()
+                    await self._file_changed.wait()
 
-    def _attend(self) -> None:
-        self._hear()
-        self._met.set()
+    def _request_check(self) -> None:
+        self._take_changes()
+        self._check_wanted.set()
 
-    def _hear(self) -> None:
-        """Take note of the changes up to now."""
-        changed = self._watch.changed() if self._watch is not None else frozenset[Path]()
+    def _take_changes(self) -> None:
+        changed = self._watcher.changed() if self._watcher is not None else frozenset[Path]()
         # None: events were lost, and every database may have changed.
         for directory in list(self._live) if changed is None else changed:
             if (live := self._live.get(directory)) is not None:
-                live.note_change()
-                self._heard.set()
-                self._met.set()
+                live.mark_changed()
+                self._file_changed.set()
+                self._check_wanted.set()
 
-    async def _freshen(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
-        with live.looked_at():
-            await self._look_after(directory, live, log)
+    async def _check(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
+        with live.checking():
+            await self._refresh(directory, live, log)
 
-    async def _look_after(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
-        identity = live.kept.identity
+    async def _refresh(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
+        identity = live.loaded.identity
         try:
             if not await self._is_current(directory, live):
                 live.replace(await self._load(directory, log))
@@ -264,7 +259,7 @@ class IdentityStore:
                 password = self._passwords.get(directory, "")
                 renewed = await renew_identity(identity, log=log, password=password, now=self._clock())
                 await self._trust(renewed, log)
-                live.replace(KeptIdentity(renewed, renewed.tls_context()))
+                live.replace(LoadedIdentity(renewed, renewed.tls_context()))
         except (IdentityError, OSError) as exc:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
         except Exception:
@@ -272,30 +267,29 @@ class IdentityStore:
             log.exception("identity.renewal_crashed", directory=directory)
 
     async def _is_current(self, directory: Path, live: LiveIdentity) -> bool:
-        with _hangs_explained(directory):
-            await self._files.run(functools.partial(self._arm, directory))
+        with _explain_hangs(directory):
+            await self._files.run(functools.partial(self._watch_database, directory))
             return await self._files.run(live.is_current)
 
-    def _arm(self, directory: Path) -> None:
-        """Have changes of a directory heard of from now on; else clients and the clock lead to them."""
-        if self._watch is not None:
+    def _watch_database(self, directory: Path) -> None:
+        # Without a watch, connections and the clock lead to a check.
+        if self._watcher is not None:
             with contextlib.suppress(OSError):
-                self._watch.watch_files(directory, directory, KEPT_FILES)
+                self._watcher.watch_files(directory, directory, KEPT_FILES)
 
-    async def _load(self, directory: Path, log: FilteringBoundLogger) -> KeptIdentity:
-        changed = (directory, moks_directory(directory), default_client_directory(self._environ))
-        # Looked at in a thread before anything is done: a directory that hangs is met here.
-        for place in changed:
-            with _hangs_explained(place):
-                await self._files.run(functools.partial(sweep_left_over, place))
+    async def _load(self, directory: Path, log: FilteringBoundLogger) -> LoadedIdentity:
+        # In a thread, before anything else touches these directories: one that hangs is found here.
+        for each in (directory, moks_directory(directory), default_client_directory(self._environ)):
+            with _explain_hangs(each):
+                await self._files.run(functools.partial(remove_leftovers, each))
         identity = await self._open(directory, log)
         await self._trust(identity, log)
-        with _hangs_explained(directory):
-            await self._files.run(functools.partial(self._arm, directory))
-        return KeptIdentity(identity, identity.tls_context())
+        with _explain_hangs(directory):
+            await self._files.run(functools.partial(self._watch_database, directory))
+        return LoadedIdentity(identity, identity.tls_context())
 
     async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
-        """Load or make an identity, with the password only where it is one of the database's."""
+        """Load or make an identity; a database without a password needs none."""
         passwords = [""] if self._password is None else ["", self._password]
         if self._password is not None and not Database(directory).exists:
             passwords = [self._password]
@@ -311,20 +305,21 @@ class IdentityStore:
     async def _trust(self, identity: Identity, log: FilteringBoundLogger) -> None:
         directory = default_client_directory(self._environ)
         try:
-            await trust_locally(identity, directory, log=log)
+            await authorize(identity.certificate, directory, log=log)
         except IdentityError as exc:
-            # Clients elsewhere are served all the same.
+            # Other clients can still be served.
             log.warning("trust.failed", directory=directory, reason=exc)
 
 
 def database_watcher() -> DirectoryWatcher[Path]:
-    """Return a watcher for databases: pk12util opens one for writing only to read it, which is no change."""
+    """Return a watcher for :class:`IdentityStore`, to be closed."""
+    # pk12util opens a database for writing only to read it, which is no change.
     return DirectoryWatcher(inotify.WRITE)
 
 
 @contextlib.contextmanager
 def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[Path] | None]:
-    """Hold a watcher for a store; None, and a line in the log, where this host allows no more of them."""
+    """Hold a watcher for :class:`IdentityStore`, or None where this host allows no more, which is logged."""
     try:
         watcher = database_watcher()
     except OSError as exc:
@@ -337,7 +332,7 @@ def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[
 
 
 @contextlib.contextmanager
-def _hangs_explained(directory: Path) -> Iterator[None]:
+def _explain_hangs(directory: Path) -> Iterator[None]:
     try:
         yield
     except TimeoutError as exc:
@@ -347,21 +342,21 @@ def _hangs_explained(directory: Path) -> Iterator[None]:
 
 
 def renewal_due(identity: Identity) -> datetime:
-    """Return when an identity is to be renewed: a month before it expires, or in its last third."""
+    """Return when to renew an identity: a month before it expires, or in its last third if that is later."""
     lifetime = identity.not_after - identity.not_before
     return identity.not_after - min(RENEW_BEFORE, lifetime / 3)
 
 
-class _Clocks:
-    """Notices when the wall clock goes another way than time itself."""
+class _JumpDetector:
+    """Compares the wall clock with the event loop's."""
 
     def __init__(self, wall: datetime) -> None:
         self._wall = wall
         self._steady = anyio.current_time()
 
     def jumped(self, wall: datetime) -> bool:
-        """Whether the wall clock was set by more than can be drift since the last call."""
+        """Whether the wall clock was set since the last call, by more than can be drift."""
         steady = anyio.current_time()
         drift = (wall - self._wall).total_seconds() - (steady - self._steady)
         self._wall, self._steady = wall, steady
-        return abs(drift) > _DRIFT_S
+        return abs(drift) > _MAX_DRIFT_S

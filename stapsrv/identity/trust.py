@@ -10,14 +10,14 @@ import anyio.to_thread
 from cryptography import x509
 from structlog.typing import FilteringBoundLogger
 
-from stapsrv.identity.certificate import NICKNAME, Identity, systemtap_directory
+from stapsrv.identity.certificate import NICKNAME, systemtap_directory
 from stapsrv.identity.locked_directory import (
-    changing,
     commit,
-    is_half_changed,
-    reading,
-    refusals_explained,
-    staged,
+    explain_os_errors,
+    has_pending_commit,
+    read_lock,
+    staging_directory,
+    write_lock,
 )
 from stapsrv.identity.nss import DATABASE_FILES, PUBLIC_MODE, Database
 
@@ -32,11 +32,6 @@ _PEER_TRUST = "P,P,P"
 def default_client_directory(environ: Mapping[str, str]) -> Path:
     """Return the database of the servers that a user's client trusts."""
     return systemtap_directory(environ) / "ssl" / "client"
-
-
-async def trust_locally(identity: Identity, directory: Path, *, log: FilteringBoundLogger) -> None:
-    """Make the client that reads ``directory`` trust the server (see :func:`authorize`)."""
-    await authorize(identity.certificate, directory, log=log)
 
 
 async def authorize(certificate: x509.Certificate, directory: Path, *, log: FilteringBoundLogger) -> None:
@@ -55,12 +50,12 @@ async def authorize(certificate: x509.Certificate, directory: Path, *, log: Filt
             same: clients that trust it by other ways are not concerned.
     """
     database = Database(directory)
-    with refusals_explained(directory):
+    with explain_os_errors(directory):
         # Looking first does for a database that only somebody else may write.
-        async with reading(directory):
-            trusted = not is_half_changed(directory) and await _is_trusted(certificate, database)
+        async with read_lock(directory):
+            trusted = not has_pending_commit(directory) and await _is_trusted(certificate, database)
         if not trusted:
-            async with changing(directory):
+            async with write_lock(directory):
                 if not database.exists:
                     await database.create(file_mode=PUBLIC_MODE)
                 await database.import_certificate(certificate, NICKNAME, _PEER_TRUST)
@@ -76,22 +71,22 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
     Raises:
         IdentityError: the database is damaged, locked or not ours to write; nothing was changed.
     """
-    with refusals_explained(directory):
+    with explain_os_errors(directory):
         if not Database(directory).exists:
             return False
-        async with changing(directory):
-            held = await Database(directory).certificates(NICKNAME)
-            if certificate not in held:
+        async with write_lock(directory):
+            found = await Database(directory).certificates(NICKNAME)
+            if certificate not in found:
                 return False
-            with staged(directory) as preparing:
+            with staging_directory(directory) as staging:
                 for name in DATABASE_FILES:
-                    shutil.copy2(directory / name, preparing / name)
-                database = Database(preparing)
+                    shutil.copy2(directory / name, staging / name)
+                database = Database(staging)
                 await database.remove_certificates(NICKNAME)
-                for other in held:
+                for other in found:
                     if other != certificate:
                         await database.import_certificate(other, NICKNAME, _PEER_TRUST)
-                await anyio.to_thread.run_sync(commit, preparing, directory)
+                await anyio.to_thread.run_sync(commit, staging, directory)
     return True
 
 
@@ -101,8 +96,8 @@ async def is_trusted(certificate: x509.Certificate, directory: Path) -> bool:
     Raises:
         IdentityError: the database is damaged or not ours to read.
     """
-    with refusals_explained(directory):
-        async with reading(directory):
+    with explain_os_errors(directory):
+        async with read_lock(directory):
             return await _is_trusted(certificate, Database(directory))
 
 

@@ -36,7 +36,7 @@ class _Shown:
 
     @property
     def directory(self) -> Path:
-        return self.identity.kept.identity.directory
+        return self.identity.loaded.identity.directory
 
 
 class ServerAdvertiser:
@@ -106,7 +106,7 @@ class ServerAdvertiser:
             self._tasks.start_soon(self._follow_identity, shown.identity)
             self._tasks.start_soon(self._follow_files, shown.identity)
         if shown.directory in self._moks and self._advertiser is not None:
-            serial = shown.identity.kept.identity.serial
+            serial = shown.identity.loaded.identity.serial
             found = advertisements(shown.server, serial=serial, moks=self._moks[shown.directory])
             self._advertiser.set(server_id, found, shown.server.service.log)
 
@@ -119,11 +119,11 @@ class ServerAdvertiser:
     async def _follow_identity(self, identity: LiveIdentity) -> None:
         while True:
             await identity.wait_changed()
-            self._publish_all(identity.kept.identity.directory)
+            self._publish_all(identity.loaded.identity.directory)
 
     async def _follow_files(self, identity: LiveIdentity) -> None:
         """Keep what is said of a certificate and of machine owner keys as it is on disk."""
-        directory = identity.kept.identity.directory
+        directory = identity.loaded.identity.directory
         try:
             with contextlib.closing(DirectoryWatcher[Path]()) as watcher:
                 watched = directory, moks_directory(directory)
@@ -137,7 +137,7 @@ class ServerAdvertiser:
             await self._look_at_files(identity)
 
     async def _look_at_files(self, identity: LiveIdentity) -> None:
-        directory = identity.kept.identity.directory
+        directory = identity.loaded.identity.directory
         try:
             found = await self._files.run(partial(list_moks, moks_directory(directory)))
             fingerprints = tuple(mok.fingerprint for mok in found)

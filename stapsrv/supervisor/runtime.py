@@ -154,7 +154,7 @@ class Host:
             listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
             for listener in listeners:
                 undo.callback(listener.close)
-            identity = await self.identities.obtain(settings.ssl, log)
+            identity = await self.identities.get(settings.ssl, log)
             pool = WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared)
             service = CompileService(
                 settings=settings,
@@ -167,7 +167,7 @@ class Host:
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
-                    MokStore(moks_directory(identity.kept.identity.directory), log),
+                    MokStore(moks_directory(identity.loaded.identity.directory), log),
                     self.engine.workspace,
                     self.engine.sandbox,
                 ),
@@ -242,11 +242,11 @@ async def open_host(
         systemtap = systemtap_directory(environ)
         warmer = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
         async with contextlib.AsyncExitStack() as opened:
-            watch = opened.enter_context(open_watcher(log))
+            watcher = opened.enter_context(open_watcher(log))
             host = Host(
                 user=entry.pw_name,
                 engine=engine,
-                identities=IdentityStore(environ, password=password, watch=watch),
+                identities=IdentityStore(environ, password=password, watcher=watcher),
                 warmer=warmer,
                 sockets=sockets or PassedSockets(),
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),

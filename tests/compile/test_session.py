@@ -28,7 +28,7 @@ from stapsrv.compile.protocol.response import AnswerFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import Mok
-from stapsrv.identity.store import KeptIdentity
+from stapsrv.identity.store import LoadedIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -516,7 +516,7 @@ class TestSigning:
         async with running_server(identity=shown) as running:
             running.engine.gate = anyio.Event()
             async with await connect(running.port) as tls:
-                shown.kept = attrs.evolve(IDENTITY, context=tls_context(), name=b"new")
+                shown.loaded = attrs.evolve(IDENTITY, context=tls_context(), name=b"new")
                 await tls.send(frame(request("--unprivileged")))
                 await running.engine.wait(lambda: running.engine.jobs)
                 running.engine.gate.set()
@@ -527,7 +527,7 @@ class TestSigning:
 
     async def test_openssl_verifies_it_by_the_certificate_that_was_shown(self, identity):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
-        kept = KeptIdentity(made, made.tls_context())
+        kept = LoadedIdentity(made, made.tls_context())
         async with running_server(identity=kept) as running:
             async with await connect(running.port) as tls:
                 shown = tls.extra(TLSAttribute.peer_certificate_binary)
@@ -565,13 +565,13 @@ class TestResumption:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     async def test_session_is_resumed_until_the_certificate_is_renewed(self, identity, version):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
-        shown = Shown(KeptIdentity(made, made.tls_context()))
+        shown = Shown(LoadedIdentity(made, made.tls_context()))
         context = trusting(minimum_version=version, maximum_version=version)
         async with running_server(identity=shown) as running:
             ask = functools.partial(anyio.to_thread.run_sync, self._ask, running.port, context)
             at_first, session = await ask(None)
             again, session = await ask(session)
-            shown.kept = KeptIdentity(made, made.tls_context())
+            shown.loaded = LoadedIdentity(made, made.tls_context())
             after_renewal, _ = await ask(session)
         assert (at_first, again, after_renewal) == (False, True, False)
 
@@ -687,7 +687,7 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))
-        shown.kept = attrs.evolve(IDENTITY, name=b"renewed")
+        shown.loaded = attrs.evolve(IDENTITY, name=b"renewed")
         renewed = await exchange(running.port, payload)
     signature = "stap_x.ko.sgn"
     assert first.files == again.files

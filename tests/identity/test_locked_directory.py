@@ -11,15 +11,15 @@ from anyio.abc import TaskStatus
 from stapsrv.errors import IdentityError
 from stapsrv.identity import locked_directory
 from stapsrv.identity.locked_directory import (
-    changing,
     commit,
     ensure_directory,
+    explain_os_errors,
     finish_commit,
-    is_half_changed,
-    reading,
-    refusals_explained,
-    staged,
-    sweep_left_over,
+    has_pending_commit,
+    read_lock,
+    remove_leftovers,
+    staging_directory,
+    write_lock,
 )
 
 from .conftest import contents, names, needs_permissions, set_mode, umask
@@ -41,9 +41,9 @@ def test_an_existing_directory_keeps_its_mode(tmp_path: Path):
 
 
 def test_what_is_prepared_is_private_and_gone_afterwards(tmp_path: Path):
-    with staged(tmp_path) as preparing:
-        assert preparing.stat().st_mode & 0o777 == 0o700
-        (preparing / "file").touch()
+    with staging_directory(tmp_path) as staging:
+        assert staging.stat().st_mode & 0o777 == 0o700
+        (staging / "file").touch()
     assert names(tmp_path) == []
 
 
@@ -51,20 +51,20 @@ def test_a_commit_replaces_what_it_brings_and_nothing_else(tmp_path: Path):
     (tmp_path / "moks").mkdir()
     (tmp_path / "moks" / "key").write_text("kept")
     (tmp_path / "changed").write_text("old")
-    with staged(tmp_path) as preparing:
-        (preparing / "changed").write_text("new")
-        (preparing / "added").write_text("new")
-        commit(preparing, tmp_path)
+    with staging_directory(tmp_path) as staging:
+        (staging / "changed").write_text("new")
+        (staging / "added").write_text("new")
+        commit(staging, tmp_path)
     assert contents(tmp_path) == {"moks/key": b"kept", "changed": b"new", "added": b"new"}
-    assert not is_half_changed(tmp_path)
+    assert not has_pending_commit(tmp_path)
 
 
 def test_a_dead_databases_journal_does_not_meet_the_new_one(tmp_path: Path):
     (tmp_path / "cert9.db-journal").write_text("undo this")
     (tmp_path / "other-journal").write_text("not ours")
-    with staged(tmp_path) as preparing:
-        (preparing / "cert9.db").write_text("new")
-        commit(preparing, tmp_path)
+    with staging_directory(tmp_path) as staging:
+        (staging / "cert9.db").write_text("new")
+        commit(staging, tmp_path)
     assert contents(tmp_path) == {"cert9.db": b"new", "other-journal": b"not ours"}
 
 
@@ -74,41 +74,41 @@ def test_a_commit_that_cannot_begin_changes_nothing(tmp_path: Path, monkeypatch:
 
     (tmp_path / "changed").write_text("old")
     monkeypatch.setattr(Path, "rename", refuse)
-    with staged(tmp_path) as preparing:
-        (preparing / "changed").write_text("new")
+    with staging_directory(tmp_path) as staging:
+        (staging / "changed").write_text("new")
         with pytest.raises(OSError, match="No space left"):
-            commit(preparing, tmp_path)
+            commit(staging, tmp_path)
     assert contents(tmp_path) == {"changed": b"old"}
 
 
 async def test_a_commit_that_was_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with staged(tmp_path) as preparing, monkeypatch.context() as patched:
+    with staging_directory(tmp_path) as staging, monkeypatch.context() as patched:
         for name in "abc":
-            (preparing / name).write_text("new")
+            (staging / name).write_text("new")
         patched.setattr(locked_directory, "finish_commit", lambda _directory: None)
-        commit(preparing, tmp_path)
+        commit(staging, tmp_path)
     # It had come as far as this when the power went.
     (tmp_path / ".ready" / "a").rename(tmp_path / "a")
     (tmp_path / "b").write_text("old")
     (tmp_path / ".new-dead").mkdir()
-    assert is_half_changed(tmp_path)
+    assert has_pending_commit(tmp_path)
 
-    async with changing(tmp_path):
-        assert not is_half_changed(tmp_path)
+    async with write_lock(tmp_path):
+        assert not has_pending_commit(tmp_path)
         assert contents(tmp_path) == {"a": b"new", "b": b"new", "c": b"new"}
         assert not (tmp_path / ".new-dead").exists()
 
 
 async def test_what_the_killed_were_preparing_is_removed_unless_somebody_is_at_it(tmp_path: Path):
-    async with changing(tmp_path):
+    async with write_lock(tmp_path):
         (tmp_path / ".new-alive").mkdir()
-        sweep_left_over(tmp_path)
+        remove_leftovers(tmp_path)
         assert names(tmp_path) == [".lock", ".new-alive"]
     (tmp_path / ".new-alive" / "key4.db").write_text("secret")
     (tmp_path / "cert9.db").write_text("theirs")
-    sweep_left_over(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == [".lock", "cert9.db"]
-    sweep_left_over(tmp_path / "missing")
+    remove_leftovers(tmp_path / "missing")
 
 
 def test_there_may_be_nothing_to_finish(tmp_path: Path):
@@ -121,7 +121,7 @@ async def test_one_changes_at_a_time_and_nobody_reads_meanwhile(tmp_path: Path):
     others_wait = anyio.Event()
 
     async def change(name: str, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        async with changing(tmp_path):
+        async with write_lock(tmp_path):
             inside.append(name)
             task_status.started()
             await others_wait.wait()
@@ -129,7 +129,7 @@ async def test_one_changes_at_a_time_and_nobody_reads_meanwhile(tmp_path: Path):
             inside.remove(name)
 
     async def read() -> None:
-        async with reading(tmp_path):
+        async with read_lock(tmp_path):
             assert inside == []
 
     async with anyio.create_task_group() as tasks:
@@ -142,17 +142,17 @@ async def test_one_changes_at_a_time_and_nobody_reads_meanwhile(tmp_path: Path):
 
 
 async def test_many_may_read_at_once(tmp_path: Path):
-    async with reading(tmp_path), reading(tmp_path):
+    async with read_lock(tmp_path), read_lock(tmp_path):
         pass
 
 
 async def test_waiting_for_the_lock_has_a_bound(tmp_path: Path):
-    async with changing(tmp_path):
+    async with write_lock(tmp_path):
         with pytest.raises(IdentityError, match=r"for more than 0\.1 s; see which one holds .*/\.lock"):
-            async with changing(tmp_path, deadline_s=0.1):
+            async with write_lock(tmp_path, timeout_s=0.1):
                 pytest.fail("two changed at once")
         with pytest.raises(IdentityError, match="another process has been changing it"):
-            async with reading(tmp_path, deadline_s=0.1):
+            async with read_lock(tmp_path, timeout_s=0.1):
                 pytest.fail("read while it changed")
 
 
@@ -167,15 +167,15 @@ async def test_the_lock_holds_between_processes_and_ends_with_its_holder(tmp_pat
         assert process.stdout is not None
         assert await process.stdout.receive(4) == b"held"
         with pytest.raises(IdentityError):
-            async with changing(tmp_path, deadline_s=0.1):
+            async with write_lock(tmp_path, timeout_s=0.1):
                 pytest.fail("the lock did not hold")
         process.kill()
-    async with changing(tmp_path, deadline_s=5):
+    async with write_lock(tmp_path, timeout_s=5):
         pass
 
 
 async def test_reading_what_is_missing_makes_nothing(tmp_path: Path):
-    async with reading(tmp_path / "missing"):
+    async with read_lock(tmp_path / "missing"):
         pass
     assert names(tmp_path) == []
 
@@ -183,13 +183,13 @@ async def test_reading_what_is_missing_makes_nothing(tmp_path: Path):
 @needs_permissions
 async def test_reading_what_is_not_ours_to_write(tmp_path: Path):
     set_mode(tmp_path, 0o500)
-    async with reading(tmp_path):
+    async with read_lock(tmp_path):
         assert names(tmp_path) == []
 
 
 def test_what_the_system_refused_is_explained(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(IdentityError) as caught, refusals_explained(tmp_path):
+    with pytest.raises(IdentityError) as caught, explain_os_errors(tmp_path):
         (tmp_path / "file" / "below").touch()
     assert str(caught.value) == f"{tmp_path}: Not a directory; mend that, or use another directory"
 
@@ -197,7 +197,7 @@ def test_what_the_system_refused_is_explained(tmp_path: Path):
 @needs_permissions
 def test_permission_denied_names_file_and_user(tmp_path: Path):
     tmp_path.chmod(0)
-    with pytest.raises(IdentityError) as caught, refusals_explained(tmp_path):
+    with pytest.raises(IdentityError) as caught, explain_os_errors(tmp_path):
         (tmp_path / "file").read_bytes()
     assert caught.value.problem == f"permission denied on {tmp_path / 'file'}"
     assert caught.value.remedy is not None

@@ -22,7 +22,7 @@ from kit.moks import make_mok
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity import mok as mok_module
-from stapsrv.identity.mok import Mok, MokStore, create_mok, examine_moks, list_moks, moks_directory
+from stapsrv.identity.mok import Mok, MokStore, create_mok, list_moks, load_moks, moks_directory
 
 from .conftest import Log, contents, names, needs_permissions, umask
 
@@ -229,13 +229,13 @@ class TestExamining:
         for _ in range(3):
             assert await store.find([bad.name]) is None
             assert (await store.find([bad.name, good.name])).directory == good
-            assert (await store.offer()).directory == good
+            assert (await store.get_or_create()).directory == good
         entry = log.entry("mok.unusable")
         assert entry["directory"] == str(bad)
         assert words in entry["reason"]
         assert entry["log_level"] == "warning"
         assert contents(moks) == before
-        (error,) = examine_moks(moks).unusable
+        (error,) = load_moks(moks).unusable
         assert str(error).startswith(f"{bad}: ")
         assert [mok.directory for mok in list_moks(moks)] == [good]
 
@@ -253,7 +253,7 @@ class TestExamining:
         bad, good = (moks / mok.fingerprint for mok in pristine)
         bad.chmod(0)
         assert [mok.directory for mok in list_moks(moks)] == [good]
-        assert (await store.offer()).directory == good
+        assert (await store.get_or_create()).directory == good
         bad.chmod(0o700)
         assert "Permission denied" in log.entry("mok.unusable")["reason"]
 
@@ -267,7 +267,7 @@ class TestExamining:
     def test_other_files_are_none_of_its_business(self, moks, pristine):
         (moks / "README").write_text("")
         (moks / ".new-half").mkdir()
-        assert examine_moks(moks).unusable == ()
+        assert load_moks(moks).unusable == ()
         assert len(list_moks(moks)) == 2
 
     def test_no_directory(self, tmp_path):
@@ -305,30 +305,30 @@ class TestStore:
         store = MokStore(tmp_path / "moks", log.logger)
         assert await store.find(["00:11"]) is None
         assert names(tmp_path) == []
-        made = await store.offer()
-        assert await store.offer() == made
+        made = await store.get_or_create()
+        assert await store.get_or_create() == made
         assert await store.find([made.fingerprint]) == made
         assert log.events == ["mok.generating", "mok.generated"]
 
     async def test_none_is_made_where_there_is_one(self, moks, store, log, pristine):
-        assert (await store.offer()).fingerprint == pristine[0].fingerprint
+        assert (await store.get_or_create()).fingerprint == pristine[0].fingerprint
         assert log.events == []
 
     async def test_concurrent_makers_end_with_one(self, tmp_path, log):
         """Two servers of one process; the lock is the same between processes."""
         offered = []
 
-        async def offer(store: MokStore) -> None:
-            offered.append(await store.offer())
+        async def get_one(store: MokStore) -> None:
+            offered.append(await store.get_or_create())
 
         async with anyio.create_task_group() as tasks:
             for store in [MokStore(tmp_path / "moks", log.logger) for _ in range(2)]:
                 for _ in range(2):
-                    tasks.start_soon(offer, store)
+                    tasks.start_soon(get_one, store)
         assert len(offered) == 4
         assert len({mok.fingerprint for mok in offered}) == 1
         assert len(list_moks(tmp_path / "moks")) == 1
 
     async def test_it_cannot_be_made(self, log):
         with pytest.raises(IdentityError):
-            await MokStore(Path("/dev/null/moks"), log.logger).offer()
+            await MokStore(Path("/dev/null/moks"), log.logger).get_or_create()

@@ -20,7 +20,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 from stapsrv.config.kernels import installed_releases
 from stapsrv.identity.certificate import NICKNAME, Identity, default_directory, load_or_create_identity
 from stapsrv.identity.nss import DATABASE_FILES, Database
-from stapsrv.identity.trust import default_client_directory, trust_locally
+from stapsrv.identity.trust import authorize, default_client_directory
 
 from .conftest import Log, contents, modes
 
@@ -107,7 +107,7 @@ class TestServer:
         assert contents(directory) == before
         theirs.tls_context()
 
-        await trust_locally(made, client, log=log.logger)
+        await authorize(made.certificate, client, log=log.logger)
         trusted = await Database(client).certificates(NICKNAME)
         assert len(trusted) == 2
         assert made.certificate in trusted
@@ -127,7 +127,7 @@ class TestClient:
     async def test_it_sends_its_request_to_a_server_that_it_trusts(
         self, environ: Mapping[str, str], made: Identity, log: Log
     ):
-        await trust_locally(made, default_client_directory(environ), log=log.logger)
+        await authorize(made.certificate, default_client_directory(environ), log=log.logger)
         received = await offer(made, environ)
         # The length of the request, then a zip file.
         assert received[4:8] == b"PK\x03\x04"
@@ -135,12 +135,12 @@ class TestClient:
     async def test_it_sends_nothing_to_another(
         self, environ: Mapping[str, str], made: Identity, another: Identity, log: Log
     ):
-        await trust_locally(another, default_client_directory(environ), log=log.logger)
+        await authorize(another.certificate, default_client_directory(environ), log=log.logger)
         received = await offer(made, environ)
         assert received == b""
 
     async def test_it_knows_our_serial_number(self, environ: Mapping[str, str], made: Identity, log: Log):
-        await trust_locally(made, default_client_directory(environ), log=log.logger)
+        await authorize(made.certificate, default_client_directory(environ), log=log.logger)
         with anyio.fail_after(DEADLINE_S):
             done = await anyio.run_process(
                 ["stap", "--list-servers=trusted,all"], env=environ, stdin=DEVNULL, stderr=STDOUT, check=False

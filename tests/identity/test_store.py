@@ -12,12 +12,20 @@ from pathlib import Path
 
 import anyio
 import pytest
+from kit import openssl
 from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity.certificate import load_or_create_identity
+from stapsrv.identity.certificate import Identity, load_or_create_identity
 from stapsrv.identity.nss import KEPT_FILES, Database
-from stapsrv.identity.store import IdentityStore, LiveIdentity, database_watcher, open_watcher, renewal_due
+from stapsrv.identity.store import (
+    IdentityStore,
+    LiveIdentity,
+    LoadedIdentity,
+    database_watcher,
+    open_watcher,
+    renewal_due,
+)
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
@@ -32,7 +40,7 @@ def watch() -> Iterator[DirectoryWatcher[Path]]:
 
 @pytest.fixture
 def store(tmp_path: Path, watch: DirectoryWatcher[Path]) -> IdentityStore:
-    return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, watch=watch)
+    return IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, watcher=watch)
 
 
 @pytest.fixture
@@ -51,12 +59,12 @@ def lines() -> LogLines:
 async def test_servers_of_one_directory_share_one_identity(store, database, lines):
     kept = []
 
-    async def obtain() -> None:
-        kept.append(await store.obtain(database, lines.log))
+    async def load() -> None:
+        kept.append(await store.get(database, lines.log))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
-            tasks.start_soon(obtain)
+            tasks.start_soon(load)
     assert kept[0] is kept[1] is kept[2]
     # Each server's log tells of it all the same.
     assert lines.events().count("identity.found") == 3
@@ -65,26 +73,26 @@ async def test_servers_of_one_directory_share_one_identity(store, database, line
 
 
 async def test_replaced_database_is_loaded_again(store, database, lines, tmp_path):
-    live = await store.obtain(database, lines.log)
-    before = live.kept
+    live = await store.get(database, lines.log)
+    before = live.loaded
     for name in ("cert9.db", "key4.db", "stap.cert"):
         (database / name).unlink()
     assert not live.is_current()
-    assert (await store.obtain(database, lines.log)) is live
-    assert live.kept.identity.serial != before.identity.serial
+    assert (await store.get(database, lines.log)) is live
+    assert live.loaded.identity.serial != before.identity.serial
     assert live.is_current()
 
 
 async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_path):
     shutil.copytree(database, tmp_path / "systemtap" / "ssl" / "server")
-    kept = await store.obtain(None, lines.log)
-    assert kept.kept.identity.directory == tmp_path / "systemtap" / "ssl" / "server"
-    assert kept.kept.not_after == kept.kept.identity.not_after
+    kept = await store.get(None, lines.log)
+    assert kept.loaded.identity.directory == tmp_path / "systemtap" / "ssl" / "server"
+    assert kept.loaded.not_after == kept.loaded.identity.not_after
 
 
 async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, lines, tmp_path):
     (tmp_path / "systemtap").write_text("in the way")
-    assert await store.obtain(database, lines.log)
+    assert await store.get(database, lines.log)
     (reason,) = lines.reasons("trust.failed")
     assert "systemtap" in reason
 
@@ -96,10 +104,10 @@ async def test_directory_that_hangs_is_named(store, database, lines, tmp_path, m
         if directory == clients:
             gate.wait()
 
-    monkeypatch.setattr("stapsrv.identity.store.sweep_left_over", sweep)
+    monkeypatch.setattr("stapsrv.identity.store.remove_leftovers", sweep)
     store._files = BlockingCalls(timeout_s=0.2, grace_s=0.1)
     with pytest.raises(IdentityError) as caught:
-        await store.obtain(database, lines.log)
+        await store.get(database, lines.log)
     gate.set()
     assert str(caught.value).startswith(f"{clients}: its file system hangs")
 
@@ -110,7 +118,7 @@ async def test_keys_that_a_killed_process_was_preparing_are_removed_at_the_next_
     for directory in (database, database / "moks", tmp_path / "systemtap" / "ssl" / "client"):
         (directory / ".new-dead").mkdir(parents=True)
         (directory / ".new-dead" / "key4.db").write_text("secret")
-    await store.obtain(database, lines.log)
+    await store.get(database, lines.log)
     assert list(tmp_path.rglob(".new-*")) == []
 
 
@@ -143,7 +151,7 @@ async def renewed(
     """Keep ``store`` fresh, act, and wait until the identity is another one."""
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.keep_fresh, lines.log)
+            tasks.start_soon(store.maintain, lines.log)
             await anyio.wait_all_tasks_blocked()
             tasks.start_soon(live.wait_changed)
             await anyio.wait_all_tasks_blocked()
@@ -154,8 +162,8 @@ async def renewed(
 
 
 async def test_renewed_a_month_before_it_expires(set_store, database, lines, wall, tmp_path):
-    live = await set_store.obtain(database, lines.log)
-    before = live.kept
+    live = await set_store.get(database, lines.log)
+    before = live.loaded
     due = before.not_after - timedelta(days=30)
     assert renewal_due(before.identity) == due
 
@@ -163,7 +171,7 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
         wall.now = due
 
     await renewed(set_store, live, lines, go_there)
-    after = live.kept
+    after = live.loaded
     assert after.not_after == due.replace(microsecond=0) + timedelta(days=365)
     assert live.is_current()
     client = Database(tmp_path / "systemtap" / "ssl" / "client")
@@ -179,16 +187,16 @@ async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
     set_store, database, lines, wall, monkeypatch
 ):
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
-    monkeypatch.setattr("stapsrv.identity.store._DRIFT_S", 1e12)
-    live = await set_store.obtain(database, lines.log)
-    before = live.kept
+    monkeypatch.setattr("stapsrv.identity.store._MAX_DRIFT_S", 1e12)
+    live = await set_store.get(database, lines.log)
+    before = live.loaded
 
     async def meet() -> None:
         wall.now = before.not_after + timedelta(seconds=1)
         assert await live.current() is before
 
     await renewed(set_store, live, lines, meet)
-    assert live.kept.not_after > wall.now
+    assert live.loaded.not_after > wall.now
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +226,11 @@ def put(database: Path, source: Path) -> None:
 
 async def test_next_connection_is_shown_what_was_put_there_before(store, databases, database, lines):
     """At once, each time, and nothing is made of what is there in between."""
-    live = await store.obtain(database, lines.log)
+    live = await store.get(database, lines.log)
     ders = [(source / "stap.cert").read_bytes() for source in databases]
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.keep_fresh, lines.log)
+            tasks.start_soon(store.maintain, lines.log)
             generated = lines.events().count("identity.generating")
             for source, der in zip(databases, ders, strict=True):
                 put(database, source)
@@ -234,10 +242,10 @@ async def test_next_connection_is_shown_what_was_put_there_before(store, databas
 async def test_next_connection_is_shown_the_directory_that_took_the_place(
     store, databases, database, tmp_path, lines
 ):
-    live = await store.obtain(database, lines.log)
+    live = await store.get(database, lines.log)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.keep_fresh, lines.log)
+            tasks.start_soon(store.maintain, lines.log)
             for source in databases:
                 der = (source / "stap.cert").read_bytes()
                 database.rename(tmp_path / f"before {source.name}")
@@ -249,14 +257,14 @@ async def test_next_connection_is_shown_the_directory_that_took_the_place(
 async def test_half_of_a_database_is_not_looked_at(store, databases, database, lines, monkeypatch):
     """It would be taken for a damaged one, and another be made in its place."""
     monkeypatch.setattr("stapsrv.identity.store._SETTLE_S", 3600.0)
-    monkeypatch.setattr("stapsrv.identity.store._MOST_SETTLE_S", 3600.0)
-    monkeypatch.setattr("stapsrv.identity.store._PATIENCE_S", 0.5)
-    live = await store.obtain(database, lines.log)
-    before, source = live.kept, databases[0]
+    monkeypatch.setattr("stapsrv.identity.store._MAX_SETTLE_S", 3600.0)
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_TIMEOUT_S", 0.5)
+    live = await store.get(database, lines.log)
+    before, source = live.loaded, databases[0]
     generated = lines.events().count("identity.generating")
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.keep_fresh, lines.log)
+            tasks.start_soon(store.maintain, lines.log)
             shutil.copy(source / "cert9.db", database / "cert9.db")
             assert await live.current() is before
             monkeypatch.setattr("stapsrv.identity.store._SETTLE_S", 0.01)
@@ -264,15 +272,15 @@ async def test_half_of_a_database_is_not_looked_at(store, databases, database, l
             put(database, source)
             await live.wait_changed()
             tasks.cancel_scope.cancel()
-    assert live.kept.identity.der == (source / "stap.cert").read_bytes()
+    assert live.loaded.identity.der == (source / "stap.cert").read_bytes()
     assert lines.events().count("identity.generating") == generated
 
 
 async def test_change_during_a_look_has_connections_wait_for_the_next(store, database, lines):
-    live = await store.obtain(database, lines.log)
-    live.note_change()
-    with live.looked_at():
-        live.note_change()
+    live = await store.get(database, lines.log)
+    live.mark_changed()
+    with live.checking():
+        live.mark_changed()
     served = anyio.Event()
 
     async def connect() -> None:
@@ -283,7 +291,7 @@ async def test_change_during_a_look_has_connections_wait_for_the_next(store, dat
         tasks.start_soon(connect)
         await anyio.wait_all_tasks_blocked()
         assert not served.is_set()
-        with live.looked_at():
+        with live.checking():
             assert not served.is_set()
         await served.wait()
 
@@ -291,16 +299,16 @@ async def test_change_during_a_look_has_connections_wait_for_the_next(store, dat
 async def test_connection_does_not_wait_for_ever(store, databases, database, lines, monkeypatch):
     """The file system hangs: the certificate of before will do."""
     gate = threading.Event()
-    live = await store.obtain(database, lines.log)
-    before = live.kept
+    live = await store.get(database, lines.log)
+    before = live.loaded
 
     def hang(_self: Database) -> None:
         gate.wait()
 
-    monkeypatch.setattr("stapsrv.identity.store._PATIENCE_S", 0.01)
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_TIMEOUT_S", 0.01)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(store.keep_fresh, lines.log)
+            tasks.start_soon(store.maintain, lines.log)
             await anyio.wait_all_tasks_blocked()
             with monkeypatch.context() as patched:
                 patched.setattr(Database, "fingerprint", hang)
@@ -308,7 +316,7 @@ async def test_connection_does_not_wait_for_ever(store, databases, database, lin
                 assert await live.current() is before
                 gate.set()
             await live.wait_changed()
-            assert live.kept.identity.der == (databases[0] / "stap.cert").read_bytes()
+            assert live.loaded.identity.der == (databases[0] / "stap.cert").read_bytes()
             tasks.cancel_scope.cancel()
 
 
@@ -316,8 +324,8 @@ async def test_where_nothing_can_be_watched_it_is_the_connection_after(
     set_store, databases, database, lines, monkeypatch
 ):
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
-    live = await set_store.obtain(database, lines.log)
-    before = live.kept
+    live = await set_store.get(database, lines.log)
+    before = live.loaded
 
     async def meet() -> None:
         put(database, databases[0])
@@ -328,7 +336,7 @@ async def test_where_nothing_can_be_watched_it_is_the_connection_after(
 
 
 async def test_replaced_database_is_taken_up_while_serving(set_store, database, pristine_identity, lines):
-    live = await set_store.obtain(database, lines.log)
+    live = await set_store.get(database, lines.log)
 
     def replace() -> None:
         for name in ("cert9.db", "key4.db", "stap.cert"):
@@ -339,8 +347,8 @@ async def test_replaced_database_is_taken_up_while_serving(set_store, database, 
 
 
 async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database, lines, wall, monkeypatch):
-    live = await set_store.obtain(database, lines.log)
-    before = live.kept
+    live = await set_store.get(database, lines.log)
+    before = live.loaded
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -349,10 +357,10 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
     wall.now = renewal_due(before.identity)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(set_store.keep_fresh, lines.log)
+            tasks.start_soon(set_store.maintain, lines.log)
             await lines.wait("identity.renewal_failed", 2)
             tasks.cancel_scope.cancel()
-    assert live.kept is before
+    assert live.loaded is before
     assert live.is_current()
     assert "No space left" in lines.reasons("identity.renewal_failed")[0]
 
@@ -363,8 +371,8 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
 async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
     set_store, database, lines, monkeypatch, fault
 ):
-    live = await set_store.obtain(database, lines.log)
-    before = live.kept.identity
+    live = await set_store.get(database, lines.log)
+    before = live.loaded.identity
 
     def fail(*_arguments: object) -> None:
         raise fault
@@ -373,11 +381,11 @@ async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
         patched.setattr("stapsrv.identity.certificate.Identity.tls_context", fail)
         (database / "cert9.db").touch()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(set_store.keep_fresh, lines.log)
+            tasks.start_soon(set_store.maintain, lines.log)
             await lines.wait(
                 "identity.renewal_failed" if isinstance(fault, OSError) else "identity.renewal_crashed"
             )
-            assert live.kept.identity is before
+            assert live.loaded.identity is before
             patched.undo()
             with anyio.fail_after(20):
                 while not live.is_current():
@@ -388,46 +396,46 @@ async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
 async def test_clock_that_is_set_and_set_back_costs_nothing(set_store, database, lines, wall, monkeypatch):
     # The clock is to be set while the store waits, and set back before it looks again.
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 0.5)
-    live = await set_store.obtain(database, lines.log)
+    live = await set_store.get(database, lines.log)
     # Not by asking for it: that has the store look at once.
-    before, right = live.kept, wall.now
+    before, right = live.loaded, wall.now
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(set_store.keep_fresh, lines.log)
+            tasks.start_soon(set_store.maintain, lines.log)
             await anyio.wait_all_tasks_blocked()
             wall.now = right + timedelta(days=3650)
             await lines.wait("clock.jumped")
             wall.now = right
             await lines.wait("clock.jumped", 2)
             tasks.cancel_scope.cancel()
-    assert live.kept is before
+    assert live.loaded is before
 
 
 async def test_password_is_for_new_databases_and_for_those_that_have_one(lines, tmp_path, database):
     environ = {"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}
     own = tmp_path / "own"
-    made = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
-    again = await IdentityStore(environ, password="correct horse").obtain(own, lines.log)
-    assert again.kept.identity.serial == made.kept.identity.serial
+    made = await IdentityStore(environ, password="correct horse").get(own, lines.log)
+    again = await IdentityStore(environ, password="correct horse").get(own, lines.log)
+    assert again.loaded.identity.serial == made.loaded.identity.serial
     with pytest.raises(IdentityError, match=r"protected by a password; give its password \(-P\)$"):
-        await IdentityStore(environ).obtain(own, lines.log)
+        await IdentityStore(environ).get(own, lines.log)
     with pytest.raises(IdentityError, match=r"the password is wrong; give its password \(-P\)$"):
-        await IdentityStore(environ, password="battery staple").obtain(own, lines.log)
-    assert await IdentityStore(environ, password="correct horse").obtain(database, lines.log)
+        await IdentityStore(environ, password="battery staple").get(own, lines.log)
+    assert await IdentityStore(environ, password="correct horse").get(database, lines.log)
 
 
 async def test_renewal_keeps_the_password(set_store, lines, wall, tmp_path):
     own = tmp_path / "own"
     set_store._password = "correct horse"
-    live = await set_store.obtain(own, lines.log)
+    live = await set_store.get(own, lines.log)
 
     def go_there() -> None:
-        wall.now = renewal_due(live.kept.identity)
+        wall.now = renewal_due(live.loaded.identity)
 
     await renewed(set_store, live, lines, go_there)
     later = IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
     with pytest.raises(IdentityError, match="protected by a password"):
-        await later.obtain(own, lines.log)
+        await later.get(own, lines.log)
 
 
 def test_host_without_free_watchers_leads_to_none_and_a_warning(monkeypatch):
@@ -448,3 +456,24 @@ async def test_reading_a_database_by_nss_is_no_change(watch, pristine_identity, 
     before = Database(database).fingerprint()
     assert await Database(database).identities("stap-server")
     assert (watch.changed(), Database(database).fingerprint()) == (set(), before)
+
+
+class TestSignature:
+    @pytest.fixture
+    def loaded(self, made: Identity) -> LoadedIdentity:
+        return LoadedIdentity(made, made.tls_context())
+
+    @pytest.mark.parametrize(
+        "module", [b"", b"module\n", bytes(range(256)) * 1000], ids=["empty", "short", "long"]
+    )
+    def test_is_verified_by_openssl(self, made, loaded, module):
+        signature = loaded.sign(module)
+        assert len(signature) == made.key.key_size // 8
+        assert signature == loaded.sign(module)
+        assert openssl.verifies(certificate=made.der, data=module, signature=signature)
+        spoilt = signature[:-1] + bytes([signature[-1] ^ 1])
+        assert not openssl.verifies(certificate=made.der, data=module, signature=spoilt)
+        assert not openssl.verifies(certificate=made.der, data=module + b"\0", signature=signature)
+
+    def test_is_not_verified_with_another_certificate(self, loaded, another):
+        assert not openssl.verifies(certificate=another.der, data=b"module", signature=loaded.sign(b"module"))

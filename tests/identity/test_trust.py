@@ -9,7 +9,7 @@ from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import NICKNAME, Identity
 from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.nss import DATABASE_FILES, Database
-from stapsrv.identity.trust import default_client_directory, trust_locally
+from stapsrv.identity.trust import authorize, default_client_directory
 
 from .conftest import (
     DAMAGES,
@@ -41,7 +41,7 @@ def test_the_default_directory():
 @pytest.mark.parametrize("mask", [0o000, 0o077])
 async def test_a_missing_database_is_made_for_all_to_read(made: Identity, client: Path, log: Log, mask: int):
     with umask(mask):
-        await trust_locally(made, client, log=log.logger)
+        await authorize(made.certificate, client, log=log.logger)
     assert modes(client) == {".": 0o755, **dict.fromkeys(DATABASE_FILES, 0o644)}
     assert await Database(client).certificates(NICKNAME) == [made.certificate]
     assert await Database(client).listing() == [(NICKNAME, "P,P,P")]
@@ -50,9 +50,9 @@ async def test_a_missing_database_is_made_for_all_to_read(made: Identity, client
 
 
 async def test_doing_it_again_changes_nothing(made: Identity, client: Path, log: Log):
-    await trust_locally(made, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
     before = contents(client)
-    await trust_locally(made, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
     assert contents(client) == before
     assert log.events == ESTABLISHED * 2
 
@@ -60,8 +60,8 @@ async def test_doing_it_again_changes_nothing(made: Identity, client: Path, log:
 async def test_the_previous_certificate_stays_trusted(
     made: Identity, another: Identity, client: Path, log: Log
 ):
-    await trust_locally(made, client, log=log.logger)
-    await trust_locally(another, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
+    await authorize(another.certificate, client, log=log.logger)
     trusted = await Database(client).certificates(NICKNAME)
     assert {certificate.serial_number for certificate in trusted} == {
         made.certificate.serial_number,
@@ -71,37 +71,39 @@ async def test_the_previous_certificate_stays_trusted(
 
 
 async def test_lost_trust_is_given_again(made: Identity, client: Path, log: Log):
-    await trust_locally(made, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
     await Database(client).import_certificate(made.certificate, NICKNAME, "p,p,p")
-    await trust_locally(made, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
     assert await Database(client).listing() == [(NICKNAME, "P,P,P")]
 
 
 async def test_many_servers_at_the_same_moment(made: Identity, another: Identity, client: Path, log: Log):
     async with anyio.create_task_group() as tasks:
         for identity in (made, another) * 3:
-            tasks.start_soon(lambda identity: trust_locally(identity, client, log=log.logger), identity)
+            tasks.start_soon(
+                lambda identity: authorize(identity.certificate, client, log=log.logger), identity
+            )
     assert len(await Database(client).certificates(NICKNAME)) == 2
     assert log.events == ESTABLISHED * 6
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_database_is_left_to_its_owner(made: Identity, client: Path, log: Log, damage: str):
-    await trust_locally(made, client, log=Log().logger)
+    await authorize(made.certificate, client, log=Log().logger)
     DAMAGES[damage](client)
     before = contents(client)
     with pytest.raises(DamagedDatabase, match=f"{damage.split()[1]} is "):
-        await trust_locally(made, client, log=log.logger)
+        await authorize(made.certificate, client, log=log.logger)
     assert contents(client) == before
     assert log.events == []
 
 
 @needs_permissions
 async def test_a_database_of_somebody_else(made: Identity, another: Identity, client: Path, log: Log):
-    await trust_locally(made, client, log=Log().logger)
+    await authorize(made.certificate, client, log=Log().logger)
     make_read_only(client)
-    await trust_locally(made, client, log=log.logger)
+    await authorize(made.certificate, client, log=log.logger)
     assert log.events == ESTABLISHED
     with pytest.raises(IdentityError, match=r"permission denied on .*; let user .* read and write it"):
-        await trust_locally(another, client, log=log.logger)
+        await authorize(another.certificate, client, log=log.logger)
     set_mode(client, 0o755)

@@ -159,10 +159,10 @@ class TestIdentity:
 class Shown:
     """Who a server is, until a test says otherwise."""
 
-    kept: ServedIdentity
+    loaded: ServedIdentity
 
     async def current(self) -> ServedIdentity:
-        return self.kept
+        return self.loaded
 
 
 IDENTITY = TestIdentity(tls_context(), datetime(2100, 1, 1, tzinfo=UTC))

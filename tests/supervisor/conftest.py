@@ -61,7 +61,7 @@ class Bench:
         return Host(
             user=USER,
             engine=self._engine,
-            identities=IdentityStore(self._environ, watch=self._watch),
+            identities=IdentityStore(self._environ, watcher=self._watch),
             warmer=Warmup(self._engine, memory, first_delay_s=self.first_delay_s),
         )
 

@@ -17,7 +17,7 @@ from kit.service import LogLines
 from stapsrv.config.mdns import MdnsSettings
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import create_mok
-from stapsrv.identity.store import KeptIdentity
+from stapsrv.identity.store import LoadedIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
 from stapsrv.supervisor import advertise, managed_server
@@ -75,14 +75,14 @@ async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
 async def test_servers_that_serve_are_heard_of(bench, air):
     async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = air.heard.values()
-        identity = await bench.host.identities.obtain(bench.identity, bench.lines.log)
+        identity = await bench.host.identities.get(bench.identity, bench.lines.log)
         assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
         assert texts(air) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
                 "optinfo": ["-DA=1 -I/tmp"],
                 "version": ["4.8"],
-                "certinfo": [identity.kept.identity.serial],
+                "certinfo": [identity.loaded.identity.serial],
             }
         ]
     assert not air.heard
@@ -125,10 +125,10 @@ async def test_crashed_servers_are_not_heard_of(bench, air, monkeypatch):
 
 async def test_renewed_certificate_is_announced(bench, air, tmp_path):
     async with serving(bench, air, {}, {"max_threads": 1}):
-        live = await bench.host.identities.obtain(bench.identity, bench.lines.log)
+        live = await bench.host.identities.get(bench.identity, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
-        renewed = attrs.evolve(other, directory=live.kept.identity.directory)
-        live.replace(KeptIdentity(renewed, renewed.tls_context()))
+        renewed = attrs.evolve(other, directory=live.loaded.identity.directory)
+        live.replace(LoadedIdentity(renewed, renewed.tls_context()))
         await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[renewed.serial]] * 2)
         assert sorted(air.calls("announce")) == [NAME, f"{NAME} #2"]
 
@@ -136,7 +136,7 @@ async def test_renewed_certificate_is_announced(bench, air, tmp_path):
 async def test_database_that_is_replaced_is_announced(bench, air, tmp_path):
     """No client has come by, and the clock's minute is not over."""
     async with serving(bench, air), anyio.create_task_group() as background:
-        background.start_soon(bench.host.identities.keep_fresh, bench.lines.log)
+        background.start_soon(bench.host.identities.maintain, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
         for path in other.directory.iterdir():
             shutil.copy(path, bench.identity / path.name)

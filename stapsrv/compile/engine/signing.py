@@ -113,7 +113,7 @@ class OwnerKeys(Protocol):
     async def find(self, fingerprints: Sequence[str]) -> OwnerKey | None:
         """Return the first key that ``fingerprints`` name."""
 
-    async def offer(self) -> OwnerKey:
+    async def get_or_create(self) -> OwnerKey:
         """Return a key to be enrolled.
 
         Raises:
@@ -179,7 +179,7 @@ class KernelSigner:
 
     async def _offer(self, files: Sequence[AnswerFile]) -> SignedForKernel:
         try:
-            key = await self._keys.offer()
+            key = await self._keys.get_or_create()
         except IdentityError as exc:
             raise TranslatorError(f"{_NOT_SIGNED}, and could not make one", where=str(exc)) from exc
         certificate = AnswerFile(OWNER_CERTIFICATE, key.der)

@@ -137,7 +137,7 @@ class CompileServer:
             queued=pool.queued,
             done=counts.done,
             failed=counts.failed,
-            certificate_expires=self._service.identity.kept.not_after,
+            certificate_expires=self._service.identity.loaded.not_after,
             connections=len(self._sessions),
             refusals=dict(self._service.rejections.counts),
             releases=self._releases(),

@@ -22,7 +22,7 @@ from stapsrv.config.mdns import parse_interfaces
 from stapsrv.control.cli.commands.common import LineParser, guarded
 from stapsrv.errors import AdvertiseError, IdentityError
 from stapsrv.identity.certificate import NICKNAME, serial_pairs
-from stapsrv.identity.locked_directory import reading, refusals_explained
+from stapsrv.identity.locked_directory import explain_os_errors, read_lock
 from stapsrv.identity.nss import Database
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory
 from stapsrv.text import printable
@@ -138,10 +138,10 @@ async def _trusted_serials(environ: Mapping[str, str]) -> set[str]:
 
 async def _serials_in(directory: Path) -> set[str]:
     database = Database(directory)
-    with refusals_explained(directory):
+    with explain_os_errors(directory):
         if not database.exists:
             return set()
-        async with reading(directory):
+        async with read_lock(directory):
             return {serial_pairs(certificate) for certificate in await database.certificates(NICKNAME)}
 
 

@@ -20,7 +20,7 @@ from stapsrv.control.cli.commands.common import (
 )
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
-from stapsrv.identity.mok import Mok, create_mok, examine_moks, moks_directory
+from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
 
 _EXAMPLES = {"list": " --json", "export": " -o key.x509"}
 """What follows a verb in the example that its help gives."""
@@ -77,7 +77,7 @@ def _parser(program: str) -> VerbParser:
 
 def _list(directory: Path, *, as_json: bool) -> int:
     """Print the keys; a key that cannot be used makes the exit status 1."""
-    listing = examine_moks(directory)
+    listing = load_moks(directory)
     if as_json:
         shown = [
             {
@@ -105,7 +105,7 @@ async def _new(directory: Path) -> None:
 
 
 def _named(directory: Path, fingerprint: str | None) -> Mok:
-    held = {mok.fingerprint: mok for mok in examine_moks(directory).usable}
+    held = {mok.fingerprint: mok for mok in load_moks(directory).usable}
     if not held:
         raise IdentityError(
             "holds no machine owner key", where=str(directory), remedy="make one: stap-server mok new"
