@@ -10,13 +10,18 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 
-from stapsrv.config.configured import default_server, read_configured_or_environ
-from stapsrv.config.global_settings import DEFAULT_FILES, GlobalSettings, read_global_settings
+from stapsrv.config.configured import default_server, read_configured_or_environ, with_each_release
+from stapsrv.config.global_settings import (
+    DEFAULT_FILES,
+    GlobalSettings,
+    global_from_environ,
+    read_global_settings,
+)
 from stapsrv.config.kernels import host_arch, host_release
-from stapsrv.config.settings import HostDefaults, total_compiles
+from stapsrv.config.settings import HostDefaults, ServerSettings, total_compiles
 from stapsrv.control.server.auth import Policy
 from stapsrv.control.server.server import serve_control
-from stapsrv.daemon_options import DaemonOptions
+from stapsrv.daemon_options import PROGRAM, DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
@@ -28,11 +33,12 @@ from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
-from stapsrv.supervisor.supervisor import Supervisor
+from stapsrv.supervisor.supervisor import SavedState, Supervisor
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.sd_notify import Notifier, feed_watchdog
 
 _DEFAULT_USER = "STAPSRV_DEFAULT_USER"
+_STANDARD_ERROR = Path("/dev/stderr")
 _UNUSED_S = 30.0
 """How long a supervisor that was started for a command waits for it."""
 
@@ -49,6 +55,7 @@ class Configuration:
         user: whom it runs as; only this user's servers are its own.
         default_user: whom configured servers that do not say run as.
         environ: may describe a server where no file does.
+        only_server: the one server to host, which the command line describes; None to host the configured.
     """
 
     base: GlobalSettings
@@ -58,9 +65,10 @@ class Configuration:
     user: str
     default_user: str
     environ: Mapping[str, str]
+    only_server: ServerSettings | None = None
 
     @classmethod
-    def open(
+    def read(
         cls,
         base: GlobalSettings,
         config_file: Path | None,
@@ -91,6 +99,34 @@ class Configuration:
             user=user,
             default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
             environ=environ,
+        )
+
+    @classmethod
+    def of_one_server(
+        cls, settings: ServerSettings, *, user: str, environ: Mapping[str, str]
+    ) -> Configuration:
+        """Return what holds for a process that hosts the one server of its command line.
+
+        Raises:
+            ConfigError: a variable's value cannot be used, or no release that it asks for is installed.
+        """
+        configured = global_from_environ(environ)
+        server = attrs.evolve(
+            with_each_release(settings),
+            # Its process id would be another name after each start, and metrics go by the nickname.
+            nickname=settings.nickname or PROGRAM,
+            user=None,
+            tuning=settings.tuning.over(configured.tuning.of_servers()),
+        )
+        return cls(
+            base=configured,
+            settings=configured,
+            config_file=None,
+            log_file=settings.log or _STANDARD_ERROR,
+            user=user,
+            default_user=user,
+            environ=environ,
+            only_server=server,
         )
 
     @property
@@ -182,15 +218,22 @@ class App:
         self._phase = Phase.STARTING
         self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
-        host.tell_sandbox(self.log)
-        self.supervisor = Supervisor(
-            host,
+        only = configuration.only_server
+        tuning = options.tuning.over(configuration.settings.tuning)
+        # The workers of an only server are its bound, however few cores this host has.
+        unset = tuning.effective("total_compiles") is None
+        max_compiles = only.workers if only is not None and unset else total_compiles(tuning)
+        saved = SavedState(
             StatFiles(configuration.settings.stat_path),
             PortMemory(systemtap_directory(environ) / "server-ports"),
+        )
+        self.supervisor = Supervisor(
+            host,
+            saved if only is None else None,
             defaults=configuration.defaults,
             open_log=book.open,
             log=self.log,
-            max_compiles=total_compiles(options.tuning.over(configuration.settings.tuning)),
+            max_compiles=max_compiles,
             auto_end=options.on_demand,
             announcer=ServerAdvertiser.from_settings(
                 options.mdns.over(configuration.settings.mdns), log=self.log
@@ -211,20 +254,28 @@ class App:
             lost_entries=self._book.losses.entries,
         )
 
-    async def run(self, socket: Path, stopping: anyio.Event) -> None:
+    async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
         """Host servers until ``stopping``, or until the last is gone if started on demand.
 
         Args:
-            socket: the path of the control socket.
+            socket: the path of the control socket; None to take no commands.
             stopping: set when it is time to stop; outstanding requests are finished first.
+
+        Raises:
+            ConfigError: the only server cannot be started, or not again after a crash.
         """
+        only = self._configuration.only_server
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed_watchdog, self._notifier, self._environ)
             tasks.start_soon(self._host.identities.maintain, self.log)
             await tasks.start(_run_until_ended, self.supervisor, ended)
-            await tasks.start(self._serve_control, socket)
-            tasks.start_soon(self._bring_up)
+            if socket is not None:
+                await tasks.start(self._serve_control, socket)
+            if only is None:
+                tasks.start_soon(self._bring_up)
+            else:
+                tasks.start_soon(self._host_only, only)
             tasks.start_soon(self._obey_hangups)
             tasks.start_soon(self._stop_when, stopping)
             tasks.start_soon(turn_away, self._host.sockets, self._is_served, self.log)
@@ -298,11 +349,24 @@ class App:
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 
+    async def _host_only(self, settings: ServerSettings) -> None:
+        """Start the only server and say that it is ready; whatever keeps it from serving ends the process."""
+        (outcome,) = await self.supervisor.start((ServerSpec(settings),))
+        if self._phase is Phase.STOPPING:
+            return
+        if outcome.server is None or outcome.error is not None:
+            raise ConfigError(outcome.error or "")
+        self._phase = Phase.RUNNING
+        self._notifier.ready(f"serving on port {outcome.server.port}")
+        raise ConfigError(await self.supervisor.wait_failed(outcome.server.id))
+
     async def _obey_hangups(self) -> None:
         while True:
             await self._hangup.wait()
             self._hangup = anyio.Event()
             self._book.reopen()
+            if self._configuration.only_server is not None:
+                continue
             try:
                 await self.reload()
             except ConfigError as exc:

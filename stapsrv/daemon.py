@@ -19,29 +19,24 @@ import anyio
 import attrs
 
 from stapsrv.app import App, Configuration
-from stapsrv.compile.pool import WorkerPool
-from stapsrv.config.configured import described_by_environ, with_each_release
-from stapsrv.config.global_settings import can_write, global_defaults, global_from_environ
+from stapsrv.config.configured import described_by_environ
+from stapsrv.config.global_settings import can_write, global_defaults
 from stapsrv.config.log_format import LogFormat
-from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import Tuning
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.identity.password import obtain_password
 from stapsrv.observe.logs import Log, LogBook
-from stapsrv.observe.metrics_server import MetricsListener, monitored, open_door
+from stapsrv.observe.metrics_server import monitored, open_door
 from stapsrv.observe.sinks import Sink, standard_error
-from stapsrv.observe.snapshot import Phase
-from stapsrv.solitary import SolitaryServer
 from stapsrv.supervisor.activation import PassedSockets, without_passed
-from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import open_host
 from stapsrv.supervisor.state.lock import hold_instance_lock
 from stapsrv.system.environ import started_environ
 from stapsrv.system.force_exit import force_exit_after
 from stapsrv.system.init import fork_as_init
 from stapsrv.system.rlimits import raise_open_files, warn_of_few_files
-from stapsrv.system.sd_notify import Notifier, feed_watchdog
+from stapsrv.system.sd_notify import Notifier
 from stapsrv.system.signals import signals_received
 from stapsrv.system.stdio import guard_stdout
 
@@ -84,10 +79,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
         os.chdir("/")
         raise_open_files()
-        serve = _serve_configured if options.server is None else _serve_one
         means = _Means(without_passed(environ), notifier, password, sockets)
         backend, loop = event_loop(options.backend)
-        anyio.run(serve, options, means, backend=backend, backend_options=loop)
+        anyio.run(_serve, options, means, backend=backend, backend_options=loop)
     except* StapsrvError as group:
         failure = _first(group)
     if failure is None:
@@ -134,84 +128,34 @@ def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
     return obtain_password(environ, file=file, descriptor=descriptor)
 
 
-async def _serve_one(options: DaemonOptions, means: _Means) -> None:
-    """Host the one server that the command line describes; nothing else commands it."""
-    environ, notifier = means.environ, means.notifier
-    configured = global_from_environ(environ)
-    settings = with_each_release(options.server or ServerSettings())
-    settings = attrs.evolve(settings, tuning=settings.tuning.over(configured.tuning.of_servers()))
-    tuning = options.tuning.over(configured.tuning)
-    means.sockets.check_all_used([settings], controlled=False)
-    style = settings.log_format or configured.log_format or LogFormat.CLASSIC
-    with (
-        contextlib.closing(LogBook(style, terminal=_terminal())) as book,
-        open_door(options.metrics or configured.metrics) as metrics,
-    ):
-        log = book.open(settings.log)
-        async with (
-            _obeying_signals(log, hangup=book.reopen) as stopping,
-            open_host(
-                environ,
-                password=means.password,
-                sockets=means.sockets,
-                tuning=tuning,
-                secret=_secrets(options),
-                log=log,
-            ) as host,
-            _looked_at(SolitaryServer(host, settings, book.losses), metrics, log) as solitary,
-        ):
-            log.info("server.starting", pid=os.getpid(), user=host.user)
-            host.tell_sandbox(log)
-            warn_of_few_files(_connections_wanted(tuning), log)
-            compiles = tuning.effective("total_compiles")
-            shared = None if compiles is None else WorkerPool(compiles, queue_length=None)
-            server = await host.prepare(settings, log, shared=shared)
-            announcer = ServerAdvertiser.from_settings(options.mdns.over(configured.mdns), log=log)
-            async with anyio.create_task_group() as background:
-                background.start_soon(announcer.run)
-                background.start_soon(feed_watchdog, notifier, environ)
-                background.start_soon(host.identities.maintain, log)
-                background.start_soon(host.warmer.run)
-
-                def health_changed(_standing: object) -> None:
-                    if not stopping.is_set():
-                        announcer.show(os.getpid(), server)
-
-                host.warmer.follow(health_changed)
-                async with anyio.create_task_group() as serving:
-                    await serving.start(server.serve)
-                    solitary.server, solitary.phase = server, Phase.RUNNING
-                    notifier.ready(f"serving on {server.address}")
-                    announcer.show(os.getpid(), server)
-                    host.warmer.want(os.getpid(), server.service)
-                    await stopping.wait()
-                    solitary.phase = Phase.STOPPING
-                    notifier.stopping()
-                    host.warmer.drop(os.getpid())
-                    await announcer.withdraw(os.getpid())
-                    server.stop()
-                background.cancel_scope.cancel()
-
-
-async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
-    """Host the configured servers, and whatever the control socket asks for."""
-    environ, notifier = means.environ, means.notifier
+async def _serve(options: DaemonOptions, means: _Means) -> None:
+    """Host the one server that the command line describes, or those that are configured or asked for."""
+    environ = means.environ
     user = pwd.getpwuid(os.geteuid())
-    own = global_defaults(
-        environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
-    )
-    configuration = Configuration.open(
-        own, options.config_file, log=options.log, user=user.pw_name, environ=environ
-    )
+    if options.server is None:
+        own = global_defaults(
+            environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
+        )
+        configuration = Configuration.read(
+            own, options.config_file, log=options.log, user=user.pw_name, environ=environ
+        )
+    else:
+        configuration = Configuration.of_one_server(options.server, user=user.pw_name, environ=environ)
+        means.sockets.check_all_used([options.server], controlled=False)
     style = options.log_format or configuration.settings.log_format or LogFormat.CLASSIC
-    if style is not LogFormat.JOURNAL:
-        _make_parent(configuration.log_file)
-    with (
-        contextlib.closing(LogBook(style, terminal=_terminal())) as book,
-        hold_instance_lock(configuration.settings.stat_path, user.pw_name) as seat,
-        open_door(options.metrics or configuration.settings.metrics, directory=seat) as metrics,
-    ):
-        tuning = options.tuning.over(configuration.settings.tuning)
+    tuning = options.tuning.over(configuration.settings.tuning)
+    with contextlib.ExitStack() as held:
+        book = held.enter_context(contextlib.closing(LogBook(style, terminal=_terminal())))
+        supervisor_dir = None
+        if configuration.only_server is None:
+            if style is not LogFormat.JOURNAL:
+                _make_parent(configuration.log_file)
+            supervisor_dir = held.enter_context(
+                hold_instance_lock(configuration.settings.stat_path, user.pw_name)
+            )
+        metrics = held.enter_context(
+            open_door(options.metrics or configuration.settings.metrics, directory=supervisor_dir)
+        )
         log = book.open(configuration.log_file)
         async with open_host(
             environ,
@@ -221,22 +165,13 @@ async def _serve_configured(options: DaemonOptions, means: _Means) -> None:
             secret=(*_secrets(options), *configuration.files),
             log=log,
         ) as host:
-            app = App(host, options, configuration, book=book, notifier=notifier, environ=environ)
-            warn_of_few_files(_connections_wanted(tuning), app.log)
+            app = App(host, options, configuration, book=book, notifier=means.notifier, environ=environ)
+            warn_of_few_files(_connections_wanted(tuning), log)
             async with (
-                _obeying_signals(app.log, hangup=app.hang_up) as stopping,
-                monitored(metrics, app.look, log=app.log),
+                _obeying_signals(log, hangup=app.hang_up) as stopping,
+                monitored(metrics, app.look, log=log),
             ):
-                await app.run(seat / CONTROL_SOCKET, stopping)
-
-
-@contextlib.asynccontextmanager
-async def _looked_at(
-    solitary: SolitaryServer, metrics: MetricsListener | None, log: Log
-) -> AsyncIterator[SolitaryServer]:
-    """Have the one server of this process looked at, from before it is there, while the block runs."""
-    async with monitored(metrics, solitary.look, log=log):
-        yield solitary
+                await app.run(supervisor_dir and supervisor_dir / CONTROL_SOCKET, stopping)
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ LAYERS = (
     {"observe"},
     {"control"},
     {"daemon_options", "doctor"},
-    {"app", "solitary"},
+    {"app"},
     {"daemon"},
 )
 """From the bottom; a room imports from those below it, and from itself."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -14,7 +16,6 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError
 from stapsrv.supervisor.lifecycle import (
     HEALTHY_S,
-    SETTLED,
     Action,
     Event,
     State,
@@ -117,9 +118,9 @@ class ManagedServer:
             self._server.apply_settings(settings)
         self._changed(self)
 
-    async def wait_settled(self) -> State:
-        """Wait until nothing is under way, and return the state then."""
-        while self.state not in SETTLED:
+    async def wait_for(self, states: AbstractSet[State]) -> State:
+        """Wait until the server is in one of ``states``, and return which."""
+        while self.state not in states:
             await self._waiters.wait()
         return self.state
 
@@ -192,7 +193,9 @@ class ManagedServer:
             self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
             self._log.exception("server.crashed", exc_info=crash)
         else:
-            self._log.info("server.stopped")
+            # One that is the whole process ends with it, and the line about the signal says so.
+            if self.id != os.getpid():
+                self._log.info("server.stopped")
         self._server = None
         if scope.cancel_called or end is not Event.ENDED or self.state is State.STOPPING:
             self._handle(end, reason=reason)

@@ -114,18 +114,6 @@ class Host:
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
     files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
-    def tell_sandbox(self, log: Log) -> None:
-        """Log what holds requests in."""
-        sandbox = self.engine.sandbox
-        if sandbox.backend is None:
-            log.warning("sandbox.off")
-        else:
-            log.info("sandbox.found", mechanism=sandbox.name)
-        if sandbox.cgroup is not None:
-            log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
-        if self.engine.workspace.is_in_memory:
-            log.info("workspace.memory", directory=self.engine.workspace.path.parent)
-
     async def prepare(
         self,
         settings: ServerSettings,
@@ -148,6 +136,7 @@ class Host:
             ConfigError: a setting cannot be served.
             IdentityError: there is no certificate, and none could be made.
         """
+        self._log_sandbox(log)
         releases = await self._look_up(settings)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
@@ -180,6 +169,17 @@ class Host:
             self.tally.expect(service.releases)
             undo.pop_all()
         return server
+
+    def _log_sandbox(self, log: Log) -> None:
+        sandbox = self.engine.sandbox
+        if sandbox.backend is None:
+            log.warning("sandbox.off")
+        else:
+            log.info("sandbox.found", mechanism=sandbox.name)
+        if sandbox.cgroup is not None:
+            log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
+        if self.engine.workspace.is_in_memory:
+            log.info("workspace.memory", directory=self.engine.workspace.path.parent)
 
     async def _look_up(self, settings: ServerSettings) -> tuple[ServedRelease, ...]:
         """Find what a server compiles for, and see that all that it needs is there."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import attrs
 from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -23,7 +24,7 @@ from stapsrv.config.log_format import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.advertise import ServerAdvertiser
-from stapsrv.supervisor.lifecycle import RUNNING, Event, State, Wanted
+from stapsrv.supervisor.lifecycle import RUNNING, SETTLED, Event, State, Wanted
 from stapsrv.supervisor.managed_server import ManagedServer
 from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Host
@@ -33,13 +34,20 @@ from stapsrv.supervisor.state.stat_files import Record, StatFiles
 from stapsrv.supervisor.status import SupervisorStatus
 
 
+@attrs.frozen
+class SavedState:
+    """What a supervisor keeps on disk: which servers are up, and the ports that they got at random."""
+
+    servers: StatFiles
+    ports: PortMemory
+
+
 class Supervisor:
     """Hosts servers; made for one run.
 
     Args:
         host: what the servers share.
-        registry: where they are recorded.
-        ports: the ports that they got at random.
+        saved: what is kept for the next supervisor; None to host one server, named by this process.
         defaults: what holds where settings do not say.
         open_log: returns the log of a server whose settings name such a file and format.
         log: the supervisor's own.
@@ -51,8 +59,7 @@ class Supervisor:
     def __init__(
         self,
         host: Host,
-        registry: StatFiles,
-        ports: PortMemory,
+        saved: SavedState | None,
         *,
         defaults: HostDefaults,
         open_log: Callable[[Path, LogFormat | None], Log],
@@ -62,8 +69,7 @@ class Supervisor:
         announcer: ServerAdvertiser | None = None,
     ) -> None:
         self._host = host
-        self._registry = registry
-        self._ports = ports
+        self._saved = saved
         self._defaults = defaults
         self._open_log = open_log
         self._log = log
@@ -86,7 +92,8 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             async with anyio.create_task_group() as background:
-                await background.start(self._ports.run)
+                if self._saved is not None:
+                    await background.start(self._saved.ports.run)
                 background.start_soon(self._announcer.run)
                 background.start_soon(self._host.warmer.run)
                 task_status.started()
@@ -193,9 +200,17 @@ class Supervisor:
                     leaving.append(server.id)
             return await self.stop(leaving, report) + await self.start(wishes, report)
 
+    async def wait_failed(self, server_id: int) -> str:
+        """Wait until a server has failed; returns why. Of one that is stopped meanwhile, wait for ever."""
+        server = self._servers[server_id]
+        await server.wait_for({State.FAILED})
+        return server.status().reason or "it failed"
+
     def resume(self) -> None:
         """Start again what a supervisor that died had on record: same ids, nicknames and ports."""
-        records, faults = self._registry.read()
+        if self._saved is None:
+            return
+        records, faults = self._saved.servers.read()
         for fault in faults:
             self._log.warning("registry.damaged", reason=fault)
         for record in records:
@@ -208,8 +223,9 @@ class Supervisor:
 
     def forget_records(self) -> None:
         """Take off the record what a supervisor that died was hosting, in place of resuming it."""
-        for record in self._registry.read()[0]:
-            self._registry.forget(record.id)
+        if self._saved is not None:
+            for record in self._saved.servers.read()[0]:
+                self._saved.servers.forget(record.id)
 
     def _begin(self, wish: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
@@ -224,9 +240,7 @@ class Supervisor:
                     self._follow(same, wish)
                 same.command(Event.START)
                 return same, already
-            server = self._add(
-                self._registry.allocate_id(), wish, last_port=self._ports.recall(wish.settings)
-            )
+            server = self._add_new(wish)
         except (ConfigError, LifecycleError) as exc:
             return Outcome(None, already=False, error=str(exc))
         followed.add(server.id)
@@ -249,7 +263,7 @@ class Supervisor:
             raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
 
     async def _started(self, server: ManagedServer, *, already: bool) -> Outcome:
-        state = await server.wait_settled()
+        state = await server.wait_for(SETTLED)
         status = server.status()
         if state in {State.SERVING, State.DRAINING}:
             return Outcome(status, already=already, error=None)
@@ -275,11 +289,17 @@ class Supervisor:
             outcomes = []
             for server in servers:
                 error = refused.get(server.id)
-                if error is None and await server.wait_settled() is not done:
+                if error is None and await server.wait_for(SETTLED) is not done:
                     status = server.status()
                     error = status.reason or f"is {status.state.value}"
                 outcomes.append(Outcome(server.status(), already=False, error=error))
             return outcomes
+
+    def _add_new(self, wish: ServerSpec) -> ManagedServer:
+        if self._saved is None:
+            return self._add(os.getpid(), wish, last_port=None)
+        port = self._saved.ports.recall(wish.settings)
+        return self._add(self._saved.servers.allocate_id(), wish, last_port=port)
 
     def _add(self, server_id: int, wish: ServerSpec, *, last_port: int | None) -> ManagedServer:
         if self._tasks is None:
@@ -334,21 +354,25 @@ class Supervisor:
         else:
             self._announcer.hide(server.id)
             self._host.warmer.drop(server.id)
+        if self._saved is not None:
+            self._record(server, self._saved)
+        if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
+            self._servers.pop(server.id, None)
+        self._commands.tell(server.id, server.status)
+
+    def _record(self, server: ManagedServer, saved: SavedState) -> None:
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
             record = Record(
                 id=server.id, settings=server.settings, origin=server.origin, port=server.last_port
             )
             try:
-                self._registry.write(record)
+                saved.servers.write(record)
             except ConfigError as exc:
                 self._log.warning("registry.unwritable", reason=exc)
         else:
-            self._registry.forget(server.id)
-        if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
-            self._servers.pop(server.id, None)
+            saved.servers.forget(server.id)
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
-            self._ports.remember(server.settings, server.last_port)
-        self._commands.tell(server.id, server.status)
+            saved.ports.remember(server.settings, server.last_port)
 
     def _health_changed(self, standing: ReleaseHealth) -> None:
         """Let the network hear of a release only while it can be compiled for."""

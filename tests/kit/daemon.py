@@ -45,7 +45,7 @@ class ServerProcess:
     @property
     def port(self) -> int:
         """The port that it serves on, by its own words."""
-        found = re.search(r"STATUS=serving on .*:(\d+)", "\n".join(self.told))
+        found = re.search(r"STATUS=serving on port (\d+)", "\n".join(self.told))
         assert found is not None, self.told
         return int(found[1])
 

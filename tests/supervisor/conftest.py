@@ -23,7 +23,7 @@ from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import Host
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
-from stapsrv.supervisor.supervisor import Supervisor
+from stapsrv.supervisor.supervisor import SavedState, Supervisor
 from stapsrv.supervisor.warmup import WarmMemory, Warmup
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
@@ -80,8 +80,7 @@ class Bench:
         """Run a supervisor; what it hosts is stopped at the end of the block."""
         made = Supervisor(
             self.host,
-            StatFiles(self.stat_path),
-            PortMemory(self.stat_path.parent / "ports"),
+            SavedState(StatFiles(self.stat_path), PortMemory(self.stat_path.parent / "ports")),
             defaults=self.defaults,
             open_log=self._open_log,
             log=self.lines.log,

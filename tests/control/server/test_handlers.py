@@ -28,7 +28,7 @@ from stapsrv.supervisor.server.listener import address_of, open_listener
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.status import ServerStatus, ServerWork
-from stapsrv.supervisor.supervisor import Supervisor
+from stapsrv.supervisor.supervisor import SavedState, Supervisor
 from stapsrv.supervisor.warmup import WarmMemory, Warmup
 
 pytestmark = pytest.mark.anyio
@@ -456,8 +456,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
     host = LocalHost()
     supervisor = Supervisor(
         host,
-        StatFiles(directory),
-        PortMemory(directory / "ports"),
+        SavedState(StatFiles(directory), PortMemory(directory / "ports")),
         defaults=DEFAULTS,
         open_log=lambda _path, _style: host.lines.log,
         log=host.lines.log,
