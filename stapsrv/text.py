@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-_ERROR = re.compile(rb"\b(error:|fatal\b)", re.IGNORECASE)
+# Compiled when it is needed: every stap-server status loads this module.
+_ERROR = rb"(?i)\b(error:|fatal\b)"
 
 
 def printable(text: str) -> str:
@@ -40,5 +41,5 @@ def error_line(stderr: bytes, *, default: str = "it failed and said nothing", li
     It is the first one that mentions an error, else the last one, else ``default``.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR.search(line)]
+    errors = [line for line in lines if re.search(_ERROR, line)]
     return printable_bytes((errors or lines[-1:] or [default.encode()])[0], limit=limit)

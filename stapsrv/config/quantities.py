@@ -12,9 +12,10 @@ from typing import NamedTuple
 _MAX_DIGITS = 18
 """Of a number: more is a mistake, and Python refuses to convert thousands of them."""
 _BLANKS = " \t"
-_NUMBER = re.compile(rf"[0-9]{{1,{_MAX_DIGITS}}}")
-_DURATION = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{1,6}})?)(ms|s|m|h|d)?")
-_SIZE = re.compile(rf"([0-9]{{1,{_MAX_DIGITS}}})(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
+# Compiled when a value is read: a status, which mostly reads none, would wait for half a millisecond.
+_NUMBER = rf"[0-9]{{1,{_MAX_DIGITS}}}"
+_DURATION = rf"([0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{1,6}})?)(ms|s|m|h|d)?"
+_SIZE = rf"(?i:([0-9]{{1,{_MAX_DIGITS}}})(?:([kmgt])(?:i?b)?)?)"
 _SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 _KIBI = 1024
@@ -40,7 +41,7 @@ def count(what: str, *, least: int = 1, most: int | None = None) -> Kind:
 
     def parse(text: str) -> int:
         digits = text.strip(_BLANKS)
-        number = int(digits) if _NUMBER.fullmatch(digits) else -1
+        number = int(digits) if re.fullmatch(_NUMBER, digits) else -1
         if number < least or (most is not None and number > most):
             raise ValueError(f"{what}, {bounds}")
         return number
@@ -52,7 +53,7 @@ def duration(*, least_s: float = 0.1, most_s: float = 86_400.0) -> Kind:
     """Return the kind of durations in seconds: ``30``, ``0.5``, ``30s``, ``5m``, ``2h``, ``500ms``."""
 
     def parse(text: str) -> float:
-        found = _DURATION.fullmatch(text.strip(_BLANKS))
+        found = re.fullmatch(_DURATION, text.strip(_BLANKS))
         seconds = -1.0 if found is None else float(found[1]) * _SECONDS[found[2]]
         if not least_s <= seconds <= most_s:
             bounds = f"from {least_s:g} seconds to {encode_duration(most_s)}"
@@ -66,7 +67,7 @@ def size(*, least: int = 1024) -> Kind:
     """Return the kind of sizes in bytes: ``65536``, ``64k``, ``64M``, ``1G`` (powers of 1024)."""
 
     def parse(text: str) -> int:
-        found = _SIZE.fullmatch(text.strip(_BLANKS))
+        found = re.fullmatch(_SIZE, text.strip(_BLANKS))
         number = -1
         if found is not None:
             number = int(found[1]) * _KIBI ** _POWERS.get((found[2] or "").lower(), 0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import TextIO, TypedDict
 
-    from stapsrv.control.protocol.schema import ServerInfo, SettingsInfo, SupervisorInfo
+    from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo
 
     class OrphanedServer(TypedDict):
         """A server that is on record, and whose supervisor is gone.

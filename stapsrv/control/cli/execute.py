@@ -16,7 +16,8 @@ from stapsrv.errors import StapsrvError
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.targets import RunningServer
-    from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo, SettingsInfo, SupervisorInfo
+    from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
+    from stapsrv.control.protocol.status_fields import SettingsInfo, SupervisorInfo
 
 
 class Executor:

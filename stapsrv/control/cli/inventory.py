@@ -19,7 +19,7 @@ from stapsrv.control.protocol.schema import settings_from
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.console import OrphanedServer
-    from stapsrv.control.protocol.schema import ServerInfo, SupervisorInfo
+    from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 
 
 class FoundServer(NamedTuple):

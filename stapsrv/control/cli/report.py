@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from stapsrv.control.cli.console import Console, encode_document, title
 
 if TYPE_CHECKING:
-    from stapsrv.control.protocol.schema import ServerInfo, SettingsInfo
+    from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo
 
 
 class Verb(StrEnum):

@@ -23,7 +23,8 @@ from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.identity.password import obtain_password
 
 if TYPE_CHECKING:
-    from stapsrv.control.protocol.schema import OutcomeInfo, ServerInfo, ServerSpecInfo
+    from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
+    from stapsrv.control.protocol.status_fields import ServerInfo
 
 _LONGEST_WAIT_S = 86_400.0
 """What a supervisor takes for ``timeout_s``."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 from stapsrv.control.cli.console import Console, down_reasons, health_remarks
 from stapsrv.control.cli.report import Result, Verb
+from stapsrv.control.protocol.status_fields import Column, ServerInfo, columns
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.console import OrphanedServer, StatusReport
-    from stapsrv.control.protocol.schema import ServerInfo
 
 _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
@@ -21,20 +21,10 @@ _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
+_LOOKUPS = ("hits", "misses", "shared")
+"""What adds up to the requests that the result cache was asked for."""
 _SETTLED = frozenset({"serving", "stopped", "failed", "backing-off"})
 """The states that end a server's line. Draining does not: it goes on until the last request is done."""
-
-
-class _Column(NamedTuple):
-    """A column of the table: its heading, what stands in it, and on which side.
-
-    One that is not ``always`` there is left out where there is nothing in it.
-    """
-
-    heading: str
-    cell: Callable[[ServerInfo], str]
-    right: bool = False
-    always: bool = True
 
 
 def print_table(report: StatusReport, console: Console, environ: Mapping[str, str]) -> None:
@@ -49,45 +39,54 @@ def terminal_width(environ: Mapping[str, str]) -> int:
 
 
 def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[str]:
-    """Return the lines of a table of all servers, and below it why those are down that are.
+    """Return a table of all servers, and below it the reasons of those that are down.
 
     Args:
         report: has at least one server.
         colour: mark the states.
-        now: to show times of today as times; its zone is the one that times are shown in.
+        now: shortens times of today, and has the time zone for all of them.
     """
     servers = [*report.servers(), *map(_as_server, report.orphaned)]
-    columns = _columns(now)
-    if len({_setting(server, "USER") for server in servers}) < 2:  # noqa: PLR2004 - nothing to tell apart
-        columns = [column for column in columns if column.heading != "USER"]
-    columns = [
-        column
-        for column in columns
-        if column.always or any(column.cell(server) != _NOTHING for server in servers)
-    ]
-    rows = [[column.heading for column in columns]]
-    rows += ([printable(column.cell(server)) for column in columns] for server in servers)
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = []
-    for row, server in zip(rows, (None, *servers), strict=True):
-        cells = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
+    shown: list[tuple[Column, list[str]]] = []
+    for column, path in columns(ServerInfo):
+        cells = [_cell(column, path, server, now) for server in servers]
+        # One user has nothing to tell apart.
+        is_empty = len(set(cells)) == 1 if column.heading == "USER" else set(cells) == {_NOTHING}
+        if not (is_empty and (column.optional or column.heading == "USER")):
+            shown.append((column, cells))
+    rows = zip(*((column.heading, *cells) for column, cells in shown), strict=True)
+    lines = aligned([*rows], right=[position for position, (column, _) in enumerate(shown) if column.right])
+    if colour:
+        start = lines[0].index("STATE")
+        lines[1:] = [
+            _coloured(line, server["state"], start) for line, server in zip(lines[1:], servers, strict=True)
         ]
-        if colour and server is not None:
-            state = [column.heading for column in columns].index("STATE")
-            mark = _COLOURS.get(server["state"], _YELLOW)
-            cells[state] = cells[state].replace(row[state], f"{mark}{row[state]}{_PLAIN}")
-        lines.append(_GAP.join(cells).rstrip())
-    told = (
+    remarks = (
         *down_reasons(report),
         *health_remarks(report),
         *_orphan_remarks(report.orphaned),
         *report.remarks,
         *_sandboxes(report),
     )
-    reasons = [printable(reason) for reason in told]
-    return [*lines, "", *reasons] if reasons else lines
+    return [*lines, "", *map(printable, remarks)] if remarks else lines
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Return rows of cells as lines with aligned columns.
+
+    Args:
+        rows: the heading and the others, all of the same length.
+        right: the positions of columns that are aligned to the right.
+    """
+    cells = [[printable(cell) or _NOTHING for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        _GAP.join(
+            cell.rjust(width) if position in right else cell.ljust(width)
+            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 class TerminalReporter:
@@ -175,48 +174,32 @@ def _is_dumb(environ: Mapping[str, str]) -> bool:
     return environ.get("TERM", "dumb") == "dumb"
 
 
-def _columns(now: datetime) -> list[_Column]:
-    return [
-        _Column("NICKNAME", lambda server: server["nickname"]),
-        _Column("ID", lambda server: str(server["id"])),
-        _Column("USER", lambda server: _setting(server, "USER")),
-        _Column("RELEASE", lambda server: _setting(server, "RELEASE")),
-        _Column("ARCH", lambda server: _setting(server, "ARCH")),
-        _Column("PORT", lambda server: _number(server["port"]), right=True),
-        _Column("STATE", lambda server: server["state"]),
-        _Column("SINCE", lambda server: _moment(server["since"], now)),
-        _Column("RUNNING", lambda server: _number(server["running"]), right=True),
-        _Column("QUEUED", lambda server: _number(server["queued"]), right=True),
-        _Column("DONE", lambda server: _number(server["done"]), right=True),
-        _Column("FAILED", lambda server: _number(server["failed"]), right=True),
-        _Column("KNOWN", _share_known, right=True, always=False),
-        _Column("SHARED", _shared, right=True, always=False),
-        _Column("WAIT", lambda server: _recent(server, "queue_s"), right=True, always=False),
-        _Column("COMPILE", lambda server: _recent(server, "compile_s"), right=True, always=False),
-        _Column("CERT UNTIL", lambda server: _moment(server["certificate_expires"], now)),
-    ]
-
-
-def _recent(server: ServerInfo, duration: Literal["queue_s", "compile_s"]) -> str:
-    """Return the median of what requests waited for a worker, or stap took, of late."""
-    recent = server.get("recent")
-    seconds = None if recent is None else recent[duration]
-    return _NOTHING if seconds is None else f"{seconds:.1f}s"
-
-
-def _share_known(server: ServerInfo) -> str:
-    """Return how many of the requests that stap could answer were answered from known results."""
-    cache = server.get("cache")
-    if cache is None or not cache["hits"]:
+def _cell(column: Column, path: Sequence[str], server: ServerInfo, now: datetime) -> str:
+    """Return what a column shows of a server; a dash for nothing."""
+    value: object = server
+    container: Mapping[str, Any] = {}
+    for name in path:
+        container = cast(Mapping[str, Any], value or {})
+        value = container.get(name)
+    if column.format == "variable":
+        value = cast(Mapping[str, object], value).get(column.heading)
+    if value is None or (not value and column.optional and column.format != "seconds"):
         return _NOTHING
-    asked = cache["hits"] + cache["misses"] + cache["shared"]
-    return f"{100 * cache['hits'] // asked}%"
+    match column.format:
+        case "moment":
+            return _moment(str(value), now)
+        case "seconds":
+            return f"{value:.1f}s"
+        case "hit rate":
+            return f"{100 * container['hits'] // sum(container[name] for name in _LOOKUPS)}%"
+        case _:
+            return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _shared(server: ServerInfo) -> str:
-    """Return how many requests cost no compile, since an equal one was being compiled."""
-    cache = server.get("cache")
-    return _NOTHING if cache is None or not cache["shared"] else str(cache["shared"])
+def _coloured(line: str, state: str, start: int) -> str:
+    """Return a line of the table with its state coloured, which begins at ``start``."""
+    end = start + len(printable(state))
+    return f"{line[:start]}{_COLOURS.get(state, _YELLOW)}{line[start:end]}{_PLAIN}{line[end:]}"
 
 
 def _as_server(lost: OrphanedServer) -> ServerInfo:
@@ -255,16 +238,7 @@ def _orphan_remarks(lost: Sequence[OrphanedServer]) -> list[str]:
     return ["lost: the supervisor is gone without a word; stap-server start takes these servers up again"]
 
 
-def _setting(server: ServerInfo, variable: str) -> str:
-    value = server["settings"].get(variable, _NOTHING)
-    return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _number(value: int | None) -> str:
-    return _NOTHING if value is None else str(value)
-
-
-def _moment(text: str | None, now: datetime) -> str:
+def _moment(text: str, now: datetime) -> str:
     """Return the time of a moment of today, and the date of any other."""
     if not text:
         return _NOTHING

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from stapsrv.control.protocol.jsonrpc import Code, Progress, Request, decode_answer, encode_request
-from stapsrv.control.protocol.schema import (
-    ActionInfo,
-    EmptyInfo,
-    HelloInfo,
-    ServerInfo,
-    ServerSpecInfo,
-    SupervisorInfo,
-)
+from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, ServerSpecInfo
+from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ControlError, StapsrvError
 

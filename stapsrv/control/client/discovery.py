@@ -1,10 +1,7 @@
-"""Where a control socket is.
+"""Finds the control sockets below STAT_PATH and asks each supervisor for its status: the start of ``status``.
 
-A look at what runs, with as little as possible: what every ``stap-server status`` begins with.
-
-Most of the time that a ``status`` takes goes into imports, and :mod:`stapsrv.control.client`, which checks
-each answer, would cost more than all the rest. So this module asks its one question by itself, and takes
-supervisors at their word: what they say is printed, and nothing in it obeyed.
+Most of the time that a ``status`` takes goes into imports, so this module has a request of its own instead of
+:mod:`stapsrv.control.client`.
 """
 
 from __future__ import annotations
@@ -15,17 +12,18 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stapsrv.control.protocol.status_fields import SupervisorInfo
+from stapsrv.control.protocol.validation import checked
 from stapsrv.errors import ConfigError
 from stapsrv.system.unix_socket import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import UnionType
 
     from stapsrv.control.cli.console import OrphanedServer
-    from stapsrv.control.protocol.schema import SettingsInfo, SupervisorInfo
+    from stapsrv.control.protocol.status_fields import SettingsInfo
 
 SOCKET_NAME = "control.sock"
 """Below STAT_PATH/USER."""
@@ -41,24 +39,6 @@ _MOST_ANSWER_S = 86_400.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
-_SUPERVISOR_MEMBERS: dict[str, type | UnionType] = {"pid": int, "user": str, "servers": list}
-_SERVER_MEMBERS: dict[str, type | UnionType] = {
-    "id": int,
-    "nickname": str,
-    "settings": dict,
-    "wanted": str,
-    "state": str,
-    "since": str,
-    "reason": str,
-    "port": int,
-    "running": int,
-    "queued": int,
-    "done": int,
-    "failed": int,
-    "certificate_expires": str,
-}
-_RECENT_MEMBERS: dict[str, type | UnionType] = {"requests": int, "compile_s": float | int}
-_RELEASE_MEMBERS: dict[str, type | UnionType] = {"name": str, "health": str, "reason": str}
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 """Codes of the control protocol."""
 
@@ -169,7 +149,8 @@ def _ask(path: Path, answer_s: float) -> SupervisorInfo:
         answer = json.loads(line)
         error = answer.get("error")
         if error is None:
-            return _checked(answer["result"])
+            # What supervisors of other users say must not make root's command stumble.
+            return checked(answer["result"], SupervisorInfo, name="result", exact=False)
         code, reason = error["code"], error["message"]
     except (AttributeError, LookupError, TypeError, ValueError) as exc:
         raise ValueError("its answer cannot be understood") from exc
@@ -178,26 +159,6 @@ def _ask(path: Path, answer_s: float) -> SupervisorInfo:
     if code == _SHUTTING_DOWN:
         raise ConnectionRefusedError
     raise ValueError(reason)
-
-
-def _checked(info: Any) -> SupervisorInfo:  # noqa: ANN401 - JSON, given its type here
-    """Return a status that has what is shown of one; raises LookupError or TypeError for anything else.
-
-    Supervisors of other users are asked, too, and what they say must not make root's command stumble.
-    """
-    servers = info["servers"]
-    for described, members in (
-        (info, _SUPERVISOR_MEMBERS),
-        *((server, _SERVER_MEMBERS) for server in servers),
-        *((server["recent"], _RECENT_MEMBERS) for server in servers if "recent" in server),
-        *((release, _RELEASE_MEMBERS) for server in servers for release in server.get("releases", ())),
-    ):
-        for member, kind in members.items():
-            value = described[member]
-            if value is not None and not isinstance(value, kind):
-                raise TypeError(member)
-    status: SupervisorInfo = info
-    return status
 
 
 def _read_line(connection: socket.socket, ends: float) -> bytes:

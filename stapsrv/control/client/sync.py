@@ -14,7 +14,8 @@ from typing import Self, TypeVar
 from stapsrv.control.client import core
 from stapsrv.control.client.core import ACTION_S, REPLY_S, Call, Ids, OnProgress, PendingCall, connect_error
 from stapsrv.control.protocol.jsonrpc import MAX_REPLY_BYTES, LineBuffer
-from stapsrv.control.protocol.schema import HelloInfo, OutcomeInfo, ServerSpecInfo, SupervisorInfo
+from stapsrv.control.protocol.schema import HelloInfo, OutcomeInfo, ServerSpecInfo
+from stapsrv.control.protocol.status_fields import SupervisorInfo
 from stapsrv.system.unix_socket import address_of
 
 _READ_BYTES = 65_536

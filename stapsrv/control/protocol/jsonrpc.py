@@ -15,6 +15,7 @@ import json
 from enum import IntEnum
 from typing import NamedTuple, NoReturn, TypeAlias, TypeGuard
 
+from stapsrv.control.protocol.validation import kind_of, shown
 from stapsrv.errors import ControlError
 
 PROTOCOL_VERSION = 1
@@ -34,9 +35,6 @@ MAX_ID_CHARACTERS = 64
 
 MAX_ID_NUMBER = 2**53
 """Of a request's id that is a number: the largest that every JSON library keeps exact."""
-
-_SHOWN_CHARACTERS = 60
-"""Of a text that a peer made up, in the message about it."""
 
 RequestId: TypeAlias = str | int
 
@@ -240,25 +238,6 @@ def decode_answer(line: bytes) -> Reply | Progress:
             return Reply(request_id, result, None)
         case _:
             raise _strange("it is neither a reply nor a notification of progress")
-
-
-def kind_of(value: object) -> str:
-    """Say in words what a JSON value is."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    names: dict[type, str] = {
-        type(None): "null",
-        int: "a number",
-        float: "a fraction",
-        str: "a string",
-        list: "an array",
-    }
-    return names.get(type(value), "an object")
-
-
-def shown(text: str) -> str:
-    """Quote a peer's text, not all of it if it is long, so that no terminal obeys it."""
-    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
 def _line(members: dict[str, object]) -> bytes:

@@ -1,111 +1,27 @@
-"""What parameters and results hold: their JSON form, and the way from and to the supervisor's values.
+"""The JSON form of parameters and results, and the conversion from and to the supervisor's values.
 
-Each ``TypedDict`` is the one description of its object: mypy reads it,
-:mod:`stapsrv.control.protocol.validation` checks
-what peers send against it, and people find it in ``docs/control.md`` in the same words. Neither attrs nor
-the supervisor is loaded by this module, since clients need it; who has a value of theirs has loaded them.
+mypy reads each ``TypedDict``, and :mod:`stapsrv.control.protocol.validation` checks what peers send against
+it. Those of a status are in :mod:`stapsrv.control.protocol.status_fields`. Clients need this module, so it
+loads neither attrs nor the supervisor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
+from enum import Enum
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, cast, get_args, is_typeddict
 
 from stapsrv.config.files import SERVER_VARIABLES, Variable, unwritable_reason
 from stapsrv.config.tunables import with_tuning
-from stapsrv.control.protocol.jsonrpc import Code, kind_of, shown
+from stapsrv.control.protocol.jsonrpc import Code
+from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo, members
+from stapsrv.control.protocol.validation import kind_of, shown
 from stapsrv.errors import ControlError
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from stapsrv.config.settings import ServerSettings
     from stapsrv.supervisor.operations import Outcome
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
-
-
-SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
-"""A server's settings by the configuration files' names of variables: texts, whole numbers, for arrays lists
-of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What is left out has its default.
-"""
-
-
-class ReleaseInfo(TypedDict):
-    """A kernel release that a server serves.
-
-    Attributes:
-        name: as a client states it.
-        health: ``untried``, ``warming``, ``healthy`` or ``unhealthy``.
-        reason: the compiler's first error while it is unhealthy, else None.
-    """
-
-    name: str
-    health: str
-    reason: str | None
-
-
-class RecentInfo(TypedDict):
-    """What the last requests took; see :class:`stapsrv.compile.stats.RecentTimes`."""
-
-    requests: int
-    queue_s: float | None
-    compile_s: float | None
-
-
-class CacheInfo(TypedDict):
-    """What the result cache did for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
-
-    hits: int
-    misses: int
-    shared: int
-    stored: int
-    uncacheable: dict[str, int]
-
-
-class ServerInfo(TypedDict):
-    """One server at one moment; see :class:`stapsrv.supervisor.status.ServerStatus`.
-
-    Times are like ``2026-02-03T04:05:06.789Z``. Of the refusals those that there were are there.
-    """
-
-    id: int
-    nickname: str
-    settings: SettingsInfo
-    origin: str | None
-    wanted: str
-    state: str
-    since: str
-    reason: str | None
-    port: int | None
-    running: int
-    queued: int
-    done: int
-    failed: int
-    certificate_expires: str | None
-    connections: NotRequired[int]
-    refusals: NotRequired[dict[str, int]]
-    releases: NotRequired[list[ReleaseInfo]]
-    recent: NotRequired[RecentInfo]
-    cache: NotRequired[CacheInfo]
-
-
-class SupervisorInfo(TypedDict):
-    """A supervisor and its servers; see :class:`stapsrv.supervisor.status.SupervisorStatus`.
-
-    A supervisor of an earlier version says nothing of ``sandbox`` and ``cgroup``.
-    """
-
-    pid: int
-    user: str
-    version: str
-    stap_version: str
-    sandbox: NotRequired[str]
-    containment: str
-    cgroup: NotRequired[str | None]
-    since: str
-    compiles: int
-    max_compiles: int
-    servers: list[ServerInfo]
 
 
 class HelloInfo(TypedDict):
@@ -204,64 +120,12 @@ class ReloadParams(ActionParams):
 
 def supervisor_info(status: SupervisorStatus) -> SupervisorInfo:
     """Return the JSON form of a supervisor's status."""
-    return {
-        "pid": status.pid,
-        "user": status.user,
-        "version": status.version,
-        "stap_version": status.stap_version,
-        "sandbox": status.sandbox,
-        "containment": status.containment,
-        "cgroup": status.cgroup,
-        "since": _time(status.since),
-        "compiles": status.compiles,
-        "max_compiles": status.max_compiles,
-        "servers": [server_info(server) for server in status.servers],
-    }
+    return cast(SupervisorInfo, _encoded(status, SupervisorInfo))
 
 
 def server_info(status: ServerStatus) -> ServerInfo:
     """Return the JSON form of a server's status."""
-    work = status.work
-    expires = work.certificate_expires
-    return {
-        "id": status.id,
-        "nickname": status.nickname,
-        "settings": settings_info(status.settings),
-        "origin": status.origin,
-        "wanted": status.wanted.value,
-        "state": status.state.value,
-        "since": _time(status.since),
-        "reason": status.reason,
-        "port": status.port,
-        "running": work.running,
-        "queued": work.queued,
-        "done": work.done,
-        "failed": work.failed,
-        "certificate_expires": None if expires is None else _time(expires),
-        "connections": work.connections,
-        "refusals": {refusal.value: count for refusal, count in work.refusals.items() if count},
-        "releases": [
-            {"name": release.name, "health": release.health.value, "reason": release.reason}
-            for release in work.releases
-        ],
-        "recent": {
-            "requests": work.recent.requests,
-            "queue_s": _seconds(work.recent.queue_s),
-            "compile_s": _seconds(work.recent.compile_s),
-        },
-        "cache": {
-            "hits": work.cache.hits,
-            "misses": work.cache.misses,
-            "shared": work.cache.shared,
-            "stored": work.cache.stored,
-            "uncacheable": dict(work.cache.uncacheable),
-        },
-    }
-
-
-def _seconds(duration: float | None) -> float | None:
-    """Return a duration as it is told: to the millisecond."""
-    return None if duration is None else round(duration, 3)
+    return cast(ServerInfo, _encoded(status, ServerInfo))
 
 
 def outcome_info(outcome: Outcome) -> OutcomeInfo:
@@ -337,6 +201,37 @@ def checked_text(value: str, *, where: str) -> str:
     return value
 
 
+def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for each type
+    """Return the JSON form of a value of a status; of an object, the attributes that the table names."""
+    # Late, since clients need neither: who has a status to encode has loaded both.
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from stapsrv.config.settings import ServerSettings  # noqa: PLC0415
+
+    if is_typeddict(shape):
+        # What a server does is a part of its status of its own.
+        work = getattr(value, "work", None)
+        return {
+            name: _encoded(getattr(work if hasattr(work, name) else value, name), member)
+            for name, member in members(cast(type, shape)).items()
+        }
+    match value:
+        case ServerSettings():
+            return settings_info(value)
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        case Enum():
+            return value.value
+        case float():
+            return round(value, 3)
+        case Mapping():
+            return {_encoded(key, str): count for key, count in value.items() if count}
+        case tuple():
+            return [_encoded(element, get_args(shape)[0]) for element in value]
+        case _:
+            return value
+
+
 _KEEP = "KEEP"
 _PATHS = frozenset({"INCLUDE", "RUNTIME", "LOG", "SSL"})
 """Variables that are always paths. A RELEASE is one if it is absolute, and else the name of a release."""
@@ -383,9 +278,3 @@ def _boolean(value: object) -> bool:
 
 def _invalid(problem: str, *, remedy: str | None = None) -> ControlError:
     return ControlError(problem, code=Code.INVALID_PARAMS, remedy=remedy)
-
-
-def _time(when: datetime) -> str:
-    from datetime import UTC  # noqa: PLC0415 (clients need no dates)
-
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

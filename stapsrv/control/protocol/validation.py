@@ -1,10 +1,14 @@
-"""Checks JSON values against the types that describe them (:mod:`stapsrv.control.protocol.schema`)."""
+"""Checks decoded JSON against the types that describe it (:mod:`.status_fields` and :mod:`.schema`).
+
+``stap-server status`` loads this module, so it needs the standard library's :mod:`typing` only.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
+    Annotated,
     Literal,
     NotRequired,
     TypeVar,
@@ -16,9 +20,8 @@ from typing import (
     is_typeddict,
 )
 
-from stapsrv.control.protocol.jsonrpc import kind_of, shown
-
 _Shape = TypeVar("_Shape")
+_SHOWN_CHARACTERS = 60
 
 
 class ShapeError(ValueError):
@@ -26,73 +29,91 @@ class ShapeError(ValueError):
 
 
 def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _Shape:
-    """Return ``value``, which is of ``shape``.
+    """Return ``value`` as a value of ``shape``.
 
     Args:
         value: as the JSON decoder gives it.
         shape: a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of
             these, and other such classes.
         name: of the whole value, for messages.
-        exact: refuse members that the shape does not know; without it they are let pass, for a peer
-            that is newer.
+        exact: refuse unknown members. A client accepts them, because the supervisor may be newer.
 
     Raises:
-        ShapeError: it is not.
+        ShapeError: the value is not of this shape.
     """
     _check(value, shape, name, exact=exact)
     return cast(_Shape, value)
 
 
+def kind_of(value: object) -> str:
+    """Say in words what a JSON value is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names: dict[type, str] = {
+        NoneType: "null",
+        int: "a number",
+        float: "a fraction",
+        str: "a string",
+        list: "an array",
+    }
+    return names.get(type(value), "an object")
+
+
+def shown(text: str) -> str:
+    """Quote the beginning of a peer's text, with all that a terminal would obey escaped."""
+    return ascii(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
+
+
 def _check(value: object, shape: object, where: str, *, exact: bool) -> None:
-    alternatives = get_args(shape) if get_origin(shape) in (Union, UnionType) else (shape,)
-    fitting = next((candidate for candidate in alternatives if _fits(value, candidate)), None)
-    if fitting is None:
-        expected = " or ".join(_description(candidate) for candidate in alternatives)
+    kind = type(value)
+    fitting = _alternatives(shape).get(kind)
+    if fitting is kind:
+        return
+    if fitting is None or (get_origin(fitting) is Literal and value not in get_args(fitting)):
+        expected = " or ".join(dict.fromkeys(map(_description, _alternatives(shape).values())))
         raise ShapeError(f"{where}: expected {expected}, not {kind_of(value)}")
     if is_typeddict(fitting):
         _check_members(cast("dict[str, object]", value), cast(type, fitting), where, exact=exact)
     elif isinstance(value, list):
-        (element,) = get_args(fitting)
         for index, item in enumerate(value):
-            _check(item, element, f"{where}[{index}]", exact=exact)
+            _check(item, get_args(fitting)[0], f"{where}[{index}]", exact=exact)
     elif isinstance(value, dict):
-        _, member = get_args(fitting)
         for key, item in value.items():
-            _check(item, member, f"{where}.{shown(key)[1:-1]}", exact=exact)
+            _check(item, get_args(fitting)[1], f"{where}.{shown(key)[1:-1]}", exact=exact)
 
 
 def _check_members(value: dict[str, object], shape: type, where: str, *, exact: bool) -> None:
     members = _members(shape)
     for key, hint in members.items():
-        optional = get_origin(hint) is NotRequired
         if key in value:
-            _check(value[key], get_args(hint)[0] if optional else hint, f"{where}.{key}", exact=exact)
-        elif not optional:
+            _check(value[key], hint, f"{where}.{key}", exact=exact)
+        elif get_origin(hint) is not NotRequired:
             raise ShapeError(f"{where}: the member '{key}' is missing")
-    unknown = [key for key in value if key not in members]
-    if exact and unknown:
+    unknown = [key for key in value if key not in members] if exact else ()
+    if unknown:
         known = f"it may have {', '.join(members)}" if members else "it has none"
         raise ShapeError(f"{where}: unknown member {shown(unknown[0])}; {known}")
 
 
+# Both are cached, since a status has the same few shapes thousands of times.
 @cache
 def _members(shape: type) -> dict[str, object]:
     # Not __required_keys__, which takes every member for required when annotations are strings.
     return get_type_hints(shape, include_extras=True)
 
 
-def _fits(value: object, shape: object) -> bool:
-    """Whether a value is of the right kind, whatever it contains."""
-    origin = get_origin(shape) or shape
-    if origin is Literal:
-        return isinstance(value, str) and value in get_args(shape)
-    if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if is_typeddict(origin):
-        return isinstance(value, dict)
-    return isinstance(value, cast(type, origin))
+@cache
+def _alternatives(shape: object) -> dict[type, object]:
+    """Return the Python types that the JSON decoder gives for a shape, each with its part of the shape."""
+    while get_origin(shape) in (Annotated, NotRequired):
+        shape = get_args(shape)[0]
+    if get_origin(shape) in (Union, UnionType):
+        return {kind: part for one in get_args(shape) for kind, part in _alternatives(one).items()}
+    if shape is float:
+        return {float: float, int: float}
+    if is_typeddict(shape):
+        return {dict: shape}
+    return {str if get_origin(shape) is Literal else cast(type, get_origin(shape) or shape): shape}
 
 
 def _description(shape: object) -> str:

@@ -35,7 +35,7 @@ from stapsrv.control.protocol.jsonrpc import (
     encode_progress,
     encode_result,
 )
-from stapsrv.control.protocol.schema import ServerInfo
+from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.server.handlers import Caller, RpcHandlers
 from stapsrv.errors import ControlError
 

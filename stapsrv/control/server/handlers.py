@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import HostDefaults
-from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request, shown
+from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request
 from stapsrv.control.protocol.schema import (
     ActionInfo,
     ActionParams,
@@ -28,17 +28,16 @@ from stapsrv.control.protocol.schema import (
     IdsParams,
     OutcomeInfo,
     ReloadParams,
-    ServerInfo,
     ServerSpecInfo,
     StartParams,
-    SupervisorInfo,
     checked_text,
     outcome_info,
     server_info,
     settings_from,
     supervisor_info,
 )
-from stapsrv.control.protocol.validation import ShapeError, checked
+from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
+from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
 from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ControlError

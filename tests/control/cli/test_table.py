@@ -103,10 +103,10 @@ def test_table_shows_what_needed_no_compile():
     known = {**NATIVE, "id": 4194399, "cache": cache}
     none = {**NATIVE, "cache": dict.fromkeys(cache, 0)}
     heading, *rows = status_table(StatusReport([supervisor_info("me", none, known)]), colour=False, now=NOW)
-    assert heading.split()[11:13] == ["KNOWN", "SHARED"]
+    assert heading.split()[11:13] == ["HIT%", "SHARED"]
     assert [row.split()[11:13] for row in rows[:2]] == [["-", "-"], ["62%", "1"]]
     (heading, *_) = status_table(StatusReport([supervisor_info("me", none)]), colour=False, now=NOW)
-    assert "KNOWN" not in heading
+    assert "HIT%" not in heading
 
 
 def test_only_states_are_coloured():

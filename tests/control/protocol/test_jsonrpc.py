@@ -22,9 +22,8 @@ from stapsrv.control.protocol.jsonrpc import (
     encode_progress,
     encode_request,
     encode_result,
-    kind_of,
-    shown,
 )
+from stapsrv.control.protocol.validation import kind_of, shown
 from stapsrv.errors import ControlError
 
 

@@ -20,12 +20,12 @@ import attrs
 
 from stapsrv.config.mdns import parse_interfaces
 from stapsrv.control.cli.commands.common import LineParser, guarded
+from stapsrv.control.cli.table import aligned
 from stapsrv.errors import AdvertiseError, IdentityError
 from stapsrv.identity.certificate import NICKNAME, serial_pairs
 from stapsrv.identity.locked_directory import explain_os_errors, read_lock
 from stapsrv.identity.nss import Database
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory
-from stapsrv.text import printable
 
 if TYPE_CHECKING:
     from stapsrv.mdns.browser import FoundServer
@@ -49,10 +49,9 @@ def table(servers: Sequence[FoundServer], trusted: Collection[str]) -> list[str]
     """
     rows = [[heading for heading, _ in _COLUMNS] + ["TRUSTED"]]
     for server in servers:
-        cells = [printable(cell(server)) or "-" for _, cell in _COLUMNS]
+        cells = [cell(server) for _, cell in _COLUMNS]
         rows.append([*cells, "yes" if server.serial in trusted else "no"])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def as_json(servers: Sequence[FoundServer], trusted: Collection[str]) -> str:
