@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stapsrv.system.secure_dirs import share_with_group
+if TYPE_CHECKING:
+    import socket
 
 # Of sockaddr_un's path, less the NUL at its end.
 _MAX_ADDRESS_BYTES = 107
@@ -42,6 +43,11 @@ def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket
     Raises:
         OSError: it cannot be made.
     """
+    # Late: every stap-server status loads this module for the address alone, and socket takes longest of all.
+    import socket  # noqa: PLC0415
+
+    from stapsrv.system.secure_dirs import share_with_group  # noqa: PLC0415
+
     temporary = path.with_name(f".{path.name}.new")
     made: tuple[int, int] | None = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

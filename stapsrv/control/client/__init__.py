@@ -1,16 +1,12 @@
-"""The client of the control socket, for the command line and for anybody's programs.
+"""The client of the control socket, for the command line and for other programs.
 
-:class:`SyncControlClient` blocks, and needs the standard library only; in an asynchronous program, call it
-in a
-thread. Its methods return plain dictionaries, described in :mod:`stapsrv.control.protocol.schema` and
-``docs/control.md``. Every wait has a deadline.
+:class:`SyncControlClient` blocks and needs the standard library only; an asynchronous program calls it in a
+thread. Its methods return plain dictionaries (``docs/control.md``). Every wait has a deadline.
 
 Errors:
     SupervisorNotRunning: nobody listens there.
-    ControlError: everything else; ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`. The
-        supervisor refused, or (TIMED_OUT, LOST) no answer came. A command that it had taken up goes on all
-        the
-        same.
+    ControlError: all others. ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`: a refusal,
+        or no answer (TIMED_OUT, LOST), after which a command that was accepted goes on.
 
 An action that fails for some servers is no error: each outcome has its own.
 
@@ -26,7 +22,6 @@ Example::
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +38,9 @@ __all__ = ["SupervisorNotRunning", "SyncControlClient", "find_sockets"]
 
 
 def __getattr__(name: str) -> object:
-    """Load a module of this package when one of its names is asked for: a plain ``status`` needs none."""
     if name in _HOMES:
+        # Late, like the modules themselves: a plain status imports this package and needs none of them.
+        from importlib import import_module  # noqa: PLC0415
+
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

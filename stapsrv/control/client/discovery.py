@@ -6,15 +6,16 @@ Most of the time that a ``status`` takes goes into imports, so this module has a
 
 from __future__ import annotations
 
+# Not socket, which spends more time on enums of its constants than all the rest of this module takes.
+import _socket
 import contextlib
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stapsrv.control.protocol.status_fields import SupervisorInfo
+from stapsrv.control.protocol.status_fields import SettingsInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import checked
 from stapsrv.errors import ConfigError
 from stapsrv.system.unix_socket import address_of
@@ -23,15 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stapsrv.control.cli.console import OrphanedServer
-    from stapsrv.control.protocol.status_fields import SettingsInfo
 
 SOCKET_NAME = "control.sock"
 """Below STAT_PATH/USER."""
 
 RECORD_MARK = b"# stapsrv server\n"
-"""What a supervisor's record of a server begins with; other programs' are left alone."""
+"""First line of a server's ``.stat`` file; those of other programs are left alone."""
 PORT_MARK = b"\n# stapsrv port: assigned\n"
-"""What it says of a server that asked for no port: the one recorded is none of its settings."""
+"""Line in the file of a server whose port was assigned, and is none of its settings."""
 
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
 _ANSWER_S = 10.0
@@ -39,15 +39,14 @@ _MOST_ANSWER_S = 86_400.0
 _READ_BYTES = 65_536
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 _MOST_RECORD_BYTES = 64 * 1024
+# Codes of the control protocol.
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
-"""Codes of the control protocol."""
 
 
 def find_sockets(stat_path: Path) -> list[Path]:
-    """Return the control sockets below STAT_PATH, in order of their users' names.
+    """Return the control sockets below STAT_PATH, by user name: that is how each one's directory is called.
 
-    The directory of each is called like the user whose supervisor it is. A socket may be stale: only
-    connecting shows whether somebody listens. Directories that may not be looked into are left out.
+    Only connecting shows whether somebody listens. Unreadable directories are left out.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -60,14 +59,14 @@ def find_sockets(stat_path: Path) -> list[Path]:
 
 
 class SupervisorScan:
-    """What was seen below the STAT_PATHs.
+    """The supervisors and the servers' ``.stat`` files found below some STAT_PATHs.
 
     Args:
-        stat_paths: where to look; those that cannot be read hold nothing.
+        stat_paths: unreadable ones hold nothing.
         answer_s: seconds that each supervisor may take; None for the usual ten.
 
     Attributes:
-        supervisors: those that answered.
+        supervisors: the status of each that answered.
         problems: a line for each that runs and does not answer.
     """
 
@@ -75,54 +74,54 @@ class SupervisorScan:
         self._answer_s = _ANSWER_S if answer_s is None else min(answer_s, _MOST_ANSWER_S)
         self.supervisors: list[SupervisorInfo] = []
         self.problems: list[str] = []
-        self._known: set[tuple[str, int]] = set()
-        """Where, and by which id, a supervisor knows a server."""
+        # STAT_PATH and id of the servers that a supervisor hosts.
+        self._hosted: set[tuple[str, int]] = set()
         self._records: list[os.DirEntry[str]] = []
-        self._alive: set[int] = set()
-        """Users whose servers, for all that can be seen, are looked after."""
+        # User ids with a supervisor, as far as can be seen: their other records are no orphans.
+        self._supervised: set[int] = set()
         for stat_path in stat_paths:
             with contextlib.suppress(OSError):
                 for entry in sorted(os.scandir(stat_path), key=lambda entry: entry.name):
                     if entry.name.endswith(".stat"):
                         self._records.append(entry)
                     elif entry.is_dir(follow_symlinks=False):
-                        self._visit(entry)
+                        self._ask_in(entry)
 
     def orphaned(self) -> list[OrphanedServer]:
-        """Return the servers that are on record and whose supervisor is gone."""
+        """Return the recorded servers whose supervisor is gone."""
         found: list[OrphanedServer] = []
         for entry in self._records:
             stat_path, name = os.path.split(entry.path)
             number = name.removesuffix(".stat")
-            if number.isdecimal() and (stat_path, int(number)) not in self._known:
+            if number.isdecimal() and (stat_path, int(number)) not in self._hosted:
                 with contextlib.suppress(OSError, ConfigError):
                     settings = self._read_orphan(entry)
                     if settings is not None:
                         found.append({"id": int(number), "settings": settings, "record": entry.path})
         return found
 
-    def _visit(self, directory: os.DirEntry[str]) -> None:
-        """Ask the supervisor whose directory this is, if there is one."""
+    def _ask_in(self, directory: os.DirEntry[str]) -> None:
+        """Ask the supervisor of a directory, if there is one."""
         owner = directory.stat(follow_symlinks=False).st_uid
         try:
             info = _ask(Path(directory.path, SOCKET_NAME), self._answer_s)
         except (FileNotFoundError, ConnectionRefusedError):
             return
         except PermissionError:
-            self._alive.add(owner)
+            self._supervised.add(owner)
             return
         except (OSError, ValueError) as exc:
             self.problems.append(f"the supervisor of user {directory.name} does not answer: {exc}")
-            self._alive.add(owner)
+            self._supervised.add(owner)
             return
-        self._alive.add(owner)
+        self._supervised.add(owner)
         self.supervisors.append(info)
         stat_path = os.path.dirname(directory.path)  # noqa: PTH120 - a path as text
-        self._known.update((stat_path, server["id"]) for server in info["servers"])
+        self._hosted.update((stat_path, server["id"]) for server in info["servers"])
 
     def _read_orphan(self, entry: os.DirEntry[str]) -> SettingsInfo | None:
-        """Return what a record says, if nobody looks after its server; ConfigError: it is damaged."""
-        if entry.stat(follow_symlinks=False).st_uid in self._alive:
+        """Return the settings in a record whose user has no supervisor; ConfigError: it is damaged."""
+        if entry.stat(follow_symlinks=False).st_uid in self._supervised:
             return None
         with open(entry.path, "rb") as file:  # noqa: PTH123 - a path as text
             text = file.read(_MOST_RECORD_BYTES)
@@ -137,8 +136,8 @@ def _ask(path: Path, answer_s: float) -> SupervisorInfo:
         PermissionError: it is not for this user to ask.
         OSError, ValueError: it does not answer, or not with a status.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # In all, and not for each piece: others' supervisors are asked, too.
+    with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as connection:
+        # A deadline for the whole answer: other users' supervisors are asked, too.
         ends = time.monotonic() + answer_s
         connection.settimeout(answer_s)
         with address_of(path) as address:
@@ -161,7 +160,7 @@ def _ask(path: Path, answer_s: float) -> SupervisorInfo:
     raise ValueError(reason)
 
 
-def _read_line(connection: socket.socket, ends: float) -> bytes:
+def _read_line(connection: _socket.socket, ends: float) -> bytes:
     data = bytearray()
     while not data.endswith(b"\n"):
         left = ends - time.monotonic()
@@ -176,7 +175,7 @@ def _read_line(connection: socket.socket, ends: float) -> bytes:
 
 
 def _settings_in(record: bytes) -> SettingsInfo:
-    """Read a record as far as it is to be printed."""
+    """Return the settings in a record."""
     from stapsrv.config.files import SERVER_VARIABLES, decode_config, values_from  # noqa: PLC0415 - rarely needed
     from stapsrv.control.protocol.schema import variable_info  # noqa: PLC0415
 
