@@ -1,15 +1,12 @@
-"""The engine that runs stap on this host: directories, command line, environment, files."""
+"""The engine that runs stap on this host, contained: directories, command line, environment, files."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-import anyio
-from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.depfile import has_build, read_dependencies
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
@@ -36,17 +33,14 @@ from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
 
-_ROOT = Path("request")
+# In a job's directory: what the client sent, what it gets, and the compiler's own files.
+_REQUEST = Path("request")
 _ANSWER = Path("response", ANSWER_DIRECTORY)
 _TEMPORARY = Path("tmp")
-"""Of a job's directory: what the client sent, what it gets, and the compiler's own files."""
-
-_REMOVAL_S = 10.0
-"""How long a request waits for its directory to be gone."""
 
 
 class LocalEngine:
-    """Runs stap on this host, contained, each job in a directory of its own that is gone afterwards.
+    """Runs stap on this host, contained, each job in a directory of its own that is removed afterwards.
 
     Args:
         stap: the translator.
@@ -54,8 +48,8 @@ class LocalEngine:
         workspace: where the directories are made.
         environ: the environment that compiles inherit.
         home: the home directory of the server's user, which answers do not mention.
-        secret: what no compile may see, wherever it lies.
-        space: bounds the temporary space of all compiles; None for the usual bound.
+        secret: paths that no compile may see, wherever they lie.
+        temp_quota: of all compiles together; None for the default.
     """
 
     def __init__(
@@ -77,25 +71,26 @@ class LocalEngine:
         self._home = home
         self._private = private_paths(environ, home)
         self._secret = (*secret, workspace.path)
-        self.temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
+        self._temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
 
     def policy(self, settings: ServerSettings, release: ServedRelease) -> SandboxPolicy:
-        """Return what a job of a server needs to see of this host."""
-        own = (*settings.include, *((settings.runtime,) if settings.runtime is not None else ()))
-        secret = (settings.ssl, settings.log)
+        """Return what the jobs of a server may see of this host."""
+        read = [*settings.include, *settings.limits.sandbox_read]
+        if settings.runtime is not None:
+            read.append(settings.runtime)
         return SandboxPolicy(
             stap=self.stap.path,
             environ=self._variables,
             home=self._home,
             build_trees=(release.build_tree,),
             releases=(release.name,),
-            read=tuple(map(Path, (*own, *settings.limits.sandbox_read))),
+            read=tuple(map(Path, read)),
             write=tuple(map(Path, settings.limits.sandbox_write)),
-            secret=(*self._secret, *(path for path in secret if path is not None)),
+            secret=(*self._secret, *(path for path in (settings.ssl, settings.log) if path is not None)),
         )
 
     def check(self, settings: ServerSettings, release: ServedRelease) -> None:
-        """See whether jobs of a server can be contained; looks at directories.
+        """Check that jobs of a server can be contained; blocks on files.
 
         Raises:
             ConfigError: they cannot be.
@@ -118,13 +113,13 @@ class LocalEngine:
         return compiled.result
 
     async def compile(self, job: CompileJob) -> Compiled:
-        """Compile ``job``: directories, command line, stap, files (see :class:`Engine`)."""
+        """Compile ``job`` in a directory of its own (see :class:`Engine`)."""
         async with contextlib.AsyncExitStack() as leaving:
             directory = await leaving.enter_async_context(
-                request_directory(self.workspace, keep=job.settings.keep_temporary, log=job.log)
+                self.workspace.request_directory(keep=job.settings.keep_temporary, log=job.log)
             )
             answer = directory / _ANSWER
-            with _trouble_told(self.workspace):
+            with self.workspace.translate_errors():
                 result, built = await self._compile(job, directory)
             read = functools.partial(read_dependencies, answer, job.release.build_tree)
             # From here on the directory is the caller's to remove.
@@ -133,142 +128,84 @@ class LocalEngine:
             )
 
     async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
-        """Compile a job in its directory; return what stap made of it, and whether it built the module."""
-        limits, work, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
-        plan = await work.run(functools.partial(self._prepare, job, directory))
-        result, limit_met = await self.temp_quota.enforce(
+        """Compile a job in its directory; return the result, and whether stap built the module."""
+        limits, files, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
+        plan = await files.run(functools.partial(self._prepare, job, directory))
+        ended, limit_met = await self._temp_quota.enforce(
             directory,
-            functools.partial(self._run_stap, job, plan, answer),
+            functools.partial(self._run_stap, job, plan, directory),
             most_bytes=limits.temp_bytes,
-            files=work,
+            files=files,
         )
-        _check_ending(result, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
-        collected = functools.partial(_collect, answer, max_bytes=limits.answer_bytes)
-        files, built = await work.run(collected)
-        hidden = (*self._private, directory / "response", directory)
-        status = 128 - result.status if result.status < 0 else result.status
-        stdout, stderr = redact(result.stdout, hidden), redact(result.stderr, hidden)
-        return CompileResult(status, stdout, stderr, files, limit_met), built
+        _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
+
+        def read() -> tuple[tuple[AnswerFile, ...], bool]:
+            return read_answer(answer, max_bytes=limits.answer_bytes), has_build(answer)
+
+        answered, built = await files.run(read)
+        hidden = (*self._private, answer.parent, directory)
+        status = 128 - ended.status if ended.status < 0 else ended.status
+        stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
+        return CompileResult(status, stdout, stderr, answered, limit_met), built
 
     def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
-        """Make a job's directories and files; return what it sees.
-
-        Raises:
-            TranslatorError: stap is gone.
-            OSError: there is no room, or what the job needs is not there.
-        """
-        try:
+        """Make a job's directories and files, and plan its mounts."""
+        with _compile_errors():
             check_program(self.stap.path)
-        except TranslatorError as exc:
-            raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
-        _make_directories(directory)
-        root = directory / _ROOT
+        (directory / _ANSWER).mkdir(mode=0o700, parents=True)
+        (directory / _TEMPORARY).mkdir(mode=0o700)
+        root = directory / _REQUEST
+        root.mkdir(mode=0o700)
         write_request(job.request, root)
         return self.sandbox.request_mounts(self.policy(job.settings, job.release), directory, cwd=root)
 
     async def _run_stap(
-        self, job: CompileJob, plan: MountPlan, answer: Path
+        self, job: CompileJob, plan: MountPlan, directory: Path
     ) -> tuple[ProcessResult, str | None]:
-        """Run stap; return what came of it, and the bound that it met, if that can be seen."""
-        limits = job.settings.limits
-        resources = ResourceLimits.of(limits)
-        command: list[str | bytes] = list(
-            stap_command(
-                self.stap,
-                job.settings,
-                job.release,
-                job.request.arguments,
-                privilege=job.privilege,
-                answer=answer,
-                anew=job.anew,
-            )
+        """Run stap; return its end, and the message for the resource limit that it met, if it met one."""
+        settings = job.settings
+        limits = ResourceLimits.of(settings.limits)
+        command = stap_command(
+            self.stap,
+            settings,
+            job.release,
+            job.request.arguments,
+            privilege=job.privilege,
+            answer=directory / _ANSWER,
+            anew=job.anew,
         )
         environ = self.sandbox.environment(
-            self._environ, temporary=answer.parents[1] / _TEMPORARY, network=plan.network
+            self._environ, temporary=directory / _TEMPORARY, network=plan.network
         )
-        environ = stap_environment(environ, job.request.environment)
-        command = self.sandbox.command(plan, resources, command)
-        async with self.sandbox.request_cgroup(answer.parents[1].name, resources) as group:
-            try:
+        async with self.sandbox.request_cgroup(directory.name, limits) as group:
+            with _compile_errors():
                 result = await run_process_tree(
-                    command,
+                    self.sandbox.command(plan, limits, command),
                     cwd=plan.directory,
-                    env=environ,
+                    env=stap_environment(environ, job.request.environment),
                     deadline_s=job.deadline_s,
-                    grace_s=limits.kill_grace_s,
-                    output_bytes=limits.output_bytes,
+                    grace_s=settings.limits.kill_grace_s,
+                    output_bytes=settings.limits.output_bytes,
                     group=group,
                     background=job.background,
                 )
-            except TranslatorError as exc:
-                raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
             exceeded = None if group is None else group.exceeded
-        failure = self.sandbox.setup_error(result.status, result.stderr)
-        if failure is not None:
-            raise TranslatorError("The compile could not be started", where=failure)
-        return result, resources.explain(result.status, result.stderr, exceeded=exceeded)
-
-
-@contextlib.asynccontextmanager
-async def request_directory(
-    workspace: Workspace,
-    *,
-    keep: bool,
-    log: Log | None = None,
-) -> AsyncIterator[Path]:
-    """Have a directory of ``workspace`` for as long as the context lasts, and longer with ``keep`` (``-k``).
-
-    Args:
-        workspace: where it is made.
-        keep: let it stay.
-        log: told where it stays.
-
-    Raises:
-        TranslatorError: none can be made, or not in time; or it cannot be kept.
-
-    Cancellation: its removal is not left out; where it takes long, nobody waits for its end.
-    """
-    discard = functools.partial(workspace.discard, keep=keep)
-    with _trouble_told(workspace):
-        path = await workspace.files.run(workspace.make_request_directory, cleanup=discard)
-    try:
-        yield path
-    finally:
-        with anyio.CancelScope(shield=True), _trouble_told(workspace), contextlib.suppress(TimeoutError):
-            place = await workspace.files.run(functools.partial(discard, path), timeout_s=_REMOVAL_S)
-            if place is not None and log is not None:
-                log.info("request.kept", directory=place)
-
-
-def _make_directories(directory: Path) -> None:
-    """Make the directories of a job in its own, which is empty."""
-    (directory / _ANSWER).mkdir(mode=0o700, parents=True)
-    (directory / _TEMPORARY).mkdir(mode=0o700)
-    (directory / _ROOT).mkdir(mode=0o700)
+        error = self.sandbox.setup_error(result.status, result.stderr)
+        if error is not None:
+            raise TranslatorError("The compile could not be started", where=error)
+        return result, limits.explain(result.status, result.stderr, exceeded=exceeded)
 
 
 @contextlib.contextmanager
-def _trouble_told(workspace: Workspace) -> Iterator[None]:
-    """Say of what goes wrong with files that it is the temporary directory's trouble."""
+def _compile_errors() -> Iterator[None]:
+    """Make whole sentences for the client of the errors of :mod:`stapsrv.process`."""
     try:
         yield
-    except OSError as exc:
-        raise TranslatorError(
-            f"The server has trouble with its temporary directory: {exc.strerror}", where=str(workspace.path)
-        ) from exc
+    except TranslatorError as exc:
+        raise TranslatorError(f"The compile {exc.problem}", where=exc.where) from exc
 
 
-def _collect(answer: Path, *, max_bytes: int) -> tuple[tuple[AnswerFile, ...], bool]:
-    """Read what a client is sent; return it, and whether stap built the module.
-
-    Raises:
-        TranslatorError: it is larger than ``max_bytes``.
-        OSError: it cannot be read.
-    """
-    return read_answer(answer, max_bytes=max_bytes), has_build(answer)
-
-
-def _check_ending(result: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
+def _check_exit(result: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
     if result.exit_reason is ExitReason.TIMED_OUT:
         raise TranslatorError(
             f"The compile was ended: it took longer than {deadline_s:g} seconds",

@@ -1,14 +1,14 @@
-"""The signatures on an answer's modules: who makes them, and what they state.
+"""The signatures on an answer's modules.
 
-There are two kinds, for two readers on the client's host. The kernel, where it loads no others (secure
-boot), looks for one at the end of the module itself, by a *machine owner key* that it knows. ``staprun``,
-where the user may not load any module, looks for a file ``NAME.ko.sgn`` by the key of the *server's
-certificate*; it states that stap was held to a restricted privilege, and covers the module with all that
-is appended to it.
+There are two kinds, for two readers on the client's host. A kernel that loads no other modules (secure boot)
+looks for one at the end of the module itself, made with a *machine owner key* that it knows. ``staprun``, for
+a user who may not load every module, looks for a file ``NAME.ko.sgn``, made with the key of the *server's
+certificate*; it states that stap was held to a restricted privilege, and covers the module with all that is
+appended to it.
 
-Both are made here, after the compile and out of its reach: what ran on a client's behalf neither sees a
-key nor has a say in what is signed. Not even stap's own ``--sign-module`` is used: it would need the keys
-where compiles run, and makes a new one each time that it cannot use the one it is given.
+Both are made here, after the compile and out of its reach: no compile sees a key. So stap's own
+``--sign-module`` is not used: it would need the keys where compiles run, and makes a new one each time that
+it cannot use the one it is given.
 
 Source: PROTOCOL, privilege and signing, machine owner keys; seen in SystemTap 4.8.
 """
@@ -24,7 +24,6 @@ from typing import Protocol
 import anyio.to_thread
 import attrs
 
-from stapsrv.compile.engine.local import request_directory
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.options import Privilege, parse_options
 from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
@@ -34,14 +33,13 @@ from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
+# In an answer, the certificate to enrol; the client leaves it in its user's working directory.
 OWNER_CERTIFICATE = "signing_key.x509"
-"""Where an answer has the key to enrol; the client leaves it in its user's working directory."""
 
 _SIGNATURE = ".sgn"
 _MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+|uprobes/uprobes)\.ko")
 
-_SIGN_FILE_S = 30.0
-"""It takes 10 ms."""
+_SIGN_FILE_S = 30.0  # it takes 10 ms
 _SIGN_FILE_ENVIRONMENT = {b"PATH": b"/usr/bin:/bin", b"LC_ALL": b"C"}
 _DIGEST = "sha512"
 
@@ -55,22 +53,23 @@ Server:     sudo mokutil --import {OWNER_CERTIFICATE}
 
 
 def refuse_signing_options(arguments: Sequence[bytes]) -> None:
-    """Refuse what would make stap itself use, or make, keys on this host; no real client sends it.
+    """Refuse ``--sign-module``, which would make stap use or make keys on this host.
 
     Raises:
-        RequestRejected: there is an option ``--sign-module``.
+        RequestRejected: the option is there.
     """
+    # No real client sends it.
     if any(name == "sign-module" for name, _value in parse_options(arguments).options):
         raise RequestRejected("--sign-module is not for clients: this server signs the modules that need it")
 
 
 def without_signatures(files: Iterable[AnswerFile]) -> tuple[AnswerFile, ...]:
-    """Return what a compile made, less what only looks like a signature of ours."""
+    """Return the files less those that only look like a signature of this server."""
     return tuple(file for file in files if not file.path.endswith(_SIGNATURE))
 
 
 def has_modules(files: Iterable[AnswerFile]) -> bool:
-    """Whether there is a kernel module to load."""
+    """Whether there is a kernel module among the files."""
     return any(_is_module(file) for file in files)
 
 
@@ -88,23 +87,21 @@ async def add_signatures(
 
 
 class OwnerKey(Protocol):
-    """A machine owner key."""
+    """A machine owner key: its certificate, in DER, and its private key, in PEM."""
 
     @property
     def fingerprint(self) -> str:
-        """What the client's kernel knows it by."""
+        """The name by which kernels know the key."""
 
     @property
     def der(self) -> bytes:
         """The certificate, to be enrolled."""
 
     @property
-    def certificate_file(self) -> Path:
-        """The certificate in DER."""
+    def certificate_file(self) -> Path: ...  # noqa: D102
 
     @property
-    def key_file(self) -> Path:
-        """The private key in PEM."""
+    def key_file(self) -> Path: ...  # noqa: D102
 
 
 class OwnerKeys(Protocol):
@@ -123,13 +120,13 @@ class OwnerKeys(Protocol):
 
 @attrs.frozen
 class SignedForKernel:
-    """What came of modules that a kernel wants signed.
+    """The files of an answer to a client whose kernel wants modules signed.
 
     Attributes:
-        files: with the modules signed; or as they were, and the certificate of a key to enrol.
-        key: the fingerprint of the one or the other.
-        trusted: which of the two it is.
-        message: for the client's user, in lines ``Server: …``.
+        files: with the modules signed, if ``trusted``; else unsigned, with the certificate of a key to enrol.
+        key: the fingerprint of that key.
+        trusted: whether the client's kernel trusts the key.
+        message: lines ``Server: ...`` for the client's user.
     """
 
     files: tuple[AnswerFile, ...]
@@ -139,28 +136,20 @@ class SignedForKernel:
 
 
 class KernelSigner:
-    """Signs modules for kernels that load no others.
-
-    Args:
-        keys: the server's.
-        workspace: where modules are for the moment.
-        sandbox: what is between the kernel's program, which reads what a client had made, and the host.
-    """
+    """Signs modules for kernels that load no others."""
 
     def __init__(self, keys: OwnerKeys, workspace: Workspace, sandbox: Sandbox) -> None:
         self._keys = keys
         self._workspace = workspace
+        # The kernel's program reads a module that a client had made.
         self._sandbox = sandbox
 
     async def sign(
         self, files: Sequence[AnswerFile], fingerprints: Sequence[str], build_tree: Path
     ) -> SignedForKernel:
-        """Sign the modules by the first key that the client's kernel trusts, or offer it one to trust.
+        """Sign modules with the first key that the client's kernel trusts, or offer it a key to trust.
 
-        Args:
-            files: of an answer.
-            fingerprints: of the keys that it trusts.
-            build_tree: the kernel's, whose own ``scripts/sign-file`` knows what that kernel reads.
+        ``fingerprints`` name the keys that it trusts; ``build_tree`` is the kernel's.
 
         Raises:
             TranslatorError: they could not be signed, or no key could be offered.
@@ -188,19 +177,19 @@ class KernelSigner:
         )
 
     async def _append(self, module: bytes, key: OwnerKey, build_tree: Path) -> bytes:
-        """Return ``module`` with its signature; the file that this takes is gone afterwards."""
+        """Return ``module`` with its signature."""
         try:
-            async with request_directory(self._workspace, keep=False) as directory:
+            async with self._workspace.request_directory(keep=False) as directory:
                 path = directory / "module.ko"
                 await self._workspace.files.run(functools.partial(path.write_bytes, module))
                 await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path)
                 return await self._workspace.files.run(path.read_bytes)
         except (OSError, TranslatorError) as exc:
-            # Where and why is the log's, and not the client's.
+            # Where and why is for the log, not for the client.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
 
     async def _run_sign_file(self, program: Path, key: OwnerKey, module: Path) -> None:
-        """Let the kernel's own program append a signature to the file ``module``; it sees one key only."""
+        """Run the kernel's own program, which knows the signatures that this kernel reads, on a file."""
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
         plan = await self._workspace.files.run(

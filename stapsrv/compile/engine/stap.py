@@ -1,6 +1,6 @@
-"""From a request to a stap run: the program itself, its command line, environment and directories.
+"""Everything about running stap: the program, its command line, environment, files, and what it printed.
 
-PROTOCOL, "Running stap", is the source of every fact here.
+The facts are those of PROTOCOL, "Running stap".
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
 _VERSION_S = 20.0
 
 # What the people and programs behind a client use: modules, generated source and headers. Signatures are
-# this server's to add, and none is taken from here.
-# All else in stap's directory is what the kernel's build leaves behind: objects, dependency lists,
-# a Makefile and NAME.mod.c.
+# this server's to add, and none is taken from here. All else in stap's directory is what the kernel's build
+# leaves behind: objects, dependency lists, a Makefile and NAME.mod.c.
 _ANSWERED = frozenset({".ko", ".so", ".bo", ".c", ".h"})
 _LEFTOVERS = (".mod.c",)
 
@@ -45,22 +44,17 @@ _PRIVATE_VARIABLES = frozenset(
 
 @attrs.frozen
 class StapProgram:
-    """The translator that this host has.
-
-    Attributes:
-        path: the executable.
-        version: as ``stap --version`` says, such as ``4.8``; it is the protocol version in answers.
-    """
+    """The translator of this host; its version, such as ``4.8``, is the protocol version in answers."""
 
     path: Path
     version: str
 
 
 async def find_stap(environ: Mapping[str, str]) -> StapProgram:
-    """Find ``$SYSTEMTAP_STAP``, else ``stap`` on the path, and ask it for its version.
+    """Find ``$SYSTEMTAP_STAP`` or ``stap`` on the path, and ask it for its version.
 
     Raises:
-        ConfigError: there is none, or it does not answer as stap does.
+        ConfigError: there is none, or it does not say its version.
     """
     wanted = environ.get("SYSTEMTAP_STAP") or "stap"
     found = shutil.which(wanted, path=environ.get("PATH"))
@@ -69,7 +63,7 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
             f"{wanted} was not found",
             remedy="install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP",
         )
-    # Even to say its version stap makes its directory; one that cannot be made is no hindrance to it.
+    # Even for its version stap makes its directory; one that cannot be made does not stop it.
     env = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     env[b"SYSTEMTAP_DIR"] = os.fsencode(os.devnull)
     try:
@@ -98,14 +92,7 @@ def stap_command(
 ) -> list[bytes]:
     """Return the command line: the server's options, the privilege, the marker, the client's arguments.
 
-    Args:
-        stap: the program to run.
-        settings: whose ``-a -B -D -I -R`` hold for every request.
-        release: the kernel to compile for.
-        arguments: the client's, byte for byte.
-        privilege: what we read in them; said in front of them, it makes stap fail if it reads another.
-        answer: the directory for stap's own files.
-        anew: let stap build what its own cache has, and keep that instead.
+    ``answer`` is the directory for stap's files; ``anew`` has it build again what its own cache holds.
     """
     own: list[str] = [str(stap.path), "-r", release.argument]
     if settings.arch is not None:
@@ -117,19 +104,18 @@ def stap_command(
     own.append(f"--tmpdir={answer}")
     if anew:
         own.append("--poison-cache")
+    # The privilege that was read in the client's arguments: stap fails if it reads another one there.
     return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
 
 
 def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
-    """Return the server's environment with the client's accepted locale laid over it."""
+    """Return the server's environment with the client's locale in place of its own."""
     kept = {name: value for name, value in environ.items() if name not in _PRIVATE_VARIABLES}
     return kept | {os.fsencode(name): os.fsencode(value) for name, value in locale}
 
 
 def write_request(request: CompileRequest, root: Path) -> None:
-    """Write the request's directories and files below ``root``, which is empty and this process's own.
-
-    The paths were checked when the request was parsed; ``O_EXCL`` holds them to it.
+    """Write the request's directories and files below ``root``, which is empty.
 
     Raises:
         OSError: the disk is full or failing.
@@ -139,19 +125,20 @@ def write_request(request: CompileRequest, root: Path) -> None:
         os.mkdir(os.path.join(base, directory), mode=0o700)  # noqa: PTH102, PTH118 - client paths are bytes
     for file in request.files:
         path = os.path.join(base, file.path)  # noqa: PTH118 - client paths are bytes
+        # The paths were checked when the request was parsed; O_EXCL and O_NOFOLLOW make sure.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as stream:
             stream.write(file.data)
 
 
 def read_answer(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
-    """Read the files of stap's directory that a client is sent, in order of their names.
+    """Read the files of stap's directory that go to the client, in order of their names.
 
     Raises:
         TranslatorError: together they are larger than ``max_bytes``.
         OSError: one cannot be read, or the directory is gone.
     """
-    answer.lstat()  # a walk finds nothing in a directory that somebody removed, and says nothing
+    answer.lstat()  # fails where somebody removed the directory, which a walk takes for empty
     found = []
     total = 0
     for path in sorted(answer.rglob("*")):
@@ -175,7 +162,8 @@ def read_answer(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
 
 
 def redact(text: bytes, paths: Sequence[Path]) -> bytes:
-    """Replace every one of the server's own ``paths`` in ``text`` by ``<server>``, the longest first."""
+    """Replace each of ``paths`` in ``text`` by ``<server>``."""
+    # The longest first: one may be the beginning of another.
     for path in sorted(map(os.fsencode, paths), key=len, reverse=True):
         if path.strip(b"/"):
             text = text.replace(path, _SERVER)
@@ -183,7 +171,7 @@ def redact(text: bytes, paths: Sequence[Path]) -> bytes:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8; no name that stap or the kernel's build gives is not."""
+    """Whether a file's name is UTF-8, as all that stap and the kernel's build give are."""
     return not any("\udc80" <= character <= "\udcff" for character in name)
 
 

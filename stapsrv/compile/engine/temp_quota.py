@@ -1,7 +1,7 @@
-"""How much temporary space compiles use: looked at while they run, so that none fills the disk of all.
+"""How much temporary space compiles use: measured while they run, so that none fills the disk of all.
 
-A walk over a compile's directory, a few hundred files as a rule, twice a second, in a thread. What is
-written between two looks is not seen in time; ``LIMIT_FILE`` bounds a single file at once.
+Twice a second a thread walks over a compile's directory, a few hundred files as a rule. What is written
+between two walks is not seen in time; ``LIMIT_FILE`` bounds a single file at once.
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ from stapsrv.rejection import RejectReason
 from stapsrv.system.blocking import BlockingCalls
 
 _INTERVAL_S = 0.5
+# The unit of st_blocks (stat(3type)).
 _BLOCK_BYTES = 512
-"""The unit of ``st_blocks`` (stat(3type))."""
+# Of anything that has a name: an empty file costs an inode, and a walk costs time for each.
 _LEAST_BYTES = 4096
-"""Of anything that has a name: an empty file costs an inode, and a walk costs time for each."""
 
 _T = TypeVar("_T")
 
 
 class TempQuota:
-    """The temporary space of all compiles of a process.
-
-    Args:
-        most_bytes: that they may use together; where they use more, the one that uses most is ended.
-    """
+    """The bound on the temporary space of all compiles together; above it the one that uses most is ended."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -40,7 +36,7 @@ class TempQuota:
 
     @property
     def used_bytes(self) -> int:
-        """What all use, as it was last looked at."""
+        """The space that all use, as it was last measured."""
         return sum(self._used.values())
 
     async def enforce(
@@ -51,24 +47,18 @@ class TempQuota:
         most_bytes: int,
         files: BlockingCalls,
     ) -> _T:
-        """Return what ``run`` returns, which uses ``directory`` meanwhile.
-
-        Args:
-            directory: there already.
-            run: cancelled when too much is used.
-            most_bytes: that may be used below ``directory``.
-            files: where it is looked at.
+        """Return the result of ``run``, which is cancelled when ``directory`` holds more than ``most_bytes``.
 
         Raises:
             TranslatorError: too much was used, here or by all together.
-            Exception: whatever ``run`` raises.
+            Exception: what ``run`` raises.
         """
         finished: list[_T] = []
         problems: list[Exception] = []
 
-        async def watch(running: anyio.CancelScope) -> None:
-            problems.append(await self._wait_overrun(directory, most_bytes, files))
-            running.cancel()
+        async def watch(scope: anyio.CancelScope) -> None:
+            problems.append(await self._wait_exceeded(directory, most_bytes, files))
+            scope.cancel()
 
         try:
             async with anyio.create_task_group() as tasks:
@@ -84,15 +74,15 @@ class TempQuota:
             return finished[0]
         raise problems[0]
 
-    async def _wait_overrun(self, directory: Path, most_bytes: int, files: BlockingCalls) -> TranslatorError:
-        """Return the error for too much space, when it has come to that."""
+    async def _wait_exceeded(self, directory: Path, most_bytes: int, files: BlockingCalls) -> TranslatorError:
+        """Measure until too much is used, and return the error for that."""
         measure = functools.partial(measure_bytes, directory, enough=most_bytes)
         while True:
             await anyio.sleep(_INTERVAL_S)
             try:
                 used = await files.run(measure)
             except TimeoutError:
-                # A file system that hangs is no use of space; what waits for it has a deadline.
+                # A file system that hangs fills nothing, and the compile that waits for it has a deadline.
                 continue
             self._used[directory] = used
             if used > most_bytes:
@@ -109,10 +99,7 @@ class TempQuota:
 
 
 def measure_bytes(directory: Path, *, enough: int) -> int:
-    """Return what is used on disk below a directory; stops counting when that is more than ``enough``.
-
-    A directory that cannot be looked into counts as more: no compile that means well makes one.
-    """
+    """Return the space that a directory uses on disk; stops counting above ``enough``."""
     total = 0
     waiting: list[str] = [str(directory)]
     while waiting and total <= enough:
@@ -130,6 +117,7 @@ def measure_bytes(directory: Path, *, enough: int) -> int:
                     if total > enough:
                         break
         except PermissionError:
+            # No honest compile makes a directory that its own user cannot read.
             return enough + 1
         except OSError:
             # Gone meanwhile, or too deep to have a name.

@@ -1,70 +1,74 @@
-"""Temporary directories: one for each request, all under one of this process's own.
+"""Temporary directories: one for each request, all in the directory of this process.
 
 ``$TMPDIR/stap-server.XXXXXX``, or one like it in memory, belongs to a process as long as that holds a lock on
-the file ``lock`` in it. A process that was killed leaves its directory behind, unlocked; the next one sweeps
-it away.
+the file ``lock`` in it. A process that was killed leaves its directory behind, unlocked; the next one removes
+it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import stat
 import tempfile
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import anyio
+from structlog.typing import FilteringBoundLogger as Log
+
 from stapsrv.compile.engine.tmpfs import Tmpfs
-from stapsrv.errors import ConfigError
+from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.system.blocking import BlockingCalls
 
 _PREFIX = "stap-server."
 _REQUEST = "request."
 _LOCK = "lock"
+# Whoever made an older one, which still has its hidden name, was killed meanwhile.
 _MAKING_S = 60.0
-"""What is older and has no name yet was being made by a process that was killed over it."""
+# How long a request waits for its directory to be gone.
+_REMOVAL_S = 10.0
 
 
 class Workspace:
-    """This process's directory; made by :meth:`open`, to be closed.
-
-    It is made anew when somebody removed it.
+    """This process's directory, made by :meth:`open`, and again if somebody removed it; to be closed.
 
     Attributes:
-        path: its absolute name; mode 0700.
-        files: what works on files in it, since it may be on a file system that hangs.
-        keeps: where directories are kept (``-k``).
+        path: absolute; mode 0700.
+        files: runs calls on its files, which may be on a file system that hangs.
     """
 
-    def __init__(self, path: Path, *lock_fds: int, keeps: Path | None = None) -> None:
+    def __init__(self, path: Path, *lock_fds: int, kept_parent: Path | None = None) -> None:
         self.path = path
         self.files = BlockingCalls()
-        self.keeps = keeps or path.parent
+        self._kept_parent = kept_parent or path.parent
         self._lock_fds = lock_fds
-        self._renewing = threading.Lock()
+        self._remaking = threading.Lock()
         self._closed = False
-        self._leaving = threading.Lock()
-        self._left: list[Path] = []
+        self._removing = threading.Lock()
+        self._unremoved: list[Path] = []
 
     @classmethod
     def open(cls, parent: Path | None = None, *, memory: Path | None = None) -> Workspace:
-        """Make a directory in ``parent`` (default: ``$TMPDIR``, else /tmp) and sweep out dead ones.
+        """Remove the directories of dead processes, and make one.
 
         Args:
-            parent: where directories are kept, in any case.
-            memory: where it is made instead.
+            parent: where directories are kept (``-k``); ``$TMPDIR`` or /tmp by default.
+            memory: where to make it, instead of in ``parent``.
 
         Raises:
             ConfigError: no directory can be made there.
         """
         parent = Path(tempfile.gettempdir()) if parent is None else parent
-        for place in (parent, Tmpfs().directory):
-            sweep(place)
+        for directory in (parent, Tmpfs().directory):
+            sweep(directory)
         try:
-            return cls(*_make(memory or parent), keeps=parent)
+            return cls(*_make(memory or parent), kept_parent=parent)
         except OSError as exc:
             raise ConfigError(
                 f"no temporary directory can be made: {exc.strerror}",
@@ -74,11 +78,41 @@ class Workspace:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether it is elsewhere than what is kept."""
-        return self.path.parent != self.keeps
+        """Whether it is not on disk, where directories are kept."""
+        return self.path.parent != self._kept_parent
+
+    @contextlib.asynccontextmanager
+    async def request_directory(self, *, keep: bool, log: Log | None = None) -> AsyncIterator[Path]:
+        """Hold an empty directory for the block; with ``keep`` (``-k``) it stays, and ``log`` says where.
+
+        Raises:
+            TranslatorError: none can be made, or not in time; or it cannot be kept.
+
+        Cancellation: it is removed; where that takes long, nobody waits for the end.
+        """
+        discard = functools.partial(self.discard, keep=keep)
+        with self.translate_errors():
+            path = await self.files.run(self.make_request_directory, cleanup=discard)
+        try:
+            yield path
+        finally:
+            with anyio.CancelScope(shield=True), self.translate_errors(), contextlib.suppress(TimeoutError):
+                kept = await self.files.run(functools.partial(discard, path), timeout_s=_REMOVAL_S)
+                if kept is not None and log is not None:
+                    log.info("request.kept", directory=kept)
+
+    @contextlib.contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Raise each OSError of the block as a TranslatorError that blames the temporary directory."""
+        try:
+            yield
+        except OSError as exc:
+            raise TranslatorError(
+                f"The server has trouble with its temporary directory: {exc.strerror}", where=str(self.path)
+            ) from exc
 
     def make_request_directory(self) -> Path:
-        """Make an empty directory for one request, mode 0700; it goes back by :meth:`discard`.
+        """Make an empty directory for one request, mode 0700; :meth:`discard` removes it.
 
         Raises:
             OSError: it cannot be made.
@@ -86,19 +120,15 @@ class Workspace:
         try:
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
         except FileNotFoundError:
-            self._renew()
+            self._remake()
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
 
     def discard(self, path: Path, *, keep: bool) -> Path | None:
-        """Remove a request's directory, or keep it under a name of its own (``-k``), and on disk.
-
-        Returns:
-            Where it was kept, or None.
-        """
+        """Remove a request's directory, or keep it on disk; return where it was kept."""
         if not keep:
             self._remove(path)
             return None
-        kept = self.keeps / f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}"
+        kept = self._kept_parent / f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}"
         try:
             shutil.move(path, kept)
         except FileNotFoundError:
@@ -106,24 +136,24 @@ class Workspace:
         return kept
 
     def _remove(self, path: Path) -> None:
-        """Remove a tree, and what could not be removed before: without a free descriptor nothing can."""
-        with self._leaving:
-            left, self._left = [*self._left, path], []
-        for tree in left:
+        # Also what could not be removed before: without a free descriptor nothing can.
+        with self._removing:
+            trees, self._unremoved = [*self._unremoved, path], []
+        for tree in trees:
             if not _remove_tree(tree):
-                with self._leaving:
-                    self._left.append(tree)
+                with self._removing:
+                    self._unremoved.append(tree)
 
     def close(self) -> None:
         """Remove the directory and all that is left in it."""
-        with self._renewing:
+        with self._remaking:
             self._closed = True
             _remove_tree(self.path)
             self._unlock()
 
-    def _renew(self) -> None:
-        """Make the directory anew if it is gone; another thread may have done so already."""
-        with self._renewing:
+    def _remake(self) -> None:
+        with self._remaking:
+            # Another thread may have made it already.
             if self._closed or self.path.is_dir():
                 return
             path, *lock_fds = _make(self.path.parent)
@@ -137,28 +167,28 @@ class Workspace:
 
 def _make(parent: Path) -> tuple[Path, int, int]:
     """Make a workspace in ``parent``; return its path and the descriptors that lock it."""
-    # Locked before it has the name that sweepers look for: nobody sees it unowned.
+    # Locked before it has the name that sweep() looks for: nobody finds it unlocked.
     unnamed = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
-    with contextlib.ExitStack() as undo:
-        undo.callback(_remove_tree, unnamed)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(_remove_tree, unnamed)
         lock_fd = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        undo.callback(os.close, lock_fd)
+        on_failure.callback(os.close, lock_fd)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # systemd-tmpfiles, which clears old files away, spares a directory that is locked itself.
+        # systemd-tmpfiles, which removes old files, spares a directory that is locked itself.
         directory_fd = os.open(unnamed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        undo.callback(os.close, directory_fd)
+        on_failure.callback(os.close, directory_fd)
         fcntl.flock(directory_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         path = unnamed.with_name(unnamed.name[1:])
         unnamed.rename(path)
-        undo.pop_all()
+        on_failure.pop_all()
     return path, lock_fd, directory_fd
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove the workspaces in ``parent`` whose processes are dead; returns what was removed.
+    """Remove the directories in ``parent`` whose processes are dead; return their paths.
 
-    Only directories of this user are touched, and only such as hold a lock file that nobody locks:
-    those that ``-k`` kept, and the original server's, stay.
+    Only this user's go, and only with a lock file that nobody locks: those that ``-k`` kept, and those of
+    SystemTap's own server, stay.
     """
     swept = []
     for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f".{_PREFIX}*")):
@@ -186,7 +216,7 @@ def sweep(parent: Path) -> list[Path]:
 
 
 def _remove_tree(path: Path) -> bool:
-    """Remove a tree; directories that a compile sealed are opened first. Returns whether nothing is left."""
+    """Remove a tree, also one with directories that a compile made unreadable; return whether it is gone."""
     shutil.rmtree(path, ignore_errors=True)
     if not path.exists():
         return True

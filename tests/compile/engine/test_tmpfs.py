@@ -24,16 +24,16 @@ def memory(tmp_path):
     return Tmpfs(
         directory=directory,
         mounts=tmp_path / "mounts",
-        info=tmp_path / "info",
-        membership=tmp_path / "membership",
-        groups=tmp_path / "groups",
-        sessions=tmp_path / "users",
-        first_person=0,
+        meminfo=tmp_path / "info",
+        cgroups=tmp_path / "membership",
+        cgroup_mount=tmp_path / "groups",
+        logind_users=tmp_path / "users",
+        first_login_uid=0,
     )
 
 
 def limit(memory, group, name, text):
-    place = memory.groups / group
+    place = memory.cgroup_mount / group
     place.mkdir(parents=True, exist_ok=True)
     (place / name).write_text(text)
 
@@ -63,7 +63,7 @@ def test_bound_of_a_control_group(memory, group, name):
 
 def test_full_file_system(memory):
     many = "9" * 15
-    memory.info.write_text(f"MemAvailable: {many} kB\n")
+    memory.meminfo.write_text(f"MemAvailable: {many} kB\n")
     assert memory.find_directory(1 << 56) is None
 
 
@@ -81,12 +81,12 @@ def test_others_could_remove_it(memory):
 
 
 def test_people_log_out(memory):
-    memory.sessions.mkdir()
+    memory.logind_users.mkdir()
     assert memory.find_directory(MOST) is None
-    assert attrs.evolve(memory, first_person=1 << 31).find_directory(MOST) == memory.directory
+    assert attrs.evolve(memory, first_login_uid=1 << 31).find_directory(MOST) == memory.directory
 
 
-@pytest.mark.parametrize("table", ["directory", "mounts", "info", "membership"])
+@pytest.mark.parametrize("table", ["directory", "mounts", "meminfo", "cgroups"])
 def test_what_cannot_be_known_is_no_room(memory, table):
     path = getattr(memory, table)
     path.rename(path.with_name("gone"))
@@ -95,5 +95,5 @@ def test_what_cannot_be_known_is_no_room(memory, table):
 
 @pytest.mark.parametrize("text", ["", "MemAvailable: much kB\n"])
 def test_damaged_table(memory, text):
-    memory.info.write_text(text)
+    memory.meminfo.write_text(text)
     assert memory.find_directory(MOST) is None
