@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.system.blocking import BlockingCalls
 
+# Unread: what has no end. stap may read on where this scan does not.
 _TOKEN = re.compile(
     r"""(?P<code>%\{.*?%\})
       | (?P<blank>\s+|//[^\n]*|/\*.*?\*/|(?<![$@])\#[^\n]*)
       | (?P<text>"(?:\\.|[^"\\\n])*")
+      | (?P<unread>%\{.*|/\*.*|"(?:\\.|[^"\\\n])*)
       | (?P<word>[@$]?[A-Za-z_][A-Za-z_0-9]*)
       | (?P<other>.)""",
     re.DOTALL | re.VERBOSE,
@@ -62,7 +64,7 @@ def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:
     names: set[str] = set()
     for text in files:
         if _HOST_WORDS.search(text):
-            names |= _defined_names(item for item in _definitions(text) if _reason(item, frozenset()))
+            names |= _defined_names(item for item in _definitions(text) if item.reason(frozenset()))
     while names:
         mention = re.compile(rb"\b(?:%s)\b" % b"|".join(name.encode() for name in sorted(names)))
         found = set(names)
@@ -77,30 +79,141 @@ def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:
 
 def host_access_reason(text: bytes, host_names: frozenset[str]) -> str | None:
     """Return, in a word, what in a script or an argument of one may make stap read host files; or None."""
-    item = _Definition(tuple(_tokens(text)))
-    if any(token.kind == "code" for token in item.tokens) or b"%{" in text or "const" in item.words:
+    if b"%{" in text:
         return "code"
-    return _reason(item, host_names)
+    script = _Definition(_tokens(text))
+    return "code" if "const" in script.words else script.reason(host_names)
 
 
-@attrs.frozen
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
     end: int
 
 
-@attrs.frozen
 class _Definition:
-    """A definition or a probe of a tapset, or a whole script."""
+    """A definition or a probe of a tapset, or a whole script.
 
-    tokens: tuple[_Token, ...]
+    All looks at it take linear time: a client's file may be large, and need not be a script.
+    """
 
-    @property
-    def words(self) -> frozenset[str]:
-        """The names in it; a macro's without its ``@``."""
-        return frozenset(token.text.lstrip("@") for token in self.tokens if token.kind == "word")
+    def __init__(self, tokens: Iterable[_Token]) -> None:
+        self.tokens = tuple(tokens)
+        # The names in it; a macro's without its "@".
+        self.words = frozenset(token.text.lstrip("@") for token in self.tokens if token.kind == "word")
+        self._has_macro = any(map(_is_macro, self.tokens))
+        # How many of the tokens before each one are host paths.
+        self._host_paths = [0, *itertools.accumulate(map(_is_host_path, self.tokens))]
+        # Where what each parenthesis or bracket opens ends.
+        self._ends: dict[int, int] = {}
+        opened = []
+        for number, token in enumerate(self.tokens):
+            if token.text in {"(", "["}:
+                opened.append(number)
+            elif token.text in {")", "]"} and opened:
+                self._ends[opened.pop()] = number
+
+    def reason(self, host_names: frozenset[str]) -> str | None:
+        """Return, in a word, what in it may make stap read host files; or None."""
+        numbers = range(len(self.tokens))
+        if any(token.kind == "unread" for token in self.tokens):
+            return "unread"
+        if host_names & self.words or any(map(self._names_program, numbers)):
+            return "program"
+        # The words of a macro, and those that it is given, may come to stand anywhere.
+        if "define" in self.words and self._host_paths[-1]:
+            return "header"
+        if any(self._casts_outside_kernel(number) or self._passes_host_path(number) for number in numbers):
+            return "header"
+        names = host_names | _PROGRAMS
+        if any(fnmatch.fnmatchcase(name, word) for word in self._wildcards() for name in names):
+            return "program"
+        return None
+
+    def _names_program(self, number: int) -> bool:
+        """Whether a component of a probe point here names a program, or a module by its path."""
+        token = self.tokens[number]
+        if token.kind != "word":
+            return False
+        following = self._text(number + 1)
+        if token.text == "process":
+            # Without an argument it is any process, and no program is read.
+            return following != "." and not (self._text(number - 1) == "." and following in _AFTER_POINT)
+        if token.text in _PROGRAMS:
+            return True
+        if token.text != "module":
+            return False
+        if following != "(":
+            return self._has_macro  # its argument may stand in one
+        arguments = self._arguments(number + 1)
+        return arguments is None or any(
+            part.kind != "text" or "/" in part.text or "\\" in part.text for part in arguments[0] or [token]
+        )
+
+    def _passes_host_path(self, number: int) -> bool:
+        """Whether a macro here is given a host path as an argument."""
+        if not _is_macro(self.tokens[number]) or self._text(number + 1) != "(":
+            return False
+        end = self._ends.get(number + 1, -1)
+        return self._text(end) != ")" or self._host_paths[end] > self._host_paths[number + 1]
+
+    def _casts_outside_kernel(self, number: int) -> bool:
+        """Whether a cast or a variable here is looked up in a user's program or header."""
+        position = _CASTS.get(self.tokens[number].text)
+        if position is None:
+            return False
+        arguments = self._arguments(number + 1)
+        if arguments is None:
+            return True
+        if len(arguments) <= position:
+            return False
+        if any(token.kind != "text" or "\\" in token.text for token in arguments[position]):
+            return True
+        modules = "".join(token.text[1:-1] for token in arguments[position])
+        return any(
+            _KERNEL_MODULE.fullmatch(module) is None or ".." in re.split("[</>]", module)
+            for module in modules.split(":")
+        )
+
+    def _text(self, number: int) -> str:
+        return self.tokens[number].text if 0 <= number < len(self.tokens) else ""
+
+    def _arguments(self, start: int) -> list[list[_Token]] | None:
+        """Return the arguments in the parentheses that open here, of inner ones only the opening; or None."""
+        end = self._ends.get(start, -1)
+        if self._text(start) != "(" or self._text(end) != ")":
+            return None
+        arguments: list[list[_Token]] = [[]]
+        number = start + 1
+        while number < end:
+            token = self.tokens[number]
+            if token.text == ",":
+                arguments.append([])
+            else:
+                arguments[-1].append(token)
+            number = self._ends.get(number, number) + 1
+        return arguments
+
+    def _wildcards(self) -> Iterator[str]:
+        """Return the words with wildcards that could begin a probe point or stand before an argument."""
+        number = 0
+        while number < len(self.tokens):
+            first = number
+            while (
+                number + 1 < len(self.tokens)
+                and self.tokens[number].end == self.tokens[number + 1].start
+                and (_is_word_part(self.tokens[number]) and _is_word_part(self.tokens[number + 1]))
+            ):
+                number += 1
+            word = "".join(token.text for token in self.tokens[first : number + 1])
+            number += 1
+            if not ({"*", "?"} & set(word)) or not _is_word_part(self.tokens[first]):
+                continue
+            begins = first == 0 or self._text(first - 1) in _BEFORE_POINT
+            is_operator = word in {"*", "?"} and not begins
+            if (begins or self._text(number) == "(") and not is_operator:
+                yield word
 
 
 def _tokens(text: bytes) -> Iterator[_Token]:
@@ -111,19 +224,17 @@ def _tokens(text: bytes) -> Iterator[_Token]:
 
 def _definitions(text: bytes) -> Iterator[_Definition]:
     """Split a tapset file into what it defines, which begins outside of all braces."""
-    item: list[_Token] = []
+    tokens: list[_Token] = []
     depth = 0
     after_dot = False
     for token in _tokens(text):
         if depth == 0 and token.text in _KEYWORDS and not after_dot:
-            if item:
-                yield _Definition(tuple(item))
-            item = []
+            yield _Definition(tokens)
+            tokens = []
         depth += (token.text == "{") - (token.text == "}")
         after_dot = token.text == "."
-        item.append(token)
-    if item:
-        yield _Definition(tuple(item))
+        tokens.append(token)
+    yield _Definition(tokens)
 
 
 def _defined_names(definitions: Iterable[_Definition]) -> set[str]:
@@ -131,51 +242,9 @@ def _defined_names(definitions: Iterable[_Definition]) -> set[str]:
     names = set()
     for item in definitions:
         words = [token.text for token in item.tokens if token.kind == "word"]
-        if not words or words[0] not in _KEYWORDS:
-            continue
-        if words[0] in {"global", "private"}:
-            names.update(words[1:])
-        else:
-            names.update(words[1:2])
+        if words and words[0] in _KEYWORDS:
+            names.update(words[1:] if words[0] in {"global", "private"} else words[1:2])
     return names - _KEYWORDS
-
-
-def _reason(item: _Definition, host_names: frozenset[str]) -> str | None:
-    tokens = item.tokens
-    if any(token.kind == "other" and token.text == '"' for token in tokens):
-        return "unread"  # a string without an end: stap may read on where this scan does not
-    if host_names & item.words or any(_names_program(tokens, number) for number in range(len(tokens))):
-        return "program"
-    if any(_casts_outside_kernel(tokens, n) or _passes_host_path(tokens, n) for n in range(len(tokens))) or (
-        "define" in item.words and any(_is_host_path(token) for token in tokens)
-    ):
-        return "header"  # the words of a macro, and those that it is given, may come to stand anywhere
-    if any(_matches(name, host_names) for name in _wildcards(tokens)):
-        return "program"
-    return None
-
-
-def _names_program(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a component of a probe point here names a program, or a module by its path."""
-    token = tokens[number]
-    if token.kind != "word":
-        return False
-    following = tokens[number + 1].text if number + 1 < len(tokens) else ""
-    before = tokens[number - 1].text if number else ""
-    if token.text == "process":
-        # Without an argument it is any process, and none is looked at.
-        return following != "." and not (before == "." and following in _AFTER_POINT)
-    if token.text in _PROGRAMS:
-        return True
-    if token.text != "module":
-        return False
-    if following != "(":
-        # Its argument may stand in a macro.
-        return any(_is_macro(other) for other in tokens)
-    arguments = _arguments(tokens[number + 1 :])
-    return arguments is None or any(
-        part.kind != "text" or "/" in part.text or "\\" in part.text for part in arguments[0] or [token]
-    )
 
 
 def _is_macro(token: _Token) -> bool:
@@ -190,79 +259,10 @@ def _is_host_path(token: _Token) -> bool:
     return hidden or any(part[:1] in {"/", "<"} for part in token.text[1:-1].split(":"))
 
 
-def _passes_host_path(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a macro here is given such a string as an argument."""
-    if not _is_macro(tokens[number]) or number + 1 == len(tokens) or tokens[number + 1].text != "(":
-        return False
-    arguments = _arguments(tokens[number + 1 :])
-    return arguments is None or any(_is_host_path(token) for argument in arguments for token in argument)
-
-
-def _casts_outside_kernel(tokens: tuple[_Token, ...], number: int) -> bool:
-    """Whether a cast or a variable here is looked up in a user's program or header."""
-    position = _CASTS.get(tokens[number].text)
-    if position is None:
-        return False
-    arguments = _arguments(tokens[number + 1 :])
-    if arguments is None:
-        return True
-    if len(arguments) <= position:
-        return False
-    if any(token.kind != "text" or "\\" in token.text for token in arguments[position]):
-        return True
-    modules = "".join(token.text[1:-1] for token in arguments[position])
-    return any(
-        _KERNEL_MODULE.fullmatch(module) is None or ".." in re.split("[</>]", module)
-        for module in modules.split(":")
-    )
-
-
-def _arguments(tokens: tuple[_Token, ...]) -> list[list[_Token]] | None:
-    """Return the arguments in the parentheses that tokens begin with; None without a closing one."""
-    arguments: list[list[_Token]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += (token.text in {"(", "["}) - (token.text in {")", "]"})
-        if depth == 0:
-            return arguments if token.text == ")" else None
-        if depth == 1 and token.text == ",":
-            arguments.append([])
-        elif depth > 1 or token.text != "(":
-            arguments[-1].append(token)
-    return None
-
-
-def _wildcards(tokens: tuple[_Token, ...]) -> Iterator[str]:
-    """Return the words with wildcards that could begin a probe point or stand before an argument."""
-    number = 0
-    while number < len(tokens):
-        first = number
-        while (
-            number + 1 < len(tokens)
-            and tokens[number].end == tokens[number + 1].start
-            and (_is_word_part(tokens[number]) and _is_word_part(tokens[number + 1]))
-        ):
-            number += 1
-        word = "".join(token.text for token in tokens[first : number + 1])
-        number += 1
-        if not ({"*", "?"} & set(word)) or not _is_word_part(tokens[first]):
-            continue
-        before = tokens[first - 1] if first else None
-        begins = before is None or before.text in _BEFORE_POINT
-        has_argument = number < len(tokens) and tokens[number].text == "("
-        operator = word in {"*", "?"} and before is not None and before.text not in _BEFORE_POINT
-        if (begins or has_argument) and not operator:
-            yield word
-
-
 def _is_word_part(token: _Token) -> bool:
     return (
         token.kind == "word" or token.text in {"*", "?"} or (token.kind == "other" and token.text.isalnum())
     )
-
-
-def _matches(pattern: str, host_names: frozenset[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in host_names | _PROGRAMS)
 
 
 # They are many files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,25 @@ def test_script_of_the_kernel_alone_has_no_reason(script):
         ("%{ unfinished", "code"),
         ('probe begin { x = @const("PATH_MAX") }', "code"),
         ('probe begin { print("\n") } probe process("x").begin {}', "unread"),
+        ("probe begin {} /* without an end", "unread"),
     ],
 )
 def test_script_that_reads_host_files_has_a_reason(script, reason):
     assert host_access_reason(script.encode(), NAMES) == reason
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(b"@cast(", b'@cast(a, "b", ', b"@m(", b"@m(a) ", b"module ", b'module("a") ', b"*a", b"a*,"),
+        *(b'"\\', b"%{", b"/* ", b"( ", b") "),
+    ],
+)
+def test_any_text_is_scanned_in_linear_time(unit):
+    """A request may bring any files beside its script; the thread that scans them holds Python's lock."""
+    began = time.thread_time()
+    host_access_reason(unit * 50_000, NAMES)
+    assert time.thread_time() - began < 10
 
 
 def test_any_bytes_can_be_scanned():
