@@ -86,11 +86,7 @@ class ControlGroup(Protocol):
         """Its directory in the file system."""
 
     def add_tree(self, pid: int) -> None:
-        """Move a process and its children into it.
-
-        Raises:
-            OSError: they cannot be moved.
-        """
+        """Move a process and its children into the group; raises OSError if they cannot go."""
 
 
 def check_program(path: Path) -> None:
@@ -189,12 +185,7 @@ class ProcessTree:
     def spawn(
         cls, command: Sequence[str | bytes], *, cwd: Path | None, env: Mapping[bytes, bytes] | None
     ) -> ProcessTree:
-        """Start a command in a session of its own; to be called in the event loop's thread.
-
-        Raises:
-            TranslatorError: it could not be started.
-            RequestRejected: the arguments are too long for the system.
-        """
+        """Start a command in a session of its own; to be called in the event loop's thread."""
         with contextlib.ExitStack() as on_failure:
             try:
                 with contextlib.ExitStack() as child_ends:
@@ -230,11 +221,7 @@ class ProcessTree:
             await anyio.wait_readable(self._pidfd)
 
     async def move_to_cgroup(self, group: ControlGroup) -> None:
-        """Move all processes that the tree has now into a control group.
-
-        Raises:
-            TranslatorError: they cannot be moved.
-        """
+        """Move all processes of the tree into a control group; raises TranslatorError if they cannot go."""
         try:
             # The kernel may take a while to move a process.
             await anyio.to_thread.run_sync(group.add_tree, self._child.pid)
@@ -279,6 +266,7 @@ class ProcessTree:
 class OutputPipe:
     """One of the child's outputs: ``data`` grows while :meth:`read_all` runs."""
 
+    # Not subprocess.PIPE: Popen of Python 3.11 leaks the first pipe when the second cannot be made.
     def __init__(self) -> None:
         self.fd, self.child_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.fd, False)

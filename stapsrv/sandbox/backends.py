@@ -35,13 +35,6 @@ class Backend(enum.Enum):
         return [*_COMMANDS[self](plan), *command]
 
 
-def bare_python() -> tuple[str, ...]:
-    """Return the command that starts Python without site packages, in 8 ms."""
-    # The interpreter of a virtual environment would look for its configuration, and is reached by a link.
-    base = getattr(sys, "_base_executable", None) or sys.executable
-    return (base, "-I", "-S", "-E", "-B")
-
-
 def _bubblewrap(plan: MountPlan) -> Iterator[str]:
     # A bubblewrap that dies before its inner process has arranged to die with it leaves that one to itself.
     yield from _kill_group_with_parent()
@@ -87,7 +80,9 @@ def _kill_group_with_parent() -> Iterator[str]:
 
 
 def _landlock(plan: MountPlan) -> Iterator[str]:
-    yield from ("setpriv", "--pdeathsig", "KILL", "--", *bare_python(), str(_LAUNCHER))
+    # Without site packages Python starts in 8 ms; that of a virtual environment would look for its own.
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    yield from ("setpriv", "--pdeathsig", "KILL", "--", python, "-I", "-S", "-E", "-B", str(_LAUNCHER))
     yield "network" if plan.network else "no-network"
     for mount in plan.mounts:
         if not mount.access.is_hidden:

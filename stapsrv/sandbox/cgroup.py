@@ -43,11 +43,7 @@ class Delegation:
         return f"{self.directory}{bounds}"
 
     def make_group(self, name: str, limits: ResourceLimits) -> RequestGroup:
-        """Make the group of one request; no other group of this process may have that name now.
-
-        Raises:
-            OSError: it cannot be made.
-        """
+        """Make the group of one request, whose name no other has now; raises OSError if it cannot be made."""
         directory = self.directory / f"{_REQUEST}-{os.getpid()}-{name}"
         directory.mkdir()
         group = RequestGroup(directory)
@@ -68,11 +64,7 @@ class RequestGroup:
     directory: Path
 
     def add_tree(self, pid: int) -> None:
-        """Move a process that has just been started into the group, and all that it has started.
-
-        Raises:
-            OSError: the process cannot be moved.
-        """
+        """Move a new process and all that it has started into the group; raises OSError if it cannot go."""
         (self.directory / "cgroup.procs").write_text(str(pid))
         # Only now are its children listed: one that is born from here on is in the group.
         children = _read(Path(f"/proc/{pid}/task/{pid}/children")).split()

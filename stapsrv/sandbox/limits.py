@@ -57,13 +57,13 @@ class ResourceLimits:
         """Return the limits that a server's settings name."""
         return cls(**{field.name: getattr(limits, field.name) for field in attrs.fields(cls)})
 
-    def outer_command(self) -> list[str]:
+    def priority_command(self) -> list[str]:
         """Return the words before the command that contains a program: its priorities."""
         # In some containers nobody may write there; then the kernel chooses by itself.
         score = ("choom", "-n", str(_OOM_SCORE), "--") if os.access(_OOM_SCORE_FILE, os.W_OK) else ()
         return [*score, *(("nice", "-n", str(self.nice)) if self.nice else ())]
 
-    def inner_command(self, *, others: int = 0) -> list[str]:
+    def limit_command(self, *, others: int = 0) -> list[str]:
         """Return the words before the program itself: its limits.
 
         ``others`` is the number of processes that the kernel counts beside the program's; none in namespaces.

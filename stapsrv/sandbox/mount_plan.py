@@ -27,7 +27,10 @@ class Access(enum.Enum):
     @property
     def is_hidden(self) -> bool:
         """Whether the mount only covers what the host has there."""
-        return self in (Access.EMPTY_DIRECTORY, Access.EMPTY_FILE)
+        return self not in _SHOWN
+
+
+_SHOWN = (Access.READ, Access.WRITE)
 
 
 @attrs.frozen
@@ -59,10 +62,6 @@ class MountPlan:
         """The paths that are mounted only to hide what would be visible without that."""
         return tuple(mount.path for mount in self.mounts if mount.access.is_hidden)
 
-    def access(self, path: Path) -> Access | None:
-        """Return the access to a path, which is absolute and free of links; None if it does not exist."""
-        return _access(path, {mount.path: mount.access for mount in self.mounts})
-
 
 def plan_mounts(
     mounts: Iterable[MountPoint], links: Iterable[Link], *, directory: Path, network: bool
@@ -76,7 +75,8 @@ def plan_mounts(
         invisible = above is None or above.is_hidden
         if mount.access is not above and not (invisible and mount.access.is_hidden):
             kept[mount.path] = mount.access
-    needed = {link.path: link for link in links if not _is_shown(link.path.parent, kept)}
+    # In a directory that is shown the host's own link is there.
+    needed = {link.path: link for link in links if _access(link.path.parent, kept) not in _SHOWN}
     return MountPlan(
         mounts=tuple(MountPoint(path, access) for path, access in kept.items()),
         links=tuple(sorted(needed.values(), key=_depth)),
@@ -87,11 +87,6 @@ def plan_mounts(
 
 def _access(path: Path, mounts: dict[Path, Access]) -> Access | None:
     return next((mounts[above] for above in (path, *path.parents) if above in mounts), None)
-
-
-def _is_shown(path: Path, mounts: dict[Path, Access]) -> bool:
-    access = _access(path, mounts)
-    return access is not None and not access.is_hidden
 
 
 def _depth(item: MountPoint | Link) -> tuple[int, str]:

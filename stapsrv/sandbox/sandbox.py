@@ -61,30 +61,26 @@ class Sandbox:
         return None if self.delegation is None else self.delegation.description
 
     def request_mounts(self, policy: SandboxPolicy, directory: Path, *, cwd: Path) -> MountPlan:
-        """Plan the mounts of the request in ``directory``, and make the caches that requests share.
-
-        Raises:
-            OSError: a cache cannot be made.
-        """
+        """Plan the mounts of the request in ``directory``, and make the shared caches; may raise OSError."""
         if self.backend is None:
-            return MountPlan(mounts=(), links=(), directory=cwd, network=True)
+            return _uncontained(cwd)
         make_caches(policy)
         return request_mounts(policy, directory, cwd=cwd)
 
     def tool_mounts(self, read: Iterable[Path], directory: Path) -> MountPlan:
         """Plan the mounts of a program that reads ``read`` and the system, and works in ``directory``."""
         if self.backend is None:
-            return MountPlan(mounts=(), links=(), directory=directory, network=True)
+            return _uncontained(directory)
         return tool_mounts(read, directory)
 
     def command(
         self, plan: MountPlan, limits: ResourceLimits, command: Sequence[str | bytes]
     ) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with those mounts and limits."""
-        inner = [*limits.inner_command(others=0 if self.has_namespaces else count_processes()), *command]
+        inner = [*limits.limit_command(others=0 if self.has_namespaces else count_processes()), *command]
         if self.backend is None:
-            return [*limits.outer_command(), *self.containment.wrapper, *inner]
-        return [*limits.outer_command(), *self.backend.command(plan, inner)]
+            return [*limits.priority_command(), *self.containment.wrapper, *inner]
+        return [*limits.priority_command(), *self.backend.command(plan, inner)]
 
     def environment(
         self, environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
@@ -96,13 +92,7 @@ class Sandbox:
 
     @contextlib.asynccontextmanager
     async def request_cgroup(self, name: str, limits: ResourceLimits) -> AsyncIterator[RequestGroup | None]:
-        """Hold a control group for the block, with a name that no other has; None without delegation.
-
-        Raises:
-            OSError: it cannot be made.
-
-        Cancellation: its processes are ended and it is removed.
-        """
+        """Hold a control group for the block; None without delegation. May raise OSError."""
         if self.delegation is None:
             yield None
             return
@@ -110,6 +100,7 @@ class Sandbox:
         try:
             yield group
         finally:
+            # A request that is cancelled still ends all of its processes.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(group.remove)
 
@@ -133,3 +124,7 @@ class Sandbox:
             where=str(shown),
             remedy="move one of the two",
         )
+
+
+def _uncontained(cwd: Path) -> MountPlan:
+    return MountPlan(mounts=(), links=(), directory=cwd, network=True)

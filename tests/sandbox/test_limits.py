@@ -78,8 +78,8 @@ async def test_file(bounded, tmp_path):
 def test_processes_of_the_host_are_known_at_once(tmp_path):
     assert count_processes() >= len(list(Path("/proc").glob("[0-9]*"))) // 2
     assert count_processes(tmp_path / "missing") == 0
-    assert ResourceLimits(processes=3).inner_command(others=4)[2] == "--nproc=7:7"
-    assert "--nproc" not in " ".join(ResourceLimits().inner_command(others=4))
+    assert ResourceLimits(processes=3).limit_command(others=4)[2] == "--nproc=7:7"
+    assert "--nproc" not in " ".join(ResourceLimits().limit_command(others=4))
 
 
 async def test_processes(bounded):
@@ -122,7 +122,7 @@ def test_each_limit_of_a_server_is_a_resource():
 
 def test_limits_that_hold_already_are_not_raised(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _number: (5, 5))
-    command = ResourceLimits(cpu_s=60.0, memory_bytes=4096).inner_command()
+    command = ResourceLimits(cpu_s=60.0, memory_bytes=4096).limit_command()
     assert command == ["prlimit", "--core=0", "--cpu=5:5", "--as=5:5", "--"]
 
 

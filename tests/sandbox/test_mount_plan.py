@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.mounts import access_to
 
 from stapsrv.sandbox.mount_plan import Access, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link
@@ -64,7 +65,7 @@ def test_the_deepest_place_decides(wanted, path):
     made = plan(*wanted.items())
     above = [place for place in (path, *map(str, Path(path).parents)) if place in wanted]
     expected = wanted[above[0]] if above else None
-    found = made.access(Path(path))
+    found = access_to(made, Path(path))
     assert found is expected or {found, expected} == {None, EMPTY}
     depths = [len(place.path.parts) for place in made.mounts]
     assert depths == sorted(depths)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from kit.mounts import access_to
 
 from stapsrv.sandbox.mount_plan import Access
 from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_mounts
@@ -36,7 +37,7 @@ def policy(tmp_path):
 
 def seen(policy: SandboxPolicy, tmp_path: Path):
     plan = request_mounts(policy, tmp_path / "run" / "request.1")
-    return lambda path: plan.access(tmp_path / path)
+    return lambda path: access_to(plan, tmp_path / path)
 
 
 def test_a_request_sees_its_own_and_what_it_needs(policy, tmp_path):
@@ -47,7 +48,7 @@ def test_a_request_sees_its_own_and_what_it_needs(policy, tmp_path):
     assert access("kernels/tree/Makefile") is READ
     plan = request_mounts(policy, tmp_path)
     for path in ("/usr/bin/gcc", "/usr/lib/debug", "/etc/ld.so.cache"):
-        assert plan.access(Path(path)) is READ
+        assert access_to(plan, Path(path)) is READ
     assert not plan.network
 
 
@@ -62,7 +63,7 @@ def test_and_nothing_else(policy, tmp_path, path):
     "path", ["/etc/passwd", "/etc/shadow", "/root", "/home", "/tmp", "/run", "/var/log", "/proc/1"]
 )
 def test_and_nothing_of_the_host_s(policy, tmp_path, path):
-    assert request_mounts(policy, tmp_path / "run").access(Path(path)) is None
+    assert access_to(request_mounts(policy, tmp_path / "run"), Path(path)) is None
 
 
 def test_secrets_stay_hidden_in_what_is_shown(policy, tmp_path):
@@ -107,7 +108,7 @@ def test_tree_reached_through_links_is_seen_under_each_name(policy, tmp_path):
     (modules / "build").symlink_to("../link")
     (tmp_path / "modules" / "link").symlink_to(policy.build_trees[0])
     plan = request_mounts(attrs.evolve(policy, build_trees=(modules / "build",)), tmp_path / "run")
-    assert plan.access(policy.build_trees[0]) is READ
+    assert access_to(plan, policy.build_trees[0]) is READ
     assert Link(modules / "build", "../link") in plan.links
     assert Link(tmp_path / "modules" / "link", str(policy.build_trees[0])) in plan.links
 
@@ -117,8 +118,8 @@ def test_debuginfod_brings_the_network(policy, tmp_path):
     make_caches(policy)
     plan = request_mounts(policy, tmp_path / "run")
     assert plan.network
-    assert plan.access(policy.home / ".cache" / "debuginfod_client") is WRITE
-    assert plan.access(Path("/etc/hosts")) is READ
+    assert access_to(plan, policy.home / ".cache" / "debuginfod_client") is WRITE
+    assert access_to(plan, Path("/etc/hosts")) is READ
 
 
 def test_debug_information_that_is_there_can_be_read_without_network(policy, tmp_path):

@@ -19,7 +19,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import attrs
@@ -31,6 +31,9 @@ from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
 from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from stapsrv.identity.mok import Mok, MokStore
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
 # In an answer, the certificate to enrol; the client leaves it in its user's working directory.
@@ -86,38 +89,6 @@ async def add_signatures(
     return tuple(signed)
 
 
-class OwnerKey(Protocol):
-    """A machine owner key: its certificate, in DER, and its private key, in PEM."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The name by which kernels know the key."""
-
-    @property
-    def der(self) -> bytes:
-        """The certificate, to be enrolled."""
-
-    @property
-    def certificate_file(self) -> Path: ...  # noqa: D102
-
-    @property
-    def key_file(self) -> Path: ...  # noqa: D102
-
-
-class OwnerKeys(Protocol):
-    """The machine owner keys of a server."""
-
-    async def find(self, fingerprints: Sequence[str]) -> OwnerKey | None:
-        """Return the first key that ``fingerprints`` name."""
-
-    async def get_or_create(self) -> OwnerKey:
-        """Return a key to be enrolled.
-
-        Raises:
-            IdentityError: there is none, and none could be made.
-        """
-
-
 @attrs.frozen
 class SignedForKernel:
     """The files of an answer to a client whose kernel wants modules signed.
@@ -138,7 +109,7 @@ class SignedForKernel:
 class KernelSigner:
     """Signs modules for kernels that load no others."""
 
-    def __init__(self, keys: OwnerKeys, workspace: Workspace, sandbox: Sandbox) -> None:
+    def __init__(self, keys: MokStore, workspace: Workspace, sandbox: Sandbox) -> None:
         self._keys = keys
         self._workspace = workspace
         # The kernel's program reads a module that a client had made.
@@ -176,7 +147,7 @@ class KernelSigner:
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
 
-    async def _append(self, module: bytes, key: OwnerKey, build_tree: Path) -> bytes:
+    async def _append(self, module: bytes, key: Mok, build_tree: Path) -> bytes:
         """Return ``module`` with its signature."""
         try:
             async with self._workspace.request_directory(keep=False) as directory:
@@ -188,7 +159,7 @@ class KernelSigner:
             # Where and why is for the log, not for the client.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
 
-    async def _run_sign_file(self, program: Path, key: OwnerKey, module: Path) -> None:
+    async def _run_sign_file(self, program: Path, key: Mok, module: Path) -> None:
         """Run the kernel's own program, which knows the signatures that this kernel reads, on a file."""
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
