@@ -1,1 +1,1 @@
-"""Questions that stand between a client and its module, their answers, and what to do about them."""
+"""Checks of everything that a client needs to get its module, with remedies, and the bug report."""

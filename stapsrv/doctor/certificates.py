@@ -1,4 +1,4 @@
-"""What a certificate is worth: its dates, and whether a user's client trusts it."""
+"""Checks of a certificate: its dates, and whether a user's client trusts it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 import anyio
 from cryptography import x509
 
-from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
+from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, serial_pairs
 from stapsrv.identity.store import RENEW_BEFORE
 from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
 from stapsrv.system.blocking import BlockingCalls
 
-_PATIENCE_S = 100.0
-"""Longer than a lock and certutil are waited for: who is given up hangs in a file system."""
+# Longer than the deadlines of a lock and of certutil: what takes longer hangs in a file system.
+_TIMEOUT_S = 100.0
 
 
-def dates_of(certificate: x509.Certificate) -> Finding:
-    """Return whether a certificate is valid now, and for how long."""
+def check_dates(certificate: x509.Certificate) -> Finding:
+    """Check that a certificate is valid now, and for some time."""
     now = datetime.now(UTC)
     until = certificate.not_valid_after_utc
-    said = f"serial {serial_pairs(certificate)}, valid until {until:%Y-%m-%d}"
+    text = f"serial {serial_pairs(certificate)}, valid until {until:%Y-%m-%d}"
     remedy = "stap-server cert renew, on the server's host"
     if now < certificate.not_valid_before_utc:
         begins = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
@@ -36,45 +36,43 @@ def dates_of(certificate: x509.Certificate) -> Finding:
     if until - now < RENEW_BEFORE:
         return warning(
             "certificate",
-            f"{said}, less than a month",
+            f"{text}, less than a month",
             "a running server renews it by itself; else start one",
         )
-    return ok("certificate", said)
+    return ok("certificate", text)
 
 
-async def trust_of(
+async def check_trust(
     certificate: x509.Certificate, environ: Mapping[str, str], *, distrust: str, remedy: str
 ) -> Finding:
-    """Return whether a user's own client trusts a certificate.
+    """Check that the client of the user with this environment trusts a server's certificate.
 
-    Args:
-        certificate: a server's.
-        environ: the user's environment variables.
-        distrust: the answer where it does not.
-        remedy: what to do about that.
+    ``distrust`` and ``remedy`` are the answer and the remedy where it does not.
     """
-    for place in (default_client_directory(environ), ALL_CLIENTS):
+    for database in (default_client_directory(environ), ALL_CLIENTS):
         try:
-            # In a thread that can be given up: the database may be on a file system that hangs.
-            trusted = await BlockingCalls(timeout_s=_PATIENCE_S).run(
-                partial(anyio.run, is_trusted, certificate, place)
+            # In a thread that can be abandoned: the file system may hang.
+            trusted = await BlockingCalls(timeout_s=_TIMEOUT_S).run(
+                partial(anyio.run, is_trusted, certificate, database)
             )
         except IdentityError as exc:
             if shutil.which("certutil") is None:
                 # A client's host need not have it.
                 return warning(
-                    "trust", f"cannot be told without certutil: {place}", "install it (Debian: libnss3-tools)"
+                    "trust",
+                    f"cannot be checked without certutil: {database}",
+                    "install it (Debian: libnss3-tools)",
                 )
-            return fault("trust", exc)
+            return error("trust", exc)
         except TimeoutError as exc:
-            return failure("trust", f"{place}: {exc.strerror}", "see which file system hangs")
+            return failure("trust", f"{database}: {exc.strerror}", "see which file system hangs")
         if trusted:
-            return ok("trust", f"{place} trusts it")
+            return ok("trust", f"{database} trusts it")
     return failure("trust", distrust, remedy)
 
 
-def kept_certificate(directory: Path) -> x509.Certificate | None:
-    """Return the certificate beside a database, as clients are given it; None if there is none.
+def saved_certificate(directory: Path) -> x509.Certificate | None:
+    """Return the certificate file beside a database; None if there is none.
 
     Raises:
         IdentityError: it cannot be read.

@@ -1,4 +1,4 @@
-"""``stap-server doctor``: every question that stands between a client and its module, and the remedies."""
+"""``stap-server doctor``: checks everything that a client needs to get its module, and says what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import anyio
 
@@ -17,7 +17,7 @@ from stapsrv.config.kernels import host_release, is_release_name
 from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
 from stapsrv.control.client.accounts import environment_for, runnable_account
 from stapsrv.doctor.context import DoctorContext, load
-from stapsrv.doctor.findings import Finding, document_of, failure, fault, has_failed, lines_of, summary_line
+from stapsrv.doctor.findings import Finding, document_of, error, failure, has_failed, lines_of, summary_line
 from stapsrv.doctor.kernels import check_compiling, check_releases
 from stapsrv.doctor.network import check_announcements
 from stapsrv.doctor.places import check_directories, check_space, check_user
@@ -29,116 +29,107 @@ from stapsrv.doctor.service import (
     check_ports,
     check_supervisor,
 )
-from stapsrv.doctor.system import check_clock, check_containment, check_files
-from stapsrv.doctor.tools import check_stap, check_tools
+from stapsrv.doctor.system import check_clock, check_containment, check_files, check_stap, check_tools
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.system.blocking import BlockingCalls
 
-Check: TypeAlias = Callable[[DoctorContext], AsyncIterator[Finding]]
-
 _QUICK_S = 20.0
 _SLOW_S = 150.0
+_MAX_PORT = 65535
 
 
-class Question(NamedTuple):
-    """A row of the table of questions.
+class Check(NamedTuple):
+    """A row of the table of checks.
 
     Attributes:
-        name: for one that comes to no answer.
-        check: asks it.
-        timeout_s: how long it may take, since it looks at files, and a file system may hang; None for one
-            that has deadlines of its own, and children to look after.
+        name: the question of a finding where the check itself fails.
+        function: yields findings.
+        timeout_s: for one that reads files, since a file system may hang; None for one that has deadlines
+            of its own, and children to clean up.
     """
 
     name: str
-    check: Check
+    function: Callable[[DoctorContext], AsyncIterator[Finding]]
     timeout_s: float | None = None
 
 
-QUESTIONS = (
-    Question("stap", check_stap),
-    Question("tools", check_tools),
-    Question("user", check_user, _QUICK_S),
-    Question("directories", check_directories, _QUICK_S),
-    Question("room", check_space, _QUICK_S),
-    Question("clock", check_clock, _QUICK_S),
-    Question("open files", check_files, _QUICK_S),
-    Question("containment", check_containment),
-    Question("configured servers", check_configuration, _SLOW_S),
-    Question("releases", check_releases, _QUICK_S),
-    Question("certificate", check_certificates, _SLOW_S),
-    Question("supervisor", check_supervisor, _QUICK_S),
-    Question("ports", check_ports, _QUICK_S),
-    Question("listeners", check_listeners),
-    Question("announced (mDNS)", check_announcements, _SLOW_S),
-    Question("compiling", check_compiling),
+# In the order of the output: the quick ones first.
+CHECKS = (
+    Check("stap", check_stap),
+    Check("tools", check_tools),
+    Check("user", check_user, _QUICK_S),
+    Check("directories", check_directories, _QUICK_S),
+    Check("room", check_space, _QUICK_S),
+    Check("clock", check_clock, _QUICK_S),
+    Check("open files", check_files, _QUICK_S),
+    Check("containment", check_containment),
+    Check("configured servers", check_configuration, _SLOW_S),
+    Check("releases", check_releases, _QUICK_S),
+    Check("certificate", check_certificates, _SLOW_S),
+    Check("supervisor", check_supervisor, _QUICK_S),
+    Check("ports", check_ports, _QUICK_S),
+    Check("listeners", check_listeners),
+    Check("announced (mDNS)", check_announcements, _SLOW_S),
+    Check("compiling", check_compiling),
 )
-"""In the order of the answers: the quick first."""
-
-_GREATEST_PORT = 65535
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server doctor") -> int:
-    """Carry out ``stap-server doctor …``; returns 1 if there is any failure, 2 for bad usage."""
+    """Run ``stap-server doctor …``; returns the exit status: 1 after any failure, 2 for bad usage."""
     return guarded(program, lambda: _doctor(program, argv))
 
 
-async def examine(patient: DoctorContext, tell: Callable[[Finding], object]) -> list[Finding]:
-    """Ask every question, one after the other.
-
-    Args:
-        patient: who is asked.
-        tell: called with each answer when it is there.
-    """
+async def run_checks(context: DoctorContext, report: Callable[[Finding], object]) -> list[Finding]:
+    """Run every check, one after the other; ``report`` is called with each finding at once."""
     findings: list[Finding] = []
 
-    def take(finding: Finding) -> None:
+    def add(finding: Finding) -> None:
         findings.append(finding)
-        tell(finding)
+        report(finding)
 
     files = BlockingCalls()
-    for question in QUESTIONS:
+    for check in CHECKS:
         try:
-            await _ask(question, patient, take, files)
+            await _run_check(check, context, add, files)
         except StapsrvError as exc:
-            take(fault(question.name, exc))
+            add(error(check.name, exc))
         except TimeoutError as exc:
-            take(failure(question.name, exc.strerror or str(exc), "see which file system hangs"))
+            add(failure(check.name, exc.strerror or str(exc), "see which file system hangs"))
         except BrokenPipeError:
-            # Nobody reads the answers any more; no question meets that.
+            # Nobody reads the output any more; no check raises this itself.
             raise
         except OSError as exc:
-            take(failure(question.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
+            add(failure(check.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
     return findings
 
 
-async def _ask(
-    question: Question, patient: DoctorContext, take: Callable[[Finding], object], files: BlockingCalls
+async def _run_check(
+    check: Check, context: DoctorContext, add: Callable[[Finding], object], files: BlockingCalls
 ) -> None:
-    """Ask one question, and take its answers.
+    """Run one check.
 
     Raises:
-        TimeoutError: a file system hangs, now or since an earlier question.
-        StapsrvError, OSError: there is no answer.
+        TimeoutError: a file system hangs, now or since an earlier check.
+        StapsrvError, OSError: the check itself failed.
     """
-    if question.timeout_s is None:
+    if check.timeout_s is None:
         if files.abandoned:
-            raise TimeoutError(errno.ETIMEDOUT, "is not looked at: it might hang as an answer above does")
-        async for finding in question.check(patient):
-            take(finding)
+            raise TimeoutError(errno.ETIMEDOUT, "is not checked: it might hang as an earlier check does")
+        async for finding in check.function(context):
+            add(finding)
         return
-    # With an event loop of its own in a thread that can be given up; what it finds later is not taken.
-    is_heard = True
+    # With an event loop of its own in a thread that can be abandoned; what it finds after that is dropped.
+    is_abandoned = False
 
-    async def listen() -> None:
-        async for finding in question.check(patient):
-            if is_heard:
-                take(finding)
+    async def collect() -> None:
+        async for finding in check.function(context):
+            if not is_abandoned:
+                add(finding)
 
     try:
-        await files.run(partial(anyio.run, listen), timeout_s=question.timeout_s)
+        await files.run(partial(anyio.run, collect), timeout_s=check.timeout_s)
     finally:
-        is_heard = False
+        is_abandoned = True
 
 
 def _doctor(program: str, argv: Sequence[str]) -> int:
@@ -152,17 +143,17 @@ def _doctor(program: str, argv: Sequence[str]) -> int:
             )
         host, port = given.client
         destination = Destination(host, port, given.release or host_release())
-        return _tell(lambda tell: _visit(destination, os.environ, tell), as_json=given.json)
+        return _print_all(partial(_check_remote, destination, os.environ), as_json=given.json)
     owner = Owner.find(given.user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
         return _as_owner(owner.name, given)
     config_file = None if given.config is None else str(given.config)
-    patient = anyio.run(partial(load, config_file, os.environ, compiles=given.compile))
-    return _tell(lambda tell: anyio.run(examine, patient, tell), as_json=given.json)
+    context = anyio.run(partial(load, config_file, os.environ, compiles=given.compile))
+    return _print_all(lambda report: anyio.run(run_checks, context, report), as_json=given.json)
 
 
 def _as_owner(name: str, given: argparse.Namespace) -> int:
-    """Examine as the servers' user: what root can read, write and run says nothing of what a server can."""
+    """Run the checks as the servers' user: root may read, write and run what a server may not."""
     account = runnable_account(name, os.environ)
     words = ["--json"] if given.json else []
     words += [] if given.compile else ["--no-compile"]
@@ -171,24 +162,24 @@ def _as_owner(name: str, given: argparse.Namespace) -> int:
     return run_as_owner(owner, "stapsrv.doctor.command", words)
 
 
-def _tell(find: Callable[[Callable[[Finding], object]], list[Finding]], *, as_json: bool) -> int:
-    """Print what is found, for people as soon as it is; returns the exit status."""
-    findings = find(_ignore if as_json else _print)
+def _print_all(find: Callable[[Callable[[Finding], object]], list[Finding]], *, as_json: bool) -> int:
+    """Print the findings, for people as soon as they are there; returns the exit status."""
+    findings = find((lambda _finding: None) if as_json else _print)
     sys.stdout.write(document_of(findings) if as_json else summary_line(findings) + "\n")
     return int(has_failed(findings))
 
 
-def _visit(
-    destination: Destination, environ: Mapping[str, str], tell: Callable[[Finding], object]
+def _check_remote(
+    destination: Destination, environ: Mapping[str, str], report: Callable[[Finding], object]
 ) -> list[Finding]:
-    async def visit() -> list[Finding]:
+    async def check() -> list[Finding]:
         findings = []
         async for finding in check_remote(destination, environ):
             findings.append(finding)
-            tell(finding)
+            report(finding)
         return findings
 
-    return anyio.run(visit)
+    return anyio.run(check)
 
 
 def _print(finding: Finding) -> None:
@@ -196,14 +187,10 @@ def _print(finding: Finding) -> None:
     sys.stdout.flush()
 
 
-def _ignore(_finding: Finding) -> None:
-    """Everything is told at the end."""
-
-
 def _parser(program: str) -> LineParser:
     parser = LineParser(
         prog=program,
-        description="Ask what stands between a client and its module, and say what to do about it.",
+        description="Check everything that a client needs to get its module, and say what to do.",
         epilog=f"example: {program} --client build.example.org:5001; "
         "exit status: 0 no failure, 1 some, 2 bad usage",
     )
@@ -232,7 +219,7 @@ def _parser(program: str) -> LineParser:
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) <= _GREATEST_PORT):
+    if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) <= _MAX_PORT):
         raise ArgumentTypeError(
             f"{text!r} is not HOST:PORT, such as build.example.org:5001 or [fe80::1]:5001"
         )

@@ -1,9 +1,7 @@
-"""What is examined: this host as the servers' user sees it, the configuration, and what runs."""
+"""What the checks share: the configuration, and the running servers, as the servers' user sees them."""
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,25 +15,25 @@ from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import default_directory, systemtap_directory
 from stapsrv.system.blocking import BlockingCalls
 
-_PATIENCE_S = 60.0
-"""With the configuration's files, and with supervisors: each has ten seconds to say something."""
+# For the configuration's files and for supervisors, each of which has ten seconds to answer.
+_TIMEOUT_S = 60.0
 
 
 class DoctorContext:
-    """A host that serves, or means to.
+    """One user's servers on this host, running and configured.
 
     Args:
-        config_file: a global configuration file to go by, or None.
-        environ: the environment variables.
-        compiles: whether a probe is compiled for each release.
+        config_file: a further global configuration file, or None.
+        environ: the user's environment variables.
+        compiles: whether to compile a script for each release.
 
     Raises:
         ConfigError: a global file cannot be used.
     """
 
     def __init__(self, config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> None:
-        words = ["check"] if config_file is None else ["check", "-c", config_file]
-        self.invocation = parse_arguments(words, directory=None)
+        arguments = ["check"] if config_file is None else ["check", "-c", config_file]
+        self.invocation = parse_arguments(arguments, directory=None)
         self.inventory = Inventory(self.invocation, environ)
         self.environ = environ
         self.compiles = compiles
@@ -47,13 +45,8 @@ class DoctorContext:
 
     @property
     def user(self) -> str:
-        """Whose servers they are: the one who examines."""
+        """The owner of the servers: the user who runs the checks."""
         return self.inventory.caller
-
-    @cached_property
-    def home(self) -> Path:
-        """The user's home directory."""
-        return Path(self.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
 
     @property
     def state(self) -> Path:
@@ -62,7 +55,7 @@ class DoctorContext:
 
     @cached_property
     def servers(self) -> tuple[ServerSettings, ...]:
-        """What this user's servers are to be: those that run, and those configured; else the default one."""
+        """The settings of this user's running and configured servers; else those of the default one."""
         defaults = self.inventory.host.defaults
         running = [found.running.settings.resolved(defaults) for found in self.running]
         configured = [
@@ -70,19 +63,20 @@ class DoctorContext:
             for server in self.inventory.configured
             if server.settings.resolved(defaults).user == self.user
         ]
-        known = tuple(dict.fromkeys([*running, *configured]))
-        if known or self.inventory.files:
-            return known
+        # A running server counts as it runs, even if its file has changed since.
+        settings = tuple(dict.fromkeys([*running, *configured]))
+        if settings or self.inventory.files:
+            return settings
         return (default_server(defaults),)
 
     @property
     def running(self) -> list[FoundServer]:
-        """This user's servers that a supervisor told of."""
+        """This user's servers that a supervisor reports."""
         return [found for found in self.inventory.found if found.supervisor["user"] == self.user]
 
     @property
     def own_database(self) -> Path:
-        """The certificate database of servers that name none."""
+        """The certificate database of servers that configure none."""
         return default_directory(self.environ)
 
     def database_of(self, settings: ServerSettings) -> Path:
@@ -98,13 +92,13 @@ class DoctorContext:
 async def load(
     config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True
 ) -> DoctorContext:
-    """Load what the doctor examines (see :class:`DoctorContext`).
+    """Load a :class:`DoctorContext`, in bounded time.
 
     Raises:
         ConfigError: the file system of the configuration hangs, or a global file cannot be used.
     """
     try:
-        return await BlockingCalls(timeout_s=_PATIENCE_S).run(
+        return await BlockingCalls(timeout_s=_TIMEOUT_S).run(
             partial(DoctorContext, config_file, environ, compiles=compiles)
         )
     except TimeoutError as exc:

@@ -1,4 +1,4 @@
-"""What an examination finds: a verdict on each question, and how they are shown. Pure."""
+"""Findings: a verdict on each question, and how they are printed. Pure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from stapsrv.errors import StapsrvError
 from stapsrv.text import printable, shortened
 
 _QUESTION_WIDTH = 30
-_MOST_CHARACTERS = 1000
-"""Of an answer: others' words are part of some."""
+# Of an answer, which may hold text of a server or a compiler.
+_MAX_CHARACTERS = 1000
 
 
 def _shortened(text: str) -> str:
-    return shortened(text, _MOST_CHARACTERS)
+    return shortened(text, _MAX_CHARACTERS)
 
 
 class Verdict(enum.StrEnum):
-    """How bad it is."""
+    """How bad it is: with a warning clients are served, after a failure some are not or will not be."""
 
     OK = "ok"
     WARNING = "warning"
-    """Clients are served; something is not as it should be."""
     FAILURE = "failure"
-    """Some client is not served, or will not be."""
 
 
 @attrs.frozen
@@ -35,10 +33,10 @@ class Finding:
     """The answer to one question.
 
     Attributes:
-        question: what was asked, in a few words.
+        question: what was checked, in a few words.
         verdict: how bad it is.
-        answer: what was found, one sentence; the beginning of a long one.
-        remedy: what to do about it; None where there is nothing to do.
+        answer: what was found, in one sentence, shortened.
+        remedy: what to do about it, if anything.
     """
 
     question: str
@@ -48,22 +46,22 @@ class Finding:
 
 
 def ok(question: str, answer: str) -> Finding:
-    """Return a finding that needs nothing done."""
+    """Return the finding of a check that passed."""
     return Finding(question, Verdict.OK, answer)
 
 
 def warning(question: str, answer: str, remedy: str | None = None) -> Finding:
-    """Return a finding that somebody should look at."""
+    """Return a finding that somebody should know."""
     return Finding(question, Verdict.WARNING, answer, remedy)
 
 
 def failure(question: str, answer: str, remedy: str | None = None) -> Finding:
-    """Return a finding that keeps a client from its module."""
+    """Return a finding that keeps some client from its module."""
     return Finding(question, Verdict.FAILURE, answer, remedy)
 
 
-def fault(question: str, exc: StapsrvError) -> Finding:
-    """Return the finding that an error makes."""
+def error(question: str, exc: StapsrvError) -> Finding:
+    """Return the failure that an error describes."""
     answer = exc.problem if exc.where is None else f"{exc.where}: {exc.problem}"
     return failure(question, answer, exc.remedy)
 
@@ -74,7 +72,7 @@ def has_failed(findings: Iterable[Finding]) -> bool:
 
 
 def lines_of(finding: Finding) -> list[str]:
-    """Return a finding as a person reads it: one line, and one for the remedy; no terminal is commanded."""
+    """Return a finding for a terminal, without control characters: a line, and one for the remedy."""
     mark = finding.verdict.value if finding.verdict is not Verdict.FAILURE else "FAILURE"
     lines = [f"{mark:8} {finding.question:{_QUESTION_WIDTH}} {printable(finding.answer)}".rstrip()]
     if finding.remedy is not None:
@@ -83,7 +81,7 @@ def lines_of(finding: Finding) -> list[str]:
 
 
 def summary_line(findings: Sequence[Finding]) -> str:
-    """Return the last line: how many of each."""
+    """Return the last line: the number of each verdict."""
     counts = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
     return (
         f"{counts[Verdict.OK]} ok, {_counted(counts[Verdict.WARNING], 'warning')}, "
@@ -92,7 +90,7 @@ def summary_line(findings: Sequence[Finding]) -> str:
 
 
 def document_of(findings: Sequence[Finding]) -> str:
-    """Return a JSON document: ``findings``, an array of objects as :class:`Finding`, and ``exit_status``."""
+    """Return a JSON document: ``findings``, an array of :class:`Finding` objects, and ``exit_status``."""
     found = [attrs.asdict(finding) for finding in findings]
     return json.dumps({"findings": found, "exit_status": int(has_failed(findings))}, indent=2) + "\n"
 

@@ -1,7 +1,6 @@
-"""A client's side of a conversation with a compile server: connect, look at the certificate, ask.
+"""A compile client for checks: TLS handshake with any certificate, and one request without secrets.
 
-It takes any certificate, to say more of it than that it is wrong; what it sends is no secret. The other side
-is bounded in time and in memory, and its answer is read by the rules of a request's zip.
+What the server sends is bounded in time and memory, and read with the safeguards for a request's zip.
 """
 
 from __future__ import annotations
@@ -24,22 +23,16 @@ from stapsrv.compile.protocol.archive import read_archive
 from stapsrv.errors import ProtocolError
 
 CONNECT_S = 10.0
-"""For each of connecting and the handshake."""
+"""For connecting, and for the handshake."""
 _ANSWER_S = 60.0
+# Of what a client sends; 0 says that it wanted only the certificate (PROTOCOL, the connection).
 _LENGTH = struct.Struct(">I")
-"""Of what a client sends; 0 is a look at the certificate (PROTOCOL, the connection)."""
-_MOST_ANSWER_BYTES = 16 * 1024 * 1024
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 @attrs.frozen
-class Shown:
-    """What a server shows in the handshake.
-
-    Attributes:
-        certificate: its certificate.
-        protocol: such as ``TLSv1.3``.
-        cipher: the cipher suite.
-    """
+class TlsInfo:
+    """What a handshake showed: the server's certificate, the protocol (``TLSv1.3``), the cipher suite."""
 
     certificate: x509.Certificate
     protocol: str
@@ -47,13 +40,12 @@ class Shown:
 
 
 @attrs.frozen
-class Said:
-    """A server's answer.
+class ProbeResponse:
+    """A server's response.
 
     Attributes:
-        version: the protocol version, which is that of its stap.
-        rc: the exit status; None for no result, as SystemTap's own server has for a kernel that it does
-            not serve.
+        version: of the protocol, which is that of its stap.
+        rc: the exit status; None if there is none, as SystemTap's own server does for other kernels.
         stderr: what a user would read.
     """
 
@@ -63,13 +55,13 @@ class Said:
 
 
 @asynccontextmanager
-async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, Shown]]:
-    """Speak TLS over a connection, within ten seconds, and close it at the end.
+async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInfo]]:
+    """Do the TLS handshake within ten seconds, and close the connection at the end.
 
     Raises:
         TimeoutError: the server is silent.
         ProtocolError: it shows no certificate, or none that can be read.
-        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: it speaks no TLS, or does not want us.
+        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: it does not speak TLS, or refuses.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -89,13 +81,13 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, Shown]
         if shown is None or cipher is None:
             raise ProtocolError("The server shows no certificate")
         name, protocol, _bits = cipher
-        yield tls, Shown(_certificate(shown), session.version() or protocol, name)
+        yield tls, TlsInfo(_certificate(shown), session.version() or protocol, name)
     finally:
         await anyio.aclose_forcefully(tls)
 
 
-async def leave(tls: TLSStream) -> None:
-    """Tell a server that its certificate was all that was wanted, so that it finds no fault with the visit.
+async def finish(tls: TLSStream) -> None:
+    """End the connection after the handshake in a way that the server does not log as an error.
 
     Raises:
         TimeoutError: it does not close.
@@ -106,14 +98,10 @@ async def leave(tls: TLSStream) -> None:
         await _receive_all(tls)
 
 
-async def ask(tls: TLSStream, release: str, arch: str, arguments: Sequence[bytes]) -> Said:
-    """Send a request without files, and return the answer.
+async def send_probe(tls: TLSStream, release: str, arch: str, arguments: Sequence[bytes]) -> ProbeResponse:
+    """Send a request without files over a connection of :func:`handshake`, and return the response.
 
-    Args:
-        tls: from :func:`handshake`; good for one request.
-        release: the kernel release that the request states.
-        arch: the architecture, as ``uname -m`` says it.
-        arguments: for stap.
+    The connection is good for one request.
 
     Raises:
         TimeoutError: no answer within a minute.
@@ -139,25 +127,25 @@ async def _receive_all(tls: TLSStream) -> bytes:
             data += await tls.receive()
         except anyio.EndOfStream:
             return bytes(data)
-        if len(data) > _MOST_ANSWER_BYTES:
+        if len(data) > _MAX_ANSWER_BYTES:
             raise ProtocolError("The answer has no end")
 
 
 def _certificate(data: bytes) -> x509.Certificate:
     try:
         with warnings.catch_warnings():
-            # Of oddities that are none of the person's who asks.
+            # About oddities that the user cannot do anything about.
             warnings.simplefilter("ignore")
             return x509.load_der_x509_certificate(data)
     except (ValueError, x509.InvalidVersion) as exc:
         raise ProtocolError(f"The server's certificate cannot be read: {exc}") from exc
 
 
-def _read(answer: bytes) -> Said:
+def _read(answer: bytes) -> ProbeResponse:
     try:
-        archive = read_archive(answer, max_bytes=_MOST_ANSWER_BYTES)
+        archive = read_archive(answer, max_bytes=_MAX_ANSWER_BYTES)
         entries = {file.path: file.data for file in archive.files}
-        return Said(
+        return ProbeResponse(
             entries[b"version"].decode("ascii", "replace").strip(),
             int(entries[b"rc"]) if b"rc" in entries else None,
             entries.get(b"stderr", b"").decode("utf-8", "replace"),

@@ -1,4 +1,4 @@
-"""What of a host's texts may leave it: all but what clients asked for, and passwords. Pure."""
+"""Removes what must not leave a host: clients' scripts from logs, and passwords from URLs. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 def without_scripts(log: str) -> str:
-    """Return a log without clients' options, which hold their scripts, in the classic format or as JSON.
-
-    A line that begins like JSON and is no entry is left out: nobody knows what it was. So is what follows a
-    line of options without a date of its own, and what stands before the first entry: SystemTap's own server,
-    which may have written to the same file, does not escape the line ends of a script.
-    """
+    """Return a log, in the classic format or as JSON, without clients' options, which hold their scripts."""
+    # SystemTap's own server, which may have written to the same file, does not escape the line ends of a
+    # script. So undated lines after a line of options are left out, what precedes the first entry, and what
+    # looks like JSON and is no entry.
     kept = []
     is_script = True
     for line in log.splitlines():
@@ -40,12 +38,12 @@ def without_scripts(log: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text without the users and passwords of the URLs in it."""
+    """Return a text without the user names and passwords in its URLs."""
     return _USER_IN_URL.sub(f"{_LEFT_OUT}@", text)
 
 
 def _entry_without_options(line: str) -> str | None:
-    """Return a JSON entry as it may be told; None for what is none."""
+    """Return a JSON log entry without options; None if the line is not one."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -53,6 +51,6 @@ def _entry_without_options(line: str) -> str | None:
     if not isinstance(entry, dict) or "event" not in entry:
         return None
     if entry["event"] == _EVENT:
-        # The sentence holds them once more.
+        # The message repeats them.
         entry |= {"message": f"{_SENTENCE}{_LEFT_OUT}", "options": _LEFT_OUT}
     return json.dumps(entry)

@@ -1,4 +1,4 @@
-"""A client's way to a server elsewhere, step by step, and where it ends."""
+"""Checks of a remote server, in the order of a client's way to it."""
 
 from __future__ import annotations
 
@@ -18,33 +18,27 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from stapsrv.compile.engine.stap import find_stap
-from stapsrv.doctor.certificates import dates_of, trust_of
-from stapsrv.doctor.findings import Finding, failure, fault, ok, warning
-from stapsrv.doctor.probe_client import CONNECT_S, Said, ask, handshake
+from stapsrv.doctor.certificates import check_dates, check_trust
+from stapsrv.doctor.findings import Finding, error, failure, ok, warning
+from stapsrv.doctor.probe_client import CONNECT_S, ProbeResponse, handshake, send_probe
 from stapsrv.errors import ProtocolError, StapsrvError
 from stapsrv.system.blocking import BlockingCalls
 
+# The first pass only reads the script: it costs the server a fraction of a second.
 _PROBE = (b"-p1", b"-e", b"probe begin { exit() }")
-"""The first pass reads the script and no more: it costs the server a fraction of a second."""
-_MOST_ADDRESSES = 8
-"""That are tried, one after the other as a client does it; each may take its time."""
+# Tried one after the other, as a client does; each may take CONNECT_S.
+_MAX_ADDRESSES = 8
+# Names in a certificate are parsed only when they are used, with any of these errors.
 _UNREADABLE = (
     *(ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType),
     *(x509.DuplicateExtension, x509.InvalidVersion),
 )
-"""What names in a certificate may be: they are first read when somebody asks for them."""
 _BROKEN = (TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError)
 
 
 @attrs.frozen
 class Destination:
-    """Where a client goes.
-
-    Attributes:
-        host: a name or an address.
-        port: the server's port.
-        release: the kernel to compile for.
-    """
+    """A server, by name or address, and the kernel release to compile for."""
 
     host: str
     port: int
@@ -52,14 +46,14 @@ class Destination:
 
     @property
     def address(self) -> str:
-        """As ``stap --use-server`` takes it."""
+        """The argument of ``stap --use-server``."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 async def check_remote(destination: Destination, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    """Go to a server as a client of this user would; ends where no client gets further."""
+    """Check what a client of this user needs of a server; ends where no client gets further."""
     try:
-        addresses = await _addresses(destination)
+        addresses = await _resolve(destination)
     except (OSError, UnicodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "is no host name"
         yield failure("address", f"{destination.host}: {reason}", "check the name, or give an address")
@@ -76,7 +70,7 @@ async def check_remote(destination: Destination, environ: Mapping[str, str]) -> 
         return
     yield ok("connection", destination.address)
     try:
-        async for finding in _converse(stream, destination, environ):
+        async for finding in _check_conversation(stream, destination, environ):
             yield finding
     except _BROKEN as exc:
         yield failure(
@@ -85,34 +79,35 @@ async def check_remote(destination: Destination, environ: Mapping[str, str]) -> 
             "it is full, drains, denies this host's address, or is no compile server; see its log",
         )
     except ProtocolError as exc:
-        yield fault("conversation", exc)
+        yield error("conversation", exc)
 
 
-async def _converse(
+async def _check_conversation(
     stream: SocketStream, destination: Destination, environ: Mapping[str, str]
 ) -> AsyncIterator[Finding]:
-    async with handshake(stream) as (tls, shown):
-        yield ok("TLS", f"{shown.protocol}, {shown.cipher}")
-        yield dates_of(shown.certificate)
-        yield _names(shown.certificate, destination)
-        yield await trust_of(
-            shown.certificate,
+    async with handshake(stream) as (tls, tls_info):
+        yield ok("TLS", f"{tls_info.protocol}, {tls_info.cipher}")
+        yield check_dates(tls_info.certificate)
+        yield _check_host_name(tls_info.certificate, destination)
+        yield await check_trust(
+            tls_info.certificate,
             environ,
             distrust="your client does not trust this server's certificate",
             remedy=f"stap --trust-servers=ssl --use-server={destination.address}",
         )
-        said = await ask(tls, destination.release, os.uname().machine, _PROBE)
-    yield _release(said, destination)
-    yield await _version(said, environ)
+        response = await send_probe(tls, destination.release, os.uname().machine, _PROBE)
+    yield _check_release(response, destination)
+    yield await _check_version(response, environ)
 
 
-async def _addresses(destination: Destination) -> list[str]:
-    """Look a host up; no event loop's own way, since that waits for a resolver that nobody waits for.
+async def _resolve(destination: Destination) -> list[str]:
+    """Look a host up.
 
     Raises:
-        OSError: it has no address, or the resolver does not say.
-        UnicodeError: it is no host name.
+        OSError: it has no address, or the resolver does not answer.
+        UnicodeError: it is not a host name.
     """
+    # Not by anyio: its thread would be waited for at the end, however long the resolver takes.
     look_up = functools.partial(
         socket.getaddrinfo, destination.host, destination.port, type=socket.SOCK_STREAM
     )
@@ -124,10 +119,10 @@ async def _connect(addresses: Sequence[str], port: int) -> SocketStream:
     """Connect to the first address that answers.
 
     Raises:
-        OSError: there is none; the text is what became of each.
+        OSError: none does; the text has the reason of each.
     """
     reasons = []
-    for address in addresses[:_MOST_ADDRESSES]:
+    for address in addresses[:_MAX_ADDRESSES]:
         try:
             with anyio.fail_after(CONNECT_S):
                 return await anyio.connect_tcp(address, port)
@@ -136,8 +131,8 @@ async def _connect(addresses: Sequence[str], port: int) -> SocketStream:
     raise ConnectionError(", ".join(dict.fromkeys(reasons)))
 
 
-def _names(certificate: x509.Certificate, destination: Destination) -> Finding:
-    """Return whether the certificate is for the host that was asked for; clients only remark if not."""
+def _check_host_name(certificate: x509.Certificate, destination: Destination) -> Finding:
+    """Check that the certificate is for this host; if it is not, clients only print a note."""
     try:
         names = _names_in(certificate)
     except _UNREADABLE as exc:
@@ -170,31 +165,31 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _release(said: Said, destination: Destination) -> Finding:
+def _check_release(response: ProbeResponse, destination: Destination) -> Finding:
     question = f"kernel {destination.release}"
-    if said.rc == 0:
+    if response.rc == 0:
         return ok(question, "is served")
-    why = "it does not say why" if said.rc is not None else "it gives no result"
-    told = [line for line in said.stderr.splitlines() if line.strip()] or [why]
+    why = "it does not say why" if response.rc is not None else "it gives no result"
+    told = [line for line in response.stderr.splitlines() if line.strip()] or [why]
     return failure(
         question, f"the server refuses: {told[0]}", "ask another server, or have it serve this kernel"
     )
 
 
-async def _version(said: Said, environ: Mapping[str, str]) -> Finding:
+async def _check_version(response: ProbeResponse, environ: Mapping[str, str]) -> Finding:
     if shutil.which(environ.get("SYSTEMTAP_STAP") or "stap", path=environ.get("PATH")) is None:
         return failure(
             "version",
-            f"the server's is {said.version}; there is no stap here",
+            f"the server's is {response.version}; there is no stap here",
             "install it (Debian: systemtap and systemtap-client)",
         )
     try:
         stap = await find_stap(environ)
     except StapsrvError as exc:
-        return fault("version", exc)
-    if _number(said.version) < _number(stap.version):
-        return warning("version", f"the server's stap is {said.version}, older than {stap.version} here")
-    return ok("version", f"{said.version} there, {stap.version} here")
+        return error("version", exc)
+    if _number(response.version) < _number(stap.version):
+        return warning("version", f"the server's stap is {response.version}, older than {stap.version} here")
+    return ok("version", f"{response.version} there, {stap.version} here")
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -204,7 +199,7 @@ def _number(version: str) -> tuple[int, ...]:
 def _reason(exc: BaseException) -> str:
     if isinstance(exc, TimeoutError) and not str(exc):
         return f"no answer within {CONNECT_S:g} s"
-    # anyio tries every address of a host, and keeps what became of each as the cause.
+    # anyio tries every address of a host, and keeps the errors as the cause.
     cause = exc.__cause__
     tried = cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause or exc]
     reasons = dict.fromkeys(os.strerror(one.errno) for one in tried if isinstance(one, OSError) and one.errno)

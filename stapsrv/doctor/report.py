@@ -1,6 +1,6 @@
-"""``stap-server report``: one archive for a bug report, without keys and without scripts of clients.
+"""``stap-server report``: one archive for a bug report, without keys and without clients' scripts.
 
-What goes in is listed here and nowhere collected by pattern: what nobody thought of stays out.
+The contents are listed here, never collected by pattern: what nobody thought of stays out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path
 from stapsrv.control.cli.commands.status import status_of_all
 from stapsrv.control.cli.console import status_json
 from stapsrv.control.client.accounts import environment_for, runnable_account
-from stapsrv.doctor.command import examine
+from stapsrv.doctor.command import run_checks
 from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import document_of
 from stapsrv.doctor.redact import without_passwords, without_scripts
@@ -38,15 +38,15 @@ from stapsrv.process import run_process_tree
 from stapsrv.system.blocking import BlockingCalls
 
 _NAME = "stapsrv-report"
+# Of the end of each log: some thousand requests.
 _LOG_BYTES = 1024 * 1024
-"""Of the end of each log: some thousand requests."""
+# Of each configuration file.
 _FILE_BYTES = 64 * 1024
-"""Of each configuration file."""
 _COMMAND_S = 20.0
-_PATIENCE_S = 30.0
-"""With a file system, for each file."""
+# For each file, whose file system may hang.
+_TIMEOUT_S = 30.0
 _LIBRARIES = ("anyio", "attrs", "cryptography", "structlog", "trio", "zeroconf")
-_TOLD_VARIABLES = frozenset(
+_REPORTED_VARIABLES = frozenset(
     {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "HOME", "SYSTEMTAP_DIR", "SYSTEMTAP_STAP", "DEBUGINFOD_URLS"}
 ) | {f"{PREFIX}{variable.name}" for variable in (*GLOBAL_VARIABLES, *SERVER_VARIABLES)}
 _COMMANDS = {
@@ -57,23 +57,18 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server report") -> int:
-    """Carry out ``stap-server report …``; returns the exit status."""
+    """Run ``stap-server report …``; returns the exit status."""
     return guarded(program, lambda: _report(program, argv))
 
 
-def contents(patient: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
-    """Give the archive's files: name and text.
-
-    Args:
-        patient: whose host it is.
-        now: seconds since 1970.
-    """
-    for name, text in _files(patient, now):
+def contents(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each file of the archive; ``now`` is in seconds since 1970."""
+    for name, text in _files(context, now):
         yield name, without_passwords(text)
 
 
 def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float) -> None:
-    """Write a compressed tar archive; everything in it lies in one directory and belongs to nobody."""
+    """Write a compressed tar archive with one directory, whose files have no owner."""
     with tarfile.open(fileobj=stream, mode="w|gz") as archive:
         for name, text in files:
             data = text.encode("utf-8", "backslashreplace")
@@ -92,7 +87,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
     try:
-        # Whatever the umask: a report tells of a host what only its administrators know.
+        # Whatever the umask: a report shows what only the host's administrators know.
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise ConfigError(
@@ -117,14 +112,14 @@ def _report(program: str, argv: Sequence[str]) -> int:
 
 
 def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float) -> int:
-    """Write the archive, as the servers' user; returns the exit status, after a line where it failed."""
+    """Write the archive, as the servers' user; returns the exit status."""
     owner = Owner.find(user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
         environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
         words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
         return run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream)
-    patient = anyio.run(load, None if config is None else str(config), os.environ)
-    write_archive(stream, contents(patient, now), now)
+    context = anyio.run(load, None if config is None else str(config), os.environ)
+    write_archive(stream, contents(context, now), now)
     return 0
 
 
@@ -150,31 +145,31 @@ def _parser(program: str) -> LineParser:
     return parser
 
 
-def _files(patient: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
+def _files(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
     yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
-    told = {name: value for name, value in patient.environ.items() if name in _TOLD_VARIABLES}
-    yield "environment.json", json.dumps(told, indent=2, sort_keys=True) + "\n"
+    shown = {name: value for name, value in context.environ.items() if name in _REPORTED_VARIABLES}
+    yield "environment.json", json.dumps(shown, indent=2, sort_keys=True) + "\n"
     for name, command in _COMMANDS.items():
         yield f"commands/{name}.txt", anyio.run(_output_of, command)
-    yield from _configuration(patient)
-    yield "status.json", _patiently(lambda: _status(patient))
-    yield "doctor.json", document_of(anyio.run(examine, patient, _ignore))
-    for number, log in enumerate(_logs(patient)):
-        yield f"logs/{number}-{log.name}", _patiently(partial(_end_of, log))
+    yield from _configuration(context)
+    yield "status.json", _read_or_explain(lambda: _status(context))
+    yield "doctor.json", document_of(anyio.run(run_checks, context, lambda _finding: None))
+    for number, log in enumerate(_logs(context)):
+        yield f"logs/{number}-{log.name}", _read_or_explain(partial(_end_of, log))
 
 
-def _patiently(read: Callable[[], str]) -> str:
-    """Return what is read; where that fails, or a file system hangs, a line that says so."""
+def _read_or_explain(read: Callable[[], str]) -> str:
+    """Return what ``read`` does; a line with the reason where that fails or a file system hangs."""
     try:
-        return anyio.run(partial(BlockingCalls().run, read, timeout_s=_PATIENCE_S))
+        return anyio.run(partial(BlockingCalls().run, read, timeout_s=_TIMEOUT_S))
     except OSError as exc:
         return f"# {exc.filename or 'this'} cannot be read: {exc.strerror}\n"
     except StapsrvError as exc:
         return f"# {exc}\n"
 
 
-def _status(patient: DoctorContext) -> str:
-    return status_json(status_of_all(patient.invocation.config_file, patient.environ))
+def _status(context: DoctorContext) -> str:
+    return status_json(status_of_all(context.invocation.config_file, context.environ))
 
 
 def _versions(now: float) -> Mapping[str, object]:
@@ -210,34 +205,34 @@ async def _output_of(command: Sequence[str]) -> str:
     return (outcome.stdout + outcome.stderr).decode("utf-8", "replace")
 
 
-def _configuration(patient: DoctorContext) -> Iterator[tuple[str, str]]:
+def _configuration(context: DoctorContext) -> Iterator[tuple[str, str]]:
     """Give the global files and the servers' files, as far as they can be read."""
-    named = patient.invocation.config_file
+    named = context.invocation.config_file
     for path in (*DEFAULT_FILES, *([] if named is None else [Path(named)])):
-        # Reading them is how the patient came to be: they are there, or not, and no file system hangs.
+        # The context was loaded from them, so their file systems do not hang.
         if path.exists():
             name = str(path).strip("/").replace("/", "_")
-            yield f"configuration/global/{name}", _patiently(partial(_beginning_of, path))
-    for path in _server_files(patient):
-        yield f"configuration/servers/{path.name}", _patiently(partial(_beginning_of, path))
+            yield f"configuration/global/{name}", _read_or_explain(partial(_beginning_of, path))
+    for path in _server_files(context):
+        yield f"configuration/servers/{path.name}", _read_or_explain(partial(_beginning_of, path))
 
 
-def _server_files(patient: DoctorContext) -> list[Path]:
-    """Return the files of the configuration directory; those of the environment are told with that."""
+def _server_files(context: DoctorContext) -> list[Path]:
+    """Return the files of the configuration directory."""
     try:
-        files = anyio.run(BlockingCalls().run, lambda: patient.inventory.files)
+        files = anyio.run(BlockingCalls().run, lambda: context.inventory.files)
     except (OSError, ConfigError):
         return []
     return [file.path for file in files if file.path.is_absolute()]
 
 
-def _logs(patient: DoctorContext) -> list[Path]:
-    """Return the log files of the supervisor and of the servers, each once."""
+def _logs(context: DoctorContext) -> list[Path]:
+    """Return the log files of the supervisor and the servers, each once."""
     try:
-        servers = anyio.run(BlockingCalls().run, lambda: patient.servers)
+        servers = anyio.run(BlockingCalls().run, lambda: context.servers)
     except (OSError, ConfigError):
         servers = ()
-    logs = [patient.settings.log_file, *(server.log for server in servers if server.log is not None)]
+    logs = [context.settings.log_file, *(server.log for server in servers if server.log is not None)]
     return [log for log in dict.fromkeys(logs) if stream_descriptor(log) is None]
 
 
@@ -247,18 +242,14 @@ def _beginning_of(path: Path) -> str:
 
 
 def _end_of(path: Path) -> str:
-    """Return the last whole lines of a log, without what clients asked for."""
+    """Return the last whole lines of a log, without clients' scripts."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _LOG_BYTES))
         data = file.read(_LOG_BYTES)
-    # A line that was cut in two could begin within a script.
+    # The rest of a line that was cut could begin within a script.
     whole = data if size <= _LOG_BYTES else data.partition(b"\n")[2]
     return f"# the end of {path}\n{without_scripts(whole.decode('utf-8', 'replace'))}"
-
-
-def _ignore(_finding: object) -> None:
-    """Everything is told in the archive."""
 
 
 if __name__ == "__main__":

@@ -1,28 +1,67 @@
-"""What the host grants: its clock, a way to hold requests in, open files."""
+"""What the host provides: programs, a clock that is right, isolation, open files."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
+import shutil
 from collections.abc import AsyncIterator
 
+from stapsrv.compile.engine.stap import find_stap
 from stapsrv.config.tunables import BY_ATTRIBUTE
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
+from stapsrv.errors import TranslatorError
+from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.supervisor.runtime import open_host
 from stapsrv.system.rlimits import affordable_connections
 
+_ANSWER_S = 20.0
+_COMPILERS = {"gcc": "gcc", "make": "make"}
+_DATABASE_TOOLS = {"certutil": "libnss3-tools", "pk12util": "libnss3-tools"}
+# More than ``struct timex`` has on any Linux; with ``modes`` 0 it is only read (adjtimex(2)).
 _TIMEX_BYTES = 256
-"""More than ``struct timex`` has on any Linux; with ``modes`` 0 it is only read (adjtimex(2))."""
+# ``TIME_ERROR``: the clock is not synchronised.
 _TIME_ERROR = 5
-"""``TIME_ERROR``: nobody keeps the clock right."""
+
+
+async def check_stap(context: DoctorContext) -> AsyncIterator[Finding]:
+    """Check that stap is there and prints its version."""
+    stap = await find_stap(context.environ)
+    yield ok("stap", f"{stap.path}, version {stap.version}")
+
+
+async def check_tools(context: DoctorContext) -> AsyncIterator[Finding]:
+    """Check that the compiler, make and NSS's tools are there and run."""
+    for tool, package in _COMPILERS.items():
+        yield await _check_tool(tool, package, context, "--version")
+    for tool, package in _DATABASE_TOOLS.items():
+        yield await _check_tool(tool, package, context)
+
+
+async def _check_tool(tool: str, package: str, context: DoctorContext, *arguments: str) -> Finding:
+    """Check that a program is there, and runs with these harmless arguments, if there are any."""
+    path = shutil.which(tool, path=context.environ.get("PATH"))
+    remedy = f"install it (Debian: {package})"
+    if path is None:
+        return failure(tool, "was not found on the path", remedy)
+    if not arguments:
+        return ok(tool, path)
+    try:
+        result = await run_process_tree([path, *arguments], deadline_s=_ANSWER_S)
+    except TranslatorError as exc:
+        return failure(tool, f"{path} {exc.problem}", remedy)
+    if result.exit_reason is not ExitReason.EXITED or result.status != 0:
+        return failure(tool, f"{path} {' '.join(arguments)} does not answer", remedy)
+    text = result.stdout.decode("utf-8", "replace").partition("\n")[0]
+    return ok(tool, f"{path}: {text}")
 
 
 async def check_clock(_patient: DoctorContext) -> AsyncIterator[Finding]:
-    """Does somebody keep the clock right? Certificates are judged by it."""
+    """Check that the clock is synchronised: certificates are judged by it."""
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     if state < 0:
-        yield warning("clock", "the kernel does not tell whether it is synchronised")
+        yield warning("clock", "the kernel does not say whether it is synchronised")
     elif state == _TIME_ERROR:
         yield warning(
             "clock",
@@ -33,9 +72,9 @@ async def check_clock(_patient: DoctorContext) -> AsyncIterator[Finding]:
         yield ok("clock", "is synchronised")
 
 
-async def check_containment(patient: DoctorContext) -> AsyncIterator[Finding]:
-    """Does the host grant a way to hold requests in (namespaces, Landlock), and control groups?"""
-    async with open_host(patient.environ, tuning=patient.settings.tuning) as host:
+async def check_containment(context: DoctorContext) -> AsyncIterator[Finding]:
+    """Check that the host allows isolation of requests (namespaces, Landlock) and control groups."""
+    async with open_host(context.environ, tuning=context.settings.tuning) as host:
         sandbox = host.engine.sandbox
     if sandbox.backend is None:
         yield warning(
@@ -44,24 +83,24 @@ async def check_containment(patient: DoctorContext) -> AsyncIterator[Finding]:
             "take SANDBOX=off back",
         )
     else:
-        yield ok("containment", f"requests are held in by {sandbox.name}")
+        yield ok("containment", f"requests are isolated by {sandbox.name}")
     yield ok("control groups", sandbox.cgroup or "none is delegated to this user: requests have limits only")
 
 
-async def check_files(patient: DoctorContext) -> AsyncIterator[Finding]:
-    """May a supervisor open as many files as connections are wanted?"""
+async def check_files(context: DoctorContext) -> AsyncIterator[Finding]:
+    """Check that a supervisor may open as many files as the configured connections need."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limits = [settings.limits.connections for settings in patient.servers]
-    wanted = patient.settings.tuning.get("total_connections") or max(
+    limits = [settings.limits.connections for settings in context.servers]
+    wanted = context.settings.tuning.get("total_connections") or max(
         limits, default=BY_ATTRIBUTE["connections"].default
     )
     affordable = affordable_connections(hard) if hard != resource.RLIM_INFINITY else wanted
-    said = f"{'any number' if hard == resource.RLIM_INFINITY else hard} may be open"
+    text = f"{'any number' if hard == resource.RLIM_INFINITY else hard} may be open"
     if affordable < wanted:
         yield failure(
             "open files",
-            f"{said}, enough for {affordable} connections of {wanted}",
+            f"{text}, enough for {affordable} connections of {wanted}",
             "raise the limit: LimitNOFILE= of the systemd unit, or ulimit -Hn",
         )
     else:
-        yield ok("open files", f"{said}, enough for {wanted} connections")
+        yield ok("open files", f"{text}, enough for {wanted} connections")

@@ -1,4 +1,4 @@
-"""A host to examine: a configuration, a stap that does as it is told, and directories of the test's own."""
+"""A host to check: a configuration, a scripted stap, and directories of the test's own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import attrs
 import pytest
 from kit.stap import make_stap
 
-from stapsrv.doctor.command import examine
+from stapsrv.doctor.command import run_checks
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, Verdict
 
 
 @attrs.frozen
 class Findings:
-    """What an examination found."""
+    """What the checks found."""
 
     all: tuple[Finding, ...]
 
@@ -36,7 +36,7 @@ class Findings:
 
 @attrs.define
 class Site:
-    """Files of a service, and whose examination they are part of."""
+    """The files of a service, and the checks of it."""
 
     directory: Path
     environ: dict[str, str]
@@ -55,9 +55,9 @@ class Site:
         """Add lines to the global configuration file."""
         self.config.write_text(self.config.read_text() + text)
 
-    def examine(self, *, compiles: bool = False, environ: Mapping[str, str] | None = None) -> Findings:
-        patient = DoctorContext(str(self.config), environ or self.environ, compiles=compiles)
-        return Findings(tuple(anyio.run(examine, patient, lambda _finding: None)))
+    def check(self, *, compiles: bool = False, environ: Mapping[str, str] | None = None) -> Findings:
+        context = DoctorContext(str(self.config), environ or self.environ, compiles=compiles)
+        return Findings(tuple(anyio.run(run_checks, context, lambda _finding: None)))
 
 
 @pytest.fixture

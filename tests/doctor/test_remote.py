@@ -32,7 +32,7 @@ async def go(port: int, environ, *, host: str = "localhost", release: str = RELE
         }
 
 
-async def test_to_its_end(environ):
+async def test_good_server_passes_every_check(environ):
     async with running_server() as running:
         found = await go(running.port, environ)
     assert [question for question, finding in found.items() if finding.verdict is not Verdict.OK] == ["trust"]
@@ -44,21 +44,21 @@ async def test_to_its_end(environ):
     assert job.request.arguments[0] == b"-p1"
 
 
-async def test_another_name_than_the_certificate_s(environ):
+async def test_name_missing_from_the_certificate_is_a_warning(environ):
     async with running_server() as running:
         assert (await go(running.port, environ, host="127.0.0.1"))["host name"].verdict is Verdict.OK
         found = await go(running.port, environ, host="ip6-localhost")
     assert found.get("host name", found["address"]).verdict is not Verdict.OK
 
 
-async def test_a_kernel_that_is_not_served(environ):
+async def test_kernel_that_is_not_served_is_a_failure(environ):
     async with running_server() as running:
         found = await go(running.port, environ, release="9.9")
     assert found["kernel 9.9"].verdict is Verdict.FAILURE
     assert f"which serves {RELEASE} x86_64" in found["kernel 9.9"].answer
 
 
-async def test_a_server_that_sends_away(environ):
+async def test_refused_connection_is_a_failure(environ):
     async with running_server() as running:
         running.server.drain()
         found = await go(running.port, environ)
@@ -67,7 +67,7 @@ async def test_a_server_that_sends_away(environ):
     assert list(found)[-1] in {"connection", "conversation"}
 
 
-async def test_no_server_and_no_host(environ):
+async def test_missing_server_and_unknown_host_are_failures(environ):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     found = await go(port, environ, host="127.0.0.1")
@@ -78,7 +78,7 @@ async def test_no_server_and_no_host(environ):
     assert found["address"].answer == f"{'x' * 100}: is no host name"
 
 
-async def test_a_resolver_that_does_not_answer(environ, monkeypatch):
+async def test_silent_resolver_is_a_failure(environ, monkeypatch):
     answered = threading.Event()
     monkeypatch.setattr("socket.getaddrinfo", lambda *_arguments, **_names: answered.wait())
     monkeypatch.setattr("stapsrv.doctor.remote.CONNECT_S", 0.2)
@@ -89,7 +89,7 @@ async def test_a_resolver_that_does_not_answer(environ, monkeypatch):
     assert found["address"].answer == "slow.example.org: no answer within 0.2 seconds"
 
 
-async def test_something_else_than_a_server(environ):
+async def test_other_service_is_a_failure(environ):
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
 
@@ -105,13 +105,13 @@ async def test_something_else_than_a_server(environ):
     assert found["conversation"].verdict is Verdict.FAILURE
 
 
-async def test_no_stap_here(environ):
+async def test_missing_stap_is_a_failure(environ):
     async with running_server() as running:
         found = await go(running.port, {**environ, "PATH": "/nowhere"})
     assert "there is no stap here" in found["version"].answer
 
 
-async def test_a_client_s_host_without_certutil(environ, monkeypatch, tmp_path):
+async def test_missing_certutil_is_a_warning(environ, monkeypatch, tmp_path):
     database = tmp_path / "systemtap" / "ssl" / "client"
     database.mkdir(parents=True)
     (database / "cert9.db").touch()
@@ -120,7 +120,7 @@ async def test_a_client_s_host_without_certutil(environ, monkeypatch, tmp_path):
     async with running_server() as running:
         found = await go(running.port, {**environ, "SYSTEMTAP_STAP": stap})
     assert found["trust"].verdict is Verdict.WARNING
-    assert found["trust"].answer == f"cannot be told without certutil: {database}"
+    assert found["trust"].answer == f"cannot be checked without certutil: {database}"
 
 
 def test_certificate_of_the_kit_is_valid_long():

@@ -82,7 +82,7 @@ def test_a_disk_that_is_full_is_one_line(at_home, tmp_path, capsys, monkeypatch)
 
 
 def test_a_log_that_hangs_is_told(at_home, monkeypatch):
-    monkeypatch.setattr("stapsrv.doctor.report._PATIENCE_S", 0.2)
+    monkeypatch.setattr("stapsrv.doctor.report._TIMEOUT_S", 0.2)
     (at_home.directory / "log").unlink()
     os.mkfifo(at_home.directory / "log")
     files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))

@@ -127,14 +127,14 @@ def bomb() -> bytes:
         pytest.param(packed(stderr=bytes(17 * MIB)), id="large"),
     ],
 )
-async def test_what_is_no_answer(environ, tmp_path, answer):
+async def test_malformed_response_is_an_error(environ, tmp_path, answer):
     async with answering(certified(tmp_path), answer) as port:
         found = await go(port, environ)
     assert found["conversation"].verdict is Verdict.FAILURE
     assert found["conversation"].answer == "The answer is not that of a compile server"
 
 
-async def test_a_kernel_that_systemtap_s_own_server_does_not_serve(environ, tmp_path):
+async def test_response_without_status_is_a_refusal(environ, tmp_path):
     """It answers with its version and nothing else."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -145,7 +145,7 @@ async def test_a_kernel_that_systemtap_s_own_server_does_not_serve(environ, tmp_
     assert found["version"].verdict is not Verdict.FAILURE
 
 
-async def test_a_bomb_costs_nothing(environ, tmp_path):
+async def test_zip_bomb_is_not_unpacked(environ, tmp_path):
     answer = bomb()
     async with answering(certified(tmp_path), answer) as port:
         tracemalloc.start()
@@ -158,13 +158,13 @@ async def test_a_bomb_costs_nothing(environ, tmp_path):
     assert peak < 20 * MIB
 
 
-async def test_an_answer_without_an_end(environ, tmp_path):
+async def test_endless_response_is_cut_off(environ, tmp_path):
     async with answering(certified(tmp_path), *[bytes(MIB)] * 40) as port:
         found = await go(port, environ)
     assert found["conversation"].answer == "The answer has no end"
 
 
-async def test_no_answer_commands_a_terminal(environ, tmp_path):
+async def test_control_characters_are_not_printed(environ, tmp_path):
     answer = packed(rc=b"1", version=b"\x1b]0;title\x07", stderr=b"\x1b[2J\x9b\n" + b"more\n" * 100_000)
     async with answering(certified(tmp_path, name="\x1b[31mred"), answer) as port:
         found = await go(port, environ)
@@ -176,7 +176,7 @@ async def test_no_answer_commands_a_terminal(environ, tmp_path):
 
 
 @pytest.mark.parametrize("silent", ["at once", "after the handshake"])
-async def test_a_silent_one_is_not_waited_for(environ, tmp_path, monkeypatch, silent):
+async def test_silent_server_times_out(environ, tmp_path, monkeypatch, silent):
     monkeypatch.setattr("stapsrv.doctor.probe_client.CONNECT_S", 0.3)
     monkeypatch.setattr("stapsrv.doctor.probe_client._ANSWER_S", 0.3)
     context = None if silent == "at once" else certified(tmp_path)
@@ -185,7 +185,7 @@ async def test_a_silent_one_is_not_waited_for(environ, tmp_path, monkeypatch, si
     assert found["conversation"].verdict is Verdict.FAILURE
 
 
-async def test_odd_certificates(environ, tmp_path):
+async def test_odd_certificates_are_reported(environ, tmp_path):
     unreadable = x509.UnrecognizedExtension(ExtensionOID.AUTHORITY_INFORMATION_ACCESS, b"\xff")
     many = x509.SubjectAlternativeName([x509.DNSName(f"host{number}.example.org") for number in range(2_000)])
     for extension, told in ((unreadable, "names cannot be read"), (many, "host0.example.org")):
