@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import stat
 import time
@@ -45,7 +44,7 @@ class StoreStatistics(NamedTuple):
 
 
 class VerifyCounts(NamedTuple):
-    """How many entries were sound, and how many were removed."""
+    """How many entries were sound, and how many were damaged and removed."""
 
     sound: int
     damaged: int
@@ -197,30 +196,6 @@ class DiskStore:
                     if stat.S_ISREG(status.st_mode):
                         is_note = entry.name.startswith(NOTE_PREFIX)
                         yield _File(Path(entry.path), status, is_finished, is_note)
-
-
-def encode_body(head: object, parts: list[bytes]) -> bytes:
-    """Put a description in JSON and parts of any bytes together; :func:`decode_body` takes them apart."""
-    described = json.dumps({"head": head, "sizes": [len(part) for part in parts]}).encode()
-    return b"%d\n" % len(described) + described + b"".join(parts)
-
-
-def decode_body(body: bytes) -> tuple[object, list[bytes]]:
-    """Take apart what :func:`encode_body` put together.
-
-    Raises:
-        ValueError, KeyError, TypeError: it was made by something else.
-    """
-    size, _newline, rest = body.partition(b"\n")
-    described = json.loads(rest[: int(size)])
-    offset = int(size)
-    parts = []
-    for length in described["sizes"]:
-        parts.append(rest[offset : offset + length])
-        offset += length
-    if offset != len(rest):
-        raise ValueError("the parts do not fill the whole")
-    return described["head"], parts
 
 
 def _sealed(body: bytes, name: str) -> bytes:

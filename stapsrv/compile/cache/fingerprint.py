@@ -7,6 +7,7 @@ its text and as what it leads to.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -27,11 +28,7 @@ _MAX_LINKS = 40
 
 @attrs.frozen(order=True)
 class WatchedPath:
-    """An absolute path, which need not exist.
-
-    Attributes:
-        recursive: whether the directories below count, and all that symbolic links lead to.
-    """
+    """An absolute path, which need not exist; recursive with all that its links lead to, too."""
 
     path: str
     recursive: bool = True
@@ -48,9 +45,7 @@ def fingerprint(path: WatchedPath, watch: Watch) -> bytes:
         TooLargeError: there are too many entries.
         OSError: what ``watch`` raises; but not for a directory that nothing can be reached through.
     """
-    scanner = _Scanner(watch, recursive=path.recursive)
-    scanner.scan(Path(path.path))
-    return scanner.digest()
+    return _Scanner(watch, recursive=path.recursive).scan(os.fsencode(path.path))
 
 
 def stamp(path: str | bytes | Path) -> bytes:
@@ -68,15 +63,13 @@ class _Scanner:
         self._recursive = recursive
         self._sha = hashlib.sha256()
         self._seen: set[tuple[int, int]] = set()
-        self._real: dict[bytes, bytes] = {}
+        # All links of a directory ask for the same one.
+        self._realpath = functools.cache(os.path.realpath)
         self._entries_left = _MAX_ENTRIES
 
-    def digest(self) -> bytes:
-        return self._sha.digest()
-
-    def scan(self, path: Path) -> None:
-        self._watch_steps(os.fsencode(path), _MAX_LINKS)
-        pending = [os.path.realpath(os.fsencode(path))]
+    def scan(self, path: bytes) -> bytes:
+        self._watch_steps(path, _MAX_LINKS)
+        pending = [os.path.realpath(path)]
         while pending:
             directory = pending.pop()
             try:
@@ -89,6 +82,7 @@ class _Scanner:
                 continue
             self._seen.add((status.st_dev, status.st_ino))
             pending += self._scan_directory(directory)
+        return self._sha.digest()
 
     def _scan_directory(self, directory: bytes) -> list[bytes]:
         """Add a directory's entries, and return the directories that are to be scanned next."""
@@ -158,13 +152,6 @@ class _Scanner:
             self._add(path, target)
             if links:
                 self._watch_steps(_joined(parent, target), links - 1)
-
-    def _realpath(self, directory: bytes) -> bytes:
-        # Kept, since all links of a directory ask for the same one.
-        real = self._real.get(directory)
-        if real is None:
-            real = self._real[directory] = os.path.realpath(directory)
-        return real
 
     def _add(self, *parts: bytes) -> None:
         for part in parts:

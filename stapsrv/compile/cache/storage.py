@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import time
 from collections import OrderedDict
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.disk import DamagedError, DiskStore, StoreStatistics, decode_body, encode_body
+from stapsrv.compile.cache.disk import DamagedError, DiskStore, StoreStatistics
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileResult
 from stapsrv.compile.protocol.response import AnswerFile
@@ -120,16 +122,21 @@ class ResultStorage:
 
 
 def _encode_result(result: CompileResult) -> bytes:
+    parts = [result.stdout, result.stderr, *(file.data for file in result.files)]
     head = {"status": result.status, "files": [file.path for file in result.files]}
-    return encode_body(head, [result.stdout, result.stderr, *(file.data for file in result.files)])
+    described = json.dumps({"head": head, "sizes": [len(part) for part in parts]}).encode()
+    return b"%d\n" % len(described) + described + b"".join(parts)
 
 
 def _decode_result(body: bytes) -> CompileResult | None:
+    stream = io.BytesIO(body)
     try:
-        head, (stdout, stderr, *files) = decode_body(body)
-        if not isinstance(head, dict):
+        described = json.loads(stream.read(int(stream.readline())))
+        head, sizes = described["head"], described["sizes"]
+        if stream.tell() + sum(sizes) != len(body):
             return None
-        named = tuple(AnswerFile(path, data) for path, data in zip(head["files"], files, strict=True))
+        stdout, stderr, *contents = [stream.read(size) for size in sizes]
+        named = tuple(AnswerFile(path, data) for path, data in zip(head["files"], contents, strict=True))
         return CompileResult(int(head["status"]), stdout, stderr, named)
     except (ValueError, KeyError, TypeError):
         return None

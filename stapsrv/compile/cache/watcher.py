@@ -34,27 +34,14 @@ _SCAN_TIMEOUT_S = 600.0
 
 @attrs.define(eq=False)
 class _Watched:
-    """A path, and what is known of it.
-
-    Attributes:
-        fingerprint: of the last scan; None once something has changed.
-        generation: the number of changes so far.
-        fault: why it cannot be watched, or None.
-    """
-
     path: WatchedPath
-    fingerprint: bytes | None = None
-    generation: int = 0
-    fault: str | None = None
+    fingerprint: bytes | None = None  # of the last scan, until something changes
+    generation: int = 0  # the number of changes so far
+    fault: str | None = None  # why it cannot be watched
 
 
 class InputWatcher:
-    """Watches input paths while :meth:`run` runs; to be closed afterwards.
-
-    Args:
-        log: for paths that cannot be watched.
-        rescan_s: seconds between two scans of everything.
-    """
+    """Watches input paths while :meth:`run` runs, and rescans all every ``rescan_s``; to be closed."""
 
     def __init__(self, *, log: Log, rescan_s: float = RESCAN_S) -> None:
         self._log = log
