@@ -24,7 +24,7 @@ from kit.service import IDENTITY, Shown, running_server, tls_context
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import Mok
@@ -504,7 +504,7 @@ class TestSigning:
     async def test_signatures_that_a_compile_left_are_dropped(self, privilege):
         async with running_server() as running:
             paths = ("stap_x.ko.sgn", "uprobes/uprobes.ko.sgn", "deep/other.ko", "deep/other.ko.sgn")
-            running.engine.more_files = tuple(AnswerFile(f"stap000000/{path}", b"forged") for path in paths)
+            running.engine.more_files = tuple(ResponseFile(f"stap000000/{path}", b"forged") for path in paths)
             answer = await exchange(running.port, request(f"--privilege={privilege}"))
         signatures = {name: data for name, data in answer.files.items() if name.endswith(".sgn")}
         signed = {"stap_x.ko.sgn": IDENTITY.sign(running.engine.module)}
@@ -677,7 +677,7 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
     shown = Shown(IDENTITY)
     async with running_server(identity=shown) as running:
         entry = CacheEntry.final(
-            CompileResult(0, b"out\n", b"err\n", (AnswerFile("stap000000/stap_x.ko", b"module"),))
+            CompileResult(0, b"out\n", b"err\n", (ResponseFile("stap000000/stap_x.ko", b"module"),))
         )
 
         async def answer(_job: CompileJob) -> CacheEntry:

@@ -20,7 +20,7 @@ from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.mok import MokStore
@@ -46,7 +46,7 @@ class FakeEngine:
         self.last_fault: Exception | None = None
         self.module = b"module" * 1000
         self.module_path = "stap000000/stap_x.ko"
-        self.more_files: tuple[AnswerFile, ...] = ()
+        self.more_files: tuple[ResponseFile, ...] = ()
         self.status = 0
         self.limit_met: str | None = None
         self._changed = anyio.Event()
@@ -65,7 +65,7 @@ class FakeEngine:
                 raise
         if self.late_fault is not None:
             raise self.late_fault
-        module = AnswerFile(self.module_path, self.module)
+        module = ResponseFile(self.module_path, self.module)
         files = (module, *self.more_files)
         result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
         return Compiled(result, built=False, read_dependencies=self._read_dependencies, release=self._release)

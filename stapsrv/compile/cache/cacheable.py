@@ -16,7 +16,7 @@ from stapsrv.compile.cache.script_scan import host_access_reason
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.protocol.options import ParsedOptions, parse_options
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import ANSWER_DIRECTORY
+from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY
 
 _NUMBER = re.compile(rb"[0-9]+")
 _DEFINE = re.compile(rb"[A-Za-z_]\w*(=[\w.+-]*)?", re.ASCII)
@@ -39,7 +39,7 @@ _OPTIONS = {
     "D": _DEFINE,
 }
 
-_MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+)\.ko")
+_MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+)\.ko")
 # How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
 _PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
 _INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MULTILINE)

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.disk import DamagedError, DiskStore, StoreStatistics
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileResult
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import CacheStatistics
 from stapsrv.system.blocking import BlockingCalls
 
@@ -136,7 +136,7 @@ def _decode_result(body: bytes) -> CompileResult | None:
         if stream.tell() + sum(sizes) != len(body):
             return None
         stdout, stderr, *contents = [stream.read(size) for size in sizes]
-        named = tuple(AnswerFile(path, data) for path, data in zip(head["files"], contents, strict=True))
+        named = tuple(ResponseFile(path, data) for path, data in zip(head["files"], contents, strict=True))
         return CompileResult(int(head["status"]), stdout, stderr, named)
     except (ValueError, KeyError, TypeError):
         return None

@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.protocol.options import Privilege, requested_privilege
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import RequestRecord
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -73,7 +73,7 @@ class CompileResult:
     status: int
     stdout: bytes
     stderr: bytes
-    files: tuple[AnswerFile, ...]
+    files: tuple[ResponseFile, ...]
     limit_met: str | None = None
 
 

@@ -21,7 +21,7 @@ from stapsrv.compile.engine.stap import (
 )
 from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tunables import NOTHING_SET
@@ -35,7 +35,7 @@ from stapsrv.sandbox.sandbox import Sandbox
 
 # In a job's directory: what the client sent, what it gets, and the compiler's own files.
 _REQUEST = Path("request")
-_ANSWER = Path("response", ANSWER_DIRECTORY)
+_ANSWER = Path("response", RESPONSE_DIRECTORY)
 _TEMPORARY = Path("tmp")
 
 
@@ -139,7 +139,7 @@ class LocalEngine:
         )
         _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
 
-        def read() -> tuple[tuple[AnswerFile, ...], bool]:
+        def read() -> tuple[tuple[ResponseFile, ...], bool]:
             return read_answer(answer, max_bytes=limits.answer_bytes), has_build(answer)
 
         answered, built = await files.run(read)

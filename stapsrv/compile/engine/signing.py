@@ -26,7 +26,7 @@ import attrs
 
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.options import Privilege, parse_options
-from stapsrv.compile.protocol.response import ANSWER_DIRECTORY, AnswerFile
+from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
 from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.limits import ResourceLimits
@@ -40,7 +40,7 @@ SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
 OWNER_CERTIFICATE = "signing_key.x509"
 
 _SIGNATURE = ".sgn"
-_MODULE = re.compile(rf"{ANSWER_DIRECTORY}/([^/]+|uprobes/uprobes)\.ko")
+_MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+|uprobes/uprobes)\.ko")
 
 _SIGN_FILE_S = 30.0  # it takes 10 ms
 _SIGN_FILE_ENVIRONMENT = {b"PATH": b"/usr/bin:/bin", b"LC_ALL": b"C"}
@@ -66,26 +66,26 @@ def refuse_signing_options(arguments: Sequence[bytes]) -> None:
         raise RequestRejected("--sign-module is not for clients: this server signs the modules that need it")
 
 
-def without_signatures(files: Iterable[AnswerFile]) -> tuple[AnswerFile, ...]:
+def without_signatures(files: Iterable[ResponseFile]) -> tuple[ResponseFile, ...]:
     """Return the files less those that only look like a signature of this server."""
     return tuple(file for file in files if not file.path.endswith(_SIGNATURE))
 
 
-def has_modules(files: Iterable[AnswerFile]) -> bool:
+def has_modules(files: Iterable[ResponseFile]) -> bool:
     """Whether there is a kernel module among the files."""
     return any(_is_module(file) for file in files)
 
 
 async def add_signatures(
-    files: Iterable[AnswerFile], sign: Callable[[bytes], bytes]
-) -> tuple[AnswerFile, ...]:
+    files: Iterable[ResponseFile], sign: Callable[[bytes], bytes]
+) -> tuple[ResponseFile, ...]:
     """Add a file ``NAME.ko.sgn`` for each module; ``sign`` runs in a worker thread."""
     signed = []
     for file in files:
         signed.append(file)
         if _is_module(file):
             signature = await anyio.to_thread.run_sync(sign, file.data)
-            signed.append(AnswerFile(file.path + _SIGNATURE, signature))
+            signed.append(ResponseFile(file.path + _SIGNATURE, signature))
     return tuple(signed)
 
 
@@ -100,7 +100,7 @@ class SignedForKernel:
         message: lines ``Server: ...`` for the client's user.
     """
 
-    files: tuple[AnswerFile, ...]
+    files: tuple[ResponseFile, ...]
     key: str
     trusted: bool
     message: bytes
@@ -116,7 +116,7 @@ class KernelSigner:
         self._sandbox = sandbox
 
     async def sign(
-        self, files: Sequence[AnswerFile], fingerprints: Sequence[str], build_tree: Path
+        self, files: Sequence[ResponseFile], fingerprints: Sequence[str], build_tree: Path
     ) -> SignedForKernel:
         """Sign modules with the first key that the client's kernel trusts, or offer it a key to trust.
 
@@ -137,12 +137,12 @@ class KernelSigner:
         message = f"Server: The module is signed with the machine owner key (MOK) {key.fingerprint}\n"
         return SignedForKernel(tuple(signed), key.fingerprint, trusted=True, message=message.encode())
 
-    async def _offer(self, files: Sequence[AnswerFile]) -> SignedForKernel:
+    async def _offer(self, files: Sequence[ResponseFile]) -> SignedForKernel:
         try:
             key = await self._keys.get_or_create()
         except IdentityError as exc:
             raise TranslatorError(f"{_NOT_SIGNED}, and could not make one", where=str(exc)) from exc
-        certificate = AnswerFile(OWNER_CERTIFICATE, key.der)
+        certificate = ResponseFile(OWNER_CERTIFICATE, key.der)
         return SignedForKernel(
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
@@ -179,5 +179,5 @@ class KernelSigner:
             raise TranslatorError(said, where=str(program))
 
 
-def _is_module(file: AnswerFile) -> bool:
+def _is_module(file: ResponseFile) -> bool:
     return _MODULE.fullmatch(file.path) is not None

@@ -16,7 +16,7 @@ import attrs
 
 from stapsrv.compile.protocol.options import Privilege, privilege_arguments
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
@@ -131,7 +131,7 @@ def write_request(request: CompileRequest, root: Path) -> None:
             stream.write(file.data)
 
 
-def read_answer(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
+def read_answer(answer: Path, *, max_bytes: int) -> tuple[ResponseFile, ...]:
     """Read the files of stap's directory that go to the client, in order of their names.
 
     Raises:
@@ -157,7 +157,7 @@ def read_answer(answer: Path, *, max_bytes: int) -> tuple[AnswerFile, ...]:
                     refusal=RejectReason.ANSWER_SIZE,
                 )
             data = stream.read(status.st_size)
-        found.append(AnswerFile(f"{answer.name}/{path.relative_to(answer)}", data))
+        found.append(ResponseFile(f"{answer.name}/{path.relative_to(answer)}", data))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import attrs
 
 # Clients look for a directory of the pattern stap??????.
-ANSWER_DIRECTORY = "stap000000"
+RESPONSE_DIRECTORY = "stap000000"
 
 # The earliest time that a zip can hold: no client looks at it, and equal responses stay equal.
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
@@ -25,7 +25,7 @@ def _check_path(_file: object, _attribute: object, path: str) -> None:
 
 
 @attrs.frozen
-class AnswerFile:
+class ResponseFile:
     """A file of a response.
 
     Attributes:
@@ -55,7 +55,7 @@ class CompileResponse:
     rc: int
     stdout: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
     stderr: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
-    files: tuple[AnswerFile, ...] = ()
+    files: tuple[ResponseFile, ...] = ()
 
 
 def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes:
@@ -75,7 +75,7 @@ def encode_response(response: CompileResponse, *, deflate: bool = True) -> bytes
         "stderr": response.stderr,
     }
     # Always there, so that a client never finds fewer directories than it looks for.
-    directories = {ANSWER_DIRECTORY}
+    directories = {RESPONSE_DIRECTORY}
     for file in response.files:
         if file.path in entries:
             raise ValueError(f"{file.path!r} would be twice in a response")

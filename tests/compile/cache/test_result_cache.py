@@ -24,7 +24,7 @@ from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
@@ -142,8 +142,8 @@ class World:
 
         name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
         files = (
-            AnswerFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
-            AnswerFile(f"stap000000/{name}_src.c", self.code),
+            ResponseFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
+            ResponseFile(f"stap000000/{name}_src.c", self.code),
         )
         result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
 

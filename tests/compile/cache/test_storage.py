@@ -11,13 +11,13 @@ from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.storage import ResultStorage, _decode_result, _encode_result
 from stapsrv.compile.engine.base import CompileResult
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 
 RESULT = CompileResult(
     0,
     b"out",
     b"",
-    (AnswerFile("stap000000/x.ko", bytes(range(256))), AnswerFile("stap000000/x_src.c", b"int x;\n")),
+    (ResponseFile("stap000000/x.ko", bytes(range(256))), ResponseFile("stap000000/x_src.c", b"int x;\n")),
 )
 
 

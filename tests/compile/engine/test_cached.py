@@ -21,7 +21,7 @@ from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import CacheCounts, Source
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -86,7 +86,7 @@ class Running:
 async def running(directory: Path, *, workers: int = 2) -> AsyncIterator[Running]:
     (directory / "tapset").mkdir()
     lines, compiler, pool = LogLines(), FakeEngine(), WorkerPool(workers, queue_length=4)
-    compiler.more_files = (AnswerFile("stap000000/stap_x_src.c", b"#include <linux/mm.h>\n"),)
+    compiler.more_files = (ResponseFile("stap000000/stap_x_src.c", b"#include <linux/mm.h>\n"),)
     with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(Inputs(directory), watcher, store, log=lines.log)

@@ -17,15 +17,15 @@ from stapsrv.compile.engine.signing import (
     without_signatures,
 )
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.protocol.response import AnswerFile
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.identity.mok import Mok, MokStore
 from stapsrv.sandbox.sandbox import Sandbox
 
-MODULE = AnswerFile("stap000000/x.ko", b"module")
-UPROBES = AnswerFile("stap000000/uprobes/uprobes.ko", b"uprobes")
+MODULE = ResponseFile("stap000000/x.ko", b"module")
+UPROBES = ResponseFile("stap000000/uprobes/uprobes.ko", b"uprobes")
 OTHERS = tuple(
-    AnswerFile(path, b"")
+    ResponseFile(path, b"")
     for path in (
         "x.ko",
         "stap000000/x.c",
@@ -50,10 +50,10 @@ async def test_each_module_gets_a_signature_and_nothing_else_does():
     files = (MODULE, *OTHERS, UPROBES)
     assert await add_signatures(files, sign) == (
         MODULE,
-        AnswerFile("stap000000/x.ko.sgn", b"signed module"),
+        ResponseFile("stap000000/x.ko.sgn", b"signed module"),
         *OTHERS,
         UPROBES,
-        AnswerFile("stap000000/uprobes/uprobes.ko.sgn", b"signed uprobes"),
+        ResponseFile("stap000000/uprobes/uprobes.ko.sgn", b"signed uprobes"),
     )
 
 
@@ -64,7 +64,7 @@ def test_what_is_a_module():
 
 
 def test_nothing_that_a_compile_left_passes_for_a_signature():
-    forged = [AnswerFile(f"{file.path}.sgn", b"forged") for file in (MODULE, UPROBES, *OTHERS)]
+    forged = [ResponseFile(f"{file.path}.sgn", b"forged") for file in (MODULE, UPROBES, *OTHERS)]
     assert without_signatures([*forged, MODULE, *forged]) == (MODULE,)
 
 
@@ -128,7 +128,7 @@ class TestKernelSigner:
     async def test_key_is_offered_where_none_is_trusted(self, signer, made, tmp_path, fingerprints):
         """No sign-file is there: nothing is signed."""
         signed = await signer.sign((MODULE,), fingerprints, tmp_path)
-        assert signed.files == (MODULE, AnswerFile("signing_key.x509", made.der))
+        assert signed.files == (MODULE, ResponseFile("signing_key.x509", made.der))
         assert (signed.key, signed.trusted) == (made.fingerprint, False)
         lines = signed.message.decode().splitlines()
         assert all(line.startswith("Server: ") for line in lines)

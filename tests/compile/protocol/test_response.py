@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from stapsrv.compile.protocol.response import AnswerFile, CompileResponse, encode_response
+from stapsrv.compile.protocol.response import CompileResponse, ResponseFile, encode_response
 
 RESPONSE = CompileResponse(
     "4.8",
@@ -18,10 +18,10 @@ RESPONSE = CompileResponse(
     stdout=b"out\xff\n" * 100,
     stderr=b"Server: no\n",
     files=(
-        AnswerFile("stap000000/m.ko", b"\x7fELF" + bytes(5_000)),
-        AnswerFile("stap000000/m.ko.sgn", bytes(range(256))),
-        AnswerFile("stap000000/uprobes/uprobes.ko", b"\x7fELF"),
-        AnswerFile("signing_key.x509", b"0\x82"),
+        ResponseFile("stap000000/m.ko", b"\x7fELF" + bytes(5_000)),
+        ResponseFile("stap000000/m.ko.sgn", bytes(range(256))),
+        ResponseFile("stap000000/uprobes/uprobes.ko", b"\x7fELF"),
+        ResponseFile("signing_key.x509", b"0\x82"),
     ),
 )
 
@@ -70,12 +70,12 @@ def test_equal_responses_give_equal_bytes():
 )
 def test_path_that_leads_elsewhere_is_an_error(path):
     with pytest.raises(ValueError, match=r"is no path for a response's file|surrogates not allowed"):
-        AnswerFile(path, b"")
+        ResponseFile(path, b"")
 
 
 @pytest.mark.parametrize("paths", [["version"], ["a", "a"], ["rc/x"], ["a", "a/b"], ["stap000000"]])
 def test_clashing_paths_are_an_error(paths):
-    response = CompileResponse("4.8", 0, files=tuple(AnswerFile(path, b"") for path in paths))
+    response = CompileResponse("4.8", 0, files=tuple(ResponseFile(path, b"") for path in paths))
     with pytest.raises(ValueError, match="in a response"):
         encode_response(response)
 
@@ -83,7 +83,7 @@ def test_clashing_paths_are_an_error(paths):
 def test_repr_does_not_show_contents():
     assert repr(RESPONSE).startswith(
         "CompileResponse(version='4.8', rc=1, stdout=<500 bytes>, stderr=<11 bytes>,"
-        " files=(AnswerFile(path='stap000000/m.ko', data=<5004 bytes>)"
+        " files=(ResponseFile(path='stap000000/m.ko', data=<5004 bytes>)"
     )
 
 
