@@ -1,8 +1,7 @@
-"""How answers are printed: the original's lines, for whoever greps them, and JSON for programs.
+"""Prints answers: the original's lines for scripts, JSON for programs.
 
-A light module: ``status`` prints from here what the supervisors said, as it came off the wire. What a
-person at a terminal sees instead is in :mod:`stapsrv.control.cli.table`; what is printed while something is
-done, in :mod:`stapsrv.control.cli.report`.
+``status`` loads this module, so it is light. The table for terminals is in :mod:`stapsrv.control.cli.table`;
+the output of commands in :mod:`stapsrv.control.cli.report`.
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ if TYPE_CHECKING:
     from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo
 
     class OrphanedServer(TypedDict):
-        """A server that is on record, and whose supervisor is gone.
-
-        Attributes:
-            id: its id.
-            settings: as recorded, with its nickname.
-            record: the file's path.
-        """
+        """A recorded server whose supervisor is gone; ``record`` is the file's path."""
 
         id: int
         settings: SettingsInfo
@@ -54,20 +47,15 @@ _OPTIONS = (
     ("MAXCOMPRESSEDREQ", "--max-compressed-request"),
     *((row.variable, row.option) for row in SERVER_TUNABLES),
 )
+# The states of a server that should be up and does not serve.
 _DOWN = frozenset({"failed", "backing-off"})
-"""The states of a server that should be up and serves nobody."""
 _UNHEALTHY = "unhealthy"
 _FAILED = 1
 _NOT_RUNNING = 3
 
 
 class Console:
-    """The one place that writes.
-
-    Args:
-        out: standard output.
-        err: standard error.
-    """
+    """Writes to standard output and standard error; nothing else does."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out = out
@@ -75,7 +63,7 @@ class Console:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person reads standard output as it comes."""
+        """Whether standard output is a terminal."""
         return self._out.isatty()
 
     def say(self, line: str) -> None:
@@ -83,36 +71,33 @@ class Console:
         self._out.write(f"{printable(line)}\n")
 
     def complain(self, text: str) -> None:
-        """Write what went wrong to standard error, each line under the program's name."""
+        """Write a problem to standard error, each line after the program's name."""
         self._out.flush()
         for line in text.split("\n"):
             self._err.write(f"{PROGRAM}: {printable(line)}\n")
         self._err.flush()
 
     def complain_each(self, texts: Iterable[str]) -> None:
-        """Write several things that went wrong to standard error."""
+        """Write several problems to standard error."""
         for text in texts:
             self.complain(text)
 
     def write(self, text: str) -> None:
-        """Write to standard output as it is, at once."""
+        """Write text to standard output as it is, and flush it."""
         self._out.write(text)
         self._out.flush()
 
 
 class StatusReport:
-    """What ``status`` has to tell.
+    """The answer of ``status``.
 
     Args:
-        supervisors: each with those of its servers that were asked about.
-        lost: servers whose supervisor is gone.
-        remarks: lines about those who were asked about and do not run.
+        supervisors: each with those of its servers that were asked for.
+        orphaned: recorded servers whose supervisor is gone.
+        remarks: lines about servers that were asked for and do not run.
         problems: a line for each supervisor that does not answer.
-        exit_status: instead of the one that follows from the rest.
-
-    Attributes:
-        exit_status: 0; 1 for a server that should be up and is not, and for a supervisor that does not
-            answer; 3 where none runs at all.
+        exit_status: in place of the one that follows from the rest: 1 for a server that should be up and is
+        not, or a supervisor that does not answer; 3 if no server runs.
     """
 
     def __init__(
@@ -136,7 +121,7 @@ class StatusReport:
         return not self.orphaned and not any(supervisor["servers"] for supervisor in self.supervisors)
 
     def servers(self) -> Iterator[ServerInfo]:
-        """Give the servers of all supervisors."""
+        """Yield the servers of all supervisors."""
         for supervisor in self.supervisors:
             yield from supervisor["servers"]
 
@@ -147,11 +132,7 @@ class StatusReport:
 
 
 def title(settings: Mapping[str, object]) -> str:
-    """Return how the original calls a server: the program, and the options that would start it.
-
-    Args:
-        settings: by the configuration files' names of variables.
-    """
+    """Return the original's name of a server: the program, and the options that would start it."""
     words = [PROGRAM]
     for variable, option in _OPTIONS:
         value = settings.get(variable)
@@ -161,17 +142,17 @@ def title(settings: Mapping[str, object]) -> str:
 
 
 def named(server: ServerInfo) -> SettingsInfo:
-    """Return a server's settings with the nickname that it goes by, be it only its id."""
+    """Return a server's settings with its nickname, which may be its id."""
     return {**server["settings"], "NICKNAME": server["nickname"]}
 
 
 def is_down(server: ServerInfo) -> bool:
-    """Whether a server should be up and serves nobody."""
+    """Whether a server should be up and does not serve."""
     return server["state"] in _DOWN
 
 
 def status_lines(report: StatusReport) -> list[str]:
-    """Return what ``status`` prints where no terminal reads it."""
+    """Return what ``status`` prints without a terminal."""
     lines = [f"{title(named(server))} {_running_as(server)}" for server in report.servers()]
     lines += (f"{title(lost['settings'])} {_was_running_as(lost['id'])}" for lost in report.orphaned)
     lines += report.remarks
@@ -179,7 +160,7 @@ def status_lines(report: StatusReport) -> list[str]:
 
 
 def down_reasons(report: StatusReport) -> list[str]:
-    """Return a line for each server that should be up and is not: its nickname, and why."""
+    """Return a line for each server that should be up and is not: its nickname and the reason."""
     return [
         f"{server['nickname']}: {server['reason'] or 'is ' + server['state']}"
         for server in report.servers()
@@ -188,7 +169,7 @@ def down_reasons(report: StatusReport) -> list[str]:
 
 
 def health_remarks(report: StatusReport) -> list[str]:
-    """Return a line for each release that a server cannot compile for: its nickname, and why."""
+    """Return a line for each release that a server cannot compile for: its nickname and the reason."""
     return [
         f"{server['nickname']}: cannot compile for {release['name']}: {release['reason']}"
         for server in report.servers()
@@ -200,14 +181,13 @@ def health_remarks(report: StatusReport) -> list[str]:
 def status_json(report: StatusReport) -> str:
     """Return what ``status --json`` prints.
 
-    The document is an object with five members:
+    The document has five members:
 
-    * ``supervisors``: an array of what each supervisor says of itself and of the servers asked about, as
-      :class:`~stapsrv.control.protocol.schema.SupervisorInfo` describes it (``docs/control.md``, ``status``);
-    * ``orphaned``: an array of the servers that are on record and whose supervisor is gone, each an object
-      with ``id``, ``settings`` and ``record``, the file's path; a supervisor that starts takes them up again;
-    * ``remarks``: an array of texts about servers that were asked about and do not run;
-    * ``problems``: an array of texts about supervisors that do not answer;
+    * ``supervisors``: each supervisor with the servers asked for, as ``status`` in ``docs/control.md``;
+    * ``lost``: recorded servers whose supervisor is gone: ``id``, ``settings`` and ``record``, the file's
+      path; a supervisor that starts takes them over;
+    * ``remarks``: texts about servers that were asked for and do not run;
+    * ``problems``: texts about supervisors that do not answer;
     * ``exit_status``: the command's, 0, 1 or 3.
     """
     return encode_document(
@@ -222,7 +202,7 @@ def status_json(report: StatusReport) -> str:
 
 
 def encode_document(document: Mapping[str, object]) -> str:
-    """Return a JSON text for people and programs, with its last line's end."""
+    """Return an indented JSON text that ends with a line feed."""
     return json.dumps(document, indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The actions of ``stap-server``: each is handed to the module that carries it out."""
+"""Runs each action of ``stap-server`` in the module that implements it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stapsrv.control.cli.invocation import Action, Invocation, OutputForm
 from stapsrv.control.cli.parser import parse_arguments
 from stapsrv.control.cli.report import ClassicReporter, JsonReporter, Reporter
 
+# Commands that are not about a supervisor's servers and parse their own options.
 _TOOLS = {
     "browse": "stapsrv.control.cli.commands.browse",
     "cache": "stapsrv.control.cli.commands.cache",
@@ -22,14 +23,13 @@ _TOOLS = {
     "mok": "stapsrv.control.cli.commands.mok",
     "report": "stapsrv.doctor.report",
 }
-"""Commands that are about no server of a supervisor, and have a grammar of their own."""
 
 
 def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
-    """Carry out a command line; returns the exit status.
+    """Run a command line; return the exit status.
 
     Raises:
-        StapsrvError: it cannot be understood, or not be carried out at all.
+        StapsrvError: it is invalid, or cannot be carried out at all.
     """
     if words[:1] == ["help"] and len(words) > 1:
         console.write(usage(words[1]))
@@ -52,7 +52,6 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
 
 
 def _act(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
-    """Carry out what needs to know which servers are meant, and so the modules that say so."""
     # The imports are here because a status -c or a --help need none of it.
     if invocation.action is Action.STATUS:
         from stapsrv.control.cli.commands.status import status_of_some  # noqa: PLC0415
@@ -78,7 +77,7 @@ def _reporter(form: OutputForm, console: Console, environ: Mapping[str, str]) ->
 
 
 def _working_directory() -> str | None:
-    """Return the working directory, or None when it is gone: relative paths are refused then."""
+    """Return the working directory, or None if it is gone: relative paths are refused then."""
     try:
         return os.getcwd()  # noqa: PTH109 - a text is wanted
     except OSError:

@@ -1,4 +1,4 @@
-"""Doing to servers what was decided, user by user, and telling what became of each."""
+"""Carries out a plan, user by user, and reports the outcome of each server."""
 
 from __future__ import annotations
 
@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
 
 class Executor:
-    """Carries decisions out; what goes wrong with one server or user hinders no other.
+    """Carries out operations; a failure with one server or user does not stop the others.
 
-    Args:
-        scene: what was found.
-        supervisors: do it.
-        reporter: tells.
-
-    Attributes:
-        failed: something went wrong.
+    ``failed`` says whether anything went wrong.
     """
 
     def __init__(self, inventory: Inventory, supervisors: Supervisors, reporter: Reporter) -> None:
@@ -41,11 +35,11 @@ class Executor:
         self._told: set[str] = set()
 
     def find(self, target: Target) -> FoundServer | None:
-        """Return the running server that a target is, or None for another one, or a lost one."""
+        """Return the running server of a target; None for a new or an orphaned one."""
         return self._found.get(_key(target.server)) if target.server is not None else None
 
     def user_of(self, target: Target) -> str:
-        """Return whom a target's server runs as, or is to run as."""
+        """Return the user that a target's server runs as, or is to run as."""
         found = self.find(target)
         if found is not None:
             return found.supervisor["user"]
@@ -53,7 +47,7 @@ class Executor:
         return user or self._default_user
 
     def complain(self, *faults: str) -> None:
-        """Tell of faults that are no single server's, each once."""
+        """Report problems that are not about a single server, each once."""
         self.failed = self.failed or bool(faults)
         for fault in faults:
             if fault not in self._told:
@@ -61,7 +55,7 @@ class Executor:
                 self._reporter.complain(fault)
 
     def stop(self, targets: Sequence[Target]) -> list[Target]:
-        """Stop servers, lost ones too; return those that are down."""
+        """Stop servers, orphaned ones too; return those that are down."""
         outcomes = [(target, self._forget(target)) for target in targets if self.find(target) is None]
         hosted = [target for target in targets if self.find(target) is not None]
         outcomes += self._each(
@@ -85,7 +79,7 @@ class Executor:
                 self.tell(Verb.START, target, outcome)
 
     def start(self, targets: Sequence[Target]) -> None:
-        """Start servers; those that run already are left as they are."""
+        """Start servers; running ones are left as they are."""
         outcomes = self._each(
             Verb.START, targets, lambda user, group: self._supervisors.start(user, _specs(group))
         )
@@ -93,7 +87,7 @@ class Executor:
             self.tell(Verb.START, target, outcome)
 
     def drain(self, targets: Sequence[Target], *, undo: bool) -> None:
-        """Let servers take nothing new, or with ``undo``, take new requests again."""
+        """Drain servers, or with ``undo`` let them accept again."""
         verb = Verb.UNDRAIN if undo else Verb.DRAIN
         outcomes = self._each(
             verb, targets, lambda user, group: self._supervisors.drain(user, _ids(group), undo=undo)
@@ -102,7 +96,7 @@ class Executor:
             self.tell(verb, target, outcome)
 
     def reload(self, user: str, *, force: bool) -> None:
-        """Have a user's supervisor, started if there is none, make its servers the configured ones."""
+        """Have a user's supervisor, started if there is none, apply the configuration."""
         self._reporter.begin(Verb.RELOAD, [f"the servers of user {user}"])
         try:
             outcomes = self._supervisors.reload(user, force=force)
@@ -125,7 +119,7 @@ class Executor:
             self._report(Verb.STOP, named(server), server["nickname"], outcome)
 
     def tell(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
-        """Tell what became of a target."""
+        """Report the outcome of a target."""
         found = self.find(target)
         settings: SettingsInfo = {} if target.settings is None else settings_info(target.settings)
         if found is not None and verb is not Verb.START:
@@ -135,7 +129,7 @@ class Executor:
     def _each(
         self, verb: Verb, targets: Sequence[Target], ask: Callable[[str, list[Target]], list[OutcomeInfo]]
     ) -> list[tuple[Target, OutcomeInfo]]:
-        """Ask each user's supervisor about that user's targets, and return what became of each."""
+        """Ask each user's supervisor about that user's targets; return all outcomes."""
         groups: dict[str, list[Target]] = {}
         for target in targets:
             groups.setdefault(self.user_of(target), []).append(target)
@@ -150,7 +144,7 @@ class Executor:
         return outcomes
 
     def _forget(self, target: Target) -> OutcomeInfo:
-        """Take a lost server off the record, so that no supervisor takes it up again."""
+        """Remove an orphaned server's record, so that no supervisor takes it over."""
         assert target.server is not None, "the selection stops nobody who is not there"  # noqa: S101
         try:
             self._supervisors.forget(self.user_of(target), target.server.server_id)
@@ -159,7 +153,7 @@ class Executor:
         return done(already=True)
 
     def _name(self, target: Target) -> str:
-        """Return what people call a target's server."""
+        """Return the name of a target's server, for people."""
         found = self.find(target)
         if found is not None:
             return found.info["nickname"]
@@ -193,12 +187,12 @@ class Executor:
 
 
 def done(*, already: bool) -> OutcomeInfo:
-    """Return the outcome for a server that is as wanted, and that no supervisor tells of."""
+    """Return the outcome of a server that is as wanted, without a status."""
     return {"server": None, "already": already, "error": None}
 
 
 def failure(reason: str) -> OutcomeInfo:
-    """Return the outcome for a server that could not be asked for."""
+    """Return the outcome of a server that could not be asked for."""
     return {"server": None, "already": False, "error": reason}
 
 

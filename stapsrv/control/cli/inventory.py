@@ -1,4 +1,4 @@
-"""What a command finds: settings, servers that run, servers that are configured."""
+"""The state that a command finds: settings, running servers, configured servers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
 
 class FoundServer(NamedTuple):
-    """A server that a supervisor told of.
+    """A running server, as the plan sees it and as its supervisor described it.
 
-    Attributes:
-        running: as the selection sees it.
-        info: as the supervisor told it.
-        supervisor: who told of it.
-        own: this user may do something to it.
+    ``own`` says whether this user may command it.
     """
 
     running: RunningServer
@@ -39,21 +35,13 @@ class FoundServer(NamedTuple):
 
 
 class Inventory:
-    """What there is at the beginning of a command.
+    """Settings and servers at the beginning of a command.
 
-    Args:
-        invocation: the command.
-        environ: the environment variables.
+    ``caller`` is this user's name; ``supervisors`` are those that answered; ``problems`` has a line for each
+    that does not; ``orphaned`` are recorded servers whose supervisor is gone.
 
     Raises:
         ConfigError: a global file cannot be used.
-
-    Attributes:
-        settings: the global settings.
-        caller: this user's name.
-        problems: a line for each supervisor that does not answer.
-        supervisors: those that answered.
-        lost: servers on record whose supervisor is gone.
     """
 
     def __init__(self, invocation: Invocation, environ: Mapping[str, str]) -> None:
@@ -73,12 +61,12 @@ class Inventory:
 
     @property
     def default_user(self) -> str:
-        """Whom servers without a user of their own run as."""
+        """The user of servers that name none."""
         return self.settings.default_user(self.caller, euid=os.geteuid())
 
     @cached_property
     def host(self) -> HostFacts:
-        """What the selection has to know about the host."""
+        """The host's facts for the plan."""
         defaults = HostDefaults(
             arch=host_arch(),
             release=host_release(),
@@ -94,7 +82,7 @@ class Inventory:
 
     @cached_property
     def found(self) -> list[FoundServer]:
-        """The servers that run, this user's own first."""
+        """The running servers, this user's first."""
         found = [
             FoundServer(_running(info, supervisor["pid"]), info, supervisor, self.owns(supervisor))
             for supervisor in self.supervisors
@@ -104,7 +92,7 @@ class Inventory:
 
     @cached_property
     def orphaned_servers(self) -> list[RunningServer]:
-        """The lost servers as the selection sees them; :attr:`orphaned`, in the same order."""
+        """The servers of :attr:`orphaned`, in the same order, as the plan sees them."""
         return [
             RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
             for lost in self.orphaned
@@ -121,7 +109,7 @@ class Inventory:
 
     @property
     def configured(self) -> list[ConfiguredServer]:
-        """The servers of the files that can be used."""
+        """The servers of the usable files."""
         return [
             ConfiguredServer(file.settings, str(file.path))
             for file in self.files
@@ -129,23 +117,23 @@ class Inventory:
         ]
 
     def names_unknown(self, running: Sequence[RunningServer]) -> bool:
-        """Whether a nickname is given that none of these servers has; it may be a configured one's."""
+        """Whether a nickname is given that none of these servers has; a configured one may."""
         nicknames = {server.nickname for server in running}
         names = [server.name for server in self.invocation.specifications if server.name is not None]
         return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
 
     @property
     def nothing_usable(self) -> bool:
-        """Whether servers are configured, and none of them can be used: that means no default server."""
+        """Whether there are files and none is usable: then there is no default server either."""
         return bool(self.files) and not self.configured
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the other files, a line or several for each."""
+        """The problems of the other files."""
         return [str(file.fault) for file in self.files if file.fault is not None]
 
     def fault_of(self, nickname: str) -> str | None:
-        """Return what is wrong with the file that seems to give a server this nickname, if one is bad."""
+        """Return the problem of an unusable file that seems to define this nickname, if there is one."""
         wanted = f"NICKNAME={nickname}"
         for file in self.files:
             if file.fault is not None:

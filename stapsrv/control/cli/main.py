@@ -1,7 +1,7 @@
-"""``stap-server`` as a program, from its words to its exit status.
+"""``stap-server`` as a program: from its arguments to its exit status.
 
-``status`` is what people and scripts type most, so a plain one loads next to nothing before it has printed.
-Whatever needs more is in :mod:`stapsrv.control.cli.dispatch`.
+``status`` is what people and scripts type most, so a plain one loads next to nothing. All else is in
+:mod:`stapsrv.control.cli.dispatch`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ if TYPE_CHECKING:
 
     from stapsrv.control.cli.console import Console
 
+# As a shell reports a program that a signal ended; so is the next one.
 _INTERRUPTED = 130
-"""As a shell says of a program that a signal ended."""
 
 
 def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
-    """Carry out a command line; returns the exit status.
-
-    Args:
-        words: the action, then the options.
-        console: prints.
-        environ: the environment variables.
+    """Run a command line, the action and its options; return the exit status.
 
     Raises:
         BrokenPipeError: nobody reads the output any more.
@@ -53,10 +48,9 @@ def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> i
 
 
 def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
-    """Understand ``status [-c FILE] [--json|--classic]`` without the grammar, whose import would be felt.
+    """Parse ``status [-c FILE] [--json|--classic]`` without the parser, which takes long to import.
 
-    Returns:
-        The form of the output, and the file; None for everything else, right or wrong.
+    Returns the output form and the file; None for all else, right or wrong.
     """
     form, config_file = "auto", None
     rest = iter(words)
@@ -75,14 +69,13 @@ def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
 
 
 _BROKEN_PIPE = 141
-"""As a shell says of a program that a signal ended."""
 
 
 def main() -> NoReturn:
     """Run ``stap-server`` with this program's arguments and exit (manual page; PROTOCOL 10).
 
-    Exit status: 0 done; 1 something failed; 2 bad usage; 3 from ``status`` when a server that was asked
-    about does not run, or none runs.
+    Exit status: 0 done; 1 something failed; 2 bad usage; 3 from ``status`` when a server that was asked for
+    does not run, or none runs.
     """
     # Modules are no garbage: looking for some while they load would take a thirtieth of a status.
     gc.disable()

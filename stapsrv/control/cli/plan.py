@@ -1,17 +1,14 @@
-"""Which servers a command means, and what is to become of each.
+"""Decides which servers a command means and what happens to each. Pure.
 
-Pure: an :class:`~stapsrv.control.cli.invocation.Invocation`, the running servers, the configured ones and a
-few
-facts of the host go in; targets come out, each with a deed for the caller to carry out. The specification
-is the manual page, also where the original of 4.8 departs from it: that forgets the port and the nickname
-of a server named by ``-n`` or ``-p``, and takes a whole command line for one server.
+The specification is the manual page, also where the original of 4.8 departs from it: that forgets the port
+and the nickname of a server named by ``-n`` or ``-p``, and takes a command line for one server.
 
-**Names.** ``-n`` and ``-p`` mean that very server, with all its settings, unless what follows makes it
-another one: "a server like another one". To such a one it lends what the manual page lists (``-a -r -I -R
--B -D -u``); the rest comes from the option lists and the defaults, and the nickname stays with its owner.
+**Names.** ``-n`` and ``-p`` mean that very server with all its settings, unless what follows makes it "a
+server like another one". Such a one takes over what the manual page lists (``-a -r -I -R -B -D -u``); the
+rest comes from the list options and the defaults, and the nickname stays with its owner.
 
-**Lists.** ``--log --port --ssl --max-…`` are dealt out in turn to the servers specified, or to the default
-server when it is all that ``start`` comes to. They specify no server; what is left over is warned about.
+**Lists.** ``--log --port --ssl --max-…`` give their values in turn to the specified servers, or to the
+default server when ``start`` means only that. They specify no server; values left over cause a warning.
 """
 
 from __future__ import annotations
@@ -36,36 +33,35 @@ from stapsrv.control.cli.targets import (
 
 
 class Operation(StrEnum):
-    """What is to become of a server. Of those that run: KEEP STOP RESTART REPORT DRAIN UNDRAIN."""
+    """What happens to a server; KEEP STOP RESTART REPORT DRAIN UNDRAIN are for running ones."""
 
     START = "start"
+    # Nothing, which is a success: it runs, or an earlier target starts it.
     KEEP = "keep"
-    """Nothing is to be done, which is a success: it runs, or an earlier target starts it."""
     STOP = "stop"
     RESTART = "restart"
     REPORT = "report"
+    # Say that it does not run.
     ABSENT = "absent"
-    """It does not run: say so."""
     DRAIN = "drain"
     UNDRAIN = "undrain"
+    # Say whether it could be started.
     CHECK = "check"
-    """Say whether it could be started."""
+    # Say why it cannot be done.
     REFUSE = "refuse"
-    """It cannot be done: say why."""
 
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """One server that is meant.
+    """One server and the operation on it.
 
     Attributes:
-        deed: what is to become of it.
-        settings: its settings, all defaults filled in: as asked for by an action that behaves like start
-            (a running server's nickname may be another), as recorded otherwise; None if it was not found.
+        settings: resolved; as asked for by an action like start (a running server's nickname may differ),
+        else as recorded; None if no server was found.
         server: the running server, or None.
         problem: the reason, for REFUSE.
         where: the configuration file that asks for it, or None.
-        exit_status: what the command exits with on its account, even if all that is left to do goes well.
+        exit_status: of the command because of this target, even if all operations succeed.
     """
 
     operation: Operation
@@ -78,13 +74,9 @@ class Target:
 
 @attrs.frozen
 class Plan:
-    """What a command means.
+    """The targets of a command, each server once, in the order of the command line or the configuration.
 
-    Attributes:
-        action: the command's.
-        targets: each server once, in the order of the command line or of the configuration; before them
-            those that a reload stops.
-        warnings: options without effect, files for the same server.
+    A reload's stops come first. Warnings are about options without effect and files for the same server.
     """
 
     action: Action
@@ -93,7 +85,7 @@ class Plan:
 
     @property
     def exit_status(self) -> int:
-        """What the command exits with if all that is left to do goes well: 0, 1 or, from status, 3."""
+        """The command's exit status if all operations succeed: 0, 1 or, from status, 3."""
         if self.action is Action.STATUS and not self.targets:
             return _NOT_RUNNING
         statuses = {target.exit_status for target in self.targets}
@@ -107,16 +99,10 @@ def make_plan(
     configured: Sequence[ConfiguredServer],
     host: HostFacts,
 ) -> Plan:
-    """Find the servers that a command means.
+    """Plan a command other than ``help`` and ``version``.
 
-    Args:
-        invocation: the command; ``help`` and ``version`` mean no server.
-        running: the running servers, in the order in which they are listed.
-        configured: those of the configuration files that could be read, in the files' order.
-        host: see there.
-
-    Source: manual page, ACTIONS and OPTIONS; exit statuses as in the original, except that it exits 0
-    when ``stop -n`` names nobody.
+    Source: manual page, ACTIONS and OPTIONS; exit statuses as in the original, except that it exits 0 when
+    ``stop -n`` names nobody.
     """
     rule = _RULES.get(invocation.action)
     if rule is None:
@@ -134,7 +120,7 @@ def make_plan(
     else:
         matches = iter([Match(changed(ServerSettings(), list_options.next_values()))])
     planner = _Planner(rule, index, keep_temporary=invocation.keep_temporary)
-    targets = planner.planner(matches)
+    targets = planner.targets(matches)
     return Plan(invocation.action, targets, (*planner.warnings, *list_options.warnings()))
 
 
@@ -144,15 +130,15 @@ _NOT_RUNNING = 3
 
 @attrs.frozen(kw_only=True)
 class _Rule:
-    """What an action makes of a server that is meant.
+    """What an action does.
 
     Attributes:
-        if_running: the deed for one that runs.
-        if_not: the deed for one that does not.
-        absent_status: the exit status on account of one that does not run.
-        unknown_status: the exit status on account of a nickname that nobody has.
-        like_start: the configured servers are meant if none is specified; a new nickname is a new server's.
-        replaces: what runs and is not meant is stopped.
+        if_running: to a running server.
+        if_not: to one that does not run.
+        absent_status: exit status because of one that does not run.
+        unknown_status: exit status because of an unknown nickname.
+        like_start: means the configured servers if none is specified; an unknown nickname is a new server's.
+        replaces: stops running servers that are not meant.
     """
 
     if_running: Operation
@@ -171,7 +157,6 @@ _RULES = {
     Action.FORCE_RELOAD: _Rule(
         if_running=Operation.RESTART, if_not=Operation.START, like_start=True, replaces=True
     ),
-    Action.RELOAD: _Rule(if_running=Operation.KEEP, if_not=Operation.START, like_start=True, replaces=True),
     Action.STATUS: _Rule(
         if_running=Operation.REPORT,
         if_not=Operation.ABSENT,
@@ -185,28 +170,24 @@ _RULES = {
 
 
 class _Planner:
-    """Says what an action does with each server that is meant.
-
-    Attributes:
-        warnings: files for the same server.
-    """
+    """Applies a rule to each server."""
 
     def __init__(self, rule: _Rule, index: ServerIndex, *, keep_temporary: bool) -> None:
         self.warnings: list[str] = []
         self._rule = rule
         self._index = index
         self._keep_temporary = keep_temporary
+        # The file that asks for each new server, by identity.
         self._new: dict[ServerSettings, str | None] = {}
-        """Servers that come to be, by identity, and the file that asks for each."""
         anew = rule.replaces or rule.if_not is Operation.CHECK
+        # The owner of each, and the remedy, in words.
         self._nicknames = {
             server.nickname: f"the server running as PID {server.server_id}; stop that one first"
             for server in (() if anew else index.running)
         }
-        """Who has each, and what to do about it, in words."""
 
-    def planner(self, matches: Iterable[Match]) -> tuple[Target, ...]:
-        """Return each server once: those to stop because they are not meant any more, then those meant."""
+    def targets(self, matches: Iterable[Match]) -> tuple[Target, ...]:
+        """Return each server once: first those to stop because they are no longer meant."""
         targets: list[Target] = []
         found: set[RunningServer] = set()
         for target in map(self._target, matches):
@@ -222,36 +203,34 @@ class _Planner:
         ]
         return (*replaced, *targets)
 
-    def _target(self, matches: Match) -> Target:
+    def _target(self, match: Match) -> Target:
         rule = self._rule
-        if matches.problem is not None:
-            status = rule.unknown_status if matches.unknown else _FAILED
-            return Target(operation=Operation.REFUSE, problem=matches.problem, exit_status=status)
-        asked = self._index.resolved(matches.settings)
-        server = matches.server or self._index.running_as(asked)
+        if match.problem is not None:
+            status = rule.unknown_status if match.unknown else _FAILED
+            return Target(operation=Operation.REFUSE, problem=match.problem, exit_status=status)
+        asked = self._index.resolved(match.settings)
+        server = match.server or self._index.running_as(asked)
         if rule.if_not is Operation.CHECK or (rule.if_not is Operation.START and server is None):
-            return self._new_target(asked, matches.where)
+            return self._new_target(asked, match.where)
         if server is not None:
-            return self._running_target(server, asked, matches)
+            return self._running_target(server, asked, match)
         return Target(
-            operation=rule.if_not, settings=asked, where=matches.where, exit_status=rule.absent_status
+            operation=rule.if_not, settings=asked, where=match.where, exit_status=rule.absent_status
         )
 
-    def _running_target(self, server: RunningServer, asked: ServerSettings, matches: Match) -> Target:
-        operation, where = self._rule.if_running, matches.where
-        recorded, typed = self._index.resolved(server.settings).tuning, matches.settings.tuning
+    def _running_target(self, server: RunningServer, asked: ServerSettings, match: Match) -> Target:
+        operation, where = self._rule.if_running, match.where
+        recorded, typed = self._index.resolved(server.settings).tuning, match.settings.tuning
         # One that is named, or has a file, says all of its tuning; of the others only what is typed is known.
-        tuning = asked.tuning if matches.server or where is not None else typed.over(recorded)
+        tuning = asked.tuning if match.server or where is not None else typed.over(recorded)
         settings = asked if self._rule.like_start else self._index.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
-            return Target(
-                operation=Operation.REFUSE, server=server, problem=problem, where=where, exit_status=_FAILED
-            )
+            return _refused(problem, where, server=server)
         if operation is Operation.RESTART:
             settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
-        elif operation is Operation.KEEP and not self._rule.replaces and tuning != recorded:
+        elif operation is Operation.KEEP and tuning != recorded:
             remedy = "restart changes them" if where is None else f"reload makes them those of {where}"
             self.warnings.append(f"server {server.nickname} runs already, and keeps its limits; {remedy}")
         return Target(operation=operation, settings=settings, server=server, where=where)
@@ -265,13 +244,11 @@ class _Planner:
         self._new[identity] = where
         problem = self._claim_nickname(asked, where)
         if problem is not None:
-            return Target(
-                operation=Operation.REFUSE, settings=asked, problem=problem, where=where, exit_status=_FAILED
-            )
+            return _refused(problem, where, settings=asked)
         return Target(operation=self._rule.if_not, settings=self._to_start(asked), where=where)
 
     def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:
-        """Reserve a nickname; return the problem if somebody has it."""
+        """Reserve a nickname; return the problem if it is taken."""
         if settings.nickname is None:
             return None
         holder = self._nicknames.get(settings.nickname)
@@ -281,7 +258,24 @@ class _Planner:
         return None
 
     def _to_start(self, settings: ServerSettings, *, former_id: int | None = None) -> ServerSettings:
-        """Return settings for a start: with ``-k``, and without a nickname that was but the former id."""
+        """Return settings for a start: with ``-k``, and without a nickname that was only the former id."""
         if settings.nickname == str(former_id):
             settings = attrs.evolve(settings, nickname=None)
         return attrs.evolve(settings, keep_temporary=True) if self._keep_temporary else settings
+
+
+def _refused(
+    problem: str,
+    where: str | None,
+    *,
+    settings: ServerSettings | None = None,
+    server: RunningServer | None = None,
+) -> Target:
+    return Target(
+        operation=Operation.REFUSE,
+        settings=settings,
+        server=server,
+        problem=problem,
+        where=where,
+        exit_status=_FAILED,
+    )

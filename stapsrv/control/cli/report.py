@@ -1,7 +1,6 @@
-"""What is printed while something is done to servers, and what became of each.
+"""Prints the progress and the outcome of commands.
 
-The words are the original's, but for what it leaves out: why something failed, in one line on standard
-error, after ``FAILED``.
+The words are the original's, except for what it leaves out: the reason of a failure, on standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Verb(StrEnum):
-    """What is done to a server, as the lines about it begin. Of a restart, both parts are told."""
+    """What is done to a server, as lines begin; a restart reports both halves."""
 
     START = "Starting"
     STOP = "Stopping"
@@ -28,15 +27,15 @@ class Verb(StrEnum):
 
 
 class Result(NamedTuple):
-    """What became of one server.
+    """The outcome of one server.
 
     Attributes:
-        verb: what was to be done.
-        settings: its own, with its nickname; or those that were asked for.
-        name: what people call it.
-        server: as it is now; None if it was refused or is gone.
+        verb: the operation.
+        settings: the server's, with its nickname; or those asked for.
+        name: for people.
+        server: its status now; None if it was refused or is gone.
         already: it was as wanted before.
-        error: why it is not as wanted, and what to do about it, or None.
+        error: the reason and the remedy, or None.
     """
 
     verb: Verb
@@ -48,25 +47,25 @@ class Result(NamedTuple):
 
 
 class Reporter(Protocol):
-    """Tells a person or a program how a command goes."""
+    """Reports a command to a person or a program."""
 
     def begin(self, verb: Verb, names: Sequence[str]) -> None:
-        """Tell what is about to be done, and to whom."""
+        """Report what is about to be done to which servers."""
 
     def step(self, server: ServerInfo) -> None:
-        """Tell that a server has changed."""
+        """Report a change of a server."""
 
     def result(self, result: Result) -> None:
-        """Tell what became of a server."""
+        """Report an outcome."""
 
     def remark(self, line: str, *, done: bool | None = None) -> None:
-        """Tell of what is no single server's doing: a line, and whether what was asked for is done."""
+        """Report a line that is not about one server, and whether the request is done."""
 
     def complain(self, text: str) -> None:
-        """Tell of a fault beside the servers that were meant; it may have several lines."""
+        """Report a problem that is not about the servers meant; it may have several lines."""
 
     def finish(self, exit_status: int) -> None:
-        """Tell the end."""
+        """Report the end."""
 
 
 class ClassicReporter:
@@ -104,14 +103,9 @@ class ClassicReporter:
 class JsonReporter:
     """Prints one JSON document at the end.
 
-    It is an object with four members:
-
-    * ``servers``: an array of what became of each server: ``action`` (``start``, ``stop``, ``drain`` or
-      ``undrain``), ``name``, ``settings`` (by the configuration files' names of variables), ``server`` (as
-      it is now, see ``docs/control.md``, or null), ``already`` (it was as wanted before), and ``error``,
-      a text or null;
-    * ``remarks``: an array of texts that are no single server's;
-    * ``problems``: an array of texts: faults beside the servers that were meant;
+    * ``servers``: an outcome each: ``action`` (``start``, ``stop``, ``drain`` or ``undrain``), ``name``,
+      ``settings``, ``server`` (its status now or null, see ``docs/control.md``), ``already`` and ``error``;
+    * ``remarks`` and ``problems``: texts that are not about one server;
     * ``exit_status``: the command's.
     """
 

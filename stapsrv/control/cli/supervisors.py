@@ -1,4 +1,4 @@
-"""The supervisors that this user commands: reached, or started where there is none and that is allowed."""
+"""Connects to the supervisors that this user commands, and starts them where there is none."""
 
 from __future__ import annotations
 
@@ -26,28 +26,24 @@ if TYPE_CHECKING:
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
     from stapsrv.control.protocol.status_fields import ServerInfo
 
+# The longest timeout_s that a supervisor accepts.
 _LONGEST_WAIT_S = 86_400.0
-"""What a supervisor takes for ``timeout_s``."""
+# For a supervisor that is shutting down: it finishes what runs.
 _END_S = 60.0
-"""For a supervisor that is shutting down to be gone: it finishes what runs."""
+# For one that closed the connection: it has died, is about to end, or closed only this connection.
 _VANISH_S = 1.0
-"""For one that hung up: it has died, is about to go, or had only enough of this connection."""
+# There is no event for the end of another process's supervisor.
 _POLL_S = 0.05
-"""Between looks whether it is: nobody tells."""
 _GONE = frozenset({Code.LOST, Code.SHUTTING_DOWN})
+# The error for a server started while the last server's end ends the supervisor.
 _ENDING = "the supervisor is ending"
-"""What becomes of a wish that arrives while the last server's end ends the supervisor."""
 _UNDER_WAY = frozenset({"starting", "stopping", "draining"})
 
 
 class Supervisors:
-    """Speaks to supervisors, by the names of their users; every wait has a deadline.
+    """Commands supervisors by the names of their users; every wait has a deadline.
 
-    Args:
-        settings: say where they are.
-        invocation: says whether one may be started, and how long to wait for what is asked.
-        environ: of this process.
-        on_step: told of each change of a server that something is done to.
+    ``on_step`` is called with each change of a server.
     """
 
     def __init__(
@@ -66,7 +62,7 @@ class Supervisors:
         self._timeout_s = wait_s if invocation.wait else 0.0
 
     def start(self, user: str, specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
-        """Start servers of ``user``, and a supervisor if there is none; one outcome for each wish.
+        """Start servers of ``user``, and a supervisor if there is none; return one outcome for each.
 
         Raises:
             StapsrvError: it cannot be asked, or not be started.
@@ -76,10 +72,10 @@ class Supervisors:
         )
 
     def reload(self, user: str, *, force: bool) -> list[OutcomeInfo]:
-        """Have the configuration read and obeyed by the supervisor of ``user``, started if there is none.
+        """Have the supervisor of ``user``, started if there is none, apply the configuration.
 
         Raises:
-            StapsrvError: it cannot be asked, or not be started, or cannot use the configuration.
+            StapsrvError: it cannot be asked, started, or use the configuration.
         """
         config_file = None if self._invocation.config_file is None else Path(self._invocation.config_file)
         return self._ask(
@@ -90,53 +86,25 @@ class Supervisors:
         )
 
     def stop(self, user: str, ids: Sequence[int]) -> list[OutcomeInfo]:
-        """Stop servers of ``user``; those of a supervisor that is gone have stopped.
-
-        Raises:
-            StapsrvError: it cannot be asked.
-        """
-        try:
-            return self._command("stop", user, ids)
-        except SupervisorNotRunning:
-            pass
-        except ControlError as exc:
-            if not self._has_ended(user, exc):
-                raise
-        return [{"server": None, "already": True, "error": None} for _ in ids]
+        """Stop servers of ``user``; those of a supervisor that is gone have stopped."""
+        outcomes = self._command_unless_gone("stop", user, ids)
+        gone: OutcomeInfo = {"server": None, "already": True, "error": None}
+        return [gone for _ in ids] if outcomes is None else outcomes
 
     def restart(self, user: str, ids: Sequence[int], specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
-        """Stop and start servers of ``user``.
-
-        Args:
-            user: whose they are.
-            ids: the servers'.
-            specs: what each of them is, to start it should its supervisor be gone.
-
-        Raises:
-            StapsrvError: the supervisor cannot be asked.
-        """
-        try:
-            return self._command("restart", user, ids)
-        except SupervisorNotRunning:
-            pass
-        except ControlError as exc:
-            if not self._has_ended(user, exc):
-                raise
-        return self.start(user, specs)
+        """Stop and start servers of ``user``; if the supervisor is gone, start them from ``specs``."""
+        outcomes = self._command_unless_gone("restart", user, ids)
+        return self.start(user, specs) if outcomes is None else outcomes
 
     def drain(self, user: str, ids: Sequence[int], *, undo: bool) -> list[OutcomeInfo]:
-        """Let servers of ``user`` take nothing new, or with ``undo``, take new requests again.
-
-        Raises:
-            StapsrvError: the supervisor cannot be asked.
-        """
+        """Drain servers of ``user``, or with ``undo`` let them accept again."""
         return self._command("undrain" if undo else "drain", user, ids)
 
     def forget(self, user: str, server_id: int) -> None:
-        """Take a server of ``user``, whose supervisor is gone, off the record.
+        """Remove the record of a server whose supervisor is gone.
 
         Raises:
-            StapsrvError: it cannot be done, or the supervisor is on its way up and will know of the server.
+            StapsrvError: it cannot be removed, or a supervisor is starting and will take the server over.
         """
         record = self._settings.stat_path / f"{server_id}.stat"
         try:
@@ -147,6 +115,18 @@ class Supervisors:
         except OSError as exc:
             raise StapsrvError(f"cannot be removed: {exc.strerror}", where=str(record)) from exc
 
+    def _command_unless_gone(
+        self, method: Literal["stop", "restart"], user: str, ids: Sequence[int]
+    ) -> list[OutcomeInfo] | None:
+        try:
+            return self._command(method, user, ids)
+        except SupervisorNotRunning:
+            return None
+        except ControlError as exc:
+            if not self._has_ended(user, exc):
+                raise
+            return None
+
     def _command(
         self, method: Literal["stop", "restart", "drain", "undrain"], user: str, ids: Sequence[int]
     ) -> list[OutcomeInfo]:
@@ -156,7 +136,7 @@ class Supervisors:
         return self._accepted(outcomes)
 
     def _ask(self, user: str, ask: Callable[[SyncControlClient], list[OutcomeInfo]]) -> list[OutcomeInfo]:
-        """Ask a supervisor that is there or is started; once more, if it was just about to end."""
+        """Ask a supervisor that runs or is started; once more if it was just ending."""
         try:
             with self._reach(user) as client:
                 outcomes = ask(client)
@@ -171,7 +151,7 @@ class Supervisors:
             return self._accepted(ask(client))
 
     def _accepted(self, outcomes: list[OutcomeInfo]) -> list[OutcomeInfo]:
-        """Let pass what is under way if nobody wants to wait for it."""
+        """With ``--no-wait``, accept what has only begun."""
         if self._invocation.wait:
             return outcomes
         return [
@@ -182,11 +162,7 @@ class Supervisors:
         ]
 
     def _reach(self, user: str) -> SyncControlClient:
-        """Connect to the supervisor of ``user``, which is started if need be.
-
-        Raises:
-            StapsrvError: it cannot be reached, or not be started.
-        """
+        """Connect to the supervisor of ``user``, starting it if need be."""
         with contextlib.suppress(SupervisorNotRunning):
             return self._connect(user)
         if self._invocation.running_only:
@@ -212,11 +188,7 @@ class Supervisors:
         return reach_or_launch(launch, reach, self._environ)
 
     def _password(self) -> str | None:
-        """Return the password for supervisors that are started (``-P``); a person is asked once at most.
-
-        Raises:
-            ConfigError: nothing has it, and there is no terminal to ask on.
-        """
+        """Return the password for new supervisors (``-P``); a person is asked once at most."""
         if not self._invocation.use_password:
             return None
         if self._asked is None:
@@ -224,12 +196,7 @@ class Supervisors:
         return self._asked
 
     def _connect(self, user: str) -> SyncControlClient:
-        """Connect to the supervisor of ``user``.
-
-        Raises:
-            SupervisorNotRunning: there is none.
-            ControlError: it does not answer, or somebody else's sits in its place.
-        """
+        """Connect to the supervisor of ``user``; refuse a directory that is another user's."""
         supervisor_dir = self._settings.stat_path / user
         with contextlib.suppress(OSError, KeyError):
             if supervisor_dir.stat().st_uid != pwd.getpwnam(user).pw_uid:
@@ -241,7 +208,7 @@ class Supervisors:
         return SyncControlClient(supervisor_dir / SOCKET_NAME)
 
     def _has_ended(self, user: str, error: ControlError) -> bool:
-        """Whether a supervisor failed to answer because it has ended; waits for the end of one that goes."""
+        """Whether a supervisor failed to answer because it has ended, after waiting for that end."""
         if error.code not in _GONE:
             return False
         return self._wait_gone(user, within_s=_VANISH_S if error.code == Code.LOST else _END_S)
@@ -260,7 +227,7 @@ class Supervisors:
 
 @contextlib.contextmanager
 def _supervisor_dir_locked(supervisor_dir: Path) -> Iterator[None]:
-    """Keep a supervisor from taking its seat; raises BlockingIOError if one has it.
+    """Keep a supervisor from starting here; raises BlockingIOError if one runs.
 
     The lock is the one of :func:`stapsrv.supervisor.state.lock.hold_instance_lock`.
     """

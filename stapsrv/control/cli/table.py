@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: a table of servers, and each server's way through a command."""
+"""What a person at a terminal sees: a table of servers, and each server's progress in a command."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from stapsrv.control.cli.console import OrphanedServer, StatusReport
 
 _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+# Of states; states in transition are yellow.
 _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
-"""Of states; what is on its way is yellow."""
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
+# Their sum is the number of lookups in the result cache.
 _LOOKUPS = ("hits", "misses", "shared")
-"""What adds up to the requests that the result cache was asked for."""
+# The states that end a server's line. Draining does not: it lasts until the last request is done.
 _SETTLED = frozenset({"serving", "stopped", "failed", "backing-off"})
-"""The states that end a server's line. Draining does not: it goes on until the last request is done."""
 
 
 def print_table(report: StatusReport, console: Console, environ: Mapping[str, str]) -> None:
-    """Print a table of all servers, as :func:`status_table` has it."""
+    """Print a table of all servers; see :func:`status_table`."""
     now = datetime.now().astimezone()
     console.write("".join(f"{line}\n" for line in status_table(report, colour=_colours(environ), now=now)))
 
 
 def terminal_width(environ: Mapping[str, str]) -> int:
-    """Return the terminal's width in characters; 0 for one that cannot take back a line."""
+    """Return the terminal's width in characters; 0 if it cannot erase a line."""
     return 0 if _is_dumb(environ) else shutil.get_terminal_size().columns
 
 
@@ -92,12 +92,8 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> li
 class TerminalReporter:
     """Prints a line for each server: ``native: starting … serving on port 5001``.
 
-    A line is printed when its server has come to rest. Until then the terminal's last line, which is
-    written anew again and again, shows who is on the way.
-
-    Args:
-        console: prints.
-        width: of the terminal, in characters; 0 for one that cannot take back a line.
+    A line is printed when its server has settled. Until then the last line, rewritten again and again, shows
+    the servers in transition. A ``width`` of 0 is that of a terminal that cannot erase a line.
     """
 
     def __init__(self, console: Console, *, width: int) -> None:
@@ -106,8 +102,8 @@ class TerminalReporter:
         self._shown = False
         self._verb = Verb.START
         self._on_way: set[int] = set()
+        # Servers whose line is printed.
         self._told: set[int] = set()
-        """Servers whose line is printed."""
 
     def begin(self, verb: Verb, names: Sequence[str]) -> None:
         """See :class:`~stapsrv.control.cli.report.Reporter`."""
@@ -150,7 +146,7 @@ class TerminalReporter:
         self._show("")
 
     def _is_first_half(self, result: Result) -> bool:
-        """Whether the result of a restart's second half is still to come, which says it all."""
+        """Whether a restart's second half is still to come, which says it all."""
         stopped = result.server is None or result.server["state"] != "stopping"
         return self._verb is Verb.RESTART and result.verb is Verb.STOP and result.error is None and stopped
 
@@ -159,14 +155,14 @@ class TerminalReporter:
         self._console.say(line)
 
     def _show(self, line: str) -> None:
-        """Let the terminal's last line be this one, until something else is to be shown."""
+        """Let the terminal's last line be this one, until something else is shown."""
         if self._width and (line or self._shown):
             self._console.write(f"{_ERASE_LINE}{printable(line)[: self._width - 1]}")
             self._shown = bool(line)
 
 
 def _colours(environ: Mapping[str, str]) -> bool:
-    """Whether the terminal shall show colours (no-color.org)."""
+    """Whether to use colours (no-color.org)."""
     return not environ.get("NO_COLOR") and not _is_dumb(environ)
 
 
@@ -203,7 +199,7 @@ def _coloured(line: str, state: str, start: int) -> str:
 
 
 def _as_server(lost: OrphanedServer) -> ServerInfo:
-    """Return the row of a server of which there is only a record."""
+    """Return the table's row of an orphaned server."""
     settings = lost["settings"]
     port = settings.get("PORT")
     return {
@@ -226,7 +222,7 @@ def _as_server(lost: OrphanedServer) -> ServerInfo:
 
 
 def _sandboxes(report: StatusReport) -> list[str]:
-    """Say what holds requests in, once for all supervisors that say the same."""
+    """Name the sandboxes of requests, each once."""
     names = dict.fromkeys(supervisor.get("sandbox") for supervisor in report.supervisors)
     words = {"off": "requests are not contained: SANDBOX=off"}
     return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
@@ -247,14 +243,14 @@ def _moment(text: str, now: datetime) -> str:
 
 
 def _way(verb: Verb, server: ServerInfo) -> str:
-    """Say how a server came to where it is."""
+    """Return the first words of a server's line."""
     if verb is Verb.RELOAD:
         verb = Verb.STOP if server["state"] == "stopped" else Verb.START
     return f"{verb.lower()} …"
 
 
 def _state_words(server: ServerInfo) -> str:
-    """Say what a server is."""
+    """Describe a server's state."""
     match server["state"]:
         case "serving":
             return f"serving on port {server['port']}"
@@ -267,7 +263,7 @@ def _state_words(server: ServerInfo) -> str:
 
 
 def _result_words(result: Result) -> str:
-    """Say what became of a server of which no step was told."""
+    """Describe the outcome of a server without progress."""
     server = result.server
     if result.error is not None:
         return f"{result.verb.lower()} … FAILED"

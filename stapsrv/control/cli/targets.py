@@ -1,7 +1,7 @@
-"""Who is meant by the options that describe or name servers: specifications in, settings out.
+"""Resolves the options that describe or name servers: specifications in, settings out.
 
 Pure, like :mod:`stapsrv.control.cli.plan`, whose docstring says what names and lists mean; that module
-decides what becomes of those who are meant.
+decides what happens to the servers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,7 @@ from stapsrv.control.cli.invocation import (
 
 @attrs.frozen(kw_only=True)
 class HostFacts:
-    """What the selection has to know about the host.
-
-    Attributes:
-        defaults: what holds for servers that do not say.
-        installed: the releases that ``-i`` means.
-    """
+    """The host's defaults for servers, and the installed releases, for ``-i``."""
 
     defaults: HostDefaults
     installed: tuple[str, ...] = ()
@@ -39,12 +34,9 @@ class HostFacts:
 
 @attrs.frozen
 class RunningServer:
-    """A server that runs.
+    """A running server: its id (``status`` calls it PID), its recorded settings, its supervisor's pid.
 
-    Attributes:
-        server_id: what ``status`` calls its PID.
-        settings: as recorded for it.
-        supervisor_pid: of the process that hosts it; ``-p`` takes that for its only server.
+    ``-p`` accepts the supervisor's pid for its only server.
     """
 
     server_id: int
@@ -53,13 +45,13 @@ class RunningServer:
 
     @property
     def nickname(self) -> str:
-        """Its own, or by default its id (manual page, ``-n``)."""
+        """The given one, else the id (manual page, ``-n``)."""
         return self.settings.nickname or str(self.server_id)
 
 
 @attrs.frozen
 class ConfiguredServer:
-    """A server of the configuration files, and the file."""
+    """A server of the configuration, and its file."""
 
     settings: ServerSettings
     where: str
@@ -67,10 +59,10 @@ class ConfiguredServer:
 
 @attrs.frozen
 class Match:
-    """A server that is meant, before the action has its say; with a problem, one that cannot be had.
+    """A server that the command line means, or the problem why there is none.
 
     Attributes:
-        settings: what is asked for.
+        settings: as asked for.
         server: the running server, if it was named itself; others are found by their settings.
         where: the file that configures it, if all its settings come from there.
         problem: why it cannot be had.
@@ -85,7 +77,7 @@ class Match:
 
 
 class ServerIndex:
-    """The servers that run or are configured, to be found by name or by settings."""
+    """Finds running and configured servers by name or settings."""
 
     def __init__(
         self, running: Sequence[RunningServer], configured: Sequence[ConfiguredServer], host: HostFacts
@@ -97,11 +89,11 @@ class ServerIndex:
         self._by_identity = {self.identity(server.settings): server for server in reversed(running)}
 
     def resolved(self, settings: ServerSettings) -> ServerSettings:
-        """Fill in what depends on the host."""
+        """Fill in the host's defaults."""
         return settings.resolved(self.host.defaults)
 
     def identity(self, settings: ServerSettings) -> ServerSettings:
-        """Return what makes a server the same as another."""
+        """Return what two settings of the same server have in common."""
         return settings.identity(self.host.defaults)
 
     def running_as(self, settings: ServerSettings) -> RunningServer | None:
@@ -109,7 +101,7 @@ class ServerIndex:
         return self._by_identity.get(self.identity(settings))
 
     def named(self, name: TypedOption) -> Match:
-        """Return who ``-n`` or ``-p`` names, or a problem."""
+        """Return the server that ``-n`` or ``-p`` names, or a problem."""
         return self._by_pid(name.value) if name.option is ServerOption.PID else self._by_nickname(name.value)
 
     def _by_nickname(self, nickname: str) -> Match:
@@ -135,7 +127,7 @@ class ServerIndex:
 
 
 class ListOptions:
-    """Deals out the option lists, one value of each at a time."""
+    """The options that give one value to each server in turn."""
 
     def __init__(self, lists: OptionLists) -> None:
         self._left: dict[str, list[DealtValue]] = {
@@ -143,11 +135,11 @@ class ListOptions:
         }
 
     def next_values(self) -> dict[str, object]:
-        """Return what the next server gets, by attribute of its settings."""
+        """Return the next server's values, by attribute of its settings."""
         return {name: _parsed_value(name, values.pop(0)) for name, values in self._left.items() if values}
 
     def warnings(self) -> Iterator[str]:
-        """Complain about what nobody got."""
+        """Yield a warning for each value that no server took."""
         for name, values in self._left.items():
             for value in values:
                 yield f"{LIST_OPTIONS[name]} {repr('') if value is None else value} applies to no server"
@@ -166,7 +158,7 @@ def specified(
     *,
     may_create: bool,
 ) -> Iterator[Match]:
-    """Give the servers that are specified, and deal each its share of the lists."""
+    """Yield the specified servers, each with its values of the list options."""
     in_force: tuple[TypedOption, ...] = ()
     for server in specifications:
         base = _base(server, in_force, index, may_create=may_create)
@@ -181,7 +173,7 @@ def specified(
 def _base(
     server: ServerSpecification, in_force: Iterable[TypedOption], index: ServerIndex, *, may_create: bool
 ) -> Match:
-    """Return what ``-n`` or ``-p`` loads; for a new server, what was typed before."""
+    """Return the server that ``-n`` or ``-p`` names; for a new one, the settings typed before."""
     earlier = _described(ServerSettings(), (*in_force, *server.earlier))
     if server.name is None:
         return Match(earlier)
@@ -194,7 +186,7 @@ def _base(
 def _overridden(
     base: Match, typed: Iterable[TypedOption], next_values: Mapping[str, object], index: ServerIndex
 ) -> Match:
-    """Let what is typed and dealt have its way; that may make another server of a named one."""
+    """Apply typed and listed settings, which may turn a named server into another one."""
     whole = changed(_described(base.settings, typed), next_values)
     named = base.server is not None or base.where is not None
     if named and index.identity(whole) == index.identity(base.settings):
@@ -208,7 +200,7 @@ def _overridden(
 def _for_each_release(
     base: Match, typed: Iterable[TypedOption], index: ServerIndex, list_options: ListOptions
 ) -> Iterator[Match]:
-    """Give a server like ``base`` for each installed release and the host's architecture (``-i``)."""
+    """Yield a server like ``base`` for each installed release and the host's architecture (``-i``)."""
     alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
     if not index.host.installed:
         yield Match(alike, problem="-i means no server: no kernel release is installed")
@@ -227,15 +219,15 @@ _SINGLES: Mapping[str, str] = {
     ServerOption.RUNTIME: "runtime",
     ServerOption.USER: "user",
 }
+# Options of one server that stay in force for the next ones.
 _IN_FORCE: frozenset[str] = frozenset({*_ARRAYS, *_SINGLES, *TUNING_OPTIONS}) - {
     ServerOption.RELEASE,
     ServerOption.ARCH,
 }
-"""What is typed for one server and stays in force for those after it."""
 
 
 def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:
-    """Apply describing options in order: some accumulate, of the others the last counts."""
+    """Apply options in order: some accumulate, of the others the last counts."""
     for option, value in typed:
         if option in _ARRAYS:
             name = _ARRAYS[option]
@@ -248,7 +240,7 @@ def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> Server
 
 
 def _tuned(tuning: Tuning, option: str, text: str) -> Tuning:
-    """Apply an option of the table: an empty value takes back, one of an array adds."""
+    """Apply an option of the tunables: an empty value resets it, one of an array adds."""
     row = TUNING_OPTIONS[option]
     if not text:
         return Tuning({name: value for name, value in tuning.items() if name != row.attribute})
@@ -259,7 +251,7 @@ def _tuned(tuning: Tuning, option: str, text: str) -> Tuning:
 
 
 def _lent(settings: ServerSettings) -> ServerSettings:
-    """Return what a named server lends to another one: manual page, ``-n`` and ``-p``; and its tuning."""
+    """Return the settings that another server takes over from a named one (manual page, ``-n``)."""
     names = (*_ARRAYS.values(), *_SINGLES.values(), "tuning")
     return changed(ServerSettings(), {name: getattr(settings, name) for name in names})
 

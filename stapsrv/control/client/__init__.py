@@ -5,8 +5,8 @@ thread. Its methods return plain dictionaries (``docs/control.md``). Every wait 
 
 Errors:
     SupervisorNotRunning: nobody listens there.
-    ControlError: all others. ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`: a refusal,
-        or no answer (TIMED_OUT, LOST), after which a command that was accepted goes on.
+    ControlError: all others. ``code`` is one of :class:`stapsrv.control.protocol.jsonrpc.Code`: a refusal, or
+        no answer (TIMED_OUT, LOST), after which a command that was accepted goes on.
 
 An action that fails for some servers is no error: each outcome has its own.
 

@@ -1,4 +1,4 @@
-"""Whom servers may run as: rules about users, and what a process of such a user inherits."""
+"""Users that servers may run as, and the environment of a supervisor started for such a user."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from stapsrv.errors import ConfigError
 
+# A user other than the caller must be a member (manual page, -u).
 GROUP = "stap-server"
-"""A user named for servers by somebody else must be a member (manual page, ``-u``)."""
 
 _INHERITED = ("PATH", "LANG", "LANGUAGE", "TMPDIR", "TZ")
 _INHERITED_KINDS = ("LC_", "STAPSRV_")
@@ -19,16 +19,7 @@ _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class Account(NamedTuple):
-    """A user of this host.
-
-    Attributes:
-        name: the user's name.
-        uid: the user id.
-        gid: the primary group id.
-        groups: of all groups, the primary one included.
-        home: the home directory.
-        shell: the login shell.
-    """
+    """A user of this host; ``groups`` has the ids of all groups, the primary one included."""
 
     name: str
     uid: int
@@ -44,7 +35,7 @@ class Account(NamedTuple):
 
 
 def caller_name() -> str:
-    """Return the name of this process's user, or the number where there is none."""
+    """Return the name of this process's user, or the number if there is none."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -52,16 +43,14 @@ def caller_name() -> str:
 
 
 def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:
-    """Return the account that servers of user ``name`` run in, if this process may start them.
+    """Return the account for servers of user ``name``, if this process may start them.
 
-    Args:
-        name: the user's name.
-        environ: ``STAP_PR11197_OVERRIDE=1``, for tests, lets root run servers as root.
-        where: what names the user (a file and line), for messages; None for an option or the default.
+    ``where`` is the file and line that names the user, for messages. ``STAP_PR11197_OVERRIDE=1`` in
+    ``environ``, for tests, lets root run servers as root.
 
     Raises:
-        ConfigError: no such user; root; not in group stap-server, unless it is the caller himself; or
-            somebody else than the caller, who is not root.
+        ConfigError: no such user; root; not in group stap-server, unless it is the caller; or another user,
+            while the caller is not root.
 
     Source: manual page, ``-u`` and SAFETY AND SECURITY.
     """
@@ -97,7 +86,7 @@ def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None
 
 
 def group_id() -> int | None:
-    """Return the id of group stap-server, or None where there is none."""
+    """Return the id of group stap-server, or None if there is no such group."""
     try:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
@@ -107,12 +96,9 @@ def group_id() -> int | None:
 def environment_for(account: Account, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a supervisor that this process starts in ``account``.
 
-    The caller's own is passed on whole. For another user it is made anew: who he is, and of root's only
-    ``PATH``, the locale, the time zone, ``TMPDIR``, which the manual page has administrators set, and
-    ``STAPSRV_*``, which mean nobody but us. Nothing else of root's shell decides how servers compile: not
-    ``SYSTEMTAP_*``, which name directories and programs of the caller's, nor ``PYTHON*``, ``LD_*`` or
-    ``XDG_*``. What a service is to have for good belongs into its unit file, or into its user's
-    ``~/.systemtap/rc``.
+    The caller's own is inherited as it is. For another user it holds that user's own variables and, of
+    root's, only ``PATH``, the locale, the time zone, ``TMPDIR`` (manual page) and ``STAPSRV_*``: root's
+    ``SYSTEMTAP_*``, ``PYTHON*``, ``LD_*`` and ``XDG_*`` must not decide how servers compile.
 
     Source: manual page, SAFETY AND SECURITY, 3.
     """

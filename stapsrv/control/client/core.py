@@ -1,7 +1,6 @@
-"""What a client can ask: each method as a value, and what to make of the lines that come back.
+"""The client without its socket: each method as a value, and the reading of answers.
 
-No sockets: both clients (:mod:`stapsrv.control.client`) carry these out. A client waits for the end of an
-action a bit longer than the supervisor does, whose answer says more than silence.
+A client waits for an action a bit longer than the supervisor does: its answer says more than silence.
 """
 
 from __future__ import annotations
@@ -12,34 +11,26 @@ from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from stapsrv.control.protocol.jsonrpc import Code, Progress, Request, decode_answer, encode_request
-from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, ServerSpecInfo
-from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
+from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ControlError, StapsrvError
 
+# For an answer that needs no waiting, however busy the supervisor is.
 REPLY_S = 10.0
-"""For an answer that the supervisor can give at once, however busy it is."""
+# For an action: a drain waits for compiles, which may take ten minutes and queue for five.
 ACTION_S = 900.0
-"""For an action: a drain waits for compiles, which may take ten minutes and queue for five."""
 
+# The servers of an action.
 Ids: TypeAlias = Sequence[int] | Literal["all"]
-"""Which servers are meant."""
 
+# Called with each change of a server; the result is ignored.
 OnProgress: TypeAlias = Callable[[ServerInfo], object]
-"""Called with each change of a server that an action is about; what it returns is ignored."""
 
 _Result = TypeVar("_Result")
 
 
 class Call(NamedTuple, Generic[_Result]):
-    """A method to call.
-
-    Attributes:
-        method: its name.
-        params: its parameters, ready for JSON.
-        shape: of its result.
-        wait_s: how long to wait for its end.
-    """
+    """A method to call: its JSON parameters, the shape of its result, and the seconds to wait for it."""
 
     method: str
     params: dict[str, object]
@@ -47,39 +38,8 @@ class Call(NamedTuple, Generic[_Result]):
     wait_s: float = REPLY_S
 
 
-HELLO = Call("hello", {}, HelloInfo)
-STATUS = Call("status", {}, SupervisorInfo)
-END = Call("end", {}, EmptyInfo)
-
-
-def start(
-    servers: Sequence[ServerSpecInfo], *, timeout_s: float, on_progress: OnProgress | None
-) -> Call[ActionInfo]:
-    """Return the call that starts servers."""
-    return _action("start", {"servers": list(servers)}, timeout_s, on_progress)
-
-
-def command(
-    method: Literal["stop", "restart", "drain", "undrain"],
-    ids: Ids,
-    *,
-    timeout_s: float,
-    on_progress: OnProgress | None,
-) -> Call[ActionInfo]:
-    """Return the call that does something with running servers."""
-    return _action(method, {"ids": ids if isinstance(ids, str) else list(ids)}, timeout_s, on_progress)
-
-
-def reload(
-    config_file: Path | None, *, force: bool, timeout_s: float, on_progress: OnProgress | None
-) -> Call[ActionInfo]:
-    """Return the call that has the configuration read again."""
-    path = None if config_file is None else str(config_file)
-    return _action("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
-
-
 class SupervisorNotRunning(StapsrvError):
-    """There is no socket, or nobody listens to it: one that was killed leaves its file behind."""
+    """There is no socket, or nobody listens on it: a killed supervisor leaves its file behind."""
 
 
 def connect_error(exc: OSError, path: Path) -> StapsrvError:
@@ -100,15 +60,9 @@ def connect_error(exc: OSError, path: Path) -> StapsrvError:
 
 
 class PendingCall(Generic[_Result]):
-    """One call over a connection.
+    """One call over a connection; ``request_id`` is new on it.
 
-    Args:
-        call: what to ask.
-        request_id: not used before on this connection.
-
-    Attributes:
-        request: the line to send.
-        result: what the method returned, or None until then.
+    ``request`` is the line to send, ``result`` None until the call has returned.
     """
 
     def __init__(self, call: Call[_Result], request_id: int) -> None:
@@ -118,10 +72,10 @@ class PendingCall(Generic[_Result]):
         self._id = request_id
 
     def feed(self, line: bytes) -> ServerInfo | None:
-        """Take in a line; return the change of a server that it tells of. Late answers to others are skipped.
+        """Process a line; return a server that has changed. Late answers to other calls are ignored.
 
         Raises:
-            ControlError: the supervisor refuses, or sends what cannot be understood (INTERNAL_ERROR).
+            ControlError: the supervisor refuses the call, or the line is invalid (INTERNAL_ERROR).
         """
         message = decode_answer(line)
         if isinstance(message, Progress):
@@ -134,7 +88,7 @@ class PendingCall(Generic[_Result]):
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Say what a failure to send or receive within the block means.
+        """Translate failures of the socket within the block.
 
         Raises:
             ControlError: no answer in time (TIMED_OUT), or the connection ended before it (LOST).
@@ -152,18 +106,6 @@ class PendingCall(Generic[_Result]):
                 f" ({exc.strerror or exc})",
                 code=Code.LOST,
             ) from exc
-
-
-def still_there(timeout_s: float) -> ControlError:
-    """Return the error for a supervisor that was told to end and did not."""
-    return ControlError(f"end: the supervisor is still there after {timeout_s:g} s", code=Code.TIMED_OUT)
-
-
-def _action(
-    method: str, params: dict[str, object], timeout_s: float, on_progress: OnProgress | None
-) -> Call[ActionInfo]:
-    waiting = {"timeout_s": timeout_s, "progress": on_progress is not None}
-    return Call(method, params | waiting, ActionInfo, wait_s=timeout_s + REPLY_S)
 
 
 def _checked(value: object, shape: type[_Result], name: str) -> _Result:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from stapsrv.control.cli.console import OrphanedServer
 
+# Below STAT_PATH/USER.
 SOCKET_NAME = "control.sock"
-"""Below STAT_PATH/USER."""
 
+# First line of a server's .stat file; those of other programs are left alone.
 RECORD_MARK = b"# stapsrv server\n"
-"""First line of a server's ``.stat`` file; those of other programs are left alone."""
+# Line in the file of a server whose port was assigned, and is none of its settings.
 PORT_MARK = b"\n# stapsrv port: assigned\n"
-"""Line in the file of a server whose port was assigned, and is none of its settings."""
 
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
 _ANSWER_S = 10.0
@@ -132,9 +132,9 @@ def _ask(path: Path, answer_s: float) -> SupervisorInfo:
     """Return the status of the supervisor that listens at ``path``.
 
     Raises:
-        FileNotFoundError, ConnectionRefusedError: there is none, or it is about to end.
-        PermissionError: it is not for this user to ask.
-        OSError, ValueError: it does not answer, or not with a status.
+        FileNotFoundError, ConnectionRefusedError: there is none, or it is ending.
+        PermissionError: this user may not ask.
+        OSError, ValueError: it sends no status.
     """
     with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as connection:
         # A deadline for the whole answer: other users' supervisors are asked, too.

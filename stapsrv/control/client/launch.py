@@ -1,8 +1,7 @@
-"""Starting a supervisor for a user: one, however many commands want it at the same moment.
+"""Starts a supervisor for a user: one, even if several commands want it at the same moment.
 
-Whoever starts one holds a lock in ``STAT_PATH/USER`` meanwhile; those who waited for it look again whether
-there is a supervisor before they start another. What the supervisor does not make itself, root has made for
-it before: STAT_PATH, its directory in there, the default log.
+A command holds a lock in ``STAT_PATH/USER`` while it starts one, and looks for a running one when it gets the
+lock. Root creates what the supervisor's user cannot: STAT_PATH, its directory in there, the default log.
 """
 
 from __future__ import annotations
@@ -27,26 +26,20 @@ DAEMON = "stap-serverd"
 LOCK_NAME = "start.lock"
 
 _BUSY = -32003
+# From the start to readiness; an on-demand supervisor makes no certificate first.
 _READY_S = 60.0
-"""From the start to readiness: an on-demand supervisor makes no certificate on the way."""
+# For other commands to start theirs: more than one may come first.
 _LOCK_S = 90.0
-"""For others to start theirs: more than one of them may take."""
+# Between tries for a lock or a supervisor that is starting; neither sends an event.
 _POLL_S = 0.05
-"""Between looks at what nobody tells us of: a lock, a supervisor that another program is starting."""
 
 _Found = TypeVar("_Found")
 
 
 class Launch(NamedTuple):
-    """What a supervisor is started with.
+    """How to start a supervisor: user, global settings, and the password of certificate databases or None.
 
-    Attributes:
-        account: whom it runs as.
-        stat_path: the global setting.
-        log_file: the global setting.
-        config_file: the last ``-c``, or None.
-        default_user: whom servers without a user of their own run as, which only who starts it can know.
-        password: of certificate databases that have one, or None.
+    ``default_user``, for servers that name no user, is known to the calling command only.
     """
 
     account: Account
@@ -65,13 +58,10 @@ class Launch(NamedTuple):
 def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ: Mapping[str, str]) -> _Found:
     """Return what ``reach`` finds, after starting a supervisor if it finds none.
 
-    Args:
-        launch: what to start.
-        reach: looks for a supervisor that answers; None if there is none.
-        environ: the caller's environment.
+    ``reach`` looks for a supervisor that answers; None if there is none.
 
     Raises:
-        StapsrvError: there is none, and none could be started; the text says why.
+        StapsrvError: none could be started; the text says why.
     """
     prepare(launch)
     deadline = time.monotonic() + _READY_S
@@ -97,12 +87,12 @@ def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ:
 
 
 def prepare(launch: Launch) -> None:
-    """Make the directories and the log that a supervisor cannot make itself, where they are missing.
+    """Create the directories and the log that a supervisor cannot create itself.
 
-    STAT_PATH is for all members of group stap-server to write, but none may remove what is another's.
+    All members of group stap-server may write STAT_PATH; its sticky bit protects each one's files.
 
     Raises:
-        ConfigError: one of them cannot be made.
+        ConfigError: one of them cannot be created.
     """
     own = Ownership(-1, -1, 0o750)
     if launch.account.is_caller:
@@ -118,13 +108,13 @@ def prepare(launch: Launch) -> None:
 
 
 def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
-    """Start a supervisor that ends with its last server; return when it takes commands.
+    """Start a supervisor that ends with its last server; return when it accepts commands.
 
-    It has nothing of the caller's: no terminal, no open file, no working directory, and if it is another
-    user's, of the environment only what :func:`~stapsrv.control.client.accounts.environment_for` says.
+    It inherits no terminal, no open file and no working directory, and for another user only the environment
+    of :func:`~stapsrv.control.client.accounts.environment_for`.
 
     Raises:
-        StapsrvError: it did not come up; the text is its own reason.
+        StapsrvError: it did not start; the text is its own reason.
     """
     account = launch.account
     config = [] if launch.config_file is None else ["-c", launch.config_file]
@@ -151,7 +141,7 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
 
 
 class _Handed(NamedTuple):
-    """How a supervisor is told a password: by a descriptor, never by words that others can read."""
+    """How a supervisor gets a password: by a descriptor, since other users can read its arguments."""
 
     options: tuple[str, ...] = ()
     descriptors: tuple[int, ...] = ()
@@ -159,7 +149,6 @@ class _Handed(NamedTuple):
 
 @contextlib.contextmanager
 def _handed_over(password: str | None) -> Iterator[_Handed]:
-    """Have a password in memory that a child can inherit."""
     if password is None:
         yield _Handed()
         return
@@ -174,11 +163,7 @@ def _handed_over(password: str | None) -> Iterator[_Handed]:
 
 @contextlib.contextmanager
 def _start_lock(launch: Launch) -> Iterator[None]:
-    """Be the only one who starts a supervisor for this user.
-
-    Raises:
-        ControlError: somebody else is at it for too long (BUSY).
-    """
+    """Hold the lock for starting this user's supervisor; raises ControlError (BUSY) after ``_LOCK_S``."""
     deadline = time.monotonic() + _LOCK_S
     fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
     try:

@@ -1,4 +1,4 @@
-"""The client that blocks, on the standard library alone."""
+"""The blocking client, on the standard library alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from stapsrv.control.client import core
 from stapsrv.control.client.core import ACTION_S, REPLY_S, Call, Ids, OnProgress, PendingCall, connect_error
-from stapsrv.control.protocol.jsonrpc import MAX_REPLY_BYTES, LineBuffer
-from stapsrv.control.protocol.schema import HelloInfo, OutcomeInfo, ServerSpecInfo
+from stapsrv.control.protocol.jsonrpc import MAX_REPLY_BYTES, Code, LineBuffer
+from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, OutcomeInfo, ServerSpecInfo
 from stapsrv.control.protocol.status_fields import SupervisorInfo
+from stapsrv.errors import ControlError
 from stapsrv.system.unix_socket import address_of
 
 _READ_BYTES = 65_536
@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 
 
 class SyncControlClient:
-    """A connection to one supervisor, one call at a time; not for several threads at once.
+    """A connection to one supervisor, for one call at a time and one thread.
 
     Args:
         path: of the control socket.
@@ -38,8 +38,8 @@ class SyncControlClient:
     Example::
 
         with SyncControlClient(Path("/run/stap-server/stap-server/control.sock")) as client:
-            wish = {"settings": {"RELEASE": ["6.1.0-56-amd64"], "PORT": 5001}}
-            (outcome,) = client.start([wish], on_progress=lambda server: print(server["state"]))
+            spec = {"settings": {"RELEASE": ["6.1.0-56-amd64"], "PORT": 5001}}
+            (outcome,) = client.start([spec], on_progress=lambda server: print(server["state"]))
             print(outcome["error"] or f"serves on port {outcome['server']['port']}")
     """
 
@@ -73,16 +73,16 @@ class SyncControlClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up; commands under way go on."""
+        """Close the connection; running commands go on."""
         self._socket.close()
 
     def hello(self) -> HelloInfo:
-        """Ask who answers, which protocol version it speaks, and what this peer may do."""
-        return self.call(core.HELLO)
+        """Return who answers, the protocol version, and what this user may do."""
+        return self.call(Call("hello", {}, HelloInfo))
 
     def status(self) -> SupervisorInfo:
-        """Return the supervisor and all its servers as they are now."""
-        return self.call(core.STATUS)
+        """Return the status of the supervisor and all its servers."""
+        return self.call(Call("status", {}, SupervisorInfo))
 
     def start(
         self,
@@ -91,56 +91,41 @@ class SyncControlClient:
         timeout_s: float = ACTION_S,
         on_progress: OnProgress | None = None,
     ) -> list[OutcomeInfo]:
-        """Start servers that do not run yet; return when each serves or has failed.
+        """Start servers that do not run yet; return one outcome for each, in order.
 
-        Args:
-            servers: what each is to be, by the configuration files' names of variables.
-            timeout_s: seconds after which to return all the same; 0 only begins. The action goes on, and
-                the outcomes of what is not done say so.
-            on_progress: called with each change of a server.
-
-        Returns:
-            One outcome for each, in order.
+        Returns when each serves or has failed, or after ``timeout_s`` seconds: the action goes on then, and
+        the outcomes say what is not done. 0 only begins. ``on_progress`` is called with each change of a
+        server.
         """
-        call = core.start(servers, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        return self._action("start", {"servers": list(servers)}, timeout_s, on_progress)
 
     def stop(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
-        """Stop servers; return when each is gone. Stopping again ends the requests that still run.
+        """Stop servers; return one outcome for each when they are gone. See :meth:`start`.
 
-        Args:
-            ids: the servers', or ``"all"``.
-            timeout_s: see :meth:`start`.
-            on_progress: see :meth:`start`.
-
-        Returns:
-            One outcome for each id that is named, in order; one for each server for ``"all"``.
+        Stopping a stopping server ends its requests. For ``"all"`` there is one outcome for each server there
+        is.
         """
-        call = core.command("stop", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        return self._action("stop", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
     def restart(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
         """Stop and start servers, which keep their ids and ports; see :meth:`stop`."""
-        call = core.command("restart", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        return self._action("restart", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
     def drain(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
-        """Let servers finish what they have and take no more; return when they are idle; see :meth:`stop`."""
-        call = core.command("drain", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        """Let servers finish their requests and accept no new ones; return when idle; see :meth:`stop`."""
+        return self._action("drain", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
     def undrain(
         self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
     ) -> list[OutcomeInfo]:
         """Let drained servers accept again; see :meth:`stop`."""
-        call = core.command("undrain", ids, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        return self._action("undrain", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
     def reload(
         self,
@@ -150,19 +135,14 @@ class SyncControlClient:
         timeout_s: float = ACTION_S,
         on_progress: OnProgress | None = None,
     ) -> list[OutcomeInfo]:
-        """Have the configuration read again, and the servers made what it says; unchanged ones go on.
+        """Have the configuration read again and applied; unchanged servers go on. See :meth:`start`.
 
-        Args:
-            config_file: a global file in place of the one that the supervisor was started with.
-            force: stop every server that is not configured, those too that were asked for one by one.
-            timeout_s: see :meth:`start`.
-            on_progress: see :meth:`start`.
-
-        Returns:
-            One outcome for each server that was stopped or is configured, and for each bad file.
+        ``config_file`` replaces the supervisor's global file. ``force`` stops every server that is not
+        configured. There is one outcome for each server that was stopped or is configured, and for each bad
+        file.
         """
-        call = core.reload(config_file, force=force, timeout_s=timeout_s, on_progress=on_progress)
-        return self.call(call, on_progress)["outcomes"]
+        path = None if config_file is None else str(config_file)
+        return self._action("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
 
     def end(self, *, timeout_s: float = ACTION_S) -> None:
         """Have the supervisor stop all servers and end; return when it has.
@@ -170,30 +150,40 @@ class SyncControlClient:
         Raises:
             ControlError: it is still there after ``timeout_s`` seconds (TIMED_OUT).
         """
-        self.call(core.END)
+        self.call(Call("end", {}, EmptyInfo))
         deadline = time.monotonic() + timeout_s
         try:
             while self._receive(deadline):
                 pass
         except TimeoutError as exc:
-            raise core.still_there(timeout_s) from exc
+            raise ControlError(
+                f"end: the supervisor is still there after {timeout_s:g} s", code=Code.TIMED_OUT
+            ) from exc
         except ConnectionResetError:
             return
 
     def call(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
-        """Carry out any call, such as one that this class has no method for."""
+        """Make any call, such as one that this class has no method for."""
         self._last_id += 1
-        exchange = PendingCall(call, self._last_id)
+        pending = PendingCall(call, self._last_id)
         deadline = time.monotonic() + call.wait_s
-        with exchange.errors():
-            self._send(exchange.request, deadline)
-        while exchange.result is None:
-            with exchange.errors():
+        with pending.errors():
+            self._send(pending.request, deadline)
+        while pending.result is None:
+            with pending.errors():
                 line = self._next_line(deadline)
-            step = exchange.feed(line)
+            step = pending.feed(line)
             if step is not None and on_progress is not None:
                 on_progress(step)
-        return exchange.result
+        return pending.result
+
+    def _action(
+        self, method: str, params: dict[str, object], timeout_s: float, on_progress: OnProgress | None
+    ) -> list[OutcomeInfo]:
+        params |= {"timeout_s": timeout_s, "progress": on_progress is not None}
+        # A bit longer than the supervisor waits: its answer says more than silence.
+        call = Call(method, params, ActionInfo, wait_s=timeout_s + REPLY_S)
+        return self.call(call, on_progress)["outcomes"]
 
     def _send(self, data: bytes, deadline: float) -> None:
         self._socket.settimeout(_left_s(deadline))

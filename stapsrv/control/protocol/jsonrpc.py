@@ -1,12 +1,10 @@
-"""JSON-RPC 2.0 by lines: what travels over a control socket, and how it is refused.
+"""JSON-RPC 2.0 messages, one to a line: pure, bytes in and values out.
 
-One JSON text to a line, in UTF-8, both ways. Pure: bytes in, values out; what a method's parameters and
-results hold is said in :mod:`stapsrv.control.protocol.schema`. Clients load this module, so it is made of
-named
-tuples and needs no attrs.
+Parameters and results are described in :mod:`stapsrv.control.protocol.schema`. Clients load this module, so
+it needs no attrs.
 
-Source: JSON-RPC 2.0 Specification. Of what it leaves to implementations, or is stricter here: no batches,
-no requests without an id, parameters by name only (``docs/control.md``).
+Source: JSON-RPC 2.0 Specification. Stricter than it: no batches, no requests without an id, parameters by
+name only (``docs/control.md``).
 """
 
 from __future__ import annotations
@@ -18,29 +16,28 @@ from typing import NamedTuple, NoReturn, TypeAlias, TypeGuard
 from stapsrv.control.protocol.validation import kind_of, shown
 from stapsrv.errors import ControlError
 
+# Raised only when an older program would misunderstand a message; additions do not raise it.
 PROTOCOL_VERSION = 1
-"""Raised when a message of an older program would be misunderstood; additions do not raise it."""
 
+# Optional features of this protocol version, listed in the answer to hello.
 FEATURES = ("drain", "progress", "reload", "timeout")
-"""What a supervisor of this protocol version may or may not have; said in the answer to ``hello``."""
 
+# Of a line to a supervisor, without its end: some hundred servers in one start.
 MAX_REQUEST_BYTES = 256 * 1024
-"""Of a line to a supervisor, its end not counted: some hundred servers in one ``start``."""
 
+# Of a line from a supervisor: a status of ten thousand servers.
 MAX_REPLY_BYTES = 16 * 1024 * 1024
-"""Of a line from a supervisor: a status of ten thousand servers."""
 
 MAX_ID_CHARACTERS = 64
-"""Of a request's id that is a string."""
 
+# The largest whole number that every JSON library keeps exact.
 MAX_ID_NUMBER = 2**53
-"""Of a request's id that is a number: the largest that every JSON library keeps exact."""
 
 RequestId: TypeAlias = str | int
 
 
 class Code(IntEnum):
-    """The codes of errors: JSON-RPC's own, then ours. Stable; ``docs/control.md`` explains each."""
+    """Error codes, JSON-RPC's own and then ours; stable, and explained in ``docs/control.md``."""
 
     PARSE_ERROR = -32700
     INVALID_REQUEST = -32600
@@ -48,19 +45,19 @@ class Code(IntEnum):
     INVALID_PARAMS = -32602
     INTERNAL_ERROR = -32603
     NOT_PERMITTED = -32001
+    # The command was valid and could not be carried out.
     FAILED = -32002
-    """The command was understood and could not be carried out."""
+    # A limit was reached; the same request may succeed later.
     BUSY = -32003
-    """A limit was met; the same request may succeed later."""
     SHUTTING_DOWN = -32004
+    # No whole request came in time; from a client, no reply did.
     TIMED_OUT = -32005
-    """A peer was too slow: of a supervisor, that no whole request came; of a client, that no reply did."""
+    # The connection ended before the reply; raised by clients only.
     LOST = -32006
-    """The connection ended before the reply; only clients raise it."""
 
 
 class Request(NamedTuple):
-    """A method to call; the parameters are not checked yet."""
+    """A method call with unchecked parameters."""
 
     id: RequestId
     method: str
@@ -68,12 +65,9 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """How a call ended.
+    """The end of a call: an unchecked result or an error.
 
-    Attributes:
-        id: the request's; None for an error that is about the connection.
-        result: what the method returned, not checked yet; None with an error.
-        error: why it did not, or None.
+    The id is None for an error that is about the connection.
     """
 
     id: RequestId | None
@@ -82,23 +76,14 @@ class Reply(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A notification: a server that a call is about has changed.
-
-    Attributes:
-        id: the request's.
-        server: its status now, not checked yet.
-    """
+    """A notification that a server of a call has changed: the call's id and the unchecked status."""
 
     id: RequestId
     server: object
 
 
 class RequestRefused(ControlError):
-    """A line that is no request.
-
-    Attributes:
-        request_id: what to answer to, or None if that cannot be known.
-    """
+    """A line that is no request; ``request_id`` is the id to answer, or None if it is unknown."""
 
     def __init__(self, problem: str, *, code: int, request_id: RequestId | None) -> None:
         super().__init__(problem, code=code)
@@ -106,11 +91,7 @@ class RequestRefused(ControlError):
 
 
 class LineBuffer:
-    """Puts lines together from what arrives.
-
-    Args:
-        max_bytes: of a line; memory is bounded by it and the size of what is fed at once.
-    """
+    """Assembles lines of at most ``max_bytes`` from received data."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -119,18 +100,18 @@ class LineBuffer:
 
     @property
     def partial(self) -> bool:
-        """Whether something has arrived that no call has returned yet."""
+        """Whether there is data that :meth:`next_line` has not returned."""
         return bool(self._data)
 
     def feed(self, data: bytes) -> None:
-        """Take in what arrived."""
+        """Add received data."""
         self._data += data
 
     def next_line(self) -> bytes | None:
-        """Return the next line without its end, or None until one is whole.
+        """Return the next line without its end, or None until one is complete.
 
         Raises:
-            ControlError: it is too long, whether whole or not; nothing more can be read.
+            ControlError: the line is too long, even if incomplete; nothing more can be read.
         """
         end = self._data.find(b"\n", self._searched)
         self._searched = len(self._data) if end < 0 else 0
@@ -143,10 +124,10 @@ class LineBuffer:
         return line
 
     def feed_eof(self) -> None:
-        """Take in that nothing more arrives.
+        """Note the end of the data.
 
         Raises:
-            ControlError: within a line.
+            ControlError: it is within a line.
         """
         if self._data:
             raise ControlError("the connection ended within a line", code=Code.INVALID_REQUEST)
@@ -158,7 +139,7 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_result(request_id: RequestId, result: object) -> bytes:
-    """Return the line that answers a call, or says that the answer would be too long."""
+    """Return the line that answers a call; an error in its place if it would be too long."""
     line = _line({"id": request_id, "result": result})
     length = len(line) - 1
     if length <= MAX_REPLY_BYTES:
@@ -168,7 +149,7 @@ def encode_result(request_id: RequestId, result: object) -> bytes:
 
 
 def encode_error(request_id: RequestId | None, error: ControlError) -> bytes:
-    """Return the line that refuses a call, or with None for its id, the connection."""
+    """Return the line that refuses a call, or the connection if the id is None."""
     return _line({"id": request_id, "error": {"code": int(error.code), "message": str(error)}})
 
 
@@ -178,11 +159,10 @@ def encode_progress(request_id: RequestId, server: object) -> bytes:
 
 
 def decode_request(line: bytes) -> Request:
-    """Read a line from a client; strict.
+    """Parse a line from a client strictly.
 
     Raises:
-        RequestRefused: it is no request. The code is INVALID_PARAMS if only the parameters are of a wrong
-            kind, otherwise PARSE_ERROR or INVALID_REQUEST.
+        RequestRefused: INVALID_PARAMS if ``params`` is no object, else PARSE_ERROR or INVALID_REQUEST.
     """
     try:
         message = _parse(line)
@@ -220,7 +200,7 @@ def decode_request(line: bytes) -> Request:
 
 
 def decode_answer(line: bytes) -> Reply | Progress:
-    """Read a line from a supervisor; members that are not known are let pass.
+    """Parse a line from a supervisor, accepting unknown members.
 
     Raises:
         ControlError: it is no answer (INTERNAL_ERROR).
@@ -246,11 +226,7 @@ def _line(members: dict[str, object]) -> bytes:
 
 
 def _parse(line: bytes) -> object:
-    """Decode a JSON text.
-
-    Raises:
-        ValueError: it is none; the text holds nothing of the line.
-    """
+    """Decode a JSON text; raises ValueError, without anything of the line in its text."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as exc:

@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 
 
 class HelloInfo(TypedDict):
-    """Who answers.
-
-    Attributes:
-        protocol: the version of this protocol.
-        version: of the program.
-        pid: the supervisor's process.
-        user: whom it runs as.
-        access: what the asking peer may do: ``all``, or ``read`` (``hello`` and ``status``).
-        features: what there is of the things that a later version may lack or add.
-    """
+    """Who answers. ``access`` is ``all``, or ``read`` for ``hello`` and ``status`` only."""
 
     protocol: int
     version: str
@@ -45,13 +36,7 @@ class HelloInfo(TypedDict):
 
 
 class OutcomeInfo(TypedDict):
-    """What became of one server.
-
-    Attributes:
-        server: as it is now; None if it was refused, or is not known.
-        already: it was as wanted before.
-        error: why it is not as wanted, or None.
-    """
+    """The outcome for one server; ``server`` is None if it was refused or is unknown."""
 
     server: ServerInfo | None
     already: bool
@@ -59,7 +44,7 @@ class OutcomeInfo(TypedDict):
 
 
 class ActionInfo(TypedDict):
-    """What became of each server that an action was about."""
+    """The outcomes for all servers of an action."""
 
     outcomes: list[OutcomeInfo]
 
@@ -69,24 +54,16 @@ class EmptyInfo(TypedDict):
 
 
 class ServerSpecInfo(TypedDict):
-    """A server that somebody wants.
-
-    Attributes:
-        settings: what it is to be.
-        origin: the configuration file that it comes from, if it does.
-    """
+    """A server to start; ``origin`` is the configuration file that describes it."""
 
     settings: SettingsInfo
     origin: NotRequired[str | None]
 
 
 class ActionParams(TypedDict):
-    """What every action takes.
+    """Parameters of every action.
 
-    Attributes:
-        timeout_s: how many seconds to wait for the end of the action, which goes on after that; by
-            default, and with null, until it is there.
-        progress: send a notification of each change of a server, by default not.
+    The action goes on after ``timeout_s`` seconds; by default, and with null, the answer waits for its end.
     """
 
     timeout_s: NotRequired[float | None]
@@ -94,24 +71,22 @@ class ActionParams(TypedDict):
 
 
 class StartParams(ActionParams):
-    """What ``start`` takes."""
+    """Parameters of ``start``."""
 
     servers: list[ServerSpecInfo]
 
 
 class IdsParams(ActionParams):
-    """What ``stop``, ``restart``, ``drain`` and ``undrain`` take."""
+    """Parameters of ``stop``, ``restart``, ``drain`` and ``undrain``."""
 
     ids: list[int] | Literal["all"]
 
 
 class ReloadParams(ActionParams):
-    """What ``reload`` takes.
+    """Parameters of ``reload``.
 
-    Attributes:
-        config_file: the absolute path of a global configuration file, in place of the one that the
-            supervisor was started with.
-        force: stop every server that is not configured, those too that were asked for one by one.
+    ``config_file`` is an absolute path in place of the supervisor's own file; ``force`` also stops servers
+    that are not configured.
     """
 
     config_file: NotRequired[str | None]
@@ -129,13 +104,13 @@ def server_info(status: ServerStatus) -> ServerInfo:
 
 
 def outcome_info(outcome: Outcome) -> OutcomeInfo:
-    """Return the JSON form of what became of a server."""
+    """Return the JSON form of an outcome."""
     server = None if outcome.server is None else server_info(outcome.server)
     return {"server": server, "already": outcome.already, "error": outcome.error}
 
 
 def settings_info(settings: ServerSettings) -> SettingsInfo:
-    """Return the JSON form of settings."""
+    """Return the JSON form of settings: those that are not the default."""
     default = type(settings)()
     info: SettingsInfo = {}
     for variable in SERVER_VARIABLES:
@@ -148,7 +123,7 @@ def settings_info(settings: ServerSettings) -> SettingsInfo:
 
 
 def variable_info(variable: Variable, value: object) -> int | str | list[str]:
-    """Return the JSON form of the value of one variable of a server's file."""
+    """Return the JSON form of one variable's value."""
     if isinstance(value, tuple):
         return [variable.encode(element) for element in value]
     if isinstance(value, int) and not isinstance(value, bool):
@@ -157,17 +132,13 @@ def variable_info(variable: Variable, value: object) -> int | str | list[str]:
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
-    """Read settings from their JSON form.
+    """Parse settings; a number may also be given as a text of its digits.
 
-    A number may also be given as a text of its digits. Paths are absolute: the supervisor's working
-    directory is not the peer's.
-
-    Args:
-        info: a JSON object.
-        where: its name, for messages.
+    Paths must be absolute, since the supervisor's working directory is not the peer's. ``where`` names the
+    object in messages.
 
     Raises:
-        ControlError: an unknown variable, or a value that it cannot have (INVALID_PARAMS).
+        ControlError: an unknown variable or an invalid value (INVALID_PARAMS).
     """
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
@@ -190,10 +161,10 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
 
 
 def checked_text(value: str, *, where: str) -> str:
-    """Return a text that a line of a settings file could hold.
+    """Return a text that fits into a line of a settings file.
 
     Raises:
-        ControlError: it could not (INVALID_PARAMS).
+        ControlError: it does not (INVALID_PARAMS).
     """
     reason = unwritable_reason(value)
     if reason is not None:
@@ -202,7 +173,7 @@ def checked_text(value: str, *, where: str) -> str:
 
 
 def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for each type
-    """Return the JSON form of a value of a status; of an object, the attributes that the table names."""
+    """Return the JSON form of a value; of an object, the attributes that the table names."""
     # Late, since clients need neither: who has a status to encode has loaded both.
     from datetime import UTC, datetime  # noqa: PLC0415
 
@@ -233,12 +204,12 @@ def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for
 
 
 _KEEP = "KEEP"
+# A RELEASE is a path if it is absolute, else the name of a release.
 _PATHS = frozenset({"INCLUDE", "RUNTIME", "LOG", "SSL"})
-"""Variables that are always paths. A RELEASE is one if it is absolute, and else the name of a release."""
 
 
 def _parsed(variable: Variable, value: object) -> object:
-    """Convert a member's value; raises ValueError, of whatever is wrong, with what was expected."""
+    """Convert a member's value; raises ValueError with what was expected."""
     if not variable.array:
         return _element(variable, value)
     if not isinstance(value, list):

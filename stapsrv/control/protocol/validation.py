@@ -33,8 +33,8 @@ def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _S
 
     Args:
         value: as the JSON decoder gives it.
-        shape: a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of
-            these, and other such classes.
+        shape: a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of these,
+            and other such classes.
         name: of the whole value, for messages.
         exact: refuse unknown members. A client accepts them, because the supervisor may be newer.
 

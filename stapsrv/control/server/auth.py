@@ -1,7 +1,4 @@
-"""Who sits at the other end of a control connection, and what such a peer may do.
-
-The kernel says who connected, and cannot be lied to: process, user, groups, as they were at that moment.
-"""
+"""Authentication of control connections by the kernel's peer credentials, and what each peer may do."""
 
 from __future__ import annotations
 
@@ -17,29 +14,23 @@ from typing import NamedTuple
 from stapsrv.supervisor.state.lock import GROUP
 
 _UCRED = struct.Struct("iII")
+# Linux 4.13; Python 3.11 has no name for it.
 _SO_PEERGROUPS = 59
-"""Linux 4.13, every architecture that Debian has; Python 3.11 does not name it."""
+# Python reads no more of a socket option: 256 groups.
 _MOST_OPTION_BYTES = 1024
-"""Python reads no more of a socket option: 256 groups."""
 
 
 class Access(IntEnum):
-    """What a peer may do; each includes those before it."""
+    """What a peer may do; each level includes those before it."""
 
     NONE = 0
+    # hello and status
     READ = 1
-    """``hello`` and ``status``."""
     ALL = 2
 
 
 class Peer(NamedTuple):
-    """Credentials of a connected process.
-
-    Attributes:
-        pid: the process that connected.
-        uid: its effective user.
-        groups: its effective group and the supplementary ones.
-    """
+    """Credentials of a connected process: effective user, effective and supplementary groups."""
 
     pid: int
     uid: int
@@ -47,19 +38,14 @@ class Peer(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Who may do what (DESIGN, who may command).
-
-    Attributes:
-        owner: the user id whose supervisor it is; it and root may do all.
-        readers: the group id whose members may read, or None.
-    """
+    """Who may do what: root and user id ``owner`` all, members of group id ``readers`` read."""
 
     owner: int
     readers: int | None
 
     @classmethod
     def of_process(cls) -> Policy:
-        """Return the policy of this process's user, with group stap-server for readers where there is one."""
+        """Return this process's policy: its user owns, group stap-server reads where it exists."""
         try:
             readers = grp.getgrnam(GROUP).gr_gid
         except KeyError:
@@ -67,18 +53,14 @@ class Policy(NamedTuple):
         return cls(os.geteuid(), readers)
 
     def access_of(self, peer: Peer) -> Access:
-        """Say what ``peer`` may do."""
+        """Return the access of a peer."""
         if peer.uid in {0, self.owner}:
             return Access.ALL
         return Access.READ if self.readers in peer.groups else Access.NONE
 
 
 def read_peer(connection: socket.socket) -> Peer:
-    """Ask the kernel who connected.
-
-    Raises:
-        OSError: it does not know.
-    """
+    """Return the peer's credentials, from the kernel; raises OSError if it has none."""
     pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_OPTION_BYTES)
@@ -91,10 +73,7 @@ def read_peer(connection: socket.socket) -> Peer:
 
 @cache
 def user_name(uid: int) -> str:
-    """Return a user's name, or the number where there is none.
-
-    Kept for ever, since a directory service may take its time; only the few who may connect are asked for.
-    """
+    """Return a user's name, or the number if there is none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -1,14 +1,8 @@
-"""Sending and receiving on a non-blocking socket, for both ends of a control connection.
+"""One connection to the control socket: requests in, answers out, each within a limit.
 
-anyio's own stream for Unix sockets is not used: on asyncio a cancellation that meets arriving data makes
-its callback fail (seen with anyio 4.16).
-
-One connection to the control socket: lines in, answers out, and no more of anything than is allowed.
-
-A connection reads lines and begins a task for each request; answers go out one at a time, each within a
-deadline. Nothing that a peer does, or fails to do, costs more than its connection. The end of the
-requests (end of file, a line that is none) is not the end of the connection: what was asked before is
-still answered, so that ``echo … | socat`` works.
+A connection starts a task for each request and sends answers one at a time, each within a deadline. Nothing
+that a peer does costs more than its connection. After the end of its input, requests in flight are still
+answered, so that ``echo … | socat`` works.
 """
 
 from __future__ import annotations
@@ -43,12 +37,12 @@ _READ_BYTES = 65_536
 
 
 async def receive(connection: socket.socket) -> bytes:
-    """Wait for data and return it; nothing when the peer sends no more.
+    """Return received data, or nothing at the end of the input.
+
+    Cancellation loses no data.
 
     Raises:
         OSError: the connection is broken.
-
-    Cancellation: no data is lost.
     """
     # A peer that always has something to say must not keep everybody else from their turn.
     await anyio.lowlevel.checkpoint()
@@ -60,12 +54,10 @@ async def receive(connection: socket.socket) -> bytes:
 
 
 async def send_all(connection: socket.socket, data: bytes) -> None:
-    """Send all of ``data``.
+    """Send all of ``data``; a cancellation may leave a part of it sent.
 
     Raises:
         OSError: the connection is broken.
-
-    Cancellation: part of the data may have been sent.
     """
     view = memoryview(data)
     while view:
@@ -75,35 +67,35 @@ async def send_all(connection: socket.socket, data: bytes) -> None:
             await anyio.wait_writable(connection)
 
 
+# After these the start of the next request is unknown.
 _ENDS_CONNECTION = frozenset({Code.PARSE_ERROR, Code.INVALID_REQUEST, Code.TIMED_OUT})
-"""After these nobody knows where the next request begins, or whether there is one."""
 
 
 @attrs.frozen(kw_only=True)
 class ControlLimits:
-    """What peers may use; with the size of lines it bounds the endpoint's memory (``docs/control.md``)."""
+    """What peers may use; with the size of lines this bounds the server's memory (``docs/control.md``)."""
 
     connections: int = 128
+    # Of all connections, so that readers cannot keep out the owner.
     reader_connections: int = 32
-    """Of them all, for those who may only read: they cannot keep out those who may command."""
+    # Unanswered requests of one connection.
     in_flight: int = 16
-    """Requests of one connection that are not answered yet."""
+    # Of one user; requests beyond it are read later.
     requests_per_s: float = 50.0
-    """Of one user; a user who asks faster is read more slowly."""
+    # Requests that a user may be ahead of that rate.
     burst: int = 200
-    """Requests that a user may be ahead of that."""
+    # From a line's first byte to its end.
     line_s: float = 10.0
-    """Between a line's first byte and its end."""
+    # Without a request, and with none in flight.
     idle_s: float = 600.0
-    """Without a request, and with none in flight."""
+    # For a peer to accept one line.
     write_s: float = 10.0
-    """For a peer to take one line."""
+    # For all answers that are left when the server ends.
     shutdown_grace_s: float = 1.0
-    """For all that is still to be said when the endpoint ends."""
 
 
 class RateLimiter:
-    """Spreads one user's requests over time."""
+    """Limits the rate of one user's requests."""
 
     def __init__(self, limits: ControlLimits) -> None:
         self._interval_s = 1 / limits.requests_per_s
@@ -111,7 +103,7 @@ class RateLimiter:
         self._due = -math.inf
 
     def delay(self) -> float:
-        """Count a request; return how many seconds it has to wait for its turn."""
+        """Count a request; return how many seconds it has to wait."""
         now = anyio.current_time()
         wait_s = max(0.0, self._due - now - self._ahead_s)
         self._due = max(self._due, now) + self._interval_s
@@ -119,15 +111,9 @@ class RateLimiter:
 
 
 class Connection:
-    """One peer, from the first line to the last answer.
+    """A connection and its requests; closes the socket at the end.
 
-    Args:
-        connection: accepted and non-blocking; closed at the end.
-        caller: who is at the other end.
-        methods: what can be asked.
-        limits: see there.
-        limiter: of the caller's user.
-        log: gets ``control.malformed`` and ``control.stalled``.
+    ``limiter`` is shared by all connections of the caller's user.
     """
 
     def __init__(
@@ -155,7 +141,7 @@ class Connection:
         self._broken = False
 
     async def run(self) -> None:
-        """Answer until the peer asks no more, breaks a rule, or leaves."""
+        """Answer requests until the input ends, a rule is broken, or the peer leaves."""
         try:
             async with self._requests:
                 await self._take_requests()
@@ -163,7 +149,7 @@ class Connection:
             self._socket.close()
 
     def set_deadline(self, deadline: float) -> None:
-        """Send nothing more after ``deadline``, on the event loop's clock."""
+        """Send nothing after ``deadline``, on the event loop's clock."""
         self._shutdown_deadline = deadline
         self._write.deadline = min(self._write.deadline, deadline)
 
@@ -207,7 +193,7 @@ class Connection:
             self._in_flight -= 1
 
     async def _next_line(self) -> bytes | None:
-        """Return the next line, or None at the end; raises ControlError for one that cannot be read."""
+        """Return the next line, or None at the end; raises ControlError for an unreadable one."""
         began: float | None = None
         while (line := self._lines.next_line()) is None:
             limits = self._limits
@@ -234,10 +220,10 @@ class Connection:
         return line
 
     async def _send(self, encode: Callable[[], bytes]) -> None:
-        """Send a line, whatever is cancelled meanwhile: half of one would spoil all that follow.
+        """Send a line whatever is cancelled meanwhile: half of one would spoil all that follow.
 
-        The line is made when its turn comes, so that a peer who does not read holds one at most. Whoever
-        does not take it in time, or cannot, is given up.
+        It is encoded when its turn comes, so that a peer that does not read costs one line of memory. A peer
+        that does not accept it in time is disconnected.
         """
         with anyio.CancelScope(shield=True):
             async with self._writing:

@@ -1,8 +1,7 @@
 """The methods of the control protocol: a request in, a result or an error out. No sockets.
 
-Commands of people become commands to the supervisor in tasks of their own
-(:mod:`stapsrv.control.server.task`),
-so that a peer that leaves, or stops waiting, changes nothing.
+Commands run in tasks of their own (:mod:`stapsrv.control.server.task`), so that they go on when the client
+leaves or stops waiting.
 """
 
 from __future__ import annotations
@@ -45,56 +44,54 @@ from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
 
+# A day: nobody means a longer wait.
 MAX_TIMEOUT_S = 86_400.0
-"""A longer wait is none that somebody means."""
 
+# With a timeout of 0 the outcome still says what was started, which takes a few turns of the loop.
 _LEAST_WAIT_S = 0.1
-"""Even who does not wait learns what a command has begun; that takes a turn of the event loop or two."""
 
 _Params = TypeVar("_Params")
 
 
 class Commands(Protocol):
-    """What a supervisor can be told; :class:`stapsrv.supervisor.supervisor.Supervisor` has it all.
+    """The supervisor's commands; :class:`stapsrv.supervisor.supervisor.Supervisor` implements them.
 
-    Actions take effect when they are called and return when that is complete, with one outcome for each
-    wish or id, in order. They tell the report of each change of a server that they are about.
+    An action takes effect when it is called and returns when it is complete, with one outcome for each spec
+    or id, in order. It reports each change of a server to ``report``.
     """
 
     def status(self) -> SupervisorStatus:
         """Return a snapshot of everything."""
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Start the servers that are wished for and do not run."""
+        """Start the servers that do not run yet."""
 
     async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Stop servers and forget them."""
+        """Stop and remove servers."""
 
     async def restart(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
         """Stop and start servers."""
 
     async def drain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Let servers finish what they have and take nothing new."""
+        """Let servers finish their requests and accept no new ones."""
 
     async def undrain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
         """Let drained servers accept again."""
 
     def end(self) -> None:
-        """Begin to stop everything, and end."""
+        """Begin to stop all servers, then end."""
 
 
 class Reload(Protocol):
-    """Reads the configuration, which is no business of the supervisor's, and has it obeyed."""
+    """Reads the configuration and applies it."""
 
     async def __call__(
         self, config_file: Path | None, /, *, force: bool, report: Report | None
     ) -> Sequence[Outcome]:
         """Make the configured servers what the configuration says now.
 
-        Args:
-            config_file: a global file in place of the one that the supervisor was started with.
-            force: stop every server that is not configured.
-            report: told of each change of a server.
+        ``config_file`` replaces the global file of the start; ``force`` stops all servers that are not
+        configured.
 
         Raises:
             StapsrvError: the configuration cannot be used; nothing was changed.
@@ -102,26 +99,18 @@ class Reload(Protocol):
 
 
 class Caller(NamedTuple):
-    """Who sent a request: the user's name, and what that one may do."""
+    """The user who sent a request, and that user's access."""
 
     user: str
     access: Access
 
 
+# Sends the caller a server's new status.
 Notify = Callable[[ServerInfo], Awaitable[None]]
-"""Sends a caller a change of a server."""
 
 
 class RpcHandlers:
-    """Carries requests out.
-
-    Args:
-        commands: the supervisor.
-        reload: what the method of that name does.
-        defaults: what holds for servers whose settings do not say.
-        tasks: outlives every caller; commands run there.
-        log: the supervisor's.
-    """
+    """Dispatches requests to their methods; commands run in ``tasks``, which outlives all connections."""
 
     def __init__(
         self, commands: Commands, *, reload: Reload, defaults: HostDefaults, tasks: TaskGroup, log: Log
@@ -144,17 +133,12 @@ class RpcHandlers:
         }
 
     async def call(self, request: Request, caller: Caller, notify: Notify) -> object:
-        """Carry a request out and return its result, ready for JSON.
+        """Carry out a request and return its result, ready for JSON.
 
-        Args:
-            request: its parameters are checked here.
-            caller: who sent it.
-            notify: told of changes, if the caller asked for that; may wait.
+        Cancellation: a command that has begun goes on.
 
         Raises:
-            ControlError: it cannot be done, with the code that says why.
-
-        Cancellation: a command that was begun goes on.
+            ControlError: the request is invalid, not permitted, or failed.
         """
         call = _Call(request, caller, notify)
         query = self._queries.get(request.method)
@@ -269,7 +253,7 @@ class RpcHandlers:
         command: Callable[[Report], Awaitable[Sequence[Outcome]]],
         unfinished: Callable[[dict[int, ServerStatus], float], list[OutcomeInfo]],
     ) -> ActionInfo:
-        """Carry a command out and tell of its steps; after the time-out ``unfinished`` says what there is."""
+        """Run a command and send its progress; after the timeout return ``unfinished`` outcomes."""
         timeout_s = _checked_timeout(params.get("timeout_s"))
         self._log.info("control.command", method=call.method, user=call.caller.user)
         action = CommandTask(call.method, command, self._log)
@@ -297,7 +281,7 @@ class RpcHandlers:
 
 @attrs.frozen
 class _Call:
-    """A request, who sent it, and the way to tell that one of changes."""
+    """A request with its caller."""
 
     _request: Request
     caller: Caller
@@ -308,7 +292,7 @@ class _Call:
         return self._request.method
 
     def params(self, shape: type[_Params]) -> _Params:
-        """Return the parameters, which are of ``shape``."""
+        """Return the parameters, checked against ``shape``."""
         try:
             return checked(self._request.params, shape, name="params", exact=True)
         except ShapeError as exc:
@@ -331,12 +315,12 @@ def _absent(server_id: int) -> OutcomeInfo:
 
 
 def _gone(server: ServerStatus) -> ServerStatus:
-    """Return the status of a server that is hosted no more, from the last that was seen of it."""
+    """Return the last status of a server that was removed."""
     return server if server.state is State.FAILED else attrs.evolve(server, state=State.STOPPED)
 
 
 def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> OutcomeInfo:
-    """Say how far a command has come with a server when nobody waits any longer."""
+    """Return the outcome of a server whose command has not finished in time."""
     if server is None:
         return {"server": None, "already": False, "error": f"is not there after {waited_s:g} s; see the log"}
     error = None

@@ -1,7 +1,4 @@
-"""The control socket as a file.
-
-The control socket: who is let in, and a task for each who is (:mod:`stapsrv.control.server.connection`).
-"""
+"""The control socket: listens, admits peers, and runs a task for each connection."""
 
 from __future__ import annotations
 
@@ -25,23 +22,19 @@ from stapsrv.supervisor.server.accept import accept_forever
 from stapsrv.supervisor.state.lock import GROUP
 from stapsrv.system.unix_socket import open_socket_file
 
+# Connections that the kernel completes while the loop is busy: as many as are admitted at once.
 _BACKLOG = 128
-"""Connections that the kernel completes while the loop is busy: as many as are let in at once."""
 
 
 @contextlib.contextmanager
 def open_control_socket(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, in place of whatever stale socket is there.
+    """Listen at ``path``, replacing a stale socket; closed and removed at the end.
 
-    The file appears under its name when it accepts, with its final mode and group. The caller holds the
-    lock of the directory (:func:`stapsrv.supervisor.state.lock.hold_instance_lock`), so nobody else is alive
-    there.
-
-    Returns:
-        A listening, non-blocking socket, closed at the end; the file goes too if it is still this one.
+    The caller holds the directory's lock (:func:`stapsrv.supervisor.state.lock.hold_instance_lock`), so no
+    other supervisor listens.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: the socket cannot be created.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -73,21 +66,20 @@ async def serve_control(
     Args:
         path: of the socket; the caller holds the lock of its directory.
         commands: the supervisor.
-        reload: reads the configuration and has it obeyed.
-        defaults: what holds for servers whose settings do not say.
+        reload: reads and applies the configuration.
+        defaults: for servers whose settings leave something out.
         policy: who may do what.
-        log: gets ``control.command``, ``control.failed``, ``control.refused``, ``control.malformed``,
-            ``control.stalled``, ``control.crashed``, ``control.exhausted``.
-        limits: other ones than the default.
-        identify: says who connected.
-        passed: listens at ``path`` already and stays there when it is closed, as it is in the end.
+        log: the supervisor's.
+        limits: in place of the default ones.
+        identify: returns the credentials of a connection's peer.
+        passed: an inherited listener for ``path``; its file is left when it is closed.
         task_status: started when the socket accepts.
 
     Raises:
-        ConfigError: the socket cannot be made.
+        ConfigError: the socket cannot be created.
 
-    Cancellation: requests in flight are told that the supervisor is shutting down, or what became of
-    them, within ``shutdown_grace_s``; commands under way are cancelled.
+    Cancellation: requests in flight are answered within ``shutdown_grace_s``, most of them with
+    SHUTTING_DOWN; running commands are cancelled.
     """
     with contextlib.ExitStack() as listening:
         own = open_control_socket(path) if passed is None else contextlib.closing(passed)
@@ -110,7 +102,7 @@ async def serve_control(
 
 
 class _Endpoint:
-    """Lets peers in and knows who is in."""
+    """Admits peers and keeps their connections."""
 
     def __init__(
         self,
@@ -134,7 +126,7 @@ class _Endpoint:
         self._full = False
 
     async def accept(self, listener: socket.socket) -> NoReturn:
-        """Accept until cancelled, short of descriptors or not."""
+        """Accept until cancelled; running out of file descriptors only pauses."""
         await accept_forever(
             listener,
             lambda accepted, _address: self._admit(accepted),
@@ -142,7 +134,7 @@ class _Endpoint:
         )
 
     def set_deadline(self) -> None:
-        """Give all connections together ``shutdown_grace_s`` for what is still to be sent."""
+        """Limit the time for the answers left of all connections to ``shutdown_grace_s``."""
         deadline = anyio.current_time() + self._limits.shutdown_grace_s
         for connection in self._connections:
             connection.set_deadline(deadline)

@@ -1,4 +1,4 @@
-"""A command under way: it runs in a task of its own and goes on when nobody waits for it any more."""
+"""A command in a task of its own, which goes on when nobody waits for it any more."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.supervisor.operations import Outcome, Report
 from stapsrv.supervisor.status import ServerStatus
 
+# Changes waiting to be sent. A client slower than this misses the oldest, but no outcome.
 _MOST_STEPS = 1024
-"""Changes that wait to be told. Who takes them more slowly than they come misses the oldest; the outcomes
-say all that counts."""
 
 
 class CommandTask:
-    """One command, from its beginning to its outcomes; one task waits for it.
+    """One command and its progress; one task waits for it.
 
-    Args:
-        method: the command's, for the log.
-        command: carries it out; tells the report that it is given of each change.
-        log: gets what nobody is there to be told.
-
-    Attributes:
-        latest: the last status that each server was reported with, by id.
+    ``latest`` has the last reported status of each server, by id.
     """
 
     def __init__(
@@ -44,15 +37,15 @@ class CommandTask:
 
     @property
     def ended(self) -> bool:
-        """Whether there are outcomes, or an error in their place."""
+        """Whether the command has outcomes or an error."""
         return self._outcomes is not None or self._error is not None
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
-        """What the command came to, once it has ended.
+        """The outcomes of a command that has ended.
 
         Raises:
-            ControlError: it could not be carried out (FAILED), or crashed (INTERNAL_ERROR).
+            ControlError: it failed (FAILED) or crashed (INTERNAL_ERROR).
         """
         if self._error is not None:
             raise self._error
@@ -60,7 +53,7 @@ class CommandTask:
         return self._outcomes
 
     async def run(self) -> None:
-        """Carry the command out; nothing but cancellation leaves."""
+        """Run the command; raises nothing but cancellation."""
         try:
             self._outcomes = await self._command(self._report)
         except StapsrvError as exc:
@@ -76,14 +69,9 @@ class CommandTask:
             self._log_refusals()
 
     async def wait_step(self, deadline: float) -> ServerStatus | None:
-        """Wait for the next change of a server.
+        """Wait for the next change of a server until ``deadline``, on the event loop's clock.
 
-        Args:
-            deadline: on the event loop's clock.
-
-        Returns:
-            The server's status then; None when all changes have been told and the command has ended, or
-            the deadline is there.
+        Returns None at the deadline, and when the command has ended and all changes were returned.
         """
         while not self._steps and not self.ended:
             self._changed = anyio.Event()
@@ -100,7 +88,7 @@ class CommandTask:
         return self._steps.popleft() if self._steps else None
 
     def leave(self) -> None:
-        """Wait no longer; the command goes on, and what it refuses goes to the log."""
+        """Stop waiting; the command goes on and its refusals are logged."""
         self._waited_for = False
 
     def _report(self, status: ServerStatus) -> None:

@@ -559,19 +559,19 @@ def test_what_the_manual_page_leaves_open(
     assert plan.exit_status == exit_status
 
 
-def test_reload_makes_the_running_servers_those_that_are_configured() -> None:
+def test_force_reload_makes_the_running_servers_those_that_are_configured() -> None:
     renamed = attrs.evolve(CROSS, nickname="renamed")
-    plan = choose("reload", run(PLAIN, CROSS), configure(renamed, WEB))
+    plan = choose("force-reload", run(PLAIN, CROSS), configure(renamed, WEB))
     assert [shown(target) for target in plan.targets] == [
         "stop 101",
-        "keep 102 arch=arm64 releases=/build user=bob nickname=renamed",
+        "restart 102 arch=arm64 releases=/build user=bob nickname=renamed",
         f"start {WEB_SHOWN}",
     ]
 
 
-def test_a_changed_server_may_take_its_own_nickname_over_in_a_reload_but_not_in_a_start() -> None:
+def test_changed_server_keeps_its_nickname_in_force_reload_but_not_in_start() -> None:
     changed = attrs.evolve(WEB, port=7009)
-    (stop, start) = choose("reload", run(WEB), configure(changed)).targets
+    (stop, start) = choose("force-reload", run(WEB), configure(changed)).targets
     assert (stop.operation, start.operation, start.settings) == (
         Operation.STOP,
         Operation.START,
@@ -585,7 +585,7 @@ def test_a_changed_server_may_take_its_own_nickname_over_in_a_reload_but_not_in_
     assert (target.operation, target.where, plan.exit_status) == (Operation.REFUSE, "1.conf", 1)
 
 
-@pytest.mark.parametrize("action", ["start", "force-reload", "reload", "check"])
+@pytest.mark.parametrize("action", ["start", "force-reload", "check"])
 def test_two_files_with_one_nickname(action: str) -> None:
     other = attrs.evolve(CROSS, nickname="web")
     plan = choose(action, [], configure(WEB, other))
@@ -597,7 +597,7 @@ def test_two_files_with_one_nickname(action: str) -> None:
 
 def test_two_files_with_one_nickname_of_which_the_second_runs() -> None:
     other = attrs.evolve(CROSS, nickname="web")
-    (first, second) = choose("reload", run(other), configure(WEB, other)).targets
+    (first, second) = choose("force-reload", run(other), configure(WEB, other)).targets
     assert (first.operation, second.operation) == (Operation.START, Operation.REFUSE)
     assert second.server is not None, "it is refused, not stopped"
 
@@ -748,7 +748,6 @@ def test_a_start_says_that_a_file_s_limits_are_not_those_of_the_running_server()
         f"server web runs already, and keeps its limits; reload makes them those of {where}"
     ]
     assert list(choose("start", run(tuned_web), configure(tuned_web)).warnings) == []
-    assert list(choose("reload", run(WEB), configure(tuned_web)).warnings) == []
 
 
 def test_a_server_like_another_one_is_tuned_like_it() -> None:

@@ -1,7 +1,7 @@
-"""``stap-server browse``: the compile servers that the network tells of, and which of them one trusts.
+"""``stap-server browse``: the compile servers on the network, and which of them the caller trusts.
 
-It needs no running supervisor and no SystemTap: python-zeroconf listens, and NSS's certutil tells whose
-certificates the caller's client knows.
+It needs neither a supervisor nor SystemTap: python-zeroconf listens, and NSS's certutil lists the
+certificates that the caller's client trusts.
 """
 
 from __future__ import annotations
@@ -36,17 +36,12 @@ _NONE_FOUND = 1
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server browse") -> int:
-    """Carry out ``stap-server browse …``; returns the exit status: 0 found some, 1 none, or it failed."""
+    """Run ``stap-server browse``; return the exit status: 0 found some, 1 none, or it failed."""
     return guarded(program, lambda: _browse(program, argv))
 
 
 def table(servers: Sequence[FoundServer], trusted: Collection[str]) -> list[str]:
-    """Return the lines of a table: its heading, then one for each server.
-
-    Args:
-        servers: in the order of the lines.
-        trusted: the serial numbers of the certificates that the caller's client trusts.
-    """
+    """Return a table of servers; ``trusted`` are serial numbers of certificates."""
     rows = [[heading for heading, _ in _COLUMNS] + ["TRUSTED"]]
     for server in servers:
         cells = [cell(server) for _, cell in _COLUMNS]
@@ -55,7 +50,7 @@ def table(servers: Sequence[FoundServer], trusted: Collection[str]) -> list[str]
 
 
 def as_json(servers: Sequence[FoundServer], trusted: Collection[str]) -> str:
-    """Return a JSON array with an object for each server: what it says, and ``trusted``."""
+    """Return a JSON array with an object for each server: its facts, and ``trusted``."""
     shown = [{**attrs.asdict(server), "trusted": server.serial in trusted} for server in servers]
     return json.dumps(shown, indent=2)
 
@@ -125,7 +120,7 @@ def _find(interfaces: Sequence[str], timeout_s: float) -> list[FoundServer]:
 
 
 async def _trusted_serials(environ: Mapping[str, str]) -> set[str]:
-    """Return the serial numbers of the servers that the caller's client trusts, as far as it can be read."""
+    """Return the serial numbers of the servers that the caller's client trusts, as far as readable."""
     serials: set[str] = set()
     for directory in (default_client_directory(environ), ALL_CLIENTS):
         try:

@@ -1,7 +1,7 @@
-"""``stap-server cache``: looking after the results that servers keep (docs/cache.md).
+"""``stap-server cache``: inspects, verifies and clears the result cache (docs/cache.md).
 
-It works on the directory itself, whether a server runs or not: what is removed is gone for running servers
-at once. Only its owner can, and root, who becomes the owner for it.
+It works on the directory, whether a server runs or not: removed results are gone for running servers at once.
+Only its owner can, and root, who becomes the owner for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNBOUNDED = 1 << 62
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server cache") -> int:
-    """Carry out ``stap-server cache …``; returns the exit status."""
+    """Run ``stap-server cache``; return the exit status."""
     return guarded(program, lambda: _cache(program, argv))
 
 
@@ -50,7 +50,7 @@ def _cache(program: str, argv: Sequence[str]) -> int:
 
 
 def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
-    """Do what a verb says; returns what it counted."""
+    """Carry out a verb; return its counts."""
     store = DiskStore(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
     match verb:
         case "clear":

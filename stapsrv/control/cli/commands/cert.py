@@ -1,7 +1,7 @@
-"""``stap-server cert``, ``stap-gen-cert`` and ``stap-authorize-cert``: looking after a server's certificate.
+"""``stap-server cert``, ``stap-gen-cert`` and ``stap-authorize-cert``: a server's certificate.
 
-They work on the database directory itself, whether a server runs or not; a running server hears that its
-database was replaced, and shows the next connection what is there.
+They work on the database directory, whether a server runs or not; a running server notices the change and
+shows the new certificate to the next connection.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from stapsrv.identity.trust import (
 )
 
 _DNS_SEPARATORS = ","
+# Arguments of each verb's example in its help.
 _EXAMPLES = {"show": " --json", "export": " -o server.pem", "authorize": " --all", "revoke": " --all"}
-"""What follows a verb in the example that its help gives."""
 _HELP = frozenset({"-h", "--help"})
 GEN_HELP = """\
 usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
@@ -72,21 +72,21 @@ example:
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
-    """Carry out ``stap-server cert …``; returns the exit status."""
+    """Run ``stap-server cert``; return the exit status."""
     return guarded(program, lambda: _cert(program, argv))
 
 
 def gen_cert() -> NoReturn:
-    """``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, in place of the one that is there.
+    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one.
 
-    The directory is the user's own unless the first argument has a slash in it (the original takes the
-    first argument for the directory whatever it is). Names may be separated by blanks or commas.
+    Names may be separated by blanks or commas. The first argument is a directory only if it has a slash; the
+    original takes it for one whatever it is.
     """
     sys.exit(guarded("stap-gen-cert", lambda: _gen_cert(sys.argv[1:])))
 
 
 def authorize_cert() -> NoReturn:
-    """``stap-authorize-cert CERTFILE DIRECTORY``: let the database in DIRECTORY trust a server."""
+    """Run ``stap-authorize-cert CERTFILE DIRECTORY``: let the database in DIRECTORY trust a server."""
     sys.exit(guarded("stap-authorize-cert", lambda: _authorize_cert(sys.argv[1:])))
 
 
@@ -199,7 +199,7 @@ async def _renew(directory: Path, owner: Owner) -> None:
 
 
 def _kept_names(directory: Path) -> list[str]:
-    """Return the further DNS names of the certificate that is there, if one is."""
+    """Return the additional DNS names of the present certificate, if there is one."""
     try:
         return extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
     except IdentityError:
@@ -231,7 +231,7 @@ async def _change_trust(verb: str, directory: Path, place: Path) -> None:
 
 
 def _all_places(owner: Owner) -> dict[str, Path]:
-    """Return who may trust a server on this host: by name, the database."""
+    """Return the databases that may trust a server on this host, by the name of the client."""
     return {
         f"the client of {owner.name}": default_client_directory(owner.environ),
         "every client": ALL_CLIENTS,
@@ -248,7 +248,7 @@ def _places(given: argparse.Namespace, owner: Owner) -> Path:
 
 
 def _caller(owner: Owner) -> Mapping[str, str]:
-    """Return the environment of whoever calls: "local" is the caller's client, whosever the server is."""
+    """Return the caller's environment: "local" is the caller's client, whosever the server is."""
     return owner.environ if os.geteuid() == pwd.getpwnam(owner.name).pw_uid else os.environ
 
 

@@ -1,7 +1,6 @@
-"""``check``: whether what is configured, or described on the command line, could be started.
+"""``check``: whether the configured or specified servers could be started.
 
-Everything is read and nothing is started, made or locked. A problem names its place: the file and line, or
-the option.
+It only reads: nothing is started, made or locked. Each problem names its file and line, or option.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from stapsrv.errors import ConfigError
 from stapsrv.observe.sinks import JOURNAL, stream_descriptor
 
 _FAILED = 1
+# The option for each variable of a file.
 _OPTIONS = {
     "RELEASE": "-r",
     "INCLUDE": "-I",
@@ -41,17 +41,15 @@ _OPTIONS = {
     "LISTEN": "--listen",
     "LOG_FORMAT": "log format",
 }
-"""What says on the command line what a variable says in a file."""
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 _USUAL_FIRST_PORT = 1024
 
 
 def run_check(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
-    """Print every problem, one a line; returns 1 if there is any, else 0.
+    """Print every problem, one a line; return 1 if there is any, else 0.
 
-    With ``--json`` one document is printed: an object with ``problems``, an array of objects with ``where``
-    (a file and line, an option, or null), ``problem`` and ``remedy`` (or null); ``servers``, the number of
-    servers that were looked at; and ``exit_status``.
+    ``--json`` prints an object: ``problems``, an array of ``where`` (a file and line, an option, or null),
+    ``problem`` and ``remedy`` (or null); ``servers``, the number of servers checked; ``exit_status``.
     """
     servers, problems = find_problems(invocation, environ)
     status = _FAILED if problems else 0
@@ -70,9 +68,9 @@ def run_check(invocation: Invocation, console: Console, environ: Mapping[str, st
 
 
 def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[int, list[ConfigError]]:
-    """Return how many servers are meant, and what would go wrong with them, in the files' order.
+    """Return the number of servers, and their problems in the files' order.
 
-    What follows from a wrong global file is not looked at.
+    A wrong global file ends the check: what follows from it is unknown.
     """
     try:
         inventory = Inventory(invocation, environ)
@@ -97,14 +95,14 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
 
 
 class _Checker:
-    """Looks at one server after the other, and remembers which port is whose."""
+    """Checks one server after the other, and remembers the ports of the earlier ones."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._ports: dict[int, list[tuple[frozenset[str], str]]] = {}
 
     def check(self, target: Target) -> Iterator[ConfigError]:
-        """Give what would go wrong with a server."""
+        """Yield the problems of a server."""
         if target.problem is not None:
             place = None if target.where is None else line_of(target.where, "NICKNAME")
             yield ConfigError(target.problem, where=place)
@@ -127,7 +125,7 @@ class _Checker:
             yield from _check_database(target, settings, account)
 
     def _account(self, target: Target, settings: ServerSettings) -> tuple[Account | None, ConfigError | None]:
-        """Return whom a server runs as, or why it cannot."""
+        """Return the account that a server runs in, or why it cannot."""
         user = settings.user or self._inventory.default_user
         try:
             return runnable_account(user, self._inventory.environ, where=_place(target, "USER", user)), None
@@ -190,7 +188,7 @@ class _Checker:
 
 
 def _check_listen(target: Target, address: str) -> Iterator[ConfigError]:
-    """Give why an address cannot be listened on: it is bound for a moment, on any port."""
+    """Yield a problem if an address cannot be listened on: any port of it is bound for a moment."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.bind(socket_address(address, 0))
@@ -232,9 +230,9 @@ def _check_database(target: Target, settings: ServerSettings, account: Account) 
 
 
 def _may_write(account: Account, path: Path) -> bool:
-    """Whether a user may write a file, or make files in a directory; False for what is missing.
+    """Whether a user may write a file, or create files in a directory; False if it is missing.
 
-    Asked of the kernel in the name of that user, since modes alone do not say (ACLs, read-only mounts).
+    The kernel decides, as that user: modes alone do not (ACLs, read-only mounts).
     """
     if account.is_caller:
         return os.access(path, os.W_OK | os.X_OK if path.is_dir() else os.W_OK, effective_ids=True)
@@ -261,7 +259,7 @@ def _place(target: Target, variable: str, value: str) -> str:
 
 
 def _first_port() -> int:
-    """Return the first port that a plain user may listen on (ip(7), ip_unprivileged_port_start)."""
+    """Return the first port for plain users (ip(7), ip_unprivileged_port_start)."""
     with contextlib.suppress(OSError, ValueError):
         return int(_FIRST_PORT.read_text(encoding="ascii"))
     return _USUAL_FIRST_PORT

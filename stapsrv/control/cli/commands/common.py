@@ -1,4 +1,4 @@
-"""Commands that look after a server's own files: whose they are, and as whom to change them."""
+"""What the commands for a server's own files share: the owner, option parsing, error handling."""
 
 from __future__ import annotations
 
@@ -19,27 +19,22 @@ from stapsrv.config.global_settings import SERVICE_USER
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
 from stapsrv.system.stdio import guard_stdout
 
+# As a shell reports a program that a signal ended.
 _INTERRUPTED = 130
-"""As a shell says of a program that a signal ended."""
+# For a compile and its process tree to end, and its files to be removed.
 _TIDYING_S = 10.0
-"""For a compile to be ended, with its whole process tree, and its files to be removed."""
 
 
 @attrs.frozen(kw_only=True)
 class Owner:
-    """Whose certificate it is.
-
-    Attributes:
-        name: the user.
-        environ: that user's HOME and SYSTEMTAP_DIR.
-    """
+    """The user whose files they are, with that user's HOME and SYSTEMTAP_DIR."""
 
     name: str
     environ: Mapping[str, str]
 
     @classmethod
     def find(cls, name: str | None, environ: Mapping[str, str]) -> Owner:
-        """Return the user of that name; by default the caller, and for root the service's user.
+        """Return the named user; by default the caller, and for root the service's user.
 
         Raises:
             ConfigError: there is no such user.
@@ -58,7 +53,7 @@ class Owner:
 
 
 class LineParser(argparse.ArgumentParser):
-    """Argparse, but a fault is one line and an error of our own."""
+    """An argparse parser whose errors are one line and a UsageError."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
@@ -66,17 +61,16 @@ class LineParser(argparse.ArgumentParser):
 
 
 class VerbParser(LineParser):
-    """The command line of a program with verbs.
+    """The parser of a program with verbs.
 
     Args:
         program: its name.
         description: what it is for.
-        example: its most telling use.
-        whose: what ``-u`` decides on.
-        examples: what follows a verb in the example that its own help gives, by verb.
+        example: its most useful call.
+        whose: what ``-u`` selects.
+        examples: arguments of each verb's example, by verb.
 
-    Attributes:
-        common: takes the options of all verbs, which are added before the verbs.
+    ``common`` takes the options of all verbs, before the verbs are added.
     """
 
     def __init__(
@@ -91,7 +85,7 @@ class VerbParser(LineParser):
         self._verbs = self.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
 
     def add_verb(self, verb: str, text: str) -> LineParser:
-        """Add a verb, whose help is ``text``; returns what takes its own options."""
+        """Add a verb with its help ``text``; return the parser of its options."""
         return self._verbs.add_parser(
             verb,
             help=text,
@@ -102,9 +96,9 @@ class VerbParser(LineParser):
 
 
 def guarded(program: str, command: Callable[[], int]) -> int:
-    """Run a command; returns its exit status, after one line on standard error where it failed.
+    """Run a command; return its exit status, after one line on standard error if it failed.
 
-    It may be a program of its own or a part of ``stap-server``: Ctrl-C, or a reader that has gone, ends here.
+    Ctrl-C and a reader that has gone end here.
     """
     try:
         with guard_stdout(program):
@@ -118,20 +112,16 @@ def guarded(program: str, command: Callable[[], int]) -> int:
 
 
 def absolute_path(text: str) -> Path:
-    """Read a path for argparse."""
+    """Parse a path for argparse."""
     return Path(text).absolute()
 
 
 def run_as_owner(
     owner: Owner, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None
 ) -> int:
-    """Run a module of this program as the owner: files made by root would be of no use to a server.
+    """Run a module of this program as the owner, since a server cannot use files that root made.
 
-    Args:
-        owner: who runs it.
-        module: its name.
-        arguments: its command line.
-        output: its standard output; None for this process's.
+    ``output`` is its standard output; None for this process's.
     """
     entry = pwd.getpwnam(owner.name)
     with subprocess.Popen(
@@ -156,7 +146,7 @@ def run_as_owner(
 
 
 def silent_log() -> FilteringBoundLogger:
-    """Return a logger for functions that tell a server's log what this command prints itself."""
+    """Return a logger that drops everything, for commands that print the results themselves."""
     logger: FilteringBoundLogger = structlog.wrap_logger(
         None, processors=[_drop], wrapper_class=structlog.make_filtering_bound_logger("critical")
     )
@@ -164,7 +154,7 @@ def silent_log() -> FilteringBoundLogger:
 
 
 def _interrupted(child: subprocess.Popen[bytes]) -> int:
-    """Let a child that a terminal has told of Ctrl-C, too, tidy up, and return its exit status."""
+    """Let a child, which got the terminal's Ctrl-C too, clean up; return its exit status."""
     try:
         return child.wait(timeout=_TIDYING_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):

@@ -1,10 +1,7 @@
-"""Where in a settings file something is said, for messages about it.
+"""Carries out a command on servers: plans it, and executes the plan user by user.
 
-Carrying out a command: who is meant, what is to be done to each, and what became of it.
-
-Everything that ``stap-server`` does but ``status``, ``check`` and ``help`` is here. What a command means is
-decided by :mod:`stapsrv.control.cli.plan`; this module sees that it happens, user by user: first all that
-stops, so that what starts finds its port free.
+Everything that ``stap-server`` does but ``status``, ``check`` and ``help`` is here. Servers stop first, so
+that those that start find their ports free.
 """
 
 from __future__ import annotations
@@ -32,12 +29,9 @@ if TYPE_CHECKING:
 
 
 def line_of(file: str, variable: str, value: str | None = None) -> str:
-    """Return ``FILE:LINE`` of what a settings file last assigns to a variable; ``FILE`` if it does not.
+    """Return ``FILE:LINE`` of the last assignment to a variable; ``FILE`` if there is none.
 
-    Args:
-        file: its path.
-        variable: the variable's name.
-        value: find the assignment of this value; None for the last of any.
+    With ``value``, only assignments of that value count.
     """
     try:
         assignments = parse_assignments(decode_config(Path(file).read_bytes(), where=file), where=file)
@@ -53,22 +47,14 @@ def line_of(file: str, variable: str, value: str | None = None) -> str:
 
 _FAILED = 1
 _STOPPED_NOTHING = f"{Verb.STOP} {PROGRAM}: OK"
+# These start a supervisor, which takes over its user's orphaned servers: they count as its own.
 _TAKES_UP = {Action.START, Action.RESTART, Action.RELOAD, Action.FORCE_RELOAD}
-"""What starts a supervisor, which takes the servers up that a dead one of its user had: they count as its."""
+# How to report an operation that is refused; all others are starts.
 _VERBS = {Operation.STOP: Verb.STOP, Operation.DRAIN: Verb.DRAIN, Operation.UNDRAIN: Verb.UNDRAIN}
-"""What a deed is called when nothing comes of it; any other is a start."""
 
 
 def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str, str]) -> int:
-    """Carry out an action on servers, and tell what becomes of them.
-
-    Args:
-        invocation: of ``start stop restart condrestart force-reload reload drain undrain``.
-        reporter: tells.
-        environ: the environment variables.
-
-    Returns:
-        The exit status.
+    """Carry out an action on servers and report it; return the exit status.
 
     Raises:
         StapsrvError: it cannot be carried out at all.
@@ -91,7 +77,7 @@ class _Command:
         self._executor = Executor(inventory, supervisors, reporter)
 
     def act(self) -> int:
-        """Do to each server that is meant what the selection says; return the exit status."""
+        """Carry out the plan; return the exit status."""
         self._executor.complain(*self._inventory.problems)
         plan = self._select()
         warnings = plan.warnings
@@ -119,7 +105,7 @@ class _Command:
         return _FAILED if self._executor.failed else plan.exit_status
 
     def reload(self) -> int:
-        """Have each supervisor make its servers the configured ones; return the exit status."""
+        """Have each supervisor apply the configuration; return the exit status."""
         inventory, executor = self._inventory, self._executor
         force = self._invocation.action is Action.FORCE_RELOAD
         executor.complain(*inventory.problems, *inventory.faults)
@@ -142,7 +128,7 @@ class _Command:
         return _FAILED if executor.failed else 0
 
     def _configured_users(self) -> dict[str, str | None]:
-        """Return whom configured servers run as, each with a file that says so; or the default user."""
+        """Return the users of the configured servers, each with a file; or the default user."""
         inventory = self._inventory
         users: dict[str, str | None] = {} if inventory.files else {inventory.default_user: None}
         for server in inventory.configured:
@@ -166,7 +152,7 @@ class _Command:
         return attrs.evolve(plan, targets=tuple(map(self._doubted, plan.targets)))
 
     def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
-        """Whether all configured servers are meant; tells of files that cannot be used if so."""
+        """Whether all configured servers are meant; if so, report the unusable files."""
         action, specified = self._invocation.action, bool(self._invocation.specifications)
         like_start = action is Action.START or (action is Action.RESTART and not running)
         if not like_start or specified:
@@ -175,7 +161,7 @@ class _Command:
         return True
 
     def _doubted(self, target: Target) -> Target:
-        """Refuse to make a new server of what may be the nickname in a file that cannot be used."""
+        """Refuse a new server whose nickname may be that of an unusable file."""
         nickname = target.settings.nickname if target.settings is not None else None
         if target.operation is not Operation.START or target.where is not None or nickname is None:
             return target
@@ -185,11 +171,7 @@ class _Command:
         return attrs.evolve(target, operation=Operation.REFUSE, problem=fault, exit_status=_FAILED)
 
     def _say_if_none_runs(self, plan: Plan | None) -> None:
-        """Say what the original says where there is nothing to stop.
-
-        Args:
-            plan: what is meant, or None for a reload, which always means something.
-        """
+        """Print what the original prints when there is nothing to stop; a reload has no plan."""
         action = self._invocation.action
         none_runs = not any(server.own for server in self._inventory.found)
         if none_runs and action in {Action.RESTART, Action.FORCE_RELOAD}:
@@ -203,7 +185,7 @@ class _Command:
             self._reporter.remark(NONE_RUNS, done=True)
 
     def _is_to_be_done(self, target: Target) -> bool:
-        """Whether something is left to do; where not, tell what came of it."""
+        """Whether there is something left to do; if not, report the outcome."""
         match target.operation:
             case Operation.REFUSE if target.settings is None:
                 self._reporter.remark(target.problem or "", done=False)
@@ -222,7 +204,7 @@ class _Command:
         return error is None
 
     def _tell_absent(self, target: Target) -> None:
-        """Say of a server that it does not run, or of one to be stopped, that this is so."""
+        """Report a server that does not run; to stop it is a success."""
         if self._invocation.action is Action.STOP:
             self._executor.tell(Verb.STOP, target, done(already=True))
         elif target.settings is not None:
@@ -230,7 +212,7 @@ class _Command:
             self._reporter.remark(line, done=target.exit_status == 0)
 
     def _not_own(self, target: Target) -> str | None:
-        """Return why this user may do nothing to a server that runs, if so."""
+        """Return why this user may not command a running server, if so."""
         found = self._executor.find(target)
         if found is None or found.own:
             return None
@@ -238,7 +220,7 @@ class _Command:
         return f"is a server of user {owner}; run stap-server as that user, or as root"
 
     def _user_error(self, user: str, where: str | None) -> str | None:
-        """Return why this user may start nothing as ``user``, if so; ``where`` is the file that names it."""
+        """Return why this user may start nothing as ``user``; ``where`` is the file that names it."""
         place = None if where is None else line_of(where, "USER")
         try:
             runnable_account(user, self._inventory.environ, where=place)
@@ -247,7 +229,7 @@ class _Command:
         return None
 
     def _is_renewed(self, target: Target) -> bool:
-        """Whether a restart is to change settings, so that another server takes this one's place."""
+        """Whether a restart changes settings, so that a new server replaces this one."""
         if target.operation is not Operation.RESTART or target.server is None:
             return False
         return target.settings != target.server.settings.resolved(self._inventory.host.defaults)

@@ -22,12 +22,12 @@ from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
 
+# Arguments of each verb's example in its help.
 _EXAMPLES = {"list": " --json", "export": " -o key.x509"}
-"""What follows a verb in the example that its help gives."""
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server mok") -> int:
-    """Carry out ``stap-server mok …``; returns the exit status."""
+    """Run ``stap-server mok``; return the exit status."""
     return guarded(program, lambda: _mok(program, argv))
 
 
@@ -76,7 +76,7 @@ def _parser(program: str) -> VerbParser:
 
 
 def _list(directory: Path, *, as_json: bool) -> int:
-    """Print the keys; a key that cannot be used makes the exit status 1."""
+    """Print the keys; an unusable key makes the exit status 1."""
     listing = load_moks(directory)
     if as_json:
         shown = [

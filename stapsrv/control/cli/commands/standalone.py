@@ -1,6 +1,6 @@
 """``stap-start-server`` and ``stap-stop-server``: one server in the background, by its process id.
 
-Both deal with the process alone: its readiness comes over a notification socket, its end over a pidfd.
+Its readiness comes over a notification socket, its end over a pidfd.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stapsrv.system.environ import started_environ
 from stapsrv.system.sd_notify import DaemonEnded, open_notifications
 from stapsrv.system.stdio import guard_stdout
 
+# A first start makes a certificate, which takes seconds on a slow host.
 _START_S = 60.0
-"""A first start makes a certificate, which takes seconds on a slow host."""
+# As long as the original's command waits.
 _STOP_S = 10.0
-"""As long as the original's command waits."""
 
 _HELP = frozenset({"-h", "--help"})
 START_HELP = """\
@@ -48,14 +48,13 @@ example:
 def start_server() -> NoReturn:
     """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts.
 
-    Nothing of the caller's is kept open by the server. Exits 1, or as the server did, with the server's
-    own reason when it does not come up.
+    Exits 1, or as the server did, with the server's own reason if it does not start.
     """
     _run("stap-start-server", _start, sys.argv[1:])
 
 
 def stop_server() -> NoReturn:
-    """End the ``stap-serverd`` with the given process id; exits 1 when it is none, or does not end."""
+    """End the ``stap-serverd`` with the given process id; exits 1 if it is none, or does not end."""
     _run("stap-stop-server", _stop, sys.argv[1:])
 
 
@@ -127,7 +126,7 @@ def _stop(argv: Sequence[str]) -> None:
 
 
 def _has_ended(pidfd: int, *, within_s: float = 0.0) -> bool:
-    """Whether a process ends within a time; one that its parent has not reaped has ended."""
+    """Whether a process ends within a time, reaped or not."""
     return bool(select.select([pidfd], [], [], within_s)[0])
 
 

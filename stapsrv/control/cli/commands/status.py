@@ -1,4 +1,4 @@
-"""``status``: what every supervisor says of its servers, and how it is shown. A light module."""
+"""``status``: asks the supervisors and shows their answers. ``status`` loads this, so it is light."""
 
 from __future__ import annotations
 
@@ -69,10 +69,7 @@ def status_of_all(
 ) -> StatusReport:
     """Ask every supervisor that this user may ask about all its servers.
 
-    Args:
-        config_file: a global file, read after the default one.
-        environ: the environment variables.
-        answer_s: seconds that each may take; None for the usual ten.
+    Each may take ``answer_s`` seconds; None for the usual ten.
 
     Raises:
         ConfigError: a global file cannot be used.
@@ -83,13 +80,9 @@ def status_of_all(
 
 
 def show_status(report: StatusReport, form: str, console: Console, environ: Mapping[str, str]) -> int:
-    """Print a report; returns the exit status.
+    """Print a report; return the exit status.
 
-    Args:
-        report: what there is to tell.
-        form: ``json``, ``classic``, or ``auto``: a table on a terminal, else the original's lines.
-        console: prints.
-        environ: the environment variables.
+    ``form`` is ``json``, ``classic``, or ``auto``: a table on a terminal, else the original's lines.
     """
     if form == "json":
         console.write(status_json(report))
