@@ -1,8 +1,7 @@
-"""Whether a kernel release can be compiled for, as far as this process knows.
+"""Whether a kernel release can be compiled for, as far as this process knows. Pure.
 
 Servers that compile for a release in the same way share one :class:`ReleaseHealth`: what a first compile, or
-a
-client's request, has shown of one of them holds for all. Pure.
+a client's request, has shown for one of them holds for all.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ class Health(enum.StrEnum):
     """What is known of a release."""
 
     UNTRIED = "untried"
-    """Nothing yet."""
     WARMING = "warming"
-    """A first compile is under way."""
+    """A first compile is running."""
     HEALTHY = "healthy"
     """A module was made for it."""
     UNHEALTHY = "unhealthy"
@@ -32,7 +30,6 @@ class ReleaseHealth:
         changed: called after each change.
 
     Attributes:
-        health: what is known.
         reason: the compiler's first error while it is unhealthy, else None.
     """
 
@@ -45,11 +42,12 @@ class ReleaseHealth:
 
     @property
     def is_usable(self) -> bool:
-        """Whether clients should hear of it: nothing speaks against a release that was not tried yet."""
+        """Whether to advertise it."""
+        # A release that was not tried yet may well be fine.
         return self.health is not Health.UNHEALTHY
 
     def set(self, health: Health, reason: str | None = None) -> None:
-        """Take in what has been found."""
+        """Set the health, and call the listeners if it has changed."""
         if (health, reason) != (self.health, self.reason):
             self.health, self.reason = health, reason
             for listener in list(self._listeners):
@@ -57,15 +55,15 @@ class ReleaseHealth:
 
     @contextlib.contextmanager
     def when_healthy(self, then: Callable[[], None]) -> Iterator[None]:
-        """Call ``then`` as soon as a module was made for it, be it at once, until the block ends."""
+        """Until the block ends, call ``then`` whenever the release becomes healthy; at once if it is."""
 
-        def look() -> None:
+        def check() -> None:
             if self.health is Health.HEALTHY:
                 then()
 
-        look()
-        self._listeners.append(look)
+        check()
+        self._listeners.append(check)
         try:
             yield
         finally:
-            self._listeners.remove(look)
+            self._listeners.remove(check)

@@ -1,7 +1,4 @@
-"""Log lines that may come by the thousand: the first of a kind at once, then how many more there were.
-
-What one server turned away: counted by reason, and told of in its log without flooding it.
-"""
+"""What one server rejects: counted by reason, and logged without flooding the log."""
 
 from __future__ import annotations
 
@@ -27,10 +24,9 @@ class _Kind:
 
 
 class ThrottledLog:
-    """Lets the first line of each kind pass, and in the next minute only counts those like it.
+    """Logs the first line of each kind, and in the next minute only counts those like it.
 
     Args:
-        log: where the counts go.
         clock: seconds that never go back.
     """
 
@@ -39,76 +35,71 @@ class ThrottledLog:
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
 
-    def log(self, kind: str, line: Callable[[], object]) -> None:
-        """Log what ``line`` logs when it is called, unless a line of this kind was logged a moment ago."""
-        kind_now = self._kinds.get(kind)
-        if kind_now is None:
+    def log(self, kind: str, log_line: Callable[[], object]) -> None:
+        """Call ``log_line``, unless a line of this kind was logged less than a minute ago."""
+        last = self._kinds.get(kind)
+        if last is None:
             self._kinds[kind] = _Kind(self._clock())
-        elif self._is_due(kind_now):
-            self._tell(kind, kind_now)
+        elif self._is_due(last):
+            self._log_count(kind, last)
         else:
-            kind_now.suppressed += 1
+            last.suppressed += 1
             return
-        line()
+        log_line()
 
-    def log_suppressed(self, *, all_of_them: bool = False) -> None:
-        """Log how many lines there were of each kind whose minute is over, or of each kind whatsoever."""
-        for kind, kind_now in self._kinds.items():
-            if kind_now.suppressed and (all_of_them or self._is_due(kind_now)):
-                self._tell(kind, kind_now)
+    def log_suppressed(self, *, at_once: bool = False) -> None:
+        """Log how many lines were suppressed of each kind whose minute is over, or of each ``at_once``."""
+        for kind, last in self._kinds.items():
+            if last.suppressed and (at_once or self._is_due(last)):
+                self._log_count(kind, last)
 
-    def _is_due(self, kind_now: _Kind) -> bool:
-        return self._clock() - kind_now.last_s >= INTERVAL_S
+    def _is_due(self, last: _Kind) -> bool:
+        return self._clock() - last.last_s >= INTERVAL_S
 
-    def _tell(self, kind: str, kind_now: _Kind) -> None:
+    def _log_count(self, kind: str, last: _Kind) -> None:
         now = self._clock()
-        if kind_now.suppressed:
-            self._log.warning(
-                "log.suppressed",
-                kind=kind,
-                suppressed=kind_now.suppressed,
-                seconds=round(now - kind_now.last_s),
-            )
-        kind_now.last_s, kind_now.suppressed = now, 0
+        if last.suppressed:
+            seconds = round(now - last.last_s)
+            self._log.warning("log.suppressed", kind=kind, suppressed=last.suppressed, seconds=seconds)
+        last.last_s, last.suppressed = now, 0
 
 
 class Rejections:
-    """Counts refusals and has them logged: of each reason the first line at once, then one a minute.
+    """Counts rejections and logs them: the first of each reason at once, then one a minute.
 
     Args:
-        log: the server's own.
-        total: counts along, for all servers of the process.
+        log: the server's.
+        total: counts for all servers of the process.
     """
 
     def __init__(self, log: Log, total: Counter[RejectReason]) -> None:
+        # A port scan or a broken client would otherwise fill the log within minutes.
+        self._throttled = ThrottledLog(log)
         self._counts = Counter(dict.fromkeys(RejectReason, 0))
         self._total = total
-        self._lines = ThrottledLog(log)
 
     @property
     def counts(self) -> Mapping[RejectReason, int]:
-        """How many there were so far, of every reason that there is."""
+        """How many there were so far, for every reason."""
         return MappingProxyType(self._counts)
 
-    def count(self, refusal: RejectReason | None, line: Callable[[], object]) -> None:
-        """Count one, and log what ``line`` logs unless the log had the like a moment ago.
+    def count(self, reason: RejectReason | None, log_line: Callable[[], object]) -> None:
+        """Count one rejection, and call ``log_line`` unless a like line was logged less than a minute ago.
 
-        Args:
-            refusal: the reason; None for a fault that is no refusal of ours: not counted, always logged.
-            line: called to log it.
+        A fault without a reason is no rejection: it is not counted, and always logged.
         """
-        if refusal is None:
-            line()
+        if reason is None:
+            log_line()
             return
-        self._counts[refusal] += 1
-        self._total[refusal] += 1
-        self._lines.log(refusal.value, line)
+        self._counts[reason] += 1
+        self._total[reason] += 1
+        self._throttled.log(reason.value, log_line)
 
     async def log_suppressed(self) -> NoReturn:
-        """Log what was suppressed, once a minute, until cancelled; then what is left of it."""
+        """Log once a minute how many lines were suppressed, until cancelled; then the rest."""
         try:
             while True:
                 await anyio.sleep(INTERVAL_S)
-                self._lines.log_suppressed()
+                self._throttled.log_suppressed()
         finally:
-            self._lines.log_suppressed(all_of_them=True)
+            self._throttled.log_suppressed(at_once=True)

@@ -1,10 +1,8 @@
-"""Bounded waits: what depends on a peer, or on others' work, ends in time.
+"""One connection from accept to close.
 
-One connection from accept to close: the story of a request, readable top to bottom.
-
-accept -> handshake -> frame -> request becomes answer (:mod:`stapsrv.compile.handler`) -> send -> close.
-Every step that waits has a deadline of its own. A worker is taken only once the request has arrived
-whole, and a client that goes away takes its compile with it.
+accept -> handshake -> frame -> request becomes response (:mod:`stapsrv.compile.handler`) -> send -> close.
+Every step that waits for the peer has a deadline of its own. A worker is taken only once the request has
+arrived whole, and a client that goes away takes its compile with it.
 """
 
 from __future__ import annotations
@@ -27,51 +25,31 @@ from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, sum
 from stapsrv.errors import ProtocolError, StapsrvError
 from stapsrv.rejection import RejectReason
 
-
-class PeerTimeout(TimeoutError):
-    """A peer did not do its part in time.
-
-    Attributes:
-        refusal: the deadline that it missed.
-    """
-
-    def __init__(self, text: str, refusal: RejectReason) -> None:
-        super().__init__(text)
-        self.refusal = refusal
-
-
-@contextlib.contextmanager
-def deadline(seconds: float, missed: str, refusal: RejectReason) -> Iterator[None]:
-    """Bound a wait.
-
-    Raises:
-        Overdue: it took longer; the text says that ``missed`` was so within these seconds.
-    """
-    with anyio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise PeerTimeout(f"{missed} within {seconds:g} seconds", refusal)
-
-
 _READ_BYTES = 65536
+# Of a frame that is too large: read and dropped, so that the client can read its response.
 _DISCARD_BYTES = 16 * 1024 * 1024
-"""Of a frame that is too large: what is read and dropped so that the client can read its answer."""
-_GOODBYE_S = 2.0
-"""How long a client may take to acknowledge the end of the connection, and its result to be kept."""
-
-_APOLOGY_S = 1.0
-"""How long the end of a server waits for a client to take the answer that there will be none."""
+# For the client to acknowledge the end of the connection, and for its result to be stored.
+_CLOSE_S = 2.0
+# For a client to read that its request was broken off, when the server stops.
+_STOPPING_S = 1.0
 
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError, ssl.SSLError)
+
+
+class PeerTimeout(TimeoutError):
+    """A peer did not do its part in time."""
+
+    def __init__(self, text: str, reason: RejectReason) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class Session:
     """One accepted connection.
 
     Args:
-        service: the server that it came to.
         peer: its address and port, for the log.
-        client: what fairness goes by: the same for all connections of one client.
+        client: whom fairness counts it for: the same for all connections of one client.
     """
 
     def __init__(self, service: CompileService, *, peer: object, client: str) -> None:
@@ -86,20 +64,21 @@ class Session:
         """Whether a whole request has arrived and its answer is not sent yet."""
 
     def give_up_arrival(self) -> None:
-        """End the connection unless its request has arrived whole; then let it finish."""
+        """End the connection, unless its request has arrived whole."""
         self._arriving.cancel()
 
     async def run(self, connection: socket.socket) -> None:
         """Serve ``connection``, which is accepted and non-blocking, and close it.
 
-        Only cancellation leaves; whatever else goes wrong is logged and ends this connection alone.
+        Raises nothing but cancellation: what goes wrong is logged, and ends this connection alone.
         """
         self._log.info("connection.accepted")
         try:
             async with await _adopt(connection) as stream:
-                await self._converse(stream)
-        except (PeerTimeout, ProtocolError) as exc:
-            # As text: the name is unbound when the block ends.
+                await self._serve(stream)
+        except PeerTimeout as exc:
+            self._fail(str(exc), exc.reason)
+        except ProtocolError as exc:
             self._fail(str(exc), exc.refusal)
         except TimeoutError as exc:
             # The peer's host is gone, as TCP has found out.
@@ -112,14 +91,14 @@ class Session:
         finally:
             self._service.counters.connections[self._outcome] += 1
 
-    def _fail(self, reason: str, refusal: RejectReason | None = None) -> None:
-        self._service.rejections.count(refusal, lambda: self._log.info("connection.failed", reason=reason))
+    def _fail(self, text: str, reason: RejectReason | None = None) -> None:
+        self._service.rejections.count(reason, lambda: self._log.info("connection.failed", reason=text))
         if self._outcome is not ConnectionOutcome.REQUEST:
             self._outcome = ConnectionOutcome.FAILED
 
-    async def _converse(self, stream: SocketStream) -> None:
+    async def _serve(self, stream: SocketStream) -> None:
         with self._arriving:
-            # Taken once: what this peer is sent is signed by the certificate that it was shown.
+            # Once: what this peer is sent is signed by the certificate that it was shown.
             identity = await self._service.identity.current()
             tls = await self._handshake(stream, identity)
             received = await self._receive(tls)
@@ -135,46 +114,45 @@ class Session:
             self._service, client=self._client, identity=identity, record=record, log=self._log
         )
         try:
-            await self._serve(tls, received, handler, record)
-            with anyio.move_on_after(_GOODBYE_S):
-                async with anyio.create_task_group() as endings:
-                    endings.start_soon(_say_goodbye, tls)
-                    endings.start_soon(handler.finish)
+            await self._serve_request(tls, received, handler, record)
+            with anyio.move_on_after(_CLOSE_S):
+                async with anyio.create_task_group() as closing:
+                    closing.start_soon(_close, tls)
+                    closing.start_soon(handler.finish)
         finally:
             self._log.info("request.summary", **summary(record))
             self._service.latencies.add(record)
             self._service.counters.count_request(record, served=self._service.releases)
 
-    async def _serve(
+    async def _serve_request(
         self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler, record: RequestRecord
     ) -> None:
-        """Answer a request that has arrived whole."""
-        taken = False
+        is_taken = False
         try:
             try:
                 answer = await self._answer(tls, received, handler)
             except anyio.get_cancelled_exc_class():
-                taken = await self._tell_stopping(tls, handler)
+                is_taken = await self._send_stopping(tls, handler)
                 raise
             if answer is None:
                 self._log.info("request.abandoned")
                 return
             record.answer_bytes = len(answer)
             began = anyio.current_time()
-            with deadline(
+            with _deadline(
                 self._limits.send_s, "the client did not take its answer", RejectReason.SEND_TIMEOUT
             ):
                 await tls.send(answer)
             record.send_s = anyio.current_time() - began
-            taken = True
+            is_taken = True
             self._log.info("request.complete")
         finally:
             self.outstanding = False
-            if not taken:
+            if not is_taken:
                 record.outcome = Outcome.ABANDONED
 
     async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TLSStream:
-        with deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
+        with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
             return await TLSStream.wrap(
                 stream,
                 server_side=True,
@@ -183,13 +161,13 @@ class Session:
             )
 
     async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
-        """Return the request's zip, why it cannot be taken, or None when the peer wants nothing."""
+        """Return the request's zip, or why it cannot be received; None if the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
-        with deadline(
+        with _deadline(
             self._limits.request_s, "the request did not arrive whole", RejectReason.REQUEST_TIMEOUT
         ):
             while (payload := frame.payload) is None:
-                _acknowledge_at_once(tls)
+                _acknowledge_now(tls)
                 try:
                     data = await tls.receive(_READ_BYTES)
                 except anyio.EndOfStream:
@@ -205,24 +183,24 @@ class Session:
     async def _answer(
         self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler
     ) -> bytes | None:
-        """Return the bytes to send, or None when the peer did not wait for them."""
+        """Return the bytes to send; None if the peer did not wait for them."""
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
-            # To a client on this host nothing is gained by a smaller answer.
+            # To a client on this host nothing is gained by a smaller response.
             answer = await handler.handle(received, deflate=not _is_local(tls))
             tasks.cancel_scope.cancel()
         return answer
 
-    async def _tell_stopping(self, tls: TLSStream, handler: RequestHandler) -> bool:
-        """Answer a client whose request is broken off; return whether it was still there to be told."""
-        told = False
-        with anyio.move_on_after(_APOLOGY_S, shield=True), contextlib.suppress(*_BROKEN):
+    async def _send_stopping(self, tls: TLSStream, handler: RequestHandler) -> bool:
+        """Respond to a client whose request is broken off; return whether it was still there."""
+        is_sent = False
+        with anyio.move_on_after(_STOPPING_S, shield=True), contextlib.suppress(*_BROKEN):
             await tls.send(encode_response(handler.reject_stopping()))
             self._log.info("request.interrupted")
-            told = True
+            is_sent = True
             await tls.unwrap()
-        return told
+        return is_sent
 
 
 async def _adopt(connection: socket.socket) -> SocketStream:
@@ -235,6 +213,15 @@ async def _adopt(connection: socket.socket) -> SocketStream:
         raise
 
 
+@contextlib.contextmanager
+def _deadline(seconds: float, missed: str, reason: RejectReason) -> Iterator[None]:
+    """Raise PeerTimeout, with a text that begins with ``missed``, where the block takes longer."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise PeerTimeout(f"{missed} within {seconds:g} seconds", reason)
+
+
 def _is_local(stream: TLSStream) -> bool:
     """Whether the peer is on this host, which then is at both ends under one address."""
     ends = (SocketAttribute.local_address, SocketAttribute.remote_address)
@@ -243,34 +230,32 @@ def _is_local(stream: TLSStream) -> bool:
     return here is not None and there is not None and here[0] == there[0]
 
 
-def _acknowledge_at_once(stream: TLSStream) -> None:
-    """Tell the peer now that its last segment has arrived, and of each one until something is sent to it.
-
-    The real client sends the end of the handshake, the length and the request one by one, and its kernel
-    holds each back until the one before is acknowledged (Nagle), which ours would put off for 40 ms.
-    """
+def _acknowledge_now(stream: TLSStream) -> None:
+    """Acknowledge the peer's last segment, and each one until something is sent to it, without delay."""
+    # The real client sends the end of the handshake, the length and the request one by one, and its kernel
+    # holds each back until the one before is acknowledged (Nagle), which ours would put off for 40 ms.
     with contextlib.suppress(OSError):
         raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - AnyIO's extra, not Django's
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 async def _watch_departure(tls: TLSStream, waiting: anyio.CancelScope) -> None:
-    """Cancel ``waiting`` when the peer closes, or breaks the protocol by saying more."""
+    """Cancel ``waiting`` when the peer closes, or breaks the protocol by sending more."""
     with contextlib.suppress(*_BROKEN):
         await tls.receive(1)
     waiting.cancel()
 
 
 async def _discard(tls: TLSStream, announced: int) -> None:
-    """Read what the peer still sends: closing on unread data would reset the answer away from it."""
+    # To close on unread data would reset the connection, and take the response from the peer.
     left = min(announced, _DISCARD_BYTES)
-    with contextlib.suppress(*_BROKEN), anyio.move_on_after(_GOODBYE_S):
+    with contextlib.suppress(*_BROKEN), anyio.move_on_after(_CLOSE_S):
         while left > 0:
             left -= len(await tls.receive(_READ_BYTES))
 
 
-async def _say_goodbye(tls: TLSStream) -> None:
-    """Tell the peer that the answer is complete, and let it read that before the socket closes."""
+async def _close(tls: TLSStream) -> None:
+    """Send the end of the TLS connection, and let the peer read it before the socket closes."""
     with contextlib.suppress(*_BROKEN):
         await tls.unwrap()
 

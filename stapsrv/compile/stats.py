@@ -1,14 +1,9 @@
-"""What is known of one request: filled in as it goes on, told when its connection ends.
+"""What is recorded of requests, and what is counted of them.
 
-Pure: durations come from the caller. The log's one line for each request, and the metrics, are made of
-this and of nothing else.
-
-How long the last requests of a server took: medians for people, who want to know how it is now. Pure.
-
-What became of connections and requests so far: counted over all servers of a process, for its metrics.
-
-Pure. A server that is started again goes on counting where it was; only the process begins at zero. What
-can be counted apart is bounded: no client can make it grow.
+A :class:`RequestRecord` is filled in as its request goes on; the log's one line for each request, and the
+metrics, are made of it. :class:`LatencyWindow` has the last requests of one server, for people who want to
+know how it is now. :class:`ProcessCounters` counts over all servers of the process, for its metrics: a server
+that is started again goes on counting. No client can make any of it grow without bound.
 """
 
 from __future__ import annotations
@@ -27,50 +22,48 @@ import attrs
 
 from stapsrv.rejection import RejectReason
 
-_DIGEST_BYTES = 4
+OTHER = "other"
+"""In place of a release that is not served."""
+BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+"""From a signature, which takes a millisecond, to the deadline of a compile."""
+
+_DIGEST_CHARACTERS = 8
+_WINDOW_REQUESTS = 100
+# More than a host ever serves, even one whose kernels come and go for years.
+_MAX_RELEASES = 200
 
 
 class Outcome(enum.StrEnum):
-    """How a request ended."""
+    """How a request ended: with stap's response, with this server's own, or without one."""
 
     ANSWERED = "answered"
-    """With stap's own answer, whatever stap said."""
     REFUSED = "refused"
-    """With this server's own, since it came to no answer of stap's."""
     ABANDONED = "abandoned"
-    """The client did not wait for its answer, or did not take it."""
 
 
 class Source(enum.StrEnum):
-    """Where an answer of stap's came from."""
+    """Where stap's response came from: the request's own compile, the cache, or that of an equal request."""
 
     COMPILED = "compiled"
-    """From a compile of its own."""
     HIT = "hit"
-    """From the result cache."""
     SHARED = "shared"
-    """From the compile of an equal request that was here already."""
 
 
 @attrs.define(kw_only=True)
 class RequestRecord:
-    """One request that has arrived whole.
+    """One request that has arrived whole; durations in seconds.
 
     Attributes:
         peer: the client's address and port.
-        request_bytes: the size of the request as it was sent.
         release: the kernel that it asked for; empty if that could not be read.
         options: a digest of the client's options, equal for equal options.
-        outcome: how it ended; abandoned until something better is known.
-        source: where its answer came from, if from stap.
+        outcome: abandoned until something better is known.
+        source: where the response came from, if from stap.
         uncacheable: why the next equal request will be compiled again, in a word; None if it need not be.
-        rc: the exit status in the answer; None if there is none.
-        answer_bytes: the size of the answer as it is sent.
-        queue_s: seconds that it waited for a worker.
-        compile_s: seconds that stap took; 0 where it ran for another request.
-        sign_s: seconds that the signatures took.
-        send_s: seconds that the client took to take its answer.
-        refusal: why it was refused; None if it was not.
+        rc: the exit status in the response; None if there is none.
+        compile_s: 0 where the compile ran for another request.
+        send_s: how long the client took to read its response.
+        refusal: why it was rejected; None if it was not.
     """
 
     peer: str = ""
@@ -90,7 +83,7 @@ class RequestRecord:
 
     @property
     def result(self) -> str:
-        """How it ended, with the exit status of what was answered."""
+        """The outcome, and the exit status in the response."""
         return self.outcome.value if self.rc is None else f"{self.outcome.value} rc={self.rc}"
 
 
@@ -107,11 +100,11 @@ def timed(record: RequestRecord, duration: str) -> Iterator[None]:
 def digest_options(arguments: Sequence[bytes]) -> str:
     """Return a short name for a client's options: enough to tell requests apart in a log."""
     digest = hashlib.sha256(b"".join(argument + b"\0" for argument in arguments))
-    return digest.hexdigest()[: 2 * _DIGEST_BYTES]
+    return digest.hexdigest()[:_DIGEST_CHARACTERS]
 
 
 def summary(record: RequestRecord) -> Mapping[str, object]:
-    """Return the fields of a request's one line in the log; durations in seconds, to the millisecond."""
+    """Return the fields of a request's one line in the log."""
     seconds = {name: round(getattr(record, name), 3) for name in ("queue_s", "compile_s", "sign_s", "send_s")}
     return {
         "release": record.release or None,
@@ -128,17 +121,14 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
     }
 
 
-_KEPT = 100
-
-
 @attrs.frozen
 class RecentTimes:
-    """What the last requests took that were answered by stap.
+    """How long the last requests took that stap answered.
 
     Attributes:
         requests: how many these are, a hundred at most.
-        queue_s: the median of their waits for a worker, in seconds; None where there are none.
-        compile_s: the median of what stap took, over those that it ran for; None where there are none.
+        queue_s: the median wait for a worker; None where there are no requests.
+        compile_s: the median compile, of those that had one of their own; None where there are none.
     """
 
     requests: int = 0
@@ -150,7 +140,7 @@ class LatencyWindow:
     """The last requests of one server."""
 
     def __init__(self) -> None:
-        self._times: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._times: deque[tuple[float, float]] = deque(maxlen=_WINDOW_REQUESTS)
 
     def add(self, record: RequestRecord) -> None:
         """Add a request that has ended."""
@@ -167,44 +157,29 @@ class LatencyWindow:
         )
 
 
-OTHER = "other"
-"""In place of a release that is not served."""
-
-_MOST_RELEASES = 200
-"""Counted apart: more than a host ever serves, even one whose kernels come and go for years."""
-
-BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
-"""From a signature, which takes a millisecond, to the deadline of a compile."""
-
-
 class ConnectionOutcome(enum.StrEnum):
     """How a connection ended."""
 
     REFUSED = "refused"
-    """It was reset before the handshake: there was no room for it."""
+    """It was reset before the handshake."""
     FAILED = "failed"
     """It broke, the client broke the protocol, or it took too long."""
     EMPTY = "empty"
-    """The client wanted nothing, or no more than to see the certificate."""
+    """The client wanted no more than to see the certificate."""
     REQUEST = "request"
-    """A request arrived whole, whatever became of that."""
+    """A request arrived whole, however that ended."""
     ENDED = "ended"
     """The server stopped before a request had arrived."""
     CRASHED = "crashed"
-    """By an error of this program."""
 
 
 class Result(enum.StrEnum):
-    """How a request ended."""
+    """The outcome of a request for the metrics: an answer of stap's is a success or an error."""
 
     SUCCESS = "success"
-    """stap did what it was asked for."""
     ERROR = "error"
-    """stap found fault with the request, or could not do it."""
     REFUSED = "refused"
-    """The server answered in stap's place."""
     ABANDONED = "abandoned"
-    """The client did not wait for its answer, or did not take it."""
 
     @classmethod
     def of(cls, record: RequestRecord) -> Result:
@@ -216,12 +191,11 @@ class Result(enum.StrEnum):
 
 @attrs.define
 class Histogram:
-    """How often something took how long.
+    """How many durations were in which range.
 
     Attributes:
         bounds_s: upper bounds in seconds, ascending.
-        counts: of durations up to each bound and above the one before; the last is of longer ones.
-        total_s: their sum.
+        counts: one for each bound, without those below the one before; and one for longer durations.
     """
 
     bounds_s: tuple[float, ...] = BOUNDS_S
@@ -231,24 +205,21 @@ class Histogram:
     total_s: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self.counts[bisect_left(self.bounds_s, seconds)] += 1
         self.total_s += seconds
 
 
 @attrs.define
 class ProcessCounters:
-    """All that is counted.
+    """What the metrics count of all servers.
 
     Attributes:
         connections: by how they ended.
-        refusals: what was turned away, by reason.
+        refusals: connections and requests that were rejected, by reason.
         requests: by release and result.
-        sources: of stap's answers.
-        not_kept: compiles whose result the cache could not keep, by reason.
-        stages: how long requests took in each that they came to: ``queue``, ``compile``, ``sign``, ``send``.
-        request_bytes: of all requests, as they were sent.
-        answer_bytes: of all answers, likewise.
+        uncacheable: by reason, compiles whose result was not stored.
+        stages: how long requests were in each: ``queue``, ``compile``, ``sign``, ``send``.
     """
 
     connections: Counter[ConnectionOutcome] = attrs.field(
@@ -257,7 +228,7 @@ class ProcessCounters:
     refusals: Counter[RejectReason] = attrs.field(factory=lambda: Counter(dict.fromkeys(RejectReason, 0)))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
     sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
-    not_kept: Counter[str] = attrs.field(factory=Counter)
+    uncacheable: Counter[str] = attrs.field(factory=Counter)
     stages: dict[str, Histogram] = attrs.field(
         factory=lambda: {stage: Histogram() for stage in ("queue", "compile", "sign", "send")}
     )
@@ -266,24 +237,19 @@ class ProcessCounters:
     _releases: set[str] = attrs.field(factory=set, init=False)
 
     def expect(self, releases: Iterable[str]) -> None:
-        """Have requests for served releases counted from zero on, where there are none yet."""
+        """Count requests for these releases from zero on: a metric that is missing raises no alarm."""
         for release in (*releases, OTHER):
             for result in Result:
-                self.requests.setdefault((self._known(release), result), 0)
+                self.requests.setdefault((self._counted(release), result), 0)
 
     def count_request(self, record: RequestRecord, *, served: Collection[str]) -> None:
-        """Count a request that has ended.
-
-        Args:
-            record: all that is known of it.
-            served: the releases of the server that it came to.
-        """
-        release = self._known(record.release) if record.release in served else OTHER
+        """Count a request that has ended, to a server of the releases ``served``."""
+        release = self._counted(record.release) if record.release in served else OTHER
         self.requests[release, Result.of(record)] += 1
         if record.source is not None:
             self.sources[record.source] += 1
         if record.source is Source.COMPILED and record.uncacheable is not None:
-            self.not_kept[record.uncacheable] += 1
+            self.uncacheable[record.uncacheable] += 1
         for stage, durations in self.stages.items():
             seconds: float = getattr(record, f"{stage}_s")
             if seconds > 0:
@@ -291,8 +257,8 @@ class ProcessCounters:
         self.request_bytes += record.request_bytes
         self.answer_bytes += record.answer_bytes
 
-    def _known(self, release: str) -> str:
-        if len(self._releases) < _MOST_RELEASES:
+    def _counted(self, release: str) -> str:
+        if len(self._releases) < _MAX_RELEASES:
             self._releases.add(release)
         return release if release in self._releases else OTHER
 
@@ -302,11 +268,9 @@ class CacheCounts:
     """What the cache did for one server so far.
 
     Attributes:
-        hits: requests answered from it.
-        misses: requests that were compiled, and could have been known.
-        shared: requests answered from the compile of another one.
-        stored: results that were kept.
-        uncacheable: by reason, compiles whose result could not be kept.
+        misses: compiles of requests that had a key, but no entry.
+        shared: requests answered by the compile of another one.
+        uncacheable: by reason, compiles whose result was not stored.
     """
 
     hits: int = 0
@@ -316,20 +280,17 @@ class CacheCounts:
     uncacheable: Counter[str] = attrs.field(factory=Counter)
 
     def snapshot(self) -> CacheCounts:
-        """Return what it is now."""
+        """Return a copy."""
         return attrs.evolve(self, uncacheable=self.uncacheable.copy())
 
 
 @attrs.frozen(kw_only=True)
 class CacheStatistics:
-    """The cache of this process and all that share its directory, at one moment.
+    """The cache at one moment: the entries on disk, and what this process removed of them.
 
     Attributes:
-        directory: where it is.
-        entries: on disk.
-        stored_bytes: on disk.
-        evicted: entries that this process removed, for their age or for want of room.
-        damaged: entries that this process found damaged, and removed.
+        evicted: for their age, or to make room.
+        damaged: because they were damaged.
     """
 
     directory: Path

@@ -134,7 +134,7 @@ CLASSIC: Mapping[str, str] = {
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
         "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s; "
-        "refusal: {refusal}, not kept: {uncacheable}"
+        "refusal: {refusal}, uncacheable: {uncacheable}"
     ),
 }
 

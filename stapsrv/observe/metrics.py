@@ -203,9 +203,9 @@ ROWS = (
     Row(
         "stapsrv_results_not_kept_total",
         Kind.COUNTER,
-        "Compiles whose result the cache of known results could not keep, by reason.",
+        "Compiles whose result the result cache could not store, by reason.",
         ("reason",),
-        lambda facts: [((reason,), count) for reason, count in facts.tally.not_kept.items()],
+        lambda facts: [((reason,), count) for reason, count in facts.tally.uncacheable.items()],
     ),
     Row(
         "stapsrv_request_queue_seconds",

@@ -95,10 +95,10 @@ async def test_newcomers_one_after_the_other_keep_nobody_waiting_for_ever(tasks)
 async def test_full_queue_rejects_at_once(tasks):
     pool = WorkerPool(1, queue_length=1)
     requests = Requests(pool, tasks)
-    assert not pool.full
+    assert not pool.is_full
     await requests.start("a", "client")
     await requests.start("b", "client")
-    assert pool.full
+    assert pool.is_full
     with pytest.raises(RequestRejected, match=r"^The server is busy: 1 requests are waiting already"):
         async with pool.worker("other"):
             pytest.fail("a worker was given beyond the bound")
@@ -148,8 +148,8 @@ async def test_parent_bounds_the_total_and_serves_its_children_in_turn(tasks):
     assert total.statistics() == PoolStatistics(workers=1, running=1, queued=3)
     assert one.pool.statistics() == PoolStatistics(workers=4, running=1, queued=2)
     assert (
-        one.pool.most,
-        WorkerPool(2, queue_length=None, parent=WorkerPool(3, queue_length=None)).most,
+        one.pool.max_running,
+        WorkerPool(2, queue_length=None, parent=WorkerPool(3, queue_length=None)).max_running,
     ) == (
         1,
         2,

@@ -58,12 +58,12 @@ async def test_those_that_are_quiet_again_are_told_of_too():
     assert sparing.taken() == ["reset", "late"]
     sparing.now += 61
     sparing.log.log_suppressed()
-    sparing.log.log_suppressed(all_of_them=True)
+    sparing.log.log_suppressed(at_once=True)
     assert sparing.taken() == [("reset", 2, 61)]
 
 
 async def test_at_the_end_nothing_is_kept_back():
     sparing = Sparing()
     sparing.say("reset", 3)
-    sparing.log.log_suppressed(all_of_them=True)
+    sparing.log.log_suppressed(at_once=True)
     assert sparing.taken() == ["reset", ("reset", 2, 0)]

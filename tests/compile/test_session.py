@@ -245,7 +245,7 @@ async def test_clients_are_told_when_a_server_s_end_ends_their_requests(end):
 
 
 async def test_client_that_is_told_and_does_not_listen_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr("stapsrv.compile.session._APOLOGY_S", 0.2)
+    monkeypatch.setattr("stapsrv.compile.session._STOPPING_S", 0.2)
     async with running_server(drain_s=0.0) as running:
         running.engine.gate = anyio.Event()
         async with await connect(running.port) as tls:

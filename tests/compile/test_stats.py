@@ -72,7 +72,7 @@ def test_a_result_that_is_not_kept_counts_once():
     for source in (Source.COMPILED, Source.SHARED, Source.SHARED):
         tally.count_request(record(source=source, uncacheable="code"), served=["6.1"])
     tally.count_request(record(source=Source.COMPILED), served=["6.1"])
-    assert tally.not_kept == {"code": 1}
+    assert tally.uncacheable == {"code": 1}
     assert tally.sources == {Source.COMPILED: 2, Source.SHARED: 2, Source.HIT: 0}
 
 

@@ -1,4 +1,4 @@
-"""Known results with the real stap: repeats need no stap, and after a change the answer is the new one."""
+"""The result cache with the real stap: repeats need no stap, and after a change the answer is the new one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from kit.real import PATIENCE_S, Ran, Server, Stap, cert
 
 WATCHING = ": Result cache on; "
 MISSING = "missing unwind/symbol data"
-SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, not kept: (.*)$"
+SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, uncacheable: (.*)$"
 
 T = TypeVar("T")
 
 
 def asked(server: Server, ask: Callable[[], T]) -> tuple[T, str, str]:
-    """Ask; return the answer, where it came from, and why it is not kept."""
+    """Ask; return the answer, where it came from, and why it is not stored."""
     before = server.log.count(SUMMARY)
     answer = ask()
     # A client has its answer a moment before the server is done with it.
@@ -43,7 +43,7 @@ class Asker:
     arguments: tuple[str, ...]
 
     def ask(self) -> tuple[Ran, str, str]:
-        """Return what the client said, where the answer came from, and why it is not kept."""
+        """Return what the client said, where the answer came from, and why it is not stored."""
         return asked(self.server, lambda: self.stap.via(self.server.port, "-p4", *self.arguments))
 
     def module(self) -> tuple[bytes, str]:

@@ -25,7 +25,7 @@ def test_requests_of_the_real_client(serve, stap):
     for line, rc in ((done, 0), (faulty, 1)):
         assert re.fullmatch(
             rf"Request from \S+ for {release}, options \w+: answered rc={rc}, compiled, "
-            rf"\d+ bytes in, \d+ out; {times}; refusal: -, not kept: \S.*",
+            rf"\d+ bytes in, \d+ out; {times}; refusal: -, uncacheable: \S.*",
             line,
         )
     assert " for 5.5.5, options " in refused

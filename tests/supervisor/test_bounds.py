@@ -84,7 +84,7 @@ async def test_a_full_queue_resets_before_the_handshake():
         for name in "ab":
             tasks.start_soon(exchange, running.port, request("-p1", name))
         await running.lines.wait("request.overloaded")
-        assert running.service.pool.full
+        assert running.service.pool.is_full
         assert await is_reset(running.port)
         assert counted(running) == {RejectReason.QUEUE_LENGTH: 1}
         running.engine.gate.set()

@@ -191,7 +191,7 @@ class CompileServer:
             return TurnedAway(RejectReason.DRAINING, "the server is draining")
         limits, pool = self._service.settings.limits, self._service.pool
         away = self._admission.judge(client, limits)
-        if away is None and pool.full:
+        if away is None and pool.is_full:
             return TurnedAway(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
         return away
 
