@@ -48,7 +48,7 @@ class Getopt:
         ctypes.c_int.in_dll(self._library, "opterr").value = 0
 
     def read(self, arguments: Sequence[bytes]) -> Read:
-        """Read a list without NULs; where it fails, the operands are not told."""
+        """Read a list without NULs; where that fails, without its operands."""
         argv = (ctypes.c_char_p * (len(arguments) + 2))(b"stap", *arguments, None)
         self._optind.value = 0
         options: list[tuple[str, bytes | None]] = []

@@ -16,13 +16,13 @@ class Change:
 
     Attributes:
         kind: which one.
-        place: where, in parts of 65536 of the input.
+        position: in parts of 65536 of the input.
         length: of what is removed or repeated.
         piece: what is put there.
     """
 
     kind: int
-    place: int
+    position: int
     length: int
     piece: bytes
 
@@ -33,7 +33,7 @@ KINDS = 7
 def changed(data: bytes, changes: Sequence[Change]) -> bytes:
     """Return an input with changes made to it, one after the other."""
     for change in changes:
-        at = change.place * len(data) // 65536
+        at = change.position * len(data) // 65536
         rest = data[at:]
         match change.kind:
             case 0:

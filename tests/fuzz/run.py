@@ -54,11 +54,11 @@ def main() -> int:
     if options.guided:
         run_guided(options.targets[0], options.time, Path(options.guided))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    known = targets()
-    if unknown := set(options.targets) - set(known):
-        parser.error(f"{', '.join(sorted(unknown))}: the targets are {', '.join(known)}")
+    names = targets()
+    if unknown := set(options.targets) - set(names):
+        parser.error(f"{', '.join(sorted(unknown))}: the targets are {', '.join(names)}")
     broken = []
-    for name in options.targets or known:
+    for name in options.targets or names:
         say(f"{name}: {options.time:g} s, by {engine}")
         found = (
             guided(name, options.time) if engine == "atheris" else by_chance(name, options.time, options.seed)
@@ -96,7 +96,7 @@ def by_chance(name: str, seconds: float, seed: int) -> bool:
             try:
                 with bounded(INPUT_S):
                     CHECKS[name](data)
-            except (Exception, TooSlow):  # noqa: BLE001 - whatever it is, it is what is looked for
+            except (Exception, TooSlow):  # noqa: BLE001 - any exception is a finding
                 traceback.print_exc()
                 save(name, data)
                 return True
@@ -123,15 +123,15 @@ def bounded(seconds: int) -> Iterator[None]:
 
 
 def guided(name: str, seconds: float) -> bool:
-    """Have atheris look for ways on; return whether something broke the check."""
+    """Run atheris; return whether something broke the check."""
     with tempfile.TemporaryDirectory(prefix="stapsrv-fuzz.") as directory:
-        place = Path(directory)
-        (place / "new").mkdir()
-        command = [sys.executable, __file__, name, f"--time={seconds}", f"--guided={place}"]
+        work = Path(directory)
+        (work / "new").mkdir()
+        command = [sys.executable, __file__, name, f"--time={seconds}", f"--guided={work}"]
         done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, errors="replace")
         lines = done.stderr.splitlines()
         say("\n".join(line for line in lines if "DONE" in line or "stat::number" in line))
-        crashes = sorted(place.glob("*-*"))
+        crashes = sorted(work.glob("*-*"))
         if done.returncode or crashes:
             say("\n".join(lines[-60:]))
         for crash in crashes:
@@ -139,13 +139,13 @@ def guided(name: str, seconds: float) -> bool:
     return bool(done.returncode or crashes)
 
 
-def run_guided(name: str, seconds: float, place: Path) -> None:
-    """Be the process that atheris takes over."""
+def run_guided(name: str, seconds: float, work: Path) -> None:
+    """Run in the process that atheris takes over."""
     import atheris
 
     with atheris.instrument_imports(include=["stapsrv"]):
         from fuzz.targets import CHECKS, WORDS
-    dictionary = place / "words"
+    dictionary = work / "words"
     dictionary.write_text(
         "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in WORDS[name])
     )
@@ -154,12 +154,12 @@ def run_guided(name: str, seconds: float, place: Path) -> None:
         f"-timeout={INPUT_S}",
         f"-rss_limit_mb={MEMORY_MB}",
         f"-dict={dictionary}",
-        f"-artifact_prefix={place}/",
+        f"-artifact_prefix={work}/",
         "-max_len=20000",
         "-print_final_stats=1",
         "-verbosity=1",
     ]
-    atheris.Setup([sys.argv[0], *libfuzzer, str(place / "new"), str(HERE / "corpus" / name)], CHECKS[name])
+    atheris.Setup([sys.argv[0], *libfuzzer, str(work / "new"), str(HERE / "corpus" / name)], CHECKS[name])
     atheris.Fuzz()
 
 

@@ -18,6 +18,7 @@ import attrs
 
 from fuzz.connections import converse
 from fuzz.getopt import Getopt
+from stapsrv.compile.cache.script_scan import host_access_reason, names_reading_host_files
 from stapsrv.compile.protocol.archive import MAX_ENTRIES, MAX_PATH_BYTES, read_archive
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.options import NEWER_LONG_OPTIONS, Privilege, parse_options, requested_privilege
@@ -75,7 +76,7 @@ def check_frame(data: bytes) -> None:
 
 
 def check_zip(data: bytes) -> None:
-    """A zip: whatever passes can be laid out below a directory, and means the same when packed again."""
+    """A zip: whatever passes can be laid out below a directory, and gives the same when packed again."""
     try:
         archive = read_archive(data, max_bytes=LIMIT)
     except ProtocolError as exc:
@@ -148,6 +149,16 @@ def check_entries(data: bytes) -> None:
     payload = _packed(list(zip(parts[::2], parts[1::2], strict=False)))
     check_zip(payload)
     check_request(payload)
+
+
+def check_script(data: bytes) -> None:
+    """A script, or a tapset: a probe of a program is found behind any other text."""
+    reason = host_access_reason(data, frozenset({"errno"}))
+    assert reason in {None, "code", "unread", "program", "header"}
+    names = names_reading_host_files([data, b"function g() { return f() }"])
+    assert "" not in names
+    assert "f" not in names or "g" in names
+    assert host_access_reason(data + b'\nprobe process("/bin/ls").begin {}', frozenset()) or b"/" in data
 
 
 SEPARATOR = b"\xff\0"
@@ -256,7 +267,7 @@ def _check_line(line: bytes) -> None:
                 _check_words(exc)
             else:
                 if shape is StartParams:
-                    _check_wishes(params)
+                    _check_servers(params)
     try:
         decode_answer(line)
     except ControlError as exc:
@@ -272,12 +283,12 @@ def _check_encoded(request: Request) -> None:
     assert decode_request(encoded) == request
 
 
-def _check_wishes(params: Mapping[str, object]) -> None:
-    wishes = params["servers"]
-    assert isinstance(wishes, list)
-    for wish in wishes:
+def _check_servers(params: Mapping[str, object]) -> None:
+    servers = params["servers"]
+    assert isinstance(servers, list)
+    for server in servers:
         try:
-            settings = settings_from(wish["settings"], where="params")
+            settings = settings_from(server["settings"], where="params")
         except ControlError as exc:
             _check_refusal(exc)
         else:
@@ -342,6 +353,24 @@ WORDS: Mapping[str, Sequence[bytes]] = {
         *(b"--" + name.encode() for name in GETOPT.names.values()),
         *(b"\0", b"=", b"--", b"-", b"-e", b"-vp", b"stapusr", b"stapsys", b"--priv", b"--un"),
     ),
+    "script": (
+        *(b'process("/bin/ls")', b"@cast(", b'@var("x", "/x")', b"@define ", b"%(", b"%)", b"%{", b"%}"),
+        *(
+            b"function f",
+            b"probe ",
+            b"module(",
+            b"(",
+            b")",
+            b"/*",
+            b"*/",
+            b"//",
+            b"#",
+            b'"',
+            b"\\",
+            b"*",
+            b"?",
+        ),
+    ),
     "config": (
         *(variable.name.encode() + b"=" for variable in (*SERVER_VARIABLES, *GLOBAL_VARIABLES)),
         *(b"+=", b"()", b"#", b"\n", b"\r\n", b"\xef\xbb\xbf", b"10s", b"1k", b"yes", b"127.0.0.1"),
@@ -363,6 +392,7 @@ CHECKS: Mapping[str, Callable[[bytes], None]] = {
     "request": check_request,
     "entries": check_entries,
     "options": check_options,
+    "script": check_script,
     "config": check_config,
     "messages": check_messages,
     "connection": check_connection,

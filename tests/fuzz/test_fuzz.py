@@ -1,6 +1,6 @@
 """Hostile bytes, a little of them: the saved corpus, and changes to it that hypothesis chooses.
 
-``make fuzz`` goes on for as long as it is told to, and saves what it finds here.
+``make fuzz`` runs for as long as is wanted, and saves what it finds here.
 """
 
 from __future__ import annotations

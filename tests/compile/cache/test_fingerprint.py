@@ -1,4 +1,4 @@
-"""Fingerprints of places: whatever changes shows, whatever does not does not."""
+"""A fingerprint differs after a change, and only then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a host a result depends on, as far as it is found by looking inputs."""
+"""The paths, packages and variables of a host that a result depends on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stapsrv.config.settings import ServerSettings
 
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
-    """An installation of stap, as far as anybody looks at it."""
+    """As much of an installation of stap as is read."""
     prefix = tmp_path / "usr"
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin" / "stap").write_bytes(b"\x7fELF and more")

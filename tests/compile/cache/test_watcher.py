@@ -1,4 +1,4 @@
-"""Places under watch: a change that is over is never missed, whoever makes it and however fast."""
+"""A change of an input path that is over is never missed, however fast it was."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_rescan_finds_a_change_without_an_event(tree, monkeypatch):
 
 @pytest.fixture
 def hidden(tmp_path: Path) -> Iterator[Path]:
-    """A directory whose names nobody is told, and that those who know them can go through."""
+    """A directory that cannot be listed or watched, but passed through by those who know its names."""
     directory = tmp_path / "hidden"
     (directory / "v1").mkdir(parents=True)
     (directory / "current").symlink_to("v1")
