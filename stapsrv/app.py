@@ -218,6 +218,8 @@ class App:
         self._phase = Phase.STARTING
         self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
+        for warning in (*options.warnings, *configuration.settings.warnings):
+            self.log.warning("configuration.retired", warning=warning)
         only = configuration.only_server
         tuning = options.tuning.over(configuration.settings.tuning)
         # The workers of an only server are its bound, however few cores this host has.

@@ -19,10 +19,10 @@ import anyio
 import attrs
 
 from stapsrv.app import App, Configuration
-from stapsrv.config.configured import described_by_environ
+from stapsrv.config.environment import server_values
 from stapsrv.config.global_settings import can_write, global_defaults
-from stapsrv.config.log_format import LogFormat
-from stapsrv.config.tunables import Tuning
+from stapsrv.config.kinds import LogFormat
+from stapsrv.config.tuning import Tuning
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.identity.password import obtain_password
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     failure: StapsrvError | None = None
     try:
         with guard_stdout(PROGRAM):
-            options = parse_arguments(sys.argv[1:] if argv is None else argv, described_by_environ(environ))
+            options = parse_arguments(sys.argv[1:] if argv is None else argv, server_values(environ))
         refuse_root(environ)
         sockets = PassedSockets.from_environ(environ, pid=os.getpid())
         fork_as_init()

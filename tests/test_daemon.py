@@ -54,7 +54,7 @@ def serverd(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["--bad"], 2, "stap-serverd: unrecognized arguments: --bad; see stap-serverd --help\n"),
+        (["--bad"], 2, "stap-serverd: unknown option '--bad'; did you mean --backend?\n"),
         (
             ["-r", "/missing"],
             1,

@@ -1,6 +1,7 @@
 """Make manual pages and completions: ``generate.py DIRECTORY``, with a Python that has stapsrv.
 
 DIRECTORY gets ``man/PAGE.SECTION``, ``bash/COMMAND``, ``zsh/_stap-server`` and ``fish/COMMAND.fish``.
+``generate.py --docs DIRECTORY`` writes the tables of settings in the pages of DIRECTORY anew.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ PAGES = Path(__file__).parent / "pages"
 
 def main() -> None:
     """Write everything below the directory that the command line names."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: generate.py DIRECTORY")
-    target = Path(sys.argv[1])
+    arguments = [word for word in sys.argv[1:] if word != "--docs"]
+    if len(arguments) != 1:
+        sys.exit("usage: generate.py [--docs] DIRECTORY")
+    target = Path(arguments[0])
+    if "--docs" in sys.argv:
+        for page in sorted(target.glob("*.md")):
+            page.write_text(variables.with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     texts = {f"man/{page.name}": manual_page(page) for page in sorted(PAGES.iterdir())}
     server, daemon = model.server(), model.daemon()
     texts |= {f"bash/{name}": text for name, text in completion.bash(server, daemon).items()}

@@ -62,7 +62,7 @@ def _action(name: str) -> Command:
     known = ALIASES.get(name, name)
     groups = groups_of(known)
     options = tuple(
-        Option((row.option,), row.metavar, row.text, str(row.group))
+        Option((row.option,), row.metavar, row.text, str(row.group), _choices(row.metavar))
         for group in groups
         for row in OPTIONS
         if row.group is group
@@ -91,9 +91,14 @@ def _from_parser(words: tuple[str, ...], parser: argparse.ArgumentParser) -> Com
 
 
 def _option(action: argparse.Action, group: str, program: str) -> Option:
-    choices = tuple(map(str, action.choices or ()))
+    choices = tuple(map(str, action.choices or ())) or _choices(str(action.metavar or ""))
     metavar = None
     if action.nargs != 0:
         metavar = str(action.metavar or "|".join(choices) or action.dest.upper())
     text = (action.help or "").replace("%(prog)s", program).replace("%(default)s", str(action.default))
     return Option(tuple(action.option_strings), metavar, text.replace("%%", "%"), group, choices)
+
+
+def _choices(metavar: str | None) -> tuple[str, ...]:
+    """Return the words of a metavar such as ``yes|no``."""
+    return tuple(metavar.split("|")) if metavar and "|" in metavar else ()

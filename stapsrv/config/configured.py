@@ -7,30 +7,23 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.config.environment import PREFIX, refuse_unknown, values_from_environ
-from stapsrv.config.files import SERVER_VARIABLES, decode_config, server_settings_from
-from stapsrv.config.global_settings import GLOBAL_VARIABLES
+from stapsrv.config.environment import PREFIX, server_values
+from stapsrv.config.files import decode_config, server_settings_from
 from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.config.tunables import with_tuning
+from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import ConfigError
 
 _SUFFIX = ".conf"
+# In place of a release, in the environment: every one whose build tree is installed.
 _EACH_RELEASE = "installed"
-"""In place of a release, in the environment: every one whose build tree is installed."""
+# The "file" of a server that environment variables describe.
 _ENVIRONMENT = Path("environment")
-"""Where a server comes from that environment variables describe."""
 
 
 @attrs.frozen
 class ConfiguredFile:
-    """One file, and what it says.
-
-    Attributes:
-        path: the file, or ``environment``.
-        settings: of its server, or None when it cannot be used.
-        fault: why not, or None.
-    """
+    """One file (or ``environment``), and the settings of its server or the reason why it cannot be used."""
 
     path: Path
     settings: ServerSettings | None
@@ -38,7 +31,7 @@ class ConfiguredFile:
 
 
 def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
-    """Read every ``*.conf`` file of ``directory``, in order of their names; a bad one hinders no other.
+    """Read every ``*.conf`` file of ``directory``, by name; a bad one does not stop the others.
 
     A directory that is missing holds none.
 
@@ -67,21 +60,11 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
     files = read_configured(directory)
     if files:
         return files
-    described = described_by_environ(environ)
+    described = server_values(environ)
     if not described:
         return ()
     settings = ServerSettings(**with_tuning(described))
     return (ConfiguredFile(_ENVIRONMENT, with_each_release(settings), None),)
-
-
-def described_by_environ(environ: Mapping[str, str]) -> dict[str, object]:
-    """Return what environment variables say of a server, by the attributes of its settings.
-
-    Raises:
-        ConfigError: a variable is unknown, or its value cannot be.
-    """
-    refuse_unknown(environ, variables=(*GLOBAL_VARIABLES, *SERVER_VARIABLES))
-    return values_from_environ(environ, variables=SERVER_VARIABLES, other_than=GLOBAL_VARIABLES)
 
 
 def with_each_release(settings: ServerSettings) -> ServerSettings:

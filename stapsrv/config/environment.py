@@ -8,57 +8,61 @@ configuration directory holds none. Light to import, like :mod:`stapsrv.config.f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from stapsrv.config.files import Variable, unwritable_reason
+from stapsrv.config.files import retired_warning, unwritable_reason
+from stapsrv.config.table import GLOBAL_SETTINGS, RETIRED, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
 
+if TYPE_CHECKING:
+    from stapsrv.config.setting import Setting
+
 PREFIX = "STAPSRV_"
+# Between our own programs, and for tests.
 _OTHERS = frozenset({"STAPSRV_DEFAULT_USER"})
-"""Between our own programs."""
 _FOR_TESTS = "STAPSRV_TEST_"
-_OF_NOBODY = frozenset({"USER", "STAP_USER"})
-"""Whom a process runs as is decided by who starts it, not by the process."""
 _LINK_REMEDY = (
     "give the pod enableServiceLinks: false (Kubernetes sets such variables for a service named stapsrv)"
 )
 
 
-def values_from_environ(
-    environ: Mapping[str, str], *, variables: Iterable[Variable], other_than: Iterable[Variable] = ()
-) -> dict[str, object]:
-    """Read the variables of one kind of file from the environment: attribute to value.
-
-    An empty value is none. An array's values have blanks between them; quotes keep blanks together.
-
-    Args:
-        environ: the environment variables.
-        variables: those to look for.
-        other_than: variables of another kind, which their names mean if both have them.
+def global_values(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the environment says of the whole service, by attribute; an empty value is none.
 
     Raises:
         ConfigError: a value that cannot be; the text names the variable and what was expected.
     """
-    taken = {variable.name for variable in other_than} | _OF_NOBODY
-    return {
-        variable.attribute: _read(variable, environ[name])
-        for variable in variables
-        if variable.name not in taken and environ.get(name := PREFIX + variable.name)
-    }
+    return _values(environ, GLOBAL_SETTINGS)
 
 
-def refuse_unknown(environ: Mapping[str, str], *, variables: Iterable[Variable]) -> None:
-    """Refuse variables that begin like ours and mean nothing: most are typing errors.
-
-    Args:
-        environ: the environment variables.
-        variables: all those that there are.
+def server_values(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the environment says of one server, by attribute; an empty value is none.
 
     Raises:
-        ConfigError: there is one; the text names the nearest that there is.
+        ConfigError: a variable is unknown, or its value cannot be.
     """
-    known = [PREFIX + variable.name for variable in variables if variable.name not in _OF_NOBODY]
+    refuse_unknown(environ)
+    # A name that both files have is the global file's.
+    others = {row.variable for row in GLOBAL_SETTINGS}
+    return _values(environ, [row for row in SERVER_SETTINGS if row.variable not in others])
+
+
+def retired_in(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a warning for each variable that has no effect any more."""
+    return tuple(retired_warning(PREFIX + name) for name in RETIRED if environ.get(PREFIX + name))
+
+
+def refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Refuse variables that begin like ours and mean nothing: most are typing errors.
+
+    Raises:
+        ConfigError: there is one; the text has the nearest known name.
+    """
+    rows = (*GLOBAL_SETTINGS, *SERVER_SETTINGS)
+    known = list(dict.fromkeys(PREFIX + row.variable for row in rows if row.by_process))
+    ours = {*known, *_OTHERS, *(PREFIX + name for name in RETIRED)}
     for name in sorted(environ):
-        if name in known or name in _OTHERS or name.startswith(_FOR_TESTS) or not name.startswith(PREFIX):
+        if name in ours or name.startswith(_FOR_TESTS) or not name.startswith(PREFIX):
             continue
         import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
 
@@ -70,26 +74,35 @@ def refuse_unknown(environ: Mapping[str, str], *, variables: Iterable[Variable])
         raise ConfigError("unknown environment variable", where=name, remedy=remedy)
 
 
-def _read(variable: Variable, text: str) -> object:
-    where = f"{PREFIX}{variable.name}={text!r}"
+def _values(environ: Mapping[str, str], rows: Iterable[Setting[Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for row in rows:
+        if row.by_process and environ.get(name := PREFIX + row.variable):
+            _read(row, environ[name], values)
+    return values
+
+
+def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
+    """Read one variable; the values of an array have blanks between them, and quotes keep blanks together."""
+    where = f"{PREFIX}{row.variable}={text!r}"
     reason = unwritable_reason(text)
     if reason is not None:
         raise ConfigError(reason, where=where)
     import shlex  # noqa: PLC0415 - status seldom has any use for it
 
     try:
-        words = shlex.split(text) if variable.array else [text]
+        words = shlex.split(text) if row.array else [text]
     except ValueError as exc:
         raise ConfigError(f"{str(exc).lower()} in a list of words", where=where) from exc
     try:
-        values = tuple(variable.parse(word) for word in words)
+        for word in words:
+            row.add(values, word)
     except ValueError as exc:
         remedy = _LINK_REMEDY if "://" in text else None
         raise ConfigError(f"expected {exc}", where=where, remedy=remedy) from exc
-    return values if variable.array else values[0]
 
 
 def _is_link(name: str) -> bool:
-    """Whether a variable has the form of those that tell of a service's address."""
+    """Whether Kubernetes sets such a variable, for the address of a service."""
     rest = name.removeprefix(PREFIX)
     return rest.startswith(("SERVICE_HOST", "SERVICE_PORT", "PORT_"))

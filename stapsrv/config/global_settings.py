@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stapsrv.config.environment import values_from_environ
-from stapsrv.config.files import Variable, decode_config, values_from
-from stapsrv.config.log_format import LogFormat, parse_log_format
-from stapsrv.config.mdns import (
-    MdnsSettings,
-    parse_host,
-    parse_interfaces,
-    parse_switch,
-)
-from stapsrv.config.metrics_address import MetricsAddress, parse_metrics_address
-from stapsrv.config.tunables import NOTHING_SET, TUNABLES, Tuning, with_tuning
+from stapsrv.config.environment import global_values, retired_in
+from stapsrv.config.files import decode_config, retired_lines, values_from
+from stapsrv.config.service import Service
+from stapsrv.config.table import GLOBAL_SETTINGS
+from stapsrv.config.tuning import NOTHING_SET, Tuning, with_tuning
 from stapsrv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stapsrv.config.addresses import MetricsAddress
+    from stapsrv.config.kinds import LogFormat
 
 SERVICE_USER = "stap-server"
 """Whom root's servers run as, unless told otherwise (manual page, ``-u``)."""
@@ -30,32 +28,44 @@ DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-ser
 """Read in this order when they exist; the second is Debian's place."""
 
 
+class MdnsSettings(NamedTuple):
+    """How this host's servers are advertised, as far as one source says it; None where it does not."""
+
+    enabled: bool | None = None
+    interfaces: tuple[str, ...] | None = None
+    host: str | None = None
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether servers are advertised: they are, unless somebody says no."""
+        return self.enabled is not False
+
+    def over(self, base: MdnsSettings) -> MdnsSettings:
+        """Return what holds when this source goes before ``base``."""
+        return MdnsSettings(
+            *(theirs if own is None else own for own, theirs in zip(self, base, strict=True))  # type: ignore[arg-type]
+        )
+
+
 class GlobalSettings(NamedTuple):
-    """The global configuration (manual page, CONFIGURATION).
+    """The global configuration: the rows of :class:`~stapsrv.config.service.Service`, and two more.
 
     Attributes:
-        config_path: the directory of the servers' ``*.conf`` files.
-        stat_path: the directory of status files and control sockets.
-        log_file: the log of servers that have none of their own.
-        log_format: how lines look in logs that do not say; None for the classic format.
-        stap_user: whom servers run as, or None for the default user.
-        metrics: where metrics and health are to be had; None for nowhere.
-        mdns_enabled: of :class:`stapsrv.config.mdns.MdnsSettings`, like the next two.
-        mdns_interfaces: likewise.
-        mdns_host: likewise.
-        tuning: what is set of the table of tunables, for every server and for the supervisor.
+        tuning: what is set of the tunables, for every server and for the supervisor.
+        warnings: a line for each variable in the files and the environment that has no effect any more.
     """
 
-    config_path: Path
-    stat_path: Path
-    log_file: Path
-    stap_user: str | None = None
+    config_path: Path = Service.config_path.default
+    stat_path: Path = Service.stat_path.default
+    log_file: Path = Service.log_file.default
     log_format: LogFormat | None = None
+    stap_user: str | None = None
     metrics: MetricsAddress | None = None
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None
     tuning: Tuning = NOTHING_SET
+    warnings: tuple[str, ...] = ()
 
     @property
     def mdns(self) -> MdnsSettings:
@@ -71,24 +81,7 @@ class GlobalSettings(NamedTuple):
         return self.stap_user or (SERVICE_USER if euid == 0 else invoker)
 
 
-SYSTEM_SETTINGS = GlobalSettings(
-    config_path=Path("/etc/stap-server/conf.d"),
-    stat_path=Path("/var/run/stap-server"),
-    log_file=Path("/var/log/stap-server/log"),
-)
-
-GLOBAL_VARIABLES = (
-    Variable("CONFIG_PATH", "config_path", Path),
-    Variable("STAT_PATH", "stat_path", Path),
-    Variable("LOG_FILE", "log_file", Path),
-    Variable("LOG_FORMAT", "log_format", parse_log_format),
-    Variable("STAP_USER", "stap_user"),
-    Variable("METRICS", "metrics", parse_metrics_address),
-    Variable("MDNS", "mdns_enabled", parse_switch),
-    Variable("MDNS_INTERFACES", "mdns_interfaces", parse_interfaces),
-    Variable("MDNS_HOST", "mdns_host", parse_host),
-    *map(Variable.of, TUNABLES),
-)
+SYSTEM_SETTINGS = GlobalSettings()
 
 
 def global_defaults(
@@ -110,7 +103,7 @@ def global_defaults(
     Raises:
         ConfigError: an environment variable's value cannot be.
 
-    Source: DESIGN, decision 6; XDG Base Directory Specification (relative values are to be ignored).
+    Source: XDG Base Directory Specification (relative values are to be ignored).
     """
     if euid == 0:
         return _lay_environ_over(SYSTEM_SETTINGS, environ)
@@ -139,13 +132,8 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
     Raises:
         ConfigFaults: everything that is wrong with the file.
     """
-    return with_values(base, values_from(text, where=where, variables=GLOBAL_VARIABLES))
-
-
-def with_values(base: GlobalSettings, values: Mapping[str, object]) -> GlobalSettings:
-    """Return ``base`` with values by the attributes of :data:`GLOBAL_VARIABLES` laid over it."""
-    laid = base._replace(**with_tuning(values))
-    return laid._replace(tuning=laid.tuning.over(base.tuning))
+    values = values_from(text, where=where, rows=GLOBAL_SETTINGS)
+    return _with_values(base, values, retired_lines(text, where=where))
 
 
 def read_global_settings(
@@ -190,7 +178,14 @@ def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
 
 
 def _lay_environ_over(settings: GlobalSettings, environ: Mapping[str, str]) -> GlobalSettings:
-    return with_values(settings, values_from_environ(environ, variables=GLOBAL_VARIABLES))
+    return _with_values(settings, global_values(environ), retired_in(environ))
+
+
+def _with_values(
+    base: GlobalSettings, values: Mapping[str, Any], warnings: tuple[str, ...]
+) -> GlobalSettings:
+    laid = base._replace(**with_tuning(values))
+    return laid._replace(tuning=laid.tuning.over(base.tuning), warnings=(*base.warnings, *warnings))
 
 
 def _absolute(directory: str | None) -> Path | None:

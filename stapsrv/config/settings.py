@@ -1,74 +1,19 @@
-"""What one compile server is told to be, and the bounds that hold for each of its requests."""
+"""The settings of one server, as values with types."""
 
 from __future__ import annotations
 
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
-from stapsrv.config.log_format import LogFormat
-from stapsrv.config.tunables import BY_ATTRIBUTE, NOTHING_SET, Tuning
+from stapsrv.config.kinds import LogFormat
+from stapsrv.config.table import Description, Limits, NetworkAccess
+from stapsrv.config.tuning import NOTHING_SET, Tuning
 
-DEFAULT_MAX_REQUEST_BYTES = 50_000
-DEFAULT_MAX_COMPRESSED_BYTES = 5_000
-
-
-def _tunable(attribute: str) -> Any:  # noqa: ANN401 - the annotation beside each use says the type
-    """Return the attrs field of a tunable, with the table's default."""
-    return attrs.field(default=BY_ATTRIBUTE[attribute].default)
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """How long and how much: every wait and every buffer that a peer or a compile could stretch.
-
-    Durations are in seconds of the event loop's clock, sizes in bytes. What each is, and its default, is in
-    the table (:mod:`stapsrv.config.tunables`). A cold compile takes 10 to 15 s on a small host and some
-    scripts minutes, so ``compile_s`` is generous; all that depends on a peer is short.
-    """
-
-    connections: int = _tunable("connections")
-    connections_per_address: int = _tunable("connections_per_address")
-    queue_length: int = _tunable("queue_length")
-    handshake_s: float = _tunable("handshake_s")
-    request_s: float = _tunable("request_s")
-    queue_s: float = _tunable("queue_s")
-    compile_s: float = _tunable("compile_s")
-    send_s: float = _tunable("send_s")
-    drain_s: float = _tunable("drain_s")
-    kill_grace_s: float = _tunable("kill_grace_s")
-    output_bytes: int = _tunable("output_bytes")
-    answer_bytes: int = _tunable("answer_bytes")
-    temp_bytes: int = _tunable("temp_bytes")
-    result_cache: bool = _tunable("result_cache")
-    cpu_s: float = _tunable("cpu_s")
-    memory_bytes: int = _tunable("memory_bytes")
-    file_bytes: int = _tunable("file_bytes")
-    processes: int = _tunable("processes")
-    cores: int = _tunable("cores")
-    nice: int = _tunable("nice")
-    sandbox_read: tuple[str, ...] = _tunable("sandbox_read")
-    sandbox_write: tuple[str, ...] = _tunable("sandbox_write")
-    warmup: bool = _tunable("warmup")
-
-
-@attrs.frozen(kw_only=True)
-class NetworkAccess:
-    """Where a server listens, and whom it lets in (:mod:`stapsrv.config.networks` has the forms).
-
-    Attributes:
-        listen: addresses; none for all of the host's.
-        allow: networks; none for everybody.
-        deny: networks; they go before those allowed.
-    """
-
-    listen: tuple[str, ...] = _tunable("listen")
-    allow: tuple[str, ...] = _tunable("allow")
-    deny: tuple[str, ...] = _tunable("deny")
+_NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if not row.identifies}
 
 
 @attrs.frozen(kw_only=True)
@@ -78,9 +23,7 @@ class HostDefaults:
     Attributes:
         arch: the host's architecture, normalised.
         release: the release of its kernel.
-        user: whom servers run as.
-        log: where they log.
-        tuning: what the global configuration sets for all of them.
+        tuning: what the global configuration sets for all servers.
     """
 
     arch: str
@@ -92,26 +35,13 @@ class HostDefaults:
 
 @attrs.frozen(kw_only=True)
 class ServerSettings:
-    """The options of one server, as typed or as configured (manual page, OPTIONS and CONFIGURATION).
+    """The settings of one server; None, or an empty tuple, for what the host decides.
+
+    The fields are the rows of :class:`~stapsrv.config.table.Description`, and two more.
 
     Attributes:
-        arch: target architecture, normalised; None for the host's.
-        releases: each a kernel release or an absolute build tree; empty for the host's release.
-        build: ``-B``, given to make.
-        define: ``-D``, given to the C preprocessor.
-        include: ``-I``, further tapset directories.
-        runtime: ``-R``, or None for stap's own.
-        user: the run-as user, or None for the default one.
-        nickname: how people refer to the server, or None for its id.
-        log: the log file, or None for the default one.
-        log_format: how lines of the log look, or None for the default.
-        port: the TCP port, 0 for one that the kernel picks.
-        ssl: the NSS database directory, or None for the user's own.
-        max_threads: workers; 0 serves one request at a time, None means the number of cores.
-        max_request_bytes: largest request after unpacking.
-        max_compressed_bytes: largest request as sent.
-        keep_temporary: ``-k``, temporary directories stay.
-        tuning: what is set of the table of tunables; :attr:`limits` has the defaults filled in.
+        keep_temporary: ``-k``, temporary directories stay; no file has it.
+        tuning: what is set of the other rows; :attr:`limits` and :attr:`access` have the defaults filled in.
     """
 
     arch: str | None = attrs.field(default=None, converter=attrs.converters.optional(normalise_arch))
@@ -124,23 +54,23 @@ class ServerSettings:
     nickname: str | None = None
     log: Path | None = None
     log_format: LogFormat | None = None
-    port: int = 0
+    port: int = Description.port.default
     ssl: Path | None = None
     max_threads: int | None = None
-    max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
-    max_compressed_bytes: int = DEFAULT_MAX_COMPRESSED_BYTES
+    max_request_bytes: int = Description.max_request_bytes.default
+    max_compressed_bytes: int = Description.max_compressed_bytes.default
     keep_temporary: bool = False
     tuning: Tuning = attrs.field(default=NOTHING_SET, converter=Tuning)
 
     @cached_property
     def limits(self) -> Limits:
-        """The bounds that hold for it."""
-        return Limits(**_effective(self.tuning, Limits))
+        """The bounds of its requests."""
+        return Limits(self.tuning)
 
     @cached_property
-    def reach(self) -> NetworkAccess:
+    def access(self) -> NetworkAccess:
         """Where it listens, and whom it lets in."""
-        return NetworkAccess(**_effective(self.tuning, NetworkAccess))
+        return NetworkAccess(self.tuning)
 
     @property
     def workers(self) -> int:
@@ -161,17 +91,16 @@ class ServerSettings:
         )
 
     def identity(self, defaults: HostDefaults) -> ServerSettings:
-        """Return what makes a server the same as another: starting it while that one runs changes nothing.
+        """Return what makes two servers the same: starting one while the other runs changes nothing.
 
-        The nickname does not count, nor does the order of releases, ``-k`` (which no file records) or
-        what can be tuned while it runs. Source: manual page, ``start``; PROTOCOL, the commands of the
-        original.
+        Source: manual page, ``start``; PROTOCOL, the commands of the original.
         """
         resolved = self.resolved(defaults)
         return attrs.evolve(
             resolved,
+            **_NOT_IDENTIFYING,
+            # Neither does the order of releases count, nor -k, which no file records.
             releases=tuple(sorted(resolved.releases)),
-            nickname=None,
             keep_temporary=False,
             tuning=resolved.tuning.identifying(),
         )
@@ -190,8 +119,3 @@ def total_compiles(tuning: Tuning) -> int:
     """Return how many requests may compile at the same time, over all servers of a process."""
     wanted: int | None = tuning.effective("total_compiles")
     return wanted or len(os.sched_getaffinity(0))
-
-
-def _effective(tuning: Tuning, group: type[attrs.AttrsInstance]) -> dict[str, Any]:
-    """Return the values of all fields of a class of tunables."""
-    return {field.name: tuning.effective(field.name) for field in attrs.fields(group)}

@@ -45,7 +45,7 @@ def _announcement(
 ) -> Finding:
     # By port and certificate, since another host's server may have the same port.
     nickname, port, settings = found.info["nickname"], found.info["port"], found.running.settings
-    listen = [ipaddress.ip_address(address.partition("%")[0]) for address in settings.reach.listen]
+    listen = [ipaddress.ip_address(address.partition("%")[0]) for address in settings.access.listen]
     if listen and all(address.is_loopback for address in listen):
         return ok(question, f"server {nickname} listens on loopback only, and is not announced")
     certificate = saved_certificate(context.database_of(settings))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stapsrv.compile.engine.tmpfs import find_memory_directory
 from stapsrv.config.global_settings import GlobalSettings, can_write
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.control.client.accounts import GROUP
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning

@@ -22,8 +22,8 @@ import anyio
 
 from stapsrv import __version__
 from stapsrv.config.environment import PREFIX
-from stapsrv.config.files import SERVER_VARIABLES
-from stapsrv.config.global_settings import DEFAULT_FILES, GLOBAL_VARIABLES
+from stapsrv.config.global_settings import DEFAULT_FILES
+from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
 from stapsrv.control.cli.commands.status import status_of_all
 from stapsrv.control.cli.console import status_json
@@ -48,7 +48,7 @@ _TIMEOUT_S = 30.0
 _LIBRARIES = ("anyio", "attrs", "cryptography", "structlog", "trio", "zeroconf")
 _REPORTED_VARIABLES = frozenset(
     {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "HOME", "SYSTEMTAP_DIR", "SYSTEMTAP_STAP", "DEBUGINFOD_URLS"}
-) | {f"{PREFIX}{variable.name}" for variable in (*GLOBAL_VARIABLES, *SERVER_VARIABLES)}
+) | {f"{PREFIX}{row.variable}" for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS)}
 _COMMANDS = {
     "stap": ("stap", "--version"),
     "gcc": ("gcc", "--version"),

@@ -56,7 +56,7 @@ async def check_supervisor(context: DoctorContext) -> AsyncIterator[Finding]:
 async def check_ports(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that the configured ports are free, or used by these servers."""
     ours = {found.info["port"] for found in context.running if found.info["state"] in _LISTENING}
-    wanted = {(settings.port, settings.reach.listen) for settings in context.servers if settings.port}
+    wanted = {(settings.port, settings.access.listen) for settings in context.servers if settings.port}
     for port, addresses in sorted(wanted):
         question = f"port {port}"
         if port in ours:
@@ -130,11 +130,11 @@ def _check_state(found: FoundServer) -> Finding:
 
 async def _check_listener(question: str, port: int, found: FoundServer, context: DoctorContext) -> Finding:
     settings = found.running.settings
-    host = settings.reach.listen[0] if settings.reach.listen else "localhost"
+    host = settings.access.listen[0] if settings.access.listen else "localhost"
     with anyio.fail_after(CONNECT_S):
         stream = await anyio.connect_tcp(host, port)
     own = str(stream.extra(SocketAttribute.local_address)[0])  # noqa: S610 - anyio's, not a database's
-    if not NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny).permit(own):
+    if not NetworkRules(allow=settings.access.allow, deny=settings.access.deny).permit(own):
         await anyio.aclose_forcefully(stream)
         return ok(
             question, f"it accepts; ALLOW and DENY keep out {own}, so nothing more can be checked from here"

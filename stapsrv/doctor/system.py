@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 
 from stapsrv.compile.engine.stap import find_stap
-from stapsrv.config.tunables import BY_ATTRIBUTE
+from stapsrv.config.tuning import BY_ATTRIBUTE
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.errors import TranslatorError

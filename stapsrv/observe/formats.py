@@ -22,11 +22,12 @@ from typing import TypeAlias
 
 import attrs
 
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.text import printable
 
 CLASSIC: Mapping[str, str] = {
     "configuration.refused": "Configuration refused: {reason}",
+    "configuration.retired": "{warning}",
     "server.starting": "===== compile server pid {pid} starting as {user} =====",
     "server.listening": "Using network address {address}",
     "server.threads": "Using a maximum of {threads} threads",

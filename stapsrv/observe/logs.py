@@ -11,7 +11,7 @@ import attrs
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.observe.formats import ENCODERS, Encode, LogEntry
 from stapsrv.observe.sinks import (
     JOURNAL,

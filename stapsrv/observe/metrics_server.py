@@ -16,7 +16,7 @@ import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.config.metrics_address import OFF, MetricsAddress
+from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.errors import ConfigError
 from stapsrv.observe.snapshot import Look
 from stapsrv.supervisor.server.listener import address_of as internet_address_of

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.config.quantities import encode_size
-from stapsrv.config.settings import Limits
+from stapsrv.config.kinds import encode_size
+from stapsrv.config.table import Limits
 
 # Between XCPU, which lets a process tidy up, and the KILL that ends it.
 _OVERTIME_S = 5

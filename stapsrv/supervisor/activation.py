@@ -99,9 +99,9 @@ class PassedSockets:
         passed = None if settings.nickname in {None, CONTROL} else self._sockets.get(settings.nickname or "")
         if passed is None:
             return None
-        if settings.reach.listen:
+        if settings.access.listen:
             raise ConfigError(
-                f"decides where the server listens, and so does LISTEN={settings.reach.listen[0]}",
+                f"decides where the server listens, and so does LISTEN={settings.access.listen[0]}",
                 where=f"socket '{settings.nickname}'",
                 remedy="leave LISTEN out",
             )

@@ -13,7 +13,7 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.config.mdns import MdnsSettings
+from stapsrv.config.global_settings import MdnsSettings
 from stapsrv.identity.mok import list_moks, moks_directory
 from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
@@ -162,7 +162,7 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
     """
     service = server.service
     settings = service.settings
-    heard_at = _listened_on(settings.reach.listen)
+    heard_at = _listened_on(settings.access.listen)
     if heard_at is not None and not heard_at:
         return ()
     options = server_options(

@@ -33,7 +33,7 @@ from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.tunables import NOTHING_SET, Tuning
+from stapsrv.config.tuning import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.mok import MokStore, moks_directory
@@ -262,7 +262,7 @@ async def open_host(
 
 def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:
     """Listen on the given port, or where the server listened before, or on one that the kernel picks."""
-    addresses = settings.reach.listen
+    addresses = settings.access.listen
     if settings.port == 0 and last_port is not None:
         with contextlib.suppress(ConfigError):
             return open_listeners(last_port, addresses)

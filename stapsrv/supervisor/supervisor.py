@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv import __version__
 from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.advertise import ServerAdvertiser

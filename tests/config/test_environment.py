@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from stapsrv.config import configured
-from stapsrv.config.configured import described_by_environ, read_configured_or_environ, with_each_release
-from stapsrv.config.environment import PREFIX, refuse_unknown
-from stapsrv.config.files import SERVER_VARIABLES
-from stapsrv.config.global_settings import GLOBAL_VARIABLES, SYSTEM_SETTINGS, global_defaults
+from stapsrv.config.configured import read_configured_or_environ, with_each_release
+from stapsrv.config.environment import PREFIX, refuse_unknown, retired_in, server_values
+from stapsrv.config.global_settings import SYSTEM_SETTINGS, global_defaults
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
 
 NO_FILES = Path("/nonexistent")
@@ -54,11 +54,17 @@ def test_global_variables_are_the_defaults_of_the_files():
 
 
 def test_every_variable_of_the_files_is_known():
-    every = [*GLOBAL_VARIABLES, *SERVER_VARIABLES]
-    refuse_unknown(
-        {PREFIX + variable.name: "x" for variable in every if variable.name not in {"USER", "STAP_USER"}},
-        variables=every,
-    )
+    every = {row.variable for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS)}
+    refuse_unknown({PREFIX + name: "x" for name in every - {"USER", "STAP_USER"}})
+
+
+def test_retired_variable_is_accepted_with_a_warning():
+    environ = {"STAPSRV_STANDBY": "2"}
+    warning = "STAPSRV_STANDBY has no effect any more and can be removed"
+    refuse_unknown(environ)
+    assert retired_in(environ) == (warning,)
+    settings = global_defaults(environ, euid=0, home=Path("/"), can_write=lambda _: True)
+    assert settings == SYSTEM_SETTINGS._replace(warnings=(warning,))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_every_variable_of_the_files_is_known():
 )
 def test_faults_are_one_line_that_names_the_variable(name, value, text):
     with pytest.raises(ConfigError) as caught:
-        described_by_environ({PREFIX + name: value})
+        server_values({PREFIX + name: value})
     assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
 

@@ -5,31 +5,27 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stapsrv.config.files import (
-    SERVER_VARIABLES,
     Assignment,
     ConfigFaults,
     decode_config,
     encode_server_settings,
     parse_assignments,
+    retired_lines,
     server_settings_from,
     unwritable_reason,
 )
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.config.table import SERVER_SETTINGS
 from stapsrv.errors import ConfigError
 
 WHERE = "conf.d/a.conf"
 HINT = "begin comments with '#' and leave no blank before the '='"
-VARIABLES = (
-    "ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME, RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, "
-    "MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT, "
-) + ", ".join(row.variable for row in SERVER_TUNABLES)
+VARIABLES = ", ".join(row.variable for row in SERVER_SETTINGS)
 
 
 def read(text: str) -> ServerSettings:
@@ -275,16 +271,16 @@ def test_any_text_gives_settings_or_faults(text: str) -> None:
         read(text)
 
 
-def test_the_table_covers_all_settings_but_those_that_are_not_recorded() -> None:
-    recorded = {variable.attribute for variable in SERVER_VARIABLES}
-    every = {field.name for field in attrs.fields(ServerSettings)}
-    assert every - recorded == {"keep_temporary", "tuning"}
-    assert recorded - every == {row.attribute for row in SERVER_TUNABLES}
-
-
 def test_a_variable_of_the_global_file_belongs_there() -> None:
     with pytest.raises(ConfigFaults) as caught:
         read("MAX_COMPILES=3\n")
     assert str(caught.value) == (
         f"{WHERE}:1: MAX_COMPILES is not for one server alone; set it in the global file"
     )
+
+
+def test_retired_variable_is_accepted_with_a_warning() -> None:
+    text = "PORT=1\nSTANDBY=2\n"
+    assert read(text) == ServerSettings(port=1)
+    assert retired_lines(text, where="g") == ("g:2: STANDBY has no effect any more and can be removed",)
+    assert retired_lines("PORT=1\n", where="g") == ()

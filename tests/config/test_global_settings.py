@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config.addresses import MetricsAddress
 from stapsrv.config.global_settings import (
     SYSTEM_SETTINGS,
     GlobalSettings,
+    MdnsSettings,
     can_write,
     global_defaults,
+    global_from_environ,
     lay_over,
     read_global_settings,
 )
-from stapsrv.config.log_format import LogFormat
-from stapsrv.config.metrics_address import MetricsAddress
+from stapsrv.config.kinds import LogFormat
 from stapsrv.errors import ConfigError
 
 HOME = Path("/home/me")
@@ -45,9 +47,15 @@ def test_every_variable_is_set_and_an_empty_one_sets_nothing() -> None:
     text = "CONFIG_PATH=/c\nSTAT_PATH=/s\nLOG_FILE=/l\nSTAP_USER=bob\nLOG_FORMAT=json\nMETRICS=9817\n"
     settings = lay_over(SYSTEM_SETTINGS, text, where="g")
     metrics = MetricsAddress("127.0.0.1", 9817)
-    assert settings == GlobalSettings(Path("/c"), Path("/s"), Path("/l"), "bob", LogFormat.JSON, metrics)
+    assert settings == GlobalSettings(Path("/c"), Path("/s"), Path("/l"), LogFormat.JSON, "bob", metrics)
     empty = "CONFIG_PATH=\nSTAT_PATH=\nLOG_FILE=\nSTAP_USER=\nLOG_FORMAT=\nMETRICS=\n"
     assert lay_over(settings, empty, where="g") == settings
+
+
+def test_retired_variable_of_a_file_is_accepted_with_a_warning() -> None:
+    settings = lay_over(SYSTEM_SETTINGS, "STANDBY=0\nMDNS=no\n", where="g")
+    warning = "g:1: STANDBY has no effect any more and can be removed"
+    assert settings == SYSTEM_SETTINGS._replace(mdns_enabled=False, warnings=(warning,))
 
 
 def test_an_unknown_variable() -> None:
@@ -152,11 +160,67 @@ def test_can_write(tmp_path: Path) -> None:
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
-    """The command line's status prints before attrs would be loaded (DESIGN, decision 15)."""
+    """The command line's status prints before attrs would be loaded."""
     heavy = ["attr", "anyio", "structlog", "zeroconf", "asyncio", "dataclasses", "inspect", "argparse"]
     program = (
-        "import sys, stapsrv.config.global_settings, stapsrv.control.cli.parser;"
+        "import sys, stapsrv.config.global_settings, stapsrv.control.cli.invocation;"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert loaded.stdout == "[]\n"
+
+
+def test_mdns_variables() -> None:
+    text = "MDNS=no\nMDNS_INTERFACES=eth0, wlan0\nMDNS_HOST=build.local\n"
+    settings = lay_over(SYSTEM_SETTINGS, text, where="g")
+    assert settings.mdns == MdnsSettings(enabled=False, interfaces=("eth0", "wlan0"), host="build")
+    assert SYSTEM_SETTINGS.mdns == MdnsSettings()
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("MDNS=on", "MDNS=on: expected yes or no"),
+        (
+            "MDNS_INTERFACES=a/b",
+            "MDNS_INTERFACES=a/b: expected names of interfaces or IP addresses, which 'a/b' is not",
+        ),
+        (
+            "MDNS_HOST=a.b",
+            "MDNS_HOST=a.b: expected a host name of up to 63 letters, digits and dashes, without a domain",
+        ),
+    ],
+)
+def test_wrong_mdns_values_are_one_line(line: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lay_over(SYSTEM_SETTINGS, line, where="g")
+    assert str(caught.value) == f"g:1: {text}"
+
+
+def test_mdns_settings_go_over_each_other() -> None:
+    line = MdnsSettings(interfaces=("lo",))
+    file = MdnsSettings(enabled=False, interfaces=("eth0",), host="build")
+    assert line.over(file) == MdnsSettings(enabled=False, interfaces=("lo",), host="build")
+    assert file.over(line) == file
+    assert MdnsSettings(enabled=True).over(file).is_enabled
+    assert not file.is_enabled
+
+
+def test_mdns_is_on_unless_a_source_says_no() -> None:
+    assert MdnsSettings().is_enabled
+    assert MdnsSettings(enabled=True).is_enabled
+    assert not MdnsSettings(enabled=False).is_enabled
+
+
+def test_mdns_from_environment() -> None:
+    assert global_from_environ({}).mdns == global_from_environ({"STAPSRV_MDNS": ""}).mdns == MdnsSettings()
+    environ = {
+        "STAPSRV_MDNS": "no",
+        "STAPSRV_MDNS_INTERFACES": "eth0 wlan0",
+        "STAPSRV_MDNS_HOST": "build",
+        "STAPSRV_LOG_FILE": "x",
+    }
+    assert global_from_environ(environ).mdns == MdnsSettings(False, ("eth0", "wlan0"), "build")
+    with pytest.raises(ConfigError) as caught:
+        global_from_environ({"STAPSRV_MDNS": "off"})
+    assert str(caught.value) == "STAPSRV_MDNS='off': expected yes or no"

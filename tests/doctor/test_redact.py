@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.observe.formats import ENCODERS, LogEntry
 

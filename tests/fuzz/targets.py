@@ -28,8 +28,9 @@ from stapsrv.compile.protocol.request import (
     parse_request,
     render_arguments,
 )
-from stapsrv.config.files import SERVER_VARIABLES, decode_config, encode_server_settings, server_settings_from
-from stapsrv.config.global_settings import GLOBAL_VARIABLES, GlobalSettings, lay_over
+from stapsrv.config.files import decode_config, encode_server_settings, server_settings_from
+from stapsrv.config.global_settings import GlobalSettings, lay_over
+from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.protocol.jsonrpc import (
     MAX_REQUEST_BYTES,
     LineBuffer,
@@ -372,7 +373,7 @@ WORDS: Mapping[str, Sequence[bytes]] = {
         ),
     ),
     "config": (
-        *(variable.name.encode() + b"=" for variable in (*SERVER_VARIABLES, *GLOBAL_VARIABLES)),
+        *(row.variable.encode() + b"=" for row in (*SERVER_SETTINGS, *GLOBAL_SETTINGS)),
         *(b"+=", b"()", b"#", b"\n", b"\r\n", b"\xef\xbb\xbf", b"10s", b"1k", b"yes", b"127.0.0.1"),
     ),
     "messages": (

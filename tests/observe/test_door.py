@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.config.metrics_address import OFF, MetricsAddress
+from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.errors import ConfigError
 from stapsrv.observe.metrics_server import open_door
 

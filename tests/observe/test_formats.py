@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stapsrv.compile.protocol.request import render_arguments
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.observe.formats import CLASSIC, ENCODERS, LogEntry, encode_classic, encode_journal, encode_json
 
 from .conftest import journal_fields

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stapsrv.compile.stats import RequestRecord, summary
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.errors import ConfigError
 from stapsrv.observe.logs import Channel, LogBook, open_log
 from stapsrv.observe.sinks import FileSink

@@ -18,11 +18,8 @@ from kit.machine import ROOT, SYSTEM_PATH, Machine, machine
 from kit.real import FollowedLog, finish, wait_until
 from kit.warm import SCRIPT, USER
 
-from stapsrv.config.configured import described_by_environ
-from stapsrv.config.environment import refuse_unknown
-from stapsrv.config.files import SERVER_VARIABLES
-from stapsrv.config.global_settings import GLOBAL_VARIABLES
-from stapsrv.config.tunables import TUNABLES
+from stapsrv.config.environment import refuse_unknown, server_values
+from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 
 IMAGE = Image.described_by(ROOT / "Dockerfile")
 CONTAINER = ROOT / "packaging" / "container"
@@ -258,7 +255,7 @@ def test_compose_file_fits_the_image():
     assert server["ports"] == [f"{port}:{port}" for port in IMAGE.ports]
     assert f"state:{IMAGE.volumes[0]}" in server["volumes"]
     assert client["environment"]["SERVER"] == f"server:{IMAGE.ports[0]}"
-    described_by_environ(server["environment"])
+    server_values(server["environment"])
     uid = IMAGE.user.partition(":")[0]
     assert any(f"uid={uid}" in mount for mount in server["tmpfs"])
 
@@ -272,7 +269,7 @@ def test_kubernetes_file_fits_the_image():
     ids = pod["securityContext"]
     assert f"{ids['runAsUser']}:{ids['runAsGroup']}" == IMAGE.user
     environ = {each["name"]: each["value"] for each in container["env"]}
-    described_by_environ(environ)
+    server_values(environ)
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert [ports[service["spec"]["ports"][0]["targetPort"]]] == IMAGE.ports
     assert environ["STAPSRV_METRICS"] == f"0.0.0.0:{ports['health']}"
@@ -295,11 +292,10 @@ def test_kubernetes_file_fits_the_image():
 
 def test_every_environment_variable_is_in_the_page():
     page = (ROOT / "docs" / "containers.md").read_text()
-    tunables = {row.variable for row in TUNABLES}
-    for variable in (*SERVER_VARIABLES, *GLOBAL_VARIABLES):
-        if variable.name in tunables:
-            assert f"`{variable.name}`" in (ROOT / "docs" / "limits.md").read_text()
-        elif variable.name not in {"USER", "STAP_USER"}:
-            assert f"`STAPSRV_{variable.name}`" in page
+    for row in (*SERVER_SETTINGS, *GLOBAL_SETTINGS):
+        if row.tunable:
+            assert f"`{row.variable}`" in (ROOT / "docs" / "limits.md").read_text()
+        elif row.by_process:
+            assert f"`STAPSRV_{row.variable}`" in page
     for name in re.findall(r"`(STAPSRV_\w+)", page):
-        refuse_unknown({name: ""}, variables=(*SERVER_VARIABLES, *GLOBAL_VARIABLES))
+        refuse_unknown({name: ""})

@@ -17,9 +17,7 @@ import pytest
 from kit.ports import quiet_port
 from kit.real import PATIENCE_S, Stap
 
-from stapsrv.config.files import SERVER_VARIABLES
-from stapsrv.config.global_settings import GLOBAL_VARIABLES
-from stapsrv.config.tunables import TUNABLES
+from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli import dispatch, parser
 from stapsrv.daemon_options import _parser as daemon_parser
 from stapsrv.daemon_options import parse_arguments as parse_daemon
@@ -47,7 +45,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 OPTIONS = {
     "stap-serverd": options_of(daemon_parser()),
-    "stap-server": {*parser._WITH_VALUE, *parser._FLAGS}.union(
+    "stap-server": options_of(parser._parser()).union(
         *(options_of(parser_of(tool)) for tool in dispatch._TOOLS)
     ),
 }
@@ -179,9 +177,8 @@ def test_commands_that_are_marked_run(stap: Stap, tmp_path, page):
 
 def test_configuration_page_has_every_variable_and_option():
     page = (ROOT / "docs" / "configuration.md").read_text()
-    tunables = {row.variable for row in TUNABLES}
-    for variable in (*GLOBAL_VARIABLES, *SERVER_VARIABLES):
-        assert variable.name in tunables or f"| `{variable.name}` |" in page, variable.name
+    for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS):
+        assert row.tunable or f"| `{row.variable}` |" in page, row.variable
     named = set(re.findall(r"\| `(--?[a-zA-Z-]+)` \|", page))
     assert len(named) > 15
     assert named <= OPTIONS["stap-serverd"] | OPTIONS["stap-server"]

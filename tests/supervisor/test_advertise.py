@@ -14,7 +14,7 @@ import pytest
 from kit.responder import Air, FakeMonitor
 from kit.service import LogLines
 
-from stapsrv.config.mdns import MdnsSettings
+from stapsrv.config.global_settings import MdnsSettings
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import create_mok
 from stapsrv.identity.store import LoadedIdentity

@@ -24,7 +24,7 @@ from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.tunables import NOTHING_SET
+from stapsrv.config.tuning import NOTHING_SET
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import ExitReason, ProcessResult, check_program, run_process_tree
 from stapsrv.rejection import RejectReason

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.config.tunables import Tuning
+from stapsrv.config.tuning import Tuning
 
 # What files in memory take, other programs lack: so as much again must stay available.
 _RESERVE_FACTOR = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.config.table import Limits, NetworkAccess
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _OPTIONS = (
     ("MAXTHREADS", "--max-threads"),
     ("MAXREQSIZE", "--max-request-size"),
     ("MAXCOMPRESSEDREQ", "--max-compressed-request"),
-    *((row.variable, row.option) for row in SERVER_TUNABLES),
+    *((row.variable, row.option) for row in (*NetworkAccess.rows, *Limits.rows)),
 )
 # The states of a server that should be up and does not serve.
 _DOWN = frozenset({"failed", "backing-off"})

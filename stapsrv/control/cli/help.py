@@ -1,17 +1,18 @@
-"""What each option of ``stap-server ACTION`` means: for its help, its manual page and the shells.
+"""Help and tables of ``stap-server``: its options, its actions, and what ``--help`` prints.
 
-The order of options, and what they do, is :mod:`stapsrv.control.cli.parser`'s.
-
-What ``stap-server help`` says: short, with an example, for the whole and for each action.
+The manual page and the shells' completion are made of the same tables; what the order of options means is in
+:mod:`stapsrv.control.cli.parser`.
 """
 
 from __future__ import annotations
 
 import textwrap
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.config.setting import Setting
+from stapsrv.config.table import Description
+from stapsrv.control.cli.invocation import DESCRIBING_OPTIONS, LIST_OPTIONS, NICKNAME
 
 
 class Group(StrEnum):
@@ -27,23 +28,24 @@ class Group(StrEnum):
 
 
 class OptionText(NamedTuple):
-    """One option.
-
-    Attributes:
-        option: as it is typed.
-        metavar: what stands for its value; None if it takes none.
-        text: what it does, in a few words without a full stop.
-        group: what it is about.
-    """
+    """One option; its metavar is None if it takes no value, its text has no full stop."""
 
     option: str
     metavar: str | None
     text: str
     group: Group
 
+    @classmethod
+    def of(cls, row: Setting[Any], group: Group) -> OptionText:
+        """Return the option of a setting."""
+        repeated = "; may be repeated" if row.array and not row.tunable else ""
+        return cls(row.option, row.kind.metavar, row.help + repeated, group)
+
+
+_DESCRIBING = [row for row in DESCRIBING_OPTIONS.values() if row in Description.rows]
 
 OPTIONS = (
-    OptionText("-n", "NICKNAME", "the server of that nickname, running or configured", Group.DESCRIBING),
+    OptionText(NICKNAME, "NICKNAME", "the server of that nickname, running or configured", Group.DESCRIBING),
     OptionText("-p", "ID", "the running server that status shows as PID ID", Group.DESCRIBING),
     OptionText(
         "-i",
@@ -51,22 +53,9 @@ OPTIONS = (
         "one for each installed kernel release, with the -I -R -B -D -u before it",
         Group.DESCRIBING,
     ),
-    OptionText(
-        "-r", "RELEASE", "a kernel release, or an absolute build tree; may be repeated", Group.DESCRIBING
-    ),
-    OptionText("-a", "ARCH", "the target architecture", Group.DESCRIBING),
-    OptionText("-u", "USER", "whom it runs as", Group.DESCRIBING),
-    OptionText("-I", "DIR", "a further directory with tapsets; may be repeated", Group.DESCRIBING),
-    OptionText("-R", "DIR", "SystemTap's runtime", Group.DESCRIBING),
-    OptionText("-B", "OPTION", "an option for make; may be repeated", Group.DESCRIBING),
-    OptionText("-D", "NAME=VALUE", "a definition for the C preprocessor; may be repeated", Group.DESCRIBING),
-    OptionText("--port", "N", "TCP port; 0: any free one", Group.DEALT),
-    OptionText("--log", "FILE", "log file", Group.DEALT),
-    OptionText("--ssl", "DIR", "certificate database", Group.DEALT),
-    OptionText("--max-threads", "N", "requests compiled at the same time; 0: one at a time", Group.DEALT),
-    OptionText("--max-request-size", "BYTES", "largest request, uncompressed", Group.DEALT),
-    OptionText("--max-compressed-request", "BYTES", "largest request, as sent", Group.DEALT),
-    *(OptionText(row.option, row.kind.metavar, row.help, Group.TUNING) for row in SERVER_TUNABLES),
+    *(OptionText.of(row, Group.DESCRIBING) for row in _DESCRIBING),
+    *(OptionText.of(row, Group.DEALT) for row in LIST_OPTIONS.values()),
+    *(OptionText.of(row, Group.TUNING) for row in DESCRIBING_OPTIONS.values() if row.tunable),
     OptionText("-k", None, "keep temporary directories", Group.STARTING),
     OptionText("-P", None, "their certificate databases have a password, which is asked for", Group.STARTING),
     OptionText("--wait", None, "return when it is done (the default)", Group.WAITING),
@@ -76,16 +65,12 @@ OPTIONS = (
     OptionText("-c", "FILE", "a global configuration file, read after the default one", Group.COMMON),
     OptionText("--json", None, "print one JSON document", Group.COMMON),
     OptionText("--classic", None, "print the original's lines, also on a terminal", Group.COMMON),
-    OptionText("--help", None, "tell about the action", Group.COMMON),
+    OptionText("--help", None, "show this help", Group.COMMON),
 )
 
 
 def groups_of(action: str) -> tuple[Group, ...]:
-    """Return which options an action takes notice of, in the order in which people read of them.
-
-    Args:
-        action: one of ``stap-server``'s that is about servers.
-    """
+    """Return the groups of options that matter to an action, in the order of its help."""
     groups: tuple[Group, ...] = ()
     if action != "reload":
         groups = (Group.DESCRIBING, Group.DEALT, Group.TUNING)
@@ -132,11 +117,7 @@ ALIASES = {"try-restart": "condrestart"}
 
 
 def usage(topic: str | None) -> str:
-    """Return the help for an action, or for the whole.
-
-    Args:
-        topic: an action, or None; one that there is not counts as None.
-    """
+    """Return the help for an action; for the whole program where ``topic`` is none."""
     action = ALIASES.get(topic, topic) if topic is not None else None
     if action not in ACTIONS:
         return _overview()
@@ -149,7 +130,7 @@ def usage(topic: str | None) -> str:
 
 
 def _options_of(group: Group) -> str:
-    """Return the lines of a group of options; the table of tunables, which is long, without its texts."""
+    # The tunables are many, so their names are all that fits.
     options = [
         (f"{row.option} {row.metavar}" if row.metavar else row.option, row.text)
         for row in OPTIONS

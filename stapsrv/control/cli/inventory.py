@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
 from stapsrv.config.kernels import host_arch, host_release, installed_releases
 from stapsrv.config.settings import HostDefaults
-from stapsrv.control.cli.invocation import Action, Invocation, ServerOption
+from stapsrv.control.cli.invocation import NICKNAME, Action, Invocation
 from stapsrv.control.cli.places import own_settings, readable_stat_paths
 from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
 from stapsrv.control.client.accounts import caller_name
@@ -120,7 +120,7 @@ class Inventory:
         """Whether a nickname is given that none of these servers has; a configured one may."""
         nicknames = {server.nickname for server in running}
         names = [server.name for server in self.invocation.specifications if server.name is not None]
-        return any(name.option is ServerOption.NICKNAME and name.value not in nicknames for name in names)
+        return any(name.option == NICKNAME and name.value not in nicknames for name in names)
 
     @property
     def nothing_usable(self) -> bool:

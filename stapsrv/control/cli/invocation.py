@@ -1,19 +1,35 @@
-"""What a command line of ``stap-server`` says, as values (:mod:`stapsrv.control.cli.parser` reads it).
+"""A command line of ``stap-server`` as values (:mod:`stapsrv.control.cli.parser` reads it).
 
-Each run of ``stap-server`` imports this module, so it is made of named tuples and needs no attrs.
+Made of named tuples, so that a command that needs no attrs does not load it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from stapsrv.config.tunables import SERVER_TUNABLES, Tunable
+from stapsrv.config.setting import Setting
+from stapsrv.config.table import SERVER_SETTINGS, Description
+
+NICKNAME = Description.nickname.option
+RELEASE = Description.releases.option
+ARCH = Description.arch.option
+PID = "-p"
+LIST_OPTIONS: Mapping[str, Setting[Any]] = {
+    row.option: row for row in Description.rows if row.option.startswith("--")
+}
+"""The options of which the servers named get one value each, in turn."""
+DESCRIBING_OPTIONS: Mapping[str, Setting[Any]] = {
+    row.option: row
+    for row in SERVER_SETTINGS
+    if row.option and row.option != NICKNAME and row.option not in LIST_OPTIONS
+}
+"""The options that describe a server, or tune it."""
 
 
 class Action(StrEnum):
-    """What is to be done; ``try-restart`` is another word for ``condrestart``."""
+    """What to do; ``try-restart`` is another word for ``condrestart``."""
 
     START = "start"
     STOP = "stop"
@@ -29,26 +45,8 @@ class Action(StrEnum):
     VERSION = "version"
 
 
-class ServerOption(StrEnum):
-    """An option that describes or names one server."""
-
-    ARCH = "-a"
-    RELEASE = "-r"
-    INCLUDE = "-I"
-    RUNTIME = "-R"
-    BUILD = "-B"
-    DEFINE = "-D"
-    USER = "-u"
-    NICKNAME = "-n"
-    PID = "-p"
-
-
-TUNING_OPTIONS: Mapping[str, Tunable] = {row.option: row for row in SERVER_TUNABLES}
-"""The options that tune a server, typed like its :class:`ServerOption` ones."""
-
-
 class OutputForm(StrEnum):
-    """How answers are printed; ``AUTO`` looks at whether a terminal reads them."""
+    """How answers are printed; ``AUTO`` depends on whether a terminal reads them."""
 
     AUTO = "auto"
     JSON = "json"
@@ -56,12 +54,7 @@ class OutputForm(StrEnum):
 
 
 class TypedOption(NamedTuple):
-    """An option and its value; an empty value means the default. That a pid is a number is not checked.
-
-    Attributes:
-        option: a :class:`ServerOption`, or one of the :data:`TUNING_OPTIONS`.
-        value: as it was typed.
-    """
+    """An option and its value as typed; an empty value means the default."""
 
     option: str
     value: str
@@ -84,39 +77,13 @@ class ServerSpecification(NamedTuple):
     each_release: bool = False
 
 
-DealtValue: TypeAlias = str | int | None
-"""A path or a number; None, an empty value, for the default of the server whose turn it is."""
-
-
-class OptionLists(NamedTuple):
-    """The options that are dealt out in turn, by the attribute of the settings that they set."""
-
-    log: tuple[DealtValue, ...] = ()
-    port: tuple[DealtValue, ...] = ()
-    ssl: tuple[DealtValue, ...] = ()
-    max_threads: tuple[DealtValue, ...] = ()
-    max_request_bytes: tuple[DealtValue, ...] = ()
-    max_compressed_bytes: tuple[DealtValue, ...] = ()
-
-
-LIST_OPTIONS: Mapping[str, str] = {
-    "log": "--log",
-    "port": "--port",
-    "ssl": "--ssl",
-    "max_threads": "--max-threads",
-    "max_request_bytes": "--max-request-size",
-    "max_compressed_bytes": "--max-compressed-request",
-}
-"""The option of each of the :class:`OptionLists`."""
-
-
 class Invocation(NamedTuple):
     """A command line, understood.
 
     Attributes:
-        action: what is to be done.
+        action: what to do.
         specifications: the servers specified; none leaves the choice to the action.
-        lists: what is dealt out to them.
+        lists: by option of :data:`LIST_OPTIONS`, the values for the servers in turn; None is the default.
         config_file: the last ``-c``, an absolute path, or None.
         keep_temporary: ``-k``, for all servers that are started.
         use_password: ``-P``, for all servers that are started.
@@ -128,7 +95,7 @@ class Invocation(NamedTuple):
 
     action: Action
     specifications: tuple[ServerSpecification, ...] = ()
-    lists: OptionLists = OptionLists()
+    lists: Mapping[str, tuple[object, ...]] = {}
     config_file: str | None = None
     keep_temporary: bool = False
     use_password: bool = False

@@ -1,63 +1,54 @@
 """The command line of ``stap-server ACTION [options]``: words in, one value out.
 
-The order of the options means something, so what comes out keeps it as far as it does:
+The order of the options means something, so the result keeps it as far as it does:
 
-* ``-a -r -I -R -B -D -u`` describe a server: the same one, however many are typed; ``-r -I -B -D`` add up.
-  So do the long options of the table of tunables (:mod:`stapsrv.config.tunables`).
+* The options that describe a server (``-a -r -I -R -B -D -u``, and the long ones that tune it) describe the
+  same one, however many are typed; those of arrays add up.
 * ``-n`` and ``-p`` name a server whose settings take the place of what described this one before; what
   follows overrides them. A second ``-n`` or ``-p`` begins a further server.
 * ``-i`` means one server for each installed release, with the ``-I -R -B -D -u`` typed before it. What
-  follows describes a further server, which ``-r``, ``-n`` or ``-p`` must then name, lest an option that
-  came too late for ``-i`` starts a server of its own.
-* ``-I -R -B -D -u`` and the tunables stay in force for further servers (manual page: "the server(s)"); the
-  selection, which puts servers together, sees to that.
-* ``--log --port --ssl --max-threads --max-request-size --max-compressed-request`` make lists, to be dealt out
-  in turn when the servers are known.
+  follows describes a further server, which ``-r``, ``-n`` or ``-p`` must then name, so that an option that
+  came too late for ``-i`` does not start a server of its own.
+* All but ``-a`` and ``-r`` stay in force for further servers (manual page: "the server(s)"); see
+  :mod:`stapsrv.control.cli.targets`.
+* ``--log --port --ssl --max-threads --max-request-size --max-compressed-request`` make lists, of which each
+  server gets one value in turn when the servers are known.
 
 Source: manual page, OPTIONS. The original of 4.8 takes a whole command line for one server: a second
 ``-n`` replaces the first, and ``-i`` makes one server of all releases (older ones did as the manual page
 says). Its check lets ``-rX`` and ``--port=X`` pass and its parser then refuses them; here a value may be
 attached or separate. ``-k`` and ``-P`` swallow the next word there, here not.
-
-An invocation crosses the control socket as words, too: one grammar and one set of checks, and a program
-may ask for what the manual page says.
 """
 
 from __future__ import annotations
 
 import math
 import os.path
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
-from stapsrv.config.files import PORTS, REQUEST_BYTES, THREADS, NumberRange, unwritable_reason
+from stapsrv.config.files import unwritable_reason
+from stapsrv.config.option_parser import Append, OptionParser, nearest
+from stapsrv.config.table import Description
+from stapsrv.control.cli.help import OPTIONS
 from stapsrv.control.cli.invocation import (
+    DESCRIBING_OPTIONS,
     LIST_OPTIONS,
-    TUNING_OPTIONS,
+    NICKNAME,
+    PID,
+    RELEASE,
     Action,
-    DealtValue,
     Invocation,
     OutputForm,
-    ServerOption,
     ServerSpecification,
     TypedOption,
 )
-from stapsrv.errors import ControlError, UsageError
+from stapsrv.errors import UsageError
 
-_NAMES = (ServerOption.NICKNAME, ServerOption.PID)
-_LISTS = {option: attribute for attribute, option in LIST_OPTIONS.items()}
-_NUMBERS: Mapping[str, NumberRange] = {
-    "--port": PORTS,
-    "--max-threads": THREADS,
-    "--max-request-size": REQUEST_BYTES,
-    "--max-compressed-request": REQUEST_BYTES,
-}
-_PATHS = ("-c", "-I", "-R", "--log", "--ssl")
-_WITH_VALUE = ("-c", "--timeout", *ServerOption, *_LISTS, *TUNING_OPTIONS)
-_FLAGS = ("-i", "-k", "-P", "--json", "--classic", "--wait", "--no-wait", "--help", "--version")
-_MAY_BE_EMPTY = ("-a", "-R", "-u", *_LISTS, *TUNING_OPTIONS)
+_ROWS = {**DESCRIBING_OPTIONS, **LIST_OPTIONS}
+_PATHS = {"-c", *(option for option, row in _ROWS.items() if row.kind.is_path)}
+# An element of these cannot be empty: the file that records the server would read it as none.
+_NEVER_EMPTY = {NICKNAME, PID, "-c", "--timeout", *(row.option for row in Description.rows if row.array)}
 _CONTROL = "ctl"
-_INVALID_PARAMS = -32602
-"""JSON-RPC 2.0, error object."""
 _ACTIONS = {str(action): action for action in Action} | {
     "try-restart": Action.CONDRESTART,
     "--help": Action.HELP,
@@ -80,7 +71,7 @@ def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocatio
     if running_only:
         words = words[1:]
     reader = _Reader(_parse_action(words), directory)
-    for option, value in _split(words[1:]):
+    for option, value in _parser().read(words[1:]).typed:
         reader.take(option, value)
     invocation = reader.finish()._replace(running_only=running_only)
     if invocation.action is Action.RELOAD and invocation.specifications:
@@ -91,43 +82,12 @@ def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocatio
     return invocation
 
 
-def encode_invocation(invocation: Invocation) -> list[str]:
-    """Return the words that stand for an invocation on the control socket (:func:`decode_invocation`)."""
-    words = [_CONTROL] if invocation.running_only else []
-    words.append(str(invocation.action))
-    for server in invocation.specifications:
-        name = () if server.name is None else (server.name,)
-        for typed in (*server.earlier, *name, *server.settings):
-            words += typed
-        words += ["-i"] if server.each_release else []
-    for attribute, option in LIST_OPTIONS.items():
-        for value in getattr(invocation.lists, attribute):
-            words += (option, "" if value is None else str(value))
-    words += () if invocation.config_file is None else ("-c", invocation.config_file)
-    flags = {
-        "-k": invocation.keep_temporary,
-        "-P": invocation.use_password,
-        "--no-wait": not invocation.wait,
-        f"--{invocation.output}": invocation.output is not OutputForm.AUTO,
-    }
-    words += [flag for flag, given in flags.items() if given]
-    words += () if invocation.timeout_s is None else ("--timeout", str(invocation.timeout_s))
-    return words
-
-
-def decode_invocation(data: object) -> Invocation:
-    """Read the words that a peer sent as a JSON array.
-
-    Raises:
-        ControlError: not an array of strings, or not a command line; relative paths are refused, since
-            the peer's working directory is not known.
-    """
-    if not isinstance(data, list) or not all(isinstance(word, str) for word in data):
-        raise ControlError("expected an array of strings, the words of a command line", code=_INVALID_PARAMS)
-    try:
-        return parse_arguments(data, directory=None)
-    except UsageError as exc:
-        raise ControlError(str(exc), code=_INVALID_PARAMS) from exc
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="stap-server", add_help=False, allow_abbrev=False)
+    takes_value = {row.option: row.metavar is not None for row in OPTIONS} | {"--version": False}
+    for option, takes in takes_value.items():
+        parser.add_argument(option, action=Append, nargs=None if takes else 0)
+    return parser
 
 
 class _Specifications:
@@ -138,7 +98,7 @@ class _Specifications:
         self._open = ServerSpecification()
 
     def take(self, typed: TypedOption) -> None:
-        if typed.option not in _NAMES:
+        if typed.option not in (NICKNAME, PID):
             self._open = self._open._replace(settings=(*self._open.settings, typed))
             return
         if self._open.name is not None:
@@ -158,7 +118,7 @@ class _Specifications:
     def _refuse_too_late_for_each(self) -> None:
         after_each = bool(self._done) and self._done[-1].each_release
         typed = [setting.option for setting in self._open.settings]
-        if after_each and self._open.name is None and ServerOption.RELEASE not in typed:
+        if after_each and self._open.name is None and RELEASE not in typed:
             raise UsageError(
                 f"{typed[0]} after -i applies to no server",
                 remedy="put it before -i, or name the further server with -r, -n or -p",
@@ -176,11 +136,11 @@ class _Reader:
         self._invocation = Invocation(action)
         self._directory = directory
         self._specifications = _Specifications()
+        self._lists: dict[str, tuple[object, ...]] = {}
         self._flags: list[str] = []
 
-    def take(self, option: str, value: str) -> None:
-        """Note one option; ``value`` is empty for those that take none."""
-        if option in _FLAGS:
+    def take(self, option: str, value: str | None) -> None:
+        if value is None:
             self._flags.append(option)
             if option == "-i":
                 self._specifications.repeat_for_each_release()
@@ -188,20 +148,16 @@ class _Reader:
         if option in _PATHS and value and self._directory is not None:
             # Not pathlib: an absolute path stays exactly as it was typed.
             value = os.path.join(self._directory, value)  # noqa: PTH118
-        _checked(option, value)
-        if option in _LISTS:
-            lists, name = self._invocation.lists, _LISTS[option]
-            dealt = (*getattr(lists, name), _parse_dealt(option, value))
-            self._invocation = self._invocation._replace(lists=lists._replace(**{name: dealt}))
+        _check(option, value)
+        parsed = _parsed(option, value)
+        if option in LIST_OPTIONS:
+            self._lists[option] = (*self._lists.get(option, ()), parsed)
         elif option == "-c":
             self._invocation = self._invocation._replace(config_file=value)
         elif option == "--timeout":
             self._invocation = self._invocation._replace(timeout_s=_parse_timeout(value))
-        elif option in TUNING_OPTIONS:
-            _check_tuning(option, value)
-            self._specifications.take(TypedOption(option, value))
         else:
-            self._specifications.take(TypedOption(ServerOption(option), value))
+            self._specifications.take(TypedOption(option, value))
 
     def finish(self) -> Invocation:
         flags = self._flags
@@ -213,6 +169,7 @@ class _Reader:
         return self._invocation._replace(
             action=shown[0] if shown else self._invocation.action,
             specifications=self._specifications.finish(),
+            lists=self._lists,
             keep_temporary="-k" in flags,
             use_password="-P" in flags,
             wait=waits[-1] if waits else True,
@@ -229,81 +186,27 @@ def _parse_action(words: Sequence[str]) -> Action:
         return action
     if words[0].startswith("-"):
         raise UsageError(f"{words[0]!r} comes before the action", remedy=f"first {listed}")
-    nearest = _nearest(words[0], _ACTIONS)
-    raise UsageError(f"unknown action {words[0]!r}", remedy=f"did you mean {nearest}?" if nearest else listed)
+    meant = nearest(words[0], _ACTIONS)
+    raise UsageError(f"unknown action {words[0]!r}", remedy=f"did you mean {meant}?" if meant else listed)
 
 
-def _split(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give each option with its value, which is empty for one that takes none."""
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            # The original skips it, and goes on to read options.
-            continue
-        if word.startswith("--"):
-            option, attached, value = word.partition("=")
-        else:
-            option, value = word[:2], word[2:]
-            attached = value
-        if option in _FLAGS:
-            if attached:
-                raise UsageError("takes no value", where=option)
-        elif option not in _WITH_VALUE:
-            raise _unknown(word, option)
-        elif not attached:
-            separate = next(rest, None)
-            if separate is None:
-                raise UsageError("needs a value", where=option)
-            value = separate
-        yield option, value
-
-
-def _unknown(word: str, option: str) -> UsageError:
-    if not word.startswith("-") or word == "-":
-        return UsageError(f"unexpected argument {word!r}", remedy="see stap-server --help")
-    known = [name for name in (*_WITH_VALUE, *_FLAGS) if name.startswith("--") and option.startswith("--")]
-    nearest = _nearest(option, known)
-    remedy = f"did you mean {nearest}?" if nearest else "see stap-server --help"
-    return UsageError(f"unknown option {option!r}", remedy=remedy)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that was probably meant."""
-    import difflib  # noqa: PLC0415 - only mistakes need it, and each run would pay for it
-
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
-
-
-def _checked(option: str, value: str) -> str:
-    """Return a value, if a settings file could hold it and the option takes it."""
+def _check(option: str, value: str) -> None:
+    """Refuse a value that no settings file could hold, or that the option cannot have."""
     reason = unwritable_reason(value)
     if reason is not None:
         raise UsageError(f"the value {reason}", where=option)
-    # A file that records the server would read "()" as an array without elements.
-    if option not in _MAY_BE_EMPTY and value in ("", "()"):
+    if option in _NEVER_EMPTY and value in ("", "()"):
         raise UsageError("needs a value", where=option)
     if value and option in _PATHS and not value.startswith("/"):
         raise UsageError(f"expected an absolute path, not {value!r}", where=option)
-    return value
 
 
-def _parse_dealt(option: str, value: str) -> DealtValue:
-    if not value:
+def _parsed(option: str, value: str) -> object:
+    """Return the value of a setting; None for an empty one, which takes back what was typed before."""
+    if not value or option not in _ROWS:
         return None
-    allowed = _NUMBERS.get(option)
-    if allowed is None:
-        return value
     try:
-        return allowed.parse(value)
-    except ValueError as exc:
-        raise UsageError(f"expected {exc}, not {value!r}", where=option) from exc
-
-
-def _check_tuning(option: str, value: str) -> None:
-    """Refuse what the table does not take; an empty value takes back what was typed before."""
-    try:
-        if value:
-            TUNING_OPTIONS[option].kind.parse(value)
+        return _ROWS[option].kind.parse(value)
     except ValueError as exc:
         raise UsageError(f"expected {exc}, not {value!r}", where=option) from exc
 

@@ -7,18 +7,17 @@ decides what happens to the servers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import attrs
 
+from stapsrv.config.files import value_in
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.config.tunables import Tuning
 from stapsrv.control.cli.invocation import (
+    ARCH,
+    DESCRIBING_OPTIONS,
     LIST_OPTIONS,
-    TUNING_OPTIONS,
-    DealtValue,
-    OptionLists,
-    ServerOption,
+    PID,
+    RELEASE,
     ServerSpecification,
     TypedOption,
 )
@@ -102,7 +101,7 @@ class ServerIndex:
 
     def named(self, name: TypedOption) -> Match:
         """Return the server that ``-n`` or ``-p`` names, or a problem."""
-        return self._by_pid(name.value) if name.option is ServerOption.PID else self._by_nickname(name.value)
+        return self._by_pid(name.value) if name.option == PID else self._by_nickname(name.value)
 
     def _by_nickname(self, nickname: str) -> Match:
         for server in self.running:
@@ -129,26 +128,19 @@ class ServerIndex:
 class ListOptions:
     """The options that give one value to each server in turn."""
 
-    def __init__(self, lists: OptionLists) -> None:
-        self._left: dict[str, list[DealtValue]] = {
-            name: list(values) for name, values in lists._asdict().items()
-        }
+    def __init__(self, lists: Mapping[str, Sequence[object]]) -> None:
+        self._left = {option: list(values) for option, values in lists.items()}
 
     def next_values(self) -> dict[str, object]:
         """Return the next server's values, by attribute of its settings."""
-        return {name: _parsed_value(name, values.pop(0)) for name, values in self._left.items() if values}
+        dealt = {LIST_OPTIONS[option]: values.pop(0) for option, values in self._left.items() if values}
+        return {row.attribute: row.default if value is None else value for row, value in dealt.items()}
 
     def warnings(self) -> Iterator[str]:
         """Yield a warning for each value that no server took."""
-        for name, values in self._left.items():
+        for option, values in self._left.items():
             for value in values:
-                yield f"{LIST_OPTIONS[name]} {repr('') if value is None else value} applies to no server"
-
-
-def _parsed_value(name: str, value: DealtValue) -> object:
-    if value is None:
-        return getattr(ServerSettings(), name)
-    return Path(value) if isinstance(value, str) else value
+                yield f"{option} {repr('') if value is None else value} applies to no server"
 
 
 def specified(
@@ -208,51 +200,28 @@ def _for_each_release(
         yield Match(changed(attrs.evolve(alike, releases=(release,)), list_options.next_values()))
 
 
-_ARRAYS: Mapping[str, str] = {
-    ServerOption.RELEASE: "releases",
-    ServerOption.INCLUDE: "include",
-    ServerOption.BUILD: "build",
-    ServerOption.DEFINE: "define",
-}
-_SINGLES: Mapping[str, str] = {
-    ServerOption.ARCH: "arch",
-    ServerOption.RUNTIME: "runtime",
-    ServerOption.USER: "user",
-}
-# Options of one server that stay in force for the next ones.
-_IN_FORCE: frozenset[str] = frozenset({*_ARRAYS, *_SINGLES, *TUNING_OPTIONS}) - {
-    ServerOption.RELEASE,
-    ServerOption.ARCH,
-}
+# What is typed for one server and stays in force for those after it.
+_IN_FORCE = DESCRIBING_OPTIONS.keys() - {RELEASE, ARCH}
 
 
 def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:
     """Apply options in order: some accumulate, of the others the last counts."""
-    for option, value in typed:
-        if option in _ARRAYS:
-            name = _ARRAYS[option]
-            settings = changed(settings, {name: (*getattr(settings, name), value)})
-        elif option in TUNING_OPTIONS:
-            settings = changed(settings, {"tuning": _tuned(settings.tuning, option, value)})
+    for option, text in typed:
+        row = DESCRIBING_OPTIONS[option]
+        values = dict(settings.tuning) if row.tunable else {row.attribute: value_in(row, settings)}
+        if text:
+            row.add(values, text)
+        elif row.tunable:
+            values.pop(row.attribute, None)
         else:
-            settings = changed(settings, {_SINGLES[option]: value or None})
+            values[row.attribute] = row.default
+        settings = changed(settings, {"tuning": values} if row.tunable else values)
     return settings
 
 
-def _tuned(tuning: Tuning, option: str, text: str) -> Tuning:
-    """Apply an option of the tunables: an empty value resets it, one of an array adds."""
-    row = TUNING_OPTIONS[option]
-    if not text:
-        return Tuning({name: value for name, value in tuning.items() if name != row.attribute})
-    value = row.kind.parse(text)
-    if row.array:
-        value = (*tuning.get(row.attribute, ()), value)
-    return Tuning({**tuning, row.attribute: value})
-
-
 def _lent(settings: ServerSettings) -> ServerSettings:
-    """Return the settings that another server takes over from a named one (manual page, ``-n``)."""
-    names = (*_ARRAYS.values(), *_SINGLES.values(), "tuning")
+    """Return what a named server lends to another one: manual page, ``-n`` and ``-p``; and its tuning."""
+    names = (*(row.attribute for row in DESCRIBING_OPTIONS.values() if not row.tunable), "tuning")
     return changed(ServerSettings(), {name: getattr(settings, name) for name in names})
 
 
@@ -263,4 +232,4 @@ def changed(settings: ServerSettings, changes: Mapping[str, object]) -> ServerSe
 
 
 def _has_release(typed: Iterable[TypedOption]) -> bool:
-    return any(option is ServerOption.RELEASE for option, _ in typed)
+    return any(option == RELEASE for option, _ in typed)

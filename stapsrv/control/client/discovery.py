@@ -176,14 +176,15 @@ def _read_line(connection: _socket.socket, ends: float) -> bytes:
 
 def _settings_in(record: bytes) -> SettingsInfo:
     """Return the settings in a record."""
-    from stapsrv.config.files import SERVER_VARIABLES, decode_config, values_from  # noqa: PLC0415 - rarely needed
-    from stapsrv.control.protocol.schema import variable_info  # noqa: PLC0415
+    from stapsrv.config.files import decode_config, values_from  # noqa: PLC0415 - rarely needed
+    from stapsrv.config.table import SERVER_SETTINGS  # noqa: PLC0415
+    from stapsrv.control.protocol.schema import setting_info  # noqa: PLC0415
 
-    values = values_from(decode_config(record, where="record"), where="record", variables=SERVER_VARIABLES)
+    values = values_from(decode_config(record, where="record"), where="record", rows=SERVER_SETTINGS)
     if PORT_MARK in record:
         values.pop("port", None)
     settings: SettingsInfo = {}
-    for variable in SERVER_VARIABLES:
-        if variable.attribute in values:
-            settings[variable.name] = variable_info(variable, values[variable.attribute])
+    for row in SERVER_SETTINGS:
+        if row.attribute in values:
+            settings[row.variable] = setting_info(row, values[row.attribute])
     return settings

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, cast, get_args, is_typeddict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast, get_args, is_typeddict
 
-from stapsrv.config.files import SERVER_VARIABLES, Variable, unwritable_reason
-from stapsrv.config.tunables import with_tuning
+from stapsrv.config.files import unwritable_reason, value_in
+from stapsrv.config.table import RETIRED, SERVER_SETTINGS
+from stapsrv.config.tuning import with_tuning
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo, members
 from stapsrv.control.protocol.validation import kind_of, shown
 from stapsrv.errors import ControlError
 
 if TYPE_CHECKING:
+    from stapsrv.config.setting import Setting
     from stapsrv.config.settings import ServerSettings
     from stapsrv.supervisor.operations import Outcome
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
@@ -111,24 +113,23 @@ def outcome_info(outcome: Outcome) -> OutcomeInfo:
 
 def settings_info(settings: ServerSettings) -> SettingsInfo:
     """Return the JSON form of settings: those that are not the default."""
-    default = type(settings)()
     info: SettingsInfo = {}
-    for variable in SERVER_VARIABLES:
-        value = variable.value_in(settings)
-        if value != variable.value_in(default):
-            info[variable.name] = variable_info(variable, value)
+    for row in SERVER_SETTINGS:
+        value = value_in(row, settings)
+        if value != (None if row.tunable else row.default):
+            info[row.variable] = setting_info(row, value)
     if settings.keep_temporary:
         info[_KEEP] = True
     return info
 
 
-def variable_info(variable: Variable, value: object) -> int | str | list[str]:
+def setting_info(row: Setting[Any], value: object) -> int | str | list[str]:
     """Return the JSON form of one variable's value."""
     if isinstance(value, tuple):
-        return [variable.encode(element) for element in value]
+        return [row.kind.encode(element) for element in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    return variable.encode(value)
+    return row.kind.encode(value)
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
@@ -142,7 +143,7 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
     """
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
-    known = {variable.name: variable for variable in SERVER_VARIABLES}
+    known = {row.variable: row for row in SERVER_SETTINGS}
     values: dict[str, object] = {}
     for name, value in info.items():
         try:
@@ -150,7 +151,7 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
                 values["keep_temporary"] = _boolean(value)
             elif name in known:
                 values[known[name].attribute] = _parsed(known[name], value)
-            else:
+            elif name not in RETIRED:
                 raise _invalid(
                     f"{where}: unknown variable {shown(name)}",
                     remedy=f"the variables are {', '.join([*known, _KEEP])}",
@@ -204,23 +205,21 @@ def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for
 
 
 _KEEP = "KEEP"
-# A RELEASE is a path if it is absolute, else the name of a release.
-_PATHS = frozenset({"INCLUDE", "RUNTIME", "LOG", "SSL"})
 
 
-def _parsed(variable: Variable, value: object) -> object:
+def _parsed(row: Setting[Any], value: object) -> object:
     """Convert a member's value; raises ValueError with what was expected."""
-    if not variable.array:
-        return _element(variable, value)
+    if not row.array:
+        return _element(row, value)
     if not isinstance(value, list):
         raise ValueError(f"expected an array of strings, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
     # An element of "()" would read as an array without elements from the file that records it.
     if "()" in value:
         raise ValueError('"()" cannot be an element')
-    return tuple(_element(variable, element) for element in value)
+    return tuple(_element(row, element) for element in value)
 
 
-def _element(variable: Variable, value: object) -> object:
+def _element(row: Setting[Any], value: object) -> object:
     number = isinstance(value, int) and not isinstance(value, bool)
     text = str(value) if number else value
     if not isinstance(text, str):
@@ -231,12 +230,12 @@ def _element(variable: Variable, value: object) -> object:
     if reason is not None:
         raise ValueError(f"{shown(text)} {reason}")
     try:
-        parsed = variable.parse(text)
+        parsed = row.kind.parse(text)
     except ValueError as exc:
         raise ValueError(f"expected {exc}, not {shown(text)}") from exc
     if number and not isinstance(parsed, int | float):
         raise ValueError("expected a string, not a number")
-    if variable.name in _PATHS and not text.startswith("/"):
+    if row.kind.is_path and not text.startswith("/"):
         raise ValueError(f"expected an absolute path, not {shown(text)}")
     return parsed
 

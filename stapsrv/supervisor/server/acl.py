@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from stapsrv.config.networks import EVERYBODY, NOBODY
+from stapsrv.config.addresses import EVERYBODY, NOBODY
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _EVERY_NETWORK = ("0.0.0.0/0", "::/0")

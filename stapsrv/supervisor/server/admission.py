@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import attrs
 
-from stapsrv.config.settings import Limits
+from stapsrv.config.table import Limits
 from stapsrv.rejection import RejectReason
 
 _CLIENT_PREFIX = 64

@@ -219,4 +219,4 @@ class CompileServer:
 
 
 def _rules(settings: ServerSettings) -> NetworkRules:
-    return NetworkRules(allow=settings.reach.allow, deny=settings.reach.deny)
+    return NetworkRules(allow=settings.access.allow, deny=settings.access.deny)

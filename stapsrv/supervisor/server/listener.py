@@ -13,7 +13,7 @@ from typing import NoReturn
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.config.networks import socket_address
+from stapsrv.config.addresses import socket_address
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor.server.accept import accept_forever
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stapsrv.control.cli.invocation import (
-    LIST_OPTIONS,
     Action,
     Invocation,
-    OptionLists,
     OutputForm,
-    ServerOption,
     ServerSpecification,
     TypedOption,
 )
-from stapsrv.control.cli.parser import decode_invocation, encode_invocation, parse_arguments
-from stapsrv.errors import ControlError, UsageError
+from stapsrv.control.cli.parser import parse_arguments
+from stapsrv.errors import UsageError
 
 ACTIONS = (
     "start, stop, restart, condrestart, force-reload, reload, status, drain, undrain, check, help, version"
@@ -37,10 +35,7 @@ def parse(line: str) -> Invocation:
 
 def typed(line: str) -> tuple[TypedOption, ...]:
     words = shlex.split(line)
-    return tuple(
-        TypedOption(ServerOption(option), value)
-        for option, value in zip(words[::2], words[1::2], strict=True)
-    )
+    return tuple(TypedOption(option, value) for option, value in zip(words[::2], words[1::2], strict=True))
 
 
 @pytest.mark.parametrize("word", ACTIONS.split(", "))
@@ -69,12 +64,17 @@ def test_values_are_attached_or_separate(line: str) -> None:
     assert parse(line) == Invocation(
         Action.START,
         specifications=(ServerSpecification(name=typed("-n =z")[0], earlier=typed("-r X -I /cwd/y")),),
-        lists=OptionLists(port=(1,)),
+        lists={"--port": (1,)},
     )
 
 
 def test_a_value_may_look_like_an_option() -> None:
     assert parse("start -B -j2 -D -a").specifications[0].settings == typed("-B -j2 -D -a")
+    assert parse("start -B -- -D--").specifications[0].settings == typed("-B -- -D --")
+
+
+def test_flags_may_be_one_word() -> None:
+    assert parse("start -kP") == parse("start -k -P")
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_lists_keep_their_order_and_an_empty_value_is_the_default() -> None:
         "start --port 1 --port '' --port 65535 --log l --log /m --ssl s --max-threads 0 "
         "--max-request-size 1 --max-compressed-request 2"
     )
-    assert parse(line).lists == OptionLists(
-        log=("/cwd/l", "/m"),
-        port=(1, None, 65535),
-        ssl=("/cwd/s",),
-        max_threads=(0,),
-        max_request_bytes=(1,),
-        max_compressed_bytes=(2,),
-    )
+    assert parse(line).lists == {
+        "--log": (Path("/cwd/l"), Path("/m")),
+        "--port": (1, None, 65535),
+        "--ssl": (Path("/cwd/s"),),
+        "--max-threads": (0,),
+        "--max-request-size": (1,),
+        "--max-compressed-request": (2,),
+    }
 
 
 def test_the_last_c_counts() -> None:
@@ -217,7 +217,7 @@ def test_an_empty_value_means_the_default_where_there_is_one() -> None:
         ("start -n ''", "-n: needs a value"),
         ("start -c ''", "-c: needs a value"),
         ("start --timeout=", "--timeout: needs a value"),
-        ("start -ik", "-i: takes no value"),
+        ("start -iX", "-i: takes no value"),
         ("start --json=1", "--json: takes no value"),
         ("start -n 'a\nb'", "-n: the value holds a line break"),
         ("start -D '()'", "-D: needs a value"),
@@ -265,45 +265,13 @@ def test_a_refusal_is_one_line(line: str, message: str) -> None:
     assert "\n" not in message
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1).filter(
-    lambda text: text != "()"
-)
-PATH = TEXT.map(lambda text: f"/{text}")
-NUMBERS = {
-    "--port": st.integers(0, 65535),
-    "--max-threads": st.integers(0),
-    "--max-request-size": st.integers(1),
-    "--max-compressed-request": st.integers(1),
-}
-OPTION = st.one_of(
-    *(st.tuples(st.just(option), TEXT) for option in ("-a", "-r", "-B", "-D", "-u", "-n", "-p")),
-    *(st.tuples(st.just(option), PATH) for option in ("-I", "-R", "-c", "--log", "--ssl")),
-    *(
-        st.tuples(st.just(option), numbers.filter(lambda number: number < 10**18).map(str) | st.just(""))
-        for option, numbers in NUMBERS.items()
-    ),
-    st.tuples(st.just("--timeout"), st.floats(0.001, 10**9).map(str)),
-    st.sampled_from(["-i", "-k", "-P", "--json", "--wait", "--no-wait"]).map(lambda flag: (flag,)),
-)
-LINE = st.tuples(
-    st.sampled_from([(), ("ctl",)]), st.sampled_from([(str(action),) for action in Action]), st.lists(OPTION)
-).map(lambda parts: [*parts[0], *parts[1], *(word for option in parts[2] for word in option)])
-
-
 @settings(derandomize=True, database=None)
-@given(LINE)
-def test_what_crosses_the_socket_arrives_equal(words: list[str]) -> None:
-    try:
-        invocation = parse_arguments(words, directory="/")
-    except UsageError:
-        return
-    sent = encode_invocation(invocation)
-    assert all(isinstance(word, str) for word in sent)
-    assert decode_invocation(sent) == invocation
-
-
-@settings(derandomize=True, database=None)
-@given(st.lists(st.text() | st.sampled_from(["start", "-r", "-n", "-i", "--port", "-", "--", "=", "ctl"])))
+@given(
+    st.lists(
+        st.text()
+        | st.sampled_from(["start", "-r", "-n", "-i", "-k=", "--port", "--json=", "-", "--", "=", "ctl"])
+    )
+)
 def test_any_words_are_understood_or_refused(words: list[str]) -> None:
     try:
         parse_arguments(words, directory="/")
@@ -314,26 +282,8 @@ def test_any_words_are_understood_or_refused(words: list[str]) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (None, "expected an array of strings, the words of a command line"),
-        ("start", "expected an array of strings, the words of a command line"),
-        ({"action": "start"}, "expected an array of strings, the words of a command line"),
-        (["start", 1], "expected an array of strings, the words of a command line"),
-        ([], f"no action given; give one of {ACTIONS}"),
-        (["strat"], "unknown action 'strat'; did you mean start?"),
-        (["start", "-I", "tapsets"], "-I: expected an absolute path, not 'tapsets'"),
-        (["start", "-c", "x"], "-c: expected an absolute path, not 'x'"),
-        (["start", "--log=x"], "--log: expected an absolute path, not 'x'"),
-    ],
-)
-def test_malformed_words_of_a_peer(data: object, message: str) -> None:
-    with pytest.raises(ControlError) as caught:
-        decode_invocation(data)
-    assert str(caught.value) == message
-    assert caught.value.code == -32602
-
-
-def test_every_list_has_an_option() -> None:
-    assert tuple(LIST_OPTIONS) == OptionLists._fields
+@pytest.mark.parametrize("option", ["-I", "-c", "--log"])
+def test_relative_path_is_refused_where_the_directory_is_gone(option: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(["start", option, "x"], directory=None)
+    assert str(caught.value) == f"{option}: expected an absolute path, not 'x'"

@@ -626,8 +626,8 @@ def test_check_means_what_start_would_whatever_runs() -> None:
             "start -r 5.10 --port 1 --port 2 --log /a --log '' --max-threads 0 --max-threads 4",
             [],
             [
-                "--log '' applies to no server",
                 "--port 2 applies to no server",
+                "--log '' applies to no server",
                 "--max-threads 4 applies to no server",
             ],
         ),

@@ -14,10 +14,9 @@ from kit.control import SINCE, FakeCommands, server_status
 
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import CacheCounts, RecentTimes
-from stapsrv.config.files import SERVER_VARIABLES
-from stapsrv.config.log_format import LogFormat
+from stapsrv.config.kinds import LogFormat
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.tunables import SERVER_TUNABLES
+from stapsrv.config.table import SERVER_SETTINGS
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.protocol.schema import (
     OutcomeInfo,
@@ -129,7 +128,7 @@ SETTINGS = ServerSettings(
 
 
 def test_every_setting_goes_both_ways():
-    assert set(EVERYTHING) == {variable.name for variable in SERVER_VARIABLES} | {"KEEP"}
+    assert set(EVERYTHING) == {row.variable for row in SERVER_SETTINGS} | {"KEEP"}
     assert settings_info(SETTINGS) == EVERYTHING
     assert settings_from(EVERYTHING, where="settings") == SETTINGS
 
@@ -155,6 +154,10 @@ def test_settings_come_back_equal(settings):
     assert settings_from(settings_info(settings), where="settings") == settings
 
 
+def test_retired_setting_of_an_older_peer_is_ignored():
+    assert settings_from({"PORT": 5001, "STANDBY": 2}, where="settings") == ServerSettings(port=5001)
+
+
 def test_numbers_may_be_texts_of_their_digits():
     assert settings_from({"PORT": "5001"}, where="settings").port == 5001
 
@@ -169,9 +172,8 @@ def test_durations_may_be_numbers_and_sizes_texts():
     [
         (
             {"Port": 1},
-            "s: unknown variable 'Port'; the variables are ARCH, USER, BUILD, INCLUDE, DEFINE, NICKNAME,"
-            " RUNTIME, RELEASE, LOG, PORT, SSL, MAXTHREADS, MAXREQSIZE, MAXCOMPRESSEDREQ, LOG_FORMAT, "
-            + ", ".join([row.variable for row in SERVER_TUNABLES] + ["KEEP"]),
+            "s: unknown variable 'Port'; the variables are "
+            + ", ".join([row.variable for row in SERVER_SETTINGS] + ["KEEP"]),
         ),
         (
             {"PORT": 65_536},

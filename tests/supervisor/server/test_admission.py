@@ -26,7 +26,7 @@ def test_who_is_behind_an_address(address, client):
 def test_each_bound_is_told_apart():
     budget = ConnectionBudget(3)
     one, other = Admission(budget), Admission(budget)
-    limits = Limits(connections=2, connections_per_address=1)
+    limits = Limits({"connections": 2, "connections_per_address": 1})
     one.enter("a")
     assert one.judge("a", limits).refusal is RejectReason.ADDRESS_CONNECTIONS
     assert one.judge("a", limits).reason == "1 connections from a are open already"

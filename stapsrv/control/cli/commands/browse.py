@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from stapsrv.config.mdns import parse_interfaces
+from stapsrv.config.addresses import parse_interfaces
 from stapsrv.control.cli.commands.common import LineParser, guarded
 from stapsrv.control.cli.table import aligned
 from stapsrv.errors import AdvertiseError, IdentityError

@@ -12,11 +12,11 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from stapsrv.config.addresses import socket_address
 from stapsrv.config.files import ConfigFaults
 from stapsrv.config.global_settings import can_write
 from stapsrv.config.kernels import resolve_release
-from stapsrv.config.log_format import LogFormat
-from stapsrv.config.networks import socket_address
+from stapsrv.config.kinds import LogFormat
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.commands.lifecycle import line_of
 from stapsrv.control.cli.console import Console, encode_document
@@ -114,7 +114,7 @@ class _Checker:
             yield refusal
         yield from self._check_releases(target, settings)
         yield from self._check_port(target, settings)
-        for address in settings.reach.listen:
+        for address in settings.access.listen:
             yield from _check_listen(target, address)
         for directory in settings.include:
             yield from _check_directory(target, "INCLUDE", directory)
@@ -151,7 +151,7 @@ class _Checker:
                 where=where,
                 remedy=f"give one from {_first_port()} to 65535",
             )
-        listen = frozenset(settings.reach.listen)
+        listen = frozenset(settings.access.listen)
         others = self._ports.setdefault(port, [])
         # An unspecified address stands for many; whether two such meet is left to the kernel.
         meeting = [place for other, place in others if not (other and listen and other.isdisjoint(listen))]

@@ -96,7 +96,7 @@ def test_stop_without_a_pid(arguments):
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["--bad"], 2, "stap-start-server: unrecognized arguments: --bad; see stap-serverd --help\n"),
+        (["--bad"], 2, "stap-start-server: unknown option '--bad'; did you mean --backend?\n"),
         (["-r", "/missing"], 1, "stap-start-server: -r /missing: no kernel release in /missing/include"),
     ],
 )

@@ -1,16 +1,17 @@
-"""Amounts as people write them: numbers, durations, sizes, words to choose from; and how to write them.
+"""Kinds of values: how people write numbers, durations, sizes, words and paths, and how to write them back.
 
-Pure and light to import: the table of :mod:`stapsrv.config.tunables` is made of these.
+Pure and light to import: the table of settings is made of these.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+# Python refuses to convert thousands of digits, and a number of more than this is a mistake anyway.
 _MAX_DIGITS = 18
-"""Of a number: more is a mistake, and Python refuses to convert thousands of them."""
 _BLANKS = " \t"
 # Compiled when a value is read: a status, which mostly reads none, would wait for half a millisecond.
 _NUMBER = rf"[0-9]{{1,{_MAX_DIGITS}}}"
@@ -25,25 +26,46 @@ class Kind(NamedTuple):
     """What values a setting takes.
 
     Attributes:
-        metavar: stands for a value in descriptions of a command line.
+        metavar: stands for a value in help texts.
         parse: converts text; a ValueError's text says what was expected.
-        encode: the reverse, for files, messages and descriptions.
+        encode: the reverse.
+        is_path: a path, which has to be absolute where the working directory is not the writer's.
     """
 
     metavar: str
-    parse: Callable[[str], object]
+    parse: Callable[[str], object] = str
     encode: Callable[[object], str] = str
+    is_path: bool = False
 
 
-def count(what: str, *, least: int = 1, most: int | None = None) -> Kind:
+class LogFormat(enum.StrEnum):
+    """How log lines look."""
+
+    CLASSIC = "classic"
+    """A sentence behind the date, as scripts have looked for it for years."""
+    JSON = "json"
+    """One JSON object on one line."""
+    JOURNAL = "journal"
+    """An entry of the systemd journal, with fields; no file is written."""
+
+
+def parse_log_format(text: str) -> LogFormat:
+    """Read the name of a format; a ValueError's text says what was expected."""
+    try:
+        return LogFormat(text.lower())
+    except ValueError:
+        raise ValueError("classic, json or journal") from None
+
+
+def count(what: str, *, least: int = 1, most: int | None = None, note: str = "") -> Kind:
     """Return the kind of whole numbers from ``least`` to ``most``; ``what`` they are, for messages."""
-    bounds = f"{least} or more" if most is None else f"from {least} to {most}"
+    bounds = f", {least} or more" if most is None else f" from {least} to {most}"
 
     def parse(text: str) -> int:
         digits = text.strip(_BLANKS)
         number = int(digits) if re.fullmatch(_NUMBER, digits) else -1
         if number < least or (most is not None and number > most):
-            raise ValueError(f"{what}, {bounds}")
+            raise ValueError(f"{what}{bounds}{note}")
         return number
 
     return Kind("N", parse)
@@ -91,8 +113,8 @@ def choice(*words: str, gone: Mapping[str, str] | None = None) -> Kind:
     return Kind("|".join(words), parse)
 
 
-def path() -> Kind:
-    """Return the kind of absolute paths of files and directories."""
+def absolute_path() -> Kind:
+    """Return the kind of absolute paths, in files too."""
 
     def parse(text: str) -> str:
         if not text.startswith("/"):
@@ -114,7 +136,7 @@ def switch() -> Kind:
 
 
 def encode_duration(seconds: object) -> str:
-    """Write a duration so that reading it gives the same: whole minutes and hours as such."""
+    """Write a duration so that reading it gives the same: whole minutes, hours and days as such."""
     assert isinstance(seconds, int | float)  # noqa: S101 - values of the kind, by its parser
     for unit in ("d", "h", "m"):
         if seconds and seconds % _SECONDS[unit] == 0:

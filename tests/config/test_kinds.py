@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stapsrv.config.quantities import choice, count, duration, encode_duration, encode_size, size
+from stapsrv.config.kinds import choice, count, duration, encode_duration, encode_size, size, switch
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_counts_and_choices():
     for text in ("0", "x", "-1", "1.0", "9" * 19):
         with pytest.raises(ValueError, match=r"^a number of cats, 1 or more$"):
             count("a number of cats").parse(text)
-    with pytest.raises(ValueError, match=r"^a number of cats, from 0 to 9$"):
+    with pytest.raises(ValueError, match=r"^a number of cats from 0 to 9$"):
         count("a number of cats", least=0, most=9).parse("10")
     with pytest.raises(ValueError, match=r"^a or b$"):
         choice("a", "b").parse("A")
@@ -97,3 +97,8 @@ def test_durations_as_they_are_written(seconds, text):
 def test_what_is_written_reads_back_equal(milliseconds, number):
     assert duration().parse(encode_duration(milliseconds / 1000)) == milliseconds / 1000
     assert size().parse(encode_size(number)) == number
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("no", False), ("NO", False)])
+def test_switch(text, value):
+    assert switch().parse(text) is value

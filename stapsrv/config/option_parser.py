@@ -1,0 +1,96 @@
+"""The grammar of both programs' command lines: argparse, with the habits of getopt that scripts rely on."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from stapsrv.errors import UsageError
+
+_ABOUT_OPTION = re.compile(r"argument (\S+): (.*)", re.DOTALL)
+_PLAINER = (
+    (re.compile(r"expected one argument"), "needs a value"),
+    (re.compile(r"ignored explicit argument .*", re.DOTALL), "takes no value"),
+)
+
+
+class Append(argparse.Action):
+    """Append (option, value) to the list ``typed``, in the order of the command line; no value is None."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,  # noqa: ARG002 - it may be an abbreviation
+    ) -> None:
+        """Take one option."""
+        value = values if isinstance(values, str) else None
+        namespace.typed = [*getattr(namespace, "typed", ()), (self.option_strings[0], value)]
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Argparse, with getopt's values and with errors of our own, one line each."""
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Read a command line; the namespace has ``typed``.
+
+        Raises:
+            UsageError: it cannot be understood; the text names the option.
+        """
+        namespace, rest = self.parse_known_args(self._attached(words), argparse.Namespace(typed=[]))
+        if rest:
+            self._refuse(rest[0])
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message as a UsageError."""
+        about = _ABOUT_OPTION.fullmatch(message)
+        option, problem = (about[1], about[2]) if about else (None, message)
+        for pattern, plainer in _PLAINER:
+            problem = pattern.sub(plainer, problem)
+        raise UsageError(problem, where=option, remedy=None if about else f"see {self.prog} --help")
+
+    def _attached(self, words: Sequence[str]) -> list[str]:
+        """Attach each option's value by "=", where argparse takes it for nothing else.
+
+        getopt takes the next word for the value even when it begins with a dash, and ``-n=x`` for "=x".
+        """
+        with_value = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
+        attached: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            if word in with_value:
+                value = next(rest, None)
+                attached.append(word if value is None else f"{word}={value}")
+            elif word[:2] in with_value and not word.startswith("--"):
+                attached.append(f"{word[:2]}={word[2:]}")
+            elif word != "--":
+                # The original skips a "--", and goes on to read options.
+                attached.append(word)
+        return attached
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:  # noqa: ANN401 - argparse's
+        # Argparse would drop a value that is "--".
+        if isinstance(action, Append) and action.nargs is None:
+            return arg_strings[0]
+        return super()._get_values(action, arg_strings)
+
+    def _refuse(self, word: str) -> NoReturn:
+        remedy = f"see {self.prog} --help"
+        if not word.startswith("-") or word == "-":
+            raise UsageError(f"unexpected argument {word!r}", remedy=remedy)
+        option = word.partition("=")[0] if word.startswith("--") else word[:2]
+        names = [name for action in self._actions for name in action.option_strings]
+        known = [name for name in names if name.startswith("--") and option.startswith("--")]
+        meant = nearest(option, known)
+        raise UsageError(f"unknown option {option!r}", remedy=f"did you mean {meant}?" if meant else remedy)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that was probably meant."""
+    import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
