@@ -1,4 +1,4 @@
-"""Child trees: what they say, how they end, and that nothing of them is left."""
+"""Process trees: their outputs, how they end, and that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def witness(tmp_path: Path):
 
 
 def has_children() -> bool:
-    """Whether this process has a child, dead ones that nobody waited for included."""
+    """Whether this process has a child, zombies included."""
     try:
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -52,7 +52,7 @@ def no_descriptor_is_left():
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_outputs_and_status(containment):
+async def test_outputs_and_status_are_returned(containment):
     result = await run_process_tree(
         shell("echo out; echo err >&2; exit 7"), deadline_s=20, containment=containment
     )
@@ -70,7 +70,7 @@ async def test_arguments_are_passed_byte_for_byte(containment):
     assert result.stdout == b"|".join(nasty)
 
 
-async def test_directory_and_environment(tmp_path, containment):
+async def test_directory_and_environment_are_the_given_ones(tmp_path, containment):
     env = {b"PATH": os.environb[b"PATH"], b"GREETING": b"hello"}
     result = await run_process_tree(
         shell('pwd; echo "$GREETING"; echo "$HOME"'),
@@ -82,7 +82,7 @@ async def test_directory_and_environment(tmp_path, containment):
     assert result.stdout == f"{tmp_path}\nhello\n\n".encode()
 
 
-async def test_death_by_signal_is_told():
+async def test_death_by_signal_is_a_negative_status():
     assert (await run_process_tree(shell("kill -SEGV $$"), deadline_s=20)).status == -signal.SIGSEGV
 
 
@@ -91,13 +91,13 @@ async def test_missing_program_is_an_error():
         await run_process_tree(["/no/such/program"], deadline_s=20)
 
 
-async def test_arguments_too_long_for_the_system():
+async def test_too_long_arguments_are_rejected():
     with pytest.raises(RequestRejected, match="longer than a program can take"):
         await run_process_tree(["true", *["x" * 100_000] * 100], deadline_s=20)
 
 
-async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
-    """With ever more descriptors left it comes further, and in the end all the way."""
+async def test_nothing_is_left_where_descriptors_run_out():
+    """With one more descriptor each time, until the program runs."""
     free = os.dup(0)
     os.close(free)
     before = os.listdir("/proc/self/fd")
@@ -122,7 +122,7 @@ async def test_no_child_and_no_descriptor_is_left_where_descriptors_run_out():
     assert not has_children()
 
 
-async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
+async def test_child_without_a_pidfd_is_ended(monkeypatch, witness):
     def refuse(_pid: int) -> int:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
@@ -133,8 +133,8 @@ async def test_child_that_nobody_can_watch_is_ended(monkeypatch, witness):
 
 
 @pytest.fixture
-def run_overdue(monkeypatch, witness):
-    """Run a script whose deadline comes when it has said on descriptor 3 that it is ready, and not before."""
+def run_past_deadline(monkeypatch, witness):
+    """Run a script whose deadline comes when it has written a line to descriptor 3."""
     deadline_s, timers = 1000.0, []
     move_on_after = anyio.move_on_after
 
@@ -163,22 +163,22 @@ def run_overdue(monkeypatch, witness):
     return run
 
 
-async def test_overdue_tree_is_ended_politely(witness, run_overdue, containment):
+async def test_deadline_ends_the_tree_by_term(witness, run_past_deadline, containment):
     script = "trap 'echo tidied; kill $!; exit 3' TERM; sleep 1000 & echo ready >&3; wait"
-    result = await run_overdue(script, containment=containment, grace_s=20)
+    result = await run_past_deadline(script, containment=containment, grace_s=20)
     assert (result.exit_reason, result.status) == (ExitReason.TIMED_OUT, 3)
     await witness.wait_gone()
 
 
-async def test_tree_that_ignores_term_is_killed(witness, run_overdue, containment):
+async def test_tree_that_ignores_term_is_killed(witness, run_past_deadline, containment):
     script = "trap '' TERM; sleep 1000 & sleep 1000 & echo ready >&3; wait"
-    result = await run_overdue(script, containment=containment, grace_s=0.1)
+    result = await run_past_deadline(script, containment=containment, grace_s=0.1)
     assert result.exit_reason is ExitReason.TIMED_OUT
     assert result.status in {-signal.SIGKILL, 128 + signal.SIGKILL}
     await witness.wait_gone()
 
 
-async def test_nothing_outlives_a_leader_that_exits(witness, containment):
+async def test_exit_of_the_first_process_ends_its_session(witness, containment):
     """A background child keeps the pipes open; it is ended, not waited for."""
     script = 'exec 3>"$1"; sleep 1000 & echo done'
     result = await run_process_tree(shell(script, witness.path), deadline_s=60, containment=containment)
@@ -186,16 +186,16 @@ async def test_nothing_outlives_a_leader_that_exits(witness, containment):
     await witness.wait_gone()
 
 
-async def test_namespace_holds_what_leaves_its_session(witness, run_overdue):
+async def test_namespace_ends_what_left_the_session(witness, run_past_deadline):
     if await find_containment() is not Containment.NAMESPACE:
         pytest.skip("this host allows its users no user namespaces")
     script = "setsid sh -c 'echo ready >&3; sleep 1000' & sleep 1000"
-    await run_overdue(script, containment=Containment.NAMESPACE, grace_s=0.1)
+    await run_past_deadline(script, containment=Containment.NAMESPACE, grace_s=0.1)
     await witness.wait_gone()
 
 
 @pytest.mark.parametrize("stream", [1, 2])
-async def test_flood_is_ended_and_bounded(witness, containment, stream):
+async def test_output_above_the_limit_ends_the_tree(witness, containment, stream):
     script = f'exec 3>"$1"; yes >&{stream}'
     result = await run_process_tree(
         shell(script, witness.path), deadline_s=60, containment=containment, output_bytes=100_000, grace_s=0.1
@@ -220,8 +220,7 @@ async def test_cancellation_ends_the_tree(witness, containment):
     await witness.wait_gone()
 
 
-async def test_tree_dies_with_a_killed_supervisor(witness):
-    """kill -9 of this side leaves no compile behind."""
+async def test_tree_in_a_namespace_dies_with_a_killed_server(witness):
     if await find_containment() is not Containment.NAMESPACE:
         pytest.skip("this host allows its users no user namespaces")
     supervisor = """

@@ -1,4 +1,4 @@
-"""Daemons for faults, on both backends."""
+"""Daemons to be put under faults, on both event loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def backend(request):
 
 @pytest.fixture
 def serve(tmp_path, build_tree, identity, backend):
-    """Start a daemon with options of the test's own; it has logged no fault of its own in the end."""
+    """Start a daemon with the test's options; its log holds no traceback in the end."""
     with contextlib.ExitStack() as servers:
         begun = []
 

@@ -1,4 +1,4 @@
-"""A file system that does not answer, under the temporary directory or the certificates of a whole daemon.
+"""A file system that hangs, under the temporary directory or the certificates of a whole daemon.
 
 There is none to be had for a test, so calls into it hang as they would.
 """
@@ -37,7 +37,7 @@ limits.update(timeout_s=0.5, grace_s=0.1, max_abandoned=4)
 
 
 class Gate:
-    """A named pipe that calls read before they do their work: as long as it is shut, they hang."""
+    """A named pipe that calls read first: they hang until it is opened."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "gate"
@@ -71,8 +71,8 @@ def patched(gate: Gate, name: str) -> str:
     return f"GATE = {str(gate.path)!r}\n{HANGS}\nhanging({owner}, {attribute!r})\n"
 
 
-def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend, gate):
-    """Clients are refused in time, the server ends when it is told to, and works again if it comes back."""
+def test_hanging_temporary_directory_refuses_clients_in_time(tmp_path, build_tree, identity, backend, gate):
+    """The server still stops on a signal, and works again when the directory does."""
     patch = patched(gate, "stapsrv.compile.engine.workspace.Workspace.make_request_directory")
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         assert server.ask(MAKES).rc == 0
@@ -107,8 +107,9 @@ def test_temporary_directory_that_hangs(tmp_path, build_tree, identity, backend,
     "call",
     ["identity.store.LiveIdentity.is_current", "system.directory_watcher.DirectoryWatcher.watch_files"],
 )
-def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate, call):
-    """The identity that the server has goes on serving."""
+def test_hanging_certificates_leave_the_loaded_identity_serving(
+    tmp_path, build_tree, identity, backend, gate, call
+):
     patch = patched(gate, f"stapsrv.{call}")
     with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
         gate.shut()
@@ -124,7 +125,7 @@ def test_certificates_that_hang(tmp_path, build_tree, identity, backend, gate, c
     assert "Traceback" not in server.log_text()
 
 
-def test_build_trees_that_hang_are_one_clear_line(tmp_path, build_tree, identity, backend, gate):
+def test_hanging_build_tree_fails_the_start_in_one_line(tmp_path, build_tree, identity, backend, gate):
     gate.shut()
     patch = patched(gate, "stapsrv.config.settings.ServerSettings.served_releases")
     patch = patch.replace("contextlib,", "stapsrv.config.settings, contextlib,")
@@ -147,8 +148,8 @@ def test_build_trees_that_hang_are_one_clear_line(tmp_path, build_tree, identity
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_second_signal_ends_the_server_whatever_hangs(tmp_path, build_tree, identity, backend, gate):
-    """Also in a thread that the event loop, or the interpreter at its exit, would wait for."""
+def test_second_signal_ends_a_hanging_server(tmp_path, build_tree, identity, backend, gate):
+    """Also one that hangs in a thread for which the event loop or the interpreter would wait."""
     patch = patched(gate, "stapsrv.compile.handler.parse_request").replace(
         "contextlib,", "stapsrv.system.force_exit, stapsrv.compile.handler, contextlib,"
     )

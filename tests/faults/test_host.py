@@ -1,4 +1,4 @@
-"""A host that lets a whole daemon down: no directory, no space, no descriptors, no time, no life."""
+"""Faults of the host under a whole daemon: directories, space, descriptors, clock, SIGKILL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TROUBLE = "Server: The server has trouble with its temporary directory: "
 
 @pytest.fixture
 def fifo(tmp_path):
-    """A named pipe that compiles see: to open it waits until one of them does, on the other side."""
+    """A named pipe that compiles open: opening it waits for one of them."""
     path = tmp_path / "systemtap" / "cache" / "fifo"
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
@@ -36,11 +36,11 @@ def fifo(tmp_path):
 
 
 def requests_left(temporary: Path) -> list[str]:
-    """Return what requests have left there, once it is nothing, or after some patience."""
+    """Wait for the requests' directories to be gone; return those that are left."""
     return wait_back(lambda: [path.name for path in temporary.glob("stap-server.*/request.*")])
 
 
-def test_temporary_directory_that_goes_and_comes_back(serve):
+def test_removed_temporary_directory_is_made_again_when_possible(serve):
     server = serve()
     assert server.ask(MAKES).rc == 0
     assert requests_left(server.temporary) == []
@@ -61,8 +61,8 @@ def test_temporary_directory_that_goes_and_comes_back(serve):
     assert server.ask(MAKES).rc == 0
 
 
-def test_disk_that_fills_up(serve, tmp_path, fifo):
-    """Requests and log are on a disk of 3 MB, in a mount namespace of the daemon's own."""
+def test_full_disk_refuses_requests_and_counts_lost_log_lines(serve, tmp_path, fifo):
+    """Requests and log are on a disk of 3 MB, in the daemon's mount namespace."""
     disk = tmp_path / "disk"
     disk.mkdir()
     namespace = ("unshare", "--user", "--map-root-user", "--mount")
@@ -85,8 +85,8 @@ def test_disk_that_fills_up(serve, tmp_path, fifo):
     assert requests_left(inside / "tmp") == []
 
 
-def test_descriptors_that_run_out(serve):
-    """However few there are: an answer, a clear refusal, or a client that waits to be let in."""
+def test_exhausted_descriptors_refuse_or_delay_clients(serve):
+    """With each number of them: an answer, a clear refusal, or a client that waits."""
     server = serve()
     _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
     held = len(os.listdir(f"/proc/{server.pid}/fd"))
@@ -108,8 +108,8 @@ def test_descriptors_that_run_out(serve):
     assert server.left_over(threads=2) == []
 
 
-def test_time_that_stands_still(serve, fifo):
-    """Deadlines go by a clock that nobody sets; after a stop they are met, and what can goes on."""
+def test_stopped_server_meets_its_deadlines_when_continued(serve, fifo):
+    """Deadlines go by the monotonic clock; requests with time left go on."""
     server = serve("--handshake-timeout", "2")
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
         compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 2; echo made")
@@ -131,7 +131,7 @@ def test_time_that_stands_still(serve, fifo):
         (("--temp-in-memory", "no", "--max-total-temp-size", "1M"), None),
     ],
 )
-def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
+def test_compiles_are_in_memory_if_there_is_room(serve, options, most_bytes):
     expected = None if most_bytes is None else Tmpfs().find_directory(most_bytes)
     server = serve("-k", *options, TMPDIR="")
     said = "Requests are compiled in memory, in /dev/shm"
@@ -147,8 +147,8 @@ def test_compiles_are_in_memory_where_there_is_room(serve, options, most_bytes):
         shutil.rmtree(kept)
 
 
-def test_kill_under_load(tmp_path, build_tree, identity, backend, fifo):
-    """Nothing of the killed is left when the next one serves, on the same port, whoever asks."""
+def test_killed_server_leaves_nothing_to_the_next(tmp_path, build_tree, identity, backend, fifo):
+    """No process and no directory, and the port is free."""
     temporary, stat, configured = tmp_path / "tmp", tmp_path / "stat", tmp_path / "conf.d"
     temporary.mkdir()
     configured.mkdir()

@@ -1,4 +1,4 @@
-"""All kinds of clients at once, for a quarter of a minute (``make soak`` goes on for longer)."""
+"""Clients of all kinds at once, for a quarter of a minute (``make soak`` goes on for longer)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("backend", "seed"), [("asyncio", 1), ("trio", 2)])
-def test_everything_is_as_before(tmp_path, build_tree, identity, backend, seed):
+def test_server_is_unchanged_after_clients_of_all_kinds(tmp_path, build_tree, identity, backend, seed):
     with faulty_server(tmp_path, build_tree, identity, *OPTIONS, backend=backend) as server:
         report = soak(server, seconds=5, warm_up_s=1.5, seed=seed, memory_kb=30_000)
     assert report.faults == []

@@ -1,4 +1,4 @@
-"""A stap that dies, hangs, floods or forks away costs its own request, and nobody else anything."""
+"""A stap that dies, hangs, floods or forks away costs its own request and no other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def faults() -> dict[str, tuple[str, int, str]]:
     return FAULTS
 
 
-def test_faults_of_stap_are_their_own_request_s(serve, faults):
+def test_faulty_stap_costs_only_its_own_request(serve, faults):
     server = serve(
         *("--compile-timeout", "5", "--kill-grace", "0.3", "--max-output-size", "65536"),
         *("--max-threads", len(faults) + 2),
@@ -61,7 +61,7 @@ def test_faults_of_stap_are_their_own_request_s(serve, faults):
     assert server.left_over(threads=2) == []
 
 
-def test_clients_that_leave_take_their_trees_along(serve, faults):
+def test_leaving_clients_end_their_process_trees(serve, faults):
     server = serve("--kill-grace", "0.3", "--max-threads", "8")
     clients = [
         server.send(

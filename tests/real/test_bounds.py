@@ -1,4 +1,4 @@
-"""What the real client makes of a server that turns it away."""
+"""The real client with a server that turns it away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCRIPT = ("-p1", "-e", "probe begin { exit() }")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_client_comes_back_to_a_server_that_is_full(serve, stap, backend):
+def test_client_returns_to_a_full_server(serve, stap, backend):
     server = serve("--max-connections=1", backend=backend)
     with socket.create_connection(("127.0.0.1", server.port)):
         client = stap.begin_via(server.port, *SCRIPT)
@@ -23,7 +23,7 @@ def test_a_client_comes_back_to_a_server_that_is_full(serve, stap, backend):
     assert "# parse tree dump" in ran.stdout
 
 
-def test_a_client_that_waited_too_long_for_a_worker_is_told(serve, stap, tmp_path):
+def test_client_that_waited_too_long_for_a_worker_reads_why(serve, stap, tmp_path):
     server = serve("--max-threads=0", "--queue-timeout=300ms")
     with contextlib.closing(CompilerGate(tmp_path / "gate", visible=stap.directory / "cache")) as gate:
         first = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
@@ -38,7 +38,7 @@ def test_a_client_that_waited_too_long_for_a_worker_is_told(serve, stap, tmp_pat
     )
 
 
-def test_a_client_that_is_denied_says_so_and_does_not_come_back(serve, stap):
+def test_denied_client_reads_why_and_does_not_return(serve, stap):
     server = serve("--allow=127.0.0.0/8", "--deny=127.0.0.1", "--listen=127.0.0.1", "--listen=127.0.0.3")
     ran = stap.via(server.port, "-vvv", *SCRIPT)
     assert ran.status == 1

@@ -1,4 +1,4 @@
-"""What a guru's script can make the compiler bring home: nothing that is not its business."""
+"""A guru's script cannot make the compiler give away files of the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECRET = b"the-operator-s-own-words"
 
 @pytest.fixture(params=["bubblewrap", "landlock"])
 def contained(request, stap, tmp_path):
-    """A server with this mechanism, its own log and certificate database, and a request under way in it."""
+    """A server with this sandbox, its own log and certificate database."""
     with serving(stap, f"--sandbox={request.param}", f"--ssl={tmp_path / 'ssl'}") as server:
         assert server.log.count(f"^Requests are contained by {request.param}$") == 1
         yield server
@@ -40,8 +40,8 @@ def targets(stap, server, tmp_path) -> dict[str, object]:
     }
 
 
-def test_no_file_of_the_host_comes_back_inside_a_module(contained, stap, tmp_path):
-    """All in one compile: the assembler names each file that it cannot have."""
+def test_module_cannot_embed_files_of_the_host(contained, stap, tmp_path):
+    """In one compile: the assembler names each file that it cannot open."""
     files = targets(stap, contained, tmp_path)
     ran = stap.via(contained.port, *embedded("\n".join(map(incbin, files.values()))), "-v")
     assert ran.status != 0
@@ -51,7 +51,7 @@ def test_no_file_of_the_host_comes_back_inside_a_module(contained, stap, tmp_pat
     assert not told(ran)
 
 
-def test_no_line_of_the_host_s_files_comes_back_in_a_message(serve, stap, tmp_path):
+def test_messages_cannot_quote_files_of_the_host(serve, stap, tmp_path):
     server = serve(f"--ssl={tmp_path / 'ssl'}")
     files = targets(stap, server, tmp_path)
     ran = stap.via(server.port, *embedded(f'#include "{files["a configuration file"]}"'), "-v")
@@ -64,8 +64,8 @@ def test_no_line_of_the_host_s_files_comes_back_in_a_message(serve, stap, tmp_pa
     assert not told(cast)
 
 
-def test_without_containment_they_do(stap, tmp_path):
-    """Else the tests above would show nothing."""
+def test_module_embeds_a_file_without_containment(stap, tmp_path):
+    """The control experiment of the tests above."""
     with serving(stap, "--sandbox=off", f"--ssl={tmp_path / 'ssl'}") as server:
         assert server.log.count("^Requests are not contained: SANDBOX=off$") == 1
         files = targets(stap, server, tmp_path)
@@ -75,7 +75,7 @@ def test_without_containment_they_do(stap, tmp_path):
 
 
 def test_limit_that_was_met_is_named_to_the_client(serve, stap):
-    """A module is larger than this; its script is another each time, and so in no cache."""
+    """The module is larger than the limit; a script of its own keeps it out of caches."""
     server = serve("--limit-file=64k")
     ran = stap.via(server.port, "-p4", "-e", f"probe begin {{ println({server.port}, 64) exit() }}")
     assert ran.status == 1
@@ -84,8 +84,7 @@ def test_limit_that_was_met_is_named_to_the_client(serve, stap):
     assert server.log.count(re.escape(said)) == 1
 
 
-def test_what_a_script_needs_is_there(contained, stap):
-    """Also for a probe of the host's programs. Module and answer are in the cache that requests share."""
+def test_contained_compile_probes_host_programs_and_shares_the_cache(contained, stap):
     script = f'probe process("/bin/ls").begin {{ }} probe begin {{ println({contained.port}) exit() }}'
     first = stap.via(contained.port, "-p4", "-e", script)
     assert first.status == 0, first.stderr
@@ -99,6 +98,6 @@ def incbin(path: object) -> str:
 
 
 def told(ran: Ran) -> bool:
-    """Whether a client was told what stands in one of the targets."""
+    """Whether a client received contents of one of the targets."""
     words = (SECRET.decode(), "root:x:0:0", "compile server pid", "SQLite")
     return any(word in ran.stdout + ran.stderr for word in words)

@@ -1,4 +1,4 @@
-"""How requests end that do not end by themselves, with a real compile under way."""
+"""Requests that are broken off during a real compile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def begin_compile(stap, server, gate):
 
 @BACKENDS
 @pytest.mark.parametrize("leave", ["interrupted", "killed"])
-def test_client_that_goes_away_takes_its_compile_along(serve, stap, gate, leave, backend):
+def test_leaving_client_ends_its_compile(serve, stap, gate, leave, backend):
     server = serve(backend=backend)
     client, tree = begin_compile(stap, server, gate)
     if leave == "killed":
@@ -45,7 +45,7 @@ def test_client_that_goes_away_takes_its_compile_along(serve, stap, gate, leave,
 
 
 def interrupt_thrice(client: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C until the client gives up: it hears the first two, and waits on."""
+    """Press Ctrl-C three times: the client goes on waiting after the first two."""
     for _ in range(3):
         client.send_signal(signal.SIGINT)
         # Nothing but /proc tells that a signal was taken.
@@ -58,7 +58,7 @@ def is_signal_pending(pid: int) -> bool:
 
 
 @BACKENDS
-def test_server_that_stops_lets_a_request_finish(serve, stap, gate, backend):
+def test_stopping_server_lets_a_request_finish(serve, stap, gate, backend):
     # On a busy machine what is left of a compile takes longer than the five seconds that it has by default.
     server = serve("--drain-timeout", 60, backend=backend)
     client, tree = begin_compile(stap, server, gate)
@@ -76,7 +76,7 @@ def test_server_that_stops_lets_a_request_finish(serve, stap, gate, backend):
 
 @BACKENDS
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_second_signal_ends_all_at_once(serve, stap, gate, backend, number):
+def test_second_signal_ends_requests_at_once(serve, stap, gate, backend, number):
     # By itself the compile would end neither before the gate opens nor before that time is over.
     server = serve("--drain-timeout", "1h", backend=backend)
     client, tree = begin_compile(stap, server, gate)

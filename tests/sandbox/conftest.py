@@ -1,4 +1,4 @@
-"""Each mechanism that this host has, and a witness of what it holds."""
+"""Each backend that works on this host, and a witness of what a program leaves behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def witness(tmp_path: Path):
 
 @pytest.fixture
 async def available(tmp_path: Path):
-    """Skip the test where this host does not have a mechanism."""
+    """Skip the test where a backend does not work on this host."""
 
     async def check(backend: Backend) -> Backend:
         stap = Path("/usr/bin/true")

@@ -1,4 +1,4 @@
-"""Control groups: the files of a stand-in; the kernel's own where a test may have one (as root)."""
+"""Control groups: files of a stand-in, and the kernel's own where a test may make one (as root)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def proc(tmp_path):
 
 @pytest.fixture
 def unit(tmp_path):
-    """That group, with the files that matter."""
+    """The directory of that group, with the files that are read and written."""
     group = tmp_path / "fs" / "unit"
     group.mkdir(parents=True)
     for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.type"):
@@ -55,19 +55,19 @@ def test_delegated_group_is_found_and_its_controllers_handed_down(proc, unit):
 
 
 @pytest.mark.parametrize("missing", ["cgroup.type", "cgroup.procs"])
-def test_host_s_own_group_and_others_are_left_alone(proc, unit, missing):
+def test_group_that_is_not_delegated_is_left_alone(proc, unit, missing):
     (unit / missing).unlink()
     assert find_delegation(proc) is None
     assert not list(unit.glob("stap-server-*"))
 
 
 @pytest.mark.parametrize("own", ["4:memory:/x\n", "0::/../elsewhere\n", ""])
-def test_no_group_of_version_2(proc, unit, own):
+def test_process_outside_cgroup_v2_has_no_delegation(proc, unit, own):
     (proc / "cgroup").write_text(own)
     assert find_delegation(proc) is None
 
 
-def test_request_gets_the_bounds_that_the_host_hands_down(tmp_path, monkeypatch):
+def test_request_gets_the_limits_whose_controllers_are_handed_down(tmp_path, monkeypatch):
     made: list[Path] = []
 
     def mkdir(self, *_args, **_options):
@@ -84,7 +84,7 @@ def test_request_gets_the_bounds_that_the_host_hands_down(tmp_path, monkeypatch)
     assert files == {**expected, "pids.max": ""}
 
 
-def test_bound_that_was_exceeded_is_told(tmp_path):
+def test_exceeded_limit_is_read_from_the_events(tmp_path):
     group = RequestGroup(tmp_path)
     assert group.exceeded is None
     (tmp_path / "pids.events").write_text("max 3\n")
@@ -93,15 +93,14 @@ def test_bound_that_was_exceeded_is_told(tmp_path):
     assert group.exceeded == "memory"
 
 
-async def test_program_that_cannot_be_put_into_its_group_does_not_run(tmp_path):
-    """It is ended before it has said a word."""
+async def test_program_that_cannot_be_moved_into_its_group_is_ended(tmp_path):
     with pytest.raises(TranslatorError, match="could not be started in a control group: No such file"):
         await run_process_tree(["sleep", "1000"], deadline_s=60, group=RequestGroup(tmp_path / "missing"))
 
 
 @pytest.fixture
 def real():
-    """A group of the kernel's, made for the test below the root of the version 2 hierarchy."""
+    """A real control group below the root of the version 2 hierarchy."""
     for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         if Path(mount, "cgroup.controllers").exists() and os.access(mount, os.W_OK):
             break
@@ -121,7 +120,7 @@ def members_of(group: RequestGroup) -> list[str]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there that is not dead; those of others, too."""
+    """Whether a process runs, also one that is not a child."""
     try:
         os.readlink(f"/proc/{pid}/exe")
     except FileNotFoundError:
@@ -130,8 +129,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.root
-async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_path):
-    """Also what has left session and process group, with no namespace around it."""
+async def test_removing_a_group_ends_what_left_the_session(real, monkeypatch, tmp_path):
     sandbox, add_tree, gate = Sandbox(None, delegation=real), RequestGroup.add_tree, tmp_path / "gate"
     os.mkfifo(gate)
 
@@ -154,7 +152,7 @@ async def test_whole_request_is_ended_whatever_it_did(real, monkeypatch, tmp_pat
 
 
 @pytest.mark.root
-def test_what_was_started_before_is_taken_in_too(real):
+def test_children_started_before_are_moved_too(real):
     group = real.make_group("x", ResourceLimits())
     with subprocess.Popen(shell("sleep 1000 & sleep 1000 & echo; wait"), stdout=subprocess.PIPE) as parent:
         parent.stdout.readline()
@@ -166,7 +164,7 @@ def test_what_was_started_before_is_taken_in_too(real):
 
 
 @pytest.mark.root
-async def test_memory_of_all_together(real):
+async def test_memory_limit_holds_for_the_group(real):
     if "memory" not in real.controllers:
         pytest.skip("this host hands down no memory controller")
     sandbox = Sandbox(None, delegation=real)

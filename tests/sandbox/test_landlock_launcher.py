@@ -1,4 +1,4 @@
-"""The launcher by itself: on kernels whose Landlock knows less, and when something cannot be had."""
+"""The launcher by itself: on kernels with older versions of Landlock, and with missing paths."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def has_landlock(tmp_path):
 
 @pytest.mark.usefixtures("has_landlock")
 @pytest.mark.parametrize("abi", range(1, 8))
-def test_each_version_of_landlock(tmp_path, abi):
-    """What moves between directories is refused by the first version, whatever one allows."""
+def test_each_landlock_version_denies_what_is_not_shown(tmp_path, abi):
+    """Version 1 refuses to move files between directories, whatever a ruleset allows."""
     for name in ("own/a", "own/b", "shown"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "shown" / "file").write_text("shown\n")
@@ -67,7 +67,7 @@ def test_each_version_of_landlock(tmp_path, abi):
 
 
 @pytest.mark.usefixtures("has_landlock")
-def test_place_that_is_gone(tmp_path):
+def test_missing_path_is_one_line(tmp_path):
     ran = launch("network", "READ", tmp_path / "missing", "--", "/usr/bin/true")
     assert (ran.returncode, ran.stderr) == (125, f"launcher: {tmp_path}/missing: No such file or directory\n")
 
@@ -84,15 +84,15 @@ launcher.main(sys.argv[2:])
 
 
 @pytest.mark.usefixtures("has_landlock")
-def test_kernel_that_lists_no_children():
+def test_kernel_without_children_lists_passes_the_status_on():
     command = [sys.executable, "-c", UNLISTED, LAUNCHER, "network", "READ", "/usr", "--"]
     command += ["/usr/bin/sh", "-c", "exit 3"]
     ran = subprocess.run(list(map(str, command)), capture_output=True, check=False)
     assert (ran.returncode, ran.stderr) == (3, b"")
 
 
-def test_caller_that_is_gone_already(tmp_path):
-    """Killed before this process was to die with it: it is known by the output that nobody reads."""
+def test_command_does_not_start_after_the_caller_has_ended(tmp_path):
+    """The caller was killed before the death signal was set: nobody reads the output."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-I", LAUNCHER, "network", "--", "/usr/bin/touch", tmp_path / "made"]

@@ -1,9 +1,8 @@
-"""Resource limits with programs that want too much, in each mechanism of this host and without one."""
+"""Resource limits with programs that want too much, in each backend that works here and without one."""
 
 from __future__ import annotations
 
 import resource
-import sys
 import textwrap
 from pathlib import Path
 
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """The limits are the kernel's, whatever loop waits for what they end."""
+    """The limits are the kernel's, whatever event loop waits."""
     return "asyncio"
 
 
@@ -32,8 +31,8 @@ MEBI = 1 << 20
 
 
 @pytest.fixture(params=[*Backend, None], ids=lambda kind: kind.value if kind else "off")
-async def bounded(request, available, tmp_path):
-    """Run a command with these resources; returns its outcome."""
+async def run_limited(request, available, tmp_path):
+    """Run a command with the given limits; return its result and the explanation."""
     sandbox = Sandbox(request.param and await available(request.param))
     directory = tmp_path / "request"
     directory.mkdir()
@@ -54,36 +53,36 @@ async def bounded(request, available, tmp_path):
     return run
 
 
-async def test_processor_time(bounded):
-    result, said = await bounded(shell("while :; do :; done"), cpu_s=1.0)
+async def test_processor_time_limit_ends_the_program_and_is_named(run_limited):
+    result, said = await run_limited(shell("while :; do :; done"), cpu_s=1.0)
     assert result.status in {-24, 128 + 24}
     assert said == "The compile needed more than 1 seconds of processor time (LIMIT_CPU of this server)"
 
 
-async def test_memory(bounded):
+async def test_memory_limit_fails_allocations(run_limited):
     hungry = f"x = bytearray({300 * MEBI})"
-    assert (await bounded([PYTHON, "-c", hungry]))[0].status == 0
-    result, _ = await bounded([PYTHON, "-c", hungry], memory_bytes=200 * MEBI)
+    assert (await run_limited([PYTHON, "-c", hungry]))[0].status == 0
+    result, _ = await run_limited([PYTHON, "-c", hungry], memory_bytes=200 * MEBI)
     assert result.status == 1
     assert result.stderr.endswith(b"MemoryError\n")
 
 
-async def test_file(bounded, tmp_path):
-    result, said = await bounded(["dd", "if=/dev/zero", "of=big", "bs=64k", "count=64"], file_bytes=MEBI)
+async def test_file_limit_ends_the_program_and_is_named(run_limited, tmp_path):
+    result, said = await run_limited(["dd", "if=/dev/zero", "of=big", "bs=64k", "count=64"], file_bytes=MEBI)
     assert result.status != 0
     assert said == "The compile needed a file of more than 1M (LIMIT_FILE of this server)"
     assert (tmp_path / "request" / "big").stat().st_size == MEBI
 
 
-def test_processes_of_the_host_are_known_at_once(tmp_path):
+def test_process_limit_leaves_room_for_the_host_s_processes(tmp_path):
     assert count_processes() >= len(list(Path("/proc").glob("[0-9]*"))) // 2
     assert count_processes(tmp_path / "missing") == 0
     assert ResourceLimits(processes=3).limit_command(others=4)[2] == "--nproc=7:7"
     assert "--nproc" not in " ".join(ResourceLimits().limit_command(others=4))
 
 
-async def test_processes(bounded):
-    """A bomb, bounded by itself, or where the user's processes all count, beside what there is."""
+async def test_process_limit_stops_a_fork_bomb_and_is_named(run_limited):
+    """Without namespaces the limit comes on top of what runs on the host."""
     there = count_processes()
     bomb = """
         import os, sys
@@ -100,19 +99,19 @@ async def test_processes(bounded):
             print(made)
             sys.exit(f"fork: {exc.strerror}")
     """
-    result, said = await bounded([PYTHON, "-c", textwrap.dedent(bomb)], processes=300)
+    result, said = await run_limited([PYTHON, "-c", textwrap.dedent(bomb)], processes=300)
     assert result.status == 1
     assert 0 < int(result.stdout) < there + 600
     assert said == "The compile needed more than 300 processes (LIMIT_PROCESSES of this server)"
 
 
-async def test_priority_and_what_is_left_alone(bounded):
+async def test_priorities_are_set_and_other_limits_left_alone(run_limited):
     script = "nice; cat /proc/self/oom_score_adj; ulimit -c; ulimit -t; ulimit -v; ulimit -f"
-    result, _ = await bounded(shell(script), nice=7)
+    result, _ = await run_limited(shell(script), nice=7)
     assert result.stdout.split() == [b"7", b"500", b"0", b"unlimited", b"unlimited", b"unlimited"]
 
 
-def test_each_limit_of_a_server_is_a_resource():
+def test_limits_are_taken_from_a_server_s_settings():
     limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 4096, "nice": 0}).limits
     limits = ResourceLimits.of(limits)
     assert (limits.cpu_s, limits.memory_bytes, limits.nice) == (9.0, 4096, 0)
@@ -120,7 +119,7 @@ def test_each_limit_of_a_server_is_a_resource():
     assert limits.processes == Limits().processes > 0
 
 
-def test_limits_that_hold_already_are_not_raised(monkeypatch):
+def test_lower_limits_are_not_raised(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _number: (5, 5))
     command = ResourceLimits(cpu_s=60.0, memory_bytes=4096).limit_command()
     assert command == ["prlimit", "--core=0", "--cpu=5:5", "--as=5:5", "--"]
@@ -140,26 +139,21 @@ def test_limits_that_hold_already_are_not_raised(monkeypatch):
         (137, b"", "memory", "LIMIT_MEMORY"),
     ],
 )
-def test_limit_that_was_met_is_named(status, stderr, exceeded, word):
+def test_limit_that_was_met_is_explained(status, stderr, exceeded, word):
     limits = ResourceLimits(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
     assert f"({word} of this server)" in limits.explain(status, stderr, exceeded=exceeded)
 
 
-def test_limit_that_a_child_met_is_named_though_the_program_succeeded():
-    """stap takes a feature of the kernel that it could not look for as missing, and goes on."""
+def test_limit_that_a_child_met_is_explained_after_success():
+    """stap goes on without a feature of the kernel that it failed to look for."""
     limits = ResourceLimits(processes=1)
     assert "(LIMIT_PROCESSES of this server)" in str(limits.explain(0, b"", exceeded="processes"))
     assert limits.explain(0, b"", exceeded="memory") is None
 
 
-def test_no_limit_is_named_where_none_was_met():
+def test_nothing_is_explained_without_a_limit_met():
     limits = ResourceLimits(cpu_s=1.0, memory_bytes=1)
     assert limits.explain(0, b"std::bad_alloc") is None
     assert limits.explain(1, b"parse error") is None
     assert limits.explain(1, b"File too large") is None
     assert ResourceLimits().explain(-24, b"") is None
-
-
-def test_interpreter_of_the_launcher_is_the_bare_one():
-    """A virtual environment's would look for its configuration, and be started through a link."""
-    assert getattr(sys, "_base_executable", None)

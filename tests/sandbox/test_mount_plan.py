@@ -1,4 +1,4 @@
-"""Views: what is described is all there is, and in an order that mounts can be made in."""
+"""Mount plans: nothing redundant, and in an order in which mounts can be made."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def plan(*mounts: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
         ([("/a", READ), ("/a", WRITE)], [("/a", WRITE)]),
     ],
 )
-def test_places(mounts, kept):
+def test_redundant_mounts_are_dropped(mounts, kept):
     made = plan(*mounts)
     assert [(str(place.path), place.access) for place in made.mounts] == kept
     assert made.hidden == tuple(Path(path) for path, access in kept if access.is_hidden)
 
 
-def test_links_are_kept_where_no_place_shows_them():
+def test_links_are_kept_where_no_mount_shows_them():
     made = plan(("/usr", READ), links=(("/usr/bin/cc", "gcc"), ("/bin", "usr/bin"), ("/etc/localtime", "x")))
     assert [(str(link.path), link.target) for link in made.links] == [
         ("/bin", "usr/bin"),
@@ -61,7 +61,7 @@ PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda part
 
 
 @given(st.dictionaries(PATHS, st.sampled_from([READ, WRITE, EMPTY])), PATHS)
-def test_the_deepest_place_decides(wanted, path):
+def test_deepest_mount_decides(wanted, path):
     made = plan(*wanted.items())
     above = [place for place in (path, *map(str, Path(path).parents)) if place in wanted]
     expected = wanted[above[0]] if above else None

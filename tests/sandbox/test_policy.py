@@ -1,4 +1,4 @@
-"""What a request needs of this host, as a host of files and links made for the test has it."""
+"""The mounts and variables of a request, on a host of files and links made for the test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def seen(policy: SandboxPolicy, tmp_path: Path):
     return lambda path: access_to(plan, tmp_path / path)
 
 
-def test_a_request_sees_its_own_and_what_it_needs(policy, tmp_path):
+def test_request_sees_its_directory_and_what_stap_needs(policy, tmp_path):
     access = seen(policy, tmp_path)
     assert access("run/request.1/response") is WRITE
     assert access("home/.systemtap/cache") is WRITE
@@ -55,18 +55,18 @@ def test_a_request_sees_its_own_and_what_it_needs(policy, tmp_path):
 @pytest.mark.parametrize(
     "path", ["run/request.2", "home", "home/.bashrc", "home/.systemtap/ssl/server/key4.db", "kernels/other"]
 )
-def test_and_nothing_else(policy, tmp_path, path):
+def test_request_sees_nothing_else_of_the_user(policy, tmp_path, path):
     assert seen(policy, tmp_path)(path) is None
 
 
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "/etc/shadow", "/root", "/home", "/tmp", "/run", "/var/log", "/proc/1"]
 )
-def test_and_nothing_of_the_host_s(policy, tmp_path, path):
+def test_request_sees_nothing_private_of_the_host(policy, tmp_path, path):
     assert access_to(request_mounts(policy, tmp_path / "run"), Path(path)) is None
 
 
-def test_secrets_stay_hidden_in_what_is_shown(policy, tmp_path):
+def test_secrets_stay_hidden_in_a_shown_directory(policy, tmp_path):
     (tmp_path / "home" / "log").touch()
     policy = attrs.evolve(policy, read=(tmp_path / "home",), secret=(tmp_path / "home" / "log",))
     access = seen(policy, tmp_path)
@@ -76,7 +76,7 @@ def test_secrets_stay_hidden_in_what_is_shown(policy, tmp_path):
     assert access("home/.systemtap/cache/ab") is WRITE
 
 
-def test_own_systemtap_directory_and_further_paths(policy, tmp_path):
+def test_environment_and_policy_name_further_paths(policy, tmp_path):
     for name in ("st/cache", "opt", "ccache"):
         (tmp_path / name).mkdir(parents=True)
     environ = {"SYSTEMTAP_DIR": str(tmp_path / "st"), "SYSTEMTAP_TAPSET": f"{tmp_path / 'opt'}:relative"}
@@ -88,8 +88,8 @@ def test_own_systemtap_directory_and_further_paths(policy, tmp_path):
     assert access("home/.systemtap/cache") is None
 
 
-def test_build_tree_leads_to_others(policy, tmp_path):
-    """By links in it, as Debian's headers do; by its Makefile, as one made with O= does."""
+def test_build_tree_brings_the_trees_it_refers_to(policy, tmp_path):
+    """By links, as in Debian's headers; by its Makefile, as in one made with O=."""
     (tree,) = policy.build_trees
     for name in ("kbuild/scripts", "source", "beside"):
         (tmp_path / "kernels" / name).mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_build_tree_leads_to_others(policy, tmp_path):
     assert access("kernels/beside") is None
 
 
-def test_tree_reached_through_links_is_seen_under_each_name(policy, tmp_path):
+def test_tree_behind_links_is_seen_under_each_name(policy, tmp_path):
     modules = tmp_path / "modules" / "6.1"
     modules.mkdir(parents=True)
     (modules / "build").symlink_to("../link")
@@ -113,7 +113,7 @@ def test_tree_reached_through_links_is_seen_under_each_name(policy, tmp_path):
     assert Link(tmp_path / "modules" / "link", str(policy.build_trees[0])) in plan.links
 
 
-def test_debuginfod_brings_the_network(policy, tmp_path):
+def test_debuginfod_urls_bring_the_network(policy, tmp_path):
     policy = attrs.evolve(policy, environ={"DEBUGINFOD_URLS": "https://debuginfod.example"})
     make_caches(policy)
     plan = request_mounts(policy, tmp_path / "run")
@@ -122,13 +122,13 @@ def test_debuginfod_brings_the_network(policy, tmp_path):
     assert access_to(plan, Path("/etc/hosts")) is READ
 
 
-def test_debug_information_that_is_there_can_be_read_without_network(policy, tmp_path):
+def test_fetched_debug_information_is_readable_without_network(policy, tmp_path):
     (policy.home / ".cache" / "debuginfod_client").mkdir(parents=True)
     assert seen(policy, tmp_path)("home/.cache/debuginfod_client/ab") is READ
     assert seen(policy, tmp_path)("home/.cache/other") is None
 
 
-def test_stap_somewhere_else_brings_its_installation(policy, tmp_path):
+def test_stap_outside_usr_brings_its_installation(policy, tmp_path):
     for name in ("st/bin", "st/share/systemtap/tapset", "st/secret"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "st" / "bin" / "stap").touch()
@@ -138,7 +138,7 @@ def test_stap_somewhere_else_brings_its_installation(policy, tmp_path):
     assert access("st/secret") is None
 
 
-def test_environment_is_clean():
+def test_environment_keeps_only_known_variables():
     environ = {
         b"PATH": b"/usr/bin",
         b"LC_ALL": b"C",
@@ -154,7 +154,7 @@ def test_environment_is_clean():
     assert b"https_proxy" in contained_environment(environ, temporary=Path("/own"), network=True)
 
 
-def test_caches_are_made(policy, tmp_path):
+def test_stap_cache_is_made(policy, tmp_path):
     policy = attrs.evolve(policy, environ={"SYSTEMTAP_DIR": str(tmp_path / "new" / "st")})
     make_caches(policy)
     assert os.access(tmp_path / "new" / "st" / "cache", os.W_OK)

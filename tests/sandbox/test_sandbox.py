@@ -1,122 +1,45 @@
-"""What contains compiles is found by trying; without anything there is no server."""
+"""The sandbox with and without a backend: what it refuses, passes on and explains."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
-import attrs
 import pytest
 
 from stapsrv.errors import ConfigError
-from stapsrv.process import Containment
-from stapsrv.sandbox import backends, detect
 from stapsrv.sandbox.backends import Backend
-from stapsrv.sandbox.detect import find_sandbox
-from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.policy import SandboxPolicy, request_mounts
 from stapsrv.sandbox.sandbox import Sandbox
-
-pytestmark = pytest.mark.anyio
 
 STAP = Path("/usr/bin/true")
 
 
-@pytest.fixture
-def find(tmp_path):
-    async def search(wanted="auto") -> Sandbox:
-        environ = {"PATH": "/usr/bin"}
-        found = await find_sandbox(wanted, STAP, environ, home=tmp_path / "home", workspace=tmp_path)
-        assert not list(tmp_path.iterdir())
-        return found
-
-    return search
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Put other commands in the place of mechanisms; those that are not named fail."""
-
-    def install(**commands):
-        table = {kind: commands.get(kind.value, ("false",)) for kind in Backend}
-        monkeypatch.setattr(
-            backends, "_COMMANDS", {kind: lambda _view, words=words: words for kind, words in table.items()}
-        )
-
-    return install
+@pytest.mark.parametrize(
+    ("status", "stderr", "error"),
+    [
+        (
+            1,
+            b"bwrap: No permissions to create new namespace\nmore\n",
+            "bwrap: No permissions to create new namespace",
+        ),
+        (125, b"launcher: /opt: No such file or directory\n", "launcher: /opt: No such file or directory"),
+        (1, b"parse error: bwrap: x\n", None),
+        (0, b"bwrap: a warning\n", None),
+    ],
+)
+def test_setup_error_is_the_first_line_of_a_wrapper_that_failed(status, stderr, error):
+    assert Sandbox(Backend.BUBBLEWRAP).setup_error(status, stderr) == error
 
 
-READER = ("sh", "-c", 'shift 3; case $1 in cp) cp -t "$3" "$4"; exit 1;; esac', "sh")
-"""Seems to work, and hides all but what a request may see: as far as the trial can tell. The first words
-are those of the limits."""
+def test_environment_passes_whole_without_a_backend():
+    environ = {b"AWS_SECRET": b"x", b"PATH": b"/usr/bin"}
+    place = {"temporary": Path("/own"), "network": False}
+    assert Sandbox(None).environment(environ, **place) == environ
+    contained = Sandbox(Backend.LANDLOCK).environment(environ, **place)
+    assert contained == {b"PATH": b"/usr/bin", b"TMPDIR": b"/own"}
 
 
-async def test_first_that_works_is_taken(find, stand_in):
-    stand_in(bubblewrap=READER, landlock=READER)
-    found = await find()
-    assert (found.name, found.containment) == ("bubblewrap", Containment.NAMESPACE)
-    stand_in(landlock=READER)
-    found = await find()
-    assert (found.name, found.containment) == ("landlock", Containment.DEATH_SIGNAL)
-
-
-async def test_none_that_works_is_a_refusal(find, stand_in):
-    stand_in(bubblewrap=("sh", "-c", "echo 'No permissions to create new namespace' >&2; exit 1"))
-    with pytest.raises(ConfigError) as caught:
-        await find()
-    assert str(caught.value).startswith(
-        "SANDBOX=auto: requests cannot be contained on this host (bubblewrap: No permissions to create new"
-        " namespace; landlock: status 1); install bubblewrap and let users make"
-    )
-    assert "SANDBOX=off" in str(caught.value)
-
-
-async def test_wanted_one_is_not_replaced(find, stand_in):
-    stand_in(landlock=READER)
-    with pytest.raises(ConfigError, match=r"^SANDBOX=bubblewrap: .*\(bubblewrap: status 1\); "):
-        await find("bubblewrap")
-    assert (await find("landlock")).backend is Backend.LANDLOCK
-
-
-async def test_one_that_hides_nothing_is_none(find, stand_in):
-    stand_in(bubblewrap=("env", "--"))
-    with pytest.raises(ConfigError, match="bubblewrap: it does not hide what it should"):
-        await find()
-
-
-async def test_one_that_lets_nothing_be_written_is_none(find, stand_in):
-    stand_in(bubblewrap=("sh", "-c", "shift 3; case $1 in cp) exit 1;; esac", "sh"))
-    with pytest.raises(ConfigError, match="bubblewrap: it allows no file to be written"):
-        await find()
-
-
-async def test_view_that_hangs_is_a_refusal_in_time(find, monkeypatch):
-    gate = threading.Event()
-    monkeypatch.setattr(detect, "_TRIAL_S", 0.05)
-    monkeypatch.setattr(detect, "request_mounts", lambda *_arguments: gate.wait())
-    try:
-        with pytest.raises(ConfigError, match="what requests see cannot be looked at: no answer within"):
-            await find()
-    finally:
-        gate.set()
-
-
-async def test_program_that_is_missing_is_named(find, stand_in):
-    stand_in(bubblewrap=("/no/such/bwrap",))
-    with pytest.raises(ConfigError, match=r"bubblewrap: nice: ./no/such/bwrap.: No such file or directory"):
-        await find()
-
-
-async def test_off_is_off(find, stand_in):
-    stand_in()
-    found = await find("off")
-    assert (found.name, found.backend) == ("off", None)
-    assert found.containment is Containment.NAMESPACE
-    command = found.command(attrs.NOTHING, ResourceLimits(nice=3), ["program"])
-    assert command[:8] == ["choom", "-n", "500", "--", "nice", "-n", "3", "setpriv"]
-
-
-def test_what_cannot_be_covered_is_refused(tmp_path):
+def test_landlock_refuses_to_hide_a_part_of_a_directory(tmp_path):
     (tmp_path / "tapsets" / "ssl").mkdir(parents=True)
     policy = SandboxPolicy(
         stap=STAP,

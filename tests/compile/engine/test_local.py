@@ -89,7 +89,7 @@ def run(tmp_path, workspace, lines):
     return run_one
 
 
-async def test_result(run):
+async def test_result_has_status_outputs_and_files(run):
     result = await run(
         """
         echo "$answer/made.ko"; pwd >&2; cat script/x >&2; echo module >"$answer/made.ko"; exit 3
@@ -110,45 +110,45 @@ async def test_result(run):
         ((b"--unpriv", b"--bogus"), "--client-options --unpriv --bogus"),
     ],
 )
-async def test_privilege_is_said_twice(run, arguments, told):
+async def test_privilege_stands_before_the_client_s_arguments(run, arguments, told):
     result = await run('echo "$*"', arguments=arguments)
     assert result.stdout.decode().endswith(f"--tmpdir=<server>/stap000000 {told}\n")
 
 
-async def test_home_is_not_mentioned(run):
+async def test_home_is_redacted(run):
     assert (await run("echo /home/nobody-here/.systemtap/cache/x.ko")).stdout == (
         b"<server>/.systemtap/cache/x.ko\n"
     )
 
 
-async def test_death_by_signal_is_told_as_a_shell_tells_it(run):
+async def test_death_by_signal_is_the_status_of_a_shell(run):
     assert (await run("kill -KILL $$")).status == 137
 
 
-async def test_overdue(run):
+async def test_deadline_ends_the_compile(run):
     with pytest.raises(TranslatorError, match=r"^The compile was ended: it took longer than 0.2 seconds$"):
         await run("trap '' TERM; while :; do sleep 1000; done", deadline_s=0.2)
 
 
-async def test_flood(run):
+async def test_too_much_output_ends_the_compile(run):
     with pytest.raises(TranslatorError, match=r"^The compile was ended: it printed more than 1000 bytes$"):
         await run("yes", output_bytes=1000)
 
 
-async def test_answer_too_large(run):
+async def test_too_large_answer_is_an_error(run):
     with pytest.raises(TranslatorError, match="larger than 1000 bytes"):
         await run('head -c 2000 /dev/zero >"$answer/made.ko"', answer_bytes=1000)
 
 
-async def test_request_that_cannot_be_laid_out(run, workspace):
+async def test_request_that_cannot_be_written_is_an_error(run, workspace):
     with pytest.raises(TranslatorError) as caught:
         await run("echo", files=(RequestFile(b"x" * 300, b""),))
     assert caught.value.problem == "The server has trouble with its temporary directory: File name too long"
     assert caught.value.where == str(workspace.path)
 
 
-async def test_temporary_directory_removed_under_us(run, workspace):
-    """The next request has a new one; one whose own directory goes in the middle is refused."""
+async def test_temporary_directory_that_was_removed_is_made_again(run, workspace):
+    """A request whose own directory goes meanwhile is refused; the next has a new one."""
     former = workspace.path
     shutil.rmtree(former)
     assert (await run('echo module >"$answer/made.ko"')).status == 0
@@ -177,8 +177,8 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("step", "error"), FAILURES)
-async def test_every_step_may_fail_and_leaves_nothing(run, workspace, monkeypatch, step, error):
-    """The client is told what, and nothing of where; the next request finds all as it was."""
+async def test_failure_of_any_step_leaves_nothing(run, workspace, monkeypatch, step, error):
+    """The client reads what failed, without paths; the next request succeeds."""
     name = STEPS[step]
     owner, _, function = name.rpartition(".")
     module = {"os": os, "tempfile": tempfile}[owner]
@@ -206,13 +206,13 @@ async def test_every_step_may_fail_and_leaves_nothing(run, workspace, monkeypatc
     assert len((await run(script, **request)).files) == 1
 
 
-async def test_program_that_is_gone(run, tmp_path):
+async def test_missing_stap_is_an_error(run, tmp_path):
     with pytest.raises(TranslatorError) as caught:
         await run("exit 0", program=tmp_path / "missing")
     assert caught.value.problem == "The compile could not be started: No such file or directory"
 
 
-async def test_limit_that_was_met(run):
+async def test_limit_that_was_met_is_in_the_result(run):
     result = await run("kill -XCPU $$", cpu_s=7.0)
     assert (
         result.limit_met
@@ -221,8 +221,7 @@ async def test_limit_that_was_met(run):
     assert (await run("exit 1")).limit_met is None
 
 
-async def test_contained_compile(run, tmp_path):
-    """Its own directory is where it is outside; nothing beside it is there."""
+async def test_contained_compile_sees_only_its_own_directory(run, tmp_path):
     (tmp_path / "beside").touch()
     result = await run(
         'cat script/x; echo module >"$answer/made.ko"; echo $TMPDIR; ls -A "$H" /root; ls -d "$TMPDIR"; nice',
@@ -235,8 +234,8 @@ async def test_contained_compile(run, tmp_path):
     assert [file.data for file in result.files] == [b"module\n"]
 
 
-async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
-    """And no answer of stap's: where and why is for the log."""
+async def test_missing_bubblewrap_is_an_error_and_no_answer(run, tmp_path):
+    """Where and why is for the log."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("choom", "nice", "setpriv", "nsenter", "timeout", "env", "sh"):
@@ -249,7 +248,7 @@ async def test_mechanism_that_is_gone_is_this_server_s_failure(run, tmp_path):
     assert "bwrap" in caught.value.where
 
 
-async def test_keep(run, workspace, lines):
+async def test_kept_directory_is_logged(run, workspace, lines):
     await run('echo module >"$answer/made.ko"', keep=True)
     (kept,) = workspace.path.parent.glob(f"{workspace.path.name}.*")
     assert [(entry["event"], entry["directory"]) for entry in lines.entries] == [("request.kept", kept)]
@@ -257,7 +256,7 @@ async def test_keep(run, workspace, lines):
 
 
 async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_path):
-    """The workspace fixture sees that the directory is gone."""
+    """The workspace fixture checks that the directory is gone."""
     with contextlib.closing(Witness(tmp_path)) as witness:
 
         async def begin():
@@ -271,7 +270,7 @@ async def test_cancellation_ends_the_tree_and_removes_the_directory(run, tmp_pat
         await witness.wait_gone()
 
 
-async def test_a_compile_that_fills_the_disk_is_ended_and_leaves_nothing(run):
+async def test_temporary_space_above_the_limit_ends_the_compile(run):
     with pytest.raises(TranslatorError) as caught:
         await run('head -c 3000000 /dev/zero >"$answer/big"; sleep 1000', temp_bytes=2_000_000)
     assert str(caught.value) == ("The compile was ended: it used more than 2000000 bytes of temporary space")

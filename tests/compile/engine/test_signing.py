@@ -1,4 +1,4 @@
-"""The signatures on modules: what gets one, what only looks like one, and the kernel's own program."""
+"""Signatures on modules: by the server's certificate, and by the kernel's own program."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sign(module: bytes) -> bytes:
 
 
 @pytest.mark.anyio
-async def test_each_module_gets_a_signature_and_nothing_else_does():
+async def test_each_module_and_nothing_else_gets_a_signature():
     files = (MODULE, *OTHERS, UPROBES)
     assert await add_signatures(files, sign) == (
         MODULE,
@@ -57,13 +57,13 @@ async def test_each_module_gets_a_signature_and_nothing_else_does():
     )
 
 
-def test_what_is_a_module():
+def test_modules_are_known_by_their_paths():
     assert has_modules([*OTHERS, MODULE])
     assert has_modules([UPROBES])
     assert not has_modules(OTHERS)
 
 
-def test_nothing_that_a_compile_left_passes_for_a_signature():
+def test_signatures_from_a_compile_are_dropped():
     forged = [ResponseFile(f"{file.path}.sgn", b"forged") for file in (MODULE, UPROBES, *OTHERS)]
     assert without_signatures([*forged, MODULE, *forged]) == (MODULE,)
 
@@ -79,7 +79,7 @@ def test_nothing_that_a_compile_left_passes_for_a_signature():
         (b"--sign-module=/x", b"--bogus"),
     ],
 )
-def test_clients_do_not_sign(arguments):
+def test_sign_module_option_is_rejected(arguments):
     with pytest.raises(RequestRejected) as caught:
         refuse_signing_options(arguments)
     assert str(caught.value) == (
@@ -87,7 +87,7 @@ def test_clients_do_not_sign(arguments):
     )
 
 
-def test_values_and_operands_are_no_options():
+def test_sign_module_as_value_or_operand_is_accepted():
     refuse_signing_options((b"-e", b"--sign-module", b"x.stp", b"--", b"--sign-module=/x"))
 
 
@@ -109,7 +109,7 @@ class TestKernelSigner:
     def signer(self, made: Mok, workspace: Workspace) -> KernelSigner:
         return KernelSigner(MokStore(made.directory.parent, LogLines().log), workspace, Sandbox(None))
 
-    async def test_modules_are_given_to_the_kernel_s_own_program(self, signer, made, tmp_path):
+    async def test_modules_are_signed_by_the_kernel_s_program(self, signer, made, tmp_path):
         make_sign_file(tmp_path, 'echo "$1 $2 $3" >>"$4"; env >>"$4"')
         signed = await signer.sign((MODULE, *OTHERS, UPROBES), ("00:11", made.fingerprint), tmp_path)
         first, *others, last = signed.files
@@ -125,7 +125,7 @@ class TestKernelSigner:
         )
 
     @pytest.mark.parametrize("fingerprints", [(), ("00:11",)], ids=["missing", "unknown"])
-    async def test_key_is_offered_where_none_is_trusted(self, signer, made, tmp_path, fingerprints):
+    async def test_key_is_offered_if_none_is_trusted(self, signer, made, tmp_path, fingerprints):
         """No sign-file is there: nothing is signed."""
         signed = await signer.sign((MODULE,), fingerprints, tmp_path)
         assert signed.files == (MODULE, ResponseFile("signing_key.x509", made.der))
@@ -135,7 +135,7 @@ class TestKernelSigner:
         assert "Server:     sudo mokutil --import signing_key.x509" in lines
         assert "reboot" in signed.message.decode()
 
-    async def test_no_key_and_none_can_be_made(self, workspace, tmp_path):
+    async def test_key_that_cannot_be_made_is_an_error(self, workspace, tmp_path):
         signer = KernelSigner(MokStore(Path("/dev/null/moks"), LogLines().log), workspace, Sandbox(None))
         with pytest.raises(TranslatorError) as caught:
             await signer.sign((MODULE,), (), tmp_path)
@@ -156,7 +156,9 @@ class TestKernelSigner:
             ("sleep 1000", "did not end within 0.2 seconds"),
         ],
     )
-    async def test_faults(self, signer, made, tmp_path, monkeypatch, script, reason):
+    async def test_failed_signing_is_an_error_without_paths(
+        self, signer, made, tmp_path, monkeypatch, script, reason
+    ):
         if script is not None:
             make_sign_file(tmp_path, script)
         if script == "sleep 1000":

@@ -1,4 +1,4 @@
-"""What stap is told, and what is taken from it."""
+"""stap's command line, environment and files, and the answer that is read from them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ANSWER = Path("/tmp/a/stap000000")
         ),
     ],
 )
-def test_command_line(settings, options):
+def test_command_line_has_the_server_s_options(settings, options):
     arguments = (b"-e", b"a\n'b'\xff", b"--tmpdir=/x")
     command = stap_command(STAP, settings, RELEASE, arguments, privilege=None, answer=ANSWER)
     assert command == [
@@ -54,7 +54,7 @@ def test_command_line(settings, options):
     ]
 
 
-def test_build_tree_is_passed_as_given():
+def test_build_tree_is_passed_as_it_was_given():
     tree = ServedRelease("6.1", "x86_64", "/kernels/mine", Path("/kernels/mine"))
     command = stap_command(STAP, ServerSettings(), tree, (), privilege=None, answer=ANSWER)
     assert command[2] == b"/kernels/mine"
@@ -71,12 +71,12 @@ def test_privilege_goes_in_front_of_the_marker(privilege):
     assert in_front == ([b"--privilege=" + privilege.value.encode()] if restricted else [])
 
 
-def test_environment():
+def test_environment_takes_the_client_s_locale():
     environ = {b"PATH": b"/bin", b"LANG": b"C", b"NOTIFY_SOCKET": b"/n", b"CREDENTIALS_DIRECTORY": b"/c"}
     assert stap_environment(environ, (("LANG", "fr_FR.utf8"),)) == {b"PATH": b"/bin", b"LANG": b"fr_FR.utf8"}
 
 
-def test_layout(tmp_path):
+def test_request_is_written_privately(tmp_path):
     request = CompileRequest(
         release="6.1",
         arch="x86_64",
@@ -123,7 +123,7 @@ def test_answer_never_follows_a_link_or_waits_on_a_pipe(tmp_path):
         read_answer(answer, max_bytes=1000)
 
 
-def test_answer_is_bounded(tmp_path):
+def test_answer_above_the_limit_is_an_error(tmp_path):
     answer = tmp_path / "stap000000"
     answer.mkdir()
     (answer / "a.ko").write_bytes(bytes(600))
@@ -133,7 +133,7 @@ def test_answer_is_bounded(tmp_path):
     assert str(caught.value) == "The answer is larger than 1000 bytes; ask for less at once"
 
 
-def test_private_paths_are_hidden_the_longest_first():
+def test_longest_private_path_is_redacted_first():
     text = (
         b"/home/s/.systemtap/cache/x.ko at /home/s/y and /tmp/w/r/response/stap000000/z.c in /tmp/w/r/request"
     )
@@ -151,22 +151,22 @@ def test_systemtap_directory_is_private():
 
 @pytest.mark.anyio
 class TestFindStap:
-    async def test_named_in_the_environment(self, tmp_path):
+    async def test_variable_names_the_program(self, tmp_path):
         stap = make_stap(tmp_path / "mystap", "exit 1")
         assert await find_stap({"SYSTEMTAP_STAP": str(stap)}) == StapProgram(stap, "4.8")
 
-    async def test_on_the_path(self, tmp_path):
+    async def test_program_is_found_on_the_path(self, tmp_path):
         stap = make_stap(tmp_path / "stap", "exit 1")
         assert await find_stap({"PATH": f"/nowhere:{tmp_path}"}) == StapProgram(stap, "4.8")
 
-    async def test_missing(self, tmp_path):
+    async def test_missing_program_is_an_error(self, tmp_path):
         with pytest.raises(ConfigError) as caught:
             await find_stap({"PATH": str(tmp_path)})
         assert str(caught.value) == (
             "stap was not found; install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP"
         )
 
-    async def test_something_else(self, tmp_path):
+    async def test_other_program_is_an_error(self, tmp_path):
         with pytest.raises(ConfigError) as caught:
             await find_stap({"SYSTEMTAP_STAP": "/bin/true"})
         assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""Temporary space, measured while compiles run."""
+"""The bound on temporary space, measured while compiles run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, size: int) -> None:
     path.write_bytes(os.urandom(size))
 
 
-def test_what_is_on_disk_counts_and_links_lead_nowhere(tmp_path):
+def test_disk_use_counts_and_links_are_not_followed(tmp_path):
     write(tmp_path / "own" / "deep" / "large", 300 * KIBI)
     write(tmp_path / "elsewhere" / "other", 9000 * KIBI)
     (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
@@ -37,20 +37,20 @@ def test_what_is_on_disk_counts_and_links_lead_nowhere(tmp_path):
     assert 300 * KIBI <= measured < 400 * KIBI
 
 
-def test_each_name_counts(tmp_path):
+def test_empty_files_count(tmp_path):
     for number in range(100):
         (tmp_path / str(number)).touch()
     assert measure_bytes(tmp_path, enough=2**40) == 100 * 4096
 
 
-def test_counting_stops_when_it_is_enough(tmp_path):
+def test_counting_stops_above_enough(tmp_path):
     for number in range(100):
         (tmp_path / str(number)).touch()
     assert measure_bytes(tmp_path, enough=10 * 4096) == 11 * 4096
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root looks everywhere")
-def test_a_directory_that_hides_what_it_holds_counts_as_more(tmp_path):
+def test_unreadable_directory_counts_as_more_than_enough(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0)
     try:
@@ -59,11 +59,11 @@ def test_a_directory_that_hides_what_it_holds_counts_as_more(tmp_path):
         hidden.chmod(0o700)
 
 
-def test_what_is_gone_counts_nothing(tmp_path):
+def test_missing_directory_counts_nothing(tmp_path):
     assert measure_bytes(tmp_path / "gone", enough=1) == 0
 
 
-async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
+async def test_result_and_error_of_the_run_pass_through(tmp_path):
     all_space = TempQuota(10**9)
 
     async def give() -> int:
@@ -81,7 +81,7 @@ async def test_what_a_run_returns_and_raises_comes_through(tmp_path):
     assert all_space.used_bytes == 0
 
 
-async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
+async def test_largest_of_all_is_ended_above_the_quota(tmp_path):
     all_space = TempQuota(1000 * KIBI)
     ended: dict[str, TranslatorError] = {}
     done = anyio.Event()
@@ -103,7 +103,7 @@ async def test_of_all_the_one_that_uses_most_is_ended(tmp_path):
     assert all_space.used_bytes == 0
 
 
-async def test_a_run_that_is_cancelled_is_forgotten(tmp_path):
+async def test_cancelled_run_no_longer_counts(tmp_path):
     all_space = TempQuota(10**9)
     write(tmp_path / "file", 100 * KIBI)
     looked = anyio.Event()

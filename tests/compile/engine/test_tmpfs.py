@@ -1,4 +1,4 @@
-"""Compiles are in memory where there is room, and where nobody else has a hand in it."""
+"""A directory in memory is found only where it is safe and memory is plenty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENOUGH_KB = 2 * MOST // 1024
 
 @pytest.fixture
 def memory(tmp_path):
-    """A host with just enough of everything; the directory's own file system is that of the test."""
+    """A host with just enough memory; the directory is on the file system of the test."""
     directory = tmp_path / "shm"
     directory.mkdir()
     directory.chmod(0o1777)
@@ -38,7 +38,7 @@ def limit(memory, group, name, text):
     (place / name).write_text(text)
 
 
-def test_enough(memory):
+def test_directory_is_found_if_memory_is_enough(memory):
     limit(memory, "x/y", "memory.max", "max\n")
     limit(memory, "", "memory.max", f"{2 * MOST}\n")
     limit(memory, "memory/a", "memory.limit_in_bytes", "9223372036854771712\n")
@@ -56,12 +56,12 @@ def test_enough(memory):
         ("memory", "memory.limit_in_bytes"),
     ],
 )
-def test_bound_of_a_control_group(memory, group, name):
+def test_cgroup_limit_below_the_need_finds_none(memory, group, name):
     limit(memory, group, name, f"{2 * MOST - 1}\n")
     assert memory.find_directory(MOST) is None
 
 
-def test_full_file_system(memory):
+def test_full_file_system_finds_none(memory):
     many = "9" * 15
     memory.meminfo.write_text(f"MemAvailable: {many} kB\n")
     assert memory.find_directory(1 << 56) is None
@@ -70,30 +70,30 @@ def test_full_file_system(memory):
 @pytest.mark.parametrize(
     "text", ["", "tmpfs /elsewhere tmpfs rw 0 0\n", "/dev/sda1 {} ext4 rw 0 0\n", "tmpfs {}x tmpfs rw 0 0\n"]
 )
-def test_no_tmpfs(memory, text):
+def test_other_file_system_finds_none(memory, text):
     memory.mounts.write_text(text.format(memory.directory))
     assert memory.find_directory(MOST) is None
 
 
-def test_others_could_remove_it(memory):
+def test_directory_without_sticky_bit_finds_none(memory):
     memory.directory.chmod(0o777)
     assert memory.find_directory(MOST) is None
 
 
-def test_people_log_out(memory):
+def test_login_user_finds_none_under_logind(memory):
     memory.logind_users.mkdir()
     assert memory.find_directory(MOST) is None
     assert attrs.evolve(memory, first_login_uid=1 << 31).find_directory(MOST) == memory.directory
 
 
 @pytest.mark.parametrize("table", ["directory", "mounts", "meminfo", "cgroups"])
-def test_what_cannot_be_known_is_no_room(memory, table):
+def test_missing_file_finds_none(memory, table):
     path = getattr(memory, table)
     path.rename(path.with_name("gone"))
     assert memory.find_directory(MOST) is None
 
 
 @pytest.mark.parametrize("text", ["", "MemAvailable: much kB\n"])
-def test_damaged_table(memory, text):
+def test_damaged_meminfo_finds_none(memory, text):
     memory.meminfo.write_text(text)
     assert memory.find_directory(MOST) is None

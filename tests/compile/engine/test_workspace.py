@@ -1,4 +1,4 @@
-"""Temporary directories: private, removed, swept when their owner is dead."""
+"""Temporary directories: private, removed with their owner, or by the next one after a kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_close_removes_everything(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_discard_removes_what_a_compile_made_unreadable(workspace):
+def test_discard_removes_unreadable_directories(workspace):
     request = workspace.make_request_directory()
     (request / "sealed" / "deeper").mkdir(parents=True)
     (request / "sealed" / "deeper" / "file").write_text("x")
@@ -59,8 +59,8 @@ def test_discard_follows_no_link(workspace, tmp_path):
     assert (precious / "file").exists()
 
 
-def test_what_cannot_be_removed_now_is_removed_with_the_next(workspace, monkeypatch):
-    """Without a free descriptor nothing can be."""
+def test_failed_removal_is_repeated_with_the_next(workspace, monkeypatch):
+    """Without a free descriptor nothing can be removed."""
     first, second = workspace.make_request_directory(), workspace.make_request_directory()
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", lambda *_arguments, **_options: None)
@@ -70,7 +70,7 @@ def test_what_cannot_be_removed_now_is_removed_with_the_next(workspace, monkeypa
     assert [path.name for path in workspace.path.iterdir()] == ["lock"]
 
 
-def test_kept_directory_outlives_the_workspace_and_the_sweeper(tmp_path):
+def test_kept_directory_outlives_workspace_and_sweep(tmp_path):
     workspace = Workspace.open(tmp_path)
     request = workspace.make_request_directory()
     (request / "file").write_text("x")
@@ -80,7 +80,7 @@ def test_kept_directory_outlives_the_workspace_and_the_sweeper(tmp_path):
     assert (kept / "file").read_text() == "x"
 
 
-def test_sweep_spares_the_living_and_the_strangers(workspace, tmp_path):
+def test_sweep_spares_locked_and_foreign_directories(workspace, tmp_path):
     (tmp_path / "stap-server.original").mkdir()
     (tmp_path / "other").mkdir()
     assert sweep(tmp_path) == []
@@ -91,7 +91,7 @@ def test_sweep_spares_the_living_and_the_strangers(workspace, tmp_path):
     }
 
 
-def test_opening_sweeps_out_the_killed(tmp_path):
+def test_opening_removes_directories_of_killed_processes(tmp_path):
     script = "import os,sys,pathlib\nfrom stapsrv.compile.engine.workspace import Workspace\n"
     script += "Workspace.open(pathlib.Path(sys.argv[1])).make_request_directory(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
@@ -109,7 +109,7 @@ def test_sweep_follows_no_link_to_a_lock(tmp_path):
     assert sweep(tmp_path) == []
 
 
-def test_opening_sweeps_out_those_who_were_killed_on_their_way(tmp_path):
+def test_sweep_removes_old_directories_that_were_never_finished(tmp_path):
     for name in (".stap-server.one", ".stap-server.two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
@@ -123,7 +123,7 @@ def test_opening_sweeps_out_those_who_were_killed_on_their_way(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directory_that_was_removed_is_made_anew(tmp_path):
+def test_directory_that_was_removed_is_made_again(tmp_path):
     before = os.listdir("/proc/self/fd")
     workspace = Workspace.open(tmp_path)
     former = workspace.path
@@ -138,7 +138,7 @@ def test_directory_that_was_removed_is_made_anew(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_parent_that_is_removed_and_comes_back(tmp_path):
+def test_request_directory_fails_until_the_parent_is_back(tmp_path):
     parent = tmp_path / "tmp"
     parent.mkdir()
     workspace = Workspace.open(parent)
@@ -152,7 +152,7 @@ def test_parent_that_is_removed_and_comes_back(tmp_path):
     assert list(parent.iterdir()) == []
 
 
-def test_many_threads_make_it_anew_once(tmp_path):
+def test_removed_directory_is_made_again_once_by_many_threads(tmp_path):
     workspace = Workspace.open(tmp_path)
     shutil.rmtree(workspace.path)
     with ThreadPoolExecutor(8) as threads:
@@ -162,15 +162,15 @@ def test_many_threads_make_it_anew_once(tmp_path):
     workspace.close()
 
 
-def test_systemd_tmpfiles_is_told_that_it_is_in_use(workspace):
-    """It spares what somebody has locked: tmpfiles.d(5)."""
+def test_directory_is_locked_against_systemd_tmpfiles(workspace):
+    """It spares locked directories: tmpfiles.d(5)."""
     locked = os.open(workspace.path, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(locked)
 
 
-def test_unusable_parent_is_one_clear_line(tmp_path):
+def test_unusable_parent_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Workspace.open(tmp_path / "missing")
     assert str(caught.value) == (
@@ -179,14 +179,14 @@ def test_unusable_parent_is_one_clear_line(tmp_path):
     )
 
 
-def test_descriptors_go_back(tmp_path):
+def test_close_gives_the_descriptors_back(tmp_path):
     before = os.listdir("/proc/self/fd")
     Workspace.open(tmp_path).close()
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_in_memory_but_what_is_kept(tmp_path):
-    """And what a killed process left there is swept away, wherever this one is."""
+def test_workspace_in_memory_keeps_directories_on_disk(tmp_path):
+    """What a killed process left in memory is removed, wherever the next one is."""
     disk, memory = tmp_path / "disk", tmp_path / "memory"
     disk.mkdir()
     memory.mkdir()
