@@ -28,8 +28,10 @@ from stapsrv.rejection import RejectReason
 _READ_BYTES = 65536
 # Of a frame that is too large: read and dropped, so that the client can read its response.
 _DISCARD_BYTES = 16 * 1024 * 1024
-# For the client to acknowledge the end of the connection, and for its result to be stored.
+# For the client to acknowledge the end of the connection.
 _CLOSE_S = 2.0
+# For the result to be stored: the log says whether it was. On a busy host that takes seconds.
+_STORE_S = 10.0
 # For a client to read that its request was broken off, when the server stops.
 _STOPPING_S = 1.0
 
@@ -115,10 +117,10 @@ class Session:
         )
         try:
             await self._serve_request(tls, received, handler, record)
-            with anyio.move_on_after(_CLOSE_S):
-                async with anyio.create_task_group() as closing:
-                    closing.start_soon(_close, tls)
-                    closing.start_soon(handler.finish)
+            async with anyio.create_task_group() as closing:
+                closing.start_soon(_close, tls)
+                with anyio.move_on_after(_STORE_S):
+                    await handler.finish()
         finally:
             self._log.info("request.summary", **summary(record))
             self._service.latencies.add(record)
@@ -255,9 +257,10 @@ async def _discard(tls: TLSStream, announced: int) -> None:
 
 
 async def _close(tls: TLSStream) -> None:
-    """Send the end of the TLS connection, and let the peer read it before the socket closes."""
-    with contextlib.suppress(*_BROKEN):
+    """Send the end of the TLS connection, let the peer read it, and close the socket."""
+    with anyio.move_on_after(_CLOSE_S), contextlib.suppress(*_BROKEN):
         await tls.unwrap()
+    await anyio.aclose_forcefully(tls.transport_stream)
 
 
 def _size(received: bytes | StapsrvError) -> int:

@@ -694,3 +694,35 @@ async def test_a_known_result_is_signed_for_whoever_asks(tmp_path, monkeypatch):
     assert signature not in plain.files
     assert first.files[signature].startswith(b"server signed ")
     assert renewed.files[signature].startswith(b"renewed signed ")
+
+
+async def test_summary_waits_for_the_verdict_though_the_connection_is_closed(monkeypatch):
+    async with running_server() as running:
+        entry = CacheEntry(CompileResult(0, b"out\n", b"err\n", ()))
+
+        async def compile_job(_job: CompileJob) -> CacheEntry:
+            return entry
+
+        monkeypatch.setattr(running.service.engine, "compile", compile_job)
+        assert (await exchange(running.port, request("-p4"))).rc == 0
+        async with await connect(running.port) as tls:
+            await tls.send(frame(request("-p4")))
+            await read_answer(tls)
+        assert "request.summary" not in running.lines.events()
+        entry.finish("option")
+        await running.lines.wait("request.summary", 2)
+    reasons = [line["uncacheable"] for line in running.lines.entries if line["event"] == "request.summary"]
+    assert reasons == ["option", "option"]
+
+
+async def test_summary_does_not_wait_for_a_verdict_for_ever(monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.session._STORE_S", 0.05)
+    async with running_server() as running:
+
+        async def compile_job(_job: CompileJob) -> CacheEntry:
+            return CacheEntry(CompileResult(0, b"out\n", b"err\n", ()))
+
+        monkeypatch.setattr(running.service.engine, "compile", compile_job)
+        assert (await exchange(running.port, request("-p4"))).rc == 0
+        await running.lines.wait("request.summary")
+        assert running.lines.entries[-1]["uncacheable"] == "unknown yet"
