@@ -1,7 +1,7 @@
-"""Who a server is: a self-signed certificate and its key, kept in an NSS database directory.
+"""A server's identity: a self-signed certificate and its key in an NSS database directory.
 
-The form of the certificate, the directory and the trust flags are those of the original's own, so that
-either server works with a directory that the other one made (PROTOCOL, Certificates).
+Certificate, directory and trust flags are like those of SystemTap's own server, so that either server works
+with a directory that the other one made (PROTOCOL, Certificates).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _REMEDY_ELSEWHERE = "move the directory away, and the next start makes a new one
 
 
 class Validity(enum.Enum):
-    """How a moment stands to a certificate's dates."""
+    """Where a moment lies between a certificate's dates."""
 
     VALID = enum.auto()
     NOT_YET_VALID = enum.auto()
@@ -58,13 +58,9 @@ class Validity(enum.Enum):
 
 @attrs.frozen
 class Identity:
-    """A server's certificate and private key, and the database directory that they are kept in.
+    """A server's certificate and private key, and the database directory that holds them.
 
-    Attributes:
-        directory: the database's.
-        certificate: shown to clients.
-        key: the private one.
-        fingerprint: of the database's files when they were read.
+    ``fingerprint`` is that of the database's files when they were read.
     """
 
     directory: Path
@@ -74,40 +70,37 @@ class Identity:
 
     @property
     def der(self) -> bytes:
-        """The certificate in DER: what ``stap.cert`` holds and clients import."""
+        """The certificate in DER, the contents of ``stap.cert``, which clients import."""
         return self.certificate.public_bytes(Encoding.DER)
 
     @property
     def serial(self) -> str:
-        """The serial number as ``certinfo`` announces it (:func:`serial_pairs`)."""
+        """The serial number, as :func:`serial_pairs` writes it."""
         return serial_pairs(self.certificate)
 
     @property
     def not_before(self) -> datetime:
-        """From when it is valid, in UTC."""
+        """The beginning of its validity, in UTC."""
         return self.certificate.not_valid_before_utc
 
     @property
     def not_after(self) -> datetime:
-        """Until when it is valid, in UTC."""
+        """The end of its validity, in UTC."""
         return self.certificate.not_valid_after_utc
 
     def validity(self, now: datetime) -> Validity:
-        """Say how ``now``, an aware time, stands to the certificate's dates."""
+        """Return whether the certificate is valid at ``now``, an aware time."""
         if now < self.not_before:
             return Validity.NOT_YET_VALID
         return Validity.EXPIRED if now > self.not_after else Validity.VALID
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return a new context for the server's side of TLS 1.2 or 1.3, asking for no client certificate.
-
-        Sessions of one context cannot be resumed in another.
-        """
+        """Return a new server context for TLS 1.2 and 1.3, without client certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = ssl.TLSVersion.TLSv1_3
-        # One, for clients that ask again: they skip the key exchange's costly signature. Its keys are this
-        # context's own, so that a renewed certificate is shown to all, whatever tickets they have.
+        # One, for clients that connect again: they skip the costly signature of the key exchange. A ticket is
+        # good for this context only, so that a renewed certificate is shown to all.
         context.num_tickets = 1
         key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with memory_file(self.certificate.public_bytes(Encoding.PEM) + key) as chain:
@@ -115,50 +108,40 @@ class Identity:
         return context
 
 
+# What a directory holds: an identity, a database that lost it, or no database.
 _Found: TypeAlias = Identity | DamagedDatabase | None
-"""What a directory holds: an identity, a database that lost it, or no database."""
 
 
 def serial_pairs(certificate: x509.Certificate) -> str:
-    """Return a certificate's serial number as hex pairs joined by ``:`` (PROTOCOL, mDNS).
-
-    As the client sees it, which takes the bytes of the DER encoding: a number whose first bit is set
-    begins with ``00``.
-    """
+    """Return a certificate's serial number as hex pairs joined by ``:``, as ``certinfo`` announces it."""
+    # Clients take the bytes of the DER encoding: a number whose first bit is set begins with 00.
     number = certificate.serial_number
     return number.to_bytes(number.bit_length() // 8 + 1, "big").hex(":")
 
 
 def systemtap_directory(environ: Mapping[str, str]) -> Path:
-    """Return where a user's SystemTap data is: ``$SYSTEMTAP_DIR``, else ``~/.systemtap`` (stappaths(7))."""
+    """Return a user's SystemTap directory: ``$SYSTEMTAP_DIR``, else ``~/.systemtap`` (stappaths(7))."""
     if directory := environ.get("SYSTEMTAP_DIR"):
         return Path(directory)
     return Path(environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir) / ".systemtap"
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
-    """Return where a user's servers keep their identity, unless told otherwise (``--ssl``)."""
+    """Return a user's SystemTap directory: ``$SYSTEMTAP_DIR``, else ``~/.systemtap`` (stappaths(7))."""
     return systemtap_directory(environ) / "ssl" / "server"
 
 
 async def load_or_create_identity(
     directory: Path, *, log: FilteringBoundLogger, password: str = "", now: datetime | None = None
 ) -> Identity:
-    """Load the identity in ``directory``, or make a new one where there is none that serves.
+    """Load the identity in ``directory``, or make a new one where it is missing, not valid now or damaged.
 
-    A new one takes the place of what is missing, expired, not yet valid or damaged, and of nothing else.
-    It appears all at once; other files in the directory stay. When several processes come at the same
-    moment, one makes it and the others load it.
-
-    Args:
-        directory: the NSS database directory; made if missing.
-        log: gets what was found, and why a new one was made.
-        password: of the database; a new one gets it too.
-        now: the aware time to judge the dates by and to begin a new certificate at; the clock's if None.
+    A new one, with the same password, appears all at once; other files in the directory stay. Of several
+    processes that do this at the same moment, one makes it and the others load it.
 
     Raises:
-        IdentityError: obsolete, locked, forbidden, wrong password, or holding what is not ours to replace;
-            nothing was changed.
+        IdentityError: the database is obsolete, locked or forbidden, has another password, or holds other
+            certificates; nothing was changed.
 
     Cancellation: the directory has either all of the new identity or none of it.
     """
@@ -172,7 +155,7 @@ async def load_or_create_identity(
             _report(found, directory, log=log, now=now)
             return found
         async with write_lock(directory):
-            # Once more: another process may have made one in between.
+            # Again: another process may have made one in between.
             found = await _find(directory, password)
             _report(found, directory, log=log, now=now)
             if _is_usable(found, now):
@@ -185,13 +168,10 @@ async def load_or_create_identity(
 async def renew_identity(
     identity: Identity, *, log: FilteringBoundLogger, password: str = "", now: datetime | None = None
 ) -> Identity:
-    """Put a new identity in the place of ``identity``, which may be valid still.
-
-    Where another process has done so already, that one's is loaded.
+    """Replace ``identity``, valid or not, with a new one; one that another process made is loaded.
 
     Raises:
-        IdentityError: the database cannot be changed, or holds what is not ours to replace; the old
-            identity is still there.
+        IdentityError: the database cannot be changed, or holds other certificates; nothing was changed.
 
     Cancellation: the directory has either all of the new identity or all of the old one.
     """
@@ -212,17 +192,13 @@ async def renew_identity(
 async def make_identity(
     directory: Path, *, log: FilteringBoundLogger, extra_names: Sequence[str] = (), password: str = ""
 ) -> Identity:
-    """Make an identity in ``directory``, in the place of what may be there.
+    """Make an identity in ``directory``, replacing one that may be there.
 
-    Args:
-        directory: the NSS database directory; made if missing.
-        log: gets ``identity.generating``.
-        extra_names: further DNS names for the certificate.
-        password: for the database.
+    ``extra_names`` are further DNS names for the certificate.
 
     Raises:
-        IdentityError: the directory cannot be changed, or holds what is not ours to replace.
-        ValueError: a name is not one.
+        IdentityError: the directory cannot be changed, or holds other certificates.
+        ValueError: a name is not a DNS name.
     """
     with explain_os_errors(directory):
         _refuse_obsolete(directory)
@@ -234,7 +210,7 @@ async def make_identity(
 
 
 def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime | None = None) -> None:
-    """Log where an identity is kept, its dates, and how ``now`` stands to them."""
+    """Log where an identity is, its dates, and whether it is valid."""
     log.info("identity.found", directory=identity.directory)
     log.info("identity.not_before", when=identity.not_before)
     log.info("identity.not_after", when=identity.not_after)
@@ -251,7 +227,7 @@ async def _find(directory: Path, password: str) -> _Found:
     database = Database(directory, password)
     if not database.exists:
         return None
-    # Before it is read, so that what is written meanwhile makes a difference.
+    # Before it is read, so that a change meanwhile shows as a difference later.
     fingerprint = database.fingerprint()
     try:
         identities = await database.identities(NICKNAME)
@@ -284,7 +260,7 @@ def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: d
 
 
 def _refuse_obsolete(directory: Path) -> None:
-    """Refuse the databases of old SystemTap releases; dbm files beside a database of today harm nobody."""
+    # Of old SystemTap releases. dbm files beside a database of today do no harm.
     obsolete = [_OBSOLETE_PASSWORD] if Database(directory).exists else [_OBSOLETE_PASSWORD, *_OBSOLETE_DBM]
     for name in obsolete:
         if path_exists(directory / name):
@@ -296,7 +272,7 @@ def _refuse_obsolete(directory: Path) -> None:
 
 
 async def _refuse_to_replace_others(directory: Path) -> None:
-    """Refuse to replace a database that an operator keeps other certificates in."""
+    # An operator may keep others in the same database, which would be lost.
     database = Database(directory)
     try:
         listing = await database.listing() if database.exists else []

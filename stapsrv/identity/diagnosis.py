@@ -1,7 +1,7 @@
-"""Why an NSS database does not open.
+"""Finds out why an NSS database does not open.
 
-NSS says ``SEC_ERROR_BAD_DATABASE`` for a missing file, a locked one, a forbidden one and a damaged one
-alike. Only the last is worth a new database, so the files are looked at here: they are SQLite's.
+NSS reports ``SEC_ERROR_BAD_DATABASE`` for a missing file, a locked one, a forbidden one and a damaged one
+alike. Only the last justifies a new database, so the files, which are SQLite's, are examined here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ _TABLES = {"cert9.db": "nssPublic", "key4.db": "nssPrivate"}
 
 
 class DamagedDatabase(IdentityError):
-    """A database whose contents are lost for certain; a new one destroys nothing.
-
-    Caught apart by whoever may make that new one.
-    """
+    """A database whose contents are certainly lost: a new one destroys nothing."""
 
 
 def diagnose(directory: Path) -> IdentityError | None:
-    """Look for the reason that NSS refuses the database in ``directory``; None when its files are sound.
+    """Return why NSS refuses the database in ``directory``; None if its files are sound.
 
     Raises:
         PermissionError: a file or the directory may not be read.
@@ -37,7 +34,7 @@ def diagnose(directory: Path) -> IdentityError | None:
         except FileNotFoundError:
             defect = "is missing"
         except sqlite3.OperationalError as exc:
-            # Locked, or not readable just now: the contents may well be whole.
+            # Locked, or not readable at the moment: the contents may well be intact.
             return IdentityError(
                 f"{name} cannot be read now ({exc})",
                 where=str(directory),

@@ -1,12 +1,8 @@
-"""Directories whose contents change all at once, with one process at a time changing them.
+"""Directories whose files change all at once, by one process at a time.
 
-A change is prepared in a private directory *inside* the one it is for, and takes effect by one rename
-(:func:`commit`). What follows that rename is only moving finished files to their places; a process that
-dies half-way leaves work that :func:`finish_commit` completes. Replacing the files rather than the
-directory keeps all else in it (an operator's ``moks/``), its owner and its mode, and works where a
-directory cannot be renamed: a mount point, an image layer, a parent that belongs to somebody else.
-
-Three names in such a directory belong to this module: ``.lock``, ``.ready`` and ``.new-…``.
+A change is staged in a private directory inside the one it is for, and takes effect by one rename
+(:func:`commit`). What follows only moves finished files to their places; :func:`finish_commit` completes it
+after a crash. Three names belong to this module: ``.lock``, ``.ready`` and ``.new-…``.
 """
 
 from __future__ import annotations
@@ -26,8 +22,10 @@ from stapsrv.errors import IdentityError
 from stapsrv.system.atomic_file import sync
 
 LOCK_TIMEOUT_S = 60.0
-"""The holder makes an RSA key and runs a few short programs; a slow host takes some ten seconds for that."""
+"""The holder makes an RSA key and runs a few short programs: some ten seconds on a slow host."""
 
+# The files are replaced, not the directory: that keeps everything else in it (an operator's ``moks/``), its
+# owner and its mode, and works where it cannot be renamed, such as at a mount point.
 _LOCK = ".lock"
 _LOCK_POLL_S = 0.05
 _STAGING = ".new-"
@@ -37,12 +35,10 @@ _SQLITE_SIDECARS = ("-journal", "-wal", "-shm")
 
 @asynccontextmanager
 async def write_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
-    """Have ``directory``, made if missing, alone: no other process or task reads or changes it.
-
-    What a process that died left behind is finished or swept away first.
+    """Lock ``directory``, made if missing, for writing, and finish or remove what a crash left in it.
 
     Raises:
-        IdentityError: others had it for longer than ``timeout_s``.
+        IdentityError: others held it for longer than ``timeout_s``.
         OSError: the directory cannot be made or written.
     """
     ensure_directory(directory)
@@ -58,9 +54,7 @@ async def write_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> A
 
 @asynccontextmanager
 async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
-    """Keep others from changing ``directory``, not from reading it.
-
-    Where it is missing, or not ours to write, there is no lock to be had: it is read as it is.
+    """Lock ``directory`` for reading.
 
     Raises:
         IdentityError: another process was changing it for longer than ``timeout_s``.
@@ -68,6 +62,7 @@ async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> As
     try:
         descriptor = _open_lock(directory)
     except OSError:
+        # Missing, or not writable for this user, who then cannot lock it: it is read as it is.
         yield
         return
     try:
@@ -78,7 +73,7 @@ async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> As
 
 
 def ensure_directory(directory: Path) -> None:
-    """Make ``directory`` with mode 0755, as the original does, unless it exists; parents follow the umask."""
+    """Make ``directory``, unless it exists, with mode 0755; parents follow the umask."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         directory.mkdir(mode=0o755)
@@ -90,10 +85,8 @@ def ensure_directory(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what processes that died were preparing in a directory, unless somebody is at it now.
-
-    It may hold private keys, and nobody may change the directory for a long time. What is not ours stays.
-    """
+    """Remove what crashed processes staged in a directory, unless it is locked now."""
+    # It may hold private keys, and the next write_lock() may be a long time away.
     with suppress(OSError):
         if not any(directory.glob(f"{_STAGING}*")):
             return
@@ -107,7 +100,7 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def staging_directory(directory: Path) -> Iterator[Path]:
-    """Give a new private directory in which to prepare a change of ``directory``; gone on exit."""
+    """Hold a new private directory in which to stage a change of ``directory``."""
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=directory))
     try:
         yield staging
@@ -116,10 +109,10 @@ def staging_directory(directory: Path) -> Iterator[Path]:
 
 
 def commit(staging: Path, directory: Path) -> None:
-    """Let the files in ``staging`` take the places of those with the same names in ``directory``.
+    """Replace files in ``directory`` with those in ``staging``, all or none; waits for the disk.
 
-    All or nothing: an OSError from the first step leaves everything as it was, and after that step the
-    change is sure to happen. Blocks until the files are on the disk.
+    Raises:
+        OSError: nothing was changed, or, after the first rename, :func:`finish_commit` will complete it.
     """
     for path in (*staging.iterdir(), staging):
         sync(path)
@@ -128,7 +121,7 @@ def commit(staging: Path, directory: Path) -> None:
 
 
 def finish_commit(directory: Path) -> None:
-    """Complete a commit that was interrupted; nothing to do otherwise."""
+    """Complete a commit that was interrupted, if there is one."""
     ready = directory / _READY
     if not path_exists(ready):
         return
@@ -141,12 +134,12 @@ def finish_commit(directory: Path) -> None:
 
 
 def has_pending_commit(directory: Path) -> bool:
-    """Whether a commit was interrupted, or is under way: what is there now is about to be replaced."""
+    """Whether a commit was interrupted or is under way: the files are about to be replaced."""
     return path_exists(directory / _READY)
 
 
 def path_exists(path: Path) -> bool:
-    """Whether something is there; unlike ``Path.exists``, permission denied is an error, not an answer."""
+    """Whether something is there; unlike for ``Path.exists``, permission denied is an error."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -156,7 +149,7 @@ def path_exists(path: Path) -> bool:
 
 @contextmanager
 def explain_os_errors(directory: Path) -> Iterator[None]:
-    """Turn what the operating system refused in ``directory`` into an IdentityError that says what to do."""
+    """Raise an OSError of the block as an IdentityError with a remedy."""
     try:
         yield
     except PermissionError as exc:
@@ -198,7 +191,7 @@ def _lock_nowait(descriptor: int, kind: int) -> bool:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what was being prepared by a process that died; the lock tells that it is nobody's."""
+    # The caller has the lock, so no process that runs is staging these.
     for left_over in directory.glob(f"{_STAGING}*"):
         shutil.rmtree(left_over, ignore_errors=True)
 

@@ -1,10 +1,8 @@
-"""Machine owner keys: what signs modules for kernels that load no others (secure boot).
+"""Machine owner keys, which sign modules for kernels that load no others (secure boot).
 
 Each key has a directory ``moks/FINGERPRINT`` with ``signing_key.x509`` (DER) and ``signing_key.priv`` (PEM);
-FINGERPRINT is the certificate's, as mokutil shows it. The keys are their operator's: one that cannot be
-used is reported and left as it is, and none is ever replaced.
-
-Source: PROTOCOL, machine owner keys; modes and certificates are those that SystemTap 4.8 makes.
+FINGERPRINT is the certificate's, as mokutil shows it. A key that cannot be used is reported and left alone,
+and none is ever replaced. Modes and certificates are like SystemTap 4.8's (PROTOCOL, machine owner keys).
 """
 
 from __future__ import annotations
@@ -81,18 +79,13 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid:always
 """
 
+# Changes whenever a key's directory or one of its files does.
 _Stamp = tuple[tuple[int, int, int], ...]
-"""Changes whenever a key's directory or one of its files does."""
 
 
 @attrs.frozen
 class Mok:
-    """A machine owner key, found to be whole.
-
-    Attributes:
-        directory: where its files are.
-        certificate: what kernels know it by.
-    """
+    """A usable machine owner key: the directory of its files, and the certificate that kernels know it by."""
 
     directory: Path
     certificate: x509.Certificate
@@ -125,39 +118,34 @@ class Mok:
 
 @attrs.frozen
 class MokListing:
-    """The keys of a directory.
-
-    Attributes:
-        usable: in order of their fingerprints.
-        unusable: why the others cannot be used; ``where`` names the directory.
-    """
+    """The keys of a directory in order of their fingerprints, and why others cannot be used."""
 
     usable: tuple[Mok, ...] = ()
     unusable: tuple[IdentityError, ...] = ()
 
 
 def moks_directory(server_directory: Path) -> Path:
-    """Return where a server with its database in ``server_directory`` keeps machine owner keys."""
+    """Return the directory of machine owner keys beside a server's database."""
     return server_directory / "moks"
 
 
 def list_moks(directory: Path) -> tuple[Mok, ...]:
-    """Return the keys in ``directory`` that can be used; see :func:`load_moks`."""
+    """Return the usable keys in ``directory``; see :func:`load_moks`."""
     return load_moks(directory).usable
 
 
 def load_moks(directory: Path) -> MokListing:
-    """Look at every key in ``directory``, which need not exist; takes about 0.2 s a key."""
+    """Load every key in ``directory``, which need not exist; takes about 0.2 s a key."""
     return _Loader().load(directory)
 
 
 async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
-    """Make one more key in ``directory``, which is made if missing; it appears all at once.
+    """Make another key in ``directory``, which is made if missing.
 
     Raises:
         IdentityError: it cannot be written, or another process keeps changing the directory.
 
-    Cancellation: the key is either there, whole, or not at all.
+    Cancellation: the key is either complete or missing.
     """
     with explain_os_errors(directory):
         async with write_lock(directory):
@@ -165,12 +153,7 @@ async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
 
 
 class MokStore:
-    """The keys of one directory, looked at again whenever they changed.
-
-    Args:
-        directory: need not exist.
-        log: hears once of each key that cannot be used (``mok.unusable``), and of new ones.
-    """
+    """The keys of one directory, which need not exist; each that cannot be used is logged once."""
 
     def __init__(self, directory: Path, log: FilteringBoundLogger) -> None:
         self._directory = directory
@@ -181,12 +164,12 @@ class MokStore:
         self._reported: frozenset[str] = frozenset()
 
     async def find(self, fingerprints: Sequence[str]) -> Mok | None:
-        """Return the first key that ``fingerprints`` name, in their order."""
+        """Return the first key with one of the fingerprints, in their order."""
         found = {mok.fingerprint: mok for mok in await self._list()}
         return next((found[fingerprint] for fingerprint in fingerprints if fingerprint in found), None)
 
     async def get_or_create(self) -> Mok:
-        """Return a key to enrol elsewhere; where there is none, one is made, by whoever comes first.
+        """Return a key to enrol on a client's host, made if there is none.
 
         Raises:
             IdentityError: there is none, and none could be made.
@@ -215,7 +198,7 @@ class MokStore:
 
 
 class _Loader:
-    """Looks at keys, and at none again that is the same as before: to load one takes 0.2 s."""
+    """Loads keys, and again only those that changed: each takes 0.2 s."""
 
     def __init__(self) -> None:
         self._found: dict[Path, tuple[_Stamp, Mok | IdentityError]] = {}
@@ -312,7 +295,7 @@ def _fingerprint(certificate: x509.Certificate) -> str:
 
 
 async def _make(directory: Path, log: FilteringBoundLogger) -> Mok:
-    """Make a key while nobody else changes ``directory``."""
+    """Make a key; the caller has the write lock."""
     log.info("mok.generating", directory=directory)
     mok = await anyio.to_thread.run_sync(_make_files, directory)
     log.info("mok.generated", fingerprint=mok.fingerprint)

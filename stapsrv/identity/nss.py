@@ -1,8 +1,6 @@
-"""NSS certificate databases, through the only programs that read and write them: certutil and pk12util.
+"""NSS certificate databases, by the programs that read and write them: certutil and pk12util.
 
-No secret is ever on a command line or in a file that others can read: passwords and keys reach the
-programs in memory files.
-``sql:`` is always said, so that no environment variable turns a directory into an old dbm database.
+Passwords and keys reach them in memory files, never on a command line or in a file that others can read.
 """
 
 from __future__ import annotations
@@ -36,18 +34,18 @@ from stapsrv.identity.memfd import MemoryFile, memory_file
 from stapsrv.identity.pkcs12 import private_keys
 
 Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
-"""Of a database's files as they are at one moment: node, time of change in ns, bytes."""
+"""Inode, time of change in ns, and size of each of a database's files."""
 
 KEPT_FILES = ("cert9.db", "key4.db")
-"""Of a database: those that hold certificates and keys."""
+"""The files of a database that hold certificates and keys."""
 DATABASE_FILES = (*KEPT_FILES, "pkcs11.txt")
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
 
-_TOOL_DEADLINE_S = 30.0
-"""They take 5 to 300 ms, and 2 s until they give up on a locked database."""
+# The tools take 5 to 300 ms, and give up on a locked database after 2 s.
+_TOOL_TIMEOUT_S = 30.0
+# For a killed tool to end; only one that is stuck in the kernel takes longer.
 _REAP_S = 5.0
-"""How long a killed one may take to be gone; only one stuck in the kernel takes longer."""
 _PRIVATE_UMASK = 0o077
 
 _ERROR_CODE = re.compile(r"\b(?:SEC|SSL|PR)_[A-Z0-9_]+")
@@ -57,20 +55,15 @@ _NO_KEY = ("no user certs from given nickname", "SEC_ERROR_UNKNOWN_CERT")
 
 
 class WrongPassword(IdentityError):
-    """A database has another password than the one that was given, or has one at all."""
+    """A database has another password than the one given, or any at all."""
 
 
 @attrs.frozen
 class Database:
-    """The NSS database in one directory.
+    """The NSS database in one directory, with the password of its private keys, empty for none.
 
     Every method may raise IdentityError: a tool is not installed or overran its deadline, the password is
-    wrong, the database is locked or refused; ``diagnosis.DamagedDatabase`` when its contents are lost.
-    PermissionError passes through.
-
-    Attributes:
-        directory: where ``cert9.db``, ``key4.db`` and ``pkcs11.txt`` are.
-        password: protects the private keys; empty for none.
+    wrong, the database is locked or refused; DamagedDatabase if its contents are lost.
     """
 
     directory: Path
@@ -82,7 +75,7 @@ class Database:
         return any(path_exists(self.directory / name) for name in KEPT_FILES)
 
     def fingerprint(self) -> Fingerprint:
-        """Return what changes when the database's files are replaced or written; () where one is missing."""
+        """Return a value that changes when the files are replaced or written; () if one is missing."""
         found = []
         for name in KEPT_FILES:
             try:
@@ -93,15 +86,11 @@ class Database:
         return tuple(found)
 
     async def create(self, *, file_mode: int = PRIVATE_MODE) -> None:
-        """Make a new, empty database in the directory, which exists; all its files appear at once.
-
-        Raises:
-            IdentityError: there is one already, besides the reasons of the class.
-        """
+        """Make a new, empty database in the directory, which exists, unless there is one already."""
         if self.exists:
             raise IdentityError("holds a certificate database already", where=str(self.directory))
         with staging_directory(self.directory) as staging, memory_file(self._password_line) as password:
-            # Told ".", NSS writes no path into pkcs11.txt that would be wrong after the move.
+            # With ".", NSS writes no path into pkcs11.txt that would be wrong after the move.
             done = await _run(
                 ("certutil", "-N", "-d", "sql:.", "-f", password.path), files=(password,), cwd=staging
             )
@@ -120,7 +109,7 @@ class Database:
         return [(match["nickname"], match["trust"]) for match in matches if match]
 
     async def certificates(self, nickname: str) -> list[x509.Certificate]:
-        """Return the certificates that go by ``nickname``: none, one, or several generations of one."""
+        """Return the certificates with this nickname: none, one, or several generations of one."""
         done = await _run(("certutil", "-L", "-a", "-n", nickname, *self._sql_option))
         if done.returncode and _NO_SUCH_CERTIFICATE in _output(done):
             return []
@@ -131,7 +120,7 @@ class Database:
             raise self._unreadable(f"the certificate {nickname}, as certutil shows it,", exc) from exc
 
     async def private_keys(self, nickname: str) -> list[PrivateKeyTypes]:
-        """Return the private keys of the certificates that go by ``nickname``; takes about 0.3 s a key."""
+        """Return the private keys of the certificates with this nickname; takes about 0.3 s a key."""
         wrapping = _new_password()
         with (
             memory_file() as bundle,
@@ -139,7 +128,7 @@ class Database:
             memory_file(self._password_line) as own,
             self._open_to_pk12util() as where,
         ):
-            # The certificate in the bundle is of no use here: encrypting it would cost another 0.1 s.
+            # Not the certificate, which is not needed: encrypting it would cost another 0.1 s.
             options = ("-C", "NONE", "-n", nickname, *where, "-k", own.path, "-w", wrapped_with.path)
             done = await _run(("pk12util", "-o", bundle.path, *options), files=(bundle, own, wrapped_with))
             if done.returncode and any(output in _output(done) for output in _NO_KEY):
@@ -152,7 +141,7 @@ class Database:
             raise self._unreadable(f"the private key of {nickname}, as pk12util exports it,", exc) from exc
 
     async def identities(self, nickname: str) -> list[tuple[x509.Certificate, PrivateKeyTypes]]:
-        """Return the certificates that go by ``nickname``, each with its private key; others are left out."""
+        """Return the certificates with this nickname whose private key is there, with it."""
         certificates = await self.certificates(nickname)
         keys = await self.private_keys(nickname) if certificates else []
         return [
@@ -165,7 +154,7 @@ class Database:
     async def import_identity(
         self, certificate: x509.Certificate, key: RSAPrivateKey, nickname: str, trust: str
     ) -> None:
-        """Store a certificate and its private key, trusted as ``trust`` says (``PCu,,PCu``)."""
+        """Store a certificate and its private key, with this trust (``PCu,,PCu``)."""
         wrapping = _new_password()
         bundle = await anyio.to_thread.run_sync(
             serialize_key_and_certificates,
@@ -201,35 +190,20 @@ class Database:
             self._check(done)
 
     async def import_certificate(self, certificate: x509.Certificate, nickname: str, trust: str) -> None:
-        """Store a certificate, trusted as ``trust`` says (``P,P,P``).
+        """Store a certificate with this trust (``P,P,P``), or set the trust of one that is there already.
 
-        One that is there already only gets that trust. Others that go by ``nickname`` stay; NSS demands
-        that they have the same subject, to the byte.
+        Others with the same nickname stay; NSS demands that their subjects are equal to the byte.
         """
         with (
             memory_file(certificate.public_bytes(Encoding.DER)) as source,
             memory_file(self._password_line) as own,
         ):
-            done = await _run(
-                (
-                    "certutil",
-                    "-A",
-                    "-n",
-                    nickname,
-                    "-t",
-                    trust,
-                    "-i",
-                    source.path,
-                    *self._sql_option,
-                    "-f",
-                    own.path,
-                ),
-                files=(source, own),
-            )
+            command = ("certutil", "-A", "-n", nickname, "-t", trust, "-i", source.path)
+            done = await _run((*command, *self._sql_option, "-f", own.path), files=(source, own))
             self._check(done)
 
     async def remove_certificates(self, nickname: str) -> None:
-        """Remove every certificate that goes by ``nickname``; no private key is touched."""
+        """Remove every certificate with this nickname, but no private key."""
         while nickname in {listed for listed, _trust in await self.listing()}:
             with memory_file(self._password_line) as own:
                 done = await _run(
@@ -239,6 +213,7 @@ class Database:
 
     @property
     def _sql_option(self) -> tuple[str, str]:
+        # Always with "sql:", so that no environment variable makes it an old dbm database.
         return ("-d", f"sql:{self.directory}")
 
     @property
@@ -248,10 +223,8 @@ class Database:
 
     @contextmanager
     def _open_to_pk12util(self) -> Iterator[tuple[str, str]]:
-        """Say where pk12util can read the database: it opens it for writing even to read it.
-
-        Where it may not write (a read-only mount), it gets a private copy.
-        """
+        # pk12util opens a database for writing even to read it. Where it may not (a read-only mount), it gets
+        # a private copy.
         if all(os.access(self.directory / name, os.W_OK) for name in KEPT_FILES):
             yield self._sql_option
             return
@@ -269,7 +242,7 @@ class Database:
         )
 
     def _check(self, done: CompletedProcess[bytes]) -> None:
-        """Raise what the failure of a tool means, going by NSS's error codes."""
+        """Raise the error that a tool's output stands for."""
         if done.returncode == 0:
             return
         output = _output(done)
@@ -295,15 +268,13 @@ class Database:
 async def _run(
     command: Sequence[str], *, files: Sequence[MemoryFile] = (), cwd: Path | None = None
 ) -> CompletedProcess[bytes]:
-    """Run an NSS tool; it can ask nobody anything, and what it creates is private.
-
-    Its end is waited for in a thread: not every event loop's own processes can be given a umask.
-    """
+    """Run an NSS tool without a terminal, and with a umask that makes its files private."""
+    # With subprocess in a thread, since not every event loop's own processes can be given a umask.
     tool = command[0]
     try:
         process = _start(command, files, cwd)
         try:
-            with anyio.fail_after(_TOOL_DEADLINE_S):
+            with anyio.fail_after(_TOOL_TIMEOUT_S):
                 said = await anyio.to_thread.run_sync(process.communicate, abandon_on_cancel=True)
             return CompletedProcess(command, process.returncode, *said)
         finally:
@@ -319,7 +290,7 @@ async def _run(
         ) from exc
     except TimeoutError as exc:
         raise IdentityError(
-            f"did not end within {_TOOL_DEADLINE_S:g} s", where=tool, remedy="try again"
+            f"did not end within {_TOOL_TIMEOUT_S:g} s", where=tool, remedy="try again"
         ) from exc
 
 
@@ -337,7 +308,7 @@ def _start(command: Sequence[str], files: Sequence[MemoryFile], cwd: Path | None
 
 
 def _new_password() -> bytes:
-    """Return a password for a bundle that lives for one call; letters, which all encodings agree on."""
+    """Return a password for a temporary bundle, in ASCII, on which all encodings agree."""
     return secrets.token_hex(32).encode()
 
 

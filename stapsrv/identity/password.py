@@ -1,6 +1,6 @@
-"""The password of certificate databases: from a file, a credential, a descriptor or the terminal.
+"""The password of certificate databases, from a descriptor, a file, a credential or the terminal.
 
-Never from a command line, where every user of the host could read it.
+Never from a command line, which every user of the host can read.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from pathlib import Path
 from stapsrv.errors import ConfigError
 
 CREDENTIAL = "stap-server-password"
-"""The name under which a service manager hands the password over (``$CREDENTIALS_DIRECTORY``)."""
+"""The name of the password among a service manager's credentials (``$CREDENTIALS_DIRECTORY``)."""
 
-_MOST_BYTES = 1024
+_MAX_BYTES = 1024
 
 
 def obtain_password(environ: Mapping[str, str], *, file: Path | None, descriptor: int | None) -> str:
-    """Return the password (``-P``): the first line of whatever has it, without the line end.
+    """Return the password (``-P``): the first line of the descriptor, the file or the credential, if given.
 
-    Looked at in this order: ``descriptor``, ``file``, ``$CREDENTIALS_DIRECTORY/stap-server-password``, and
-    the terminal, where a person is asked.
+    Else the user is asked on the terminal.
 
     Raises:
-        ConfigError: what was named cannot be read or is open to others, or nothing has it.
+        ConfigError: the file cannot be read, or others can; or there is no terminal.
     """
     if descriptor is not None:
         with os.fdopen(descriptor, "rb") as stream:
-            return _first_line(stream.read(_MOST_BYTES), where="the password's descriptor")
+            return _first_line(stream.read(_MAX_BYTES), where="the password's descriptor")
     if file is not None:
         return _from_file(file)
     if "CREDENTIALS_DIRECTORY" in environ:
@@ -38,7 +37,7 @@ def obtain_password(environ: Mapping[str, str], *, file: Path | None, descriptor
         if credential.exists():
             return _from_file(credential)
     try:
-        with open("/dev/tty", "rb"):  # noqa: PTH123 - only to know that there is one
+        with open("/dev/tty", "rb"):  # noqa: PTH123 - only to check that there is one
             pass
     except OSError as exc:
         raise ConfigError(
@@ -58,7 +57,7 @@ def _from_file(file: Path) -> str:
                 raise ConfigError(
                     "others than its owner have access to it", where=where, remedy=f"chmod 600 {file}"
                 )
-            return _first_line(stream.read(_MOST_BYTES), where=where)
+            return _first_line(stream.read(_MAX_BYTES), where=where)
     except OSError as exc:
         raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
 
@@ -69,6 +68,6 @@ def _first_line(data: bytes, *, where: str) -> str:
         password = line.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise ConfigError("is not UTF-8 text", where=where) from exc
-    if not password or len(line) >= _MOST_BYTES:
+    if not password or len(line) >= _MAX_BYTES:
         raise ConfigError("holds no password in its first line", where=where)
     return password

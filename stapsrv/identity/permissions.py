@@ -1,4 +1,4 @@
-"""Who else could read or replace a server's key: the modes of its database and of what is above it."""
+"""Checks by modes that others can neither read nor replace a server's key."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ KEY_DATABASE = "key4.db"
 
 
 def refuse_exposed(directory: Path) -> None:
-    """Refuse a database whose key others can read, or could put another in the place of.
-
-    Args:
-        directory: the NSS database directory; need not exist.
+    """Raise an error if others can read or replace the key of an NSS database, which need not exist.
 
     Raises:
         IdentityError: names the file or directory, and the mode that it should have.
-        OSError: it may not be looked at.
+        OSError: its mode cannot be read.
     """
     _refuse_readable_key(directory / KEY_DATABASE)
     absolute = directory.absolute()

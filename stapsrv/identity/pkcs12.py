@@ -1,11 +1,8 @@
-"""The private keys inside a PKCS#12 bundle, as NSS's pk12util writes it.
+"""Reads private keys from a PKCS#12 bundle (RFC 7292) in BER (X.690 8.1), as NSS's pk12util writes it.
 
-pk12util writes BER: lengths left open, strings in pieces. ``cryptography`` reads that only through a
-fallback that it announces to remove, and warns each time. So the outer layers are undone here, and
-``cryptography`` gets what every release of it reads: the key in encrypted PKCS#8, in DER. The bundle's
-MAC is not checked; it comes straight from a child process through memory.
-
-Source: RFC 7292 (the layers of the bundle), X.690 8.1 (BER).
+BER leaves lengths open and splits strings. ``cryptography`` reads that only through a deprecated fallback,
+with a warning each time. So the outer layers are decoded here, and ``cryptography`` gets the encrypted
+PKCS#8 keys in DER. The bundle's MAC is not checked: it comes from a child process through memory.
 """
 
 from __future__ import annotations
@@ -20,8 +17,8 @@ _OCTET_STRING = 0x04
 _HIGH_TAG = 0x1F
 _INDEFINITE = 0x80
 _END_OF_CONTENTS = b"\0\0"
+# A bundle nests about ten deep.
 _MAX_DEPTH = 32
-"""A bundle nests about ten deep."""
 
 _DATA = bytes.fromhex("2a864886f70d010701")
 _SHROUDED_KEY_BAG = bytes.fromhex("2a864886f70d010c0a0102")
@@ -40,7 +37,7 @@ def encrypted_keys(bundle: bytes) -> list[bytes]:
     """Return the EncryptedPrivateKeyInfo (PKCS#8, DER) of each key of ``bundle``.
 
     Raises:
-        ValueError: not a PKCS#12 bundle whose integrity hangs on a password.
+        ValueError: not a PKCS#12 bundle protected by a password.
     """
     _version, authenticated_safe, *_mac = _children(_only(bundle))
     keys = []
@@ -56,7 +53,7 @@ def encrypted_keys(bundle: bytes) -> list[bytes]:
 
 
 def _data(content_info: bytes) -> bytes:
-    """Unwrap ContentInfo: the bytes of the octet string that it carries."""
+    """Return the contents of the octet string in a ContentInfo."""
     kind, value = _children(content_info)
     if kind != _DATA:
         raise ValueError("the bundle is signed, not protected by a password")
@@ -64,13 +61,13 @@ def _data(content_info: bytes) -> bytes:
 
 
 def _only(encoded: bytes) -> bytes:
-    """Return the contents of the one element that ``encoded`` is."""
+    """Return the contents of an encoded element."""
     (content,) = _children(encoded)
     return content
 
 
 def _children(content: bytes) -> list[bytes]:
-    """Return the contents of the elements that ``content`` is a row of."""
+    """Return the contents of each of a sequence of encoded elements."""
     return [child for _tag, child in _elements(content)]
 
 
@@ -82,7 +79,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read(data: bytes, at: int, *, depth: int) -> tuple[int, bytes, int]:
-    """Read the BER element at ``at``: its tag, its contents re-encoded in DER, and where it ends."""
+    """Return the tag of the BER element at ``at``, its contents in DER, and its end."""
     tag, length, start = _read_header(data, at)
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
@@ -110,7 +107,7 @@ def _read(data: bytes, at: int, *, depth: int) -> tuple[int, bytes, int]:
 
 
 def _read_header(data: bytes, at: int) -> tuple[int, int | None, int]:
-    """Read the tag, the length (None when left open), and where the contents start."""
+    """Return the tag, the length (None if indefinite), and the start of the contents."""
     header = data[at : at + 2]
     if len(header) < 2:  # noqa: PLR2004 - a tag and a length
         raise ValueError("cut short")

@@ -1,4 +1,4 @@
-"""A server's self-signed certificate, in the form that the original gives it (PROTOCOL, Certificates)."""
+"""Makes a server's self-signed certificate, like SystemTap's own server does (PROTOCOL, Certificates)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-# Private, but the only way to say it: NSS compares subjects to the byte, and the original's are
+# Private, but the only way: NSS compares subjects to the byte, and those of SystemTap's own server are
 # PrintableString where cryptography would write UTF8String.
 from cryptography.x509.name import _ASN1Type
 
@@ -37,13 +37,10 @@ def make_certificate(
 ) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
     """Make a key and its self-signed certificate, valid for a year from ``now``; blocks for 0.3 s and more.
 
-    Args:
-        host: the short name of this host.
-        now: an aware time.
-        extra_names: further DNS names that clients may know the host by.
+    It is for the host's short name, that with ``.local``, and further DNS names.
 
     Raises:
-        ValueError: a name is not one.
+        ValueError: a name is not a DNS name.
     """
     names = [host, f"{host}.local", *extra_names]
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)

@@ -1,4 +1,4 @@
-"""Who trusts a server: the client's databases that its certificate is imported into."""
+"""Trust in a server: its certificate in the databases of clients and of staprun."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from stapsrv.identity.locked_directory import (
 from stapsrv.identity.nss import DATABASE_FILES, PUBLIC_MODE, Database
 
 ALL_CLIENTS = Path("/etc/systemtap/ssl/client")
-"""The servers that every user's client trusts; root's to change (stappaths(7))."""
+"""The servers that every user's client trusts; only root changes it (stappaths(7))."""
 MODULE_SIGNERS = Path("/etc/systemtap/staprun")
-"""The servers whose signatures let unprivileged users load a module; root's to change."""
+"""The servers whose signatures let unprivileged users load a module; only root changes it."""
 
 _PEER_TRUST = "P,P,P"
 
@@ -35,27 +35,21 @@ def default_client_directory(environ: Mapping[str, str]) -> Path:
 
 
 async def authorize(certificate: x509.Certificate, directory: Path, *, log: FilteringBoundLogger) -> None:
-    """Make whoever reads the database in ``directory`` trust a server; logs ``trust.established``.
+    """Make the readers of the database in ``directory`` trust a server; logs ``trust.established``.
 
-    Certificates trusted before stay so. The database is made when missing, readable by all (0644), as
-    the original has it: there is nothing secret in it. Any number of servers may do this at once.
-
-    Args:
-        certificate: the server's.
-        directory: an NSS database directory: a client's, or the one that staprun reads.
-        log: hears of the success; a failure is the caller's to log (``trust.failed``).
+    Others stay trusted. The database is made if it is missing. Several servers may do this at once.
 
     Raises:
-        IdentityError: the database is damaged, locked or not ours to write. The server can serve all the
-            same: clients that trust it by other ways are not concerned.
+        IdentityError: the database is damaged, locked or not writable.
     """
     database = Database(directory)
     with explain_os_errors(directory):
-        # Looking first does for a database that only somebody else may write.
+        # Read first: it may hold the certificate already, and only somebody else may write it.
         async with read_lock(directory):
             trusted = not has_pending_commit(directory) and await _is_trusted(certificate, database)
         if not trusted:
             async with write_lock(directory):
+                # Readable by all, like that of SystemTap's own server: nothing in it is secret.
                 if not database.exists:
                     await database.create(file_mode=PUBLIC_MODE)
                 await database.import_certificate(certificate, NICKNAME, _PEER_TRUST)
@@ -63,13 +57,10 @@ async def authorize(certificate: x509.Certificate, directory: Path, *, log: Filt
 
 
 async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
-    """Take the trust in a server back; the others that the database holds stay trusted throughout.
-
-    Returns:
-        Whether it was trusted before.
+    """Remove the trust in a server, and return whether it was trusted; others stay trusted throughout.
 
     Raises:
-        IdentityError: the database is damaged, locked or not ours to write; nothing was changed.
+        IdentityError: the database is damaged, locked or not writable; nothing was changed.
     """
     with explain_os_errors(directory):
         if not Database(directory).exists:
@@ -91,10 +82,10 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
 
 
 async def is_trusted(certificate: x509.Certificate, directory: Path) -> bool:
-    """Whether the database in ``directory`` trusts a server; a missing database trusts nobody.
+    """Whether the database in ``directory``, if there is one, trusts a server.
 
     Raises:
-        IdentityError: the database is damaged or not ours to read.
+        IdentityError: the database is damaged or not readable.
     """
     with explain_os_errors(directory):
         async with read_lock(directory):

@@ -189,7 +189,7 @@ async def test_a_tool_that_hangs(
     identity: Identity, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
     stand_in("exec sleep 60")
-    monkeypatch.setattr(nss, "_TOOL_DEADLINE_S", 0.1)
+    monkeypatch.setattr(nss, "_TOOL_TIMEOUT_S", 0.1)
     with pytest.raises(IdentityError, match=r"certutil: did not end within 0\.1 s; try again"):
         await Database(identity.directory).certificates(NICKNAME)
 
