@@ -84,10 +84,6 @@ class HostInputs:
         environ: the environment that it gets.
         directory: stap's own, ``$SYSTEMTAP_DIR``.
         contained: how requests are contained, which decides on what they see.
-
-    Attributes:
-        stap_cache: stap's own cache.
-        rc: what :meth:`read_rc` returned last.
     """
 
     def __init__(
@@ -99,6 +95,7 @@ class HostInputs:
         self._data = self._prefix / "share" / "systemtap"
         self._environ = environ
         self._rc_path = directory / "rc"
+        # What read_rc() returned last, as the caller sets it.
         self.rc = UNREAD_RC
         self.stap_cache = directory / "cache"
         self._version = stap.version
@@ -121,13 +118,12 @@ class HostInputs:
     def paths(self, release: ServedRelease, settings: ServerSettings) -> InputPaths:
         """Return the paths that compiles for a release depend on, on a server with these settings."""
         key = (release, settings.include, settings.runtime)
-        found = self._paths.get(key)
-        if found is None:
-            found = self._paths[key] = InputPaths(
+        if key not in self._paths:
+            self._paths[key] = InputPaths(
                 tuple(dict.fromkeys(_watched(self._tapsets(settings)))),
                 tuple(dict.fromkeys(_watched(self._toolchain(release, settings)))),
             )
-        return found
+        return self._paths[key]
 
     def read_rc(self) -> RcFile:
         """Return stap's ``rc`` file as it is; it may block, since a user's file system may hang."""

@@ -77,15 +77,10 @@ class RequestFile:
 
 @attrs.frozen
 class Archive:
-    """A request's zip, unpacked.
+    """A request's zip, unpacked; no path occurs twice or lies below a file."""
 
-    Attributes:
-        files: in the order of the zip; no path occurs twice or lies below another.
-        directories: every directory that is named or that a file needs, parents before children.
-    """
-
-    files: tuple[RequestFile, ...]
-    directories: tuple[bytes, ...]
+    files: tuple[RequestFile, ...]  # in the order of the zip
+    directories: tuple[bytes, ...]  # all that are named or that a file needs, parents before children
 
 
 def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
@@ -120,17 +115,12 @@ def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
 
 @attrs.frozen
 class _Entry:
-    """An entry as its header states it.
-
-    Attributes:
-        path: the name without the slash that ends a directory's.
-        title: how errors call it.
-    """
+    """An entry as its header states it."""
 
     header: zipfile.ZipInfo
-    path: bytes
+    path: bytes  # without the slash that ends a directory's name
     is_directory: bool
-    title: str
+    title: str  # for errors
 
     @classmethod
     def from_header(cls, header: zipfile.ZipInfo) -> _Entry:

@@ -22,24 +22,18 @@ from stapsrv.text import printable_bytes
 class Privilege(enum.Enum):
     """What a script may do on its host, as ``--privilege`` names it."""
 
+    # All; what stap assumes without an option. Such modules are not signed.
     STAPDEV = "stapdev"
-    """All; what stap assumes without an option. Such modules are not signed."""
     STAPSYS = "stapsys"
     STAPUSR = "stapusr"
 
 
 @attrs.frozen
 class ParsedOptions:
-    """An argument list as getopt_long reads it.
+    """An argument list as getopt_long reads it, up to a fault that stops it."""
 
-    Attributes:
-        options: in order, each a name without dashes (a long option's in full) and its value or None.
-        operands: the script and its own arguments.
-        fault: why getopt_long stops, or None; then ``options`` are those before the fault.
-    """
-
-    options: tuple[tuple[str, bytes | None], ...]
-    operands: tuple[bytes, ...]
+    options: tuple[tuple[str, bytes | None], ...]  # names without dashes, in full; values or None
+    operands: tuple[bytes, ...]  # the script and its own arguments
     fault: str | None = None
 
 

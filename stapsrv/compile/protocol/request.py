@@ -17,8 +17,8 @@ from stapsrv.config.kernels import is_release_name
 from stapsrv.errors import RequestRejected
 from stapsrv.text import printable_bytes
 
+# Linux's MAX_ARG_STRLEN (with pages of 4 KiB) less the NUL at the end: no program can be given more.
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
-"""Linux's MAX_ARG_STRLEN (with pages of 4 KiB) less the NUL at the end: no program can be given more."""
 
 _OLDEST_VERSION = "1.0"
 _FIRST_VERSION_WITH_LOCALE = (1, 6)
@@ -56,11 +56,7 @@ class CompileRequest:
 
 
 def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
-    """Read the zip that a client sent.
-
-    Args:
-        payload: the zip, whole.
-        max_request_bytes: of all its files together, unpacked.
+    """Read the zip that a client sent, whose files have at most ``max_request_bytes`` together, unpacked.
 
     Raises:
         ProtocolError: no sound zip, or one that breaks a rule.

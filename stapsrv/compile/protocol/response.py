@@ -41,18 +41,10 @@ class ResponseFile:
 
 @attrs.frozen
 class CompileResponse:
-    """What a client is sent.
+    """What a client is sent: the module and what goes with it, and what stap and this server say."""
 
-    Attributes:
-        version: the protocol version, which is the installed stap's.
-        rc: stap's exit status, or 1 when this server refuses.
-        stdout: what stap printed.
-        stderr: what stap printed there, with the server's own lines ``Server: …``.
-        files: the module and what goes with it.
-    """
-
-    version: str
-    rc: int
+    version: str  # of the protocol, which is that of the installed stap
+    rc: int  # stap's exit status, or 1 when this server refuses
     stdout: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
     stderr: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
     files: tuple[ResponseFile, ...] = ()
