@@ -26,11 +26,11 @@ from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.snapshot import Phase, Snapshot
-from stapsrv.supervisor.activation import turn_away
+from stapsrv.supervisor.activation import reset_unserved
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
-from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import SavedState, Supervisor
@@ -160,7 +160,7 @@ class Configuration:
         defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
-            wishes=tuple(
+            specs=tuple(
                 ServerSpec(resolved, str(file.path))
                 for file, resolved in usable
                 if resolved.user == self.user
@@ -180,7 +180,7 @@ class ConfiguredServers:
         nothing_configured: there is no file at all.
     """
 
-    wishes: tuple[ServerSpec, ...]
+    specs: tuple[ServerSpec, ...]
     faults: Mapping[str, StapsrvError]
     nothing_configured: bool
 
@@ -199,7 +199,7 @@ class App:
 
     def __init__(
         self,
-        host: Host,
+        runtime: Runtime,
         options: DaemonOptions,
         configuration: Configuration,
         *,
@@ -207,7 +207,7 @@ class App:
         notifier: Notifier,
         environ: Mapping[str, str],
     ) -> None:
-        self._host = host
+        self._runtime = runtime
         self._options = options
         self._configuration = configuration
         self._book = book
@@ -230,14 +230,14 @@ class App:
             PortMemory(systemtap_directory(environ) / "server-ports"),
         )
         self.supervisor = Supervisor(
-            host,
+            runtime,
             saved if only is None else None,
             defaults=configuration.defaults,
             open_log=book.open,
             log=self.log,
             max_compiles=max_compiles,
             auto_end=options.on_demand,
-            announcer=ServerAdvertiser.from_settings(
+            advertiser=ServerAdvertiser.from_settings(
                 options.mdns.over(configuration.settings.mdns), log=self.log
             ),
         )
@@ -246,14 +246,14 @@ class App:
         """Begin new log files and read the configuration again, soon."""
         self._hangup.set()
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """Return what is known of this process now."""
         return Snapshot(
             phase=self._phase,
             faults=self._faults,
             status=self.supervisor.status(),
-            tally=self._host.tally,
-            lost_entries=self._book.losses.entries,
+            counters=self._runtime.counters,
+            dropped_entries=self._book.dropped.entries,
         )
 
     async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
@@ -270,7 +270,7 @@ class App:
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(feed_watchdog, self._notifier, self._environ)
-            tasks.start_soon(self._host.identities.maintain, self.log)
+            tasks.start_soon(self._runtime.identities.maintain, self.log)
             await tasks.start(_run_until_ended, self.supervisor, ended)
             if socket is not None:
                 await tasks.start(self._serve_control, socket)
@@ -280,7 +280,7 @@ class App:
                 tasks.start_soon(self._host_only, only)
             tasks.start_soon(self._obey_hangups)
             tasks.start_soon(self._stop_when, stopping)
-            tasks.start_soon(turn_away, self._host.sockets, self._is_served, self.log)
+            tasks.start_soon(reset_unserved, self._runtime.sockets, self._is_served, self.log)
             await ended.wait()
             tasks.cancel_scope.cancel()
 
@@ -312,11 +312,11 @@ class App:
 
     async def _reload(self, config_file: Path | None, *, force: bool, report: Report | None) -> list[Outcome]:
         found = await self._read_servers(config_file)
-        wishes = found.wishes
+        specs = found.specs
         if force and found.nothing_configured:
-            wishes = (ServerSpec(default_server(self._configuration.defaults)),)
+            specs = (ServerSpec(default_server(self._configuration.defaults)),)
         outcomes = await self.supervisor.reload(
-            wishes, force=force, unreadable=found.faults.keys(), report=report
+            specs, force=force, unreadable=found.faults.keys(), report=report
         )
         return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in found.faults.values()]
 
@@ -328,7 +328,7 @@ class App:
             defaults=self._configuration.defaults,
             policy=Policy.of_process(),
             log=self.log,
-            passed=self._host.sockets.control(socket),
+            passed=self._runtime.sockets.control(socket),
             task_status=task_status,
         )
 
@@ -345,9 +345,9 @@ class App:
             self.supervisor.end_if_unused()
             return
         found = await self._read_servers(None)
-        self._host.sockets.check_all_used([wish.settings for wish in found.wishes], controlled=True)
+        self._runtime.sockets.check_all_used([spec.settings for spec in found.specs], controlled=True)
         default = ServerSpec(default_server(self._configuration.defaults))
-        await self.supervisor.start((default,) if found.nothing_configured else found.wishes)
+        await self.supervisor.start((default,) if found.nothing_configured else found.specs)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 

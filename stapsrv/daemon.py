@@ -1,7 +1,4 @@
-"""``stap-serverd``: compile servers in the foreground, until a signal ends them.
-
-The one place that knows every room and joins them: log, signals, readiness, exit.
-"""
+"""``stap-serverd``: compile servers in the foreground, until a signal ends them."""
 
 from __future__ import annotations
 
@@ -13,24 +10,23 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 import attrs
 
 from stapsrv.app import App, Configuration
+from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import server_values
 from stapsrv.config.global_settings import can_write, global_defaults
 from stapsrv.config.kinds import LogFormat
-from stapsrv.config.tuning import Tuning
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.identity.password import obtain_password
 from stapsrv.observe.logs import Log, LogBook
-from stapsrv.observe.metrics_server import monitored, open_door
 from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
-from stapsrv.supervisor.runtime import open_host
+from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.supervisor.state.lock import hold_instance_lock
 from stapsrv.system.environ import started_environ
 from stapsrv.system.force_exit import force_exit_after
@@ -40,27 +36,21 @@ from stapsrv.system.sd_notify import Notifier
 from stapsrv.system.signals import signals_received
 from stapsrv.system.stdio import guard_stdout
 
+if TYPE_CHECKING:
+    from stapsrv.observe.metrics_server import MetricsListener
+
 CONTROL_SOCKET = "control.sock"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @attrs.frozen
-class _Means:
-    """What this process was given by whoever started it.
-
-    Attributes:
-        environ: the environment variables, for its children, too.
-        notifier: the service manager.
-        password: of certificate databases that have one.
-        sockets: opened by the service manager.
-    """
+class _Start:
+    """What this process was started with; ``environ`` is passed on to its children."""
 
     environ: Mapping[str, str]
     notifier: Notifier
     password: str | None
     sockets: PassedSockets
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -74,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         refuse_root(environ)
         sockets = PassedSockets.from_environ(environ, pid=os.getpid())
         fork_as_init()
-        password = _password(options, environ)
+        start = _Start(without_passed(environ), notifier, _password(options, environ), sockets)
         # By this name scripts, ps and stap-stop-server know a compile server.
         Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
+        # It would keep a file system from being unmounted.
         os.chdir("/")
         raise_open_files()
-        means = _Means(without_passed(environ), notifier, password, sockets)
         backend, loop = event_loop(options.backend)
-        anyio.run(_serve, options, means, backend=backend, backend_options=loop)
+        anyio.run(_serve, options, start, backend=backend, backend_options=loop)
     except* StapsrvError as group:
         failure = _first(group)
     if failure is None:
@@ -92,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def event_loop(wanted: str | None) -> tuple[str, dict[str, bool]]:
-    """Return AnyIO's backend for the loop that is wanted, and the options that it gets.
+    """Return AnyIO's backend for an event loop, and its options.
 
     Raises:
-        UsageError: it is uvloop, and not installed.
+        UsageError: uvloop is wanted and not installed.
     """
     if wanted == "trio":
         return "trio", {}
@@ -108,11 +98,7 @@ def event_loop(wanted: str | None) -> tuple[str, dict[str, bool]]:
 
 
 def refuse_root(environ: Mapping[str, str]) -> None:
-    """Stop a compile server from running as root (manual page, SAFETY AND SECURITY).
-
-    Raises:
-        UsageError: the effective user is root, and no test has lifted the rule.
-    """
+    """Raise UsageError as root (manual page, SAFETY AND SECURITY), unless a test has lifted the rule."""
     if os.geteuid() == 0 and environ.get("STAP_PR11197_OVERRIDE") != "1":
         raise UsageError(
             "a compile server does not run as root",
@@ -121,27 +107,18 @@ def refuse_root(environ: Mapping[str, str]) -> None:
 
 
 def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
-    """Return the password of the certificate databases, if they are said to have one."""
     file, descriptor = options.password_file, options.password_descriptor
     if not options.use_password and file is None and descriptor is None:
         return None
     return obtain_password(environ, file=file, descriptor=descriptor)
 
 
-async def _serve(options: DaemonOptions, means: _Means) -> None:
+async def _serve(options: DaemonOptions, start: _Start) -> None:
     """Host the one server that the command line describes, or those that are configured or asked for."""
-    environ = means.environ
-    user = pwd.getpwuid(os.geteuid())
-    if options.server is None:
-        own = global_defaults(
-            environ, euid=os.geteuid(), home=Path(environ.get("HOME") or user.pw_dir), can_write=can_write
-        )
-        configuration = Configuration.read(
-            own, options.config_file, log=options.log, user=user.pw_name, environ=environ
-        )
-    else:
-        configuration = Configuration.of_one_server(options.server, user=user.pw_name, environ=environ)
-        means.sockets.check_all_used([options.server], controlled=False)
+    environ = start.environ
+    configuration = _configuration(options, environ)
+    if configuration.only_server is not None:
+        start.sockets.check_all_used([configuration.only_server], controlled=False)
     style = options.log_format or configuration.settings.log_format or LogFormat.CLASSIC
     tuning = options.tuning.over(configuration.settings.tuning)
     with contextlib.ExitStack() as held:
@@ -150,39 +127,52 @@ async def _serve(options: DaemonOptions, means: _Means) -> None:
         if configuration.only_server is None:
             if style is not LogFormat.JOURNAL:
                 _make_parent(configuration.log_file)
-            supervisor_dir = held.enter_context(
-                hold_instance_lock(configuration.settings.stat_path, user.pw_name)
-            )
-        metrics = held.enter_context(
-            open_door(options.metrics or configuration.settings.metrics, directory=supervisor_dir)
-        )
+            lock = hold_instance_lock(configuration.settings.stat_path, configuration.user)
+            supervisor_dir = held.enter_context(lock)
+        metrics = _open_metrics(options.metrics or configuration.settings.metrics, supervisor_dir, held)
         log = book.open(configuration.log_file)
-        async with open_host(
+        async with open_runtime(
             environ,
-            password=means.password,
-            sockets=means.sockets,
+            password=start.password,
+            sockets=start.sockets,
             tuning=tuning,
             secret=(*_secrets(options), *configuration.files),
             log=log,
-        ) as host:
-            app = App(host, options, configuration, book=book, notifier=means.notifier, environ=environ)
-            warn_of_few_files(_connections_wanted(tuning), log)
+        ) as runtime:
+            app = App(runtime, options, configuration, book=book, notifier=start.notifier, environ=environ)
+            connections = tuning.effective("total_connections") or tuning.effective("connections")
+            warn_of_few_files(connections, log)
             async with (
                 _obeying_signals(log, hangup=app.hang_up) as stopping,
-                monitored(metrics, app.look, log=log),
+                metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
             ):
                 await app.run(supervisor_dir and supervisor_dir / CONTROL_SOCKET, stopping)
 
 
+def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
+    user = pwd.getpwuid(os.geteuid())
+    if options.server is not None:
+        return Configuration.of_one_server(options.server, user=user.pw_name, environ=environ)
+    home = Path(environ.get("HOME") or user.pw_dir)
+    base = global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
+    return Configuration.read(base, options.config_file, log=options.log, user=user.pw_name, environ=environ)
+
+
+def _open_metrics(
+    address: MetricsAddress | None, directory: Path | None, held: contextlib.ExitStack
+) -> MetricsListener | None:
+    if address is None or address == OFF:
+        return None
+    from stapsrv.observe.metrics_server import open_metrics_listener  # noqa: PLC0415 - slow to load
+
+    return held.enter_context(open_metrics_listener(address, directory=directory))
+
+
 @contextlib.asynccontextmanager
 async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIterator[anyio.Event]:
-    """Obey signals while the block runs; the first TERM or INT sets the event, a second ends the block.
+    """Set the yielded event at the first TERM or INT, end the block at the second; HUP calls ``hangup``.
 
-    After the second the process ends in time, whatever hangs in it.
-
-    Args:
-        log: hears of each signal that stops.
-        hangup: called for each HUP.
+    Whatever hangs, the process then ends in bounded time.
     """
     stopping = anyio.Event()
 
@@ -210,30 +200,25 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
-    """Return the files that the options name and no request may see."""
+    """Return the files among the options that no request may see."""
     return tuple(
         path for path in (options.log, options.config_file, options.password_file) if path is not None
     )
 
 
 def _terminal() -> Sink | None:
-    """Return the terminal as a place for log lines beside the files, when there is one."""
+    """Return the terminal, which shows log lines beside the files, when there is one."""
     return standard_error() if sys.stderr is not None and sys.stderr.isatty() else None
 
 
 def _make_parent(log_file: Path) -> None:
-    """Make the directory of a log; where that fails, opening the log says why."""
+    # Where that fails, opening the log says why.
     with contextlib.suppress(OSError):
         log_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
-def _connections_wanted(tuning: Tuning) -> int:
-    wanted: int = tuning.effective("total_connections") or tuning.effective("connections")
-    return wanted
-
-
 def _first(group: BaseExceptionGroup[StapsrvError]) -> StapsrvError:
-    """Return the first error of a group: one start has one reason to fail."""
+    # One start has one reason to fail.
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 

@@ -13,7 +13,7 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, error, failure, ok
 from stapsrv.errors import ConfigError, StapsrvError
-from stapsrv.supervisor.runtime import open_host
+from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.text import error_line
 
@@ -40,12 +40,12 @@ async def check_compiling(context: DoctorContext) -> AsyncIterator[Finding]:
     jobs = await BlockingCalls().run(lambda: list(_probe_jobs(context))) if context.compiles else []
     if not jobs:
         return
-    async with open_host(context.environ, tuning=context.settings.tuning) as host:
+    async with open_runtime(context.environ, tuning=context.settings.tuning) as runtime:
         # One after the other: each takes a whole core, which servers may need for their clients.
         for job in jobs:
             question = f"compiling for {job.release.name}"
             try:
-                result = await host.engine.run(attrs.evolve(job, deadline_s=_TIMEOUT_S))
+                result = await runtime.engine.run(attrs.evolve(job, deadline_s=_TIMEOUT_S))
             except StapsrvError as exc:
                 yield error(question, exc)
                 continue

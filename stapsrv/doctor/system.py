@@ -13,7 +13,7 @@ from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.errors import TranslatorError
 from stapsrv.process import ExitReason, run_process_tree
-from stapsrv.supervisor.runtime import open_host
+from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.system.rlimits import affordable_connections
 
 _ANSWER_S = 20.0
@@ -74,8 +74,8 @@ async def check_clock(_patient: DoctorContext) -> AsyncIterator[Finding]:
 
 async def check_containment(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that the host allows isolation of requests (namespaces, Landlock) and control groups."""
-    async with open_host(context.environ, tuning=context.settings.tuning) as host:
-        sandbox = host.engine.sandbox
+    async with open_runtime(context.environ, tuning=context.settings.tuning) as runtime:
+        sandbox = runtime.engine.sandbox
     if sandbox.backend is None:
         yield warning(
             "containment",

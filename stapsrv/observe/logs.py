@@ -51,10 +51,10 @@ class Channel:
     """
 
     def __init__(
-        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, losses: DroppedEntries | None = None
+        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, dropped: DroppedEntries | None = None
     ) -> None:
         self._sink = sink
-        self._losses = losses or DroppedEntries()
+        self._dropped = dropped or DroppedEntries()
         self._encode: Encode = ENCODERS[style]
         self._lost = 0
 
@@ -67,7 +67,7 @@ class Channel:
             self._sink.write(self._encode(entry))
         except OSError:
             self._lost += 1
-            self._losses.entries += 1
+            self._dropped.entries += 1
 
 
 class LogBook:
@@ -93,7 +93,7 @@ class LogBook:
         self._terminal = terminal
         self._journal = journal
         self._sinks: dict[Path | None, Sink] = {}
-        self.losses = DroppedEntries()
+        self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
         """Return a logger.
@@ -111,7 +111,7 @@ class LogBook:
         if place not in self._sinks:
             self._sinks[place] = _open_sink(place, style)
         sink = self._sinks[place]
-        channels = [Channel(sink, style, losses=self.losses)]
+        channels = [Channel(sink, style, dropped=self.dropped)]
         # A stream is read as it is; it may even be that terminal.
         if self._terminal is not None and not isinstance(sink, StreamSink):
             shown = LogFormat.CLASSIC if style is LogFormat.JOURNAL else style

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -53,39 +53,44 @@ class Row(NamedTuple):
 
 
 def _single(read: Callable[[Snapshot], float | Histogram]) -> Callable[[Snapshot], Samples]:
-    return lambda facts: [((), read(facts))]
+    return lambda snapshot: [((), read(snapshot))]
+
+
+def _by_label(read: Callable[[Snapshot], Mapping[Any, int]]) -> Callable[[Snapshot], Samples]:
+    """Return samples of a counter for each value of its one label: a word of an enumeration, or a text."""
+    return lambda snapshot: [((str(label),), count) for label, count in read(snapshot).items()]
 
 
 def _stage(name: str) -> Callable[[Snapshot], Samples]:
-    return lambda facts: [((), facts.tally.stages[name])]
+    return lambda snapshot: [((), snapshot.counters.stages[name])]
 
 
 def _of_servers(read: Callable[[ServerStatus], float]) -> Callable[[Snapshot], Samples]:
-    return lambda facts: [((server.nickname,), read(server)) for server in facts.status.servers]
+    return lambda snapshot: [((server.nickname,), read(server)) for server in snapshot.status.servers]
 
 
-def _build(facts: Snapshot) -> Samples:
-    status = facts.status
+def _build(snapshot: Snapshot) -> Samples:
+    status = snapshot.status
     return [((status.version, status.stap_version, status.containment), 1)]
 
 
-def _servers(facts: Snapshot) -> Samples:
-    states = Counter(server.state for server in facts.status.servers)
+def _servers(snapshot: Snapshot) -> Samples:
+    states = Counter(server.state for server in snapshot.status.servers)
     return [((state.value,), states[state]) for state in State]
 
 
-def _certificates(facts: Snapshot) -> Samples:
-    for server in facts.status.servers:
+def _certificates(snapshot: Snapshot) -> Samples:
+    for server in snapshot.status.servers:
         if server.work.certificate_expires is not None:
             yield (server.nickname,), server.work.certificate_expires.timestamp()
 
 
-def _children(facts: Snapshot) -> Samples:
-    return [] if facts.children is None else [((), len(facts.children))]
+def _children(snapshot: Snapshot) -> Samples:
+    return [] if snapshot.children is None else [((), len(snapshot.children))]
 
 
-def _releases(facts: Snapshot) -> Samples:
-    for server in facts.status.servers:
+def _releases(snapshot: Snapshot) -> Samples:
+    for server in snapshot.status.servers:
         for release in server.work.releases:
             yield (server.nickname, release.name), release.health is not Health.UNHEALTHY
 
@@ -159,14 +164,14 @@ ROWS = (
         Kind.GAUGE,
         "Requests that compile now, over all servers.",
         (),
-        _single(lambda facts: facts.status.compiles),
+        _single(lambda now: now.status.compiles),
     ),
     Row(
         "stapsrv_compiles_limit",
         Kind.GAUGE,
         "Requests that may compile at the same time, over all servers.",
         (),
-        _single(lambda facts: facts.status.max_compiles),
+        _single(lambda now: now.status.max_compiles),
     ),
     Row(
         "stapsrv_connections_total",
@@ -174,14 +179,14 @@ ROWS = (
         "Connections that have ended: refused (reset, no room), failed, empty (no request), request, "
         "ended (the server stopped), crashed.",
         ("outcome",),
-        lambda facts: [((outcome.value,), count) for outcome, count in facts.tally.connections.items()],
+        lambda now: [((outcome.value,), count) for outcome, count in now.counters.connections.items()],
     ),
     Row(
         "stapsrv_refusals_total",
         Kind.COUNTER,
         "Connections and requests turned away, by the bound that they met.",
         ("reason",),
-        lambda facts: [((refusal.value,), count) for refusal, count in facts.tally.refusals.items()],
+        _by_label(lambda now: now.counters.refusals),
     ),
     Row(
         "stapsrv_requests_total",
@@ -189,8 +194,8 @@ ROWS = (
         "Requests that have ended: success, error (stap found fault), refused (by the server), abandoned (by "
         "the client); by kernel release, other where it is not served.",
         ("release", "result"),
-        lambda facts: [
-            ((release, result.value), count) for (release, result), count in facts.tally.requests.items()
+        lambda now: [
+            ((release, result.value), count) for (release, result), count in now.counters.requests.items()
         ],
     ),
     Row(
@@ -198,14 +203,14 @@ ROWS = (
         Kind.COUNTER,
         "Answers of stap by where they came from: compiled, hit (known), shared (with an equal request).",
         ("source",),
-        lambda facts: [((source.value,), count) for source, count in facts.tally.sources.items()],
+        _by_label(lambda now: now.counters.sources),
     ),
     Row(
         "stapsrv_results_not_kept_total",
         Kind.COUNTER,
         "Compiles whose result the result cache could not store, by reason.",
         ("reason",),
-        lambda facts: [((reason,), count) for reason, count in facts.tally.uncacheable.items()],
+        _by_label(lambda now: now.counters.uncacheable),
     ),
     Row(
         "stapsrv_request_queue_seconds",
@@ -240,28 +245,28 @@ ROWS = (
         Kind.COUNTER,
         "Bytes of requests that arrived whole, before TLS.",
         (),
-        _single(lambda facts: facts.tally.request_bytes),
+        _single(lambda now: now.counters.request_bytes),
     ),
     Row(
         "stapsrv_sent_bytes_total",
         Kind.COUNTER,
         "Bytes of answers, before TLS.",
         (),
-        _single(lambda facts: facts.tally.answer_bytes),
+        _single(lambda now: now.counters.answer_bytes),
     ),
     Row(
         "stapsrv_log_entries_lost_total",
         Kind.COUNTER,
         "Entries that a log did not take: its disk is full, or nobody reads it.",
         (),
-        _single(lambda facts: facts.lost_entries),
+        _single(lambda now: now.dropped_entries),
     ),
     Row(
         "stapsrv_event_loop_lag_seconds",
         Kind.HISTOGRAM,
         "How late the event loop was, looked at every 5 seconds.",
         (),
-        _single(lambda facts: facts.lag),
+        _single(lambda now: now.lag),
     ),
     Row(
         "stapsrv_child_processes",
@@ -273,10 +278,10 @@ ROWS = (
 )
 
 
-def families(facts: Snapshot) -> Iterator[Metric]:
+def families(snapshot: Snapshot) -> Iterator[Metric]:
     """Return every metric of the table, as Prometheus' library has them."""
     for row in ROWS:
-        yield _family(row, row.read(facts))
+        yield _family(row, row.read(snapshot))
 
 
 class Exposition:
@@ -290,9 +295,9 @@ class Exposition:
         self._registry.register(self._latest)
         ProcessCollector(registry=self._registry)
 
-    def text(self, facts: Snapshot) -> bytes:
+    def text(self, snapshot: Snapshot) -> bytes:
         """Return the text; takes milliseconds, and is not to be called twice at the same time."""
-        self._latest.facts = facts
+        self._latest.snapshot = snapshot
         return generate_latest(self._registry)
 
 
@@ -300,10 +305,10 @@ class _Latest(Collector):
     """What a registry asks."""
 
     def __init__(self) -> None:
-        self.facts: Snapshot | None = None
+        self.snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        return iter(()) if self.facts is None else families(self.facts)
+        return iter(()) if self.snapshot is None else families(self.snapshot)
 
 
 def _family(row: Row, samples: Samples) -> Metric:

@@ -68,18 +68,18 @@ class Snapshot:
 
     phase: Phase
     status: SupervisorStatus
-    tally: ProcessCounters
-    lost_entries: int = 0
+    counters: ProcessCounters
+    dropped_entries: int = 0
     faults: tuple[str, ...] = ()
     lag: Histogram = attrs.field(factory=Histogram)
     children: frozenset[int] | None = None
 
     def frozen(self) -> Snapshot:
         """Return a copy that stays as it is while the event loop goes on counting."""
-        return attrs.evolve(self, tally=copy.deepcopy(self.tally), lag=copy.deepcopy(self.lag))
+        return attrs.evolve(self, counters=copy.deepcopy(self.counters), lag=copy.deepcopy(self.lag))
 
 
-Look: TypeAlias = Callable[[], Snapshot]
+TakeSnapshot: TypeAlias = Callable[[], Snapshot]
 """Looks at the process; called on the event loop."""
 
 

@@ -145,7 +145,7 @@ class PassedSockets:
                 )
 
 
-async def turn_away(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
+async def reset_unserved(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
     """Reset who connects to the port of a server that does not run, once a second, until cancelled.
 
     Args:

@@ -28,7 +28,7 @@ _SETTLE_S = 0.2
 
 
 @attrs.frozen
-class _Shown:
+class _Advertised:
     """A server that is advertised, and whose certificate it has."""
 
     server: CompileServer
@@ -50,7 +50,7 @@ class ServerAdvertiser:
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
         self._advertiser = advertiser
         self._log = log
-        self._shown: dict[int, _Shown] = {}
+        self._advertised: dict[int, _Advertised] = {}
         self._followed: set[Path] = set()
         self._moks: dict[Path, tuple[str, ...]] = {}
         self._files = BlockingCalls()
@@ -73,7 +73,7 @@ class ServerAdvertiser:
             return
         try:
             async with anyio.create_task_group() as self._tasks:
-                for server_id in self._shown:
+                for server_id in self._advertised:
                     self._publish(server_id)
                 await self._advertiser.run()
         except* Exception as crash:  # noqa: BLE001 - the one net between the network and the servers
@@ -81,39 +81,39 @@ class ServerAdvertiser:
         finally:
             self._tasks = None
 
-    def show(self, server_id: int, server: CompileServer) -> None:
+    def advertise(self, server_id: int, server: CompileServer) -> None:
         """Have a server that serves advertised; never waits."""
         if self._advertiser is not None and server.identity is not None:
-            self._shown[server_id] = _Shown(server, server.identity)
+            self._advertised[server_id] = _Advertised(server, server.identity)
             self._publish(server_id)
 
-    def hide(self, server_id: int) -> None:
+    def retract(self, server_id: int) -> None:
         """Have a server heard of no more; never waits."""
-        if self._advertiser is not None and self._shown.pop(server_id, None) is not None:
+        if self._advertiser is not None and self._advertised.pop(server_id, None) is not None:
             self._advertiser.set(server_id, ())
 
     async def withdraw(self, server_id: int) -> None:
         """Have a server that is about to stop heard of no more, and wait for its goodbye, 1 s at most."""
         if self._advertiser is not None:
-            self._shown.pop(server_id, None)
+            self._advertised.pop(server_id, None)
             await self._advertiser.withdraw(server_id)
 
     def _publish(self, server_id: int) -> None:
         """Have said what is true of a server now, as soon as its keys have been looked at."""
-        shown = self._shown[server_id]
-        if shown.directory not in self._followed and self._tasks is not None:
-            self._followed.add(shown.directory)
-            self._tasks.start_soon(self._follow_identity, shown.identity)
-            self._tasks.start_soon(self._follow_files, shown.identity)
-        if shown.directory in self._moks and self._advertiser is not None:
-            serial = shown.identity.loaded.identity.serial
-            found = advertisements(shown.server, serial=serial, moks=self._moks[shown.directory])
-            self._advertiser.set(server_id, found, shown.server.service.log)
+        advertised = self._advertised[server_id]
+        if advertised.directory not in self._followed and self._tasks is not None:
+            self._followed.add(advertised.directory)
+            self._tasks.start_soon(self._follow_identity, advertised.identity)
+            self._tasks.start_soon(self._follow_files, advertised.identity)
+        if advertised.directory in self._moks and self._advertiser is not None:
+            serial = advertised.identity.loaded.identity.serial
+            found = advertisements(advertised.server, serial=serial, moks=self._moks[advertised.directory])
+            self._advertiser.set(server_id, found, advertised.server.service.log)
 
     def _publish_all(self, directory: Path) -> None:
         """Do so for each server whose identity is kept in ``directory``."""
-        for server_id, shown in self._shown.items():
-            if shown.directory == directory:
+        for server_id, advertised in self._advertised.items():
+            if advertised.directory == directory:
                 self._publish(server_id)
 
     async def _follow_identity(self, identity: LiveIdentity) -> None:
@@ -129,14 +129,14 @@ class ServerAdvertiser:
                 watched = directory, moks_directory(directory)
                 while True:
                     await self._files.run(partial(watcher.watch_directories, directory, watched))
-                    await self._look_at_files(identity)
+                    await self._read_moks(identity)
                     await watcher.wait_changed()
                     await anyio.sleep(_SETTLE_S)
         except OSError as exc:
             self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)
-            await self._look_at_files(identity)
+            await self._read_moks(identity)
 
-    async def _look_at_files(self, identity: LiveIdentity) -> None:
+    async def _read_moks(self, identity: LiveIdentity) -> None:
         directory = identity.loaded.identity.directory
         try:
             found = await self._files.run(partial(list_moks, moks_directory(directory)))
@@ -162,8 +162,8 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
     """
     service = server.service
     settings = service.settings
-    heard_at = _listened_on(settings.access.listen)
-    if heard_at is not None and not heard_at:
+    addresses = _listened_on(settings.access.listen)
+    if addresses is not None and not addresses:
         return ()
     options = server_options(
         runtime=settings.runtime, build=settings.build, define=settings.define, include=settings.include
@@ -176,7 +176,7 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
             serial=serial,
             options=options,
             moks=tuple(moks),
-            addresses=heard_at,
+            addresses=addresses,
         )
         for release in service.releases.values()
         if release.name not in service.release_health or service.release_health[release.name].is_usable

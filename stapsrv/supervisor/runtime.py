@@ -89,7 +89,7 @@ _REMOVAL_S = 5.0
 
 
 @attrs.frozen(kw_only=True)
-class Host:
+class Runtime:
     """This process's means of compiling, and whose they are.
 
     Attributes:
@@ -107,10 +107,10 @@ class Host:
     user: str
     engine: LocalEngine
     identities: IdentityStore
-    warmer: Warmup
+    warmup: Warmup
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     cache: ResultCache | None = None
-    tally: ProcessCounters = attrs.field(factory=ProcessCounters)
+    counters: ProcessCounters = attrs.field(factory=ProcessCounters)
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
     files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
@@ -149,7 +149,7 @@ class Host:
                 settings=settings,
                 releases={release.name: release for release in releases},
                 release_health={
-                    release.name: self.warmer.standing(settings, release, log) for release in releases
+                    release.name: self.warmup.health(settings, release, log) for release in releases
                 },
                 version=self.engine.stap.version,
                 engine=CachedEngine(self.engine, pool, self.cache),
@@ -161,12 +161,12 @@ class Host:
                     self.engine.sandbox,
                 ),
                 log=log,
-                counters=self.tally,
+                counters=self.counters,
             )
             if self.cache is not None and settings.limits.result_cache:
                 self.cache.watch(releases, settings)
             server = CompileServer(service, listeners, identity=identity, budget=self.connections)
-            self.tally.expect(service.releases)
+            self.counters.expect(service.releases)
             undo.pop_all()
         return server
 
@@ -201,7 +201,7 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def open_host(
+async def open_runtime(
     environ: Mapping[str, str],
     *,
     password: str | None = None,
@@ -209,7 +209,7 @@ async def open_host(
     tuning: Tuning = NOTHING_SET,
     secret: tuple[Path, ...] = (),
     log: Log | None = None,
-) -> AsyncIterator[Host]:
+) -> AsyncIterator[Runtime]:
     """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
 
     Args:
@@ -240,21 +240,21 @@ async def open_host(
             temp_quota=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
-        warmer = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
+        warmup = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
         async with contextlib.AsyncExitStack() as opened:
             watcher = opened.enter_context(open_watcher(log))
-            host = Host(
+            runtime = Runtime(
                 user=entry.pw_name,
                 engine=engine,
                 identities=IdentityStore(environ, password=password, watcher=watcher),
-                warmer=warmer,
+                warmup=warmup,
                 sockets=sockets or PassedSockets(),
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
             )
             if log is not None:
                 cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
-                host = attrs.evolve(host, cache=cache)
-            yield host
+                runtime = attrs.evolve(runtime, cache=cache)
+            yield runtime
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
             await workspace.files.run(workspace.close, timeout_s=_REMOVAL_S)

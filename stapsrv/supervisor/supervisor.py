@@ -27,7 +27,7 @@ from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import RUNNING, SETTLED, Event, State, Wanted
 from stapsrv.supervisor.managed_server import ManagedServer
 from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, ServerSpec
-from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import Record, StatFiles
@@ -58,7 +58,7 @@ class Supervisor:
 
     def __init__(
         self,
-        host: Host,
+        runtime: Runtime,
         saved: SavedState | None,
         *,
         defaults: HostDefaults,
@@ -66,15 +66,15 @@ class Supervisor:
         log: Log,
         max_compiles: int,
         auto_end: bool,
-        announcer: ServerAdvertiser | None = None,
+        advertiser: ServerAdvertiser | None = None,
     ) -> None:
-        self._host = host
+        self._runtime = runtime
         self._saved = saved
         self._defaults = defaults
         self._open_log = open_log
         self._log = log
         self._auto_end = auto_end
-        self._announcer = announcer or ServerAdvertiser(None, log=log)
+        self._advertiser = advertiser or ServerAdvertiser(None, log=log)
         self._since = datetime.now(UTC)
         # Its clients are the servers' pools, whose workers bound what can wait here.
         self._pool = WorkerPool(max_compiles, queue_length=None)
@@ -82,7 +82,7 @@ class Supervisor:
         self._tasks: TaskGroup | None = None
         self._commands = CommandsUnderWay(self._command_ended)
         self._ending = anyio.Event()
-        host.warmer.follow(self._health_changed)
+        runtime.warmup.on_health_change(self._health_changed)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Host servers until :meth:`end`, or until the last one is gone if so made; then stop all.
@@ -94,8 +94,8 @@ class Supervisor:
             async with anyio.create_task_group() as background:
                 if self._saved is not None:
                     await background.start(self._saved.ports.run)
-                background.start_soon(self._announcer.run)
-                background.start_soon(self._host.warmer.run)
+                background.start_soon(self._advertiser.run)
+                background.start_soon(self._runtime.warmup.run)
                 task_status.started()
                 await self._ending.wait()
                 await self.stop(list(self._servers))
@@ -114,12 +114,12 @@ class Supervisor:
     def status(self) -> SupervisorStatus:
         """Return a snapshot of everything."""
         compiles = self._pool.statistics()
-        sandbox = self._host.engine.sandbox
+        sandbox = self._runtime.engine.sandbox
         return SupervisorStatus(
             pid=os.getpid(),
-            user=self._host.user,
+            user=self._runtime.user,
             version=__version__,
-            stap_version=self._host.engine.stap.version,
+            stap_version=self._runtime.engine.stap.version,
             sandbox=sandbox.name,
             containment=sandbox.containment.value,
             cgroup=sandbox.cgroup,
@@ -129,7 +129,7 @@ class Supervisor:
             servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
         )
 
-    async def start(self, wishes: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
+    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
         """Start the servers that are wished for and do not run; wait until each serves or has failed.
 
         Returns:
@@ -138,7 +138,7 @@ class Supervisor:
         """
         with self._commands.begin(report) as followed:
             outcomes = []
-            for begun in [self._begin(wish, followed) for wish in wishes]:
+            for begun in [self._begin(spec, followed) for spec in specs]:
                 if isinstance(begun, Outcome):
                     outcomes.append(begun)
                 else:
@@ -169,16 +169,16 @@ class Supervisor:
 
     async def reload(
         self,
-        wishes: Sequence[ServerSpec],
+        specs: Sequence[ServerSpec],
         *,
         force: bool,
         unreadable: Collection[str] = (),
         report: Report | None = None,
     ) -> list[Outcome]:
-        """Make the configured servers those of ``wishes``; the unchanged go on and lose nothing.
+        """Make the configured servers those of ``specs``; the unchanged go on and lose nothing.
 
         Args:
-            wishes: what the configuration files say now.
+            specs: what the configuration files say now.
             force: stop every other server as well, those that were asked for one by one included
                 (manual page, ``force-reload``).
             unreadable: files that say nothing now; the servers that came from them go on.
@@ -188,17 +188,17 @@ class Supervisor:
             One outcome for each server that was stopped, then one for each wish.
         """
         with self._commands.begin(None):
-            wanted = {self._identity(wish.settings): wish for wish in wishes}
+            wanted = {self._identity(spec.settings): spec for spec in specs}
             leaving = []
             for server in list(self._servers.values()):
-                wish = wanted.get(self._identity(server.settings))
-                if wish is not None:
-                    self._follow(server, wish)
+                spec = wanted.get(self._identity(server.settings))
+                if spec is not None:
+                    self._follow(server, spec)
                 elif server.origin in unreadable:
                     continue
                 elif force or server.origin is not None:
                     leaving.append(server.id)
-            return await self.stop(leaving, report) + await self.start(wishes, report)
+            return await self.stop(leaving, report) + await self.start(specs, report)
 
     async def wait_failed(self, server_id: int) -> str:
         """Wait until a server has failed; returns why. Of one that is stopped meanwhile, wait for ever."""
@@ -214,7 +214,7 @@ class Supervisor:
         for fault in faults:
             self._log.warning("registry.damaged", reason=fault)
         for record in records:
-            if record.settings.user not in {None, self._host.user}:
+            if record.settings.user not in {None, self._runtime.user}:
                 continue
             self._log.info("server.resumed", id=record.id)
             self._add(record.id, ServerSpec(record.settings, record.origin), last_port=record.port).command(
@@ -227,31 +227,31 @@ class Supervisor:
             for record in self._saved.servers.read()[0]:
                 self._saved.servers.forget(record.id)
 
-    def _begin(self, wish: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
+    def _begin(self, spec: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
         """Set a wish going; returns the server and whether it ran already, or why it is refused."""
         try:
             self._check_not_ending()
-            self._check_user(wish.settings)
-            same = self._find(wish)
+            self._check_user(spec.settings)
+            same = self._find(spec)
             if same is not None:
                 already = same.wanted is Wanted.UP and same.state in RUNNING
                 followed.add(same.id)
-                if wish.origin is not None and wish.origin == same.origin:
-                    self._follow(same, wish)
+                if spec.origin is not None and spec.origin == same.origin:
+                    self._follow(same, spec)
                 same.command(Event.START)
                 return same, already
-            server = self._add_new(wish)
+            server = self._add_new(spec)
         except (ConfigError, LifecycleError) as exc:
             return Outcome(None, already=False, error=str(exc))
         followed.add(server.id)
         server.command(Event.START)
         return server, False
 
-    def _follow(self, server: ManagedServer, wish: ServerSpec) -> None:
+    def _follow(self, server: ManagedServer, spec: ServerSpec) -> None:
         """Have a server obey what its file says now of all that makes it no other server."""
-        server.origin = wish.origin
-        if wish.settings != server.settings:
-            server.apply_settings(wish.settings)
+        server.origin = spec.origin
+        if spec.settings != server.settings:
+            server.apply_settings(spec.settings)
 
     def _check_not_ending(self) -> None:
         """Let nothing begin that the end would wait for in vain."""
@@ -259,8 +259,8 @@ class Supervisor:
             raise LifecycleError("the supervisor is ending")
 
     def _check_user(self, settings: ServerSettings) -> None:
-        if settings.user not in {None, self._host.user}:
-            raise ConfigError(f"this supervisor runs as {self._host.user}, not as {settings.user}")
+        if settings.user not in {None, self._runtime.user}:
+            raise ConfigError(f"this supervisor runs as {self._runtime.user}, not as {settings.user}")
 
     async def _started(self, server: ManagedServer, *, already: bool) -> Outcome:
         state = await server.wait_for(SETTLED)
@@ -295,43 +295,43 @@ class Supervisor:
                 outcomes.append(Outcome(server.status(), already=False, error=error))
             return outcomes
 
-    def _add_new(self, wish: ServerSpec) -> ManagedServer:
+    def _add_new(self, spec: ServerSpec) -> ManagedServer:
         if self._saved is None:
-            return self._add(os.getpid(), wish, last_port=None)
-        port = self._saved.ports.recall(wish.settings)
-        return self._add(self._saved.servers.allocate_id(), wish, last_port=port)
+            return self._add(os.getpid(), spec, last_port=None)
+        port = self._saved.ports.recall(spec.settings)
+        return self._add(self._saved.servers.allocate_id(), spec, last_port=port)
 
-    def _add(self, server_id: int, wish: ServerSpec, *, last_port: int | None) -> ManagedServer:
+    def _add(self, server_id: int, spec: ServerSpec, *, last_port: int | None) -> ManagedServer:
         if self._tasks is None:
             raise LifecycleError("the supervisor is ending")
         server = ManagedServer(
             server_id,
-            wish.settings,
-            origin=wish.origin,
+            spec.settings,
+            origin=spec.origin,
             last_port=last_port,
             prepare=self._prepare,
             tasks=self._tasks,
-            log=self._open_log(wish.settings.log or self._defaults.log, wish.settings.log_format).bind(
-                server=server_id, nickname=wish.settings.nickname or str(server_id)
+            log=self._open_log(spec.settings.log or self._defaults.log, spec.settings.log_format).bind(
+                server=server_id, nickname=spec.settings.nickname or str(server_id)
             ),
             changed=self._changed,
-            withdraw=self._announcer.withdraw,
+            withdraw=self._advertiser.withdraw,
         )
         self._servers[server_id] = server
         return server
 
     async def _prepare(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
-        log.info("server.starting", pid=os.getpid(), user=self._host.user)
-        return await self._host.prepare(settings, log, last_port=last_port, shared=self._pool)
+        log.info("server.starting", pid=os.getpid(), user=self._runtime.user)
+        return await self._runtime.prepare(settings, log, last_port=last_port, shared=self._pool)
 
-    def _find(self, wish: ServerSpec) -> ManagedServer | None:
+    def _find(self, spec: ServerSpec) -> ManagedServer | None:
         """Return the server that is the same as the one wished for.
 
         Raises:
             ConfigError: another server has its nickname.
         """
-        identity = self._identity(wish.settings)
-        nickname = wish.settings.nickname
+        identity = self._identity(spec.settings)
+        nickname = spec.settings.nickname
         for server in self._servers.values():
             if self._identity(server.settings) == identity:
                 return server
@@ -349,11 +349,11 @@ class Supervisor:
     def _changed(self, server: ManagedServer) -> None:
         """Keep the record, the network and the listeners up to date; forget who is down for good."""
         if server.state is State.SERVING and server.server is not None:
-            self._announcer.show(server.id, server.server)
-            self._host.warmer.want(server.id, server.server.service)
+            self._advertiser.advertise(server.id, server.server)
+            self._runtime.warmup.add(server.id, server.server.service)
         else:
-            self._announcer.hide(server.id)
-            self._host.warmer.drop(server.id)
+            self._advertiser.retract(server.id)
+            self._runtime.warmup.remove(server.id)
         if self._saved is not None:
             self._record(server, self._saved)
         if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
@@ -374,12 +374,12 @@ class Supervisor:
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
             saved.ports.remember(server.settings, server.last_port)
 
-    def _health_changed(self, standing: ReleaseHealth) -> None:
+    def _health_changed(self, health: ReleaseHealth) -> None:
         """Let the network hear of a release only while it can be compiled for."""
         for server in self._servers.values():
             serving = server.server
-            if server.state is State.SERVING and serving is not None and serving.serves_under(standing):
-                self._announcer.show(server.id, serving)
+            if server.state is State.SERVING and serving is not None and serving.serves_under(health):
+                self._advertiser.advertise(server.id, serving)
 
     def _command_ended(self) -> None:
         """End if that is to be when no command is under way and no server is left."""

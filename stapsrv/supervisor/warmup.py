@@ -90,7 +90,7 @@ class WarmMemory:
         self._memory = JsonFile(file, _is_identity)
         self._cache = cache
 
-    def knows(self, digest: str) -> bool:
+    def is_warm(self, digest: str) -> bool:
         """Whether this has been compiled for, and stap's cache is still the same; reads files."""
         cache = _identity(self._cache)
         return cache is not None and self._memory.read().get(digest) == cache
@@ -102,16 +102,16 @@ class WarmMemory:
             self._memory.write(with_fact(self._memory.read(), digest, cache))
 
 
-def digest_of(subject: WarmupKey, stap: StapProgram) -> str:
+def digest_of(key: WarmupKey, stap: StapProgram) -> str:
     """Return what changes when another compile for the subject may come out differently; reads files."""
     sha = hashlib.sha256()
-    for part in (stap.version, _stamp(stap.path), repr(subject), *_stamps(subject)):
+    for part in (stap.version, _stamp(stap.path), repr(key), *_stamps(key)):
         sha.update(f"{part}\n".encode("utf-8", "surrogateescape"))
     return sha.hexdigest()[:32]
 
 
-def _stamps(subject: WarmupKey) -> Iterator[str]:
-    tree, *others = subject.places
+def _stamps(key: WarmupKey) -> Iterator[str]:
+    tree, *others = key.places
     yield os.path.realpath(tree)
     yield from map(_stamp, (tree / name for name in _TREE_FILES))
     for place in others:
@@ -154,8 +154,8 @@ _SETTLE_S = 2.0
 class WarmupTarget:
     """A subject, whoever serves it, and what becomes of it."""
 
-    subject: WarmupKey
-    standing: ReleaseHealth
+    key: WarmupKey
+    health: ReleaseHealth
     settings: ServerSettings
     log: Log
     wanted_by: set[int] = attrs.field(factory=set)
@@ -178,13 +178,13 @@ class Warmup:
         self._engine = engine
         self._memory = memory
         self._first_delay_s = first_delay_s
-        self._cases: dict[WarmupKey, WarmupTarget] = {}
+        self._targets: dict[WarmupKey, WarmupTarget] = {}
         self._one_at_a_time = anyio.Lock()
         self._files = BlockingCalls()
         self._tasks: TaskGroup | None = None
         self._listeners: list[Callable[[ReleaseHealth], None]] = []
 
-    def follow(self, changed: Callable[[ReleaseHealth], None]) -> None:
+    def on_health_change(self, changed: Callable[[ReleaseHealth], None]) -> None:
         """Have ``changed`` called after each change of a release's health."""
         self._listeners.append(changed)
 
@@ -194,11 +194,11 @@ class Warmup:
         Cancellation: no compile is left running.
         """
         async with anyio.create_task_group() as self._tasks:
-            for case in self._cases.values():
-                self._begin(case)
+            for target in self._targets.values():
+                self._begin(target)
             await anyio.sleep_forever()
 
-    def standing(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
+    def health(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
         """Return the standing of a release for a server with such settings; equal servers share it.
 
         Args:
@@ -206,145 +206,142 @@ class Warmup:
             release: one that it serves.
             log: hears of it if the server is the first of its kind.
         """
-        subject = WarmupKey.of(settings, release)
-        case = self._cases.get(subject)
-        if case is None:
-            case = self._cases[subject] = WarmupTarget(subject, ReleaseHealth(self._tell), settings, log)
-        return case.standing
+        key = WarmupKey.of(settings, release)
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = WarmupTarget(key, ReleaseHealth(self._notify), settings, log)
+        return target.health
 
-    def want(self, server_id: int, service: CompileService) -> None:
+    def add(self, server_id: int, service: CompileService) -> None:
         """Have a server's releases looked after from now on, unless it does not want that."""
         if not service.settings.limits.warmup:
             return
-        for case in self._cases_of(service):
-            if server_id in case.wanted_by:
+        for target in self._targets_of(service):
+            if server_id in target.wanted_by:
                 continue
-            if not case.wanted_by and case.standing.health is Health.HEALTHY:
+            if not target.wanted_by and target.health.health is Health.HEALTHY:
                 # Of an earlier life of the server: the kernel's headers may be others now.
-                case.standing.set(Health.UNTRIED)
-            case.wanted_by.add(server_id)
-            self._begin(case)
+                target.health.set(Health.UNTRIED)
+            target.wanted_by.add(server_id)
+            self._begin(target)
 
-    def drop(self, server_id: int) -> None:
+    def remove(self, server_id: int) -> None:
         """Look after a server's releases no longer, but for those that others serve, too."""
-        for case in list(self._cases.values()):
-            case.wanted_by.discard(server_id)
-            if not case.wanted_by and case.scope is not None:
-                case.scope.cancel()
-                case.scope = None
+        for target in list(self._targets.values()):
+            target.wanted_by.discard(server_id)
+            if not target.wanted_by and target.scope is not None:
+                target.scope.cancel()
+                target.scope = None
 
-    def _cases_of(self, service: CompileService) -> list[WarmupTarget]:
-        standings = {id(standing) for standing in service.release_health.values()}
-        return [case for case in self._cases.values() if id(case.standing) in standings]
+    def _targets_of(self, service: CompileService) -> list[WarmupTarget]:
+        healths = {id(health) for health in service.release_health.values()}
+        return [target for target in self._targets.values() if id(target.health) in healths]
 
-    def _tell(self, standing: ReleaseHealth) -> None:
+    def _notify(self, health: ReleaseHealth) -> None:
         for listener in self._listeners:
-            listener(standing)
+            listener(health)
 
-    def _begin(self, case: WarmupTarget) -> None:
+    def _begin(self, target: WarmupTarget) -> None:
         """Start looking after a case, if somebody wants that and it has not been done yet."""
-        if self._tasks is not None and case.wanted_by and case.scope is None:
-            case.scope = anyio.CancelScope()
-            self._tasks.start_soon(self._look_after, case, case.scope)
+        if self._tasks is not None and target.wanted_by and target.scope is None:
+            target.scope = anyio.CancelScope()
+            self._tasks.start_soon(self._look_after, target, target.scope)
 
-    async def _look_after(self, case: WarmupTarget, scope: anyio.CancelScope) -> None:
+    async def _look_after(self, target: WarmupTarget, scope: anyio.CancelScope) -> None:
         """Compile for a release until that succeeds, here or for a client."""
         delay_s = self._first_delay_s
         try:
             with scope:
-                while not await self._try(case):
-                    if await self._wait_for_change(case, delay_s):
+                while not await self._try(target):
+                    if await self._wait_for_change(target, delay_s):
                         delay_s = self._first_delay_s
                     else:
                         delay_s = min(2 * delay_s, _MOST_DELAY_S)
         except Exception:
-            case.log.exception("release.crashed", release=case.subject.release.name)
-        if case.scope is scope:
-            case.scope = None
+            target.log.exception("release.crashed", release=target.key.release.name)
+        if target.scope is scope:
+            target.scope = None
 
-    async def _try(self, case: WarmupTarget) -> bool:
+    async def _try(self, target: WarmupTarget) -> bool:
         """See whether a release can be compiled for; returns whether it can."""
         async with self._one_at_a_time:
             try:
-                case.digest = await self._digest(case)
-                known = await self._files.run(functools.partial(self._memory.knows, case.digest))
-                if not known and case.standing.health is not Health.HEALTHY:
-                    await self._compile(case)
+                target.digest = await self._digest(target)
+                known = await self._files.run(functools.partial(self._memory.is_warm, target.digest))
+                if not known and target.health.health is not Health.HEALTHY:
+                    await self._compile(target)
                 if not known:
-                    await self._files.run(functools.partial(self._memory.remember, case.digest))
+                    await self._files.run(functools.partial(self._memory.remember, target.digest))
             except (OSError, RequestRejected, TranslatorError) as exc:
                 fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
-                case.log.warning("release.unhealthy", release=case.subject.release.name, reason=fault)
-                case.standing.set(Health.UNHEALTHY, fault)
+                target.log.warning("release.unhealthy", release=target.key.release.name, reason=fault)
+                target.health.set(Health.UNHEALTHY, fault)
                 return False
-        case.standing.set(Health.HEALTHY)
+        target.health.set(Health.HEALTHY)
         return True
 
-    async def _digest(self, case: WarmupTarget) -> str:
-        return await self._files.run(functools.partial(digest_of, case.subject, self._engine.stap))
+    async def _digest(self, target: WarmupTarget) -> str:
+        return await self._files.run(functools.partial(digest_of, target.key, self._engine.stap))
 
-    async def _compile(self, case: WarmupTarget) -> None:
+    async def _compile(self, target: WarmupTarget) -> None:
         """Compile the shortest script, until done or until a client's request has shown that it can be done.
 
         Raises:
             TranslatorError, RequestRejected: it cannot be done; the text is the compiler's, if it has one.
         """
-        release = case.subject.release
+        release = target.key.release
         request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
-        settings = attrs.evolve(case.settings, keep_temporary=False)
+        settings = attrs.evolve(target.settings, keep_temporary=False)
         job = CompileJob(request=request, release=release, settings=settings, background=True)
-        if case.standing.health is Health.UNTRIED:
-            case.standing.set(Health.WARMING)
+        if target.health.health is Health.UNTRIED:
+            target.health.set(Health.WARMING)
         began = anyio.current_time()
         result: CompileResult | None = None
-        with anyio.CancelScope() as scope, case.standing.when_healthy(scope.cancel):
+        with anyio.CancelScope() as scope, target.health.when_healthy(scope.cancel):
             result = await self._engine.run(job)
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):
             raise TranslatorError(error_line(result.stderr))
         seconds = round(anyio.current_time() - began, 1)
-        case.log.info("release.healthy", release=release.name, seconds=seconds)
+        target.log.info("release.healthy", release=release.name, seconds=seconds)
 
-    async def _wait_for_change(self, case: WarmupTarget, delay_s: float) -> bool:
+    async def _wait_for_change(self, target: WarmupTarget, delay_s: float) -> bool:
         """Wait until another attempt is worth it; returns whether something has changed."""
         changed = False
         with contextlib.ExitStack() as watching, anyio.move_on_after(delay_s) as scope:
-            watching.enter_context(case.standing.when_healthy(scope.cancel))
-            watcher = await self._watch(case)
+            watching.enter_context(target.health.when_healthy(scope.cancel))
+            watcher = await self._watch(target)
             async with anyio.create_task_group() as tasks:
                 if watcher is not None:
                     watching.callback(watcher.close)
                     tasks.start_soon(_cancel_when_changed, watcher, tasks.cancel_scope)
                 # What changed while it was compiled was not heard.
                 with contextlib.suppress(OSError):
-                    if await self._digest(case) != case.digest:
+                    if await self._digest(target) != target.digest:
                         tasks.cancel_scope.cancel()
                 await anyio.sleep_forever()
             changed = True
             await anyio.sleep(_SETTLE_S)
         return changed
 
-    async def _watch(self, case: WarmupTarget) -> DirectoryWatcher[WarmupKey] | None:
+    async def _watch(self, target: WarmupTarget) -> DirectoryWatcher[WarmupKey] | None:
         """Watch what decides on a case; what hangs, or cannot be watched, only time will tell of."""
         try:
-            watch = functools.partial(_watch, case.subject)
+            watch = functools.partial(_watch, target.key)
             return await self._files.run(watch, cleanup=DirectoryWatcher.close)
         except OSError:
             return None
 
 
-def _watch(subject: WarmupKey) -> DirectoryWatcher[WarmupKey]:
+def _watch(key: WarmupKey) -> DirectoryWatcher[WarmupKey]:
     """Watch directories with all below them; where one cannot be watched, only time will tell."""
     watcher = DirectoryWatcher[WarmupKey]()
     below = (
-        Path(parent, name)
-        for place in subject.places
-        for parent, names, _ in os.walk(place)
-        for name in names
+        Path(parent, name) for place in key.places for parent, names, _ in os.walk(place) for name in names
     )
     with contextlib.suppress(OSError):
-        watcher.watch_directories(subject, itertools.chain(subject.places, below))
+        watcher.watch_directories(key, itertools.chain(key.places, below))
     return watcher
 
 

@@ -163,7 +163,7 @@ def test_full_disk_loses_entries_and_nothing_else(book, path, style):
     path.unlink()
     log.info("kept")
     assert sentences(path, style) == ["2 log lines were lost while the log could not be written", "kept"]
-    assert book.losses.entries == 2
+    assert book.dropped.entries == 2
 
 
 @FILE_FORMATS

@@ -37,9 +37,9 @@ EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def facts() -> Snapshot:
-    tally = ProcessCounters()
-    tally.expect(["6.1"])
+def snapshot() -> Snapshot:
+    counters = ProcessCounters()
+    counters.expect(["6.1"])
     record = RequestRecord(
         peer="p",
         request_bytes=10,
@@ -54,8 +54,8 @@ def facts() -> Snapshot:
         sign_s=0.002,
         send_s=700.0,
     )
-    tally.count_request(record, served=["6.1"])
-    tally.connections[ConnectionOutcome.REQUEST] += 1
+    counters.count_request(record, served=["6.1"])
+    counters.connections[ConnectionOutcome.REQUEST] += 1
     lag = Histogram()
     lag.add(0.02)
     servers = (
@@ -77,16 +77,16 @@ def facts() -> Snapshot:
     return Snapshot(
         phase=Phase.RUNNING,
         status=status,
-        tally=tally,
+        counters=counters,
         lag=lag,
-        lost_entries=5,
+        dropped_entries=5,
         children=frozenset({11, 12, 13}),
     )
 
 
 @pytest.fixture
-def samples(facts) -> dict[tuple[str, ...], float]:
-    return read_samples(Exposition().text(facts).decode())
+def samples(snapshot) -> dict[tuple[str, ...], float]:
+    return read_samples(Exposition().text(snapshot).decode())
 
 
 def test_values(samples):
@@ -130,20 +130,20 @@ def test_values(samples):
     assert samples["process_resident_memory_bytes",] > 1e6
 
 
-def test_a_snapshot_stays_as_it_is(facts):
-    before = Exposition().text(frozen := facts.frozen())
-    facts.tally.request_bytes += 1
-    facts.tally.stages["queue"].add(1)
-    facts.lag.add(1)
+def test_a_snapshot_stays_as_it_is(snapshot):
+    before = Exposition().text(frozen := snapshot.frozen())
+    snapshot.counters.request_bytes += 1
+    snapshot.counters.stages["queue"].add(1)
+    snapshot.lag.add(1)
     after = Exposition().text(frozen)
     own = [line for line in before.splitlines() if line.startswith(b"stapsrv_")]
     assert own == [line for line in after.splitlines() if line.startswith(b"stapsrv_")]
-    assert attrs.evolve(facts).frozen().tally.request_bytes == 11
+    assert attrs.evolve(snapshot).frozen().counters.request_bytes == 11
 
 
-def test_names_are_as_prometheus_wants_them(facts):
+def test_names_are_as_prometheus_wants_them(snapshot):
     """What ``promtool check metrics`` complains of: names, units, suffixes, HELP and TYPE."""
-    text = Exposition().text(facts).decode()
+    text = Exposition().text(snapshot).decode()
     metadata = re.findall(r"^# (HELP|TYPE) (\S+) (.+)$", text, re.MULTILINE)
     names = {name for _, name, _ in metadata}
     assert all((kind, name) in {row[:2] for row in metadata} for kind in ("HELP", "TYPE") for name in names)
@@ -164,8 +164,8 @@ def test_names_are_as_prometheus_wants_them(facts):
             assert all(re.fullmatch(r"[a-z][a-z_]*", label) for label in sample.labels)
 
 
-def test_every_row_of_the_table_has_samples(facts):
-    names = {name for name, *_ in _names(facts)}
+def test_every_row_of_the_table_has_samples(snapshot):
+    names = {name for name, *_ in _names(snapshot)}
     assert {row.name for row in ROWS} <= names
 
 
@@ -181,8 +181,8 @@ def test_the_documentation_has_each_metric_with_its_labels():
 
 
 @pytest.mark.parametrize("path", [DASHBOARD, DOCUMENT], ids=lambda path: path.name)
-def test_whoever_asks_for_metrics_asks_for_some_that_there_are(path, facts):
-    known = {"stapsrv_build_info"} | {name for name, *_ in _names(facts)}
+def test_whoever_asks_for_metrics_asks_for_some_that_there_are(path, snapshot):
+    known = {"stapsrv_build_info"} | {name for name, *_ in _names(snapshot)}
     text = path.read_text(encoding="utf-8")
     if path is DASHBOARD:
         panels = json.loads(text)["panels"]
@@ -211,8 +211,8 @@ def test_children_are_known():
     assert own_children() == before
 
 
-def test_unknown_children_are_not_told(facts):
-    text = Exposition().text(attrs.evolve(facts, children=None)).decode()
+def test_unknown_children_are_not_told(snapshot):
+    text = Exposition().text(attrs.evolve(snapshot, children=None)).decode()
     assert ("stapsrv_child_processes",) not in read_samples(text)
 
 
@@ -235,6 +235,6 @@ async def test_the_loop_is_looked_at_now_and_then():
     assert 0 <= lag.total_s < 10
 
 
-def _names(facts: Snapshot) -> list[tuple[str, str]]:
-    text = Exposition().text(facts).decode()
+def _names(snapshot: Snapshot) -> list[tuple[str, str]]:
+    text = Exposition().text(snapshot).decode()
     return [(name, kind) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)]

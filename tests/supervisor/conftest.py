@@ -20,7 +20,7 @@ from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.identity.store import IdentityStore, database_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.advertise import ServerAdvertiser
-from stapsrv.supervisor.runtime import Host
+from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import SavedState, Supervisor
@@ -53,16 +53,16 @@ class Bench:
         engine = LocalEngine(stap, Sandbox(None), workspace, environ=environ, home=Path("/nobody"))
         self.first_delay_s = 3600.0
         self._engine, self._environ, self._directory, self._watch = engine, environ, directory, watch
-        self.host = self.new_host()
+        self.runtime = self.new_runtime()
 
-    def new_host(self) -> Host:
+    def new_runtime(self) -> Runtime:
         """Return what the next process has."""
         memory = WarmMemory(self._directory / "warm", self._directory / "systemtap" / "cache")
-        return Host(
+        return Runtime(
             user=USER,
             engine=self._engine,
             identities=IdentityStore(self._environ, watcher=self._watch),
-            warmer=Warmup(self._engine, memory, first_delay_s=self.first_delay_s),
+            warmup=Warmup(self._engine, memory, first_delay_s=self.first_delay_s),
         )
 
     def settings(self, *, warmup: bool = False, **changes: object) -> ServerSettings:
@@ -75,18 +75,18 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def supervisor(
-        self, *, auto_end: bool = False, max_compiles: int = 2, announcer: ServerAdvertiser | None = None
+        self, *, auto_end: bool = False, max_compiles: int = 2, advertiser: ServerAdvertiser | None = None
     ) -> AsyncIterator[Supervisor]:
         """Run a supervisor; what it hosts is stopped at the end of the block."""
         made = Supervisor(
-            self.host,
+            self.runtime,
             SavedState(StatFiles(self.stat_path), PortMemory(self.stat_path.parent / "ports")),
             defaults=self.defaults,
             open_log=self._open_log,
             log=self.lines.log,
             max_compiles=max_compiles,
             auto_end=auto_end,
-            announcer=announcer,
+            advertiser=advertiser,
         )
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
@@ -113,13 +113,13 @@ def break_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def install(*errors: Exception) -> None:
         left = list(errors)
-        real = Host.prepare
+        real = Runtime.prepare
 
         async def prepare(self, settings, log, **options):
             if left:
                 raise left.pop(0)
             return await real(self, settings, log, **options)
 
-        monkeypatch.setattr(Host, "prepare", prepare)
+        monkeypatch.setattr(Runtime, "prepare", prepare)
 
     return install

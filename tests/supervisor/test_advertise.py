@@ -36,7 +36,7 @@ def air() -> Iterator[Air]:
         yield made
 
 
-def announcer(air: Air, lines: LogLines) -> ServerAdvertiser:
+def advertiser(air: Air, lines: LogLines) -> ServerAdvertiser:
     advertiser = Advertiser(
         "build",
         log=lines.log,
@@ -51,10 +51,10 @@ def announcer(air: Air, lines: LogLines) -> ServerAdvertiser:
 @contextlib.asynccontextmanager
 async def serving(bench, air, *changes):
     """Have servers that differ by these settings serve and be heard of."""
-    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
-        wishes = [ServerSpec(bench.settings(**change)) for change in changes or ({},)]
-        outcomes = await supervisor.start(wishes)
-        await air.wait(lambda: len(air.heard) == len(wishes))
+    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
+        specs = [ServerSpec(bench.settings(**change)) for change in changes or ({},)]
+        outcomes = await supervisor.start(specs)
+        await air.wait(lambda: len(air.heard) == len(specs))
         yield supervisor, [outcome.server for outcome in outcomes]
 
 
@@ -64,7 +64,7 @@ def texts(air: Air) -> list[dict[str, list[str]]]:
 
 async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
     changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
-    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
         hidden, heard = await supervisor.start([ServerSpec(bench.settings(**change)) for change in changes])
         assert (hidden.error, heard.error) == (None, None)
         await air.wait(lambda: len(air.heard) == 1)
@@ -75,8 +75,8 @@ async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
 async def test_servers_that_serve_are_heard_of(bench, air):
     async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = air.heard.values()
-        identity = await bench.host.identities.get(bench.identity, bench.lines.log)
-        assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
+        identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
+        assert (said.name, said.runtime, said.port) == (NAME, "build", servers[0].port)
         assert texts(air) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
@@ -125,7 +125,7 @@ async def test_crashed_servers_are_not_heard_of(bench, air, monkeypatch):
 
 async def test_renewed_certificate_is_announced(bench, air, tmp_path):
     async with serving(bench, air, {}, {"max_threads": 1}):
-        live = await bench.host.identities.get(bench.identity, bench.lines.log)
+        live = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
         renewed = attrs.evolve(other, directory=live.loaded.identity.directory)
         live.replace(LoadedIdentity(renewed, renewed.tls_context()))
@@ -136,7 +136,7 @@ async def test_renewed_certificate_is_announced(bench, air, tmp_path):
 async def test_database_that_is_replaced_is_announced(bench, air, tmp_path):
     """No client has come by, and the clock's minute is not over."""
     async with serving(bench, air), anyio.create_task_group() as background:
-        background.start_soon(bench.host.identities.maintain, bench.lines.log)
+        background.start_soon(bench.runtime.identities.maintain, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
         for path in other.directory.iterdir():
             shutil.copy(path, bench.identity / path.name)
@@ -177,7 +177,7 @@ async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(advertise, "list_moks", fail)
-    async with bench.supervisor(announcer=announcer(air, bench.lines)) as supervisor:
+    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
         (first,) = await supervisor.start([ServerSpec(bench.settings())])
         await bench.lines.wait("mdns.crashed")
         (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])
@@ -188,7 +188,7 @@ async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
 
 async def test_nothing_is_said_where_nothing_is_wanted(bench):
     quiet = ServerAdvertiser.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
-    async with bench.supervisor(announcer=quiet) as supervisor:
+    async with bench.supervisor(advertiser=quiet) as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         await supervisor.drain([outcome.server.id])
         await supervisor.stop([outcome.server.id])

@@ -41,7 +41,7 @@ async def test_the_detector_sees_what_blocks(tmp_path):
 
 async def test_requests_and_status(bench, tmp_path):
     release = "6.1.0-test"
-    make_stap(bench.host.engine.stap.path, 'echo out; echo ELF >"$answer/x.ko"; echo code >"$answer/x.c"')
+    make_stap(bench.runtime.engine.stap.path, 'echo out; echo ELF >"$answer/x.ko"; echo code >"$answer/x.c"')
     requests = [
         request(
             "-p4",
@@ -70,7 +70,7 @@ async def test_requests_and_status(bench, tmp_path):
 
 async def test_a_first_compile(bench):
     """The server's own start is let pass: it reads and writes some small files before anybody is served."""
-    make_stap(bench.host.engine.stap.path, "exit 1")
+    make_stap(bench.runtime.engine.stap.path, "exit 1")
     async with bench.supervisor() as supervisor:
         with watched_loop() as found:
             await supervisor.start([ServerSpec(bench.settings(warmup=True))])

@@ -26,8 +26,8 @@ def states(supervisor: Supervisor) -> dict[str, State]:
 
 async def test_started_servers_serve_the_client(bench):
     async with bench.supervisor() as supervisor:
-        wishes = [ServerSpec(bench.settings(nickname="one")), ServerSpec(bench.settings(max_threads=1))]
-        outcomes = await supervisor.start(wishes)
+        specs = [ServerSpec(bench.settings(nickname="one")), ServerSpec(bench.settings(max_threads=1))]
+        outcomes = await supervisor.start(specs)
         assert [(outcome.already, outcome.error) for outcome in outcomes] == [(False, None)] * 2
         for outcome in outcomes:
             answer = await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))
@@ -75,7 +75,7 @@ async def test_nickname_of_another_server_is_refused(bench):
 async def test_servers_of_other_users_are_refused(bench):
     async with bench.supervisor() as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings(user="somebody-else"))])
-        assert outcome.error == f"this supervisor runs as {bench.host.user}, not as somebody-else"
+        assert outcome.error == f"this supervisor runs as {bench.runtime.user}, not as somebody-else"
 
 
 async def test_stop_forgets(bench):
@@ -116,9 +116,9 @@ async def test_a_reload_tunes_servers_that_go_on_serving(bench):
     origin = "/etc/stap-server/conf.d/one.conf"
     async with bench.supervisor() as supervisor:
         (before,) = await supervisor.start([ServerSpec(bench.settings(), origin)])
-        wish = ServerSpec(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
+        spec = ServerSpec(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
         changes = []
-        (after,) = await supervisor.reload([wish], force=False, report=changes.append)
+        (after,) = await supervisor.reload([spec], force=False, report=changes.append)
         assert (after.error, after.already) == (None, True)
         assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
         assert State.STOPPING not in [change.state for change in changes]
@@ -131,9 +131,9 @@ async def test_a_reload_tunes_servers_that_go_on_serving(bench):
 async def test_a_start_obeys_the_file_that_a_running_server_comes_from_and_no_other(bench):
     async with bench.supervisor() as supervisor:
         await supervisor.start([ServerSpec(bench.settings(), "/one.conf")])
-        wish = bench.settings(tuning={"connections": 1})
+        spec = bench.settings(tuning={"connections": 1})
         for origin, connections in ((None, 512), ("/other.conf", 512), ("/one.conf", 1)):
-            (outcome,) = await supervisor.start([ServerSpec(wish, origin)])
+            (outcome,) = await supervisor.start([ServerSpec(spec, origin)])
             assert outcome.already
             assert outcome.server.settings.limits.connections == connections
 
@@ -158,8 +158,8 @@ async def test_limits_are_on_record_and_change_no_port(bench):
 async def test_progress_is_told_of_every_server_of_a_command(bench):
     async with bench.supervisor() as supervisor:
         told = []
-        wishes = [ServerSpec(bench.settings(max_threads=number)) for number in (1, 2, 3)]
-        await supervisor.start(wishes, lambda status: told.append((status.id - FIRST_ID, status.state)))
+        specs = [ServerSpec(bench.settings(max_threads=number)) for number in (1, 2, 3)]
+        await supervisor.start(specs, lambda status: told.append((status.id - FIRST_ID, status.state)))
         assert sorted(told, key=lambda change: change[0]) == [
             (number, state) for number in range(3) for state in (State.STARTING, State.SERVING)
         ]
@@ -259,17 +259,17 @@ async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
 async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
     with anyio.CancelScope() as killed:
         async with bench.supervisor() as supervisor:
-            wishes = [
+            specs = [
                 ServerSpec(bench.settings(nickname="one"), "/etc/one.conf"),
                 ServerSpec(bench.settings(max_threads=1)),
             ]
-            before = [outcome.server for outcome in await supervisor.start(wishes)]
+            before = [outcome.server for outcome in await supervisor.start(specs)]
             killed.cancel()
             await anyio.lowlevel.checkpoint()
     assert set(bench.records()) == {server.id for server in before}
     async with bench.supervisor() as supervisor:
         supervisor.resume()
-        outcomes = await supervisor.start(wishes)
+        outcomes = await supervisor.start(specs)
         assert all(outcome.error is None for outcome in outcomes)
         after = supervisor.status().servers
         resumed = [(server.id, server.nickname, server.port, server.origin) for server in after]

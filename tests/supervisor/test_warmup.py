@@ -38,7 +38,7 @@ class Kernel:
         self._runs.touch()
         self.answer(MODULE)
         make_stap(
-            bench.host.engine.stap.path,
+            bench.runtime.engine.stap.path,
             f"echo >>{self._runs}; . {self._script}",
         )
         (directory / "systemtap" / "cache").mkdir(parents=True)
@@ -61,10 +61,10 @@ def kernel(bench, tmp_path):
 class Healths:
     """Follows the health of releases."""
 
-    def __init__(self, warmer: Warmup) -> None:
+    def __init__(self, warmup: Warmup) -> None:
         self.seen: list[Health] = []
         self._changed = anyio.Event()
-        warmer.follow(self._note)
+        warmup.on_health_change(self._note)
 
     def _note(self, standing) -> None:
         self.seen.append(standing.health)
@@ -86,28 +86,28 @@ class Listener:
     async def run(self) -> None:
         await anyio.sleep_forever()
 
-    def show(self, server_id, server) -> None:
+    def advertise(self, server_id, server) -> None:
         found = advertisements(server, serial="00", moks=())
         self.said[server_id] = [advertisement.sysinfo for advertisement in found]
 
-    def hide(self, server_id) -> None:
+    def retract(self, server_id) -> None:
         self.said.pop(server_id, None)
 
     async def withdraw(self, server_id) -> None:
-        self.hide(server_id)
+        self.retract(server_id)
 
 
 @contextlib.asynccontextmanager
-async def started(bench, count: int = 1, announcer: Listener | None = None, **settings):
+async def started(bench, count: int = 1, advertiser: Listener | None = None, **settings):
     """Start servers of a new process; yields the supervisor, their status, and what follows their health."""
-    bench.host = bench.new_host()
-    healths = Healths(bench.host.warmer)
-    async with bench.supervisor(announcer=announcer) as supervisor:
-        wishes = [
+    bench.runtime = bench.new_runtime()
+    healths = Healths(bench.runtime.warmup)
+    async with bench.supervisor(advertiser=advertiser) as supervisor:
+        specs = [
             ServerSpec(bench.settings(warmup=True, max_threads=number, **settings))
             for number in range(1, count + 1)
         ]
-        outcomes = await supervisor.start(wishes)
+        outcomes = await supervisor.start(specs)
         assert [outcome.error for outcome in outcomes] == [None] * count
         yield supervisor, [outcome.server for outcome in outcomes], healths
 
@@ -146,7 +146,7 @@ async def test_it_is_compiled_for_again_after_a_change(bench, kernel, tmp_path, 
     if what == "build tree":
         (bench.build_tree / "Makefile").write_text("new")
     elif what == "stap":
-        os.utime(bench.host.engine.stap.path)
+        os.utime(bench.runtime.engine.stap.path)
     else:
         (tmp_path / "systemtap" / "cache").rename(tmp_path / "systemtap" / "old")
         (tmp_path / "systemtap" / "cache").mkdir()
@@ -168,9 +168,9 @@ async def test_equal_servers_share_one(bench, kernel):
 async def test_one_is_compiled_for_at_a_time(bench, kernel, tmp_path):
     """Each run fails if another one is under way."""
     kernel.answer(f"mkdir {tmp_path}/busy || exit 1; {MODULE}; sleep 0.1; rmdir {tmp_path}/busy")
-    wishes = [ServerSpec(bench.settings(warmup=True, define=(f"A={number}",))) for number in range(4)]
+    specs = [ServerSpec(bench.settings(warmup=True, define=(f"A={number}",))) for number in range(4)]
     async with started(bench) as (supervisor, _, healths):
-        await supervisor.start(wishes)
+        await supervisor.start(specs)
         await healths.wait(Health.HEALTHY, 5)
     assert Health.UNHEALTHY not in healths.seen
 
@@ -179,7 +179,7 @@ async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
     async with bench.supervisor() as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert [release.health for release in outcome.server.work.releases] == [Health.UNTRIED]
-        assert [case.scope for case in bench.host.warmer._cases.values()] == [None]
+        assert [case.scope for case in bench.runtime.warmup._cases.values()] == [None]
     assert kernel.runs == []
 
 
@@ -214,7 +214,7 @@ class TestUnhealthy:
         monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
         kernel.answer(BROKEN)
         network = Listener()
-        async with started(bench, announcer=network) as (supervisor, (begun,), healths):
+        async with started(bench, advertiser=network) as (supervisor, (begun,), healths):
             await healths.wait(Health.UNHEALTHY)
             (server,) = supervisor.status().servers
             (release,) = server.work.releases

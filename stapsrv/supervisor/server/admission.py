@@ -19,7 +19,7 @@ _CLIENT_PREFIX = 64
 """Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421)."""
 
 
-class TurnedAway(NamedTuple):
+class Rejection(NamedTuple):
     """Why a connection is not let in.
 
     Attributes:
@@ -71,17 +71,17 @@ class Admission:
         """Connections that are open."""
         return self._by_client.total()
 
-    def judge(self, client: str, limits: Limits) -> TurnedAway | None:
+    def check(self, client: str, limits: Limits) -> Rejection | None:
         """Return why a connection of ``client`` is not let in, or None where it is."""
         if self.open >= limits.connections:
-            return TurnedAway(RejectReason.CONNECTIONS, f"{limits.connections} connections are open already")
+            return Rejection(RejectReason.CONNECTIONS, f"{limits.connections} connections are open already")
         if self._by_client[client] >= limits.connections_per_address:
-            return TurnedAway(
+            return Rejection(
                 RejectReason.ADDRESS_CONNECTIONS,
                 f"{limits.connections_per_address} connections from {client} are open already",
             )
         if self._budget.open >= self._budget.most:
-            return TurnedAway(
+            return Rejection(
                 RejectReason.TOTAL_CONNECTIONS,
                 f"{self._budget.most} connections to all servers are open already",
             )

@@ -24,7 +24,7 @@ from stapsrv.identity.store import LiveIdentity
 from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.server.accept import deny
 from stapsrv.supervisor.server.acl import NetworkRules
-from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, TurnedAway, client_of
+from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, Rejection, client_of
 from stapsrv.supervisor.server.listener import Peer, accept_connections, address_of
 from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
@@ -145,18 +145,18 @@ class CompileServer:
             cache=self._service.engine.counts.snapshot(),
         )
 
-    def serves_under(self, standing: ReleaseHealth) -> bool:
+    def serves_under(self, health: ReleaseHealth) -> bool:
         """Whether one of its releases has this very standing."""
-        return any(standing is other for other in self._service.release_health.values())
+        return any(health is other for other in self._service.release_health.values())
 
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
 
     def _releases(self) -> tuple[ReleaseStatus, ...]:
-        standings = self._service.release_health
-        known = ((name, standings.get(name, ReleaseHealth())) for name in self._service.releases)
-        return tuple(ReleaseStatus(name, standing.health, standing.reason) for name, standing in known)
+        healths = self._service.release_health
+        known = ((name, healths.get(name, ReleaseHealth())) for name in self._service.releases)
+        return tuple(ReleaseStatus(name, health.health, health.reason) for name, health in known)
 
     async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
         def take(connection: socket.socket, peer: Peer) -> None:
@@ -178,22 +178,23 @@ class CompileServer:
                 lambda: log.warning("connection.denied", peer=peer),
             )
             return self._denials < _MOST_DENIALS
-        away = self._judge(client_of(peer.address))
-        if away is not None:
+        rejection = self._check_load(client_of(peer.address))
+        if rejection is not None:
             self._service.counters.connections[ConnectionOutcome.REFUSED] += 1
             self._service.rejections.count(
-                away.refusal, lambda: log.warning("connection.refused", peer=peer, reason=away.reason)
+                rejection.refusal,
+                lambda: log.warning("connection.refused", peer=peer, reason=rejection.reason),
             )
-        return away is None
+        return rejection is None
 
-    def _judge(self, client: str) -> TurnedAway | None:
+    def _check_load(self, client: str) -> Rejection | None:
         if self._draining:
-            return TurnedAway(RejectReason.DRAINING, "the server is draining")
+            return Rejection(RejectReason.DRAINING, "the server is draining")
         limits, pool = self._service.settings.limits, self._service.pool
-        away = self._admission.judge(client, limits)
-        if away is None and pool.is_full:
-            return TurnedAway(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
-        return away
+        rejection = self._admission.check(client, limits)
+        if rejection is None and pool.is_full:
+            return Rejection(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
+        return rejection
 
     def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
         client = client_of(peer.address)

@@ -1,12 +1,15 @@
-"""Metrics and health of a process, and that they never hold up a compile."""
+"""Metrics and health over HTTP: where they listen, what they say, and that they never hold up a compile."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import attrs
@@ -16,9 +19,10 @@ from kit.control import server_status, supervisor_status
 from kit.service import LogLines, running_server
 
 from stapsrv.compile.stats import ProcessCounters
+from stapsrv.config.addresses import MetricsAddress
+from stapsrv.errors import ConfigError
 from stapsrv.observe.http import HttpLimits
-from stapsrv.observe.metrics_server import MetricsListener, monitored
-from stapsrv.observe.monitor import Monitor
+from stapsrv.observe.metrics_server import MetricsListener, open_metrics_listener
 from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus
@@ -28,32 +32,30 @@ pytestmark = pytest.mark.anyio
 CROWD = 300
 
 
-def facts(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Snapshot:
-    return Snapshot(phase=phase, status=supervisor_status(*servers), tally=ProcessCounters(), **more)
+def snapshot(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Snapshot:
+    return Snapshot(phase=phase, status=supervisor_status(*servers), counters=ProcessCounters(), **more)
 
 
 class Process:
-    """What is looked at; a test may change it."""
+    """The process that snapshots are of; a test may change it."""
 
     def __init__(self) -> None:
-        self.facts = facts()
-        self.looks = 0
+        self.now = snapshot()
+        self.snapshots = 0
 
-    def look(self) -> Snapshot:
-        self.looks += 1
-        return self.facts
+    def snapshot(self) -> Snapshot:
+        self.snapshots += 1
+        return self.now
 
 
 @contextlib.asynccontextmanager
 async def monitoring(process: Process, limits: HttpLimits | None = None) -> AsyncIterator[int]:
-    """Monitor a process; yields the port."""
+    """Serve the metrics of a process; yields the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, anyio.fail_after(60):
         listener.setblocking(False)
-        async with anyio.create_task_group() as tasks:
-            monitor = Monitor(listener, process.look, log=LogLines().log, limits=limits)
-            tasks.start_soon(monitor.run)
+        served = MetricsListener(listener, "name").serve(process.snapshot, log=LogLines().log, limits=limits)
+        async with served:
             yield listener.getsockname()[1]
-            tasks.cancel_scope.cancel()
 
 
 async def get(port: int, path: str) -> tuple[int, str]:
@@ -78,13 +80,13 @@ async def test_pages():
 
 
 @pytest.mark.parametrize(
-    ("looked_at", "lines"),
+    ("now", "lines"),
     [
-        (facts(server_status(1), server_status(2)), []),
-        (facts(phase=Phase.STARTING), ["the process is starting"]),
-        (facts(server_status(1), phase=Phase.STOPPING), ["the process is stopping"]),
+        (snapshot(server_status(1), server_status(2)), []),
+        (snapshot(phase=Phase.STARTING), ["the process is starting"]),
+        (snapshot(server_status(1), phase=Phase.STOPPING), ["the process is stopping"]),
         (
-            facts(
+            snapshot(
                 server_status(1, State.FAILED, reason="no such\nrelease"),
                 server_status(2),
                 server_status(3, State.DRAINING, nickname="three"),
@@ -93,14 +95,14 @@ async def test_pages():
             [r"server 1 is failed: no such\nrelease", "server three is draining"],
         ),
         (
-            facts(server_status(1), faults=("/etc/x.conf:1: unknown variable",)),
+            snapshot(server_status(1), faults=("/etc/x.conf:1: unknown variable",)),
             ["configuration refused: /etc/x.conf:1: unknown variable"],
         ),
     ],
 )
-async def test_ready_is_when_every_wanted_server_serves(looked_at, lines):
+async def test_ready_is_when_every_wanted_server_serves(now, lines):
     process = Process()
-    process.facts = looked_at
+    process.now = now
     async with monitoring(process) as port:
         status, text = await get(port, "/readyz")
         assert await get(port, "/livez") == (200, "ok\n")
@@ -119,7 +121,7 @@ async def test_a_crowd_is_told_the_same_and_each_is_told():
         for _ in range(CROWD):
             crowd.start_soon(ask, port)
     assert [status for status, _ in answers] == [200] * CROWD
-    assert process.looks < CROWD / 4
+    assert process.snapshots < CROWD / 4
 
 
 async def test_a_compile_is_answered_while_nobody_gets_metrics():
@@ -158,24 +160,18 @@ async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         monkeypatch.setattr("stapsrv.observe.http.accept_forever", fail)
-        monkeypatch.setattr("stapsrv.observe.monitor._PAUSE_S", 0.01)
-        async with monitored(MetricsListener(listener, "name"), Process().look, log=lines.log):
+        monkeypatch.setattr("stapsrv.observe.metrics_server._RETRY_S", 0.01)
+        async with MetricsListener(listener, "name").serve(Process().snapshot, log=lines.log):
             await lines.wait(event, 3)
             monkeypatch.undo()
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
-
-
-async def test_nothing_without_a_door():
-    lines = LogLines()
-    async with monitored(None, Process().look, log=lines.log):
-        assert lines.entries == []
 
 
 async def test_the_log_tells_where(tmp_path):
     lines = LogLines()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        async with monitored(MetricsListener(listener, "name"), Process().look, log=lines.log):
+        async with MetricsListener(listener, "name").serve(Process().snapshot, log=lines.log):
             assert lines.entries == [{"level": "info", "event": "metrics.listening", "address": "name"}]
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
 
@@ -183,7 +179,7 @@ async def test_the_log_tells_where(tmp_path):
 async def test_sessions_and_the_server_count():
     """What a server does is in the tally that its service was made with."""
     async with running_server() as running:
-        tally = running.service.counters
+        counters = running.service.counters
         await exchange(running.port, request("-p4"))
         await exchange(running.port, request("-p4", release="9.9"))
         async with await anyio.connect_tcp("127.0.0.1", running.port) as stream:
@@ -196,13 +192,13 @@ async def test_sessions_and_the_server_count():
                 await stream.receive()
         await running.lines.wait("connection.refused")
         await running.server.wait_idle()
-    connections = {outcome.value: count for outcome, count in tally.connections.items() if count}
+    connections = {outcome.value: count for outcome, count in counters.connections.items() if count}
     assert connections == {"request": 2, "failed": 1, "refused": 1}
     requests = {
-        (release, result.value): count for (release, result), count in tally.requests.items() if count
+        (release, result.value): count for (release, result), count in counters.requests.items() if count
     }
     assert requests == {("6.1.0-test", "success"): 1, ("other", "refused"): 1}
-    assert attrs.asdict(tally)["answer_bytes"] > 0
+    assert attrs.asdict(counters)["answer_bytes"] > 0
 
 
 def test_who_has_no_use_for_it_does_not_load_it():
@@ -212,5 +208,86 @@ def test_who_has_no_use_for_it_does_not_load_it():
         text=True,
         check=True,
     ).stdout.split()
-    assert "stapsrv.observe.metrics_server" in loaded
-    assert not {"h11", "prometheus_client", "stapsrv.observe.monitor"} & set(loaded)
+    assert "stapsrv.app" in loaded
+    assert not {"h11", "prometheus_client", "stapsrv.observe.metrics_server"} & set(loaded)
+
+
+REMEDY = "give another address with --metrics or METRICS=, or off"
+
+
+def refusal(address: MetricsAddress, directory: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught, open_metrics_listener(address, directory=directory):
+        raise AssertionError("it is open")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_one_clear_line(host):
+    with open_metrics_listener(MetricsAddress(host, 0)) as metrics:
+        address = MetricsAddress(host, metrics.socket.getsockname()[1])
+        assert metrics.name == str(address)
+        assert refusal(address) == f"metrics address {address}: is in use by another program; {REMEDY}"
+    with open_metrics_listener(address):
+        pass
+
+
+def test_a_port_below_1024_or_an_address_of_somebody_else():
+    assert refusal(MetricsAddress("192.0.2.1", 0)) == (
+        f"metrics address 192.0.2.1:0: cannot be used: Cannot assign requested address; {REMEDY}"
+    )
+
+
+def test_a_socket_of_mode_and_place(tmp_path):
+    with open_metrics_listener(MetricsAddress(path=Path("metrics.sock")), directory=tmp_path) as metrics:
+        path = tmp_path / "metrics.sock"
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o660
+        assert metrics.name == f"unix:{path}"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        address = MetricsAddress(path=path)
+        assert refusal(address) == f"metrics address unix:{path}: is in use by another program; {REMEDY}"
+        assert path.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_socket_whose_listener_reads_nothing_is_taken(tmp_path):
+    with open_metrics_listener(MetricsAddress(path=tmp_path / "s")), socket.socket(socket.AF_UNIX) as other:
+        (tmp_path / "s").unlink()
+        other.bind(str(tmp_path / "s"))
+        other.listen(0)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(str(tmp_path / "s"))
+        assert "is in use by another program" in refusal(MetricsAddress(path=tmp_path / "s"))
+        for client in clients:
+            client.close()
+
+
+def test_a_stale_socket_is_replaced(tmp_path):
+    path = tmp_path / "metrics.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with open_metrics_listener(MetricsAddress(path=path)), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    assert refusal(MetricsAddress(path=tmp_path / "file")).startswith(
+        f"metrics address unix:{tmp_path}/file: is no socket; "
+    )
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_relative_path_needs_a_directory():
+    assert refusal(MetricsAddress(path=Path("m.sock"))) == (
+        "metrics address unix:m.sock: a single server has no directory of its own; give an absolute path"
+    )
+
+
+def test_a_directory_that_is_missing(tmp_path):
+    address = MetricsAddress(path=tmp_path / "missing" / "m.sock")
+    assert (
+        refusal(address) == f"metrics address {address}: cannot be used: No such file or directory; {REMEDY}"
+    )
