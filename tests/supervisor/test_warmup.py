@@ -179,7 +179,7 @@ async def test_none_is_compiled_for_where_that_is_not_wanted(bench, kernel):
     async with bench.supervisor() as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         assert [release.health for release in outcome.server.work.releases] == [Health.UNTRIED]
-        assert [case.scope for case in bench.runtime.warmup._cases.values()] == [None]
+        assert [target.scope for target in bench.runtime.warmup._targets.values()] == [None]
     assert kernel.runs == []
 
 
