@@ -179,7 +179,7 @@ ROWS = (
         "Connections that have ended: refused (reset, no room), failed, empty (no request), request, "
         "ended (the server stopped), crashed.",
         ("outcome",),
-        lambda now: [((outcome.value,), count) for outcome, count in now.counters.connections.items()],
+        _by_label(lambda now: now.counters.connections),
     ),
     Row(
         "stapsrv_refusals_total",

@@ -76,7 +76,7 @@ async def test_servers_that_serve_are_heard_of(bench, air):
     async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = air.heard.values()
         identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
-        assert (said.name, said.runtime, said.port) == (NAME, "build", servers[0].port)
+        assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
         assert texts(air) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
