@@ -1,9 +1,9 @@
-"""Time what containment costs a request: each mechanism of this host beside no containment, in turn.
+"""Time what containment costs a request: each sandbox that works on this host beside none.
 
-A request is what a server makes of one: directories, command line, the run, the answer's files, in this
-process and without a network. Measured are stap with a script that is in its cache, which is the quickest
-that it answers, and a program that does nothing, which is all overhead. Mechanisms take turns, so that a
-busy machine is busy for all of them.
+A request takes the way that it takes in a server: directories, command line, the run, the answer's files; but
+in this process, without a network. Two programs are timed: stap with a script that is in its cache, its
+quickest answer, and a program that does nothing, all of whose time is overhead. The sandboxes take turns, so
+that other load on the machine slows all of them alike.
 
 Run as a plain user, like the others: ``packaging/as-stap-server python bench/containment.py``.
 """
@@ -42,7 +42,7 @@ DEADLINE_S = 120.0
 
 
 async def find_sandboxes(stap: StapProgram, environ: Mapping[str, str], place: Path) -> dict[str, Sandbox]:
-    """Return no containment and each mechanism that works here, by name."""
+    """Return each sandbox that works here by its name, with ``off``."""
     found = {}
     for name in (OFF, *(backend.value for backend in Backend)):
         try:
@@ -53,7 +53,7 @@ async def find_sandboxes(stap: StapProgram, environ: Mapping[str, str], place: P
 
 
 async def measure(rounds: int, installation: Installation, place: Path) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds of each request, by program and mechanism."""
+    """Return the seconds of each request, by program and sandbox."""
     environ = {"PATH": os.environ["PATH"], "SYSTEMTAP_DIR": str(place / "systemtap"), "LANG": "C.UTF-8"}
     stap = await find_stap(environ)
     nothing = StapProgram(Path("/usr/bin/true"), stap.version)

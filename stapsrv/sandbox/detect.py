@@ -79,7 +79,7 @@ async def _try(backend: Backend, policy: SandboxPolicy, workspace: Path) -> str 
             lookup = partial(request_mounts, policy, directory)
             plan = await BlockingCalls(timeout_s=_TRIAL_S).run(lookup)
         except TimeoutError as exc:
-            return f"what requests see cannot be looked at: {exc.strerror}"
+            return f"the paths that requests see cannot be looked up: {exc.strerror}"
         reason = await _run(backend, plan, [str(policy.stap), "--version"], expected=0)
         if reason is not None:
             return reason

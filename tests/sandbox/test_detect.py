@@ -95,7 +95,9 @@ async def test_paths_that_hang_are_an_error_in_time(find, monkeypatch):
     monkeypatch.setattr(detect, "_TRIAL_S", 0.05)
     monkeypatch.setattr(detect, "request_mounts", lambda *_arguments: gate.wait())
     try:
-        with pytest.raises(ConfigError, match="what requests see cannot be looked at: no answer within"):
+        with pytest.raises(
+            ConfigError, match="the paths that requests see cannot be looked up: no answer within"
+        ):
             await find()
     finally:
         gate.set()
