@@ -43,24 +43,22 @@ _FOR_BOTH = ("log", "log_format")
 class _Daemon(Group):
     """What only the command line sets, as rows like those of the files."""
 
-    log = Setting("LOG", _FILE, "log file", default=None, default_text="LOG_FILE, or standard error")
-    config_file = Setting(
+    log = Setting[Any]("LOG", _FILE, "log file", default_text="LOG_FILE, or standard error")
+    config_file = Setting[Any](
         "CONFIG",
         _FILE,
         "global configuration file, read after the default one; the last -c counts",
-        default=None,
         option="-c",
     )
-    password_file = Setting(
+    password_file = Setting[Any](
         "PASSWORD_FILE", _FILE, "read that password from a file of mode 0600", default=None
     )
     # How stap-server starts a supervisor for itself; its help does not show it.
-    password_descriptor = Setting("PASSWORD_DESCRIPTOR", count("a descriptor", least=0), "", default=None)
-    backend = Setting(
+    password_descriptor = Setting[Any]("PASSWORD_DESCRIPTOR", count("a descriptor", least=0), "")
+    backend = Setting[Any](
         "BACKEND",
         choice("asyncio", "uvloop", "trio"),
         "event loop",
-        default=None,
         default_text="uvloop where it is installed, else asyncio",
     )
 

@@ -31,13 +31,8 @@ class ConfiguredFile:
 
 
 def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
-    """Read every ``*.conf`` file of ``directory``, by name; a bad one does not stop the others.
-
-    A directory that is missing holds none.
-
-    Raises:
-        ConfigError: the directory cannot be read.
-    """
+    """Read every ``*.conf`` file of ``directory``, by name; raises ConfigError if it cannot be listed."""
+    # A bad file does not stop the others, and a directory that is missing holds none.
     try:
         names = sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
     except FileNotFoundError:
@@ -68,11 +63,7 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
 
 
 def with_each_release(settings: ServerSettings) -> ServerSettings:
-    """Return settings with the release ``installed``, of the environment, replaced by those that are.
-
-    Raises:
-        ConfigError: it is wanted, and none is installed.
-    """
+    """Replace the release ``installed``, of the environment, by those that are; ConfigError if none is."""
     if settings.releases != (_EACH_RELEASE,):
         return settings
     installed = installed_releases()

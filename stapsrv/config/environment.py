@@ -27,20 +27,12 @@ _LINK_REMEDY = (
 
 
 def global_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of the whole service, by attribute; an empty value is none.
-
-    Raises:
-        ConfigError: a value that cannot be; the text names the variable and what was expected.
-    """
+    """Return what the environment says of the whole service, by attribute; may raise ConfigError."""
     return _values(environ, GLOBAL_SETTINGS)
 
 
 def server_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of one server, by attribute; an empty value is none.
-
-    Raises:
-        ConfigError: a variable is unknown, or its value cannot be.
-    """
+    """Return what the environment says of one server, by attribute; may raise ConfigError."""
     refuse_unknown(environ)
     # A name that both files have is the global file's.
     others = {row.variable for row in GLOBAL_SETTINGS}
@@ -53,11 +45,8 @@ def retired_in(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def refuse_unknown(environ: Mapping[str, str]) -> None:
-    """Refuse variables that begin like ours and mean nothing: most are typing errors.
-
-    Raises:
-        ConfigError: there is one; the text has the nearest known name.
-    """
+    """Raise a ConfigError for a variable that begins like ours and means nothing."""
+    # Most are typing errors, so the message has the nearest known name.
     rows = (*GLOBAL_SETTINGS, *SERVER_SETTINGS)
     known = list(dict.fromkeys(PREFIX + row.variable for row in rows if row.by_process))
     ours = {*known, *_OTHERS, *(PREFIX + name for name in RETIRED)}
@@ -83,7 +72,7 @@ def _values(environ: Mapping[str, str], rows: Iterable[Setting[Any]]) -> dict[st
 
 
 def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
-    """Read one variable; the values of an array have blanks between them, and quotes keep blanks together."""
+    # The values of an array have blanks between them; quotes keep blanks together.
     where = f"{PREFIX}{row.variable}={text!r}"
     reason = unwritable_reason(text)
     if reason is not None:
@@ -103,6 +92,6 @@ def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
 
 
 def _is_link(name: str) -> bool:
-    """Whether Kubernetes sets such a variable, for the address of a service."""
+    # Kubernetes sets such variables, for the address of a service.
     rest = name.removeprefix(PREFIX)
     return rest.startswith(("SERVICE_HOST", "SERVICE_PORT", "PORT_"))

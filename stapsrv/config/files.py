@@ -65,11 +65,7 @@ class Assignment(NamedTuple):
 
 
 def decode_config(data: bytes, *, where: str) -> str:
-    """Decode a file's content, which must be UTF-8 (a byte order mark is skipped).
-
-    Raises:
-        ConfigError: it is not; names the line.
-    """
+    """Decode a file's content from UTF-8; a ConfigError names the line that is not."""
     data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         return data.decode("utf-8")
@@ -83,11 +79,7 @@ def decode_config(data: bytes, *, where: str) -> str:
 
 
 def parse_assignments(text: str, *, where: str) -> tuple[Assignment, ...]:
-    """Read the assignments of a file, in order, whatever their variables are.
-
-    Raises:
-        ConfigFaults: lines that are neither assignment, comment nor blank.
-    """
+    """Read the assignments of a file, whatever their variables are; raises ConfigFaults."""
     assignments, faults = _scan(text)
     _raise_if_any(faults, where)
     return tuple(assignments)
@@ -130,11 +122,7 @@ def retired_warning(name: str, *, where: str | None = None) -> str:
 
 
 def server_settings_from(text: str, *, where: str) -> ServerSettings:
-    """Read the settings of one server, from a ``.conf`` or a ``.stat`` file.
-
-    Raises:
-        ConfigFaults: everything that is wrong with the file.
-    """
+    """Read the settings of one server, from a ``.conf`` or a ``.stat`` file; raises ConfigFaults."""
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
     return ServerSettings(**with_tuning(values_from(text, where=where, rows=SERVER_SETTINGS)))
@@ -147,7 +135,7 @@ def value_in(row: Setting[Any], settings: ServerSettings) -> object:
 
 
 def encode_server_settings(settings: ServerSettings) -> str:
-    """Write settings as a ``.stat`` file has them; :func:`server_settings_from` reads them back equal.
+    """Write a ``.stat`` file, which :func:`server_settings_from` reads back equal.
 
     Raises:
         ConfigError: a value that no line can hold: one with a line break, an empty one, or not text.
@@ -181,8 +169,7 @@ def unwritable_reason(value: str) -> str | None:
 
 
 class _Fault(NamedTuple):
-    """What is wrong with a line; the error does not have its place yet."""
-
+    # The error gets its place when the file's name is known.
     line: int
     error: ConfigError
 
@@ -221,7 +208,6 @@ def _scan(text: str) -> tuple[list[Assignment], list[_Fault]]:
 
 
 def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, Setting[Any]]) -> None:
-    """Carry out one assignment; a ConfigError does not have its place yet."""
     row = known.get(assignment.variable)
     if row is None:
         _refuse_unknown(assignment.variable, known)
@@ -253,7 +239,6 @@ def _refuse_unknown(name: str, known: Mapping[str, Setting[Any]]) -> NoReturn:
 
 
 def _writable(row: Setting[Any], value: str) -> str:
-    """Return ``value`` if reading it back gives the same."""
     reason = unwritable_reason(value)
     if reason is None and (value in _EMPTY_ARRAY if row.array else not value):
         reason = "would read as none"
@@ -263,5 +248,5 @@ def _writable(row: Setting[Any], value: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Quote ``text``, not all of it if it is long, so that no terminal obeys it."""
+    # Quoted, so that no terminal obeys it.
     return repr(shortened(text, _SHOWN_CHARACTERS))

@@ -1,8 +1,4 @@
-"""The service's own settings: where its files are, and whom its servers run as.
-
-Light to import, like :mod:`stapsrv.config.files`: the command line's ``status`` reads these settings to
-find the supervisor, and prints before attrs would be loaded. So they are a named tuple.
-"""
+"""The global settings: where the service's files are, and what holds for all servers."""
 
 from __future__ import annotations
 
@@ -22,10 +18,10 @@ if TYPE_CHECKING:
     from stapsrv.config.addresses import MetricsAddress
     from stapsrv.config.kinds import LogFormat
 
+# Root's servers run as this user by default (manual page, -u).
 SERVICE_USER = "stap-server"
-"""Whom root's servers run as, unless told otherwise (manual page, ``-u``)."""
+# Read in this order where they exist; the second is Debian's.
 DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-server"))
-"""Read in this order when they exist; the second is Debian's place."""
 
 
 class MdnsSettings(NamedTuple):
@@ -47,6 +43,7 @@ class MdnsSettings(NamedTuple):
         )
 
 
+# Named tuples, not attrs: a plain status reads these settings, and prints before attrs would be loaded.
 class GlobalSettings(NamedTuple):
     """The global configuration: the rows of :class:`~stapsrv.config.service.Service`, and two more.
 
@@ -73,11 +70,9 @@ class GlobalSettings(NamedTuple):
         return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
     def default_user(self, invoker: str, *, euid: int) -> str:
-        """Return whom a server without a user of its own runs as.
-
-        Source: manual page, ``STAP_USER``: the invoking user, and stap-server for the init script,
-        which is to say when root asks, since no server runs as root.
-        """
+        """Return the user that a server without one of its own runs as."""
+        # Manual page, STAP_USER: the invoking user, and stap-server for the init script. That is, when root
+        # asks, since no server runs as root.
         return self.stap_user or (SERVICE_USER if euid == 0 else invoker)
 
 
@@ -87,26 +82,15 @@ SYSTEM_SETTINGS = GlobalSettings()
 def global_defaults(
     environ: Mapping[str, str], *, euid: int, home: Path, can_write: Callable[[Path], bool]
 ) -> GlobalSettings:
-    """Return what holds where no file says otherwise.
-
-    That is the system's paths. A plain user who cannot write one of them has his own instead: the state
-    in ``$XDG_RUNTIME_DIR/stap-server``, the log in ``$XDG_STATE_HOME/stap-server/log``. The state
-    directory is ``~/.local/state`` by default. A run-time directory has no default, so without one the
-    state goes to ``run`` beside the log: never to a name in /tmp that a stranger could have made first.
-
-    Args:
-        environ: the environment variables, which may name each path (:mod:`stapsrv.config.environment`).
-        euid: the effective user id; root always uses the system's paths.
-        home: the user's home directory.
-        can_write: whether this user may write a path (:func:`can_write`).
+    """Return the settings before any file is read: the system's paths, or a plain user's own.
 
     Raises:
-        ConfigError: an environment variable's value cannot be.
-
-    Source: XDG Base Directory Specification (relative values are to be ignored).
+        ConfigError: an environment variable has a wrong value.
     """
     if euid == 0:
         return _lay_environ_over(SYSTEM_SETTINGS, environ)
+    # XDG Base Directory Specification: relative values are ignored. The run-time directory has no default,
+    # so without one the state goes beside the log: never to a name in /tmp that a stranger could have made.
     state = (_absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state") / "stap-server"
     runtime = _absolute(environ.get("XDG_RUNTIME_DIR"))
     settings = SYSTEM_SETTINGS
@@ -118,20 +102,12 @@ def global_defaults(
 
 
 def global_from_environ(environ: Mapping[str, str]) -> GlobalSettings:
-    """Return what the environment variables say, over the system's settings.
-
-    Raises:
-        ConfigError: a variable's value cannot be.
-    """
+    """Return the system's settings with what the environment says laid over them; may raise ConfigError."""
     return _lay_environ_over(SYSTEM_SETTINGS, environ)
 
 
 def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
-    """Return ``base`` with what the global file ``text`` sets; an empty value sets nothing.
-
-    Raises:
-        ConfigFaults: everything that is wrong with the file.
-    """
+    """Return ``base`` with what the global file ``text`` sets; raises ConfigFaults."""
     values = values_from(text, where=where, rows=GLOBAL_SETTINGS)
     return _with_values(base, values, retired_lines(text, where=where))
 
@@ -162,7 +138,7 @@ def read_global_settings(
 
 def can_write(path: Path) -> bool:
     """Whether this process may write ``path``, or make it where it is missing."""
-    existing = next(place for place in (path, *path.absolute().parents) if os.access(place, os.F_OK))
+    existing = next(each for each in (path, *path.absolute().parents) if os.access(each, os.F_OK))
     return os.access(existing, os.W_OK | os.X_OK if existing.is_dir() else os.W_OK)
 
 

@@ -33,10 +33,8 @@ class ServedRelease:
     """One kernel release that a server compiles for.
 
     Attributes:
-        name: the release as ``uname -r`` shows it on the client's host.
-        arch: the architecture, normalised as the kernel does.
-        argument: what stap's ``-r`` gets: ``name``, or the build tree that the operator gave.
-        build_tree: the directory with the kernel's headers and Makefile.
+        name: as ``uname -r`` shows it on the client's host.
+        argument: for stap's ``-r``: ``name``, or the build tree that the operator gave.
     """
 
     name: str
@@ -74,10 +72,8 @@ def is_release_name(text: str) -> bool:
 
 
 def installed_releases(modules: Path = MODULES) -> list[str]:
-    """Return the releases that have a build tree under ``modules``, in order of their names (``-i``).
-
-    What this user may not look at is not there for him.
-    """
+    """Return the releases that have a build tree under ``modules``, by name (``-i``)."""
+    # A tree that this user may not read does not exist for him.
     try:
         entries = sorted(entry.name for entry in modules.iterdir())
     except (FileNotFoundError, PermissionError):
@@ -87,11 +83,6 @@ def installed_releases(modules: Path = MODULES) -> list[str]:
 
 def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
     """Find the build tree that ``-r ARGUMENT`` means.
-
-    Args:
-        argument: a release such as ``6.1.0-56-amd64``, or the absolute path of a build tree.
-        arch: the normalised architecture to serve it for.
-        modules: where releases are installed.
 
     Raises:
         ConfigError: there is no build tree, or it was never configured.
@@ -123,11 +114,8 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
 
 
 def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
-    """Read the release that a build tree was configured for (manual page, RELEASE=/kernels/…/build).
-
-    It is what modules built there are made for, and so what clients run. Debian's packages state
-    another name, that of the upstream version, in ``kernel.release``.
-    """
+    # utsrelease.h has the release that modules built there are made for, and so what clients run. Debian's
+    # packages state another name in kernel.release, that of the upstream version.
     compiled = tree / "include" / "generated" / "utsrelease.h"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         found = _UTS_RELEASE.search(compiled.read_text(encoding="ascii"))
@@ -137,7 +125,7 @@ def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
 
 
 def _stated_release(tree: Path) -> str:
-    """Return what a tree says that has not been prepared as far as its headers."""
+    # A tree that has not been prepared as far as its headers has kernel.release alone.
     stated = tree / "include" / "config" / "kernel.release"
     try:
         name = stated.read_text(encoding="ascii").strip()
@@ -154,7 +142,6 @@ def _stated_release(tree: Path) -> str:
 
 
 def _remedy_for_missing_tree(release: str, modules: Path) -> str:
-    """Name the package to install, and what could be served instead."""
     remedy = f"install the headers of that kernel (Debian: linux-headers-{release})"
     others = installed_releases(modules)
     return f"{remedy}, or serve one that is installed: {', '.join(others)}" if others else remedy

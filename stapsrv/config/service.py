@@ -42,14 +42,12 @@ class Service(Group):
         "LOG_FORMAT",
         LOG_FORMAT,
         "how log lines look: classic, json, or journal (no file, but the systemd journal)",
-        default=None,
         default_text="classic",
     )
     stap_user = Setting[str | None](
         "STAP_USER",
         Kind("USER"),
         "user that servers run as; a member of group stap-server",
-        default=None,
         default_text="stap-server where root starts servers, else the user who does",
         option="",
         by_process=False,
@@ -58,14 +56,12 @@ class Service(Group):
         "METRICS",
         Kind("ADDRESS", parse_metrics_address),
         "metrics and health over HTTP: off, PORT (on 127.0.0.1), ADDRESS:PORT, or unix:PATH",
-        default=None,
         default_text="off",
     )
     mdns_enabled = Setting[bool | None](
         "MDNS",
         switch(),
         "whether servers are advertised on the network",
-        default=None,
         default_text="yes",
         option="--no-mdns",
     )
@@ -73,13 +69,8 @@ class Service(Group):
         "MDNS_INTERFACES",
         Kind("LIST", parse_interfaces),
         "names of interfaces or addresses to advertise on, with commas between",
-        default=None,
         default_text="all that can multicast",
     )
     mdns_host = Setting[str | None](
-        "MDNS_HOST",
-        Kind("NAME", parse_host),
-        "host name to advertise",
-        default=None,
-        default_text="this host's own",
+        "MDNS_HOST", Kind("NAME", parse_host), "host name to advertise", default_text="this host's own"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     from stapsrv.config.kinds import Kind
@@ -14,19 +14,13 @@ _T = TypeVar("_T")
 class Setting(Generic[_T]):
     """One setting: a variable of files and of the environment, an option, and a line of help and manual.
 
-    Read from an instance of its :class:`Group` it is the value that holds there.
-
     Attributes:
-        variable: its name in files.
-        kind: what values it takes; an array's elements, each.
-        help: what it is, in a few words without a full stop.
-        default: what holds where nobody says anything; None where that depends on the host.
-        default_text: the default as a person would write it or describe it; may be empty.
-        option: as typed; empty where no command takes one.
-        array: holds any number of values, one for each line of a file and each time the option is typed.
-        by_process: False where only who starts the process decides: not in its environment or options.
-        attribute: its name in Python, that of the class attribute.
-        group: the class whose attribute it is.
+        help: a few words without a full stop.
+        default: None where it depends on the host.
+        default_text: the default as a person would write or describe it; may be empty.
+        option: as typed; by default made of the variable, empty where no command takes one.
+        array: has one value for each line of a file, and each time that the option is typed.
+        by_process: False where only the user who starts the process decides: not its environment or options.
     """
 
     attribute: str
@@ -38,7 +32,7 @@ class Setting(Generic[_T]):
         kind: Kind,
         text: str,
         *,
-        default: _T,
+        default: _T | None = None,
         default_text: str = "",
         option: str | None = None,
         array: bool = False,
@@ -48,8 +42,9 @@ class Setting(Generic[_T]):
         self.variable = variable
         self.kind = kind
         self.help = text
-        self.default = default
-        self.default_text = default_text or ("" if default is None or array else kind.encode(default))
+        # An array is empty by default; else None is the default of a type that has it.
+        self.default: _T = cast("_T", () if array else default)
+        self.default_text = default_text or ("" if default is None else kind.encode(default))
         self.option = f"--{variable.lower().replace('_', '-')}" if option is None else option
         self.array = array
         self._identifies = identifies
@@ -64,6 +59,7 @@ class Setting(Generic[_T]):
     @overload
     def __get__(self, instance: Group, owner: type[Group]) -> _T: ...
     def __get__(self, instance: Group | None, owner: type[Group]) -> Self | _T:
+        # The group's class has the row, an instance the value: limits.compile_s is a float to mypy, too.
         if instance is None:
             return self
         value: _T = instance.values.get(self.attribute, self.default)
@@ -76,26 +72,17 @@ class Setting(Generic[_T]):
 
     @property
     def tunable(self) -> bool:
-        """Whether it is kept in a :class:`~stapsrv.config.table.Tuning`."""
+        """Whether a :class:`~stapsrv.config.tuning.Tuning` has it."""
         return self.group.tunable
 
     def add(self, values: dict[str, Any], text: str) -> None:
-        """Put what ``text`` says into ``values``, by attribute: replacing, or as one more value of an array.
-
-        Raises:
-            ValueError: it cannot be; the text is what was expected.
-        """
+        """Parse ``text`` into ``values``, by attribute; a ValueError's text says what was expected."""
         value = self.kind.parse(text)
         values[self.attribute] = (*values.get(self.attribute, ()), value) if self.array else value
 
 
 class Group:
-    """Settings that belong together: the class body is their table, an instance has their values.
-
-    Attributes:
-        values: what is set, by attribute; others have their defaults, and names of other groups do not
-        matter.
-    """
+    """Settings that belong together: the class body is their table, an instance has their values."""
 
     rows: ClassVar[tuple[Setting[Any], ...]] = ()
     tunable: ClassVar[bool] = True
@@ -105,4 +92,5 @@ class Group:
         cls.rows = tuple(row for row in vars(cls).values() if isinstance(row, Setting))
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        # By attribute; those of other groups do no harm, and what is missing has its default.
         self.values = values or {}

@@ -18,13 +18,7 @@ _NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if no
 
 @attrs.frozen(kw_only=True)
 class HostDefaults:
-    """What holds for a server whose settings do not say.
-
-    Attributes:
-        arch: the host's architecture, normalised.
-        release: the release of its kernel.
-        tuning: what the global configuration sets for all servers.
-    """
+    """What holds for a server whose settings do not say; ``tuning`` is of the global configuration."""
 
     arch: str
     release: str
@@ -91,10 +85,8 @@ class ServerSettings:
         )
 
     def identity(self, defaults: HostDefaults) -> ServerSettings:
-        """Return what makes two servers the same: starting one while the other runs changes nothing.
-
-        Source: manual page, ``start``; PROTOCOL, the commands of the original.
-        """
+        """Return what two servers have in common if they are the same one."""
+        # Manual page, start: to start one while the other runs changes nothing.
         resolved = self.resolved(defaults)
         return attrs.evolve(
             resolved,

@@ -21,6 +21,7 @@ another. The other two are the fields of :class:`~stapsrv.config.global_settings
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stapsrv.config.addresses import parse_listen_address, parse_network
 from stapsrv.config.kinds import (
@@ -51,63 +52,44 @@ class Description(Group):
         "NICKNAME",
         Kind("NICKNAME"),
         "the name that people and commands call it by",
-        default=None,
         default_text="its id",
         option="-n",
         identifies=False,
     )
-    releases = Setting(
+    releases = Setting[Any](
         "RELEASE",
         Kind("RELEASE"),
         "a kernel release, or an absolute build tree",
-        default=(),
         default_text="the running kernel's",
         option="-r",
         array=True,
     )
-    arch = Setting(
-        "ARCH", Kind("ARCH"), "the target architecture", default=None, default_text="this host's", option="-a"
+    arch = Setting[Any](
+        "ARCH", Kind("ARCH"), "the target architecture", default_text="this host's", option="-a"
     )
-    user = Setting(
+    user = Setting[Any](
         "USER",
         Kind("USER"),
         "the user that it runs as",
-        default=None,
         default_text="STAP_USER",
         option="-u",
         by_process=False,
     )
-    include = Setting(
-        "INCLUDE",
-        Kind("DIR", is_path=True),
-        "a further directory with tapsets",
-        default=(),
-        option="-I",
-        array=True,
+    include = Setting[Any](
+        "INCLUDE", Kind("DIR", is_path=True), "a further directory with tapsets", option="-I", array=True
     )
-    runtime = Setting(
+    runtime = Setting[Any](
         "RUNTIME",
         Kind("DIR", is_path=True),
         "SystemTap's runtime",
-        default=None,
         default_text="the installed one",
         option="-R",
     )
-    build = Setting(
-        "BUILD",
-        Kind("OPTION"),
-        "an option for the make that builds modules",
-        default=(),
-        option="-B",
-        array=True,
+    build = Setting[Any](
+        "BUILD", Kind("OPTION"), "an option for the make that builds modules", option="-B", array=True
     )
-    define = Setting(
-        "DEFINE",
-        Kind("NAME=VALUE"),
-        "a definition for the C preprocessor",
-        default=(),
-        option="-D",
-        array=True,
+    define = Setting[Any](
+        "DEFINE", Kind("NAME=VALUE"), "a definition for the C preprocessor", option="-D", array=True
     )
     port = Setting(
         "PORT",
@@ -116,35 +98,23 @@ class Description(Group):
         default=0,
         option="--port",
     )
-    log = Setting(
-        "LOG",
-        Kind("FILE", Path, is_path=True),
-        "log file",
-        default=None,
-        default_text="LOG_FILE",
-        option="--log",
+    log = Setting[Any](
+        "LOG", Kind("FILE", Path, is_path=True), "log file", default_text="LOG_FILE", option="--log"
     )
-    log_format = Setting(
-        "LOG_FORMAT",
-        LOG_FORMAT,
-        "how its log lines look",
-        default=None,
-        default_text="as in the global file",
-        option="",
+    log_format = Setting[Any](
+        "LOG_FORMAT", LOG_FORMAT, "how its log lines look", default_text="as in the global file", option=""
     )
-    ssl = Setting(
+    ssl = Setting[Any](
         "SSL",
         Kind("DIR", Path, is_path=True),
         "certificate database",
-        default=None,
         default_text="~/.systemtap/ssl/server of its user",
         option="--ssl",
     )
-    max_threads = Setting(
+    max_threads = Setting[Any](
         "MAXTHREADS",
         count("a number of threads", least=0, note=" (0: one request at a time)"),
         "requests compiled at the same time; 0: one at a time",
-        default=None,
         default_text="the number of cores",
         option="--max-threads",
     )
@@ -171,23 +141,14 @@ class NetworkAccess(Group):
         "LISTEN",
         Kind("ADDRESS", parse_listen_address),
         "an address to listen on, in place of all that this host has",
-        default=(),
         array=True,
         identifies=True,
     )
     allow = Setting[tuple[str, ...]](
-        "ALLOW",
-        _NETWORK,
-        "a network whose clients may use the server, in place of all clients",
-        default=(),
-        array=True,
+        "ALLOW", _NETWORK, "a network whose clients may use the server, in place of all clients", array=True
     )
     deny = Setting[tuple[str, ...]](
-        "DENY",
-        _NETWORK,
-        "a network whose clients may not use the server, whatever is allowed",
-        default=(),
-        array=True,
+        "DENY", _NETWORK, "a network whose clients may not use the server, whatever is allowed", array=True
     )
 
 
@@ -291,18 +252,10 @@ class Limits(Group):
         default=5,
     )
     sandbox_read = Setting[tuple[str, ...]](
-        "SANDBOX_READ",
-        absolute_path(),
-        "a further file or directory that compiles may read",
-        default=(),
-        array=True,
+        "SANDBOX_READ", absolute_path(), "a further file or directory that compiles may read", array=True
     )
     sandbox_write = Setting[tuple[str, ...]](
-        "SANDBOX_WRITE",
-        absolute_path(),
-        "a further directory that compiles may change",
-        default=(),
-        array=True,
+        "SANDBOX_WRITE", absolute_path(), "a further directory that compiles may change", array=True
     )
     warmup = Setting(
         "WARMUP",
@@ -319,14 +272,12 @@ class SharedLimits(Group):
         "MAX_COMPILES",
         count("a number of compiles"),
         "requests compiled at the same time by all servers together",
-        default=None,
         default_text="the number of cores",
     )
     total_connections = Setting[int | None](
         "MAX_TOTAL_CONNECTIONS",
         count("a number of connections"),
         "open connections to all servers together",
-        default=None,
         default_text="4096, or what the limit of open files allows",
     )
     total_temp_bytes = Setting(

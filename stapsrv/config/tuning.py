@@ -12,15 +12,12 @@ BY_ATTRIBUTE: Mapping[str, Setting[Any]] = {row.attribute: row for row in TUNABL
 
 
 class Tuning(Mapping[str, Any]):
-    """What has been set: attribute to value. Immutable; the order of setting does not count.
-
-    Raises:
-        KeyError: the table has no such attribute.
-    """
+    """What has been set: attribute to value. Immutable; the order of setting does not count."""
 
     __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        # The look-up refuses attributes that the table does not have.
         self._values = {BY_ATTRIBUTE[name].attribute: value for name, value in (values or {}).items()}
 
     def __getitem__(self, attribute: str) -> Any:  # noqa: ANN401 - each row has its own type

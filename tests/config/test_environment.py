@@ -6,42 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.config import configured
-from stapsrv.config.configured import read_configured_or_environ, with_each_release
 from stapsrv.config.environment import PREFIX, refuse_unknown, retired_in, server_values
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, global_defaults
-from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
-
-NO_FILES = Path("/nonexistent")
-
-
-def test_a_server_is_described():
-    environ = {
-        "STAPSRV_RELEASE": "6.1.0-56-amd64 /trees/b",
-        "STAPSRV_BUILD": "'A=1 B=2' -j4",
-        "STAPSRV_PORT": "5001",
-        "STAPSRV_LOG": "/dev/stdout",
-        "STAPSRV_NICKNAME": "",
-        "PORT": "7",
-    }
-    (found,) = read_configured_or_environ(NO_FILES, environ)
-    assert found.settings == ServerSettings(
-        releases=("6.1.0-56-amd64", "/trees/b"), build=("A=1 B=2", "-j4"), port=5001, log=Path("/dev/stdout")
-    )
-    assert str(found.path) == "environment"
-
-
-def test_files_go_before_the_environment(tmp_path):
-    (tmp_path / "one.conf").write_text("PORT=5002\n")
-    (found,) = read_configured_or_environ(tmp_path, {"STAPSRV_PORT": "5001"})
-    assert found.path == tmp_path / "one.conf"
-    assert found.settings == ServerSettings(port=5002)
-
-
-def test_nothing_is_described_by_global_variables():
-    assert read_configured_or_environ(NO_FILES, {"STAPSRV_LOG_FILE": "/dev/stdout"}) == ()
 
 
 def test_global_variables_are_the_defaults_of_the_files():
@@ -99,15 +67,3 @@ def test_faults_are_one_line_that_names_the_variable(name, value, text):
 def test_wrong_global_value():
     with pytest.raises(ConfigError, match=r"^STAPSRV_MDNS='maybe': expected yes or no$"):
         global_defaults({"STAPSRV_MDNS": "maybe"}, euid=0, home=Path("/"), can_write=lambda _: True)
-
-
-def test_each_installed_release(monkeypatch):
-    monkeypatch.setattr(configured, "installed_releases", lambda: ["6.1", "6.2"])
-    (found,) = read_configured_or_environ(NO_FILES, {"STAPSRV_RELEASE": "installed"})
-    assert found.settings == ServerSettings(releases=("6.1", "6.2"))
-    assert with_each_release(ServerSettings(releases=("5.10",))).releases == ("5.10",)
-    monkeypatch.setattr(configured, "installed_releases", list)
-    with pytest.raises(
-        ConfigError, match=r"^STAPSRV_RELEASE=installed: there is no /lib/modules/RELEASE/build"
-    ):
-        read_configured_or_environ(NO_FILES, {"STAPSRV_RELEASE": "installed"})

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import attrs
 import pytest
@@ -15,7 +14,7 @@ from kit.machine import ROOT
 
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, GlobalSettings, lay_over
 from stapsrv.config.service import Service
-from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import (
     GLOBAL_SETTINGS,
     SERVER_SETTINGS,
@@ -24,7 +23,6 @@ from stapsrv.config.table import (
     NetworkAccess,
     SharedLimits,
 )
-from stapsrv.config.tuning import Tuning
 from stapsrv.control.cli.console import title
 from stapsrv.control.cli.parser import parse_arguments as parse_command
 from stapsrv.daemon_options import parse_arguments
@@ -95,21 +93,6 @@ def test_each_shared_row_works_everywhere(row):
     assert lay_over(SYSTEM_SETTINGS, f"{row.variable}={text}\n", where="g").tuning == wanted
     options = parse_arguments([row.option, text])
     assert (options.server, options.tuning) == (None, wanted)
-
-
-def test_server_goes_before_global_file_and_later_file_before_earlier():
-    defaults = HostDefaults(
-        arch="x86_64",
-        release="6.1",
-        user="me",
-        log=Path("/l"),
-        tuning=Tuning({"connections": 5, "compile_s": 6.0}),
-    )
-    limits = ServerSettings(tuning={"connections": 7}).resolved(defaults).limits
-    assert (limits.connections, limits.compile_s, limits.nice) == (7, 6.0, Limits.nice.default)
-    once = lay_over(SYSTEM_SETTINGS, "QUEUE_LENGTH=1\nMAX_CONNECTIONS=2\n", where="a")
-    twice = lay_over(once, "QUEUE_LENGTH=3\nMAX_CONNECTIONS=\n", where="b")
-    assert twice.tuning == {"queue_length": 3, "connections": 2}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ OPTIONS = (
 
 
 def groups_of(action: str) -> tuple[Group, ...]:
-    """Return the groups of options that matter to an action, in the order of its help."""
+    """Return the groups of options that an action uses, in the order of its help."""
     groups: tuple[Group, ...] = ()
     if action != "reload":
         groups = (Group.DESCRIBING, Group.DEALT, Group.TUNING)

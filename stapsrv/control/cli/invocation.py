@@ -16,16 +16,16 @@ NICKNAME = Description.nickname.option
 RELEASE = Description.releases.option
 ARCH = Description.arch.option
 PID = "-p"
+# The servers named get one value each of these, in turn.
 LIST_OPTIONS: Mapping[str, Setting[Any]] = {
     row.option: row for row in Description.rows if row.option.startswith("--")
 }
-"""The options of which the servers named get one value each, in turn."""
+# These describe a server, or tune it.
 DESCRIBING_OPTIONS: Mapping[str, Setting[Any]] = {
     row.option: row
     for row in SERVER_SETTINGS
     if row.option and row.option != NICKNAME and row.option not in LIST_OPTIONS
 }
-"""The options that describe a server, or tune it."""
 
 
 class Action(StrEnum):

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalSettings:
-    """Return the global settings for what this user starts.
-
-    Args:
-        environ: the environment variables.
-        config_file: the last ``-c``, or None.
+    """Return the global settings for what this user starts; ``config_file`` is the last ``-c``.
 
     Raises:
         ConfigError: a global file cannot be used.
@@ -35,14 +31,9 @@ def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalS
 
 
 def readable_stat_paths(own: GlobalSettings, config_file: str | None) -> list[Path]:
-    """Return where to look for supervisors: this user's own place first.
-
-    A plain user who cannot write the system's STAT_PATH has one of his own; who is in group stap-server
-    may still ask the system's supervisors how they are.
-
-    Raises:
-        ConfigError: a global file cannot be used.
-    """
+    """Return the directories to search for supervisors, this user's own first; may raise ConfigError."""
+    # A plain user who cannot write the system's STAT_PATH has one of his own. In group stap-server he may
+    # still ask the system's supervisors for their status.
     system = read_global_settings(SYSTEM_SETTINGS, _path(config_file)).stat_path
     return [own.stat_path] if own.stat_path == system else [own.stat_path, system]
 
