@@ -53,22 +53,19 @@ class Operation(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """One server and the operation on it.
-
-    Attributes:
-        settings: resolved; as asked for by an action like start (a running server's nickname may differ),
-        else as recorded; None if no server was found.
-        server: the running server, or None.
-        problem: the reason, for REFUSE.
-        where: the configuration file that asks for it, or None.
-        exit_status: of the command because of this target, even if all operations succeed.
-    """
+    """One server and the operation on it."""
 
     operation: Operation
+    # Resolved; as asked for by an action like start (a running server's nickname may differ), else as
+    # recorded; None if no server was found.
     settings: ServerSettings | None = None
+    # The running server, or None.
     server: RunningServer | None = None
+    # The reason, for REFUSE.
     problem: str | None = None
+    # The configuration file that asks for it, or None.
     where: str | None = None
+    # Of the command because of this target, even if all operations succeed.
     exit_status: int = 0
 
 
@@ -130,22 +127,19 @@ _NOT_RUNNING = 3
 
 @attrs.frozen(kw_only=True)
 class _Rule:
-    """What an action does.
+    """What an action does."""
 
-    Attributes:
-        if_running: to a running server.
-        if_not: to one that does not run.
-        absent_status: exit status because of one that does not run.
-        unknown_status: exit status because of an unknown nickname.
-        like_start: means the configured servers if none is specified; an unknown nickname is a new server's.
-        replaces: stops running servers that are not meant.
-    """
-
+    # To a running server.
     if_running: Operation
+    # To one that does not run.
     if_not: Operation
+    # Exit status because of one that does not run.
     absent_status: int = 0
+    # Exit status because of an unknown nickname.
     unknown_status: int = _FAILED
+    # Means the configured servers if none is specified; an unknown nickname is a new server's.
     like_start: bool = False
+    # Stops running servers that are not meant.
     replaces: bool = False
 
 

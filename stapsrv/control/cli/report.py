@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from stapsrv.control.cli.console import Console, encode_document, title
 
@@ -27,27 +27,24 @@ class Verb(StrEnum):
 
 
 class Result(NamedTuple):
-    """The outcome of one server.
+    """The outcome of one server."""
 
-    Attributes:
-        verb: the operation.
-        settings: the server's, with its nickname; or those asked for.
-        name: for people.
-        server: its status now; None if it was refused or is gone.
-        already: it was as wanted before.
-        error: the reason and the remedy, or None.
-    """
-
+    # The operation.
     verb: Verb
+    # The server's, with its nickname; or those asked for.
     settings: SettingsInfo
+    # For people.
     name: str
+    # Its status now; None if it was refused or is gone.
     server: ServerInfo | None = None
+    # It was as wanted before.
     already: bool = False
+    # The reason and the remedy, or None.
     error: str | None = None
 
 
-class Reporter(Protocol):
-    """Reports a command to a person or a program."""
+class Reporter:
+    """Reports a command to a person or a program; what a form of output leaves out does nothing."""
 
     def begin(self, verb: Verb, names: Sequence[str]) -> None:
         """Report what is about to be done to which servers."""
@@ -68,17 +65,11 @@ class Reporter(Protocol):
         """Report the end."""
 
 
-class ClassicReporter:
-    """Prints the original's lines."""
+class ClassicReporter(Reporter):
+    """Prints the original's lines, which are about outcomes only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-
-    def begin(self, verb: Verb, names: Sequence[str]) -> None:
-        """See :class:`Reporter`; the original says it with the result."""
-
-    def step(self, server: ServerInfo) -> None:
-        """See :class:`Reporter`; the original says nothing in between."""
 
     def result(self, result: Result) -> None:
         """See :class:`Reporter`."""
@@ -96,11 +87,8 @@ class ClassicReporter:
         """See :class:`Reporter`."""
         self._console.complain(text)
 
-    def finish(self, exit_status: int) -> None:
-        """See :class:`Reporter`."""
 
-
-class JsonReporter:
+class JsonReporter(Reporter):
     """Prints one JSON document at the end.
 
     * ``servers``: an outcome each: ``action`` (``start``, ``stop``, ``drain`` or ``undrain``), ``name``,
@@ -114,12 +102,6 @@ class JsonReporter:
         self._servers: list[dict[str, object]] = []
         self._remarks: list[str] = []
         self._problems: list[str] = []
-
-    def begin(self, verb: Verb, names: Sequence[str]) -> None:
-        """See :class:`Reporter`; what counts is the end."""
-
-    def step(self, server: ServerInfo) -> None:
-        """See :class:`Reporter`; what counts is the end."""
 
     def result(self, result: Result) -> None:
         """See :class:`Reporter`."""

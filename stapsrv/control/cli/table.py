@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from stapsrv.control.cli.console import Console, down_reasons, health_remarks
-from stapsrv.control.cli.report import Result, Verb
+from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.protocol.status_fields import Column, ServerInfo, columns
 from stapsrv.text import printable
 
@@ -89,7 +89,7 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> li
     ]
 
 
-class TerminalReporter:
+class TerminalReporter(Reporter):
     """Prints a line for each server: ``native: starting … serving on port 5001``.
 
     A line is printed when its server has settled. Until then the last line, rewritten again and again, shows

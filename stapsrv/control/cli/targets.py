@@ -58,20 +58,17 @@ class ConfiguredServer:
 
 @attrs.frozen
 class Match:
-    """A server that the command line means, or the problem why there is none.
+    """A server that the command line means, or the problem why there is none."""
 
-    Attributes:
-        settings: as asked for.
-        server: the running server, if it was named itself; others are found by their settings.
-        where: the file that configures it, if all its settings come from there.
-        problem: why it cannot be had.
-        unknown: the problem is a nickname that nobody has.
-    """
-
+    # As asked for.
     settings: ServerSettings
+    # The running server, if it was named itself; others are found by their settings.
     server: RunningServer | None = attrs.field(default=None, kw_only=True)
+    # The file that configures it, if all its settings come from there.
     where: str | None = attrs.field(default=None, kw_only=True)
+    # Why it cannot be had.
     problem: str | None = attrs.field(default=None, kw_only=True)
+    # The problem is a nickname that nobody has.
     unknown: bool = attrs.field(default=False, kw_only=True)
 
 
