@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.jsonrpc import (
     Code,
     decode_request,
@@ -21,7 +22,8 @@ from stapsrv.control.protocol.jsonrpc import (
 from stapsrv.errors import ControlError
 from stapsrv.system.unix_socket import address_of
 
-SINCE = "2026-02-03T04:05:06.789Z"
+from .control import server_status, supervisor_status
+
 EXPIRES = "2027-02-03T04:05:06.000Z"
 
 
@@ -30,37 +32,20 @@ def server_info(server_id: int, **facts: object) -> dict[str, object]:
     settings = facts.get("settings", {})
     assert isinstance(settings, Mapping)
     return {
-        "id": server_id,
+        **schema.server_info(server_status(server_id)),
         "nickname": settings.get("NICKNAME", str(server_id)),
         "settings": {},
-        "origin": None,
-        "wanted": "up",
-        "state": "serving",
-        "since": SINCE,
-        "reason": None,
         "port": settings.get("PORT", 40000),
-        "running": 0,
-        "queued": 0,
-        "done": 0,
-        "failed": 0,
         "certificate_expires": EXPIRES,
-        "releases": [],
         **facts,
     }
 
 
 def supervisor_info(user: str, *servers: dict[str, object], pid: int = 4711) -> dict[str, object]:
-    return {
-        "pid": pid,
-        "user": user,
-        "version": "0.1.0",
-        "stap_version": "4.8",
-        "containment": "session",
-        "since": SINCE,
-        "compiles": 0,
-        "max_compiles": 2,
-        "servers": list(servers),
-    }
+    """What a supervisor says, but for its sandbox, of which older ones say nothing."""
+    info = {**schema.supervisor_info(supervisor_status(pid=pid, user=user)), "servers": list(servers)}
+    del info["sandbox"]
+    return info
 
 
 class FakeSupervisor:

@@ -32,7 +32,7 @@ class Executor:
         self._reporter = reporter
         self._default_user = inventory.default_user
         self._found = {_key(server.running): server for server in inventory.found}
-        self._told: set[str] = set()
+        self._complaints: set[str] = set()
 
     def find(self, target: Target) -> FoundServer | None:
         """Return the running server of a target; None for a new or an orphaned one."""
@@ -50,8 +50,8 @@ class Executor:
         """Report problems that are not about a single server, each once."""
         self.failed = self.failed or bool(faults)
         for fault in faults:
-            if fault not in self._told:
-                self._told.add(fault)
+            if fault not in self._complaints:
+                self._complaints.add(fault)
                 self._reporter.complain(fault)
 
     def stop(self, targets: Sequence[Target]) -> list[Target]:
@@ -62,7 +62,7 @@ class Executor:
             Verb.STOP, hosted, lambda user, group: self._supervisors.stop(user, _ids(group))
         )
         for target, outcome in outcomes:
-            self.tell(Verb.STOP, target, outcome)
+            self.report(Verb.STOP, target, outcome)
         return [target for target, outcome in outcomes if outcome["error"] is None]
 
     def restart(self, targets: Sequence[Target]) -> None:
@@ -73,10 +73,10 @@ class Executor:
             lambda user, group: self._supervisors.restart(user, _ids(group), _specs(group)),
         )
         for target, outcome in outcomes:
-            self.tell(Verb.STOP, target, outcome if _is_stuck(outcome) else {**outcome, "error": None})
+            self.report(Verb.STOP, target, outcome if _is_stuck(outcome) else {**outcome, "error": None})
         for target, outcome in outcomes:
             if not _is_stuck(outcome):
-                self.tell(Verb.START, target, outcome)
+                self.report(Verb.START, target, outcome)
 
     def start(self, targets: Sequence[Target]) -> None:
         """Start servers; running ones are left as they are."""
@@ -84,7 +84,7 @@ class Executor:
             Verb.START, targets, lambda user, group: self._supervisors.start(user, _specs(group))
         )
         for target, outcome in outcomes:
-            self.tell(Verb.START, target, outcome)
+            self.report(Verb.START, target, outcome)
 
     def drain(self, targets: Sequence[Target], *, undo: bool) -> None:
         """Drain servers, or with ``undo`` let them accept again."""
@@ -93,7 +93,7 @@ class Executor:
             verb, targets, lambda user, group: self._supervisors.drain(user, _ids(group), undo=undo)
         )
         for target, outcome in outcomes:
-            self.tell(verb, target, outcome)
+            self.report(verb, target, outcome)
 
     def reload(self, user: str, *, force: bool) -> None:
         """Have a user's supervisor, started if there is none, apply the configuration."""
@@ -104,7 +104,7 @@ class Executor:
             self.complain(str(exc))
             return
         for outcome in outcomes:
-            self._tell_reloaded(outcome)
+            self._report_reloaded(outcome)
 
     def stop_all(self, supervisor: SupervisorInfo) -> None:
         """Stop all servers of a supervisor."""
@@ -118,7 +118,7 @@ class Executor:
         for server, outcome in zip(supervisor["servers"], outcomes, strict=True):
             self._report(Verb.STOP, named(server), server["nickname"], outcome)
 
-    def tell(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
+    def report(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
         """Report the outcome of a target."""
         found = self.find(target)
         settings: SettingsInfo = {} if target.settings is None else settings_info(target.settings)
@@ -163,7 +163,7 @@ class Executor:
         file = Path(target.where).name if target.where is not None else None
         return settings.nickname or file or ", ".join(settings.releases)
 
-    def _tell_reloaded(self, outcome: OutcomeInfo) -> None:
+    def _report_reloaded(self, outcome: OutcomeInfo) -> None:
         server = outcome["server"]
         if server is None:
             self.complain(outcome["error"] or "something was refused without a reason")

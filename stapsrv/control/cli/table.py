@@ -101,32 +101,32 @@ class TerminalReporter(Reporter):
         self._width = width
         self._shown = False
         self._verb = Verb.START
-        self._on_way: set[int] = set()
+        self._in_transition: set[int] = set()
         # Servers whose line is printed.
-        self._told: set[int] = set()
+        self._printed: set[int] = set()
 
     def begin(self, verb: Verb, names: Sequence[str]) -> None:
         """See :class:`~stapsrv.control.cli.report.Reporter`."""
         self._verb = verb
-        self._told.clear()
+        self._printed.clear()
         self._show(f"{', '.join(names)}: {verb.lower()} …")
 
     def step(self, server: ServerInfo) -> None:
         """See :class:`~stapsrv.control.cli.report.Reporter`."""
         if server["state"] in _SETTLED:
-            self._on_way.discard(server["id"])
-            self._told.add(server["id"])
-            self._print(f"{server['nickname']}: {_way(self._verb, server)} {_state_words(server)}")
+            self._in_transition.discard(server["id"])
+            self._printed.add(server["id"])
+            self._print(f"{server['nickname']}: {_progress_words(self._verb, server)} {_state_words(server)}")
         else:
-            self._on_way.add(server["id"])
-            others = f" (and {len(self._on_way) - 1} more)" if len(self._on_way) > 1 else ""
+            self._in_transition.add(server["id"])
+            others = f" (and {len(self._in_transition) - 1} more)" if len(self._in_transition) > 1 else ""
             self._show(f"{server['nickname']}: {_state_words(server)}{others}")
 
     def result(self, result: Result) -> None:
         """See :class:`~stapsrv.control.cli.report.Reporter`."""
         server = result.server
-        told = server is not None and server["id"] in self._told
-        if not told and not self._is_first_half(result):
+        printed = server is not None and server["id"] in self._printed
+        if not printed and not self._is_first_half(result):
             verb = self._verb if self._verb is Verb.RESTART else result.verb
             self._print(f"{result.name}: {_result_words(result._replace(verb=verb))}")
         if result.error is not None:
@@ -242,7 +242,7 @@ def _moment(text: str, now: datetime) -> str:
     return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d}"
 
 
-def _way(verb: Verb, server: ServerInfo) -> str:
+def _progress_words(verb: Verb, server: ServerInfo) -> str:
     """Return the first words of a server's line."""
     if verb is Verb.RELOAD:
         verb = Verb.STOP if server["state"] == "stopped" else Verb.START

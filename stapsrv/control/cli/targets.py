@@ -182,7 +182,7 @@ def _overridden(
         # The same server, though it may be tuned otherwise from its next start on.
         return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
     if named:
-        return Match(changed(_described(_lent(base.settings), typed), next_values))
+        return Match(changed(_described(_inherited(base.settings), typed), next_values))
     return attrs.evolve(base, settings=whole)
 
 
@@ -190,7 +190,7 @@ def _for_each_release(
     base: Match, typed: Iterable[TypedOption], index: ServerIndex, list_options: ListOptions
 ) -> Iterator[Match]:
     """Yield a server like ``base`` for each installed release and the host's architecture (``-i``)."""
-    alike = attrs.evolve(_described(_lent(base.settings), typed), arch=None)
+    alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
     if not index.host.installed:
         yield Match(alike, problem="-i means no server: no kernel release is installed")
     for release in index.host.installed:
@@ -216,8 +216,8 @@ def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> Server
     return settings
 
 
-def _lent(settings: ServerSettings) -> ServerSettings:
-    """Return what a named server lends to another one: manual page, ``-n`` and ``-p``; and its tuning."""
+def _inherited(settings: ServerSettings) -> ServerSettings:
+    """Return the settings that another server takes over from a named one (manual page, ``-n``)."""
     names = (*(row.attribute for row in DESCRIBING_OPTIONS.values() if not row.tunable), "tuning")
     return changed(ServerSettings(), {name: getattr(settings, name) for name in names})
 

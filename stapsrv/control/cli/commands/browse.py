@@ -122,6 +122,7 @@ def _find(interfaces: Sequence[str], timeout_s: float) -> list[FoundServer]:
 async def _trusted_serials(environ: Mapping[str, str]) -> set[str]:
     """Return the serial numbers of the servers that the caller's client trusts, as far as readable."""
     serials: set[str] = set()
+    # stap trusts what either database holds, so one that cannot be read hides only its own.
     for directory in (default_client_directory(environ), ALL_CLIENTS):
         try:
             serials |= await _serials_in(directory)

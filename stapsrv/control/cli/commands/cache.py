@@ -51,6 +51,7 @@ def _cache(program: str, argv: Sequence[str]) -> int:
 
 def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
     """Carry out a verb; return its counts."""
+    # Without limits: a command that only counts must not expire anything.
     store = DiskStore(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
     match verb:
         case "clear":
@@ -66,7 +67,7 @@ def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
 def _parser(program: str) -> VerbParser:
     parser = VerbParser(
         program,
-        description="Look after the results that servers keep, lest they compile the same again.",
+        description="Inspect, verify or clear the result cache of servers.",
         example="stats --json",
         whose="whose results",
         examples={},
@@ -75,7 +76,7 @@ def _parser(program: str) -> VerbParser:
     add = parser.add_verb
     add("stats", "count the results, and what they take of the disk")
     add("clear", "remove all results; running servers compile anew")
-    add("verify", "look at every result, and remove those that are damaged")
+    add("verify", "check every result, and remove damaged ones")
     return parser
 
 

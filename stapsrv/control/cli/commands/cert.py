@@ -27,6 +27,7 @@ from stapsrv.control.cli.commands.common import (
     Owner,
     VerbParser,
     absolute_path,
+    export,
     guarded,
     run_as_owner,
     silent_log,
@@ -94,6 +95,7 @@ def _cert(program: str, argv: Sequence[str]) -> int:
     given = _parser(program).parse_args(argv)
     owner = Owner.find(given.user, os.environ)
     directory = given.ssl or default_directory(owner.environ)
+    # Files that root makes are of no use to the server, so root becomes the owner; reading needs no change.
     if given.verb == "renew" and os.geteuid() == 0 and owner.name != "root":
         return run_as_owner(owner, "stapsrv.control.cli.commands.cert", ["renew", "--ssl", str(directory)])
     match given.verb:
@@ -122,13 +124,13 @@ def _parser(program: str) -> VerbParser:
         "--json", action="store_true", help="print a JSON object"
     )
     add("renew", "make a new certificate now; a running server takes it up by itself")
-    export = add(
+    writing = add(
         "export", "write the certificate out, for another host's stap --trust-servers or an administrator"
     )
-    form = export.add_mutually_exclusive_group()
+    form = writing.add_mutually_exclusive_group()
     form.add_argument("--pem", dest="der", action="store_false", default=False, help="as PEM text (default)")
     form.add_argument("--der", dest="der", action="store_true", help="as DER")
-    export.add_argument(
+    writing.add_argument(
         "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
     )
     for verb, text in (
@@ -194,6 +196,7 @@ async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: 
 
 async def _renew(directory: Path, owner: Owner) -> None:
     identity = await make_identity(directory, log=silent_log(), extra_names=_kept_names(directory))
+    # The owner's client trusts its own server from the start, and would lose that with the old certificate.
     await authorize(identity.certificate, default_client_directory(owner.environ), log=silent_log())
     sys.stdout.write(f"{identity.serial} is valid until {_iso(identity.not_after)}\n")
 
@@ -207,16 +210,8 @@ def _kept_names(directory: Path) -> list[str]:
 
 
 def _export(directory: Path, *, der: bool, output: Path | None) -> None:
-    data = _read_certificate(directory / CERTIFICATE_FILE).public_bytes(Encoding.DER if der else Encoding.PEM)
-    if output is None:
-        if der and sys.stdout.isatty():
-            raise UsageError("DER is no text for a terminal", remedy="name a file with -o")
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        output.write_bytes(data)
-    except OSError as exc:
-        raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
+    encoding = Encoding.DER if der else Encoding.PEM
+    export(_read_certificate(directory / CERTIFICATE_FILE).public_bytes(encoding), output, is_text=not der)
 
 
 async def _change_trust(verb: str, directory: Path, place: Path) -> None:

@@ -77,8 +77,8 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
         faults = [] if invocation.specifications else [file.fault for file in inventory.files if file.fault]
         configured = inventory.configured
     except ConfigError as exc:
-        return 0, _apart(exc)
-    problems = [problem for fault in faults for problem in _apart(fault)]
+        return 0, _single_faults(exc)
+    problems = [problem for fault in faults for problem in _single_faults(fault)]
     if inventory.nothing_usable and not invocation.specifications:
         return 0, problems
     plan = make_plan(
@@ -112,6 +112,7 @@ class _Checker:
         account, refusal = self._account(target, settings)
         if refusal is not None:
             yield refusal
+        # All problems of a server at once: nobody wants to run check once for each.
         yield from self._check_releases(target, settings)
         yield from self._check_port(target, settings)
         for address in settings.access.listen:
@@ -156,6 +157,7 @@ class _Checker:
         # An unspecified address stands for many; whether two such meet is left to the kernel.
         meeting = [place for other, place in others if not (other and listen and other.isdisjoint(listen))]
         others.append((listen, where))
+        # One is enough: each further one would be reported against the same line.
         for other in meeting[:1]:
             yield ConfigError(
                 f"port {port} is that of another server, too: {other}",
@@ -176,8 +178,8 @@ class _Checker:
         if stream_descriptor(log) is not None:
             return
         # The default log is made where it is missing, by root for others or by the user himself.
-        makes_it = log == self._inventory.settings.log_file and (os.geteuid() == 0 or can_write(log))
-        if makes_it and not log.exists():
+        creates_it = log == self._inventory.settings.log_file and (os.geteuid() == 0 or can_write(log))
+        if creates_it and not log.exists():
             return
         if not _may_write(account, log if log.exists() else log.parent):
             yield ConfigError(
@@ -265,6 +267,6 @@ def _first_port() -> int:
     return _USUAL_FIRST_PORT
 
 
-def _apart(fault: ConfigError) -> list[ConfigError]:
+def _single_faults(fault: ConfigError) -> list[ConfigError]:
     """Return the single faults of a file."""
     return list(fault.faults) if isinstance(fault, ConfigFaults) else [fault]

@@ -48,6 +48,7 @@ class Owner:
         if "SYSTEMTAP_DIR" in environ:
             own["SYSTEMTAP_DIR"] = environ["SYSTEMTAP_DIR"]
         elif entry.pw_uid == os.geteuid():
+            # The caller may have another HOME than the database says.
             own["HOME"] = environ.get("HOME", entry.pw_dir)
         return cls(name=wanted, environ=own)
 
@@ -116,6 +117,24 @@ def absolute_path(text: str) -> Path:
     return Path(text).absolute()
 
 
+def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
+    """Write a certificate to a file, or to standard output.
+
+    Raises:
+        UsageError: standard output is a terminal, and the data are no text.
+        ConfigError: the file cannot be written.
+    """
+    if output is None:
+        if not is_text and sys.stdout.isatty():
+            raise UsageError("DER is no text for a terminal", remedy="name a file with -o, or say --pem")
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as exc:
+        raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
+
+
 def run_as_owner(
     owner: Owner, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None
 ) -> int:
@@ -125,10 +144,12 @@ def run_as_owner(
     """
     entry = pwd.getpwnam(owner.name)
     with subprocess.Popen(
+        # -P: nothing is imported from the working directory.
         [sys.executable, "-P", "-m", module, *arguments],
         user=entry.pw_uid,
         group=entry.pw_gid,
         extra_groups=os.getgrouplist(owner.name, entry.pw_gid),
+        # The owner may not be allowed into the caller's directory.
         cwd="/",
         stdout=output,
         env={

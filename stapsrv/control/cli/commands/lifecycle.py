@@ -81,25 +81,24 @@ class _Command:
         self._executor.complain(*self._inventory.problems)
         plan = self._select()
         warnings = plan.warnings
-        if self._invocation.use_password and any(
-            self._inventory.owns(found) for found in self._inventory.supervisors
-        ):
-            warnings = (
-                *warnings,
-                "-P is for a supervisor that is started; yours runs and keeps the password it has",
-            )
+        if self._invocation.use_password and any(map(self._inventory.owns, self._inventory.supervisors)):
+            # A password is handed over at the start, through an inherited descriptor.
+            unused = "-P is for a supervisor that is started; yours runs and keeps the password it has"
+            warnings = (*warnings, unused)
         for warning in warnings:
             self._reporter.complain(f"warning: {warning}")
         self._say_if_none_runs(plan)
         targets = [target for target in plan.targets if self._is_to_be_done(target)]
-        renewed = [target for target in targets if self._is_renewed(target)]
+        changed = [target for target in targets if self._changes_settings(target)]
         kept = [
-            target for target in targets if target.operation is Operation.RESTART and target not in renewed
+            target for target in targets if target.operation is Operation.RESTART and target not in changed
         ]
-        down = self._executor.stop([*_with(Operation.STOP, targets), *renewed])
+        # All that stops comes first: what starts may want the same port.
+        down = self._executor.stop([*_with(Operation.STOP, targets), *changed])
         self._executor.restart(kept)
         starting = [target for target in targets if target.operation in {Operation.START, Operation.KEEP}]
-        self._executor.start([*starting, *(target for target in renewed if target in down)])
+        # A server that did not stop keeps its settings: a second one beside it was not asked for.
+        self._executor.start([*starting, *(target for target in changed if target in down)])
         self._executor.drain(_with(Operation.DRAIN, targets), undo=False)
         self._executor.drain(_with(Operation.UNDRAIN, targets), undo=True)
         return _FAILED if self._executor.failed else plan.exit_status
@@ -116,6 +115,7 @@ class _Command:
             if supervisor["user"] in configured or not force:
                 executor.reload(supervisor["user"], force=force)
             else:
+                # None of its servers is configured, so force stops them all.
                 executor.stop_all(supervisor)
         hosted = {supervisor["user"] for supervisor in own}
         for user in [user for user in configured if user not in hosted]:
@@ -149,7 +149,7 @@ class _Command:
             configured=inventory.configured if wanted or inventory.names_unknown(running) else [],
             host=inventory.host,
         )
-        return attrs.evolve(plan, targets=tuple(map(self._doubted, plan.targets)))
+        return attrs.evolve(plan, targets=tuple(map(self._refuse_if_file_is_bad, plan.targets)))
 
     def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
         """Whether all configured servers are meant; if so, report the unusable files."""
@@ -160,7 +160,7 @@ class _Command:
         self._executor.complain(*self._inventory.faults)
         return True
 
-    def _doubted(self, target: Target) -> Target:
+    def _refuse_if_file_is_bad(self, target: Target) -> Target:
         """Refuse a new server whose nickname may be that of an unusable file."""
         nickname = target.settings.nickname if target.settings is not None else None
         if target.operation is not Operation.START or target.where is not None or nickname is None:
@@ -193,20 +193,20 @@ class _Command:
             case Operation.REFUSE:
                 error = target.problem
             case Operation.ABSENT:
-                self._tell_absent(target)
+                self._report_absent(target)
                 return False
             case Operation.START:
                 error = self._user_error(self._executor.user_of(target), target.where)
             case _:
                 error = self._not_own(target)
         if error is not None:
-            self._executor.tell(_VERBS.get(target.operation, Verb.START), target, failure(error))
+            self._executor.report(_VERBS.get(target.operation, Verb.START), target, failure(error))
         return error is None
 
-    def _tell_absent(self, target: Target) -> None:
+    def _report_absent(self, target: Target) -> None:
         """Report a server that does not run; to stop it is a success."""
         if self._invocation.action is Action.STOP:
-            self._executor.tell(Verb.STOP, target, done(already=True))
+            self._executor.report(Verb.STOP, target, done(already=True))
         elif target.settings is not None:
             line = f"{title(settings_info(target.settings))} is not running"
             self._reporter.remark(line, done=target.exit_status == 0)
@@ -228,7 +228,7 @@ class _Command:
             return str(exc)
         return None
 
-    def _is_renewed(self, target: Target) -> bool:
+    def _changes_settings(self, target: Target) -> bool:
         """Whether a restart changes settings, so that a new server replaces this one."""
         if target.operation is not Operation.RESTART or target.server is None:
             return False

@@ -14,11 +14,12 @@ from stapsrv.control.cli.commands.common import (
     Owner,
     VerbParser,
     absolute_path,
+    export,
     guarded,
     run_as_owner,
     silent_log,
 )
-from stapsrv.errors import ConfigError, IdentityError, UsageError
+from stapsrv.errors import IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
 
@@ -36,6 +37,7 @@ def _mok(program: str, argv: Sequence[str]) -> int:
     owner = Owner.find(given.user, os.environ)
     server = given.ssl or default_directory(owner.environ)
     directory = moks_directory(server)
+    # Files that root makes are of no use to the server, so root becomes the owner.
     if given.verb == "new" and os.geteuid() == 0 and owner.name != "root":
         return run_as_owner(owner, "stapsrv.control.cli.commands.mok", ["new", "--ssl", str(server)])
     match given.verb:
@@ -44,7 +46,8 @@ def _mok(program: str, argv: Sequence[str]) -> int:
         case "new":
             anyio.run(_new, directory)
         case "export":
-            _export(_named(directory, given.fingerprint), pem=given.pem, output=given.output)
+            mok = _named(directory, given.fingerprint)
+            export(mok.pem if given.pem else mok.der, given.output, is_text=given.pem)
     return 0
 
 
@@ -64,12 +67,12 @@ def _parser(program: str) -> VerbParser:
         "--json", action="store_true", help="print a JSON array"
     )
     add("new", "make one more key")
-    export = add("export", "write a key's certificate out, for mokutil --import")
-    export.add_argument(
+    writing = add("export", "write a key's certificate out, for mokutil --import")
+    writing.add_argument(
         "fingerprint", nargs="?", metavar="FINGERPRINT", help="of the key (default: the only one)"
     )
-    export.add_argument("--pem", action="store_true", help="as PEM text (default: DER, as mokutil takes it)")
-    export.add_argument(
+    writing.add_argument("--pem", action="store_true", help="as PEM text (default: DER, as mokutil takes it)")
+    writing.add_argument(
         "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
     )
     return parser
@@ -117,19 +120,6 @@ def _named(directory: Path, fingerprint: str | None) -> Mok:
     if fingerprint.lower() not in held:
         raise UsageError(f"there is no key {fingerprint}", remedy=f"name one: {', '.join(held)}")
     return held[fingerprint.lower()]
-
-
-def _export(mok: Mok, *, pem: bool, output: Path | None) -> None:
-    data = mok.pem if pem else mok.der
-    if output is None:
-        if not pem and sys.stdout.isatty():
-            raise UsageError("DER is no text for a terminal", remedy="name a file with -o, or say --pem")
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        output.write_bytes(data)
-    except OSError as exc:
-        raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def _start(argv: Sequence[str]) -> None:
         try:
             notifications.wait_ready(server, timeout_s=_START_S)
         except DaemonEnded as exc:
+            # The options are the server's, so is what was wrong with them.
             if exc.status == UsageError.exit_status:
                 raise UsageError(exc.problem) from exc
             raise
@@ -108,6 +109,7 @@ def _stop(argv: Sequence[str]) -> None:
             is_server = _process_name(pid) == DAEMON and not _has_ended(pidfd)
         except (OSError, OverflowError):
             is_server = False
+        # A number that was reused for another program must not get the signal.
         if not is_server:
             raise StapsrvError(f"{argv[0]} is not a systemtap server")
         try:

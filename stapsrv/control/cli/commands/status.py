@@ -37,7 +37,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
     running = [*(server.running for server in inventory.found), *inventory.orphaned_servers]
     configured = inventory.configured if inventory.names_unknown(running) else []
     plan = make_plan(invocation, running=running, configured=configured, host=inventory.host)
-    meant = [target.server for target in plan.targets if target.operation is Operation.REPORT]
+    requested = [target.server for target in plan.targets if target.operation is Operation.REPORT]
     remarks = []
     for target in plan.targets:
         if target.problem is not None:
@@ -49,17 +49,18 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         supervisor["servers"] = [
             server.info
             for server in inventory.found
-            if server.supervisor is supervisor and server.running in meant
+            if server.supervisor is supervisor and server.running in requested
         ]
     return StatusReport(
         [supervisor for supervisor in supervisors if supervisor["servers"]],
         [
             lost
             for lost, server in zip(inventory.orphaned, inventory.orphaned_servers, strict=True)
-            if server in meant
+            if server in requested
         ],
         remarks,
         problems=inventory.problems,
+        # Of those asked for, the plan knows who does not run; who is down is in their status.
         exit_status=plan.exit_status or None,
     )
 
