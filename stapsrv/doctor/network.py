@@ -67,5 +67,5 @@ def _discover(interfaces: tuple[str, ...]) -> Sequence[DiscoveredServer] | None:
     from stapsrv.mdns.browser import find_servers  # noqa: PLC0415
     from stapsrv.mdns.interfaces import read_network  # noqa: PLC0415
 
-    network = read_network().choose(interfaces)
+    network = read_network().select(interfaces)
     return find_servers(network, _LISTEN_S) if network.links else None

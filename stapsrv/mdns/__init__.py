@@ -1,1 +1,1 @@
-"""What the network hears: the servers of this host, as DNS-SD services over multicast DNS."""
+"""Advertising of compile servers, and finding them, by multicast DNS (DNS-SD)."""

@@ -1,4 +1,4 @@
-"""The compile servers that the network tells of, heard with python-zeroconf.
+"""Finds the compile servers that the network advertises, with python-zeroconf.
 
 Like :mod:`stapsrv.mdns.responder` it is imported late, and blocks.
 """
@@ -25,28 +25,23 @@ from zeroconf import (
 from stapsrv.mdns.interfaces import Network
 from stapsrv.mdns.records import SERVICE_TYPE, parse_text
 from stapsrv.mdns.responder import silence_library, translated
-from stapsrv.mdns.zeroconf_per_link import LinkwiseZeroconf
+from stapsrv.mdns.zeroconf_per_link import PerLinkZeroconf
 
+# For a service whose answer did not bring its other records.
 _RESOLVE_MS = 1000.0
-"""For a service whose answer did not bring all that belongs to it."""
+# For all such together: anybody can name thousands that do not exist.
 _RESOLVE_ALL_S = 3.0
-"""For all such together: anybody can name thousands that do not exist."""
 
 
 @attrs.frozen(kw_only=True)
 class FoundServer:
-    """One service, as it was heard; every text is whatever its host chose to say.
+    """One service as received; every text is whatever its host chose to send.
 
     Attributes:
-        name: of the service.
-        host: the host's name, such as ``build.local``.
-        addresses: the host's, IPv4 first; a link-local one has its interface behind a ``%``.
-        port: the listener's.
-        release: of the kernel that it serves.
-        arch: likewise.
-        version: of the protocol.
-        serial: of its certificate, hex pairs joined by ``:``.
-        options: its own, in one text.
+        host: such as ``build.local``.
+        addresses: IPv4 first; a link-local one has its interface after a ``%``.
+        serial: the certificate's, hex pairs joined by ``:``.
+        options: the server's own, in one text.
         moks: the fingerprints of its machine owner keys.
     """
 
@@ -63,21 +58,19 @@ class FoundServer:
 
 
 def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
-    """Listen for some time, and return the servers that are there at its end, in order of their names.
+    """Return the servers found on the network's links within ``wait_s``, sorted by name.
 
-    Args:
-        network: on whose links.
-        wait_s: how long; they answer within 0.2 s, or 1.2 s if somebody asked just before.
+    They answer within 0.2 s, or 1.2 s if somebody asked just before.
 
     Raises:
         AdvertiseError: multicast DNS is refused.
     """
     silence_library()
     with translated():
-        zeroconf = LinkwiseZeroconf(network.links, lambda _trouble: None)
+        zeroconf = PerLinkZeroconf(network.links, lambda _error: None)
     listener = _Names()
     with translated(), contextlib.closing(zeroconf):
-        # Not answered to this host alone: of the programs that share the port, one gets such an answer.
+        # Without asking for unicast answers: only one of the programs that share the port would receive them.
         ServiceBrowser(zeroconf, SERVICE_TYPE, listener=listener, question_type=DNSQuestionType.QM)
         threading.Event().wait(wait_s)
         found = list(_resolve(zeroconf, listener.names))
@@ -85,13 +78,13 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
 
 
 def _resolve(zeroconf: Zeroconf, names: Iterable[str]) -> Iterator[ServiceInfo]:
-    """Give the services of these names, as far as all is known of them, or said in time when asked."""
+    """Yield the services of these names whose records are cached, or arrive in time when asked for."""
     deadline = time.monotonic() + _RESOLVE_ALL_S
     for name in tuple(names):
         try:
             info = ServiceInfo(SERVICE_TYPE, name)
         except BadTypeInNameException:
-            # Somebody lists as a compile server what is no such thing.
+            # Somebody lists a service of another type among the compile servers.
             continue
         left_ms = min((deadline - time.monotonic()) * 1000, _RESOLVE_MS)
         if info.load_from_cache(zeroconf) or (left_ms > 0 and info.request(zeroconf, left_ms)):
@@ -99,7 +92,7 @@ def _resolve(zeroconf: Zeroconf, names: Iterable[str]) -> Iterator[ServiceInfo]:
 
 
 class _Names(ServiceListener):
-    """The names of the services that are there."""
+    """Keeps the names of the services that are there."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -133,7 +126,7 @@ def _found(info: ServiceInfo) -> FoundServer:
 
 
 def _with_interface_name(text: str) -> str:
-    """Return an address with its interface's name where zeroconf has its number."""
+    """Return an address with its interface's name instead of the number that zeroconf gives."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv4Address) or not (address.scope_id or "").isdigit():
         return text

@@ -1,15 +1,7 @@
-"""How long to wait before a name is asked for, where one after the other turns out to be taken. Pure.
+"""What is wanted of each advertisement, what was announced, and the next step between the two. Pure.
 
-Somebody who claims whatever name is asked for would otherwise keep this host asking, and logging, without
-end.
-
-Source: RFC 6762, 8.1.
-
-What is to be advertised, what is, and what is to be done about the difference. Pure.
-
-Each advertisement has an entry for as long as it is wanted or announced. :meth:`Entry.next_step` is all
-the theory: whoever performs the steps (:mod:`stapsrv.mdns.advertiser`) asks for the next one when one is
-done, so changes that come while one is under way are never lost.
+Each advertisement has an entry for as long as it is wanted or announced. :meth:`Entry.next_step` has all the
+logic: the session that performs a step then asks for the next one, so a change during a step is never lost.
 """
 
 from __future__ import annotations
@@ -26,64 +18,35 @@ from stapsrv.mdns.records import Advertisement, Service, instance_name
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as Log
 
-_MANY = 15
+# RFC 6762, 8.1: after fifteen conflicts in ten seconds, five seconds before each further probe.
+_MANY_CONFLICTS = 15
 _WITHIN_S = 10.0
-_PAUSE_S = 5.0
+_DELAY_S = 5.0
+# Without a conflict for so long, the delay ends.
 _CALM_S = 60.0
-"""Without a further conflict, after which all is as it was."""
-
-
-class ConflictBackoff:
-    """Counts the names that turned out to be taken.
-
-    Args:
-        clock: seconds that never go back.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._times: deque[float] = deque(maxlen=_MANY)
-        self._strained = False
-
-    def note(self) -> None:
-        """Count one more."""
-        now = self._clock()
-        self._strained = self.pause_s > 0
-        self._times.append(now)
-        self._strained |= len(self._times) == _MANY and now - self._times[0] <= _WITHIN_S
-
-    @property
-    def pause_s(self) -> float:
-        """How long to wait before the next name is asked for."""
-        return _PAUSE_S if self._strained and self._clock() - self._times[-1] < _CALM_S else 0.0
 
 
 class Step(enum.Enum):
     """What is to be done about an entry next."""
 
+    # Claim a name and announce the service.
     ANNOUNCE = enum.auto()
-    """Claim a name and announce it."""
+    # Another host claims the name: find out who keeps it.
     VERIFY = enum.auto()
-    """Another host claims its name: see who keeps it."""
+    # Announce the changed service.
     UPDATE = enum.auto()
-    """Say what it is now."""
+    # Say goodbye.
     WITHDRAW = enum.auto()
-    """Say goodbye."""
-    FORGET = enum.auto()
-    """It is neither wanted nor announced."""
+    # Neither wanted nor announced.
+    REMOVE = enum.auto()
 
 
 @attrs.frozen
-class Surroundings:
-    """What all services share.
+class HostState:
+    """The host's name as services refer to it; a higher generation has every service announced again."""
 
-    Attributes:
-        host: the host's own name on the network, one label.
-        age: grows with each change that makes it necessary to say everything again.
-    """
-
-    host: str
-    age: int
+    label: str
+    generation: int
 
 
 @attrs.define(eq=False)
@@ -91,13 +54,11 @@ class Entry:
     """One advertisement of one server.
 
     Attributes:
-        server_id: the server's.
         log: the server's own.
-        wanted: what is to be announced, or None.
-        name: its service's name, from the first attempt to announce it on.
-        said: what was announced last, or is about to be; None when there is nothing to say goodbye to.
-        said_at: the age of the surroundings then.
-        contested: another host claims its name.
+        name: the service's, from the first attempt to announce it on.
+        announced: the last announcement, also while it is being made; None if there is nothing to withdraw.
+        generation: the host state's at that announcement.
+        contested: another host claims the name.
         busy: a step is under way.
     """
 
@@ -105,46 +66,42 @@ class Entry:
     log: Log
     wanted: Advertisement | None
     name: str | None = None
-    said: Service | None = None
-    said_at: int = 0
+    announced: Service | None = None
+    generation: int = 0
     contested: bool = False
     busy: bool = False
 
-    def service(self, name: str, surroundings: Surroundings) -> Service | None:
-        """Return what is to be said of it, by this name; None when it is not wanted."""
+    def service(self, name: str, host: HostState) -> Service | None:
+        """Return the service to announce by this name; None if none is wanted."""
         if self.wanted is None:
             return None
         return Service(
             name=name,
-            host=surroundings.host,
+            host=host.label,
             port=self.wanted.port,
             text=self.wanted.text,
             addresses=self.wanted.addresses,
         )
 
-    def next_step(self, surroundings: Surroundings) -> Step | None:
-        """Return what is to be done now; None when all is as wanted."""
+    def next_step(self, host: HostState) -> Step | None:
+        """Return the next step; None if all is as wanted."""
         if self.wanted is None:
-            return Step.FORGET if self.said is None else Step.WITHDRAW
-        if self.said is None:
+            return Step.REMOVE if self.announced is None else Step.WITHDRAW
+        if self.announced is None:
             return Step.ANNOUNCE
         if self.contested:
             return Step.VERIFY
-        current = self.said_at == surroundings.age and self.said == self.service(self.said.name, surroundings)
-        return None if current else Step.UPDATE
+        current = self.service(self.announced.name, host)
+        return None if self.generation == host.generation and self.announced == current else Step.UPDATE
 
 
 class EntryRegistry:
-    """The entries of all servers, and the names that they have.
-
-    Args:
-        host: the host's name, as services are called after it.
-    """
+    """The entries of all servers, and their names, which contain ``host``."""
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._entries: dict[tuple[int, str], Entry] = {}
-        self._taken: set[str] = set()
+        self._taken_names: set[str] = set()
 
     def set(self, server_id: int, advertisements: Sequence[Advertisement], log: Log) -> None:
         """Want these advertisements of a server, and no others."""
@@ -162,48 +119,74 @@ class EntryRegistry:
                 entry.wanted = None
 
     def __iter__(self) -> Iterator[Entry]:
-        """Return all entries."""
+        # A copy: entries come and go while a caller awaits.
         return iter(tuple(self._entries.values()))
 
     def is_announced(self, server_id: int) -> bool:
-        """Whether anything of a server was said and not taken back."""
-        return any(entry.said is not None for entry in self if entry.server_id == server_id)
+        """Whether anything of a server is announced."""
+        return any(entry.announced is not None for entry in self if entry.server_id == server_id)
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether there is anything to say."""
+    def has_wanted(self) -> bool:
+        """Whether anything is to be announced."""
         return any(entry.wanted is not None for entry in self)
 
-    def name(self, entry: Entry) -> str:
-        """Return the name of ``entry``: a new one is the first that is not ours, or known to be others'."""
+    def assign_name(self, entry: Entry) -> str:
+        """Return the name of ``entry``; a new one is the first that is neither ours nor known as taken."""
         if entry.name is None:
             ours = {other.name for other in self}
             number = 1
-            while (name := instance_name(self._host, number)) in ours or name in self._taken:
+            while (name := instance_name(self._host, number)) in ours or name in self._taken_names:
                 number += 1
             entry.name = name
         return entry.name
 
     def rename(self, entry: Entry) -> str:
-        """Take it that another host has the name of ``entry``, and return a new one."""
-        self._taken.add(self.name(entry))
-        entry.name, entry.said, entry.contested = None, None, False
-        return self.name(entry)
+        """Note that another host has the name of ``entry``, and return its new one."""
+        self._taken_names.add(self.assign_name(entry))
+        entry.name, entry.announced, entry.contested = None, None, False
+        return self.assign_name(entry)
 
-    def contest(self, names: Iterable[str]) -> None:
+    def mark_contested(self, names: Iterable[str]) -> None:
         """Note that other hosts claim these names."""
         contested = frozenset(names)
         for entry in self:
             entry.contested = entry.contested or entry.name in contested
 
-    def forget(self, entry: Entry) -> None:
+    def remove(self, entry: Entry) -> None:
         """Remove an entry that is neither wanted nor announced."""
         self._entries = {key: other for key, other in self._entries.items() if other is not entry}
 
-    def lose_all(self) -> None:
-        """Take it that nothing is announced any more, and that nobody is known to have any name."""
-        self._taken.clear()
+    def reset(self) -> None:
+        """Note that the responder is gone: nothing is announced, and no name is known to be taken."""
+        self._taken_names.clear()
         for entry in self:
-            entry.name, entry.said, entry.contested, entry.busy = None, None, False, False
+            entry.name, entry.announced, entry.contested, entry.busy = None, None, False, False
             if entry.wanted is None:
-                self.forget(entry)
+                self.remove(entry)
+
+
+class ConflictBackoff:
+    """The delay before a name is probed for, where one name after the other turns out to be taken.
+
+    Otherwise a host that claims every name would keep this one probing, and logging, without end.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: deque[float] = deque(maxlen=_MANY_CONFLICTS)
+        self._active = False
+
+    def add_conflict(self) -> None:
+        """Count one more name that is taken."""
+        now = self._clock()
+        # Without this, the delay itself would end the delay: at most two conflicts fit into ten seconds with
+        # it.
+        self._active = self.delay_s > 0
+        self._times.append(now)
+        self._active |= len(self._times) == _MANY_CONFLICTS and now - self._times[0] <= _WITHIN_S
+
+    @property
+    def delay_s(self) -> float:
+        """How long to wait before the next probe."""
+        return _DELAY_S if self._active and self._clock() - self._times[-1] < _CALM_S else 0.0

@@ -1,7 +1,4 @@
-"""The host's links as the kernel tells them, and news of their changes (rtnetlink(7)).
-
-The host's links, and on which of them servers are advertised. Pure.
-"""
+"""This host's network interfaces, read from the kernel (rtnetlink(7)), and which to advertise on."""
 
 from __future__ import annotations
 
@@ -14,6 +11,10 @@ from typing import NamedTuple
 
 import anyio
 import attrs
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+# An address and the network that it is in.
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
@@ -34,42 +35,125 @@ _IFLA_IFNAME = 3
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFA_FLAGS = 8
+# Only of an IPv6 address; the same bit of an IPv4 address is IFA_F_SECONDARY.
 _IFA_F_TEMPORARY = 0x01
-"""Of an IPv6 address: made to be forgotten soon. (The same bit of an IPv4 address means another thing.)"""
-_NOT_NOW = 0x08 | 0x20 | 0x40
-"""IFA_F_DADFAILED: somebody else has it; IFA_F_DEPRECATED; IFA_F_TENTATIVE: not known yet to be free."""
+_IFA_F_UNUSABLE = 0x08 | 0x20 | 0x40  # IFA_F_DADFAILED | IFA_F_DEPRECATED | IFA_F_TENTATIVE
 
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 65536
-_REPLY_S = 5.0
-"""The kernel answers at once; this only keeps a worker thread from waiting for ever."""
+# The kernel answers at once; this only keeps a worker thread from waiting for ever.
+_REPLY_TIMEOUT_S = 5.0
+
+
+@attrs.frozen(kw_only=True)
+class NetworkLink:
+    """A network interface and its usable addresses, in the kernel's order; ``up``: a cable is in, too."""
+
+    index: int
+    name: str
+    up: bool
+    multicast: bool
+    loopback: bool
+    point_to_point: bool
+    addresses: tuple[Interface, ...]
+
+    @property
+    def ipv4(self) -> tuple[ipaddress.IPv4Address, ...]:
+        """The IPv4 addresses to announce."""
+        return tuple(each.ip for each in self.addresses if isinstance(each, ipaddress.IPv4Interface))
+
+    @property
+    def ipv6(self) -> tuple[ipaddress.IPv6Address, ...]:
+        """The IPv6 addresses to announce: link-local ones only where there is no other."""
+        # As avahi does it. With the same host name and an address that avahi does not announce, avahi would
+        # see another host of its name, and rename its own.
+        found = [each.ip for each in self.addresses if isinstance(each, ipaddress.IPv6Interface)]
+        wider = tuple(address for address in found if not address.is_link_local)
+        return wider or tuple(found)
+
+    @property
+    def announced(self) -> tuple[Address, ...]:
+        """The addresses to announce, of both protocols."""
+        return (*self.ipv4, *self.ipv6)
+
+    def reaches(self, peer: Address) -> bool:
+        """Whether ``peer`` is in a network of this link."""
+        return any(peer in each.network for each in self.addresses)
+
+
+@attrs.frozen
+class Network:
+    """This host's network at one moment.
+
+    Attributes:
+        own: every address of this host, also those of no link here and those not to be announced.
+        missing: the names and addresses that were asked for and that no link has.
+    """
+
+    links: tuple[NetworkLink, ...]
+    own: frozenset[Address]
+    missing: tuple[str, ...] = ()
+
+    def select(self, wanted: Sequence[str]) -> Network:
+        """Return the network with the links that have these names or addresses.
+
+        Empty: every link that is up and can multicast, tunnels excepted, or loopback where there is no other.
+        """
+        links = _select(self.links, wanted)
+        found = {link.name for link in links} | {each.ip for link in links for each in link.addresses}
+        missing = tuple(word for word in wanted if word not in found and _parse(word) not in found)
+        return Network(links, self.own, missing)
+
+
+def _select(links: Iterable[NetworkLink], wanted: Sequence[str]) -> tuple[NetworkLink, ...]:
+    usable = [link for link in links if link.up and link.addresses]
+    if wanted:
+        addresses = {_parse(word) for word in wanted}
+        narrowed = (_narrow(link, wanted, addresses) for link in usable)
+        return tuple(link for link in narrowed if link.addresses)
+    shared = [link for link in usable if link.multicast and not (link.loopback or link.point_to_point)]
+    return tuple(shared or [link for link in usable if link.loopback])
+
+
+def _narrow(link: NetworkLink, names: Sequence[str], wanted: set[Address | None]) -> NetworkLink:
+    """Return ``link`` with all its addresses if it is named, else with those that are wanted."""
+    if link.name in names:
+        return link
+    return attrs.evolve(link, addresses=tuple(each for each in link.addresses if each.ip in wanted))
+
+
+def _parse(word: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(word)
+    except ValueError:
+        return None
 
 
 def read_network() -> Network:
     """Return every link and address of this network namespace; takes 0.1 ms.
 
     Raises:
-        OSError: the kernel does not tell, which is for a sandbox to decide.
+        OSError: the kernel refuses; a sandbox may deny the socket's family.
     """
-    with _open_socket() as asker:
-        asker.settimeout(_REPLY_S)
+    with _open_socket() as rtnetlink:
+        rtnetlink.settimeout(_REPLY_TIMEOUT_S)
         found = [
             address
-            for payload in _dump(asker, _RTM_GETADDR, _RTM_NEWADDR)
+            for payload in _dump(rtnetlink, _RTM_GETADDR, _RTM_NEWADDR)
             if (address := _parse_address(payload)) is not None
         ]
-        links = tuple(_parse_link(payload, found) for payload in _dump(asker, _RTM_GETLINK, _RTM_NEWLINK))
-    return Network(links, frozenset(each.interface.ip for each in found))
+        links = [_parse_link(payload, found) for payload in _dump(rtnetlink, _RTM_GETLINK, _RTM_NEWLINK)]
+    return Network(tuple(links), frozenset(each.interface.ip for each in found))
 
 
 class LinkMonitor:
-    """Hears of every link and address that comes, goes or changes.
+    """Waits for links and addresses that come, go or change.
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel refuses.
     """
 
     def __init__(self) -> None:
@@ -88,17 +172,15 @@ class LinkMonitor:
             while self._socket.recv(_RECEIVE_BYTES):
                 pass
         except OSError:
-            # Nothing more, or more than the socket could hold: it is news in either case.
+            # Drained (EAGAIN), or more notices than the socket could hold (ENOBUFS): a change in either case.
             return
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
 
 class _FoundAddress(NamedTuple):
-    """An address of a link; not ``usable``: not to be announced now."""
-
     link: int
     interface: Interface
     usable: bool
@@ -108,11 +190,11 @@ def _open_socket() -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
 
 
-def _dump(asker: socket.socket, request: int, reply: int) -> Iterator[bytes]:
-    """Ask for everything of one kind, and yield what each message carries."""
-    asker.send(_HEADER.pack(_HEADER.size + 4, request, _REQUEST_DUMP, 0, 0) + bytes(4))
+def _dump(rtnetlink: socket.socket, request: int, reply: int) -> Iterator[bytes]:
+    """Request everything of one kind, and yield each message's payload."""
+    rtnetlink.send(_HEADER.pack(_HEADER.size + 4, request, _REQUEST_DUMP, 0, 0) + bytes(4))
     while True:
-        data = asker.recv(_RECEIVE_BYTES)
+        data = rtnetlink.recv(_RECEIVE_BYTES)
         offset = 0
         while offset < len(data):
             length, kind, *_ = _HEADER.unpack_from(data, offset)
@@ -150,9 +232,9 @@ def _parse_address(payload: bytes) -> _FoundAddress | None:
         return None
     if _IFA_FLAGS in attributes:
         (flags,) = struct.unpack_from("=I", attributes[_IFA_FLAGS])
-    unusable = _NOT_NOW if family == socket.AF_INET else _NOT_NOW | _IFA_F_TEMPORARY
-    address = ipaddress.ip_interface((packed, prefix))
-    return _FoundAddress(index, address, flags & unusable == 0)
+    # A temporary address is made to be forgotten soon.
+    unusable = _IFA_F_UNUSABLE if family == socket.AF_INET else _IFA_F_UNUSABLE | _IFA_F_TEMPORARY
+    return _FoundAddress(index, ipaddress.ip_interface((packed, prefix)), flags & unusable == 0)
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
@@ -169,107 +251,3 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 def _aligned(length: int) -> int:
     return (length + 3) & ~3
-
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-"""An address and the network that it is in."""
-
-
-@attrs.frozen(kw_only=True)
-class NetworkLink:
-    """A network interface and its addresses.
-
-    Attributes:
-        index: the kernel's number for it.
-        name: such as ``eth0``.
-        up: it is switched on, and something is plugged in.
-        multicast: it can send to many.
-        loopback: it leads back to this host.
-        point_to_point: it leads to one other host (a tunnel).
-        addresses: those that are good for new connections, in the kernel's order.
-    """
-
-    index: int
-    name: str
-    up: bool
-    multicast: bool
-    loopback: bool
-    point_to_point: bool
-    addresses: tuple[Interface, ...]
-
-    @property
-    def ipv4(self) -> tuple[ipaddress.IPv4Address, ...]:
-        """The IPv4 addresses to announce."""
-        return tuple(each.ip for each in self.addresses if isinstance(each, ipaddress.IPv4Interface))
-
-    @property
-    def ipv6(self) -> tuple[ipaddress.IPv6Address, ...]:
-        """The IPv6 addresses to announce: link-local ones only where there is no other, as avahi does it.
-
-        A responder that shares its host's name with avahi must announce no address that avahi does not:
-        avahi would see another host of the same name, and rename its own.
-        """
-        found = [each.ip for each in self.addresses if isinstance(each, ipaddress.IPv6Interface)]
-        wider = tuple(address for address in found if not address.is_link_local)
-        return wider or tuple(found)
-
-    @property
-    def announced(self) -> tuple[Address, ...]:
-        """The addresses to announce, of both protocols."""
-        return (*self.ipv4, *self.ipv6)
-
-    def reaches(self, peer: Address) -> bool:
-        """Whether ``peer`` is in a network of this link."""
-        return any(peer in each.network for each in self.addresses)
-
-
-@attrs.frozen
-class Network:
-    """What this host's network is at one moment.
-
-    Attributes:
-        links: on which servers are advertised, or could be.
-        own: every address of this host, the ones that are no good to announce included.
-        absent: the names and addresses that were asked for and that no link answers to.
-    """
-
-    links: tuple[NetworkLink, ...]
-    own: frozenset[Address]
-    absent: tuple[str, ...] = ()
-
-    def choose(self, wanted: Sequence[str]) -> Network:
-        """Return the network as far as it is to hear of this host's servers.
-
-        Args:
-            wanted: names of interfaces and addresses; empty for every link that is up and can multicast
-                (tunnels have to be named), or the loopback link where there is no such.
-        """
-        chosen = _choose(self.links, wanted)
-        there = {link.name for link in chosen} | {each.ip for link in chosen for each in link.addresses}
-        absent = tuple(word for word in wanted if word not in there and _parse(word) not in there)
-        return Network(chosen, self.own, absent)
-
-
-def _choose(links: Iterable[NetworkLink], wanted: Sequence[str]) -> tuple[NetworkLink, ...]:
-    usable = [link for link in links if link.up and link.addresses]
-    if wanted:
-        named = {_parse(word) for word in wanted}
-        return tuple(narrowed for link in usable if (narrowed := _narrow(link, wanted, named)) is not None)
-    shared = [link for link in usable if link.multicast and not (link.loopback or link.point_to_point)]
-    return tuple(shared or [link for link in usable if link.loopback])
-
-
-def _narrow(link: NetworkLink, names: Sequence[str], named: set[Address | None]) -> NetworkLink | None:
-    """Return ``link`` as far as it is wanted: whole by its name, else the addresses that are named."""
-    if link.name in names:
-        return link
-    addresses = tuple(each for each in link.addresses if each.ip in named)
-    return attrs.evolve(link, addresses=addresses) if addresses else None
-
-
-def _parse(word: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(word)
-    except ValueError:
-        return None

@@ -1,8 +1,4 @@
-"""What is said of a compile server on the network: its name, and the contents of its TXT record.
-
-Pure: facts in, bytes out. The forms are those of the original's own advertisement, as ``avahi-browse``
-shows it (PROTOCOL, mDNS; RFC 6763).
-"""
+"""Names and TXT records of compile servers (RFC 6763), in the form of the original's own. Pure."""
 
 from __future__ import annotations
 
@@ -13,30 +9,28 @@ import attrs
 
 SERVICE_TYPE = "_stap._tcp.local."
 
+# A service's name is one DNS label (RFC 6763, 4.1.1).
 NAME_BYTES = 63
-"""Of a service's name: it is one DNS label (RFC 6763, 4.1.1)."""
+# The length of a string in a TXT record is one byte.
 STRING_BYTES = 255
-"""Of one string of a TXT record: its length is written in one byte."""
+# What a multicast packet (9000 bytes at most, RFC 6762, 17) has room for beside the other records.
 TEXT_BYTES = 8000
-"""Of a whole TXT record: what a multicast packet (9000 bytes at most, RFC 6762, 17) carries with the rest."""
 
 _TITLE = "Systemtap Compile Server on "
 
 
 @attrs.frozen(kw_only=True)
 class Advertisement:
-    """One kernel release that a server serves, as clients hear of it.
+    """One kernel release that a server serves.
 
     Attributes:
-        sysinfo: ``RELEASE ARCH``; a client is served by a server whose is its own.
+        sysinfo: ``RELEASE ARCH``; a client uses a server only if this is its own.
         port: the listener's.
-        version: of the protocol, as in answers.
-        serial: the certificate's serial number, hex pairs joined by ``:``; by it a client knows whether
-            it trusts the server.
+        version: of the protocol, as in responses.
+        serial: the certificate's serial number, hex pairs joined by ``:``; a client trusts by it.
         options: the server's own ``-R… -B… -D… -I…``, each with its value attached; for people to read.
         moks: the fingerprints of its machine owner keys, as mokutil shows them.
-        addresses: those that the server listens on, packed (one of zeros for all of its protocol); None for
-            all that this host has.
+        addresses: those that it listens on, packed; zeros for all of a protocol, None for all of the host.
     """
 
     sysinfo: str
@@ -54,15 +48,14 @@ class Advertisement:
 
     @property
     def omitted(self) -> tuple[str, ...]:
-        """The options and fingerprints that :attr:`text` has no room for.
-
-        The original makes no advertisement at all for options that are too long ("Invalid record").
-        """
+        """The options and fingerprints that :attr:`text` has no room for."""
+        # The original makes no advertisement at all for options that are too long ("Invalid record").
         return self.options[self._fitting_options :] + self.moks[len(self._mok_strings()) :]
 
     @property
     def _fitting_options(self) -> int:
-        # Whole ones only, from the first: half an option says nothing. One blank less than there are options.
+        # Whole ones only, from the first: half an option is misleading. One blank less than there are
+        # options.
         room = STRING_BYTES - len("optinfo=")
         return _count_fitting((len(_encoded(option)) + 1 for option in self.options), room + 1)
 
@@ -82,15 +75,7 @@ class Advertisement:
 
 @attrs.frozen(kw_only=True)
 class Service:
-    """An advertisement under the name that it has on the network.
-
-    Attributes:
-        name: one label, such as ``Systemtap Compile Server on build #2``.
-        host: the label that stands for this host's addresses: ``build``, for ``build.local``.
-        port: the listener's.
-        text: the TXT record.
-        addresses: see :class:`Advertisement`; it is said only where all that this host has are among them.
-    """
+    """An advertisement under its name on the network; ``name`` and ``host`` are one DNS label each."""
 
     name: str
     host: str
@@ -100,18 +85,18 @@ class Service:
 
 
 @attrs.frozen(kw_only=True)
-class News:
-    """What was heard on the network that needs an answer.
+class ResponderEvents:
+    """What happened on the network that needs a reaction.
 
     Attributes:
         host_contested: another host claims this one's name.
         contested: names of services that another host claims.
-        troubles: what went wrong inside the responder.
+        errors: from inside the responder.
     """
 
     host_contested: bool = False
     contested: frozenset[str] = frozenset()
-    troubles: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 def server_options(
@@ -127,24 +112,15 @@ def server_options(
 
 
 def instance_name(host: str, number: int) -> str:
-    """Return the name of a service, at most 63 bytes of UTF-8.
-
-    Args:
-        host: the host's name. A dot would end the DNS label, so only what is before it counts.
-        number: 1 for the first of its name; others end in `` #2``, `` #3`` …
-    """
+    """Return the name of a host's first, second … service, at most 63 bytes; the second ends in `` #2``."""
     suffix = f" #{number}" if number > 1 else ""
-    room = NAME_BYTES - len(suffix)
-    return _cut(_TITLE + host.partition(".")[0], room).rstrip() + suffix
+    return _cut(_TITLE + _first_label(host), NAME_BYTES - len(suffix)).rstrip() + suffix
 
 
 def host_label(host: str, number: int) -> str:
-    """Return the host's own name on the network, at most 63 bytes; the second of its name is ``HOST-2``.
-
-    That is how avahi names hosts, too.
-    """
+    """Return the host's name on the network, at most 63 bytes; the second is ``HOST-2``, as avahi has it."""
     suffix = f"-{number}" if number > 1 else ""
-    return _cut(host.partition(".")[0], NAME_BYTES - len(suffix)) + suffix
+    return _cut(_first_label(host), NAME_BYTES - len(suffix)) + suffix
 
 
 def encode_strings(strings: Iterable[bytes]) -> bytes:
@@ -153,7 +129,7 @@ def encode_strings(strings: Iterable[bytes]) -> bytes:
 
 
 def parse_text(text: bytes) -> dict[str, list[str]]:
-    """Read a TXT record from the network: key to values, in order; nonsense is skipped, never refused."""
+    """Return a TXT record from the network as key to values, in order; malformed strings are skipped."""
     found: dict[str, list[str]] = {}
     for string in _strings_of(text):
         key, _, value = string.decode("utf-8", "replace").partition("=")
@@ -170,12 +146,17 @@ def _strings_of(text: bytes) -> Iterator[bytes]:
         position += 1 + length
 
 
+def _first_label(host: str) -> str:
+    # A dot would end the DNS label.
+    return host.partition(".")[0]
+
+
 def _string(key: str, value: str) -> bytes:
     return f"{key}=".encode() + _encoded(_cut(value, STRING_BYTES - len(key) - 1))
 
 
 def _count_fitting(sizes: Iterable[int], room: int) -> int:
-    """Return how many of ``sizes``, from the first, ``room`` holds."""
+    """Return how many of ``sizes``, from the first, fit into ``room``."""
     return sum(1 for total in itertools.accumulate(sizes) if total <= room)
 
 
@@ -185,5 +166,5 @@ def _encoded(text: str) -> bytes:
 
 
 def _cut(text: str, room: int) -> str:
-    """Return as many characters of ``text``, from the first, as ``room`` bytes hold."""
+    """Return the longest start of ``text`` that ``room`` bytes hold, in whole characters."""
     return text[: _count_fitting((len(_encoded(character)) for character in text), room)]

@@ -1,10 +1,10 @@
-"""The one place that drives python-zeroconf: services come and go here, and conflicts are heard.
+"""The one user of python-zeroconf for advertising: registers services, and detects name conflicts.
 
-Importing it takes 60 to 90 ms, so it is imported late, in a worker thread. Every method of a responder
-blocks, for some milliseconds up to a second, and may be called from any thread but an event loop's.
+zeroconf checks a name only against the answers that list its type, and never again. So names are probed for
+and watched here (RFC 6762, 8.1 and 9), the host's own included.
 
-zeroconf takes a service's name for free unless the type's listing has it, and never looks again. So names
-are probed for and watched here (RFC 6762, 8.1 and 9), and the host's own with them.
+Every method of a responder blocks, for some milliseconds up to a second, and may be called from any thread
+but an event loop's. Importing this module takes 60 to 90 ms, so it is imported late, in a worker thread.
 """
 
 from __future__ import annotations
@@ -18,37 +18,44 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from zeroconf import Error, RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
-from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSService
-from zeroconf._protocol.outgoing import DNSOutgoing
+from zeroconf import (
+    DNSAddress,
+    DNSOutgoing,
+    DNSPointer,
+    DNSQuestion,
+    DNSRecord,
+    DNSService,
+    Error,
+    RecordUpdate,
+    RecordUpdateListener,
+    ServiceInfo,
+    Zeroconf,
+)
 
 from stapsrv.errors import AdvertiseError
 from stapsrv.mdns.interfaces import Network
-from stapsrv.mdns.records import SERVICE_TYPE, News, Service
-from stapsrv.mdns.zeroconf_per_link import LinkwiseZeroconf
+from stapsrv.mdns.records import SERVICE_TYPE, ResponderEvents, Service
+from stapsrv.mdns.zeroconf_per_link import PerLinkZeroconf
 
 _QUERY = 0
 _IN = 1
 _A, _AAAA, _ANY = 1, 28, 255
 
+# RFC 6762, 8.1: a name that nobody defends against three probes, a quarter of a second apart, is free.
 _PROBES = 3
 _PROBE_INTERVAL_S = 0.25
-"""RFC 6762, 8.1: a name that nobody defends against three probes, a quarter of a second apart, is free."""
-_LOOP_S = 5.0
-"""Within which zeroconf's thread does a small thing; it never does anything for long."""
-_TROUBLES = 10
-"""Kept until somebody asks; where there are more, the first say what the rest would."""
+# zeroconf's thread never does anything for long.
+_LOOP_TIMEOUT_S = 5.0
+# Kept until somebody asks; further ones only repeat them.
+_MAX_ERRORS = 10
 _NO_MULTICAST = "no network interface takes multicast"
 
 
 class Responder:
-    """Says on a network which services this host has, and hears who else claims their names.
-
-    Args:
-        network: on whose links; addresses of its own are never a conflict.
+    """Announces this host's services on a network, and detects other hosts that claim their names.
 
     Raises:
-        AdvertiseError: there is no multicast to be had.
+        AdvertiseError: multicast is not available.
     """
 
     def __init__(self, network: Network) -> None:
@@ -56,78 +63,77 @@ class Responder:
         self._network = network
         self._host_key: str | None = None
         self._infos: dict[str, ServiceInfo] = {}
-        # All that was ever said of a name: an answer of ours that comes back late is no conflict.
-        self._said: dict[str, set[tuple[str | None, int | None]]] = {}
+        # All that was ever announced by a name: our own answer that comes back late is no conflict.
+        self._announced: dict[str, set[tuple[str | None, int | None]]] = {}
         self._names: dict[str, str] = {}
         self._contested: set[str] = set()
-        # Names that are asked for, and whether somebody has defended them: news are taken meanwhile.
-        self._probed: dict[str, bool] = {}
-        self._troubles: deque[str] = deque(maxlen=_TROUBLES)
-        self._heard = threading.Condition()
-        self.news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        """A descriptor that is readable while :meth:`take_news` has something to tell."""
+        # Names that are being probed, and whether somebody defended them. Separate from the contested ones,
+        # which may be taken by take_events meanwhile.
+        self._probes: dict[str, bool] = {}
+        self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._received = threading.Condition()
+        # Readable while take_events has something to return.
+        self.events_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with translated():
-                self._zeroconf = LinkwiseZeroconf(network.links, self._note_trouble)
+                self._zeroconf = PerLinkZeroconf(network.links, self._add_error)
         except AdvertiseError:
-            os.close(self.news)
+            os.close(self.events_fd)
             raise
-        if not self._zeroconf.speaks:
+        if not self._zeroconf.can_send:
             self.close()
             raise AdvertiseError(_NO_MULTICAST)
-        self._zeroconf.hear_links_only()
-        self._zeroconf.add_listener(_Listener(self._hear), None)
+        self._zeroconf.filter_receivers()
+        self._zeroconf.add_listener(_Listener(self._receive), None)
 
     def claim_host(self, label: str) -> bool:
-        """Ask for ``LABEL.local`` as this host's name, for 0.75 s; False when another host has it.
-
-        Then that one is let have it at once: it may ask in its turn, and one of the two is to keep it.
-        """
+        """Probe for ``LABEL.local`` as this host's name, for 0.75 s; False if another host has it."""
         host = _host(label)
         self._host_key = host.lower()
-        # Two questions: zeroconf elsewhere does not answer one for any record of a host's.
+        # Two questions: zeroconf on other hosts does not answer ANY for a host's records.
         if self._probe(host, (_A, _AAAA), self._info(SERVICE_TYPE, host, 0, b"").dns_addresses()):
-            self._zeroconf.keep_host(self._host_key)
+            self._zeroconf.restore_host(self._host_key)
             return True
-        self._zeroconf.yield_host(self._host_key)
+        # At once, before the other probes in its turn: one of the two is to keep the name.
+        self._zeroconf.suppress_host(self._host_key)
         return False
 
     def claim(self, service: Service) -> bool:
-        """Ask for a service's name, for 0.75 s; False when another host has it."""
-        info = self._remembered(service)
+        """Probe for a service's name, for 0.75 s; False if another host has it."""
+        info = self._remember(service)
         free = self._probe(info.name, (_ANY,), [info.dns_service()])
         if not free and service.name not in self._infos:
             self._forget(service.name)
         return free
 
     def announce(self, service: Service) -> None:
-        """Say for the first time that a service is there; its name was claimed. Takes 0.5 s.
+        """Announce a service whose name was claimed; takes 0.5 s.
 
         Raises:
-            AdvertiseError: zeroconf gave up.
+            AdvertiseError: zeroconf failed.
         """
-        info = self._remembered(service)
+        info = self._remember(service)
         with translated():
-            # "Cooperating" in zeroconf's words: the name is ours, do not ask for it.
+            # This makes zeroconf skip its own probing.
             self._zeroconf.register_service(info, cooperating_responders=True)
         self._infos[service.name] = info
 
     def update(self, service: Service) -> None:
-        """Say what a service, announced before, is now. Takes 0.5 s.
+        """Announce the new data of a service that was announced before; takes 0.5 s.
 
         Raises:
-            AdvertiseError: zeroconf gave up.
+            AdvertiseError: zeroconf failed.
         """
-        info = self._remembered(service)
+        info = self._remember(service)
         with translated():
             self._zeroconf.update_service(info)
         self._infos[service.name] = info
 
     def withdraw(self, name: str) -> None:
-        """Say that a service is gone: at once, and twice more within 0.25 s, for which this does not wait.
+        """Say goodbye for a service, once before this returns and twice more within 0.25 s.
 
         Raises:
-            AdvertiseError: zeroconf gave up.
+            AdvertiseError: zeroconf failed.
         """
         info = self._forget(name)
         if info is not None:
@@ -135,10 +141,10 @@ class Responder:
                 self._zeroconf.unregister_service(info)
 
     def move(self, network: Network) -> None:
-        """Go on with other links or addresses; takes up to 0.5 s. Every service is to be updated after it.
+        """Change links or addresses; takes up to 0.5 s. Every service has to be updated after it.
 
         Raises:
-            AdvertiseError: no link took multicast, or zeroconf gave up.
+            AdvertiseError: no link took multicast, or zeroconf failed.
         """
         self._network = network
         addresses = self._addresses()
@@ -148,110 +154,111 @@ class Responder:
             for info in tuple(self._infos.values()):
                 info.addresses = addresses
 
-        self._in_loop(prepare)
+        self._run_in_loop(prepare)
         with translated():
-            self._zeroconf.move(network.links)
-        self._zeroconf.hear_links_only()
-        if not self._zeroconf.speaks:
+            self._zeroconf.set_links(network.links)
+        self._zeroconf.filter_receivers()
+        if not self._zeroconf.can_send:
             raise AdvertiseError(_NO_MULTICAST)
 
-    def take_news(self) -> News:
-        """Return what was heard since the last time."""
-        with self._heard:
+    def take_events(self) -> ResponderEvents:
+        """Return what happened since the last call."""
+        with self._received:
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.news)
+                os.eventfd_read(self.events_fd)
             contested, self._contested = self._contested, set()
-            troubles = tuple(self._troubles)
-            self._troubles.clear()
-        # Not only what is announced: a name may be lost while it is being announced.
+            errors = tuple(self._errors)
+            self._errors.clear()
+        # Not only of announced services: a name may be lost while it is being announced.
         names = frozenset(name for key, name in tuple(self._names.items()) if key in contested)
-        return News(host_contested=self._host_key in contested, contested=names, troubles=troubles)
+        return ResponderEvents(host_contested=self._host_key in contested, contested=names, errors=errors)
 
     def close(self) -> None:
-        """Say goodbye for all that is announced, and be silent; takes 0.3 s and more.
+        """Say goodbye for all services and close the sockets; takes 0.3 s or more.
 
         Raises:
-            AdvertiseError: zeroconf gave up.
+            AdvertiseError: zeroconf failed.
         """
         try:
             with translated():
                 self._zeroconf.close()
         finally:
-            with self._heard:
-                os.close(self.news)
-                self.news = -1
+            with self._received:
+                os.close(self.events_fd)
+                self.events_fd = -1
 
     def _probe(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
-        """Ask whether a name is taken; whoever has it defends it at once."""
+        """Return whether a name is free; its owner defends it at once."""
         key = name.lower()
-        with self._heard:
+        with self._received:
             self._contested.discard(key)
-            self._probed[key] = False
+            self._probes[key] = False
         try:
-            return self._ask_for(name, types, claims)
+            return self._send_probes(name, types, claims)
         finally:
-            with self._heard:
-                del self._probed[key]
+            with self._received:
+                del self._probes[key]
 
-    def _ask_for(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
+    def _send_probes(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
         key = name.lower()
         for _ in range(_PROBES):
-            question = DNSOutgoing(_QUERY)
-            # Not such that want an answer to this host alone (RFC 6762, 5.4): of the programs that share
-            # the port one gets it, and it might be another one.
+            query = DNSOutgoing(_QUERY)
+            # Without the bit for a unicast answer (RFC 6762, 5.4): only one of the programs that share the
+            # port would receive that, perhaps another one.
             for type_ in types:
-                question.add_question(DNSQuestion(name, type_, _IN))
-            question.authorities = list(claims)  # type: ignore[arg-type] # it takes any record
-            self._zeroconf.send(question)
-            with self._heard:
-                if self._heard.wait_for(lambda: self._probed[key], _PROBE_INTERVAL_S):
+                query.add_question(DNSQuestion(name, type_, _IN))
+            query.authorities = list(claims)  # type: ignore[arg-type] # it takes any record
+            self._zeroconf.send(query)
+            with self._received:
+                if self._received.wait_for(lambda: self._probes[key], _PROBE_INTERVAL_S):
                     self._contested.discard(key)
                     return False
         return True
 
-    def _hear(self, record: DNSRecord) -> None:
-        """Note a conflict; called in zeroconf's thread for everything that is said, by us, too."""
+    def _receive(self, record: DNSRecord) -> None:
+        """Detect conflicts; called in zeroconf's thread for every record received, our own included."""
         if record.ttl == 0:
-            self._rescue(record)
+            self._revoke_goodbye(record)
             return
         if isinstance(record, DNSService):
-            said = self._said.get(record.key)
-            conflict = said is not None and (record.server_key, record.port) not in said
+            announced = self._announced.get(record.key)
+            conflict = announced is not None and (record.server_key, record.port) not in announced
         elif isinstance(record, DNSAddress):
             own = record.key != self._host_key or ipaddress.ip_address(record.address) in self._network.own
             conflict = not own
         else:
             return
         if conflict:
-            with self._heard:
+            with self._received:
                 self._contested.add(record.key)
-                if record.key in self._probed:
-                    self._probed[record.key] = True
-                self._tell()
+                if record.key in self._probes:
+                    self._probes[record.key] = True
+                self._notify()
 
-    def _rescue(self, goodbye: DNSRecord) -> None:
-        """Take back a goodbye to a name of ours: a host that gave it up to us has said it."""
+    def _revoke_goodbye(self, goodbye: DNSRecord) -> None:
+        """Announce a service of ours again whose name another host has just given up, with a goodbye."""
         if isinstance(goodbye, DNSPointer) and goodbye.alias_key in self._names:
             info = self._infos.get(self._names[goodbye.alias_key])
             if info is not None:
                 self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
 
-    def _note_trouble(self, text: str) -> None:
-        with self._heard:
-            self._troubles.append(text)
-            self._tell()
+    def _add_error(self, text: str) -> None:
+        with self._received:
+            self._errors.append(text)
+            self._notify()
 
-    def _tell(self) -> None:
-        self._heard.notify_all()
-        if self.news >= 0:
-            os.eventfd_write(self.news, 1)
+    def _notify(self) -> None:
+        self._received.notify_all()
+        # zeroconf's thread may still call this after close().
+        if self.events_fd >= 0:
+            os.eventfd_write(self.events_fd, 1)
 
-    def _remembered(self, service: Service) -> ServiceInfo:
-        info = self._info(_full(service.name), _host(service.host), service.port, service.text)
+    def _remember(self, service: Service) -> ServiceInfo:
+        info = self._info(_full_name(service.name), _host(service.host), service.port, service.text)
         self._names[info.key] = service.name
-        self._zeroconf.limit(info.key, service.addresses)
-        # A new set: zeroconf's thread may be looking at the old one.
-        self._said[info.key] = self._said.get(info.key, set()) | {(info.server_key, info.port)}
+        self._zeroconf.restrict(info.key, service.addresses)
+        # A new set: zeroconf's thread may be reading the old one.
+        self._announced[info.key] = self._announced.get(info.key, set()) | {(info.server_key, info.port)}
         return info
 
     def _info(self, name: str, host: str, port: int, text: bytes) -> ServiceInfo:
@@ -260,17 +267,17 @@ class Responder:
         )
 
     def _forget(self, name: str) -> ServiceInfo | None:
-        key = _full(name).lower()
+        key = _full_name(name).lower()
         self._names.pop(key, None)
-        self._said.pop(key, None)
+        self._announced.pop(key, None)
         return self._infos.pop(name, None)
 
     def _addresses(self) -> list[bytes]:
         links = self._network.links
         return list(dict.fromkeys(address.packed for link in links for address in link.announced))
 
-    def _in_loop(self, action: Callable[[], None]) -> None:
-        """Run something small in zeroconf's thread, where its registry may be touched."""
+    def _run_in_loop(self, action: Callable[[], None]) -> None:
+        """Run a short action in zeroconf's thread, the only one that may touch its registry."""
         done = threading.Event()
 
         def act() -> None:
@@ -281,27 +288,25 @@ class Responder:
             if self._zeroconf.loop is None:
                 raise RuntimeError("it has no loop")
             self._zeroconf.loop.call_soon_threadsafe(act)
-            if not done.wait(_LOOP_S):
+            if not done.wait(_LOOP_TIMEOUT_S):
                 raise RuntimeError("its loop is stuck")
 
 
 class _Listener(RecordUpdateListener):
-    """Hands on every record that is heard."""
-
-    def __init__(self, hear: Callable[[DNSRecord], None]) -> None:
+    def __init__(self, receive: Callable[[DNSRecord], None]) -> None:
         super().__init__()
-        self._hear = hear
+        self._receive = receive
 
     def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:  # noqa: ARG002
         for update in records:
-            # What zeroconf forgets, once it is expired, is told as well: as both.
+            # A record that expires from zeroconf's cache is passed as both.
             if update.new is not update.old:
-                self._hear(update.new)
+                self._receive(update.new)
 
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn whatever zeroconf fails with into an error of ours."""
+    """Raise zeroconf's errors as AdvertiseError."""
     try:
         yield
     except OSError as exc:
@@ -311,11 +316,11 @@ def translated() -> Iterator[None]:
 
 
 def silence_library() -> None:
-    """Keep zeroconf's log, which knows nothing of ours, off the terminal; what fails is raised as well."""
+    """Keep zeroconf's own log off the terminal; its errors are raised as well."""
     logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
 
 
-def _full(name: str) -> str:
+def _full_name(name: str) -> str:
     return f"{name}.{SERVICE_TYPE}"
 
 

@@ -1,24 +1,8 @@
-"""A socket that hears its own link alone.
+"""A Zeroconf that announces on each link, over each protocol, only what is valid there.
 
-Whatever is sent to a multicast address comes from this link. But port 5353 is open to single packets from
-anywhere, and with those a host far away could contest names, or have others flooded with answers. A packet
-that no router has touched is known by its hop limit, which every responder sets to 255 (RFC 6762, 11).
-
-The kernel sorts them out, by a filter on the socket (the classic instructions of BPF,
-Documentation/networking/filter.rst).
-
-A zeroconf that says on each link, over each protocol, what is true and of use there.
-
-What python-zeroconf does instead, and what comes of it:
-
-* It says all addresses of the host everywhere. An address of another link is of no use on this one
-  (RFC 6762, 6.2). And the real client (stap 4.8) takes the address family from the protocol that it heard
-  a service over: an IPv4 address heard over IPv6 becomes ``::%2`` to it, and costs it 5 s of attempts.
-* Answers to questions that are asked often are delayed (RFC 6762, 14). One that follows a goodbye would
-  bring the service back for 75 minutes. So nothing is said of a service that is no longer registered.
-* It takes whatever comes to its port, from however far.
-* With the last service it says goodbye to the host's addresses. Other programs of this host may have said
-  them, too, avahi above all.
+python-zeroconf announces every address of the host everywhere, but an address of another link is useless on
+this one (RFC 6762, 6.2). It also hears packets from beyond the link, can answer a question after the goodbye,
+and withdraws the host's addresses with its last service. Each override below says which of these it corrects.
 """
 
 from __future__ import annotations
@@ -29,17 +13,24 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from zeroconf import IPVersion, Zeroconf
-from zeroconf._dns import DNSAddress, DNSNsec, DNSPointer, DNSRecord, DNSService, DNSText
-from zeroconf._protocol.outgoing import DNSOutgoing
+from zeroconf import (
+    DNSAddress,
+    DNSNsec,
+    DNSOutgoing,
+    DNSPointer,
+    DNSRecord,
+    DNSService,
+    DNSText,
+    IPVersion,
+    Zeroconf,
+)
 
 from stapsrv.mdns.interfaces import Address, NetworkLink
 from stapsrv.mdns.records import SERVICE_TYPE
 
-if TYPE_CHECKING:
-    from zeroconf._transport import _WrappedTransport
+_PORT = 5353
 
 _SO_ATTACH_FILTER = 26
 _NETWORK_HEADER = 0x100000000 - 0x100000  # SKF_NET_OFF: where the packet's IP header begins
@@ -49,8 +40,11 @@ _WHOLE, _NOTHING = 0xFFFFFFFF, 0
 _LOAD_BYTE, _SHIFT_RIGHT, _RETURN = 0x30, 0x74, 0x06
 _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST = 0x15, 0x35
 
-_PROGRAM = (
-    # Instruction, how many to skip if so, if not, operand.
+# Classic BPF (Documentation/networking/filter.rst). Multicast never comes through a router, but port 5353
+# also receives unicast from anywhere, by which a distant host could contest names. Every responder sends with
+# a hop limit of 255 (RFC 6762, 11), so a unicast packet with less was routed.
+_FILTER = (
+    # Instruction, how many to skip if true, if false, operand.
     (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),
     (_SHIFT_RIGHT, 0, 0, 4),
     (_JUMP_IF_EQUAL, 4, 0, 6),
@@ -68,88 +62,87 @@ _PROGRAM = (
 
 
 def drop_routed_packets(receiver: socket.socket) -> None:
-    """Have a datagram socket take no packet that may have come through a router.
+    """Have the kernel drop unicast packets to a datagram socket that may have come through a router.
 
     Raises:
-        OSError: this kernel knows no filters.
+        OSError: the kernel has no socket filters.
     """
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _PROGRAM)
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
     instructions = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("@HP", len(_PROGRAM), ctypes.addressof(instructions))
+    program = struct.pack("@HP", len(_FILTER), ctypes.addressof(instructions))
     receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-_PORT = 5353
+class _Sender(Protocol):
+    """The part of zeroconf's private wrapper of a socket that is used here."""
+
+    is_ipv6: bool
+    multicast_index: int
+    sock_name: tuple[str, ...]
 
 
-class LinkwiseZeroconf(Zeroconf):
-    """Zeroconf on given links.
-
-    Args:
-        links: where to speak; each has an address.
-        trouble: called in zeroconf's thread with what went wrong there, which nobody else would hear of.
+class PerLinkZeroconf(Zeroconf):
+    """Zeroconf on the given links; ``on_error`` gets, in its thread, the errors that nothing else reports.
 
     Raises:
         OSError: a socket was refused.
         RuntimeError: a link went away meanwhile.
     """
 
-    def __init__(self, links: Sequence[NetworkLink], trouble: Callable[[str], None]) -> None:
+    def __init__(self, links: Sequence[NetworkLink], on_error: Callable[[str], None]) -> None:
         self._links = tuple(links)
-        self._yielded: frozenset[str] = frozenset()
-        self._limits: dict[str, frozenset[bytes]] = {}
-        super().__init__(interfaces=_interfaces(links), ip_version=_protocols(links))
+        self._suppressed_hosts: frozenset[str] = frozenset()
+        self._restrictions: dict[str, frozenset[bytes]] = {}
+        super().__init__(interfaces=_interfaces(links), ip_version=_ip_version(links))
         if self.loop is not None:
             self.loop.set_exception_handler(
-                lambda _loop, context: trouble(str(context.get("exception") or context["message"]))
+                lambda _loop, context: on_error(str(context.get("exception") or context["message"]))
             )
 
     @property
-    def speaks(self) -> bool:
+    def can_send(self) -> bool:
         """Whether any link took multicast."""
         return bool(self.engine.senders)
 
-    def move(self, links: Sequence[NetworkLink]) -> None:
-        """Speak on these links from now on; where that is new, say everything there. Takes up to 0.5 s."""
+    def set_links(self, links: Sequence[NetworkLink]) -> None:
+        """Use these links from now on, and announce everything on the new ones; takes up to 0.5 s."""
         self._links = tuple(links)
-        self.update_interfaces(_interfaces(links), _protocols(links))
+        self.update_interfaces(_interfaces(links), _ip_version(links))
 
-    def hear_links_only(self) -> None:
-        """Hear nothing from beyond the links; to be said again after each :meth:`move`."""
+    def filter_receivers(self) -> None:
+        """Drop packets from beyond the links; to be repeated after each :meth:`set_links`."""
         for receiver in tuple(self.engine.readers):
-            # A kernel without filters (gVisor's) leaves it as it is with everybody else.
+            # A kernel without filters (gVisor's) receives everything, as with any other responder.
             with contextlib.suppress(OSError):
                 drop_routed_packets(receiver.sock)
 
-    def yield_host(self, key: str) -> None:
-        """Say no more that this host has the name ``key``; at once, whatever services are still there."""
-        self._yielded |= {key}
+    def suppress_host(self, key: str) -> None:
+        """Announce the host name ``key`` no more, at once, whatever services still refer to it."""
+        self._suppressed_hosts |= {key}
 
-    def keep_host(self, key: str) -> None:
-        """Say again that this host has the name ``key``."""
-        self._yielded -= {key}
+    def restore_host(self, key: str) -> None:
+        """Announce the host name ``key`` again."""
+        self._suppressed_hosts -= {key}
 
-    def limit(self, key: str, addresses: frozenset[bytes] | None) -> None:
-        """Speak of the service ``key`` only where all that is announced is among ``addresses``.
+    def restrict(self, key: str, addresses: frozenset[bytes] | None) -> None:
+        """Announce the service ``key`` only where every address announced is among ``addresses``.
 
-        An address of zeros stands for all of its protocol, and None for all of both. A client that heard
-        of it elsewhere would knock at an address where nobody listens.
+        An address of zeros stands for all of its protocol, and None for all of both.
         """
-        others = {name: limit for name, limit in self._limits.items() if name != key}
-        # A new one: zeroconf's thread may be looking at the old one.
-        self._limits = others if addresses is None else {**others, key: addresses}
+        # A client that heard of it elsewhere would connect to an address without a listener. The dict is
+        # replaced, not changed: zeroconf's thread may be iterating over it.
+        others = {name: limit for name, limit in self._restrictions.items() if name != key}
+        self._restrictions = others if addresses is None else {**others, key: addresses}
 
     def async_leave(self, links: Sequence[NetworkLink]) -> None:
-        """Say goodbye where :meth:`move` to ``links`` would leave without a word; in zeroconf's loop.
-
-        Nothing is said there from then on, lest it undo the goodbye.
-        """
-        staying = {link.index for link in links}
+        """Say goodbye on all but ``links``; in zeroconf's loop, before :meth:`set_links`."""
+        remaining = {link.index for link in links}
         for sender in self.engine.senders:
-            link = self._link_at(sender)
-            if link is not None and link.index not in staying:
+            link = self._link_of(sender)
+            if link is not None and link.index not in remaining:
                 for info in self.registry.async_get_service_infos():
                     self.async_send(self.generate_service_broadcast(info, 0), transport=sender)
+        # From here on nothing is sent on the others: a late answer would undo the goodbye.
         self._links = tuple(links)
 
     def async_send(
@@ -158,56 +151,65 @@ class LinkwiseZeroconf(Zeroconf):
         addr: str | None = None,
         port: int = _PORT,
         v6_flow_scope: tuple[()] | tuple[int, int] = (),
-        transport: _WrappedTransport | None = None,
+        transport: object = None,
     ) -> None:
-        """Send ``out`` as it reads on each link; called by zeroconf, in its loop, for all that it says."""
-        for sender in self.engine.senders if transport is None else [transport]:
+        """Send the part of ``out`` that is valid on each link; zeroconf sends everything through here."""
+        # One that was given is found again among all of them: there it has zeroconf's own type, which is
+        # private.
+        everywhere = (*self.engine.senders, *self.engine.readers)
+        given = [each for each in everywhere if each is transport]
+        for sender in self.engine.senders if transport is None else given:
             if addr is not None:
-                said = self._as_said(out, self._addresses_near(addr, v6_flow_scope))
-            elif (link := self._link_at(sender)) is not None:
-                said = self._as_said(out, _packed(link.ipv6 if sender.is_ipv6 else link.ipv4))
+                part = self._valid_part(out, self._addresses_for_peer(addr, v6_flow_scope))
+            elif (link := self._link_of(sender)) is not None:
+                part = self._valid_part(out, _packed(link.ipv6 if sender.is_ipv6 else link.ipv4))
             else:
-                said = None
-            if said is not None:
-                super().async_send(said, addr, port, v6_flow_scope, sender)
+                part = None
+            if part is not None:
+                super().async_send(part, addr, port, v6_flow_scope, sender)
 
-    def _as_said(self, out: DNSOutgoing, addresses: frozenset[bytes]) -> DNSOutgoing | None:
-        """Return what of ``out`` is to be said where ``addresses`` are of use; None for nothing."""
-        said = DNSOutgoing(out.flags, out.multicast, out.id)
-        said.questions = out.questions
-        said.authorities = [record for record in out.authorities if _is_useful(record, addresses)]
+    def _valid_part(self, out: DNSOutgoing, addresses: frozenset[bytes]) -> DNSOutgoing | None:
+        """Return the part of ``out`` for a link that has ``addresses``; None if nothing is left."""
+        part = DNSOutgoing(out.flags, out.multicast, out.id)
+        part.questions = out.questions
+        part.authorities = [record for record in out.authorities if _is_on_link(record, addresses)]
         if out.is_query():
-            # Its answers are those that were heard before, so that nobody says them again.
-            said.answers = out.answers
-            return said
-        said.answers = [answer for answer in out.answers if self._is_sayable(answer[0], addresses)]
-        said.additionals = [record for record in out.additionals if self._is_sayable(record, addresses)]
-        return said if said.answers else None
+            # The answers in a query are known ones, which others need not repeat (RFC 6762, 7.1).
+            part.answers = out.answers
+            return part
+        part.answers = [answer for answer in out.answers if self._is_valid(answer[0], addresses)]
+        part.additionals = [record for record in out.additionals if self._is_valid(record, addresses)]
+        return part if part.answers else None
 
-    def _is_sayable(self, record: DNSRecord, addresses: frozenset[bytes]) -> bool:
+    def _is_valid(self, record: DNSRecord, addresses: frozenset[bytes]) -> bool:
         if isinstance(record, DNSAddress | DNSNsec):
-            return record.ttl > 0 and record.key not in self._yielded and _is_useful(record, addresses)
+            # stap 4.8 takes the family from the protocol that it heard a service over: an IPv4 address over
+            # IPv6 becomes "::%2" and costs it 5 s. And no goodbye to the host's addresses: other programs of
+            # this host, avahi above all, may announce them too.
+            return (
+                record.ttl > 0 and record.key not in self._suppressed_hosts and _is_on_link(record, addresses)
+            )
         if record.ttl == 0:
             return True
         if isinstance(record, DNSPointer) and record.key == SERVICE_TYPE:
-            return self._is_served(record.alias_key, addresses)
+            return self._is_announced(record.alias_key, addresses)
         if isinstance(record, DNSService | DNSText):
-            return self._is_served(record.key, addresses)
+            return self._is_announced(record.key, addresses)
         return True
 
-    def _is_served(self, key: str, addresses: frozenset[bytes]) -> bool:
+    def _is_announced(self, key: str, addresses: frozenset[bytes]) -> bool:
         """Whether a service is registered, and listens on all of ``addresses``."""
-        limit = self._limits.get(key)
-        if limit is None:
-            here = True
-        else:
-            here = bool(addresses) and all(
-                not {each, bytes(len(each))}.isdisjoint(limit) for each in addresses
-            )
-        return here and self.registry.async_get_info_name(key) is not None
+        allowed = self._restrictions.get(key)
+        if allowed is not None and not (
+            addresses and all(not {each, bytes(len(each))}.isdisjoint(allowed) for each in addresses)
+        ):
+            return False
+        # Frequent answers are delayed (RFC 6762, 14). One that follows the goodbye would bring the service
+        # back for 75 minutes.
+        return self.registry.async_get_info_name(key) is not None
 
-    def _link_at(self, sender: _WrappedTransport) -> NetworkLink | None:
-        """Return the link on which a sender speaks; None where it is about to be closed."""
+    def _link_of(self, sender: _Sender) -> NetworkLink | None:
+        """Return the link that a socket sends on; None for a socket that is about to be closed."""
         for link in self._links:
             if sender.is_ipv6:
                 found = link.index == sender.multicast_index
@@ -217,9 +219,9 @@ class LinkwiseZeroconf(Zeroconf):
                 return link
         return None
 
-    def _addresses_near(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
-        """Return the addresses to announce to a peer that wants to be answered by itself."""
-        address = _plain(ipaddress.ip_address(peer.partition("%")[0]))
+    def _addresses_for_peer(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
+        """Return the addresses to announce to a peer that asked for a unicast answer."""
+        address = _unmapped(ipaddress.ip_address(peer.partition("%")[0]))
         for link in self._links:
             if isinstance(address, ipaddress.IPv4Address):
                 if link.reaches(address):
@@ -229,24 +231,24 @@ class LinkwiseZeroconf(Zeroconf):
         return frozenset()
 
 
-def _is_useful(record: DNSRecord, addresses: frozenset[bytes]) -> bool:
+def _is_on_link(record: DNSRecord, addresses: frozenset[bytes]) -> bool:
     return not isinstance(record, DNSAddress) or record.address in addresses
 
 
 def _interfaces(links: Sequence[NetworkLink]) -> list[str | int | tuple[tuple[str, int, int], int]]:
-    """Name the links as zeroconf wants it: by an IPv4 address, and by number for IPv6."""
+    """Return the links in zeroconf's terms: an IPv4 address, and for IPv6 the interface's index."""
     ipv4 = [str(link.ipv4[0]) for link in links if link.ipv4]
     return [*ipv4, *(link.index for link in links if link.ipv6)]
 
 
-def _protocols(links: Sequence[NetworkLink]) -> IPVersion:
-    """Return the protocols to listen to; where IPv6 is switched off, not even a socket can be had."""
+def _ip_version(links: Sequence[NetworkLink]) -> IPVersion:
+    # Where IPv6 is switched off, even opening a socket fails.
     if not any(link.ipv6 for link in links):
         return IPVersion.V4Only
     return IPVersion.All if any(link.ipv4 for link in links) else IPVersion.V6Only
 
 
-def _plain(address: Address) -> Address:
+def _unmapped(address: Address) -> Address:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 

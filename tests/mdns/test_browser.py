@@ -36,10 +36,10 @@ def resolve(*names: str) -> list[str]:
     return [info.name for info in module._resolve(None, names)]
 
 
-def test_names_of_other_things_are_skipped(asked_ms):
+def test_services_of_other_types_are_skipped(asked_ms):
     assert resolve("x._evil._tcp.local.", "plain.local.", SERVICE_TYPE, TOLD) == [TOLD]
 
 
-def test_silent_ones_are_waited_for_in_bounds(asked_ms):
+def test_wait_for_silent_services_is_bounded_in_all(asked_ms):
     assert resolve(*SILENT, TOLD) == [TOLD]
     assert asked_ms == [1000, 1000, 1000]

@@ -8,6 +8,7 @@ import struct
 
 import pytest
 from kit.control import descriptors
+from kit.responder import link, network
 
 from stapsrv.mdns import interfaces
 from stapsrv.mdns.interfaces import LinkMonitor, read_network
@@ -21,7 +22,7 @@ def attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
-def link(index: int, name: str, flags: int) -> bytes:
+def link_message(index: int, name: str, flags: int) -> bytes:
     return message(16, struct.pack("=BxHiII", 0, 1, index, flags, 0) + attribute(3, name.encode() + b"\0"))
 
 
@@ -69,24 +70,24 @@ def read(monkeypatch: pytest.MonkeyPatch, *answers: bytes):
     return read_network()
 
 
-def test_this_host():
-    network = read_network()
-    (loopback,) = (each for each in network.links if each.name == "lo")
+def test_read_network_of_this_host():
+    found = read_network()
+    (loopback,) = (each for each in found.links if each.name == "lo")
     assert loopback.loopback
     assert loopback.index == 1
-    assert all(each.ip in network.own for link in network.links for each in link.addresses)
+    assert all(each.ip in found.own for link in found.links for each in link.addresses)
 
 
-def test_links_and_their_addresses(monkeypatch):
-    network = read(
+def test_addresses_are_assigned_to_their_links(monkeypatch):
+    found = read(
         monkeypatch,
         # Messages come several at a time, in as many parts as the kernel likes.
         address(1, "127.0.0.1/8") + address(2, "192.0.2.1/24"),
         address(2, "192.0.2.2/24", flags=0x01) + address(3, "203.0.113.1/32", peer="203.0.113.2") + DONE,
-        link(1, "lo", 0x49) + link(2, "eth0", 0x1043),
-        link(3, "tun0", 0x1051) + link(4, "eth1", 0x1003) + DONE,
+        link_message(1, "lo", 0x49) + link_message(2, "eth0", 0x1043),
+        link_message(3, "tun0", 0x1051) + link_message(4, "eth1", 0x1003) + DONE,
     )
-    lo, eth0, tun0, eth1 = network.links
+    lo, eth0, tun0, eth1 = found.links
     assert (lo.name, lo.up, lo.loopback, lo.multicast) == ("lo", True, True, False)
     assert (eth0.up, eth0.loopback, eth0.multicast, eth0.point_to_point) == (True, False, True, False)
     assert [str(each) for each in eth0.addresses] == ["192.0.2.1/24", "192.0.2.2/24"]
@@ -106,22 +107,83 @@ def test_links_and_their_addresses(monkeypatch):
         pytest.param(0x180, True, id="of an automatic prefix"),
     ],
 )
-def test_addresses_that_are_no_good_to_announce_are_still_ours(monkeypatch, flags, usable):
-    answers = (address(2, "2001:db8::1/64", wide=flags) + DONE, link(2, "eth0", 0x1043) + DONE)
-    network = read(monkeypatch, *answers)
-    assert [str(address) for address in network.own] == ["2001:db8::1"]
-    assert bool(network.links[0].addresses) is usable
+def test_unusable_addresses_are_own_but_not_announced(monkeypatch, flags, usable):
+    answers = (address(2, "2001:db8::1/64", wide=flags) + DONE, link_message(2, "eth0", 0x1043) + DONE)
+    found = read(monkeypatch, *answers)
+    assert [str(address) for address in found.own] == ["2001:db8::1"]
+    assert bool(found.links[0].addresses) is usable
 
 
-def test_refusal(monkeypatch):
+def test_kernel_error_is_raised(monkeypatch):
     with pytest.raises(PermissionError):
         read(monkeypatch, message(2, struct.pack("=i", -1)))
 
 
 @pytest.mark.anyio
-async def test_monitor_closes():
+async def test_monitor_closes_its_socket():
     before = descriptors()
     monitor = LinkMonitor()
     assert descriptors() > before
     monitor.close()
     assert descriptors() <= before
+
+
+LOOPBACK = link("lo", "127.0.0.1/8", "::1/128", index=1, multicast=False, loopback=True)
+ETHERNET = link("eth0", "192.0.2.1/24", "fe80::1/64")
+WIRELESS = link("wlan0", "198.51.100.1/24", "198.51.100.2/24", "2001:db8::1/64", "fe80::2/64", index=3)
+TUNNEL = link("tun0", "203.0.113.1/32", index=4, point_to_point=True)
+UNPLUGGED = link("eth1", "192.0.2.2/24", index=5, up=False)
+BARE = link("eth2", index=6)
+DUMB = link("dummy0", "192.0.2.3/24", index=7, multicast=False)
+EVERYTHING = network(LOOPBACK, ETHERNET, WIRELESS, TUNNEL, UNPLUGGED, BARE, DUMB)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "chosen"),
+    [
+        pytest.param(EVERYTHING, (), "eth0 wlan0", id="all that are up and can multicast"),
+        pytest.param(network(LOOPBACK, UNPLUGGED, BARE), (), "lo", id="loopback if there is nothing else"),
+        pytest.param(network(LOOPBACK, TUNNEL), (), "lo", id="tunnels are none"),
+        pytest.param(network(UNPLUGGED), (), "", id="nothing at all"),
+        pytest.param(EVERYTHING, ("wlan0",), "wlan0", id="by name"),
+        pytest.param(EVERYTHING, ("lo", "tun0"), "lo tun0", id="what is named need not multicast"),
+        pytest.param(EVERYTHING, ("eth1", "eth7"), "", id="what is not up is not there"),
+        pytest.param(EVERYTHING, ("198.51.100.2", "fe80::1"), "eth0 wlan0", id="by address"),
+        pytest.param(EVERYTHING, ("192.0.2.9",), "", id="an address that is nobody's"),
+    ],
+)
+def test_selection_of_links(there, wanted, chosen):
+    assert [each.name for each in there.select(wanted).links] == chosen.split()
+
+
+def test_missing_names_and_addresses_are_listed():
+    assert EVERYTHING.select(("wlan0", "eth1", "fe80::1", "fe80:0::99", "eth7")).missing == (
+        "eth1",
+        "fe80:0::99",
+        "eth7",
+    )
+    assert EVERYTHING.select(()).missing == ()
+
+
+def test_selection_keeps_all_own_addresses():
+    assert EVERYTHING.select(("eth0",)).own == EVERYTHING.own
+
+
+def test_link_selected_by_address_announces_only_that_address():
+    (filtered,) = EVERYTHING.select(("198.51.100.2",)).links
+    assert [str(address) for address in filtered.announced] == ["198.51.100.2"]
+
+
+def test_link_local_addresses_are_announced_only_without_wider_ones():
+    assert [str(address) for address in ETHERNET.announced] == ["192.0.2.1", "fe80::1"]
+    assert [str(address) for address in WIRELESS.announced] == [
+        "198.51.100.1",
+        "198.51.100.2",
+        "2001:db8::1",
+    ]
+
+
+def test_link_reaches_only_its_own_networks():
+    assert ETHERNET.reaches(ipaddress.ip_address("192.0.2.77"))
+    assert ETHERNET.reaches(ipaddress.ip_address("fe80::77"))
+    assert not ETHERNET.reaches(ipaddress.ip_address("198.51.100.77"))

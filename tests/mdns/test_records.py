@@ -85,12 +85,12 @@ def strings_of(text: bytes) -> list[str]:
         ),
     ],
 )
-def test_text(advertisement, strings):
+def test_text_is_the_originals(advertisement, strings):
     assert strings_of(advertisement.text) == strings
     assert advertisement.omitted == ()
 
 
-def test_options_that_do_not_fit_are_left_out_whole():
+def test_options_that_do_not_fit_are_omitted_whole():
     room = STRING_BYTES - len("optinfo=")
     fits = ("-D" + "x" * (room - 6), "-Dy")
     assert attrs.evolve(PLAIN, options=fits).omitted == ()
@@ -106,7 +106,7 @@ def test_options_that_do_not_fit_are_left_out_whole():
     assert alone.omitted == alone.options
 
 
-def test_keys_that_do_not_fit_are_left_out():
+def test_keys_that_do_not_fit_are_omitted():
     moks = tuple(f"{number:059d}" for number in range(200))
     full = attrs.evolve(PLAIN, moks=moks)
     assert TEXT_BYTES - 69 < len(full.text) <= TEXT_BYTES
@@ -120,7 +120,7 @@ def test_keys_that_do_not_fit_are_left_out():
     options=st.lists(st.text(max_size=300), max_size=5),
     moks=st.lists(st.text(max_size=300), max_size=50),
 )
-def test_no_fact_breaks_the_record(sysinfo, version, serial, options, moks):
+def test_any_values_make_a_valid_record(sysinfo, version, serial, options, moks):
     text = Advertisement(
         sysinfo=sysinfo, port=1, version=version, serial=serial, options=tuple(options), moks=tuple(moks)
     ).text
@@ -142,18 +142,18 @@ def test_no_fact_breaks_the_record(sysinfo, version, serial, options, moks):
         ("é" * 30, 1, "Systemtap Compile Server on " + "é" * 17),
     ],
 )
-def test_instance_name(host, number, name):
+def test_instance_name_fits_a_label(host, number, name):
     assert instance_name(host, number) == name
     assert len(name.encode()) <= NAME_BYTES
 
 
-def test_host_label():
+def test_host_label_fits_a_label():
     assert host_label("build", 1) == "build"
     assert host_label("build.local", 2) == "build-2"
     assert host_label("x" * 63, 10) == "x" * 60 + "-10"
 
 
-def test_texts_are_read_back():
+def test_parse_text_returns_what_was_encoded():
     text = attrs.evolve(PLAIN, options=("-DA=1", "-I/x"), moks=MOKS).text
     assert parse_text(text) == {
         "sysinfo": ["6.1.0-56-amd64 x86_64"],
@@ -164,7 +164,7 @@ def test_texts_are_read_back():
     }
 
 
-def test_nonsense_of_others_is_read_as_far_as_it_goes():
+def test_malformed_strings_are_skipped():
     assert parse_text(b"") == {}
     assert parse_text(b"\x00\x00\x03a=b\x02=c\x04flag") == {"a": ["b"], "flag": [""]}
     assert parse_text(b"\x09a=b") == {"a": ["b"]}
@@ -172,18 +172,18 @@ def test_nonsense_of_others_is_read_as_far_as_it_goes():
 
 
 @given(st.binary(max_size=600))
-def test_any_bytes_can_be_read(data):
+def test_parse_text_takes_any_bytes(data):
     parse_text(data)
 
 
 @given(st.lists(st.binary(max_size=255), max_size=10))
-def test_strings_are_each_after_their_length(strings):
+def test_each_string_follows_its_length(strings):
     data = encode_strings(strings)
     assert len(data) == sum(map(len, strings)) + len(strings)
 
 
 @pytest.mark.parametrize("name", ["records", "entries"])
-def test_pure_modules_load_nothing_that_waits(name):
+def test_pure_modules_load_no_event_loop(name):
     heavy = ["anyio", "zeroconf", "socket", "ssl", "subprocess"]
     program = f"import sys, stapsrv.mdns.{name}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

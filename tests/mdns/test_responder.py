@@ -1,4 +1,4 @@
-"""Names are asked for and watched; zeroconf itself is stood in for, so no packet is sent."""
+"""Names are probed for and watched. A fake zeroconf takes the packets, so none is sent."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from collections.abc import Callable, Iterator
 import attrs
 import pytest
 from kit.responder import ETHERNET, link, network
-from zeroconf import EventLoopBlocked, RecordUpdate, ServiceInfo
-from zeroconf._dns import DNSAddress, DNSPointer, DNSRecord, DNSService
+from zeroconf import (
+    DNSAddress,
+    DNSPointer,
+    DNSRecord,
+    DNSService,
+    EventLoopBlocked,
+    RecordUpdate,
+    ServiceInfo,
+)
 
 from stapsrv.errors import AdvertiseError
 from stapsrv.mdns import responder as module
-from stapsrv.mdns.records import SERVICE_TYPE, News, Service
+from stapsrv.mdns.records import SERVICE_TYPE, ResponderEvents, Service
 from stapsrv.mdns.responder import Responder
 
 NAME = "Systemtap Compile Server on build"
@@ -33,27 +40,27 @@ class Loop:
 class FakeZeroconf:
     """Takes what is said, and has ``hear`` called by each question."""
 
-    def __init__(self, links, trouble) -> None:
+    def __init__(self, links, on_error) -> None:
         self.links = links
-        self.trouble = trouble
-        self.speaks = True
+        self.on_error = on_error
+        self.can_send = True
         self.loop = Loop()
         self.done: list[tuple[str, object]] = []
         self.questions: list[object] = []
         self.answers: list[DNSRecord] = []
         self.fault: Exception | None = None
-        self.narrowed = 0
-        self.limits: dict[str, frozenset[bytes] | None] = {}
+        self.filtered = 0
+        self.restrictions: dict[str, frozenset[bytes] | None] = {}
 
     def add_listener(self, listener, question) -> None:
         self.listener = listener
 
-    def hear(self, *records: DNSRecord) -> None:
+    def receive(self, *records: DNSRecord) -> None:
         self.listener.async_update_records(self, 0.0, [RecordUpdate(record) for record in records])
 
     def send(self, out) -> None:
         self.questions.append(out)
-        self.hear(*self.answers)
+        self.receive(*self.answers)
 
     def register_service(self, info: ServiceInfo, *, cooperating_responders: bool) -> None:
         assert cooperating_responders
@@ -75,20 +82,20 @@ class FakeZeroconf:
     def async_leave(self, links) -> None:
         self._do("leave", tuple(each.name for each in links))
 
-    def move(self, links) -> None:
+    def set_links(self, links) -> None:
         self._do("move", tuple(each.name for each in links))
 
-    def hear_links_only(self) -> None:
-        self.narrowed += 1
+    def filter_receivers(self) -> None:
+        self.filtered += 1
 
-    def keep_host(self, key: str) -> None:
+    def restore_host(self, key: str) -> None:
         self._do("keep", key)
 
-    def yield_host(self, key: str) -> None:
+    def suppress_host(self, key: str) -> None:
         self._do("yield", key)
 
-    def limit(self, key: str, addresses: frozenset[bytes] | None) -> None:
-        self.limits[key] = addresses
+    def restrict(self, key: str, addresses: frozenset[bytes] | None) -> None:
+        self.restrictions[key] = addresses
 
     def close(self) -> None:
         self._do("close", None)
@@ -105,18 +112,18 @@ class Bench:
     zeroconf: FakeZeroconf
 
     @property
-    def has_news(self) -> bool:
-        return bool(select.select([self.responder.news], [], [], 0)[0])
+    def has_events(self) -> bool:
+        return bool(select.select([self.responder.events_fd], [], [], 0)[0])
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(module, "_PROBE_INTERVAL_S", 0.01)
-    monkeypatch.setattr(module, "LinkwiseZeroconf", FakeZeroconf)
+    monkeypatch.setattr(module, "PerLinkZeroconf", FakeZeroconf)
     made = Responder(ETHERNET)
     yield Bench(made, made._zeroconf)
     made._zeroconf.fault = None
-    if made.news >= 0:
+    if made.events_fd >= 0:
         made.close()
 
 
@@ -129,7 +136,7 @@ def address(text: str, *, ttl: int = 120, host: str = "build.local.") -> DNSAddr
     return DNSAddress(host, 1 if found.version == 4 else 28, 0x8001, ttl, found.packed, created=0.0)
 
 
-def test_free_name_is_asked_for_three_times(bench):
+def test_free_name_is_probed_for_three_times(bench):
     assert bench.responder.claim(SERVICE)
     assert [[(q.name, q.type) for q in out.questions] for out in bench.zeroconf.questions] == [
         [(FULL, 255)]
@@ -139,100 +146,100 @@ def test_free_name_is_asked_for_three_times(bench):
     assert (claim.server, claim.port) == ("build.local.", 5001)
 
 
-def test_a_service_is_said_only_where_it_listens(bench):
+def test_claim_restricts_a_service_to_the_addresses_that_it_listens_on(bench):
     here = frozenset({bytes([192, 0, 2, 1])})
     assert bench.responder.claim(attrs.evolve(SERVICE, addresses=here))
-    assert bench.zeroconf.limits == {FULL.lower(): here}
+    assert bench.zeroconf.restrictions == {FULL.lower(): here}
 
 
-def test_taken_name_is_given_up_at_the_first_answer(bench):
+def test_claim_fails_at_the_first_defence_and_forgets_the_name(bench):
     bench.zeroconf.answers = [srv()]
     assert not bench.responder.claim(SERVICE)
     assert len(bench.zeroconf.questions) == 1
     # It is none of ours from then on.
-    bench.responder.take_news()
-    bench.zeroconf.hear(srv())
-    assert not bench.has_news
+    bench.responder.take_events()
+    bench.zeroconf.receive(srv())
+    assert not bench.has_events
 
 
-def test_defence_counts_though_news_are_taken_while_it_is_waited_for(bench, monkeypatch):
+def test_defence_counts_although_events_are_taken_during_the_probing(bench, monkeypatch):
     """Else a name would be taken from the host that has it, until the two noticed."""
-    heard = bench.zeroconf.hear
+    deliver = bench.zeroconf.receive
 
-    def hear(*records: DNSRecord) -> None:
-        heard(*records)
-        bench.responder.take_news()
+    def receive(*records: DNSRecord) -> None:
+        deliver(*records)
+        bench.responder.take_events()
 
-    monkeypatch.setattr(bench.zeroconf, "hear", hear)
+    monkeypatch.setattr(bench.zeroconf, "receive", receive)
     bench.zeroconf.answers = [srv()]
     assert not bench.responder.claim(SERVICE)
-    # What was said of it before it was asked for again is of no account.
+    # A conflict from before the probing does not count.
     bench.zeroconf.answers = []
-    heard(srv())
+    deliver(srv())
     assert bench.responder.claim(SERVICE)
 
 
-def test_answers_of_our_own_are_no_conflict(bench):
+def test_own_records_are_no_conflict(bench):
     bench.zeroconf.answers = [srv("build.local."), srv("BUILD.local."), srv(name=f"Other.{SERVICE_TYPE}")]
     assert bench.responder.claim(SERVICE)
     bench.responder.announce(SERVICE)
     bench.responder.update(attrs.evolve(SERVICE, host="build-2", port=6001))
     # Late, and of before the update.
-    bench.zeroconf.hear(srv("build.local."), srv("build-2.local.", 6001), srv(ttl=0))
-    assert not bench.has_news
-    assert bench.responder.take_news() == News()
+    bench.zeroconf.receive(srv("build.local."), srv("build-2.local.", 6001), srv(ttl=0))
+    assert not bench.has_events
+    assert bench.responder.take_events() == ResponderEvents()
 
 
-def test_conflict_is_told_once(bench):
+def test_conflict_is_reported_once(bench):
     bench.responder.announce(SERVICE)
-    bench.zeroconf.hear(srv(), srv())
-    assert bench.has_news
-    assert bench.responder.take_news() == News(contested=frozenset({NAME}))
-    assert not bench.has_news
-    assert bench.responder.take_news() == News()
+    bench.zeroconf.receive(srv(), srv())
+    assert bench.has_events
+    assert bench.responder.take_events() == ResponderEvents(contested=frozenset({NAME}))
+    assert not bench.has_events
+    assert bench.responder.take_events() == ResponderEvents()
 
 
-def test_what_zeroconf_forgets_is_no_conflict(bench):
+def test_expired_record_is_no_conflict(bench):
     bench.responder.announce(SERVICE)
     forgotten = srv()
     bench.zeroconf.listener.async_update_records(bench.zeroconf, 0.0, [RecordUpdate(forgotten, forgotten)])
-    assert not bench.has_news
+    assert not bench.has_events
 
 
-def test_conflict_during_the_announcement_is_told(bench):
+def test_conflict_during_the_announcement_is_reported(bench):
     """Two that start at once hear of each other just then."""
     assert bench.responder.claim(SERVICE)
-    bench.zeroconf.hear(srv())
-    assert bench.responder.take_news() == News(contested=frozenset({NAME}))
+    bench.zeroconf.receive(srv())
+    assert bench.responder.take_events() == ResponderEvents(contested=frozenset({NAME}))
 
 
-def test_goodbye_that_another_host_says_to_a_name_of_ours_is_taken_back(bench):
+def test_goodbye_of_another_host_for_our_name_is_revoked(bench):
     bench.responder.announce(SERVICE)
     goodbye = DNSPointer(SERVICE_TYPE, 12, 1, 0, FULL, 0.0)
-    bench.zeroconf.hear(goodbye, srv(ttl=0))
+    bench.zeroconf.receive(goodbye, srv(ttl=0))
     assert bench.zeroconf.done[1:] == [("send", FULL)]
-    assert not bench.has_news
+    assert not bench.has_events
     # But not our own, which is heard, too.
     bench.responder.withdraw(NAME)
-    bench.zeroconf.hear(goodbye)
+    bench.zeroconf.receive(goodbye)
     assert bench.zeroconf.done[2:] == [("unregister", FULL)]
 
 
-def test_name_is_compared_as_names_are(bench):
+def test_names_are_compared_without_case(bench):
     bench.responder.announce(SERVICE)
-    bench.zeroconf.hear(srv(name=FULL.upper()))
-    assert bench.responder.take_news() == News(contested=frozenset({NAME}))
+    bench.zeroconf.receive(srv(name=FULL.upper()))
+    assert bench.responder.take_events() == ResponderEvents(contested=frozenset({NAME}))
 
 
-def test_withdrawn_services_are_watched_no_more(bench):
+def test_withdrawn_services_are_not_watched(bench):
     bench.responder.announce(SERVICE)
     bench.responder.withdraw(NAME)
     bench.responder.withdraw(NAME)
     other = attrs.evolve(SERVICE, name=f"{NAME} #2")
     bench.responder.announce(other)
     bench.responder.withdraw(other.name)
-    bench.zeroconf.hear(srv(), srv(name=f"{NAME} #2.{SERVICE_TYPE}"))
-    assert not bench.has_news
+    bench.zeroconf.receive(srv(), srv(name=f"{NAME} #2.{SERVICE_TYPE}"))
+    assert not bench.has_events
     assert bench.zeroconf.done == [
         ("register", FULL),
         ("unregister", FULL),
@@ -252,7 +259,7 @@ def test_withdrawn_services_are_watched_no_more(bench):
         pytest.param([address("192.0.2.1"), address("2001:db8::9")], False, id="another host by IPv6"),
     ],
 )
-def test_host_s_name(bench, answers, free):
+def test_claim_of_host_name(bench, answers, free):
     bench.zeroconf.answers = answers
     assert bench.responder.claim_host("build") is free
     assert [(q.name, q.type) for q in bench.zeroconf.questions[0].questions] == [
@@ -262,31 +269,31 @@ def test_host_s_name(bench, answers, free):
     assert bench.zeroconf.done == [("keep" if free else "yield", "build.local.")]
 
 
-def test_host_s_name_that_is_claimed_later(bench):
+def test_host_name_claimed_by_another_host_later_is_contested(bench):
     bench.responder.claim_host("build")
-    bench.zeroconf.hear(address("192.0.2.9"))
-    assert bench.responder.take_news() == News(host_contested=True)
+    bench.zeroconf.receive(address("192.0.2.9"))
+    assert bench.responder.take_events() == ResponderEvents(host_contested=True)
     # An address that this host has by now.
     bench.responder.move(network(link("eth0", "192.0.2.9/24")))
-    bench.zeroconf.hear(address("192.0.2.9"))
-    assert not bench.has_news
+    bench.zeroconf.receive(address("192.0.2.9"))
+    assert not bench.has_events
 
 
-def test_moving_takes_the_addresses_along(bench):
+def test_move_changes_the_addresses_of_services(bench):
     bench.responder.announce(SERVICE)
     bench.responder.move(network(link("wlan0", "198.51.100.1/24", "2001:db8::1/64")))
     info = bench.responder._infos[NAME]
     assert info.parsed_addresses() == ["198.51.100.1", "2001:db8::1"]
     assert bench.zeroconf.done[1:] == [("leave", ("wlan0",)), ("move", ("wlan0",))]
     # Once for the first sockets, once for the new ones.
-    assert bench.zeroconf.narrowed == 2
+    assert bench.zeroconf.filtered == 2
 
 
-def test_trouble_is_news(bench):
+def test_only_the_latest_errors_are_kept(bench):
     for number in range(20):
-        bench.zeroconf.trouble(f"trouble {number}")
-    assert bench.responder.take_news().troubles == tuple(f"trouble {number}" for number in range(10, 20))
-    assert bench.responder.take_news() == News()
+        bench.zeroconf.on_error(f"on_error {number}")
+    assert bench.responder.take_events().errors == tuple(f"on_error {number}" for number in range(10, 20))
+    assert bench.responder.take_events() == ResponderEvents()
 
 
 @pytest.mark.parametrize(
@@ -298,64 +305,64 @@ def test_trouble_is_news(bench):
         (concurrent.futures.CancelledError(), "python-zeroconf: CancelledError"),
     ],
 )
-def test_failures_are_of_our_kind(bench, fault, text):
+def test_zeroconf_errors_are_translated(bench, fault, text):
     bench.zeroconf.fault = fault
     with pytest.raises(AdvertiseError) as caught:
         bench.responder.announce(SERVICE)
     assert str(caught.value) == text
 
 
-def test_links_that_take_no_multicast(bench, monkeypatch):
-    bench.zeroconf.speaks = False
+def test_links_without_multicast_are_an_error(bench, monkeypatch):
+    bench.zeroconf.can_send = False
     with pytest.raises(AdvertiseError, match=r"^no network interface takes multicast$"):
         bench.responder.move(ETHERNET)
 
     closed = []
 
     class Mute(FakeZeroconf):
-        def __init__(self, links, trouble) -> None:
-            super().__init__(links, trouble)
-            self.speaks = False
+        def __init__(self, links, on_error) -> None:
+            super().__init__(links, on_error)
+            self.can_send = False
 
         def close(self) -> None:
             closed.append(self)
 
-    monkeypatch.setattr(module, "LinkwiseZeroconf", Mute)
+    monkeypatch.setattr(module, "PerLinkZeroconf", Mute)
     with pytest.raises(AdvertiseError, match=r"^no network interface takes multicast$"):
         Responder(ETHERNET)
     assert len(closed) == 1
 
 
-def test_socket_that_is_refused(monkeypatch):
+def test_refused_socket_is_an_error(monkeypatch):
     def refuse(_links, _trouble):
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(module, "LinkwiseZeroconf", refuse)
+    monkeypatch.setattr(module, "PerLinkZeroconf", refuse)
     with pytest.raises(AdvertiseError, match=r"^multicast DNS is refused: Address already in use$"):
         Responder(ETHERNET)
 
 
-def test_loop_that_is_stuck(bench, monkeypatch):
-    monkeypatch.setattr(module, "_LOOP_S", 0.01)
+def test_stuck_loop_is_an_error(bench, monkeypatch):
+    monkeypatch.setattr(module, "_LOOP_TIMEOUT_S", 0.01)
     bench.responder.announce(SERVICE)
     bench.zeroconf.loop.call_soon_threadsafe = lambda _action: None
     with pytest.raises(AdvertiseError, match=r"^python-zeroconf: its loop is stuck$"):
         bench.responder.move(ETHERNET)
 
 
-def test_what_is_heard_after_the_end_is_lost(bench):
+def test_records_after_close_are_ignored(bench):
     bench.responder.announce(SERVICE)
     zeroconf = bench.zeroconf
     bench.responder.close()
-    zeroconf.hear(srv())
-    zeroconf.trouble("late")
+    zeroconf.receive(srv())
+    zeroconf.on_error("late")
 
 
-def test_claims_of_several_threads(bench):
+def test_claims_from_several_threads_are_independent(bench):
     names = [f"{NAME} #{number}" for number in range(2, 30)]
     services = [attrs.evolve(SERVICE, name=name) for name in names]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert all(pool.map(bench.responder.claim, services))
         list(pool.map(bench.responder.announce, services))
-    bench.zeroconf.hear(srv(name=f"{names[3]}.{SERVICE_TYPE}"))
-    assert bench.responder.take_news() == News(contested=frozenset({names[3]}))
+    bench.zeroconf.receive(srv(name=f"{names[3]}.{SERVICE_TYPE}"))
+    assert bench.responder.take_events() == ResponderEvents(contested=frozenset({names[3]}))

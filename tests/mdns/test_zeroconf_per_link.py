@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import attrs
 import pytest
 from kit.responder import link
-from zeroconf import ServiceInfo, Zeroconf
-from zeroconf._dns import DNSAddress, DNSQuestion
-from zeroconf._protocol.outgoing import DNSOutgoing
-from zeroconf._services.registry import ServiceRegistry
+from zeroconf import DNSAddress, DNSOutgoing, DNSQuestion, ServiceInfo, ServiceRegistry, Zeroconf
 
 from stapsrv.mdns.records import SERVICE_TYPE
-from stapsrv.mdns.zeroconf_per_link import LinkwiseZeroconf
+from stapsrv.mdns.zeroconf_per_link import PerLinkZeroconf, drop_routed_packets
 
 WIRED = link("eth0", "192.0.2.1/24", "fe80::1/64", index=2)
 WIRELESS = link("wlan0", "198.51.100.1/24", "2001:db8::1/64", index=3)
@@ -48,6 +48,9 @@ def sender(name: str, address: str, index: int = 0) -> SimpleNamespace:
     )
 
 
+LISTENER = sender("listener", "0.0.0.0")
+
+
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[Said]:
     packets: list[Said] = []
@@ -60,12 +63,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Said]:
 
 
 @pytest.fixture
-def zeroconf() -> LinkwiseZeroconf:
+def zeroconf() -> PerLinkZeroconf:
     """One that never opened a socket."""
-    made = LinkwiseZeroconf.__new__(LinkwiseZeroconf)
+    made = PerLinkZeroconf.__new__(PerLinkZeroconf)
     made._links = (WIRED, WIRELESS)
-    made._yielded = frozenset()
-    made._limits = {}
+    made._suppressed_hosts = frozenset()
+    made._restrictions = {}
     made.registry = ServiceRegistry()
     made.engine = SimpleNamespace(
         senders=[
@@ -74,7 +77,8 @@ def zeroconf() -> LinkwiseZeroconf:
             sender("eth0 IPv6", "fe80::1", 2),
             sender("wlan0 IPv6", "2001:db8::1", 3),
             sender("gone IPv4", "203.0.113.1"),
-        ]
+        ],
+        readers=[LISTENER],
     )
     return made
 
@@ -91,7 +95,7 @@ def info() -> ServiceInfo:
     )
 
 
-def test_each_link_and_protocol_hears_its_own_addresses(zeroconf, info, said):
+def test_each_link_and_protocol_gets_its_own_addresses(zeroconf, info, said):
     zeroconf.registry.async_add(info)
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert {packet.sender: packet.addresses for packet in said} == {
@@ -112,19 +116,19 @@ def test_each_link_and_protocol_hears_its_own_addresses(zeroconf, info, said):
         (["203.0.113.9"], []),
     ],
 )
-def test_a_server_is_heard_of_only_where_it_listens(zeroconf, info, said, listened, heard):
+def test_service_is_announced_only_where_it_listens(zeroconf, info, said, listened, heard):
     zeroconf.registry.async_add(info)
-    zeroconf.limit(info.key, frozenset(ipaddress.ip_address(address).packed for address in listened))
+    zeroconf.restrict(info.key, frozenset(ipaddress.ip_address(address).packed for address in listened))
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     services = [packet.sender for packet in said if {"DNSService", "DNSPointer"} & set(packet.kinds)]
     assert services == heard
     said.clear()
-    zeroconf.limit(info.key, None)
+    zeroconf.restrict(info.key, None)
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert len([packet for packet in said if "DNSService" in packet.kinds]) == 4
 
 
-def test_question_for_an_address_is_answered_where_there_is_one(zeroconf, info, said):
+def test_address_query_is_answered_on_each_link_that_has_one(zeroconf, info, said):
     zeroconf.registry.async_add(info)
     out = DNSOutgoing(RESPONSE)
     for record in info.dns_addresses():
@@ -144,42 +148,40 @@ def test_question_for_an_address_is_answered_where_there_is_one(zeroconf, info, 
         ("203.0.113.77", (), set()),
     ],
 )
-def test_peer_that_is_answered_alone_hears_the_addresses_of_its_link(
-    zeroconf, info, said, peer, scope, addresses
-):
+def test_unicast_answer_has_the_addresses_of_the_peers_link(zeroconf, info, said, peer, scope, addresses):
     zeroconf.registry.async_add(info)
     out = DNSOutgoing(RESPONSE, multicast=False, id_=7)
     out.add_answer_at_time(info.dns_service(), 0)
     for record in info.dns_addresses():
         out.add_additional_answer(record)
-    zeroconf.async_send(out, peer, 40000, scope, sender("listener", "0.0.0.0"))
+    zeroconf.async_send(out, peer, 40000, scope, LISTENER)
     assert [packet.addresses for packet in said] == [addresses]
     assert said[0].out.id == 7
 
 
-def test_nothing_is_said_of_a_service_that_is_gone(zeroconf, info, said):
+def test_answer_after_the_goodbye_is_not_sent(zeroconf, info, said):
     """An answer may have waited while the goodbye was said (RFC 6762, 14)."""
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None, broadcast_addresses=False))
     assert said == []
 
 
-def test_goodbyes_are_to_services_and_not_to_the_host(zeroconf, info, said):
+def test_goodbye_leaves_out_the_host_addresses(zeroconf, info, said):
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, 0))
     assert {tuple(packet.kinds) for packet in said} == {("DNSPointer", "DNSService", "DNSText")}
 
 
-def test_host_s_name_that_is_yielded_is_not_said(zeroconf, info, said):
+def test_suppressed_host_name_is_not_announced(zeroconf, info, said):
     zeroconf.registry.async_add(info)
-    zeroconf.yield_host("build.local.")
+    zeroconf.suppress_host("build.local.")
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert {frozenset(packet.addresses) for packet in said} == {frozenset()}
     said.clear()
-    zeroconf.keep_host("build.local.")
+    zeroconf.restore_host("build.local.")
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert said[0].addresses == {"192.0.2.1"}
 
 
-def test_links_that_are_left_hear_goodbye(zeroconf, info, said):
+def test_leaving_a_link_says_goodbye_there_and_nothing_after(zeroconf, info, said):
     zeroconf.registry.async_add(info)
     zeroconf.async_leave((WIRED,))
     assert [packet.sender for packet in said] == ["wlan0 IPv4", "wlan0 IPv6"]
@@ -190,7 +192,7 @@ def test_links_that_are_left_hear_goodbye(zeroconf, info, said):
     assert [packet.sender for packet in said] == ["eth0 IPv4", "eth0 IPv6"]
 
 
-def test_questions_go_out_whole(zeroconf, info, said):
+def test_queries_are_sent_with_all_questions_and_known_answers(zeroconf, info, said):
     out = DNSOutgoing(0)
     out.add_question(DNSQuestion(NAME, 255, 1))
     out.authorities = [info.dns_service(), *info.dns_addresses()]
@@ -199,3 +201,61 @@ def test_questions_go_out_whole(zeroconf, info, said):
     assert len(said) == 4
     assert all(len(packet.out.questions) == len(packet.out.answers) == 1 for packet in said)
     assert [len(packet.out.authorities) for packet in said] == [2, 2, 2, 2]
+
+
+GROUP = "224.0.0.251"
+
+
+@contextlib.contextmanager
+def receiving(family: socket.AddressFamily) -> Iterator[socket.socket]:
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        if family == socket.AF_INET6:
+            # For both protocols, as zeroconf has it.
+            receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        receiver.bind(("", 0))
+        receiver.settimeout(10)
+        drop_routed_packets(receiver)
+        yield receiver
+
+
+def send(word: bytes, address: str, port: int, hops: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        if family == socket.AF_INET6:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
+        else:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        sender.sendto(word, (address, port))
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [
+        pytest.param(socket.AF_INET, "127.0.0.1", id="IPv4"),
+        pytest.param(socket.AF_INET6, "::1", id="IPv6"),
+        pytest.param(socket.AF_INET6, "127.0.0.1", id="IPv4 to a socket of both"),
+    ],
+)
+def test_routed_unicast_packets_are_dropped(family, address):
+    with receiving(family) as receiver:
+        port = receiver.getsockname()[1]
+        for hops in (254, 64, 1):
+            send(b"far", address, port, hops)
+        send(b"near", address, port, 255)
+        assert receiver.recv(100) == b"near"
+
+
+def test_multicast_packets_are_received_whatever_their_hops():
+    """No router passes it on, so its hops say nothing."""
+    with receiving(socket.AF_INET) as receiver:
+        member = socket.inet_aton(GROUP) + socket.inet_aton("127.0.0.1")
+        receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        send(b"to all", GROUP, receiver.getsockname()[1], 1)
+        assert receiver.recv(100) == b"to all"
+
+
+def test_zeroconf_can_change_its_interfaces():
+    """The lower bound of the dependency: without a socket, nothing else here would notice an older one."""
+    assert callable(Zeroconf.update_interfaces)

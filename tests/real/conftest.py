@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from kit.lan import Lan, open_lan
 from kit.real import Asked, Installation, Server, Stap, Unavailable, serving
 
 HERE = Path(__file__).parent
@@ -135,3 +136,18 @@ def asked(request: pytest.FixtureRequest, scripts: Path) -> Asked:
     """Each of the requests above in turn."""
     arguments = tuple(argument.replace("SCRIPTS", str(scripts)) for argument in request.param.arguments)
     return attrs.evolve(request.param, arguments=arguments)
+
+
+@pytest.fixture(scope="module")
+def lan() -> Iterator[Lan]:
+    """Two hosts with a cable between them, and caches that have heard nothing of another module's servers."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    try:
+        installation = Installation.find(os.environ)
+    except Unavailable as exc:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(exc), pytrace=False)
+        pytest.skip(str(exc))
+    with open_lan(installation) as opened:
+        yield opened

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import anyio
 import attrs
 import pytest
-from kit.responder import Air, FakeMonitor
+from kit.responder import FakeNetwork, FakeMonitor
 from kit.service import LogLines
 
 from stapsrv.config.global_settings import MdnsSettings
@@ -31,53 +31,53 @@ NAME = "Systemtap Compile Server on build"
 
 
 @pytest.fixture
-def air() -> Iterator[Air]:
-    with contextlib.closing(Air()) as made:
+def fake() -> Iterator[FakeNetwork]:
+    with contextlib.closing(FakeNetwork()) as made:
         yield made
 
 
-def advertiser(air: Air, lines: LogLines) -> ServerAdvertiser:
+def advertiser(fake: FakeNetwork, lines: LogLines) -> ServerAdvertiser:
     advertiser = Advertiser(
         "build",
         log=lines.log,
-        open_responder=air.open,
-        read_network=air.look,
+        open_responder=fake.open,
+        read_network=fake.read_network,
         open_monitor=FakeMonitor,
-        patience=lambda: 0,
+        conflict_delay_s=lambda: 0,
     )
     return ServerAdvertiser(advertiser, log=lines.log)
 
 
 @contextlib.asynccontextmanager
-async def serving(bench, air, *changes):
+async def serving(bench, fake, *changes):
     """Have servers that differ by these settings serve and be heard of."""
-    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
+    async with bench.supervisor(advertiser=advertiser(fake, bench.lines)) as supervisor:
         specs = [ServerSpec(bench.settings(**change)) for change in changes or ({},)]
         outcomes = await supervisor.start(specs)
-        await air.wait(lambda: len(air.heard) == len(specs))
+        await fake.wait(lambda: len(fake.announced) == len(specs))
         yield supervisor, [outcome.server for outcome in outcomes]
 
 
-def texts(air: Air) -> list[dict[str, list[str]]]:
-    return [parse_text(said.text) for said in air.heard.values()]
+def texts(fake: FakeNetwork) -> list[dict[str, list[str]]]:
+    return [parse_text(said.text) for said in fake.announced.values()]
 
 
-async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, air):
+async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, fake):
     changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
-    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
+    async with bench.supervisor(advertiser=advertiser(fake, bench.lines)) as supervisor:
         hidden, heard = await supervisor.start([ServerSpec(bench.settings(**change)) for change in changes])
         assert (hidden.error, heard.error) == (None, None)
-        await air.wait(lambda: len(air.heard) == 1)
-        (said,) = air.heard.values()
+        await fake.wait(lambda: len(fake.announced) == 1)
+        (said,) = fake.announced.values()
         assert (said.port, said.addresses) == (heard.server.port, frozenset({bytes(4)}))
 
 
-async def test_servers_that_serve_are_heard_of(bench, air):
-    async with serving(bench, air, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
-        (said,) = air.heard.values()
+async def test_servers_that_serve_are_heard_of(bench, fake):
+    async with serving(bench, fake, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
+        (said,) = fake.announced.values()
         identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
-        assert texts(air) == [
+        assert texts(fake) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
                 "optinfo": ["-DA=1 -I/tmp"],
@@ -85,76 +85,76 @@ async def test_servers_that_serve_are_heard_of(bench, air):
                 "certinfo": [identity.loaded.identity.serial],
             }
         ]
-    assert not air.heard
+    assert not fake.announced
 
 
-async def test_goodbye_is_said_before_the_listener_closes(bench, air):
+async def test_goodbye_is_said_before_the_listener_closes(bench, fake):
     reached = []
 
     def reach(service):
         with socket.create_connection(("127.0.0.1", service.port), 5):
             reached.append(service.port)
 
-    air.on_withdraw = reach
-    async with serving(bench, air, {}, {"max_threads": 1}) as (supervisor, servers):
+    fake.on_withdraw = reach
+    async with serving(bench, fake, {}, {"max_threads": 1}) as (supervisor, servers):
         (outcome,) = await supervisor.stop([servers[0].id])
         assert outcome.error is None
         assert reached == [servers[0].port]
-        assert [said.port for said in air.heard.values()] == [servers[1].port]
+        assert [said.port for said in fake.announced.values()] == [servers[1].port]
     assert reached == [server.port for server in servers]
 
 
-async def test_draining_servers_are_not_heard_of(bench, air):
-    async with serving(bench, air) as (supervisor, servers):
+async def test_draining_servers_are_not_heard_of(bench, fake):
+    async with serving(bench, fake) as (supervisor, servers):
         await supervisor.drain([servers[0].id])
-        await air.wait(lambda: not air.heard)
+        await fake.wait(lambda: not fake.announced)
         await supervisor.undrain([servers[0].id])
-        await air.wait(lambda: list(air.heard) == [NAME])
+        await fake.wait(lambda: list(fake.announced) == [NAME])
 
 
-async def test_crashed_servers_are_not_heard_of(bench, air, monkeypatch):
+async def test_crashed_servers_are_not_heard_of(bench, fake, monkeypatch):
     monkeypatch.setattr(managed_server, "back_off_s", lambda _crashes: 0.2)
-    async with serving(bench, air) as (supervisor, servers):
+    async with serving(bench, fake) as (supervisor, servers):
         # Accepting fails from now on.
         supervisor._servers[servers[0].id].server._listeners[0].shutdown(socket.SHUT_RDWR)
         await bench.lines.wait("server.crashed")
-        await air.wait(lambda: not air.heard)
-        await air.wait(lambda: list(air.heard) == [NAME])
+        await fake.wait(lambda: not fake.announced)
+        await fake.wait(lambda: list(fake.announced) == [NAME])
         assert [server.state for server in supervisor.status().servers] == [State.SERVING]
 
 
-async def test_renewed_certificate_is_announced(bench, air, tmp_path):
-    async with serving(bench, air, {}, {"max_threads": 1}):
+async def test_renewed_certificate_is_announced(bench, fake, tmp_path):
+    async with serving(bench, fake, {}, {"max_threads": 1}):
         live = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
         renewed = attrs.evolve(other, directory=live.loaded.identity.directory)
         live.replace(LoadedIdentity(renewed, renewed.tls_context()))
-        await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[renewed.serial]] * 2)
-        assert sorted(air.calls("announce")) == [NAME, f"{NAME} #2"]
+        await fake.wait(lambda: [text["certinfo"] for text in texts(fake)] == [[renewed.serial]] * 2)
+        assert sorted(fake.calls("announce")) == [NAME, f"{NAME} #2"]
 
 
-async def test_database_that_is_replaced_is_announced(bench, air, tmp_path):
+async def test_database_that_is_replaced_is_announced(bench, fake, tmp_path):
     """No client has come by, and the clock's minute is not over."""
-    async with serving(bench, air), anyio.create_task_group() as background:
+    async with serving(bench, fake), anyio.create_task_group() as background:
         background.start_soon(bench.runtime.identities.maintain, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
         for path in other.directory.iterdir():
             shutil.copy(path, bench.identity / path.name)
-        await air.wait(lambda: [text["certinfo"] for text in texts(air)] == [[other.serial]])
+        await fake.wait(lambda: [text["certinfo"] for text in texts(fake)] == [[other.serial]])
         background.cancel_scope.cancel()
 
 
-async def test_machine_owner_keys_are_followed(bench, air):
+async def test_machine_owner_keys_are_followed(bench, fake):
     moks = bench.identity / "moks"
-    async with serving(bench, air):
-        assert "mok_info" not in texts(air)[0]
+    async with serving(bench, fake):
+        assert "mok_info" not in texts(fake)[0]
         mok = await create_mok(moks, log=bench.lines.log)
-        await air.wait(lambda: [text.get("mok_info") for text in texts(air)] == [[mok.fingerprint]])
+        await fake.wait(lambda: [text.get("mok_info") for text in texts(fake)] == [[mok.fingerprint]])
         shutil.rmtree(mok.directory)
-        await air.wait(lambda: "mok_info" not in texts(air)[0])
+        await fake.wait(lambda: "mok_info" not in texts(fake)[0])
 
 
-async def test_keys_that_cannot_be_looked_at_now(bench, air, monkeypatch):
+async def test_keys_that_cannot_be_looked_at_now(bench, fake, monkeypatch):
     """What was found before is said on, and the server that comes now is heard of."""
 
     def fail(_directory):
@@ -162,22 +162,22 @@ async def test_keys_that_cannot_be_looked_at_now(bench, air, monkeypatch):
 
     moks = bench.identity / "moks"
     mok = await create_mok(moks, log=bench.lines.log)
-    async with serving(bench, air) as (supervisor, _):
+    async with serving(bench, fake) as (supervisor, _):
         monkeypatch.setattr(advertise, "list_moks", fail)
         shutil.rmtree(mok.directory)
         await bench.lines.wait("identity.unwatched")
         (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])
         assert second.error is None
-        await air.wait(lambda: len(air.heard) == 2)
-        assert [text["mok_info"] for text in texts(air)] == [[mok.fingerprint]] * 2
+        await fake.wait(lambda: len(fake.announced) == 2)
+        assert [text["mok_info"] for text in texts(fake)] == [[mok.fingerprint]] * 2
 
 
-async def test_mistake_of_ours_leaves_servers_alone(bench, air, monkeypatch):
+async def test_mistake_of_ours_leaves_servers_alone(bench, fake, monkeypatch):
     def fail(_directory):
         raise ZeroDivisionError
 
     monkeypatch.setattr(advertise, "list_moks", fail)
-    async with bench.supervisor(advertiser=advertiser(air, bench.lines)) as supervisor:
+    async with bench.supervisor(advertiser=advertiser(fake, bench.lines)) as supervisor:
         (first,) = await supervisor.start([ServerSpec(bench.settings())])
         await bench.lines.wait("mdns.crashed")
         (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])

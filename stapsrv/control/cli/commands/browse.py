@@ -111,9 +111,9 @@ def _find(interfaces: Sequence[str], timeout_s: float) -> list[FoundServer]:
     from stapsrv.mdns.interfaces import read_network  # noqa: PLC0415
 
     try:
-        network = read_network().choose(interfaces)
+        network = read_network().select(interfaces)
     except OSError as exc:
-        raise AdvertiseError(f"the kernel does not tell its network interfaces: {exc.strerror}") from exc
+        raise AdvertiseError(f"the kernel does not list its network interfaces: {exc.strerror}") from exc
     if not network.links:
         raise AdvertiseError("no network interface to listen on is up and has an address")
     return find_servers(network, timeout_s)

@@ -75,7 +75,7 @@ def test_client_lists_what_is_online(service):
         )
 
 
-def test_client_takes_the_server_that_fits(service):
+def test_client_uses_the_server_for_its_release(service):
     release = service.lan.installation.release
     port = service.seen[release].port
     listed = service.lan.stap("-r", release, "--list-servers=online,trusted,compatible").splitlines()[-2:]
@@ -90,7 +90,7 @@ def test_client_takes_the_server_that_fits(service):
     assert vermagic(service.lan.home / "found.ko") == release
 
 
-def test_browse_tells_what_the_client_would_find(service):
+def test_browse_lists_what_the_client_finds(service):
     lan = service.lan
     known = {seen.name: seen for seen in lan.client.look() if seen.protocol == "IPv4"}
     found = json.loads(lan.stap_server("browse", "--json", "--timeout", "1.5", on=lan.client))
@@ -115,7 +115,7 @@ def test_browse_tells_what_the_client_would_find(service):
         }
 
 
-def test_doctor_hears_the_servers_of_its_host(service):
+def test_doctor_finds_the_servers_of_its_host(service):
     config = service.lan.home / "service" / "global.conf"
     words = ("doctor", "--json", "--no-compile", "-c", config)
     found = json.loads(service.lan.stap_server(*words, on=service.lan.server))["findings"]
@@ -125,7 +125,7 @@ def test_doctor_hears_the_servers_of_its_host(service):
     assert names == {seen.name for seen in service.seen.values()}
 
 
-def test_keys_that_change_are_announced(service):
+def test_changed_keys_are_announced(service):
     """Of the certificate, and a machine owner key: no client comes by, and nothing tells the servers."""
     lan = service.lan
     (before,) = {seen.strings("certinfo") for seen in service.seen.values()}
@@ -142,7 +142,7 @@ def test_keys_that_change_are_announced(service):
     )
 
 
-def test_avahi_that_restarts_finds_the_servers_again(service):
+def test_restarted_avahi_finds_the_servers_again(service):
     lan = service.lan
     assert lan.avahi.stop() == 0
     lan.start_avahi()

@@ -69,7 +69,7 @@ def of_release(browser: Browser, lan: Lan, count: int) -> dict[str, Seen]:
     return {each.name: each for each in found(browser.wait(lambda seen: len(found(seen)) == count))}
 
 
-def test_servers_and_hosts_of_one_name(lan):
+def test_servers_and_hosts_of_one_name_get_different_ones(lan):
     """Two servers of one host begin at once; one of a second host comes after them, one of the first goes."""
     with lan.serving() as first, lan.serving() as second:
         for server in (first, second):
@@ -96,7 +96,7 @@ def test_servers_and_hosts_of_one_name(lan):
             assert len(ports - still) == 1
 
 
-def test_names_that_two_networks_have_become_one(lan):
+def test_two_networks_that_are_joined_resolve_their_conflicts(lan):
     """Both hosts have all names until the cable is plugged in; then one of the two takes other names."""
     lan.server.ip("link", "set", CABLE, "down")
     try:
@@ -110,7 +110,7 @@ def test_names_that_two_networks_have_become_one(lan):
         lan.server.ip("link", "set", CABLE, "up")
 
 
-def test_network_that_comes_and_changes(lan):
+def test_servers_are_advertised_when_the_network_comes_and_changes(lan):
     """The server is up before there is a network, and before it may use it."""
     bind = "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5353)); print('bound', flush=True)"
     holder = lan.server.start(sys.executable, "-c", f"import signal, socket; {bind}; signal.pause()")
@@ -150,7 +150,7 @@ def test_network_that_comes_and_changes(lan):
             lan.server.ip("link", "set", interface, "up")
 
 
-def test_same_words_as_the_original_beside_the_same_avahi(lan):
+def test_records_equal_the_originals(lan):
     """Of two servers of one release and one identity, one each, all that is said is the same."""
     make_mok(lan.moks)
     give_to_user(lan.moks)
