@@ -2,10 +2,10 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo serve bench fuzz soak install dist deb docs clean
+.PHONY: help setup test test-dependencies lint format demo serve bench fuzz soak install dist deb docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing: Debian packages, the user stap-server, .venv
 	@packaging/setup
@@ -14,6 +14,9 @@ test: ## lint, check types, run the whole test suite (as stap-server where root 
 	@packaging/setup --test
 	@$(MAKE) --no-print-directory lint
 	@packaging/run-tests $(ARGS)
+
+test-dependencies: setup ## test with the lowest and the newest versions of the libraries: ARGS=lowest for one
+	@packaging/test-dependencies $(ARGS)
 
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check .
