@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import anyio
 import attrs
 import pytest
-from kit.responder import FakeNetwork, FakeMonitor
+from kit.responder import FakeMonitor, FakeNetwork
 from kit.service import LogLines
 
 from stapsrv.config.global_settings import MdnsSettings
