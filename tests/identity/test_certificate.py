@@ -54,7 +54,7 @@ FOUND = ["identity.found", "identity.not_before", "identity.not_after"]
 
 
 class TestIdentity:
-    def test_dates(self, made: Identity):
+    def test_validity_follows_the_dates(self, made: Identity):
         second = timedelta(seconds=1)
         assert made.not_before.tzinfo == made.not_after.tzinfo == UTC
         assert made.validity(made.not_before - second) is Validity.NOT_YET_VALID
@@ -66,15 +66,15 @@ class TestIdentity:
         ("number", "shown"),
         [(1, "01"), (0x7F, "7f"), (0xCC1D3033, "00:cc:1d:30:33"), (0x1CC1D3033, "01:cc:1d:30:33")],
     )
-    def test_a_serial_number_is_shown_as_the_client_knows_it(self, made: Identity, number: int, shown: str):
+    def test_serial_number_is_written_as_clients_see_it(self, made: Identity, number: int, shown: str):
         certificate = self_signed(ec.generate_private_key(ec.SECP256R1()), serial=number)
         assert attrs.evolve(made, certificate=certificate).serial == shown
 
-    def test_the_key_is_not_shown(self, made: Identity):
+    def test_key_is_not_in_the_representation(self, made: Identity):
         assert "key" not in repr(made)
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-    def test_a_handshake(self, made: Identity, version: ssl.TLSVersion):
+    def test_handshake_succeeds(self, made: Identity, version: ssl.TLSVersion):
         client = client_context(version)
         assert handshake(made.tls_context(), client) == made.der
 
@@ -84,7 +84,7 @@ class TestIdentity:
         assert context.maximum_version is ssl.TLSVersion.TLSv1_3
         assert context.verify_mode is ssl.CERT_NONE
 
-    def test_the_key_reaches_tls_through_memory(self, made: Identity, monkeypatch: pytest.MonkeyPatch):
+    def test_key_reaches_tls_through_memory(self, made: Identity, monkeypatch: pytest.MonkeyPatch):
         chains: list[tuple[str, str]] = []
 
         def load(context: ssl.SSLContext, certfile: str) -> None:
@@ -136,20 +136,20 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> bytes | None:
 
 
 class TestDefaultDirectory:
-    def test_of_systemtap(self):
+    def test_systemtap_dir_comes_first(self):
         environ = {"SYSTEMTAP_DIR": "/data", "HOME": "/home/me"}
         assert default_directory(environ) == Path("/data/ssl/server")
 
     @pytest.mark.parametrize("environ", [{"HOME": "/home/me"}, {"HOME": "/home/me", "SYSTEMTAP_DIR": ""}])
-    def test_of_the_user(self, environ: dict[str, str]):
+    def test_home_is_used_without_systemtap_dir(self, environ: dict[str, str]):
         assert default_directory(environ) == Path("/home/me/.systemtap/ssl/server")
 
-    def test_without_a_home_in_the_environment(self):
+    def test_account_s_home_is_used_without_home(self):
         assert default_directory({}).is_absolute()
 
 
-class TestFound:
-    async def test_a_valid_identity(self, identity: Identity, log: Log):
+class TestLoad:
+    async def test_valid_identity_is_loaded(self, identity: Identity, log: Log):
         before = contents(identity.directory)
         loaded = await load_or_create_identity(identity.directory, log=log.logger)
         assert loaded == identity
@@ -161,7 +161,7 @@ class TestFound:
         assert log.entry("identity.not_after")["when"] == identity.not_after
 
     @quickly
-    async def test_the_youngest_of_several_generations(self, identity: Identity, log: Log):
+    async def test_youngest_of_several_generations_is_loaded(self, identity: Identity, log: Log):
         later = make_certificate("vm", identity.not_before + timedelta(days=1))
         await Database(identity.directory).import_identity(*later, NICKNAME, "PCu,,PCu")
         now = identity.not_before + timedelta(days=2)
@@ -170,19 +170,19 @@ class TestFound:
         ).certificate == later[0]
 
     @needs_permissions
-    async def test_in_a_directory_that_is_not_ours_to_write(self, identity: Identity, log: Log):
+    async def test_read_only_directory_is_read(self, identity: Identity, log: Log):
         make_read_only(identity.directory)
         assert await load_or_create_identity(identity.directory, log=log.logger) == identity
 
-    async def test_old_files_beside_a_database_of_today(self, identity: Identity, log: Log):
+    async def test_dbm_files_beside_a_current_database_are_ignored(self, identity: Identity, log: Log):
         write(identity.directory / "cert8.db", "left by an upgrade")
         assert await load_or_create_identity(identity.directory, log=log.logger) == identity
 
 
 @quickly
-class TestMade:
+class TestCreate:
     @pytest.mark.parametrize("mask", [0o000, 0o077])
-    async def test_where_there_is_none(self, tmp_path: Path, log: Log, mask: int):
+    async def test_missing_identity_is_made(self, tmp_path: Path, log: Log, mask: int):
         directory = tmp_path / "state" / "ssl" / "server"
         now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)
         with umask(mask):
@@ -199,19 +199,19 @@ class TestMade:
         assert contents(directory)["stap.cert"] == identity.der
         assert await Database(directory).listing() == [(NICKNAME, "CPu,u,Cu")]
 
-    async def test_in_an_empty_directory_whose_mode_stays(self, tmp_path: Path, log: Log):
+    async def test_empty_directory_keeps_its_mode(self, tmp_path: Path, log: Log):
         set_mode(tmp_path, 0o700)
         identity = await load_or_create_identity(tmp_path, log=log.logger)
         assert modes(tmp_path) == {**FRESH_MODES, ".": 0o700}
         assert identity.directory == tmp_path
 
-    async def test_behind_a_symbolic_link(self, tmp_path: Path, log: Log):
+    async def test_link_to_the_directory_is_followed(self, tmp_path: Path, log: Log):
         new_directory(tmp_path / "elsewhere")
         (tmp_path / "link").symlink_to("elsewhere")
         await load_or_create_identity(tmp_path / "link", log=log.logger)
         assert "cert9.db" in names(tmp_path / "elsewhere")
 
-    async def test_with_a_password(self, tmp_path: Path, log: Log):
+    async def test_password_protects_a_new_database(self, tmp_path: Path, log: Log):
         await load_or_create_identity(tmp_path, log=log.logger, password="open sesame")
         before = contents(tmp_path)
         with pytest.raises(IdentityError, match="the database is protected by a password; give its password"):
@@ -220,7 +220,7 @@ class TestMade:
 
 
 @quickly
-class TestReplaced:
+class TestReplace:
     @pytest.mark.parametrize(
         ("event", "date", "off"),
         [
@@ -228,7 +228,7 @@ class TestReplaced:
             ("identity.not_yet_valid", "not_before", timedelta(seconds=-1)),
         ],
     )
-    async def test_outside_its_dates(
+    async def test_identity_that_is_not_valid_now_is_replaced(
         self, identity: Identity, log: Log, event: str, date: str, off: timedelta
     ):
         when: datetime = getattr(identity, date)
@@ -244,7 +244,7 @@ class TestReplaced:
         assert contents(identity.directory)["stap.cert"] == fresh.der
 
     @pytest.mark.parametrize("damage", ["truncate cert9.db", "unlink key4.db"])
-    async def test_damaged(self, identity: Identity, log: Log, damage: str):
+    async def test_damaged_database_is_replaced(self, identity: Identity, log: Log, damage: str):
         DAMAGES[damage](identity.directory)
         fresh = await load_or_create_identity(identity.directory, log=log.logger)
         assert log.events == ["identity.unusable", "identity.generating"]
@@ -253,7 +253,9 @@ class TestReplaced:
         assert fresh != identity
         assert await load_or_create_identity(identity.directory, log=Log().logger) == fresh
 
-    async def test_without_its_key(self, identity: Identity, log: Log, tmp_path: Path):
+    async def test_certificate_without_its_key_is_replaced(
+        self, identity: Identity, log: Log, tmp_path: Path
+    ):
         keyless = Database(new_directory(tmp_path / "keyless"))
         await keyless.create()
         await keyless.import_certificate(identity.certificate, NICKNAME, "P,P,P")
@@ -263,7 +265,9 @@ class TestReplaced:
         )
         assert fresh != identity
 
-    async def test_interrupted(self, identity: Identity, another: Identity, log: Log):
+    async def test_interrupted_change_is_finished_first(
+        self, identity: Identity, another: Identity, log: Log
+    ):
         """What a commit left half done is finished: the identity is the one that it was about to be."""
         ready = new_directory(identity.directory / ".ready")
         for name, content in contents(another.directory).items():
@@ -275,9 +279,9 @@ class TestReplaced:
 
 
 @quickly
-class TestRefused:
+class TestRefuse:
     @pytest.mark.parametrize("name", ["cert8.db", "key3.db", "pw"])
-    async def test_obsolete(self, tmp_path: Path, log: Log, name: str):
+    async def test_obsolete_database_is_refused(self, tmp_path: Path, log: Log, name: str):
         write(tmp_path / name, "old")
         with pytest.raises(IdentityError) as caught:
             await load_or_create_identity(tmp_path, log=log.logger)
@@ -287,18 +291,18 @@ class TestRefused:
         )
         assert names(tmp_path) == [name]
 
-    async def test_a_password_file_beside_a_database_of_today(self, identity: Identity, log: Log):
+    async def test_obsolete_password_file_is_refused(self, identity: Identity, log: Log):
         write(identity.directory / "pw", "old")
         with pytest.raises(IdentityError, match="pw belongs to an obsolete"):
             await load_or_create_identity(identity.directory, log=log.logger)
 
-    async def test_locked(self, identity: Identity, log: Log):
+    async def test_locked_database_is_refused(self, identity: Identity, log: Log):
         before = contents(identity.directory)
         with locked(identity.directory / "cert9.db"), pytest.raises(IdentityError, match="is locked"):
             await load_or_create_identity(identity.directory, log=log.logger)
         assert contents(identity.directory) == before
 
-    async def test_expired_beside_other_certificates(self, identity: Identity, log: Log):
+    async def test_other_certificates_are_not_lost(self, identity: Identity, log: Log):
         database = Database(identity.directory)
         await database.import_certificate(self_signed(ec.generate_private_key(ec.SECP256R1())), "www", "P,,")
         before = contents(identity.directory)
@@ -308,7 +312,7 @@ class TestRefused:
             )
         assert contents(identity.directory) == before
 
-    async def test_a_key_that_signs_no_modules(self, tmp_path: Path, log: Log):
+    async def test_key_that_is_not_rsa_is_refused(self, tmp_path: Path, log: Log):
         database = Database(tmp_path)
         await database.create()
         key = ec.generate_private_key(ec.SECP256R1())
@@ -320,7 +324,7 @@ class TestRefused:
 
     @needs_permissions
     @pytest.mark.parametrize("mode", [0o000, 0o500])
-    async def test_a_directory_that_is_not_ours(self, tmp_path: Path, log: Log, mode: int):
+    async def test_forbidden_directory_is_refused(self, tmp_path: Path, log: Log, mode: int):
         set_mode(tmp_path, mode)
         with pytest.raises(IdentityError, match=r"permission denied on .*; let user .* read and write it"):
             await load_or_create_identity(tmp_path, log=log.logger)
@@ -329,7 +333,7 @@ class TestRefused:
         assert "identity.generating" not in log.events
 
     @needs_permissions
-    async def test_a_database_that_is_not_ours(self, identity: Identity, log: Log):
+    async def test_forbidden_database_is_refused(self, identity: Identity, log: Log):
         before = contents(identity.directory)
         set_mode(identity.directory / "key4.db", 0)
         with pytest.raises(IdentityError, match=r"permission denied on .*key4\.db"):
@@ -337,20 +341,22 @@ class TestRefused:
         set_mode(identity.directory / "key4.db", 0o600)
         assert contents(identity.directory) == before
 
-    async def test_a_file_where_the_directory_should_be(self, tmp_path: Path, log: Log):
+    async def test_file_in_place_of_the_directory_is_refused(self, tmp_path: Path, log: Log):
         write(tmp_path / "server", "")
         with pytest.raises(IdentityError, match="server: "):
             await load_or_create_identity(tmp_path / "server", log=log.logger)
 
-    async def test_without_the_tools(self, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch):
+    async def test_missing_tools_are_an_error(
+        self, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setenv("PATH", "/nonexistent")
         with pytest.raises(IdentityError, match="install NSS's tools"):
             await load_or_create_identity(tmp_path, log=log.logger)
         assert names(tmp_path) == [".lock"]
 
 
-class TestAtTheSameMoment:
-    async def test_tasks(self, tmp_path: Path):
+class TestConcurrently:
+    async def test_tasks_end_with_one_identity(self, tmp_path: Path):
         logs = [Log() for _ in range(3)]
         found: list[Identity] = []
 
@@ -363,7 +369,7 @@ class TestAtTheSameMoment:
         assert len({identity.serial for identity in found}) == 1
         assert sum("identity.generating" in log.events for log in logs) == 1
 
-    async def test_processes(self, tmp_path: Path, anyio_backend_name: str):
+    async def test_processes_end_with_one_identity(self, tmp_path: Path, anyio_backend_name: str):
         script = (
             "import sys, anyio, structlog\n"
             "from pathlib import Path\n"
@@ -386,7 +392,7 @@ class TestAtTheSameMoment:
         assert len(set(serials)) == 1
 
 
-async def test_giving_up_leaves_nothing_behind(tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch):
+async def test_cancellation_leaves_nothing_behind(tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch):
     """Cancelled while the new database is being filled."""
     with anyio.CancelScope() as scope:
 

@@ -11,12 +11,12 @@ from stapsrv.identity.diagnosis import DamagedDatabase, diagnose
 from .conftest import DAMAGES, locked, needs_permissions
 
 
-def test_nothing_is_wrong_with_a_sound_database(identity: Identity):
+def test_sound_database_has_no_defect(identity: Identity):
     assert diagnose(identity.directory) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_contents_that_are_lost(identity: Identity, damage: str):
+def test_damage_means_lost_contents(identity: Identity, damage: str):
     DAMAGES[damage](identity.directory)
     error = diagnose(identity.directory)
     assert isinstance(error, DamagedDatabase)
@@ -25,7 +25,7 @@ def test_contents_that_are_lost(identity: Identity, damage: str):
 
 
 @pytest.mark.parametrize("name", ["cert9.db", "key4.db"])
-def test_a_locked_database_is_not_lost(identity: Identity, name: str):
+def test_locked_database_is_not_lost(identity: Identity, name: str):
     with locked(identity.directory / name):
         error = diagnose(identity.directory)
     assert isinstance(error, IdentityError)
@@ -37,13 +37,13 @@ def test_a_locked_database_is_not_lost(identity: Identity, name: str):
 
 
 @needs_permissions
-def test_a_forbidden_database_is_not_lost(identity: Identity):
+def test_forbidden_database_is_not_lost(identity: Identity):
     (identity.directory / "key4.db").chmod(0)
     with pytest.raises(PermissionError):
         diagnose(identity.directory)
 
 
-def test_names_with_odd_characters(identity: Identity, tmp_path: Path):
+def test_path_with_odd_characters_works(identity: Identity, tmp_path: Path):
     odd = tmp_path / "50% of 'what'? #1"
     identity.directory.rename(odd)
     assert diagnose(odd) is None

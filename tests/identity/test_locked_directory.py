@@ -28,26 +28,26 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
-def test_a_new_directory_is_readable_by_all_and_writable_by_its_owner(tmp_path: Path, mask: int):
+def test_new_directory_has_mode_0755(tmp_path: Path, mask: int):
     with umask(mask):
         ensure_directory(tmp_path / "ssl" / "server")
     assert (tmp_path / "ssl" / "server").stat().st_mode & 0o777 == 0o755
 
 
-def test_an_existing_directory_keeps_its_mode(tmp_path: Path):
+def test_existing_directory_keeps_its_mode(tmp_path: Path):
     tmp_path.chmod(0o700)
     ensure_directory(tmp_path)
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
-def test_what_is_prepared_is_private_and_gone_afterwards(tmp_path: Path):
+def test_staging_directory_is_private_and_removed(tmp_path: Path):
     with staging_directory(tmp_path) as staging:
         assert staging.stat().st_mode & 0o777 == 0o700
         (staging / "file").touch()
     assert names(tmp_path) == []
 
 
-def test_a_commit_replaces_what_it_brings_and_nothing_else(tmp_path: Path):
+def test_commit_replaces_the_staged_files_only(tmp_path: Path):
     (tmp_path / "moks").mkdir()
     (tmp_path / "moks" / "key").write_text("kept")
     (tmp_path / "changed").write_text("old")
@@ -59,7 +59,7 @@ def test_a_commit_replaces_what_it_brings_and_nothing_else(tmp_path: Path):
     assert not has_pending_commit(tmp_path)
 
 
-def test_a_dead_databases_journal_does_not_meet_the_new_one(tmp_path: Path):
+def test_commit_removes_journals_of_the_old_files(tmp_path: Path):
     (tmp_path / "cert9.db-journal").write_text("undo this")
     (tmp_path / "other-journal").write_text("not ours")
     with staging_directory(tmp_path) as staging:
@@ -68,7 +68,7 @@ def test_a_dead_databases_journal_does_not_meet_the_new_one(tmp_path: Path):
     assert contents(tmp_path) == {"cert9.db": b"new", "other-journal": b"not ours"}
 
 
-def test_a_commit_that_cannot_begin_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_commit_that_cannot_begin_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -81,7 +81,9 @@ def test_a_commit_that_cannot_begin_changes_nothing(tmp_path: Path, monkeypatch:
     assert contents(tmp_path) == {"changed": b"old"}
 
 
-async def test_a_commit_that_was_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_interrupted_commit_is_finished_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with staging_directory(tmp_path) as staging, monkeypatch.context() as patched:
         for name in "abc":
             (staging / name).write_text("new")
@@ -99,7 +101,7 @@ async def test_a_commit_that_was_interrupted_is_finished(tmp_path: Path, monkeyp
         assert not (tmp_path / ".new-dead").exists()
 
 
-async def test_what_the_killed_were_preparing_is_removed_unless_somebody_is_at_it(tmp_path: Path):
+async def test_leftovers_are_removed_unless_the_directory_is_locked(tmp_path: Path):
     async with write_lock(tmp_path):
         (tmp_path / ".new-alive").mkdir()
         remove_leftovers(tmp_path)
@@ -111,12 +113,12 @@ async def test_what_the_killed_were_preparing_is_removed_unless_somebody_is_at_i
     remove_leftovers(tmp_path / "missing")
 
 
-def test_there_may_be_nothing_to_finish(tmp_path: Path):
+def test_nothing_to_finish_is_no_error(tmp_path: Path):
     finish_commit(tmp_path)
     assert names(tmp_path) == []
 
 
-async def test_one_changes_at_a_time_and_nobody_reads_meanwhile(tmp_path: Path):
+async def test_writer_excludes_writers_and_readers(tmp_path: Path):
     inside: list[str] = []
     others_wait = anyio.Event()
 
@@ -141,12 +143,12 @@ async def test_one_changes_at_a_time_and_nobody_reads_meanwhile(tmp_path: Path):
         others_wait.set()
 
 
-async def test_many_may_read_at_once(tmp_path: Path):
+async def test_readers_do_not_exclude_each_other(tmp_path: Path):
     async with read_lock(tmp_path), read_lock(tmp_path):
         pass
 
 
-async def test_waiting_for_the_lock_has_a_bound(tmp_path: Path):
+async def test_wait_for_the_lock_times_out(tmp_path: Path):
     async with write_lock(tmp_path):
         with pytest.raises(IdentityError, match=r"for more than 0\.1 s; see which one holds .*/\.lock"):
             async with write_lock(tmp_path, timeout_s=0.1):
@@ -156,7 +158,7 @@ async def test_waiting_for_the_lock_has_a_bound(tmp_path: Path):
                 pytest.fail("read while it changed")
 
 
-async def test_the_lock_holds_between_processes_and_ends_with_its_holder(tmp_path: Path):
+async def test_lock_holds_between_processes_and_ends_with_its_holder(tmp_path: Path):
     holder = (
         "import fcntl, os, sys\n"
         "fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)\n"
@@ -174,20 +176,20 @@ async def test_the_lock_holds_between_processes_and_ends_with_its_holder(tmp_pat
         pass
 
 
-async def test_reading_what_is_missing_makes_nothing(tmp_path: Path):
+async def test_reading_a_missing_directory_makes_nothing(tmp_path: Path):
     async with read_lock(tmp_path / "missing"):
         pass
     assert names(tmp_path) == []
 
 
 @needs_permissions
-async def test_reading_what_is_not_ours_to_write(tmp_path: Path):
+async def test_read_only_directory_can_be_read(tmp_path: Path):
     set_mode(tmp_path, 0o500)
     async with read_lock(tmp_path):
         assert names(tmp_path) == []
 
 
-def test_what_the_system_refused_is_explained(tmp_path: Path):
+def test_os_error_gets_a_remedy(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(IdentityError) as caught, explain_os_errors(tmp_path):
         (tmp_path / "file" / "below").touch()

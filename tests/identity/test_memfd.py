@@ -9,7 +9,7 @@ import pytest
 from stapsrv.identity.memfd import memory_file
 
 
-def test_a_child_reads_and_writes_it_by_its_path():
+def test_child_reads_and_writes_by_path():
     with memory_file(b"question") as file:
         read = subprocess.run(["cat", file.path], pass_fds=[file.descriptor], capture_output=True, check=True)
         subprocess.run(["cp", "/dev/fd/0", file.path], input=b"ans", pass_fds=[file.descriptor], check=True)
@@ -17,14 +17,14 @@ def test_a_child_reads_and_writes_it_by_its_path():
         assert file.read() == b"ans"
 
 
-def test_it_is_not_a_file_on_disk_and_nobody_elses():
+def test_file_is_private_and_not_on_disk():
     with memory_file(b"secret") as file:
         assert str(Path(file.path).readlink()).startswith("/memfd:")
         assert os.fstat(file.descriptor).st_mode & 0o777 == 0o600
         assert not os.get_inheritable(file.descriptor)
 
 
-def test_it_ends_with_its_block():
+def test_file_is_closed_after_the_block():
     with memory_file() as file:
         pass
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -66,7 +66,7 @@ def test_moks_are_beside_the_database():
     assert moks_directory(Path("/st/ssl/server")) == Path("/st/ssl/server/moks")
 
 
-class TestMaking:
+class TestCreate:
     def test_certificate_is_what_openssl_makes_by_the_configuration_beside_it(self, tmp_path, monkeypatch):
         monkeypatch.undo()
         mok = make_mok(tmp_path)
@@ -95,13 +95,13 @@ class TestMaking:
         public = openssl("pkey", "-in", mok.key_file, "-pubout")
         assert public == openssl("x509", "-inform", "DER", "-in", mok.certificate_file, "-noout", "-pubkey")
 
-    def test_export(self, pristine):
+    def test_certificate_is_exported_as_der_and_pem(self, pristine):
         mok, _ = pristine
         assert mok.der == mok.certificate_file.read_bytes()
         assert mok.pem.decode() == openssl("x509", "-inform", "DER", "-in", mok.certificate_file)
 
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-    async def test_modes(self, tmp_path, log, mask):
+    async def test_files_have_their_modes_whatever_the_umask(self, tmp_path, log, mask):
         moks = tmp_path / "ssl" / "server" / "moks"
         with umask(mask):
             mok = await create_mok(moks, log=log.logger)
@@ -116,7 +116,7 @@ class TestMaking:
         assert log.events == ["mok.generating", "mok.generated"]
         assert list_moks(moks) == (mok,)
 
-    async def test_one_more_leaves_the_others_alone(self, moks, pristine, log):
+    async def test_another_key_leaves_the_others_alone(self, moks, pristine, log):
         (moks / "x509.genkey").write_text("the operator's own")
         before = contents(moks)
         made = await create_mok(moks, log=log.logger)
@@ -141,7 +141,7 @@ class TestMaking:
         assert names(moks) == [".lock"]
         assert await create_mok(moks, log=log.logger) in list_moks(moks)
 
-    async def test_what_a_dead_process_left_is_swept_away(self, moks, log):
+    async def test_leftovers_of_a_crash_are_removed(self, moks, log):
         left = moks / ".new-dead"
         left.mkdir()
         (left / "signing_key.priv").write_text("half a key")
@@ -187,7 +187,7 @@ def to_pem(directory: Path) -> None:
     )
 
 
-AILMENTS: dict[str, tuple[Callable[[Path], object], str]] = {
+DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no certificate": (
         lambda directory: (directory / "signing_key.x509").unlink(),
         "signing_key.x509 cannot be read (No such file or directory)",
@@ -218,11 +218,11 @@ AILMENTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-class TestExamining:
-    @pytest.mark.parametrize("ailment", AILMENTS)
-    async def test_one_that_cannot_be_used_is_told_and_left_alone(self, moks, store, log, pristine, ailment):
+class TestLoad:
+    @pytest.mark.parametrize("defect", DEFECTS)
+    async def test_unusable_key_is_reported_and_left_alone(self, moks, store, log, pristine, defect):
         bad, good = (moks / mok.fingerprint for mok in pristine)
-        change, words = AILMENTS[ailment]
+        change, words = DEFECTS[defect]
         change(bad)
         before = contents(moks)
 
@@ -258,32 +258,32 @@ class TestExamining:
         assert "Permission denied" in log.entry("mok.unusable")["reason"]
 
     @needs_permissions
-    async def test_directory_of_all_keys_forbidden(self, moks, store, log):
+    async def test_forbidden_directory_is_reported(self, moks, store, log):
         moks.chmod(0)
         assert await store.find(["00:11"]) is None
         moks.chmod(0o700)
         assert log.entry("mok.unusable")["directory"] == str(moks)
 
-    def test_other_files_are_none_of_its_business(self, moks, pristine):
+    def test_other_files_are_ignored(self, moks, pristine):
         (moks / "README").write_text("")
         (moks / ".new-half").mkdir()
         assert load_moks(moks).unusable == ()
         assert len(list_moks(moks)) == 2
 
-    def test_no_directory(self, tmp_path):
+    def test_missing_directory_has_no_keys(self, tmp_path):
         assert list_moks(tmp_path / "moks") == ()
         assert names(tmp_path) == []
 
 
 class TestStore:
-    async def test_order_is_the_client_s(self, store, pristine):
+    async def test_find_follows_the_client_s_order(self, store, pristine):
         first, second = (mok.fingerprint for mok in pristine)
         assert (await store.find(["00:11", second, first])).fingerprint == second
         assert (await store.find([first, second])).fingerprint == first
         assert await store.find([]) is None
         assert await store.find(["00:11"]) is None
 
-    async def test_changes_are_seen(self, moks, store, log, pristine, tmp_path):
+    async def test_changed_keys_are_loaded_again(self, moks, store, log, pristine, tmp_path):
         mok = moks / pristine[0].fingerprint
         assert await store.find([mok.name]) is not None
         (mok / "signing_key.priv").chmod(0o644)
@@ -301,7 +301,7 @@ class TestStore:
         monkeypatch.setattr(mok_module, "_load", None)
         assert await store.find([pristine[1].fingerprint]) is not None
 
-    async def test_one_is_made_where_there_is_none(self, tmp_path, log):
+    async def test_key_is_made_where_there_is_none(self, tmp_path, log):
         store = MokStore(tmp_path / "moks", log.logger)
         assert await store.find(["00:11"]) is None
         assert names(tmp_path) == []
@@ -310,7 +310,7 @@ class TestStore:
         assert await store.find([made.fingerprint]) == made
         assert log.events == ["mok.generating", "mok.generated"]
 
-    async def test_none_is_made_where_there_is_one(self, moks, store, log, pristine):
+    async def test_existing_key_is_returned(self, moks, store, log, pristine):
         assert (await store.get_or_create()).fingerprint == pristine[0].fingerprint
         assert log.events == []
 
@@ -329,6 +329,6 @@ class TestStore:
         assert len({mok.fingerprint for mok in offered}) == 1
         assert len(list_moks(tmp_path / "moks")) == 1
 
-    async def test_it_cannot_be_made(self, log):
+    async def test_key_that_cannot_be_made_is_an_error(self, log):
         with pytest.raises(IdentityError):
             await MokStore(Path("/dev/null/moks"), log.logger).get_or_create()

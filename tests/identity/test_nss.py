@@ -46,7 +46,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     return lambda: notes.read_text().splitlines()
 
 
-async def test_a_new_database(tmp_path: Path):
+async def test_new_database_is_private_and_empty(tmp_path: Path):
     database = Database(tmp_path)
     assert not database.exists
     with umask(0):
@@ -59,14 +59,14 @@ async def test_a_new_database(tmp_path: Path):
     assert await database.certificates("anybody") == []
 
 
-async def test_a_database_is_never_made_over_another(identity: Identity):
+async def test_existing_database_is_not_overwritten(identity: Identity):
     before = contents(identity.directory)
     with pytest.raises(IdentityError, match="holds a certificate database already"):
         await Database(identity.directory).create()
     assert contents(identity.directory) == before
 
 
-async def test_an_identity_goes_in_and_comes_out(tmp_path: Path, made: Identity):
+async def test_imported_identity_can_be_exported(tmp_path: Path, made: Identity):
     database = Database(tmp_path, "open sesame ä")
     await database.create()
     await database.import_identity(made.certificate, made.key, "some name", "PCu,,PCu")
@@ -77,13 +77,15 @@ async def test_an_identity_goes_in_and_comes_out(tmp_path: Path, made: Identity)
     assert key.private_numbers() == made.key.private_numbers()
 
 
-async def test_a_directory_with_an_odd_name(tmp_path: Path, made: Identity):
+async def test_directory_with_odd_characters_works(tmp_path: Path, made: Identity):
     odd = tmp_path / "50% of 'what'? #1 \\ \"x\""
     shutil.copytree(made.directory, odd)
     assert await Database(odd).certificates(NICKNAME) == [made.certificate]
 
 
-async def test_certificates_and_generations_of_one(tmp_path: Path, made: Identity, another: Identity):
+async def test_generations_of_a_certificate_share_a_nickname(
+    tmp_path: Path, made: Identity, another: Identity
+):
     database = Database(tmp_path)
     await database.create(file_mode=0o644)
     await database.import_certificate(made.certificate, NICKNAME, "P,P,P")
@@ -116,14 +118,14 @@ async def test_secrets_reach_the_tools_only_through_memory(
             assert leads_to.startswith("/memfd:")
 
 
-def test_a_password_is_not_shown():
+def test_password_is_not_in_the_representation():
     assert "sesame" not in repr(Database(Path("/nowhere"), "open sesame"))
 
 
 @pytest.mark.parametrize(
     ("password", "problem"), [("", "is protected by a password"), ("x", "the password is wrong")]
 )
-async def test_a_wrong_password(tmp_path: Path, made: Identity, password: str, problem: str):
+async def test_wrong_password_is_an_error(tmp_path: Path, made: Identity, password: str, problem: str):
     database = Database(tmp_path, "open sesame")
     await database.create()
     await database.import_identity(made.certificate, made.key, NICKNAME, "PCu,,PCu")
@@ -135,7 +137,7 @@ async def test_a_wrong_password(tmp_path: Path, made: Identity, password: str, p
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_damaged_database(identity: Identity, damage: str):
+async def test_damaged_database_is_an_error(identity: Identity, damage: str):
     DAMAGES[damage](identity.directory)
     with pytest.raises(DamagedDatabase) as caught:
         await Database(identity.directory).identities(NICKNAME)
@@ -143,13 +145,13 @@ async def test_a_damaged_database(identity: Identity, damage: str):
     assert str(caught.value).startswith(f"{identity.directory}: {damage.split()[1]} is ")
 
 
-async def test_a_lost_module_list_loses_nothing(identity: Identity):
+async def test_missing_module_list_loses_nothing(identity: Identity):
     remove(identity.directory / "pkcs11.txt")
     assert await Database(identity.directory).certificates(NICKNAME) == [identity.certificate]
 
 
 @needs_permissions
-async def test_a_database_that_is_not_ours_to_write(identity: Identity, another: Identity):
+async def test_read_only_database_can_be_read(identity: Identity, another: Identity):
     make_read_only(identity.directory)
     database = Database(identity.directory)
     assert len(await database.identities(NICKNAME)) == 1
@@ -158,13 +160,13 @@ async def test_a_database_that_is_not_ours_to_write(identity: Identity, another:
 
 
 @needs_permissions
-async def test_a_database_that_is_not_ours_to_read(identity: Identity):
+async def test_forbidden_database_is_a_permission_error(identity: Identity):
     set_mode(identity.directory / "cert9.db", 0)
     with pytest.raises(PermissionError, match=r"cert9\.db"):
         await Database(identity.directory).certificates(NICKNAME)
 
 
-async def test_tools_that_are_not_installed(
+async def test_missing_tools_are_an_error(
     identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -185,7 +187,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return lambda script: tool.write_text(f"#!/bin/sh\n{script}\n") and None
 
 
-async def test_a_tool_that_hangs(
+async def test_hanging_tool_is_killed(
     identity: Identity, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ):
     stand_in("exec sleep 60")
@@ -194,7 +196,9 @@ async def test_a_tool_that_hangs(
         await Database(identity.directory).certificates(NICKNAME)
 
 
-async def test_a_tool_that_fails_on_a_sound_database(identity: Identity, stand_in: Callable[[str], None]):
+async def test_tool_that_fails_on_a_sound_database_is_an_error(
+    identity: Identity, stand_in: Callable[[str], None]
+):
     stand_in("echo 'certutil: function failed: SEC_ERROR_NO_MEMORY: none.' >&2\nexit 255")
     with pytest.raises(IdentityError) as caught:
         await Database(identity.directory).certificates(NICKNAME)
@@ -205,7 +209,7 @@ async def test_a_tool_that_fails_on_a_sound_database(identity: Identity, stand_i
     )
 
 
-async def test_a_tool_that_answers_nonsense(identity: Identity, stand_in: Callable[[str], None]):
+async def test_nonsense_from_a_tool_is_an_error(identity: Identity, stand_in: Callable[[str], None]):
     stand_in("echo nonsense")
     with pytest.raises(IdentityError, match="stap-server, as certutil shows it, cannot be read") as caught:
         await Database(identity.directory).certificates(NICKNAME)

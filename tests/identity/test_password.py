@@ -19,7 +19,7 @@ def secret(tmp_path):
     return file
 
 
-def test_first_line_of_a_file(secret):
+def test_password_is_the_first_line_of_a_file(secret):
     assert obtain_password({}, file=secret, descriptor=None) == "correct horse"
 
 
@@ -32,14 +32,14 @@ def test_descriptor_comes_first(secret):
         os.fstat(descriptor)
 
 
-def test_credential(tmp_path, secret):
+def test_credential_is_read(tmp_path, secret):
     secret.rename(tmp_path / CREDENTIAL)
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert obtain_password(environ, file=None, descriptor=None) == "correct horse"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
-def test_file_that_others_can_read(secret, mode):
+def test_file_that_others_can_read_is_refused(secret, mode):
     secret.chmod(mode)
     with pytest.raises(ConfigError) as caught:
         obtain_password({}, file=secret, descriptor=None)
@@ -57,19 +57,19 @@ def test_file_that_others_can_read(secret, mode):
         (b"\xff\n", "is not UTF-8 text"),
     ],
 )
-def test_useless_file(secret, content, problem):
+def test_file_without_a_password_is_an_error(secret, content, problem):
     secret.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         obtain_password({}, file=secret, descriptor=None)
     assert str(caught.value) == f"password file {secret}: {problem}"
 
 
-def test_missing_file(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read \(No such file or directory\)$"):
         obtain_password({}, file=tmp_path / "missing", descriptor=None)
 
 
-def test_no_terminal_to_ask_on():
+def test_missing_terminal_is_an_error():
     child = os.fork()
     if not child:
         os.setsid()  # away from whatever terminal the tests have
@@ -81,7 +81,7 @@ def test_no_terminal_to_ask_on():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_terminal_is_asked_and_does_not_show_the_answer():
+def test_terminal_is_asked_without_echo():
     child, terminal = pty.fork()
     if not child:
         os._exit(7 if obtain_password({}, file=None, descriptor=None) == "typed" else 1)

@@ -19,13 +19,13 @@ def database(tmp_path):
     return directory
 
 
-def test_private_database_is_fine(database):
+def test_private_database_is_accepted(database):
     refuse_exposed(database)
     refuse_exposed(database / "missing")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
-def test_key_that_others_can_read(database, mode):
+def test_key_that_others_can_read_is_refused(database, mode):
     (database / "key4.db").chmod(mode)
     with pytest.raises(IdentityError) as caught:
         refuse_exposed(database)
@@ -36,7 +36,7 @@ def test_key_that_others_can_read(database, mode):
 
 
 @pytest.mark.parametrize("above", [0, 1])
-def test_directory_that_everybody_may_write(database, above):
+def test_directory_that_everybody_may_write_is_refused(database, above):
     place = [database, database.parent][above]
     place.chmod(0o777)
     with pytest.raises(IdentityError) as caught:
@@ -50,7 +50,7 @@ def test_directory_that_everybody_may_write(database, above):
 
 
 @pytest.mark.anyio
-async def test_server_does_not_start_with_it(pristine_identity, tmp_path):
+async def test_server_does_not_start_with_an_exposed_key(pristine_identity, tmp_path):
     import shutil
 
     directory = tmp_path / "server"

@@ -32,13 +32,13 @@ def is_key_of(key: object, identity: Identity) -> bool:
     return isinstance(key, RSAPrivateKey) and key.public_key() == identity.certificate.public_key()
 
 
-def test_the_key_that_pk12util_exports(exported: bytes, made: Identity):
+def test_key_of_pk12util_s_bundle_is_read(exported: bytes, made: Identity):
     assert exported[1] == 0x80, "no longer BER: is this module still needed?"
     (key,) = private_keys(exported, PASSWORD)
     assert is_key_of(key, made)
 
 
-def test_a_bundle_in_der(made: Identity):
+def test_bundle_in_der_is_read(made: Identity):
     bundle = serialize_key_and_certificates(
         b"name", made.key, made.certificate, None, BestAvailableEncryption(PASSWORD)
     )
@@ -46,12 +46,12 @@ def test_a_bundle_in_der(made: Identity):
     assert is_key_of(key, made)
 
 
-def test_a_wrong_password(exported: bytes):
+def test_wrong_password_is_a_value_error(exported: bytes):
     with pytest.raises(ValueError, match=r"(?i)key data|password|decrypt"):
         private_keys(exported, b"wrong")
 
 
-def test_a_bundle_cut_short_anywhere(exported: bytes):
+def test_truncated_bundle_is_a_value_error(exported: bytes):
     for length in range(len(exported)):
         with pytest.raises(ValueError, match=r"cut short|not enough values|longer|does not"):
             encrypted_keys(exported[:length])

@@ -95,7 +95,9 @@ async def shown_certificate(port: int) -> bytes | None:
 class TestServer:
     pytestmark = with_server
 
-    async def test_we_take_what_it_made(self, environ: Mapping[str, str], made: Identity, log: Log):
+    async def test_identity_of_systemtap_s_server_is_loaded(
+        self, environ: Mapping[str, str], made: Identity, log: Log
+    ):
         directory, client = default_directory(environ), default_client_directory(environ)
         async with real_server(environ) as (port, _logged):
             shown = await shown_certificate(port)
@@ -114,7 +116,7 @@ class TestServer:
         assert theirs.certificate in trusted
         assert all(modes(client)[name] == 0o644 for name in DATABASE_FILES)
 
-    async def test_it_serves_what_we_made_unchanged(self, environ: Mapping[str, str], made: Identity):
+    async def test_systemtap_s_server_uses_our_identity(self, environ: Mapping[str, str], made: Identity):
         directory = shutil.copytree(made.directory, default_directory(environ))
         before = contents(directory)
         async with real_server(environ) as (port, logged):
@@ -124,7 +126,7 @@ class TestServer:
 
 
 class TestClient:
-    async def test_it_sends_its_request_to_a_server_that_it_trusts(
+    async def test_client_sends_its_request_to_a_trusted_server(
         self, environ: Mapping[str, str], made: Identity, log: Log
     ):
         await authorize(made.certificate, default_client_directory(environ), log=log.logger)
@@ -132,14 +134,14 @@ class TestClient:
         # The length of the request, then a zip file.
         assert received[4:8] == b"PK\x03\x04"
 
-    async def test_it_sends_nothing_to_another(
+    async def test_client_sends_nothing_to_another_server(
         self, environ: Mapping[str, str], made: Identity, another: Identity, log: Log
     ):
         await authorize(another.certificate, default_client_directory(environ), log=log.logger)
         received = await offer(made, environ)
         assert received == b""
 
-    async def test_it_knows_our_serial_number(self, environ: Mapping[str, str], made: Identity, log: Log):
+    async def test_client_knows_our_serial_number(self, environ: Mapping[str, str], made: Identity, log: Log):
         await authorize(made.certificate, default_client_directory(environ), log=log.logger)
         with anyio.fail_after(DEADLINE_S):
             done = await anyio.run_process(

@@ -11,7 +11,7 @@ from stapsrv.identity.certificate import Identity
 from stapsrv.identity.selfsigned import host_name, make_certificate
 
 
-def test_subject_as_the_original_writes_it_to_the_byte(made: Identity):
+def test_subject_equals_systemtap_s_to_the_byte(made: Identity):
     assert made.certificate.subject == made.certificate.issuer
     assert made.certificate.subject.rfc4514_string() == "CN=Systemtap Compile Server,OU=Systemtap"
     # OU first, both PrintableString (13): NSS allows one nickname only for equal bytes.
@@ -45,7 +45,7 @@ def test_serial_numbers_are_positive_short_and_differ(made: Identity, another: I
 @pytest.mark.parametrize(
     ("node", "host"), [("vm", "vm"), ("vm.example.org", "vm"), ("", "localhost"), ("größe", "localhost")]
 )
-def test_the_short_host_name(monkeypatch: pytest.MonkeyPatch, node: str, host: str):
+def test_host_name_is_short_and_ascii(monkeypatch: pytest.MonkeyPatch, node: str, host: str):
     class Uname:
         nodename = node
 

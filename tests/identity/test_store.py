@@ -90,7 +90,7 @@ async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_p
     assert kept.loaded.not_after == kept.loaded.identity.not_after
 
 
-async def test_trust_that_cannot_be_had_does_not_stop_a_server(store, database, lines, tmp_path):
+async def test_failed_trust_does_not_stop_a_server(store, database, lines, tmp_path):
     (tmp_path / "systemtap").write_text("in the way")
     assert await store.get(database, lines.log)
     (reason,) = lines.reasons("trust.failed")
@@ -112,7 +112,7 @@ async def test_directory_that_hangs_is_named(store, database, lines, tmp_path, m
     assert str(caught.value).startswith(f"{clients}: its file system hangs")
 
 
-async def test_keys_that_a_killed_process_was_preparing_are_removed_at_the_next_start(
+async def test_staged_keys_of_a_killed_process_are_removed_at_the_next_start(
     store, database, lines, tmp_path
 ):
     for directory in (database, database / "moks", tmp_path / "systemtap" / "ssl" / "client"):
@@ -183,7 +183,7 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
     }
 
 
-async def test_expired_one_is_renewed_at_the_first_handshake_that_meets_it(
+async def test_expired_certificate_is_renewed_at_the_next_handshake(
     set_store, database, lines, wall, monkeypatch
 ):
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
@@ -224,7 +224,7 @@ def put(database: Path, source: Path) -> None:
         shutil.copy(path, database / path.name)
 
 
-async def test_next_connection_is_shown_what_was_put_there_before(store, databases, database, lines):
+async def test_connection_after_a_change_gets_the_new_identity(store, databases, database, lines):
     """At once, each time, and nothing is made of what is there in between."""
     live = await store.get(database, lines.log)
     ders = [(source / "stap.cert").read_bytes() for source in databases]
@@ -239,7 +239,7 @@ async def test_next_connection_is_shown_what_was_put_there_before(store, databas
     assert lines.events().count("identity.generating") == generated
 
 
-async def test_next_connection_is_shown_the_directory_that_took_the_place(
+async def test_connection_after_a_directory_swap_gets_the_new_identity(
     store, databases, database, tmp_path, lines
 ):
     live = await store.get(database, lines.log)
@@ -254,7 +254,7 @@ async def test_next_connection_is_shown_the_directory_that_took_the_place(
             tasks.cancel_scope.cancel()
 
 
-async def test_half_of_a_database_is_not_looked_at(store, databases, database, lines, monkeypatch):
+async def test_half_of_a_database_is_not_read(store, databases, database, lines, monkeypatch):
     """It would be taken for a damaged one, and another be made in its place."""
     monkeypatch.setattr("stapsrv.identity.store._SETTLE_S", 3600.0)
     monkeypatch.setattr("stapsrv.identity.store._MAX_SETTLE_S", 3600.0)
@@ -276,7 +276,7 @@ async def test_half_of_a_database_is_not_looked_at(store, databases, database, l
     assert lines.events().count("identity.generating") == generated
 
 
-async def test_change_during_a_look_has_connections_wait_for_the_next(store, database, lines):
+async def test_connection_waits_for_the_next_check_after_a_change_during_one(store, database, lines):
     live = await store.get(database, lines.log)
     live.mark_changed()
     with live.checking():
@@ -296,7 +296,7 @@ async def test_change_during_a_look_has_connections_wait_for_the_next(store, dat
         await served.wait()
 
 
-async def test_connection_does_not_wait_for_ever(store, databases, database, lines, monkeypatch):
+async def test_wait_of_a_connection_times_out(store, databases, database, lines, monkeypatch):
     """The file system hangs: the certificate of before will do."""
     gate = threading.Event()
     live = await store.get(database, lines.log)
@@ -320,7 +320,7 @@ async def test_connection_does_not_wait_for_ever(store, databases, database, lin
             tasks.cancel_scope.cancel()
 
 
-async def test_where_nothing_can_be_watched_it_is_the_connection_after(
+async def test_change_is_found_one_connection_later_without_a_watcher(
     set_store, databases, database, lines, monkeypatch
 ):
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 3600.0)
@@ -335,7 +335,7 @@ async def test_where_nothing_can_be_watched_it_is_the_connection_after(
     assert (await live.current()).identity.der == (databases[0] / "stap.cert").read_bytes()
 
 
-async def test_replaced_database_is_taken_up_while_serving(set_store, database, pristine_identity, lines):
+async def test_replaced_database_is_loaded_while_serving(set_store, database, pristine_identity, lines):
     live = await set_store.get(database, lines.log)
 
     def replace() -> None:
@@ -368,9 +368,7 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
 @pytest.mark.parametrize(
     "fault", [OSError(24, "Too many open files"), MemoryError(), ValueError("a fault of this program")]
 )
-async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
-    set_store, database, lines, monkeypatch, fault
-):
+async def test_crash_of_a_check_leaves_the_old_one_in_service(set_store, database, lines, monkeypatch, fault):
     live = await set_store.get(database, lines.log)
     before = live.loaded.identity
 
@@ -393,7 +391,7 @@ async def test_fault_while_looking_after_it_leaves_the_old_one_in_service(
             tasks.cancel_scope.cancel()
 
 
-async def test_clock_that_is_set_and_set_back_costs_nothing(set_store, database, lines, wall, monkeypatch):
+async def test_clock_set_and_set_back_renews_nothing(set_store, database, lines, wall, monkeypatch):
     # The clock is to be set while the store waits, and set back before it looks again.
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 0.5)
     live = await set_store.get(database, lines.log)

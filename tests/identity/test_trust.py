@@ -33,13 +33,13 @@ def client(tmp_path: Path) -> Path:
     return tmp_path / "ssl" / "client"
 
 
-def test_the_default_directory():
+def test_default_directory():
     assert default_client_directory({"HOME": "/home/me"}) == Path("/home/me/.systemtap/ssl/client")
     assert default_client_directory({"SYSTEMTAP_DIR": "/data"}) == Path("/data/ssl/client")
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
-async def test_a_missing_database_is_made_for_all_to_read(made: Identity, client: Path, log: Log, mask: int):
+async def test_missing_database_is_made_readable_by_all(made: Identity, client: Path, log: Log, mask: int):
     with umask(mask):
         await authorize(made.certificate, client, log=log.logger)
     assert modes(client) == {".": 0o755, **dict.fromkeys(DATABASE_FILES, 0o644)}
@@ -49,7 +49,7 @@ async def test_a_missing_database_is_made_for_all_to_read(made: Identity, client
     assert log.entry("trust.established")["directory"] == client
 
 
-async def test_doing_it_again_changes_nothing(made: Identity, client: Path, log: Log):
+async def test_authorizing_again_changes_nothing(made: Identity, client: Path, log: Log):
     await authorize(made.certificate, client, log=log.logger)
     before = contents(client)
     await authorize(made.certificate, client, log=log.logger)
@@ -57,9 +57,7 @@ async def test_doing_it_again_changes_nothing(made: Identity, client: Path, log:
     assert log.events == ESTABLISHED * 2
 
 
-async def test_the_previous_certificate_stays_trusted(
-    made: Identity, another: Identity, client: Path, log: Log
-):
+async def test_previous_certificate_stays_trusted(made: Identity, another: Identity, client: Path, log: Log):
     await authorize(made.certificate, client, log=log.logger)
     await authorize(another.certificate, client, log=log.logger)
     trusted = await Database(client).certificates(NICKNAME)
@@ -70,14 +68,14 @@ async def test_the_previous_certificate_stays_trusted(
     assert await Database(client).listing() == [(NICKNAME, "P,P,P")] * 2
 
 
-async def test_lost_trust_is_given_again(made: Identity, client: Path, log: Log):
+async def test_changed_trust_is_restored(made: Identity, client: Path, log: Log):
     await authorize(made.certificate, client, log=log.logger)
     await Database(client).import_certificate(made.certificate, NICKNAME, "p,p,p")
     await authorize(made.certificate, client, log=log.logger)
     assert await Database(client).listing() == [(NICKNAME, "P,P,P")]
 
 
-async def test_many_servers_at_the_same_moment(made: Identity, another: Identity, client: Path, log: Log):
+async def test_concurrent_servers_are_all_trusted(made: Identity, another: Identity, client: Path, log: Log):
     async with anyio.create_task_group() as tasks:
         for identity in (made, another) * 3:
             tasks.start_soon(
@@ -88,7 +86,7 @@ async def test_many_servers_at_the_same_moment(made: Identity, another: Identity
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_damaged_database_is_left_to_its_owner(made: Identity, client: Path, log: Log, damage: str):
+async def test_damaged_database_is_not_changed(made: Identity, client: Path, log: Log, damage: str):
     await authorize(made.certificate, client, log=Log().logger)
     DAMAGES[damage](client)
     before = contents(client)
@@ -99,7 +97,9 @@ async def test_a_damaged_database_is_left_to_its_owner(made: Identity, client: P
 
 
 @needs_permissions
-async def test_a_database_of_somebody_else(made: Identity, another: Identity, client: Path, log: Log):
+async def test_read_only_database_that_lacks_the_certificate_is_an_error(
+    made: Identity, another: Identity, client: Path, log: Log
+):
     await authorize(made.certificate, client, log=Log().logger)
     make_read_only(client)
     await authorize(made.certificate, client, log=log.logger)

@@ -61,7 +61,7 @@ async def wait_none_abandoned(work: BlockingCalls) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_result_and_error():
+async def test_result_and_error_of_the_call_are_passed_on():
     work = BlockingCalls()
     assert await work.run(lambda: 42) == 42
     with pytest.raises(FileNotFoundError):
@@ -69,7 +69,7 @@ async def test_result_and_error():
     assert await work.run(threading.current_thread) is not threading.main_thread()
 
 
-async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
+async def test_hanging_call_times_out_and_is_cleaned_up_when_it_returns(hang):
     work = BlockingCalls(timeout_s=0.1, grace_s=0.1)
     with pytest.raises(TimeoutError) as caught:
         await work.run(hang, cleanup=hang.undo)
@@ -82,7 +82,7 @@ async def test_call_that_hangs_ends_in_time_and_is_undone_when_it_returns(hang):
     await wait_none_abandoned(work)
 
 
-async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
+async def test_calls_are_refused_while_too_many_hang(hang):
     work = BlockingCalls(timeout_s=0.05, grace_s=0.05, max_abandoned=3)
     for _ in range(3):
         with pytest.raises(TimeoutError, match="no answer"):
@@ -96,7 +96,7 @@ async def test_too_many_that_hang_are_followed_by_none_until_they_return(hang):
     assert await work.run(lambda: 42, timeout_s=10) == 42
 
 
-async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
+async def test_threads_are_bounded_and_the_wait_for_one_times_out(hang):
     work = BlockingCalls(max_threads=2, timeout_s=0.3, grace_s=0.1)
     before = threading.active_count()
     timed_out = 0
@@ -115,7 +115,7 @@ async def test_threads_are_bounded_and_waiting_for_one_has_a_bound_too(hang):
     assert timed_out == 10
 
 
-async def test_cancellation_gives_a_call_a_moment_and_undoes_what_it_made(hang):
+async def test_cancelled_call_gets_its_grace_and_is_cleaned_up(hang):
     work = BlockingCalls(grace_s=10)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: work.run(hang, cleanup=hang.undo))
@@ -126,7 +126,7 @@ async def test_cancellation_gives_a_call_a_moment_and_undoes_what_it_made(hang):
     assert work.abandoned == 0
 
 
-async def test_cancellation_is_not_held_up_by_a_call_that_hangs(hang):
+async def test_cancellation_does_not_wait_for_a_hanging_call(hang):
     work = BlockingCalls(grace_s=0.1)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
@@ -138,7 +138,7 @@ async def test_cancellation_is_not_held_up_by_a_call_that_hangs(hang):
     await wait_for(hang.undoing)
 
 
-async def test_no_thread_to_be_had(monkeypatch):
+async def test_failure_to_start_a_thread_is_an_os_error(monkeypatch):
     def refuse(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -16,7 +16,7 @@ from stapsrv.system.environ import started_environ
     ("given", "kept"),
     [(b"PATH=/bin\0LANG=C\0", False), (b"LC_CTYPE=C.UTF-8\0", True), (b"X=LC_CTYPE=\0", False)],
 )
-def test_what_was_not_given_is_left_out(tmp_path, given, kept):
+def test_coerced_locale_is_left_out(tmp_path, given, kept):
     (tmp_path / "environ").write_bytes(given)
     environ = {"LC_CTYPE": "C.UTF-8", "LANG": "C"}
     found = started_environ(environ, started_with=tmp_path / "environ")
@@ -24,7 +24,7 @@ def test_what_was_not_given_is_left_out(tmp_path, given, kept):
     assert started_environ({"LANG": "C"}, started_with=tmp_path / "environ") == {"LANG": "C"}
 
 
-def test_all_is_kept_where_nobody_can_say(tmp_path):
+def test_everything_is_kept_where_the_initial_environment_is_unreadable(tmp_path):
     assert started_environ({"LC_CTYPE": "C"}, started_with=tmp_path / "missing") == {"LC_CTYPE": "C"}
 
 

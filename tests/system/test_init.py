@@ -55,11 +55,11 @@ def test_daemon_is_a_child_and_ends_with_its_own_status():
     assert run("sys.exit(7)") == (7, "pid 2 parent 1\n")
 
 
-def test_daemon_that_a_signal_ends():
+def test_status_of_a_killed_daemon_is_128_and_the_signal():
     assert run("os.kill(os.getpid(), signal.SIGKILL)")[0] == 128 + signal.SIGKILL
 
 
-def test_orphans_are_waited_for_and_own_children_are_not():
+def test_orphans_are_reaped_and_the_daemon_s_children_are_not():
     code = """
 own = subprocess.Popen(["sleep", "0.1"])
 orphan = int(subprocess.check_output(["sh", "-c", "sleep 0.05 >/dev/null & echo $!"]))
@@ -72,7 +72,7 @@ print("left", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()
     assert (status, output.splitlines()[1:]) == (0, ["own 0", "left [1, 2]"])
 
 
-def test_signals_are_handed_on():
+def test_signals_are_forwarded():
     with start("signal.sigwait({signal.SIGHUP})\nprint('hangup', flush=True)\nsignal.pause()\n") as unshare:
         assert unshare.stdout.readline() == "pid 2 parent 1\n"
         (init,) = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
@@ -83,7 +83,7 @@ def test_signals_are_handed_on():
     assert unshare.returncode == 128 + signal.SIGTERM
 
 
-def test_any_other_process_stays_alone():
+def test_other_processes_do_not_fork():
     code = "import os; from stapsrv.system.init import fork_as_init; before = os.getpid(); fork_as_init(); "
     code += "assert os.getpid() == before"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60, check=True)

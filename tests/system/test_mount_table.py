@@ -24,7 +24,7 @@ with contextlib.closing(Mounts()) as mounts:
 """
 
 
-def test_what_comes_and_goes_is_told_once(tmp_path: Path) -> None:
+def test_mount_and_unmount_are_reported_once(tmp_path: Path) -> None:
     if subprocess.run([*UNSHARED, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("this user may not mount anything in a namespace of its own")
     place = tmp_path / "a place"
@@ -35,7 +35,7 @@ def test_what_comes_and_goes_is_told_once(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def test_the_table_is_closed() -> None:
+def test_table_is_closed() -> None:
     mounts = Mounts()
     assert not mounts.changed()
     mounts.close()

@@ -19,7 +19,7 @@ LOWERED = (
 )
 
 
-def test_the_soft_limit_is_raised_to_the_hard_one():
+def test_soft_limit_is_raised_to_the_hard_one():
     subprocess.run([sys.executable, "-c", LOWERED], check=True, timeout=30)
 
 
@@ -40,7 +40,7 @@ def test_connections_are_bounded_by_open_files(wanted, open_files, most):
 
 
 @pytest.mark.anyio
-async def test_a_bound_that_open_files_do_not_allow_is_told_once():
+async def test_too_few_open_files_are_logged():
     lines = LogLines()
     warn_of_few_files(10**9, lines.log)
     (entry,) = lines.entries

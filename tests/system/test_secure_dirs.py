@@ -26,12 +26,12 @@ def umask(request):
     os.umask(before)
 
 
-def test_a_directory_and_its_parents(tmp_path):
+def test_directory_and_its_parents_are_made(tmp_path):
     make_directory(tmp_path / "a" / "b" / "c", SHARED)
     assert [mode(tmp_path / path) for path in ("a", "a/b", "a/b/c")] == [0o755, 0o755, 0o1775]
 
 
-def test_what_is_there_stays_as_it_is(tmp_path):
+def test_what_exists_is_not_changed(tmp_path):
     (tmp_path / "a").mkdir(mode=0o700)
     (tmp_path / "a" / "log").write_text("kept")
     make_directory(tmp_path / "a", SHARED)
@@ -40,12 +40,12 @@ def test_what_is_there_stays_as_it_is(tmp_path):
     assert (tmp_path / "a" / "log").read_text() == "kept"
 
 
-def test_a_file(tmp_path):
+def test_file_and_its_directory_are_made(tmp_path):
     make_file(tmp_path / "a" / "log", Ownership(-1, -1, 0o664))
     assert (mode(tmp_path / "a"), mode(tmp_path / "a" / "log")) == (0o755, 0o664)
 
 
-def test_a_lock(tmp_path):
+def test_lock_is_made_once_and_not_inherited(tmp_path):
     for _ in range(2):
         fd = open_lock(tmp_path, "start.lock", -1)
         assert not os.get_inheritable(fd)
@@ -53,13 +53,13 @@ def test_a_lock(tmp_path):
     assert mode(tmp_path / "start.lock") == 0o600
 
 
-def test_relative_parts_of_a_path(tmp_path):
+def test_parent_parts_of_a_path_work(tmp_path):
     make_directory(tmp_path / "a" / ".." / "b", SHARED)
     assert (tmp_path / "b").is_dir()
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "../outside", "."])
-def test_a_plain_user_s_links_lead_where_they_lead(tmp_path, target):
+def test_links_are_followed_for_a_plain_user(tmp_path, target):
     if os.geteuid() == 0:
         pytest.skip("for root they do not")
     (tmp_path / "in" / "elsewhere").mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_a_plain_user_s_links_lead_where_they_lead(tmp_path, target):
     assert (tmp_path / "outside" / "newer").is_dir()
 
 
-def test_links_in_a_circle(tmp_path):
+def test_circular_links_are_an_error(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("the directory is not root's alone")
     (tmp_path / "a").symlink_to("b")
@@ -81,20 +81,20 @@ def test_links_in_a_circle(tmp_path):
         make_directory(tmp_path / "a" / "new", SHARED)
 
 
-def test_a_file_in_the_way(tmp_path):
+def test_file_in_place_of_a_directory_is_an_error(tmp_path):
     (tmp_path / "a").write_text("")
     for path in (tmp_path / "a", tmp_path / "a" / "b"):
         with pytest.raises(ConfigError, match=r"cannot be made or opened: Not a directory; make it, or give"):
             make_directory(path, SHARED)
 
 
-def test_a_lock_that_is_a_link(tmp_path):
+def test_lock_that_is_a_link_is_an_error(tmp_path):
     (tmp_path / "start.lock").symlink_to("/etc/passwd")
     with pytest.raises(ConfigError, match="cannot be made or opened: Too many levels of symbolic links"):
         open_lock(tmp_path, "start.lock", -1)
 
 
-def test_an_unwritable_place(tmp_path):
+def test_unwritable_directory_is_an_error(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("nothing is unwritable for root")
     with pytest.raises(ConfigError, match=r"^/proc/1/stap: cannot be made or opened: "):
@@ -106,7 +106,7 @@ def test_an_unwritable_place(tmp_path):
 class TestAsRoot:
     """What root makes is handed over, and only where nobody else can turn the way."""
 
-    def test_what_is_made_belongs_to_whom_it_is_for(self, tmp_path):
+    def test_what_is_made_belongs_to_its_owner(self, tmp_path):
         make_directory(tmp_path / "a" / "b", Ownership(4711, 4712, 0o750))
         make_file(tmp_path / "a" / "log", Ownership(-1, 4712, 0o664))
         os.close(open_lock(tmp_path / "a", "lock", 4711))
@@ -118,14 +118,14 @@ class TestAsRoot:
             (4711, 0),
         ]
 
-    def test_links_of_root_s_own_are_followed(self, tmp_path):
+    def test_links_in_root_s_directories_are_followed(self, tmp_path):
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to("real")
         make_directory(tmp_path / "link" / "new", SHARED)
         assert (tmp_path / "real" / "new").is_dir()
 
     @pytest.mark.parametrize(("uid", "permissions"), [(4711, 0o755), (0, 0o775), (0, 0o1777)])
-    def test_links_that_others_may_have_put_there_are_not(self, tmp_path, uid, permissions):
+    def test_links_that_others_may_have_made_are_an_error(self, tmp_path, uid, permissions):
         (tmp_path / "shared").mkdir()
         (tmp_path / "target").mkdir()
         (tmp_path / "shared" / "link").symlink_to(tmp_path / "target")

@@ -14,7 +14,7 @@ def test_links_are_followed_to_the_end(tmp_path):
     assert links == (Link(tmp_path / "a", f"{tmp_path}/./b/../b"), Link(tmp_path / "b", "real"))
 
 
-def test_links_that_lead_nowhere_lead_nowhere(tmp_path):
+def test_broken_links_have_no_target(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("missing")
     for name in ("loop", "gone", "missing/x"):

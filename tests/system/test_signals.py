@@ -1,0 +1,52 @@
+"""Signals as values, on both event loops."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import anyio
+import pytest
+
+from stapsrv.system.signals import signals_received
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """The block leaves the signal ignored."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+async def test_signals_are_received_in_order():
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        with signals_received(signal.SIGUSR1, signal.SIGUSR2) as received, anyio.fail_after(20):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert await anext(received) is signal.SIGUSR1
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert await anext(received) is signal.SIGUSR2
+            await received.aclose()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+async def test_signal_sent_twice_before_it_is_received_comes_once():
+    with signals_received(signal.SIGUSR1) as received:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        with anyio.fail_after(20):
+            assert await anext(received) is signal.SIGUSR1
+        with anyio.move_on_after(0.01) as scope:
+            await anext(received)
+        assert scope.cancelled_caught
+        await received.aclose()
+
+
+async def test_signal_after_the_block_is_ignored():
+    with signals_received(signal.SIGUSR1) as received:
+        await received.aclose()
+    os.kill(os.getpid(), signal.SIGUSR1)
