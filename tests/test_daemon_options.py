@@ -66,7 +66,7 @@ def test_one_server_or_the_configured_ones(line, option):
     )
 
 
-def test_relative_paths_hold_wherever_the_daemon_goes(monkeypatch, tmp_path):
+def test_relative_paths_become_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     server = parse_arguments(["--log", "l", "--ssl", "s", "-I", "t", "-R", "r"]).server
     assert (server.log, server.ssl) == (tmp_path / "l", tmp_path / "s")
@@ -98,7 +98,7 @@ def test_relative_paths_hold_wherever_the_daemon_goes(monkeypatch, tmp_path):
         ("--max 3", "ambiguous option: --max could match"),
     ],
 )
-def test_faults_are_one_line_that_names_the_option(line, text):
+def test_mistake_is_one_line_that_names_the_option(line, text):
     with pytest.raises(UsageError) as caught:
         parse_arguments(line.split())
     assert str(caught.value).startswith(text)
@@ -111,13 +111,13 @@ def test_retired_option_is_accepted_with_a_warning():
     assert parse_arguments(["--standby=2", "-r", "6.1"]).server == ServerSettings(releases=("6.1",))
 
 
-def test_the_format_of_the_log():
+def test_log_format_applies_to_daemon_and_server():
     options = parse_arguments(["-r", "6.1", "--log-format", "JSON"])
     assert options.server == ServerSettings(releases=("6.1",), log_format=LogFormat.JSON)
     assert parse_arguments(["--log-format=journal"]).log_format is LogFormat.JOURNAL
 
 
-def test_a_server_is_advertised_as_the_line_says():
+def test_mdns_options_apply_to_the_one_server():
     options = parse_arguments(["-r", "6.1", "--no-mdns", "--mdns-host", "build"])
     assert options.server == ServerSettings(releases=("6.1",))
     assert options.mdns == MdnsSettings(enabled=False, host="build")

@@ -50,7 +50,7 @@ def read(text: str) -> ServerSettings:
         pytest.param("NOBODY=knows", [("NOBODY", "knows", False)], id="the grammar knows no variables"),
     ],
 )
-def test_a_line(line: str, assignments: list[tuple[str, str, bool]]) -> None:
+def test_line_gives_assignments(line: str, assignments: list[tuple[str, str, bool]]) -> None:
     expected = tuple(Assignment(2, *assignment) for assignment in assignments)
     assert parse_assignments(f"\n{line}\n", where=WHERE) == expected
     assert parse_assignments(f"\n{line}", where=WHERE) == expected, "the last line needs no line break"
@@ -71,7 +71,7 @@ def test_a_line(line: str, assignments: list[tuple[str, str, bool]]) -> None:
         (["RELEASE=(a b)"], ("(a b)",)),
     ],
 )
-def test_an_array(lines: list[str], releases: tuple[str, ...]) -> None:
+def test_array_collects_values(lines: list[str], releases: tuple[str, ...]) -> None:
     assert read("\n".join(lines)).releases == releases
 
 
@@ -150,7 +150,7 @@ def test_numbers_and_architectures_are_normalised() -> None:
         ("MAXCOMPRESSEDREQ=1k", "MAXCOMPRESSEDREQ=1k: expected a number of bytes, 1 or more"),
     ],
 )
-def test_a_wrong_line(line: str, message: str) -> None:
+def test_wrong_line_is_refused_with_its_place(line: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(f"# a comment\n{line}\n")
     assert str(caught.value) == f"{WHERE}:2: {message}"
@@ -170,7 +170,7 @@ def test_all_faults_of_a_file_are_reported_in_order() -> None:
         parse_assignments("PORT=x\nnonsense\n", where=WHERE)
 
 
-def test_a_file_of_another_system_is_one_fault() -> None:
+def test_carriage_returns_are_one_fault() -> None:
     with pytest.raises(ConfigFaults) as caught:
         read("ARCH=i386\r\nPORT=1\r\n")
     assert len(caught.value.faults) == 1
@@ -184,7 +184,7 @@ def test_bytes_are_utf_8() -> None:
     assert str(caught.value) == f"{WHERE}:3: byte 0xeb is not UTF-8 text; save the file as UTF-8"
 
 
-def test_a_stat_file_looks_like_the_original_s() -> None:
+def test_stat_file_has_the_order_of_the_original() -> None:
     written = encode_server_settings(
         ServerSettings(
             arch="x86_64",
@@ -215,7 +215,7 @@ def test_a_stat_file_looks_like_the_original_s() -> None:
         (ServerSettings(define=("()",)), "DEFINE cannot be '()': it would read as none"),
     ],
 )
-def test_a_value_that_no_line_can_hold(unwritable: ServerSettings, message: str) -> None:
+def test_value_that_no_line_can_hold_is_refused(unwritable: ServerSettings, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         encode_server_settings(unwritable)
     assert str(caught.value) == message
@@ -259,7 +259,7 @@ def test_what_is_written_reads_back_equal(original: ServerSettings) -> None:
 
 @settings(derandomize=True, database=None)
 @given(st.text())
-def test_a_value_that_counts_as_writable_is_one(value: str) -> None:
+def test_writable_value_reads_back_equal(value: str) -> None:
     if unwritable_reason(value) is None:
         assert read(f"NICKNAME={value}\n").nickname == (value or None)
 
@@ -271,7 +271,7 @@ def test_any_text_gives_settings_or_faults(text: str) -> None:
         read(text)
 
 
-def test_a_variable_of_the_global_file_belongs_there() -> None:
+def test_variable_of_the_global_file_is_refused_in_a_server_s() -> None:
     with pytest.raises(ConfigFaults) as caught:
         read("MAX_COMPILES=3\n")
     assert str(caught.value) == (

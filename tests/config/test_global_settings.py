@@ -58,7 +58,7 @@ def test_retired_variable_of_a_file_is_accepted_with_a_warning() -> None:
     assert settings == SYSTEM_SETTINGS._replace(mdns_enabled=False, warnings=(warning,))
 
 
-def test_an_unknown_variable() -> None:
+def test_unknown_variable_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         lay_over(SYSTEM_SETTINGS, "\nSTATPATH=/x\n", where="/etc/default/stap-server")
     assert str(caught.value) == (
@@ -139,7 +139,7 @@ def test_files_are_laid_over_each_other(tmp_path: Path) -> None:
     assert read_global_settings(SYSTEM_SETTINGS, None, default_files=default_files).stat_path == Path("/s2")
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_global_settings(SYSTEM_SETTINGS, tmp_path / "none", default_files=())
     assert str(caught.value) == f"{tmp_path}/none: no such file; give -c a global configuration file"

@@ -52,12 +52,12 @@ def test_architectures_are_named_as_the_kernel_names_them(machine, arch):
 
 
 @pytest.mark.parametrize("name", ["6.1.0-56-amd64", "2.6.18-128.el5", "6.12.107+deb12-amd64", "5.10~rc1"])
-def test_release_names(name):
+def test_names_of_releases(name):
     assert is_release_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "/lib", "../x", "-r", ".", "a b", "a\n", "a/b", "é"])
-def test_not_release_names(name):
+def test_names_that_are_no_release(name):
     assert not is_release_name(name)
 
 
@@ -109,7 +109,7 @@ def test_missing_build_tree_names_package_and_alternatives(modules):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look at everything")
-def test_modules_that_may_not_be_looked_at(modules):
+def test_unreadable_modules_directory_has_no_releases(modules):
     """As a service manager hides them."""
     modules.chmod(0)
     try:

@@ -80,7 +80,7 @@ def test_pages_have_every_option(page):
         assert re.search(rf"^ +{action}\b", server, re.MULTILINE), action
 
 
-def test_templates_name_no_option_that_there_is_not():
+def test_templates_name_only_options_that_exist():
     known = {row.option for row in OPTIONS} | {
         name for each in _parser()._actions for name in each.option_strings
     }
@@ -181,7 +181,7 @@ def test_zsh_completes(made, tmp_path):
     ]
 
 
-def test_bash_knows_what_runs(made, tmp_path):
+def test_bash_completes_names_and_ids_of_running_servers(made, tmp_path):
     """Nicknames and ids, as ``status --json`` tells them."""
     (tmp_path / "stap-server").write_text(
         '#!/bin/sh\ncat <<EOF\n{\n  "id": 4194305,\n  "nickname": "native",\n  "id": 4194306,\n'

@@ -19,7 +19,7 @@ class Group(StrEnum):
     """What an option is about; the value is a heading."""
 
     DESCRIBING = "which server, or which servers"
-    DEALT = "dealt out in turn to the servers named"
+    LISTS = "dealt out in turn to the servers named"
     TUNING = "for the server described, and those that follow (docs/limits.md)"
     STARTING = "for those that are started"
     WAITING = "waiting"
@@ -54,7 +54,7 @@ OPTIONS = (
         Group.DESCRIBING,
     ),
     *(OptionText.of(row, Group.DESCRIBING) for row in _DESCRIBING),
-    *(OptionText.of(row, Group.DEALT) for row in LIST_OPTIONS.values()),
+    *(OptionText.of(row, Group.LISTS) for row in LIST_OPTIONS.values()),
     *(OptionText.of(row, Group.TUNING) for row in DESCRIBING_OPTIONS.values() if row.tunable),
     OptionText("-k", None, "keep temporary directories", Group.STARTING),
     OptionText("-P", None, "their certificate databases have a password, which is asked for", Group.STARTING),
@@ -73,7 +73,7 @@ def groups_of(action: str) -> tuple[Group, ...]:
     """Return the groups of options that an action uses, in the order of its help."""
     groups: tuple[Group, ...] = ()
     if action != "reload":
-        groups = (Group.DESCRIBING, Group.DEALT, Group.TUNING)
+        groups = (Group.DESCRIBING, Group.LISTS, Group.TUNING)
     if action in {"start", "restart", "force-reload"}:
         groups += (Group.STARTING,)
     waiting = Group.ASKING if action in {"status", "check"} else Group.WAITING

@@ -15,7 +15,7 @@ def test_every_action_has_help():
 def test_every_setting_with_an_option_is_shown():
     shown = {row.option: row.group for row in OPTIONS}
     assert shown[NICKNAME] is Group.DESCRIBING
-    assert all(shown[option] is Group.DEALT for option in LIST_OPTIONS)
+    assert all(shown[option] is Group.LISTS for option in LIST_OPTIONS)
     for option, row in DESCRIBING_OPTIONS.items():
         assert shown[option] is (Group.TUNING if row.tunable else Group.DESCRIBING)
 

@@ -39,7 +39,7 @@ def typed(line: str) -> tuple[TypedOption, ...]:
 
 
 @pytest.mark.parametrize("word", ACTIONS.split(", "))
-def test_an_action(word: str) -> None:
+def test_action_alone(word: str) -> None:
     assert parse(word) == Invocation(Action(word))
 
 
@@ -68,7 +68,7 @@ def test_values_are_attached_or_separate(line: str) -> None:
     )
 
 
-def test_a_value_may_look_like_an_option() -> None:
+def test_value_may_look_like_an_option() -> None:
     assert parse("start -B -j2 -D -a").specifications[0].settings == typed("-B -j2 -D -a")
     assert parse("start -B -- -D--").specifications[0].settings == typed("-B -- -D --")
 
@@ -160,7 +160,7 @@ def test_lists_keep_their_order_and_an_empty_value_is_the_default() -> None:
     }
 
 
-def test_the_last_c_counts() -> None:
+def test_last_config_file_counts() -> None:
     assert parse("status -c a -r X -c b").config_file == "/cwd/b"
 
 
@@ -257,7 +257,7 @@ def test_an_empty_value_means_the_default_where_there_is_one() -> None:
         ("reload -n a", RELOAD),
     ],
 )
-def test_a_refusal_is_one_line(line: str, message: str) -> None:
+def test_mistake_is_one_line(line: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse(line)
     assert str(caught.value) == message

@@ -20,7 +20,7 @@ def plain_user(monkeypatch):
     monkeypatch.setattr(places, "can_write", lambda path: False)
 
 
-def test_a_file_decides(tmp_path, plain_user):
+def test_stat_path_of_the_file_is_the_only_one(tmp_path, plain_user):
     (tmp_path / "global.conf").write_text(f"STAT_PATH={tmp_path}/stat\n")
     settings = own_settings({"HOME": "/home/me"}, str(tmp_path / "global.conf"))
     assert settings.stat_path == tmp_path / "stat"
@@ -28,18 +28,18 @@ def test_a_file_decides(tmp_path, plain_user):
     assert readable_stat_paths(settings, str(tmp_path / "global.conf")) == [tmp_path / "stat"]
 
 
-def test_a_plain_user_sees_his_own_place_and_the_system_s(plain_user):
+def test_plain_user_reads_his_own_stat_path_and_the_system_s(plain_user):
     settings = own_settings({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/4711"}, None)
     own = Path("/run/user/4711/stap-server")
     assert readable_stat_paths(settings, None) == [own, SYSTEM_SETTINGS.stat_path]
 
 
-def test_root_s_place_is_the_system_s(monkeypatch):
+def test_root_reads_the_system_s_stat_path(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert readable_stat_paths(own_settings({}, None), None) == [SYSTEM_SETTINGS.stat_path]
 
 
-def test_without_a_home_the_user_database_has_it(monkeypatch):
+def test_home_comes_from_the_user_database_where_the_environment_has_none(monkeypatch):
     if os.geteuid() == 0:
         pytest.skip("root's place is the system's")
     monkeypatch.setattr(places, "can_write", lambda path: False)
