@@ -294,3 +294,26 @@ def scripted_supervisor(path: Path, *answers: bytes, hang_up: bool = True) -> It
 def descriptors() -> int:
     """Return how many file descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def error_of(message: dict, *, request_id: object = 1) -> tuple[int, str]:
+    assert message["jsonrpc"] == "2.0"
+    assert message["id"] == request_id
+    return message["error"]["code"], message["error"]["message"]
+
+
+async def answers(peer: LinePeer) -> None:
+    """Check that a peer is served."""
+    assert (await peer.call("hello"))["result"]["pid"] == 4242
+
+
+def end_with_the_command(control) -> None:
+    """Let the end of the command that waits at the gate end everything, in the same turn of the loop."""
+    move = control.commands.move
+
+    def end_and_move(server_id, state, report):
+        control.scope.cancel()
+        move(server_id, state, report)
+
+    control.commands.move = end_and_move
+    control.commands.gate.set()

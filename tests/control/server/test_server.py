@@ -14,38 +14,29 @@ from kit.control import (
     OWN_PEER,
     READING_PEER,
     STRANGE_PEER,
-    LinePeer,
+    answers,
     descriptors,
+    end_with_the_command,
+    error_of,
     peer_of,
     running_control,
     server_status,
 )
 
-from stapsrv.control.protocol.jsonrpc import MAX_REQUEST_BYTES, Code
+from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.server import server
 from stapsrv.control.server.auth import Policy
-from stapsrv.control.server.connection import ControlLimits, RateLimiter
 from stapsrv.control.server.server import open_control_socket
-from stapsrv.supervisor.lifecycle import State
+from stapsrv.errors import ConfigError
+from stapsrv.system.unix_socket import address_of
 
 pytestmark = pytest.mark.anyio
-
-
-def error_of(message: dict, *, request_id: object = 1) -> tuple[int, str]:
-    assert message["jsonrpc"] == "2.0"
-    assert message["id"] == request_id
-    return message["error"]["code"], message["error"]["message"]
-
-
-async def answers(peer: LinePeer) -> None:
-    """Check that a peer is served."""
-    assert (await peer.call("hello"))["result"]["pid"] == 4242
 
 
 # Who is let in.
 
 
-async def test_owner_is_let_in_and_told_what_it_may_do(tmp_path):
+async def test_owner_has_access_to_all(tmp_path):
     async with running_control(tmp_path) as control, peer_of(control) as peer:
         assert (await peer.call("hello", request_id="a"))["result"] == {
             "protocol": 1,
@@ -85,7 +76,7 @@ async def test_reader_may_not_command(tmp_path, method):
     ]
 
 
-async def test_stranger_is_told_and_sent_away(tmp_path):
+async def test_stranger_gets_an_error_and_is_disconnected(tmp_path):
     async with running_control(tmp_path, peers=[STRANGE_PEER]) as control:
         async with peer_of(control) as peer:
             assert error_of(await peer.receive(), request_id=None) == (
@@ -106,7 +97,7 @@ async def test_stranger_is_told_and_sent_away(tmp_path):
     ]
 
 
-async def test_peer_that_the_kernel_cannot_name_is_sent_away(tmp_path):
+async def test_peer_without_credentials_is_disconnected(tmp_path):
     async with running_control(tmp_path, peers=[OSError(errno.ENOTCONN, "gone")]) as control:
         async with peer_of(control) as peer:
             assert await peer.wait_closed() == b""
@@ -139,186 +130,7 @@ async def test_socket_is_for_its_user_and_group(tmp_path):
 # What is no request.
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "request_id"),
-    [
-        (b"not JSON\n", Code.PARSE_ERROR, None),
-        (b"\n", Code.PARSE_ERROR, None),
-        (b"\xff\n", Code.PARSE_ERROR, None),
-        (b"[" * 100_000 + b"\n", Code.PARSE_ERROR, None),
-        (b'[{"jsonrpc":"2.0","id":1,"method":"hello"}]\n', Code.INVALID_REQUEST, None),
-        (b'{"jsonrpc":"2.0","method":"hello"}\n', Code.INVALID_REQUEST, None),
-        (b'{"jsonrpc":"2.0","id":5}\n', Code.INVALID_REQUEST, 5),
-        (b"x" * (MAX_REQUEST_BYTES + 1) + b"\n", Code.INVALID_REQUEST, None),
-    ],
-)
-async def test_what_is_no_request_ends_the_connection(tmp_path, line, code, request_id):
-    async with running_control(tmp_path) as control:
-        async with peer_of(control) as peer:
-            await peer.send(line)
-            found, text = error_of(await peer.receive(), request_id=request_id)
-            assert found == code
-            assert await peer.wait_closed() == b""
-        async with peer_of(control) as peer:
-            await answers(peer)
-    (entry,) = control.lines.entries
-    assert (entry["level"], entry["event"], entry["user"]) == ("info", "control.malformed", "1001")
-    assert str(entry["reason"]) == text
-
-
-async def test_line_without_end_is_refused_at_the_limit(tmp_path):
-    async with running_control(tmp_path) as control, peer_of(control) as peer:
-        with contextlib.suppress(anyio.BrokenResourceError):
-            while True:
-                await peer.send(b"x" * 65_536)
-        assert error_of(await peer.receive(), request_id=None) == (
-            Code.INVALID_REQUEST,
-            f"a line has more than {MAX_REQUEST_BYTES} bytes",
-        )
-
-
-async def test_longest_line_is_taken(tmp_path):
-    async with running_control(tmp_path) as control, peer_of(control) as peer:
-        request = b'{"jsonrpc":"2.0","id":1,"method":"hello"}'
-        await peer.send(request.ljust(MAX_REQUEST_BYTES) + b"\n")
-        assert "result" in await peer.receive()
-
-
-async def test_requests_before_a_bad_line_are_answered(tmp_path):
-    async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
-        await peer.request("stop", {"ids": [7]}, request_id="stop")
-        await peer.send(b"nonsense\n")
-        assert error_of(await peer.receive(), request_id=None)[0] == Code.PARSE_ERROR
-        control.commands.gate.set()
-        assert (await peer.receive())["id"] == "stop"
-        assert await peer.wait_closed() == b""
-
-
-async def test_end_within_a_line(tmp_path):
-    async with running_control(tmp_path) as control, peer_of(control) as peer:
-        await peer.send(b'{"jsonrpc":"2.0"')
-        await peer.stream.send_eof()
-        assert error_of(await peer.receive(), request_id=None) == (
-            Code.INVALID_REQUEST,
-            "the connection ended within a line",
-        )
-
-
-async def test_peer_that_only_sends_is_answered(tmp_path):
-    async with running_control(tmp_path) as control, peer_of(control) as peer:
-        await peer.request("hello", request_id="first")
-        await peer.request("hello", request_id="second")
-        await peer.stream.send_eof()
-        assert {(await peer.receive())["id"], (await peer.receive())["id"]} == {"first", "second"}
-        assert await peer.wait_closed() == b""
-
-
-async def test_requests_may_arrive_in_any_pieces(tmp_path):
-    async with running_control(tmp_path) as control, peer_of(control) as peer:
-        for byte in b'{"jsonrpc":"2.0","id":1,"method":"hello"}\n{"jsonrpc"':
-            await peer.send(bytes([byte]))
-        await peer.send(b':"2.0","id":2,"method":"hello"}\n')
-        assert [(await peer.receive())["id"], (await peer.receive())["id"]] == [1, 2]
-
-
 # Slow and silent peers.
-
-
-async def test_line_that_does_not_end_in_time(tmp_path):
-    async with running_control(tmp_path, line_s=0.05) as control, peer_of(control) as peer:
-        await answers(peer)
-        await peer.send(b"{")
-        assert error_of(await peer.receive(), request_id=None) == (
-            Code.TIMED_OUT,
-            "no whole line within 0.05 s",
-        )
-        assert await peer.wait_closed() == b""
-    assert control.lines.events() == ["control.malformed"]
-
-
-async def test_trickle_does_not_extend_a_line(tmp_path):
-    async with running_control(tmp_path, line_s=0.2) as control, peer_of(control) as peer:
-        refusal = None
-        with anyio.fail_after(10):
-            while refusal is None:
-                with contextlib.suppress(anyio.BrokenResourceError):
-                    await peer.stream.send(b" ")
-                with anyio.move_on_after(0.01):
-                    refusal = await peer.receive()
-        assert error_of(refusal, request_id=None)[0] == Code.TIMED_OUT
-
-
-async def test_silent_peer_is_sent_away(tmp_path):
-    async with running_control(tmp_path, idle_s=0.05) as control, peer_of(control) as peer:
-        assert error_of(await peer.receive(), request_id=None) == (
-            Code.TIMED_OUT,
-            "no request within 0.05 s",
-        )
-        assert await peer.wait_closed() == b""
-    assert control.lines.events() == []
-
-
-async def test_peer_that_waits_for_an_answer_is_not_idle(tmp_path):
-    async with (
-        running_control(tmp_path, server_status(7), idle_s=0.5) as control,
-        peer_of(control) as peer,
-    ):
-        control.commands.gate = anyio.Event()
-        reply = await peer.call("stop", {"ids": [7], "timeout_s": 0.8})
-        assert "is still stopping" in reply["result"]["outcomes"][0]["error"]
-
-
-async def test_peer_that_never_reads_is_given_up(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
-    async with running_control(tmp_path, *many, write_s=0.2) as control:
-        async with peer_of(control) as silent, peer_of(control) as neighbour:
-            for number in range(4):
-                await silent.request("status", request_id=number)
-            await answers(neighbour)
-            await control.lines.wait("control.stalled")
-            await answers(neighbour)
-            await silent.wait_closed()
-    assert control.lines.entries == [{"level": "info", "event": "control.stalled", "user": "1001"}]
-
-
-async def test_requests_in_flight_are_bounded(tmp_path):
-    async with running_control(tmp_path, server_status(7), in_flight=2) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
-        for number in (1, 2):
-            await peer.request("restart", {"ids": [7]}, request_id=number)
-        assert error_of(await peer.call("hello", request_id=3), request_id=3) == (
-            Code.BUSY,
-            "2 requests of this connection are in flight already",
-        )
-        control.commands.gate.set()
-        assert {(await peer.receive())["id"], (await peer.receive())["id"]} == {1, 2}
-        await answers(peer)
-
-
-async def test_fast_user_is_read_more_slowly(tmp_path):
-    async with (
-        running_control(tmp_path, requests_per_s=50, burst=1) as control,
-        peer_of(control) as one,
-        peer_of(control) as other,
-    ):
-        began = anyio.current_time()
-        for _ in range(5):
-            await answers(one)
-            await answers(other)
-        # Ten requests, of which two are free.
-        assert anyio.current_time() - began >= 8 / 50
-
-
-def test_rate_limiter_recovers(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr(anyio, "current_time", lambda: now)
-    limiter = RateLimiter(ControlLimits(requests_per_s=10, burst=2))
-    assert [limiter.delay() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
-    now += 0.25
-    assert limiter.delay() == pytest.approx(0.05)
-    now += 10
-    assert [limiter.delay() for _ in range(4)] == pytest.approx([0, 0, 0, 0.1])
 
 
 # Many peers.
@@ -359,7 +171,7 @@ async def test_connections_are_bounded(tmp_path):
     assert control.lines.entries == [refusal] * 2
 
 
-async def test_readers_cannot_keep_the_owner_out(tmp_path):
+async def test_owner_connects_though_readers_fill_their_share(tmp_path):
     peers = [READING_PEER, READING_PEER, OWN_PEER]
     async with running_control(tmp_path, peers=peers, reader_connections=1) as control:
         async with peer_of(control) as reader, peer_of(control) as second, peer_of(control) as owner:
@@ -371,7 +183,7 @@ async def test_readers_cannot_keep_the_owner_out(tmp_path):
             await answers(owner)
 
 
-async def test_leaving_peers_leave_nothing_behind(tmp_path):
+async def test_disconnected_peers_leave_no_descriptor(tmp_path):
     before = descriptors()
     async with running_control(tmp_path, server_status(7), connections=1) as control:
         for line in (b"", b"{", b'{"jsonrpc":"2.0","id":1,"method":"status"}\n'):
@@ -405,7 +217,7 @@ class ShortOfDescriptors:
         return self._listener.accept()
 
 
-async def test_loop_outlives_a_shortage_and_says_so_once(tmp_path, monkeypatch):
+async def test_accepting_survives_exhausted_descriptors_with_one_log_line(tmp_path, monkeypatch):
     @contextlib.contextmanager
     def short(path):
         with open_control_socket(path) as listener:
@@ -450,7 +262,7 @@ async def test_command_goes_on_when_its_peer_leaves(tmp_path):
     assert control.commands.finished == 1
 
 
-async def test_progress_to_a_peer_that_left_harms_nobody(tmp_path):
+async def test_progress_to_disconnected_peer_is_dropped(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control:
         control.commands.gate = anyio.Event()
         async with peer_of(control) as peer:
@@ -464,7 +276,7 @@ async def test_progress_to_a_peer_that_left_harms_nobody(tmp_path):
     assert control.lines.events() == ["control.command"]
 
 
-async def test_cancellation_tells_those_who_wait(tmp_path):
+async def test_cancelled_server_answers_waiting_requests(tmp_path):
     async with (
         running_control(tmp_path, server_status(7)) as control,
         peer_of(control) as peer,
@@ -483,19 +295,7 @@ async def test_cancellation_tells_those_who_wait(tmp_path):
         assert not control.path.exists()
 
 
-def end_with_the_command(control) -> None:
-    """Let the end of the command that waits at the gate end everything, in the same turn of the loop."""
-    move = control.commands.move
-
-    def end_and_move(server_id, state, report):
-        control.scope.cancel()
-        move(server_id, state, report)
-
-    control.commands.move = end_and_move
-    control.commands.gate.set()
-
-
-async def test_outcome_that_comes_with_the_cancellation_is_told(tmp_path):
+async def test_outcome_at_cancellation_is_still_sent(tmp_path):
     """The end of the last server may end the supervisor."""
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
         control.commands.gate = anyio.Event()
@@ -506,36 +306,6 @@ async def test_outcome_that_comes_with_the_cancellation_is_told(tmp_path):
         (outcome,) = (await peer.receive())["result"]["outcomes"]
         assert outcome["server"]["state"] == "stopped"
         assert await peer.wait_closed() == b""
-
-
-async def test_peer_that_does_not_read_holds_the_end_up_for_a_moment_only(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
-    async with (
-        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
-        peer_of(control) as silent,
-        peer_of(control) as neighbour,
-    ):
-        for number in range(4):
-            await silent.request("status", request_id=number)
-        await answers(neighbour)
-        control.scope.cancel()
-        with anyio.fail_after(5):
-            await control.closed.wait()
-
-
-async def test_last_answer_to_a_peer_that_does_not_read_has_a_moment_too(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
-    async with (
-        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
-        peer_of(control) as silent,
-    ):
-        control.commands.gate = anyio.Event()
-        await silent.request("restart", {"ids": "all"})
-        with anyio.fail_after(20):
-            await control.commands.began.wait()
-        end_with_the_command(control)
-        with anyio.fail_after(5):
-            await control.closed.wait()
 
 
 async def test_crash_of_a_status_ends_its_connection_alone(tmp_path):
@@ -551,20 +321,80 @@ async def test_crash_of_a_status_ends_its_connection_alone(tmp_path):
     assert (entry["level"], entry["event"], entry["user"]) == ("error", "control.crashed", "1001")
 
 
-@pytest.mark.parametrize("state", [State.SERVING])
-async def test_answers_are_whole_lines_whoever_else_speaks(tmp_path, state):
-    """Progress and answers of several requests go over one connection, each line in one piece."""
-    servers = [server_status(number, state, reason="x" * 3000) for number in range(1, 40)]
-    async with running_control(tmp_path, *servers) as control, peer_of(control) as peer:
-        for number in range(8):
-            await peer.request("restart", {"ids": "all", "progress": True}, request_id=number)
-        seen = dict.fromkeys(range(8), 0)
-        open_requests = set(seen)
-        while open_requests:
-            message = await peer.receive()
-            if message.get("method") == "progress":
-                assert message["params"]["id"] in open_requests
-                seen[message["params"]["id"]] += 1
-            else:
-                open_requests.remove(message["id"])
-        assert seen == dict.fromkeys(range(8), 2 * 39)
+def connect(path) -> None:
+    with socket.socket(socket.AF_UNIX) as client, address_of(path) as address:
+        client.connect(address)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "control.sock"
+
+
+def test_file_has_its_mode_and_accepts(path):
+    umask = os.umask(0o077)
+    try:
+        with open_control_socket(path):
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o660
+            assert path.lstat().st_uid == os.geteuid()
+            assert list(path.parent.iterdir()) == [path]
+            connect(path)
+    finally:
+        os.umask(umask)
+
+
+def test_file_goes_with_the_listener(path):
+    with open_control_socket(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+def test_stale_files_do_not_stand_in_the_way(path):
+    for stale in (path, path.with_name(".control.sock.new")):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(stale))
+    with open_control_socket(path):
+        connect(path)
+
+
+def test_a_file_of_somebody_else_is_left_alone(path):
+    with open_control_socket(path):
+        path.unlink()
+        path.write_text("another")
+    assert path.read_text() == "another"
+
+
+def test_a_file_that_is_gone_is_no_error(path):
+    with open_control_socket(path):
+        path.unlink()
+
+
+def test_long_paths_work(tmp_path):
+    directory = tmp_path / ("d" * 100)
+    directory.mkdir()
+    with open_control_socket(directory / "control.sock"):
+        connect(directory / "control.sock")
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere/control.sock", f"{'n' * 120}/control.sock"])
+def test_missing_directory_is_one_clear_line(tmp_path, name):
+    with pytest.raises(ConfigError) as caught, open_control_socket(tmp_path / name):
+        pytest.fail("it was made")
+    assert str(caught.value) == (
+        f"control socket {tmp_path / name}: cannot be made: No such file or directory;"
+        " let the server's user write to its directory, or set STAT_PATH to another one"
+    )
+
+
+def test_directory_of_that_name_is_one_clear_line(path):
+    path.mkdir()
+    with pytest.raises(ConfigError, match="cannot be made: Is a directory"), open_control_socket(path):
+        pytest.fail("it was made")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_failure_within_the_block_takes_the_file_away(path):
+    with pytest.raises(ZeroDivisionError), open_control_socket(path):
+        raise ZeroDivisionError
+    assert not path.exists()
