@@ -59,10 +59,10 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInf
     """Do the TLS handshake within ten seconds, and close the connection at the end.
 
     Raises:
-        TimeoutError: the server is silent.
-        ProtocolError: it shows no certificate, or none that can be read.
-        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: it does not speak TLS, or refuses.
+        ProtocolError: the server shows no certificate, or none that can be read.
+        TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: as a connection fails.
     """
+    # Any certificate will do: what is wrong with it is for the checks to say.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -90,8 +90,7 @@ async def finish(tls: TLSStream) -> None:
     """End the connection after the handshake in a way that the server does not log as an error.
 
     Raises:
-        TimeoutError: it does not close.
-        ssl.SSLError, anyio.BrokenResourceError: the connection broke.
+        TimeoutError, ssl.SSLError, anyio.BrokenResourceError: as a connection fails.
     """
     with anyio.fail_after(CONNECT_S):
         await tls.send(bytes(_LENGTH.size))
@@ -104,9 +103,8 @@ async def send_probe(tls: TLSStream, release: str, arch: str, arguments: Sequenc
     The connection is good for one request.
 
     Raises:
-        TimeoutError: no answer within a minute.
-        ProtocolError: it is not one.
-        ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: the connection broke.
+        ProtocolError: it is not the response of a compile server.
+        TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: as a connection fails.
     """
     entries = [("version", b"1.6"), ("sysinfo", f"sysinfo: {release} {arch}".encode())]
     entries += [(f"argv{number}", argument) for number, argument in enumerate(arguments, 1)]

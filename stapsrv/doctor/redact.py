@@ -39,6 +39,7 @@ def without_scripts(log: str) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text without the user names and passwords in its URLs."""
+    # DEBUGINFOD_URLS and proxies have them.
     return _USER_IN_URL.sub(f"{_LEFT_OUT}@", text)
 
 

@@ -33,6 +33,7 @@ _UNREADABLE = (
     *(ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType),
     *(x509.DuplicateExtension, x509.InvalidVersion),
 )
+# How a connection ends that a server does not want: it is full, drains, or denies this address.
 _BROKEN = (TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError)
 
 

@@ -133,6 +133,7 @@ async def _check_listener(question: str, port: int, found: FoundServer, context:
     host = settings.access.listen[0] if settings.access.listen else "localhost"
     with anyio.fail_after(CONNECT_S):
         stream = await anyio.connect_tcp(host, port)
+    # A server closes a connection from an address that it denies without a handshake.
     own = str(stream.extra(SocketAttribute.local_address)[0])  # noqa: S610 - anyio's, not a database's
     if not NetworkRules(allow=settings.access.allow, deny=settings.access.deny).permit(own):
         await anyio.aclose_forcefully(stream)

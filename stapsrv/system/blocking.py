@@ -28,11 +28,8 @@ _MAX_ABANDONED = 16
 class BlockingCalls:
     """Runs calls to one place, such as a temporary directory, so that others do not notice when it hangs.
 
-    Args:
-        timeout_s: seconds that a call may take, unless it gets others.
-        grace_s: seconds that it gets after the caller's cancellation.
-        max_threads: calls at the same time; others wait for their turn, and their deadline runs.
-        max_abandoned: threads that may hang before calls are refused at once.
+    At most ``max_threads`` run at a time; the others wait, and their deadline runs. When ``max_abandoned``
+    hang, further calls fail at once.
     """
 
     # Not anyio's threads: on asyncio the end of the process waits for them, and on Trio an abandoned one

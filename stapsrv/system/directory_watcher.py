@@ -1,9 +1,4 @@
-"""Reports what changed in directories: one inotify(7) queue for everything that depends on them.
-
-Waiting is waiting on a descriptor, on asyncio and on Trio; the usual packages know asyncio alone or keep a
-thread for each directory. An event is in the queue before the call that made the change returns, so reading
-the queue without waiting never misses a change that is over.
-"""
+"""Reports what changed in directories, by one inotify(7) queue for everything that depends on them."""
 
 from __future__ import annotations
 
@@ -36,15 +31,15 @@ class _Interest(NamedTuple, Generic[_K]):
 class DirectoryWatcher(Generic[_K]):
     """Directories and entries under watch, each for a key of the caller's; to be closed.
 
-    Watches are added in any thread, since a file system may hang; :meth:`changed` is for one thread. Add
-    the watch before reading a directory: what changes in between is then either read or reported.
-
-    Args:
-        mask: the events that count as a change, of the constants of :mod:`stapsrv.system.inotify`.
+    Watches can be added in any thread, since a file system may hang. Add the watch before reading a
+    directory: a change in between is then either read or reported. The mask says what counts as a change.
 
     Raises:
         OSError: this user watches too much already (``fs.inotify.max_user_instances``).
     """
+
+    # It waits on a descriptor, on asyncio and on Trio; the usual packages know asyncio alone or keep a thread
+    # for each directory.
 
     def __init__(self, mask: int = inotify.CHANGE) -> None:
         self._mask = mask
@@ -69,12 +64,9 @@ class DirectoryWatcher(Generic[_K]):
         self._mounts.close()
 
     def watch(self, key: _K, directory: bytes, name: bytes | None = None) -> None:
-        """Report ``key`` when a directory, or the entry ``name`` of it, changes from now on.
+        """Report ``key`` when a directory, or the one entry ``name`` of it, changes from now on.
 
-        Args:
-            key: reported by :meth:`changed`.
-            directory: a path without links where mounts on the way are to be reported as well.
-            name: the entry; None for all of them.
+        Mounts are reported as well if the path is free of links.
 
         Raises:
             OSError: it cannot be watched.
@@ -82,14 +74,12 @@ class DirectoryWatcher(Generic[_K]):
         self._watch(_Interest(key, directory, name))
 
     def watch_files(self, key: _K, directory: Path, names: Iterable[str]) -> None:
-        """Report ``key`` when one of the files in a directory changes, in place of what it was watched for.
-
-        Links on the way to the files and the files that they lead to are watched: some tools change what is
-        there by swapping a link.
+        """Report ``key`` when one of these files changes, instead of what it was watched for before.
 
         Raises:
             OSError: the directory cannot be watched, perhaps because it is missing.
         """
+        # With the links on the way and what they lead to: some tools change files by swapping a link.
         with self._rewatch(key) as watch:
             for name in names:
                 watch(os.fsencode(directory), os.fsencode(name))
@@ -100,9 +90,9 @@ class DirectoryWatcher(Generic[_K]):
                         watch(os.fsencode(path.parent), os.fsencode(path.name))
 
     def watch_directories(self, key: _K, directories: Iterable[Path]) -> None:
-        """Report ``key`` when directories or those right below them change, in place of what it watched.
+        """Report ``key`` when these directories or their subdirectories change, as :meth:`watch_files` does.
 
-        Of a missing directory, the nearest parent that exists is watched.
+        Instead of a missing directory, its nearest parent that exists is watched.
 
         Raises:
             OSError: this user watches too much already (``fs.inotify.max_user_watches``).
@@ -159,7 +149,7 @@ class DirectoryWatcher(Generic[_K]):
 
     @contextlib.contextmanager
     def _rewatch(self, key: _K) -> Iterator[Callable[[bytes, bytes | None], None]]:
-        """Watch anew for a key, and at the end drop what it was watched for before."""
+        """Yield a function that adds watches for a key; drop its earlier watches at the end."""
         wanted: set[tuple[int, _Interest[_K]]] = set()
 
         def watch(directory: bytes, name: bytes | None) -> None:

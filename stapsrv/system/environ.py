@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# The kernel keeps it as it was passed to execve(2).
 _STARTED_WITH = Path("/proc/self/environ")
 
 

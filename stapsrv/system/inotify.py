@@ -1,9 +1,8 @@
-"""inotify(7) in a few calls of the C library, read without waiting.
+"""inotify(7) in a few calls of the C library, read without waiting."""
 
-The kernel queues an event before the call that made the change returns. So a reader that finds the queue
-empty knows that nothing had changed at that moment. The usual packages give that up: they read in a thread
-of their own and pass events on later.
-"""
+# The kernel queues an event before the call that made the change returns. So a reader that finds the queue
+# empty knows that nothing had changed at that moment. The usual packages give that up: they read in a thread
+# of their own and pass events on later.
 
 from __future__ import annotations
 
@@ -31,16 +30,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Event(NamedTuple):
-    """A change.
-
-    Attributes:
-        watch: what :meth:`Inotify.watch` returned; -1 for OVERFLOW.
-        mask: what happened, of the constants of this module.
-        name: of the entry of the directory; empty if it happened to the directory itself.
-    """
+    """A change: ``watch`` is the number of the directory (-1 for OVERFLOW), ``mask`` what happened to it."""
 
     watch: int
     mask: int
+    # Of the entry; empty if it happened to the directory itself.
     name: bytes
 
 

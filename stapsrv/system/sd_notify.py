@@ -21,11 +21,7 @@ _UCRED = struct.Struct("iII")
 
 
 class Notifier:
-    """Reports to the service manager, if there is one; never fails and never waits.
-
-    Args:
-        address: ``$NOTIFY_SOCKET``: a path, or ``@NAME`` in the abstract namespace; None for no manager.
-    """
+    """Reports to the service manager at ``$NOTIFY_SOCKET``, if there is one; never fails and never waits."""
 
     def __init__(self, address: str | None) -> None:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
@@ -76,11 +72,7 @@ async def feed_watchdog(notifier: Notifier, environ: Mapping[str, str]) -> None:
 
 
 class DaemonEnded(StapsrvError):
-    """A daemon ended before it was ready.
-
-    Attributes:
-        status: its exit status; negative for a signal.
-    """
+    """A daemon ended before it was ready; ``status`` is negative for a signal."""
 
     def __init__(self, reason: str, *, status: int) -> None:
         super().__init__(reason)
@@ -88,11 +80,7 @@ class DaemonEnded(StapsrvError):
 
 
 class Notifications:
-    """Receives what one daemon reports.
-
-    Attributes:
-        address: the daemon's ``$NOTIFY_SOCKET``.
-    """
+    """Receives the reports of one daemon, whose ``$NOTIFY_SOCKET`` is ``address``."""
 
     def __init__(self, receiver: socket.socket, program: str) -> None:
         self._receiver = receiver
