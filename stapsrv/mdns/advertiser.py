@@ -120,11 +120,7 @@ class Advertiser:
         self._registry.withdraw(server_id)
         self._changed.notify()
         with anyio.move_on_after(WITHDRAW_S, shield=True):
-            while True:
-                changed = self._changed.next()
-                if not self._registry.is_announced(server_id):
-                    return
-                await changed.wait()
+            await self._changed.wait_until(lambda: not self._registry.is_announced(server_id))
 
     def statistics(self) -> AdvertiserStatistics:
         """Return a snapshot."""
@@ -145,7 +141,7 @@ class Advertiser:
         with self._monitor() as monitor:
             task_status.started()
             while True:
-                await self._wait_wanted()
+                await self._changed.wait_until(lambda: self._registry.has_wanted)
                 began = anyio.current_time()
                 try:
                     await self._run_session(monitor)
@@ -156,13 +152,6 @@ class Advertiser:
                     self._log.exception("mdns.crashed", exc_info=crash)
                 self._failures = 1 if anyio.current_time() - began >= _HEALTHY_S else self._failures + 1
                 await self._wait_retry(monitor)
-
-    async def _wait_wanted(self) -> None:
-        while True:
-            changed = self._changed.next()
-            if self._registry.has_wanted:
-                return
-            await changed.wait()
 
     async def _run_session(self, monitor: LinkMonitor | None) -> None:
         network = await self._read_network()

@@ -18,7 +18,7 @@ from zeroconf import (
     DNSQuestionType,
     ServiceBrowser,
     ServiceInfo,
-    ServiceListener,
+    ServiceStateChange,
     Zeroconf,
 )
 
@@ -68,12 +68,19 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
     silence_library()
     with translated():
         zeroconf = PerLinkZeroconf(network.links, lambda _error: None)
-    listener = _Names()
+    names: set[str] = set()
+
+    def on_change(name: str, state_change: ServiceStateChange, **_: object) -> None:
+        if state_change is ServiceStateChange.Added:
+            names.add(name)
+        elif state_change is ServiceStateChange.Removed:
+            names.discard(name)
+
     with translated(), contextlib.closing(zeroconf):
         # Without asking for unicast answers: only one of the programs that share the port would receive them.
-        ServiceBrowser(zeroconf, SERVICE_TYPE, listener=listener, question_type=DNSQuestionType.QM)
+        ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[on_change], question_type=DNSQuestionType.QM)
         threading.Event().wait(wait_s)
-        found = list(_resolve(zeroconf, listener.names))
+        found = list(_resolve(zeroconf, names))
     return sorted(map(_found, found), key=lambda server: server.name)
 
 
@@ -89,22 +96,6 @@ def _resolve(zeroconf: Zeroconf, names: Iterable[str]) -> Iterator[ServiceInfo]:
         left_ms = min((deadline - time.monotonic()) * 1000, _RESOLVE_MS)
         if info.load_from_cache(zeroconf) or (left_ms > 0 and info.request(zeroconf, left_ms)):
             yield info
-
-
-class _Names(ServiceListener):
-    """Keeps the names of the services that are there."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
-        self.names.add(name)
-
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
-        self.names.discard(name)
-
-    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        pass
 
 
 def _found(info: ServiceInfo) -> FoundServer:

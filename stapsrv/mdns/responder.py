@@ -55,7 +55,7 @@ class Responder:
     """Announces this host's services on a network, and detects other hosts that claim their names.
 
     Raises:
-        AdvertiseError: multicast is not available.
+        AdvertiseError: multicast is not available. Every method that announces raises it, too.
     """
 
     def __init__(self, network: Network) -> None:
@@ -107,11 +107,7 @@ class Responder:
         return free
 
     def announce(self, service: Service) -> None:
-        """Announce a service whose name was claimed; takes 0.5 s.
-
-        Raises:
-            AdvertiseError: zeroconf failed.
-        """
+        """Announce a service whose name was claimed; takes 0.5 s."""
         info = self._remember(service)
         with translated():
             # This makes zeroconf skip its own probing.
@@ -119,33 +115,21 @@ class Responder:
         self._infos[service.name] = info
 
     def update(self, service: Service) -> None:
-        """Announce the new data of a service that was announced before; takes 0.5 s.
-
-        Raises:
-            AdvertiseError: zeroconf failed.
-        """
+        """Announce the new data of a service that was announced before; takes 0.5 s."""
         info = self._remember(service)
         with translated():
             self._zeroconf.update_service(info)
         self._infos[service.name] = info
 
     def withdraw(self, name: str) -> None:
-        """Say goodbye for a service, once before this returns and twice more within 0.25 s.
-
-        Raises:
-            AdvertiseError: zeroconf failed.
-        """
+        """Say goodbye for a service, once before this returns and twice more within 0.25 s."""
         info = self._forget(name)
         if info is not None:
             with translated():
                 self._zeroconf.unregister_service(info)
 
     def move(self, network: Network) -> None:
-        """Change links or addresses; takes up to 0.5 s. Every service has to be updated after it.
-
-        Raises:
-            AdvertiseError: no link took multicast, or zeroconf failed.
-        """
+        """Change links or addresses; takes up to 0.5 s. Every service has to be updated after it."""
         self._network = network
         addresses = self._addresses()
 
@@ -174,11 +158,7 @@ class Responder:
         return ResponderEvents(host_contested=self._host_key in contested, contested=names, errors=errors)
 
     def close(self) -> None:
-        """Say goodbye for all services and close the sockets; takes 0.3 s or more.
-
-        Raises:
-            AdvertiseError: zeroconf failed.
-        """
+        """Say goodbye for all services and close the sockets; takes 0.3 s or more."""
         try:
             with translated():
                 self._zeroconf.close()

@@ -63,9 +63,15 @@ class Signal:
         self._next.set()
         self._next = anyio.Event()
 
-    def next(self) -> anyio.Event:
-        """Return the event of the next notification; to be taken before the condition is checked."""
-        return self._next
+    async def wait(self) -> None:
+        """Wait for the next notification."""
+        await self._next.wait()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; it is checked now and after each notification."""
+        # Nothing awaits between the check and the wait, so no notification is missed.
+        while not condition():
+            await self._next.wait()
 
 
 @attrs.define(kw_only=True)
@@ -117,14 +123,14 @@ class Session:
 
     async def _reconcile(self, tasks: TaskGroup) -> NoReturn:
         while True:
-            changed = self.changed.next()
             for entry in self.registry:
                 if not entry.busy and entry.next_step(self.host_state) is not None:
                     entry.busy = True
                     # Named here, in the order of arrival: tasks start in any order.
                     self.registry.assign_name(entry)
                     tasks.start_soon(self._process, entry)
-            await changed.wait()
+            # No notification is missed: nothing above awaits.
+            await self.changed.wait()
 
     async def _process(self, entry: Entry) -> None:
         """Perform one entry's steps until none is left."""
@@ -193,8 +199,7 @@ class Session:
 
     async def _wait_while_wanted(self, entry: Entry, seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            while entry.wanted is not None:
-                await self.changed.next().wait()
+            await self.changed.wait_until(lambda: entry.wanted is None)
 
     def _rename(self, entry: Entry) -> None:
         self._backoff.add_conflict()

@@ -78,7 +78,8 @@ class Lan:
             assert program.stop() == 0, program.lines
             assert program.find_line("Traceback") is None, program.lines
         finally:
-            # With a goodbye also after a failure, lest the tests that follow hear of it for an hour.
+            # With a goodbye also after a failure, or the caches keep it for an hour, also in the tests that
+            # follow.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 program.stop()
 

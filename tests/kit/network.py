@@ -212,9 +212,9 @@ class Seen:
     """A service as avahi resolved it.
 
     Attributes:
-        interface: where it was heard.
+        interface: where it was received.
         name: the instance.
-        protocol: ``IPv4`` or ``IPv6``: what it was heard over.
+        protocol: ``IPv4`` or ``IPv6``: what it was received over.
         host: the host name.
         address: one of the host's.
         port: the port.

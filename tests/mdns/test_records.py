@@ -1,4 +1,4 @@
-"""What is said of a server: names and TXT records, byte for byte."""
+"""Names and TXT records of servers, byte for byte."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Loop:
 
 
 class FakeZeroconf:
-    """Takes what is said, and has ``hear`` called by each question."""
+    """Takes what is sent, and answers each query with ``answers``."""
 
     def __init__(self, links, on_error) -> None:
         self.links = links
@@ -207,7 +207,7 @@ def test_expired_record_is_no_conflict(bench):
 
 
 def test_conflict_during_the_announcement_is_reported(bench):
-    """Two that start at once hear of each other just then."""
+    """Two hosts that start at once receive each other's records just then."""
     assert bench.responder.claim(SERVICE)
     bench.zeroconf.receive(srv())
     assert bench.responder.take_events() == ResponderEvents(contested=frozenset({NAME}))
@@ -219,7 +219,7 @@ def test_goodbye_of_another_host_for_our_name_is_revoked(bench):
     bench.zeroconf.receive(goodbye, srv(ttl=0))
     assert bench.zeroconf.done[1:] == [("send", FULL)]
     assert not bench.has_events
-    # But not our own, which is heard, too.
+    # But not our own, which is received, too.
     bench.responder.withdraw(NAME)
     bench.zeroconf.receive(goodbye)
     assert bench.zeroconf.done[2:] == [("unregister", FULL)]

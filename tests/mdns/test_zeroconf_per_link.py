@@ -1,4 +1,4 @@
-"""What of zeroconf's packets is said on which link. No packet leaves: the library's own sending is caught."""
+"""Which part of zeroconf's packets is sent on which link; the library's own sending is replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESPONSE = 0x8400
 
 
 @attrs.frozen
-class Said:
+class Sent:
     """A packet as it goes out: on which sender, and what it holds."""
 
     sender: str
@@ -52,11 +52,11 @@ LISTENER = sender("listener", "0.0.0.0")
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[Said]:
-    packets: list[Said] = []
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
+    packets: list[Sent] = []
 
     def send(_self, out, addr, _port, _scope, transport):
-        packets.append(Said(transport.name, out))
+        packets.append(Sent(transport.name, out))
 
     monkeypatch.setattr(Zeroconf, "async_send", send)
     return packets
@@ -95,46 +95,46 @@ def info() -> ServiceInfo:
     )
 
 
-def test_each_link_and_protocol_gets_its_own_addresses(zeroconf, info, said):
+def test_each_link_and_protocol_gets_its_own_addresses(zeroconf, info, sent):
     zeroconf.registry.async_add(info)
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    assert {packet.sender: packet.addresses for packet in said} == {
+    assert {packet.sender: packet.addresses for packet in sent} == {
         "eth0 IPv4": {"192.0.2.1"},
         "wlan0 IPv4": {"198.51.100.1"},
         "eth0 IPv6": {"fe80::1"},
         "wlan0 IPv6": {"2001:db8::1"},
     }
-    assert said[0].kinds == ["DNSAddress", "DNSPointer", "DNSService", "DNSText"]
-    assert all(packet.out.packets() for packet in said)
+    assert sent[0].kinds == ["DNSAddress", "DNSPointer", "DNSService", "DNSText"]
+    assert all(packet.out.packets() for packet in sent)
 
 
 @pytest.mark.parametrize(
-    ("listened", "heard"),
+    ("listened", "senders"),
     [
         (["192.0.2.1"], ["eth0 IPv4"]),
         (["0.0.0.0", "2001:db8::1"], ["eth0 IPv4", "wlan0 IPv4", "wlan0 IPv6"]),
         (["203.0.113.9"], []),
     ],
 )
-def test_service_is_announced_only_where_it_listens(zeroconf, info, said, listened, heard):
+def test_service_is_announced_only_where_it_listens(zeroconf, info, sent, listened, senders):
     zeroconf.registry.async_add(info)
     zeroconf.restrict(info.key, frozenset(ipaddress.ip_address(address).packed for address in listened))
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    services = [packet.sender for packet in said if {"DNSService", "DNSPointer"} & set(packet.kinds)]
-    assert services == heard
-    said.clear()
+    services = [packet.sender for packet in sent if {"DNSService", "DNSPointer"} & set(packet.kinds)]
+    assert services == senders
+    sent.clear()
     zeroconf.restrict(info.key, None)
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    assert len([packet for packet in said if "DNSService" in packet.kinds]) == 4
+    assert len([packet for packet in sent if "DNSService" in packet.kinds]) == 4
 
 
-def test_address_query_is_answered_on_each_link_that_has_one(zeroconf, info, said):
+def test_address_query_is_answered_on_each_link_that_has_one(zeroconf, info, sent):
     zeroconf.registry.async_add(info)
     out = DNSOutgoing(RESPONSE)
     for record in info.dns_addresses():
         out.add_answer_at_time(record, 0)
     zeroconf.async_send(out)
-    assert [packet.sender for packet in said] == ["eth0 IPv4", "wlan0 IPv4", "eth0 IPv6", "wlan0 IPv6"]
+    assert [packet.sender for packet in sent] == ["eth0 IPv4", "wlan0 IPv4", "eth0 IPv6", "wlan0 IPv6"]
 
 
 @pytest.mark.parametrize(
@@ -148,59 +148,59 @@ def test_address_query_is_answered_on_each_link_that_has_one(zeroconf, info, sai
         ("203.0.113.77", (), set()),
     ],
 )
-def test_unicast_answer_has_the_addresses_of_the_peers_link(zeroconf, info, said, peer, scope, addresses):
+def test_unicast_answer_has_the_addresses_of_the_peers_link(zeroconf, info, sent, peer, scope, addresses):
     zeroconf.registry.async_add(info)
     out = DNSOutgoing(RESPONSE, multicast=False, id_=7)
     out.add_answer_at_time(info.dns_service(), 0)
     for record in info.dns_addresses():
         out.add_additional_answer(record)
     zeroconf.async_send(out, peer, 40000, scope, LISTENER)
-    assert [packet.addresses for packet in said] == [addresses]
-    assert said[0].out.id == 7
+    assert [packet.addresses for packet in sent] == [addresses]
+    assert sent[0].out.id == 7
 
 
-def test_answer_after_the_goodbye_is_not_sent(zeroconf, info, said):
-    """An answer may have waited while the goodbye was said (RFC 6762, 14)."""
+def test_answer_after_the_goodbye_is_not_sent(zeroconf, info, sent):
+    """An answer may have waited while the goodbye was sent (RFC 6762, 14)."""
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None, broadcast_addresses=False))
-    assert said == []
+    assert sent == []
 
 
-def test_goodbye_leaves_out_the_host_addresses(zeroconf, info, said):
+def test_goodbye_leaves_out_the_host_addresses(zeroconf, info, sent):
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, 0))
-    assert {tuple(packet.kinds) for packet in said} == {("DNSPointer", "DNSService", "DNSText")}
+    assert {tuple(packet.kinds) for packet in sent} == {("DNSPointer", "DNSService", "DNSText")}
 
 
-def test_suppressed_host_name_is_not_announced(zeroconf, info, said):
+def test_suppressed_host_name_is_not_announced(zeroconf, info, sent):
     zeroconf.registry.async_add(info)
     zeroconf.suppress_host("build.local.")
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    assert {frozenset(packet.addresses) for packet in said} == {frozenset()}
-    said.clear()
+    assert {frozenset(packet.addresses) for packet in sent} == {frozenset()}
+    sent.clear()
     zeroconf.restore_host("build.local.")
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    assert said[0].addresses == {"192.0.2.1"}
+    assert sent[0].addresses == {"192.0.2.1"}
 
 
-def test_leaving_a_link_says_goodbye_there_and_nothing_after(zeroconf, info, said):
+def test_leaving_a_link_says_goodbye_there_and_nothing_after(zeroconf, info, sent):
     zeroconf.registry.async_add(info)
     zeroconf.async_leave((WIRED,))
-    assert [packet.sender for packet in said] == ["wlan0 IPv4", "wlan0 IPv6"]
-    assert {record.ttl for packet in said for record, _ in packet.out.answers} == {0}
+    assert [packet.sender for packet in sent] == ["wlan0 IPv4", "wlan0 IPv6"]
+    assert {record.ttl for packet in sent for record, _ in packet.out.answers} == {0}
     # And nothing after it, for as long as the senders are still there.
-    said.clear()
+    sent.clear()
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
-    assert [packet.sender for packet in said] == ["eth0 IPv4", "eth0 IPv6"]
+    assert [packet.sender for packet in sent] == ["eth0 IPv4", "eth0 IPv6"]
 
 
-def test_queries_are_sent_with_all_questions_and_known_answers(zeroconf, info, said):
+def test_queries_are_sent_with_all_questions_and_known_answers(zeroconf, info, sent):
     out = DNSOutgoing(0)
     out.add_question(DNSQuestion(NAME, 255, 1))
     out.authorities = [info.dns_service(), *info.dns_addresses()]
     out.add_answer_at_time(info.dns_pointer(), 0)
     zeroconf.async_send(out)
-    assert len(said) == 4
-    assert all(len(packet.out.questions) == len(packet.out.answers) == 1 for packet in said)
-    assert [len(packet.out.authorities) for packet in said] == [2, 2, 2, 2]
+    assert len(sent) == 4
+    assert all(len(packet.out.questions) == len(packet.out.answers) == 1 for packet in sent)
+    assert [len(packet.out.authorities) for packet in sent] == [2, 2, 2, 2]
 
 
 GROUP = "224.0.0.251"

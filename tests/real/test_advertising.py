@@ -33,7 +33,7 @@ Place = tuple[str, str, str]
 
 
 def places(seen: list[Seen]) -> set[Place]:
-    """Return what was heard over IPv4."""
+    """Return the services received over IPv4."""
     return {(each.name, each.host, each.address) for each in seen if each.protocol == "IPv4"}
 
 
@@ -47,7 +47,7 @@ def are_apart(found: set[Place]) -> bool:
 
 
 def are_two_and_one(found: set[Place]) -> bool:
-    """Whether there are two services of the server's host and one of the client's, all told apart."""
+    """Whether there are two services of the server's host and one of the client's, all different."""
     of_server = {host for _, host, address in found if address == SERVER_ADDRESS}
     of_client = {host for _, host, address in found if address == CLIENT_ADDRESS}
     names = {name for name, _, _ in found}
@@ -60,7 +60,7 @@ def wait_places(lan: Lan, *choices: set[Place]) -> None:
 
 
 def of_release(browser: Browser, lan: Lan, count: int) -> dict[str, Seen]:
-    """Wait for so many services of the newest release, heard over IPv4; returns them by their names."""
+    """Wait for so many services of the newest release, received over IPv4; returns them by their names."""
     sysinfo = f"{lan.installation.release} x86_64"
 
     def found(seen: list[Seen]) -> list[Seen]:
@@ -74,7 +74,7 @@ def test_servers_and_hosts_of_one_name_get_different_ones(lan):
     with lan.serving() as first, lan.serving() as second:
         for server in (first, second):
             wait_established(server)
-        # Each may have taken the name before it heard of the other.
+        # Each may have taken the name before it received the other's.
         two = places(wait_seen(lan, lambda seen: len({name for name, _, _ in places(seen)}) == 2))
         assert {place[1:] for place in two} == {("build.local", SERVER_ADDRESS)}
         # Beside an avahi whose host has a name of its own, and keeps it.
@@ -151,7 +151,7 @@ def test_servers_are_advertised_when_the_network_comes_and_changes(lan):
 
 
 def test_records_equal_the_originals(lan):
-    """Of two servers of one release and one identity, one each, all that is said is the same."""
+    """Of two servers of one release and one identity, one each, the records are equal."""
     make_mok(lan.moks)
     give_to_user(lan.moks)
     options = ("-B", "V=1 W=2", "-D", "ONE=1", "-DTWO", "-I", lan.home)

@@ -28,7 +28,7 @@ class Service:
     Attributes:
         lan: where it runs.
         program: its process.
-        seen: its two services, each by the release that it serves, as first heard over IPv4.
+        seen: its two services, each by the release that it serves, as first received over IPv4.
     """
 
     lan: Lan
@@ -38,7 +38,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(lan: Lan, users_warm_stap: Stap) -> Iterator[Service]:
-    """Host the servers; when they stop, nothing more is heard of them."""
+    """Host the servers; when they stop, their services are gone."""
     if len(lan.installation.releases) < 2:
         pytest.skip("two kernels' headers are needed")
     warm, ours = (directory / "cache" for directory in (users_warm_stap.directory, lan.systemtap))

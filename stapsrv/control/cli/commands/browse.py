@@ -127,7 +127,7 @@ async def _trusted_serials(environ: Mapping[str, str]) -> set[str]:
         try:
             serials |= await _serials_in(directory)
         except IdentityError as exc:
-            sys.stderr.write(f"whom your client trusts cannot be told: {exc}\n")
+            sys.stderr.write(f"the servers that your client trusts cannot be read: {exc}\n")
     return serials
 
 

@@ -108,7 +108,7 @@ def test_database_that_cannot_be_read_is_told(found, tmp_path, capsys):
     found.append(BUILD)
     assert main([]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith("whom your client trusts cannot be told: ")
+    assert printed.err.startswith("the servers that your client trusts cannot be read: ")
     assert printed.out.splitlines()[-1].endswith("no")
 
 
