@@ -50,9 +50,7 @@ class _Daemon(Group):
         "global configuration file, read after the default one; the last -c counts",
         option="-c",
     )
-    password_file = Setting[Any](
-        "PASSWORD_FILE", _FILE, "read that password from a file of mode 0600", default=None
-    )
+    password_file = Setting[Any]("PASSWORD_FILE", _FILE, "read that password from a file of mode 0600")
     # How stap-server starts a supervisor for itself; its help does not show it.
     password_descriptor = Setting[Any]("PASSWORD_DESCRIPTOR", count("a descriptor", least=0), "")
     backend = Setting[Any](
@@ -83,15 +81,10 @@ class DaemonOptions:
 
     Attributes:
         server: the one server to host, or None to host the configured ones.
-        log: the log file; without one that is configured, standard error.
-        config_file: the last ``-c``, a global configuration file.
         resume: start again what a supervisor that died had on record.
         on_demand: host nothing at first, and end when the last server has stopped.
-        use_password: the certificate databases have a password.
-        password_file: where to read it.
-        password_descriptor: an inherited descriptor to read it from.
-        backend: the event loop, ``asyncio``, ``uvloop`` or ``trio``; None: uvloop where it is installed, else
-            asyncio.
+        use_password: the certificate databases have a password, read from the file or inherited descriptor.
+        backend: the event loop; None: uvloop where it is installed, else asyncio.
         tuning: what is set for all servers together.
         warnings: a line for each option that has no effect any more.
     """
@@ -120,12 +113,7 @@ class DaemonOptions:
 
 
 def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None = None) -> DaemonOptions:
-    """Read the command line; values may be attached or separate, as getopt has them.
-
-    Args:
-        argv: its words.
-        described: what holds for a server that the words describe, where they do not say; by attribute of
-            its settings.
+    """Read the command line; ``described`` are settings of the environment, for a server that it describes.
 
     Raises:
         UsageError: it cannot be understood; the text names the option.
@@ -157,8 +145,8 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
 
 
 def _add(values: dict[str, Any], option: str, text: str) -> None:
-    """Add a typed value; its path is made absolute, since a compile runs in another directory."""
     row = _ROWS[option]
+    # A path is made absolute, since a compile runs in another directory.
     if row.kind.is_path:
         if not text:
             raise UsageError("needs a value", where=option)

@@ -137,6 +137,24 @@ def test_one_bad_file_hinders_no_other_and_is_told(site):
     assert f"{site.conf_d}/bad.conf:4: PORT=many: expected a port number" in site.log.read_text()
 
 
+def test_retired_setting_does_not_stop_a_server_and_is_one_warning(site):
+    site.configure("one")
+    with site.config.open("a") as config:
+        config.write("STANDBY=1\n")
+    site.environ["STAPSRV_STANDBY"] = "1"
+    with site.start("--standby", "1") as server:
+        assert site.status()["one"]["state"] == "serving"
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        stop(server)
+    lines = [line[26:] for line in site.log.read_text().splitlines() if "no effect" in line]
+    assert lines == [
+        "--standby has no effect any more and can be removed",
+        "STAPSRV_STANDBY has no effect any more and can be removed",
+        f"{site.config}:4: STANDBY has no effect any more and can be removed",
+    ]
+
+
 def test_hangup_reloads_without_losing_the_unchanged(site):
     site.configure("same")
     site.configure("gone", "MAXTHREADS=1\n")
