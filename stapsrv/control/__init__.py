@@ -1,1 +1,1 @@
-"""How people and programs speak to the servers."""
+"""The control protocol: its messages, the supervisor's end, the client, and ``stap-server``."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""``stap-server``: the command line's parsing, planning, execution and output."""

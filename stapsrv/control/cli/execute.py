@@ -153,7 +153,6 @@ class Executor:
         return done(already=True)
 
     def _name(self, target: Target) -> str:
-        """Return the name of a target's server, for people."""
         found = self.find(target)
         if found is not None:
             return found.info["nickname"]
@@ -214,5 +213,4 @@ def _specs(targets: Sequence[Target]) -> list[ServerSpecInfo]:
 
 
 def _is_stuck(outcome: OutcomeInfo) -> bool:
-    """Whether a restart has come no further than the stop."""
     return outcome["server"] is not None and outcome["server"]["state"] == "stopping"

@@ -127,8 +127,6 @@ _NOT_RUNNING = 3
 
 @attrs.frozen(kw_only=True)
 class _Rule:
-    """What an action does."""
-
     # To a running server.
     if_running: Operation
     # To one that does not run.
@@ -242,7 +240,6 @@ class _Planner:
         return Target(operation=self._rule.if_not, settings=self._to_start(asked), where=where)
 
     def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:
-        """Reserve a nickname; return the problem if it is taken."""
         if settings.nickname is None:
             return None
         holder = self._nicknames.get(settings.nickname)

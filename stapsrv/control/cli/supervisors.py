@@ -162,7 +162,6 @@ class Supervisors:
         ]
 
     def _reach(self, user: str) -> SyncControlClient:
-        """Connect to the supervisor of ``user``, starting it if need be."""
         with contextlib.suppress(SupervisorNotRunning):
             return self._connect(user)
         if self._invocation.running_only:
@@ -214,7 +213,6 @@ class Supervisors:
         return self._wait_gone(user, within_s=_VANISH_S if error.code == Code.LOST else _END_S)
 
     def _wait_gone(self, user: str, *, within_s: float) -> bool:
-        """Wait until a supervisor is gone; False if it stays."""
         deadline = time.monotonic() + within_s
         try:
             while time.monotonic() < deadline:

@@ -162,7 +162,6 @@ class TerminalReporter(Reporter):
 
 
 def _colours(environ: Mapping[str, str]) -> bool:
-    """Whether to use colours (no-color.org)."""
     return not environ.get("NO_COLOR") and not _is_dumb(environ)
 
 
@@ -171,7 +170,6 @@ def _is_dumb(environ: Mapping[str, str]) -> bool:
 
 
 def _cell(column: Column, path: Sequence[str], server: ServerInfo, now: datetime) -> str:
-    """Return what a column shows of a server; a dash for nothing."""
     value: object = server
     container: Mapping[str, Any] = {}
     for name in path:
@@ -199,7 +197,6 @@ def _coloured(line: str, state: str, start: int) -> str:
 
 
 def _as_server(lost: OrphanedServer) -> ServerInfo:
-    """Return the table's row of an orphaned server."""
     settings = lost["settings"]
     port = settings.get("PORT")
     return {
@@ -222,7 +219,6 @@ def _as_server(lost: OrphanedServer) -> ServerInfo:
 
 
 def _sandboxes(report: StatusReport) -> list[str]:
-    """Name the sandboxes of requests, each once."""
     names = dict.fromkeys(supervisor.get("sandbox") for supervisor in report.supervisors)
     words = {"off": "requests are not contained: SANDBOX=off"}
     return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
@@ -235,7 +231,6 @@ def _orphan_remarks(lost: Sequence[OrphanedServer]) -> list[str]:
 
 
 def _moment(text: str, now: datetime) -> str:
-    """Return the time of a moment of today, and the date of any other."""
     if not text:
         return _NOTHING
     moment = datetime.fromisoformat(text).astimezone(now.tzinfo)
@@ -243,14 +238,12 @@ def _moment(text: str, now: datetime) -> str:
 
 
 def _progress_words(verb: Verb, server: ServerInfo) -> str:
-    """Return the first words of a server's line."""
     if verb is Verb.RELOAD:
         verb = Verb.STOP if server["state"] == "stopped" else Verb.START
     return f"{verb.lower()} …"
 
 
 def _state_words(server: ServerInfo) -> str:
-    """Describe a server's state."""
     match server["state"]:
         case "serving":
             return f"serving on port {server['port']}"
@@ -263,7 +256,6 @@ def _state_words(server: ServerInfo) -> str:
 
 
 def _result_words(result: Result) -> str:
-    """Describe the outcome of a server without progress."""
     server = result.server
     if result.error is not None:
         return f"{result.verb.lower()} … FAILED"

@@ -202,7 +202,6 @@ _IN_FORCE = DESCRIBING_OPTIONS.keys() - {RELEASE, ARCH}
 
 
 def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:
-    """Apply options in order: some accumulate, of the others the last counts."""
     for option, text in typed:
         row = DESCRIBING_OPTIONS[option]
         values = dict(settings.tuning) if row.tunable else {row.attribute: value_in(row, settings)}

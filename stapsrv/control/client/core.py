@@ -1,7 +1,4 @@
-"""The client without its socket: each method as a value, and the reading of answers.
-
-A client waits for an action a bit longer than the supervisor does: its answer says more than silence.
-"""
+"""A call without its socket: the line to send, the reading of answers, and what failures mean."""
 
 from __future__ import annotations
 

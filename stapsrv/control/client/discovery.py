@@ -101,7 +101,6 @@ class SupervisorScan:
         return found
 
     def _ask_in(self, directory: os.DirEntry[str]) -> None:
-        """Ask the supervisor of a directory, if there is one."""
         owner = directory.stat(follow_symlinks=False).st_uid
         try:
             info = _ask(Path(directory.path, SOCKET_NAME), self._answer_s)
@@ -175,7 +174,6 @@ def _read_line(connection: _socket.socket, ends: float) -> bytes:
 
 
 def _settings_in(record: bytes) -> SettingsInfo:
-    """Return the settings in a record."""
     from stapsrv.config.files import decode_config, values_from  # noqa: PLC0415 - rarely needed
     from stapsrv.config.table import SERVER_SETTINGS  # noqa: PLC0415
     from stapsrv.control.protocol.schema import setting_info  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The messages of the control protocol: pure, and shared by both ends."""

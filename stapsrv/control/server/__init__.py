@@ -1,1 +1,1 @@
-"""TODO."""
+"""The supervisor's end of the control socket."""

@@ -281,8 +281,6 @@ class RpcHandlers:
 
 @attrs.frozen
 class _Call:
-    """A request with its caller."""
-
     _request: Request
     caller: Caller
     notify: Notify
@@ -315,7 +313,6 @@ def _absent(server_id: int) -> OutcomeInfo:
 
 
 def _gone(server: ServerStatus) -> ServerStatus:
-    """Return the last status of a server that was removed."""
     return server if server.state is State.FAILED else attrs.evolve(server, state=State.STOPPED)
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The commands of ``stap-server``, one module each."""

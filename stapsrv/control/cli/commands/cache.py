@@ -50,7 +50,6 @@ def _cache(program: str, argv: Sequence[str]) -> int:
 
 
 def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
-    """Carry out a verb; return its counts."""
     # Without limits: a command that only counts must not expire anything.
     store = DiskStore(directory, max_bytes=_UNBOUNDED, max_age_s=float(_UNBOUNDED))
     match verb:

@@ -155,7 +155,6 @@ def _parser(program: str) -> VerbParser:
 
 
 def _read_certificate(file: Path) -> x509.Certificate:
-    """Read a certificate in DER or PEM."""
     try:
         data = file.read_bytes()
     except OSError as exc:
@@ -202,7 +201,6 @@ async def _renew(directory: Path, owner: Owner) -> None:
 
 
 def _kept_names(directory: Path) -> list[str]:
-    """Return the additional DNS names of the present certificate, if there is one."""
     try:
         return extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
     except IdentityError:

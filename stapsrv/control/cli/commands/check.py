@@ -126,7 +126,6 @@ class _Checker:
             yield from _check_database(target, settings, account)
 
     def _account(self, target: Target, settings: ServerSettings) -> tuple[Account | None, ConfigError | None]:
-        """Return the account that a server runs in, or why it cannot."""
         user = settings.user or self._inventory.default_user
         try:
             return runnable_account(user, self._inventory.environ, where=_place(target, "USER", user)), None
@@ -268,5 +267,4 @@ def _first_port() -> int:
 
 
 def _single_faults(fault: ConfigError) -> list[ConfigError]:
-    """Return the single faults of a file."""
     return list(fault.faults) if isinstance(fault, ConfigFaults) else [fault]

@@ -67,8 +67,6 @@ def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str
 
 
 class _Command:
-    """One command."""
-
     def __init__(self, inventory: Inventory, reporter: Reporter) -> None:
         self._inventory = inventory
         self._invocation = inventory.invocation
@@ -212,7 +210,6 @@ class _Command:
             self._reporter.remark(line, done=target.exit_status == 0)
 
     def _not_own(self, target: Target) -> str | None:
-        """Return why this user may not command a running server, if so."""
         found = self._executor.find(target)
         if found is None or found.own:
             return None
