@@ -18,6 +18,8 @@ from kit.lan import Lan, open_lan
 from kit.real import Asked, Installation, Server, Stap, Unavailable, serving
 
 HERE = Path(__file__).parent
+# Several waits of the kit (PATIENCE_S) on a busy machine; pytest-timeout would break off the first.
+TIMEOUT_S = 900
 
 SCRIPTS = {
     "hello.stp": 'probe begin { println("by file") exit() }\n',
@@ -59,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.real)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")
