@@ -171,9 +171,9 @@ def _check_release(response: ProbeResponse, destination: Destination) -> Finding
     if response.rc == 0:
         return ok(question, "is served")
     why = "it does not say why" if response.rc is not None else "it gives no result"
-    told = [line for line in response.stderr.splitlines() if line.strip()] or [why]
+    lines = [line for line in response.stderr.splitlines() if line.strip()] or [why]
     return failure(
-        question, f"the server refuses: {told[0]}", "ask another server, or have it serve this kernel"
+        question, f"the server refuses: {lines[0]}", "ask another server, or have it serve this kernel"
     )
 
 

@@ -261,7 +261,7 @@ class Database:
         raise IdentityError(
             f"{tool} failed on the certificate database ({reason})",
             where=where,
-            remedy=f"look at it with: certutil -L -d 'sql:{where}'",
+            remedy=f"see: certutil -L -d 'sql:{where}'",
         )
 
 

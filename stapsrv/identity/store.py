@@ -324,7 +324,7 @@ def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[
         watcher = database_watcher()
     except OSError as exc:
         if log is not None:
-            log.warning("identity.unheard", reason=exc.strerror)
+            log.warning("identity.not_watched", reason=exc.strerror)
         yield None
         return
     with contextlib.closing(watcher):

@@ -76,7 +76,7 @@ def site(
     (directory / "global.conf").write_text(
         f"CONFIG_PATH={directory}/conf.d\nSTAT_PATH={directory}/stat\nLOG_FILE={directory}/log\n"
     )
-    # The temporary directory of this very process is looked at.
+    # The checks use the temporary directory of this process.
     monkeypatch.setattr("tempfile.tempdir", str(directory / "tmp"))
     environ = {
         "PATH": os.environ["PATH"],

@@ -30,8 +30,8 @@ def test_hanging_file_system_fails_one_check(site, monkeypatch):
     hanging = threading.Event()
     monkeypatch.setattr(os, "statvfs", lambda _place: hanging.wait())
     rows = [row for row in command.CHECKS if row.name in {"room", "releases", "listeners"}]
-    impatient = [row._replace(timeout_s=0.2) if row.name == "room" else row for row in rows]
-    monkeypatch.setattr(command, "CHECKS", impatient)
+    checks = [row._replace(timeout_s=0.2) if row.name == "room" else row for row in rows]
+    monkeypatch.setattr(command, "CHECKS", checks)
     try:
         findings = site.check()
     finally:

@@ -39,7 +39,7 @@ def read(path) -> dict[str, str]:
         return {entry.name: archive.extractfile(entry).read().decode() for entry in archive}
 
 
-def test_what_is_in_it(at_home, capsys, tmp_path):
+def test_contents_are_complete_without_keys_and_scripts(at_home, capsys, tmp_path):
     target = tmp_path / "report.tar.gz"
     assert main(["-c", str(at_home.config), "-o", str(target)]) == 0
     assert capsys.readouterr().out == f"{target}\n"
@@ -57,7 +57,7 @@ def test_what_is_in_it(at_home, capsys, tmp_path):
     assert json.loads(files["environment.json"])["STAPSRV_MDNS"] == "no"
 
 
-def test_its_default_name_is_new_each_time(at_home, capsys):
+def test_default_name_is_new_each_time(at_home, capsys):
     assert main(["-c", str(at_home.config)]) == 0
     path = capsys.readouterr().out.strip()
     assert os.path.basename(path).startswith("stapsrv-report-")
@@ -65,13 +65,13 @@ def test_its_default_name_is_new_each_time(at_home, capsys):
     assert "cannot be made (File exists)" in capsys.readouterr().err
 
 
-def test_nothing_is_left_of_one_that_fails(at_home, tmp_path, capsys):
+def test_failure_leaves_no_file(at_home, tmp_path, capsys):
     assert main(["-c", "/missing.conf", "-o", str(tmp_path / "report")]) == 1
     assert "/missing.conf: no such file" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
-def test_a_disk_that_is_full_is_one_line(at_home, tmp_path, capsys, monkeypatch):
+def test_full_disk_is_one_line(at_home, tmp_path, capsys, monkeypatch):
     def fill(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_is_one_line(at_home, tmp_path, capsys, monkeypatch)
     assert not (tmp_path / "report").exists()
 
 
-def test_a_log_that_hangs_is_told(at_home, monkeypatch):
+def test_hanging_log_is_reported(at_home, monkeypatch):
     monkeypatch.setattr("stapsrv.doctor.report._TIMEOUT_S", 0.2)
     (at_home.directory / "log").unlink()
     os.mkfifo(at_home.directory / "log")
@@ -90,7 +90,7 @@ def test_a_log_that_hangs_is_told(at_home, monkeypatch):
     assert "no answer within 0.2 seconds" in files["logs/0-log"]
 
 
-def test_only_the_end_of_a_long_log_from_a_whole_line_on(at_home):
+def test_long_log_is_cut_at_a_whole_line(at_home):
     line = "Mon Nov 23 08:21:15 2026: Options passed from the client: secret\n"
     (at_home.directory / "log").write_text(line * 50_000)
     files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))

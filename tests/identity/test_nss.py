@@ -205,7 +205,7 @@ async def test_tool_that_fails_on_a_sound_database_is_an_error(
     assert not isinstance(caught.value, DamagedDatabase)
     assert str(caught.value) == (
         f"{identity.directory}: certutil failed on the certificate database (SEC_ERROR_NO_MEMORY); "
-        f"look at it with: certutil -L -d 'sql:{identity.directory}'"
+        f"see: certutil -L -d 'sql:{identity.directory}'"
     )
 
 

@@ -395,7 +395,7 @@ async def test_clock_set_and_set_back_renews_nothing(set_store, database, lines,
     # The clock is to be set while the store waits, and set back before it looks again.
     monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 0.5)
     live = await set_store.get(database, lines.log)
-    # Not by asking for it: that has the store look at once.
+    # Not by current(): that has the store check at once.
     before, right = live.loaded, wall.now
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
@@ -444,11 +444,11 @@ def test_host_without_free_watchers_leads_to_none_and_a_warning(monkeypatch):
     lines = LogLines()
     with open_watcher(lines.log) as watcher, open_watcher(None) as another:
         assert (watcher, another) == (None, None)
-    assert lines.reasons("identity.unheard") == ["Too many open files"]
+    assert lines.reasons("identity.not_watched") == ["Too many open files"]
 
 
 async def test_reading_a_database_by_nss_is_no_change(watch, pristine_identity, tmp_path):
-    """Else each look at one would be followed by the next."""
+    """Else each check would be followed by another one."""
     database = shutil.copytree(pristine_identity, tmp_path / "database")
     watch.watch_files(database, database, KEPT_FILES)
     before = Database(database).fingerprint()
