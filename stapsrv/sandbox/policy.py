@@ -59,6 +59,7 @@ class SandboxPolicy:
         read: further paths to show: tapsets and runtime, what the operator adds.
         write: further paths that requests may change.
         secret: paths to hide, even where they lie in something that is shown.
+        own_stap_cache: the cache of these requests; None: where stap has it.
     """
 
     stap: Path
@@ -69,6 +70,7 @@ class SandboxPolicy:
     read: tuple[Path, ...] = ()
     write: tuple[Path, ...] = ()
     secret: tuple[Path, ...] = ()
+    own_stap_cache: Path | None = None
 
     @property
     def network(self) -> bool:
@@ -82,8 +84,8 @@ class SandboxPolicy:
 
     @property
     def stap_cache(self) -> Path:
-        """The cache of stap, which all requests share."""
-        return self.systemtap_directory / "cache"
+        """The cache of stap, which requests share."""
+        return self.own_stap_cache or self.systemtap_directory / "cache"
 
 
 def request_mounts(policy: SandboxPolicy, directory: Path, *, cwd: Path | None = None) -> MountPlan:

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
 from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.cache.result_cache import ResultCache
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.cached import CachedEngine
@@ -240,20 +241,23 @@ async def open_runtime(
             temp_quota=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
-        warmup = Warmup(engine, WarmMemory(systemtap / "warm-releases", systemtap / "cache"))
+        memory = WarmMemory(systemtap / "warm-releases", systemtap / "cache")
         async with contextlib.AsyncExitStack() as opened:
             watcher = opened.enter_context(open_watcher(log))
+            cache = None
+            if log is not None:
+                cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
+                if cache is not None:
+                    memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             runtime = Runtime(
                 user=entry.pw_name,
                 engine=engine,
                 identities=IdentityStore(environ, password=password, watcher=watcher),
-                warmup=warmup,
+                warmup=Warmup(engine, memory, cache=cache),
                 sockets=sockets or PassedSockets(),
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
+                cache=cache,
             )
-            if log is not None:
-                cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
-                runtime = attrs.evolve(runtime, cache=cache)
             yield runtime
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):

@@ -30,6 +30,7 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
@@ -168,13 +169,20 @@ class Warmup:
 
     Args:
         engine: compiles.
+        cache: chooses stap's own cache for that; None where stap has only one.
         memory: of what is warm.
         first_delay_s: until a release that cannot be compiled for is tried again; doubled each time.
     """
 
     def __init__(
-        self, engine: LocalEngine, memory: WarmMemory, *, first_delay_s: float = _FIRST_DELAY_S
+        self,
+        engine: LocalEngine,
+        memory: WarmMemory,
+        *,
+        cache: ResultCache | None = None,
+        first_delay_s: float = _FIRST_DELAY_S,
     ) -> None:
+        self._cache = cache
         self._engine = engine
         self._memory = memory
         self._first_delay_s = first_delay_s
@@ -298,7 +306,10 @@ class Warmup:
         began = anyio.current_time()
         result: CompileResult | None = None
         with anyio.CancelScope() as scope, target.health.when_healthy(scope.cancel):
-            result = await self._engine.run(job)
+            if self._cache is not None and settings.limits.result_cache:
+                result = await self._cache.run(job, self._engine)
+            else:
+                result = await self._engine.run(job)
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):

@@ -1,4 +1,4 @@
-"""What is counted, and that clients cannot make it grow."""
+"""Counters, medians, and that clients cannot make them grow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from stapsrv.compile.stats import (
     BOUNDS_S,
     OTHER,
     Histogram,
+    LatencyWindow,
     Outcome,
     ProcessCounters,
+    RecentTimes,
     RequestRecord,
     Result,
     Source,
@@ -100,3 +102,23 @@ def test_what_is_expected_begins_at_zero_and_stays_what_it_is():
     tally.count_request(record(), served=["6.1"])
     tally.expect(["6.1"])
     assert tally.requests["6.1", Result.ABANDONED] == 1
+
+
+def ended(queue_s: float, compile_s: float, outcome: Outcome = Outcome.ANSWERED) -> RequestRecord:
+    return RequestRecord(peer="p", request_bytes=1, outcome=outcome, queue_s=queue_s, compile_s=compile_s)
+
+
+def test_medians_are_of_the_requests_that_stap_answered():
+    window = LatencyWindow()
+    assert window.times() == RecentTimes(0, None, None)
+    # The third waited for another request's compile, the last was none of stap's.
+    for record in (ended(0, 2), ended(1, 4), ended(5, 0), ended(9, 9, Outcome.REFUSED)):
+        window.add(record)
+    assert window.times() == RecentTimes(3, 1, 3)
+
+
+def test_medians_are_of_the_last_hundred_requests():
+    window = LatencyWindow()
+    for seconds in (*[7] * 500, *[1] * 51, *[2] * 49):
+        window.add(ended(0, seconds))
+    assert window.times() == RecentTimes(100, 0, 1)

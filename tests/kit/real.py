@@ -366,7 +366,7 @@ class CompilerGate:
 
     Args:
         directory: made, and given to the client with ``-I``.
-        visible: a directory that compiles see, for the pipe.
+        visible: made, for the pipe; compiles see it by the server's :attr:`option`.
     """
 
     SCRIPT = "probe begin { gated() exit() }"
@@ -375,6 +375,7 @@ class CompilerGate:
         directory.mkdir()
         visible.mkdir(exist_ok=True)
         self.directory = directory
+        self.option = f"--sandbox-read={visible}"
         self._pipe = Path(tempfile.mkdtemp(prefix="gate.", dir=visible)) / "gate.h"
         self._fd = -1
         os.mkfifo(self._pipe)

@@ -24,8 +24,8 @@ def test_client_returns_to_a_full_server(serve, stap, backend):
 
 
 def test_client_that_waited_too_long_for_a_worker_reads_why(serve, stap, tmp_path):
-    server = serve("--max-threads=0", "--queue-timeout=300ms")
-    with contextlib.closing(CompilerGate(tmp_path / "gate", visible=stap.directory / "cache")) as gate:
+    with contextlib.closing(CompilerGate(tmp_path / "gate", visible=tmp_path / "visible")) as gate:
+        server = serve(gate.option, "--max-threads=0", "--queue-timeout=300ms")
         first = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
         gate.wait_reached(first)
         ran = without_client_lines(stap.via(server.port, *SCRIPT))

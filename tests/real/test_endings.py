@@ -15,8 +15,8 @@ BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 @pytest.fixture
-def gate(tmp_path, stap):
-    gate = CompilerGate(tmp_path / "gate", visible=stap.directory / "cache")
+def gate(tmp_path):
+    gate = CompilerGate(tmp_path / "gate", visible=tmp_path / "visible")
     yield gate
     gate.close()
 
@@ -33,7 +33,7 @@ def begin_compile(stap, server, gate):
 @BACKENDS
 @pytest.mark.parametrize("leave", ["interrupted", "killed"])
 def test_leaving_client_ends_its_compile(serve, stap, gate, leave, backend):
-    server = serve(backend=backend)
+    server = serve(gate.option, backend=backend)
     client, tree = begin_compile(stap, server, gate)
     if leave == "killed":
         client.kill()
@@ -60,7 +60,7 @@ def is_signal_pending(pid: int) -> bool:
 @BACKENDS
 def test_stopping_server_lets_a_request_finish(serve, stap, gate, backend):
     # On a busy machine what is left of a compile takes longer than the five seconds that it has by default.
-    server = serve("--drain-timeout", 60, backend=backend)
+    server = serve(gate.option, "--drain-timeout", 60, backend=backend)
     client, tree = begin_compile(stap, server, gate)
     server.signal(signal.SIGTERM)
     server.log.wait(r": Waiting for 1 outstanding requests to complete\.\.\.$")
@@ -78,7 +78,7 @@ def test_stopping_server_lets_a_request_finish(serve, stap, gate, backend):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_ends_requests_at_once(serve, stap, gate, backend, number):
     # By itself the compile would end neither before the gate opens nor before that time is over.
-    server = serve("--drain-timeout", "1h", backend=backend)
+    server = serve(gate.option, "--drain-timeout", "1h", backend=backend)
     client, tree = begin_compile(stap, server, gate)
     server.signal(number)
     server.log.wait("Waiting for 1 outstanding requests")

@@ -97,7 +97,7 @@ class HostInputs:
         self._rc_path = directory / "rc"
         # What read_rc() returned last, as the caller sets it.
         self.rc = UNREAD_RC
-        self.stap_cache = directory / "cache"
+        self.systemtap = directory
         self._version = stap.version
         ignored = _IGNORED_VARIABLES.split()
         counted = sorted(f"{name}={value}" for name, value in environ.items() if name not in ignored)

@@ -22,7 +22,7 @@ class CacheKey:
     Attributes:
         request_digest: of what stap is given by the client.
         environment_digest: of all else that the result depends on; None if that is not known.
-        toolchain_digest: of the part of the environment that stap's own cache takes no notice of.
+        toolchain_digest: names stap's own cache, which takes no notice of this part of the environment.
         generation: how many changes of the tapsets, and of the toolchain, the watcher had seen.
         host_state: of the environment, what is looked at anew each time; None if it does not suffice.
         reason: why there is no environment digest, in a word.

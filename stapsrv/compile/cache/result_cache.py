@@ -11,6 +11,7 @@ stored as stap made them, without any signature.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -24,14 +25,15 @@ from stapsrv.compile.cache.cacheable import (
     are_build_options_cacheable,
     find_unwatched_file,
     includes_are_watched,
+    module_name,
     uncacheable_reason,
 )
-from stapsrv.compile.cache.disk import DiskStore
+from stapsrv.compile.cache.disk import NOTE_PREFIX, DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.inputs import UNREAD_RC, HostInputs, InputPaths
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
 from stapsrv.compile.cache.script_scan import TapsetScanner
-from stapsrv.compile.cache.stap_cache import StapCache, server_digest
+from stapsrv.compile.cache.stap_cache import StapCache, StapCaches
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
@@ -53,16 +55,14 @@ class Miss:
     """A compile for which there was no entry, and what decides on whether its result is stored.
 
     Attributes:
-        tainted: see :attr:`StapCache.tainted`, before the compile.
-        types_are_current: whether stap's own cache had no types that are out of date.
+        stap_cache: what stap used; None where the toolchain is not known.
     """
 
     key: CacheKey
     job: CompileJob
     compiled: Compiled
     entry: CacheEntry
-    tainted: int = 0
-    types_are_current: bool = True
+    stap_cache: StapCache | None = None
 
 
 class ResultCache:
@@ -78,9 +78,7 @@ class ResultCache:
         self._inputs = inputs
         self._watcher = watcher
         self._storage = ResultStorage(store, log=log)
-        self._stap_cache = StapCache(
-            inputs.stap_cache, self._storage, is_unchanged=self._is_toolchain_unchanged, log=log
-        )
+        self._stap_caches = StapCaches(inputs.systemtap, log=log)
         self._log = log
         self._storing: dict[str, CacheEntry] = {}
         self._tapsets = TapsetScanner()
@@ -95,8 +93,8 @@ class ResultCache:
     async def wait_key_for(self, job: CompileJob) -> CacheKey:
         """Return the key of a job, after a bounded wait for inputs that are being scanned.
 
-        Also those wait whose result could not be stored: before the scan nobody knows whether stap's own
-        cache is out of date.
+        Also those wait whose result could not be stored: before the scan nobody knows which of stap's own
+        caches is theirs.
         """
         await self._read_rc()
         key = self.key_for(job)
@@ -126,11 +124,10 @@ class ResultCache:
         if tapsets is None or toolchain is None:
             unwatched = self._watcher.fault(paths.all) is not None
             return attrs.evolve(key, reason="unwatched" if unwatched else NOT_SCANNED)
-        toolchain = digest((server_digest(settings, release), toolchain))
-        scripts = digest(digest(map(os.fsencode, values)) for values in (settings.define, settings.include))
+        toolchain = digest((_build_digest(settings, release), toolchain))
         return attrs.evolve(
             key,
-            environment_digest=digest((toolchain, scripts, tapsets, state)),
+            environment_digest=digest((toolchain, _options_digest(settings), tapsets, state)),
             toolchain_digest=toolchain,
             host_state=state,
         )
@@ -152,31 +149,40 @@ class ResultCache:
             Exception: what ``engine`` raises.
         """
         if key.environment_digest is None:
-            reason = key.reason or NOT_SCANNED
-            run = partial(self._stap_cache.run, key) if reason == NOT_SCANNED else None
-            compiled = await (engine.compile(job) if run is None else run(job, engine))
-            return Miss(key, job, compiled, CacheEntry.final(compiled.result, reason))
-        tainted = self._stap_cache.tainted
-        types_are_current = await self._stap_cache.remove_old_types(key, job)
-
-        async def is_cacheable(result: CompileResult) -> bool:
-            return types_are_current and await self._result_reason(key, job, result) is None
-
-        compiled = await self._stap_cache.compile(key, job, engine, is_cacheable)
-        # Before any request has the result: the next equal one waits for the entry.
-        entry = self._storing[key.name] = CacheEntry(compiled.result)
-        return Miss(key, job, compiled, entry, tainted, types_are_current)
+            compiled = await engine.compile(job)
+            return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
+        async with contextlib.AsyncExitStack() as leaving:
+            stap_cache = await self._enter_stap_cache(leaving, key)
+            if stap_cache is not None:
+                job = attrs.evolve(job, stap_cache=stap_cache.path)
+            try:
+                compiled = await engine.compile(job)
+            finally:
+                if stap_cache is not None and not self._is_toolchain_unchanged(key, job):
+                    stap_cache.is_stale = True
+            leaving.push_async_callback(compiled.release)
+            if stap_cache is not None and compiled.result.limit_met is not None:
+                # What stap found out about the kernel may be wrong, also where it made no module.
+                stap_cache.is_stale = True
+            # Before any request has the result: the next equal one waits for the entry.
+            entry = self._storing[key.name] = CacheEntry(compiled.result)
+            compiled = attrs.evolve(compiled, release=leaving.pop_all().aclose)
+            return Miss(key, job, compiled, entry, stap_cache)
 
     async def store(self, miss: Miss) -> None:
         """Store a result if that is right, and say in its entry why not if it is not."""
-        key, job, entry = miss.key, miss.job, miss.entry
-        if key.environment_digest is not None:
+        if miss.key.environment_digest is not None:
             reason = await self._judge(miss)
-            if reason is None and not await self._storage.put(key.name, entry):
+            if reason is None and not await self._storage.put(miss.key.name, miss.entry):
                 reason = _DISK
-            entry.finish(reason)
-        if entry.reason == NOT_SCANNED or key.environment_digest is not None:
-            await self._stap_cache.note(key, job, miss.compiled)
+            miss.entry.finish(reason)
+
+    async def run(self, job: CompileJob, engine: Engine[Compiled]) -> CompileResult:
+        """Compile a job for no request, with stap's own cache of the toolchain of now."""
+        miss = await self.compile(await self.wait_key_for(job), job, engine)
+        self.close(miss)
+        await miss.compiled.release()
+        return miss.compiled.result
 
     def close(self, miss: Miss) -> None:
         """Let no request wait for an entry any longer, also where :meth:`store` did not come to its end."""
@@ -184,6 +190,13 @@ class ResultCache:
             miss.entry.finish(NOT_SCANNED)
         if self._storing.get(miss.key.name) is miss.entry:
             del self._storing[miss.key.name]
+
+    async def _enter_stap_cache(self, leaving: contextlib.AsyncExitStack, key: CacheKey) -> StapCache | None:
+        try:
+            return await leaving.enter_async_context(self._stap_caches.use(key))
+        except OSError as exc:
+            self._log.warning("cache.unwritable", reason=exc)
+            return None
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; reads the directory."""
@@ -217,14 +230,14 @@ class ResultCache:
     async def _judge(self, miss: Miss) -> str | None:
         """Return why a result cannot be stored, in a word; None if it can."""
         key, job, compiled = miss.key, miss.job, miss.compiled
-        if not miss.types_are_current:
+        if miss.stap_cache is None:
             return _DISK
         reason = await self._result_reason(key, job, compiled.result)
-        reason = reason or await self._evidence_reason(job, compiled)
+        reason = reason or await self._evidence_reason(miss, miss.stap_cache)
         if reason is not None:
             return reason
         # Last, so that nothing but work of our own is between this check and the end of the compile.
-        if not await self._is_unchanged(key, job) or self._stap_cache.tainted != miss.tainted:
+        if not await self._is_unchanged(key, job) or not await self._stap_caches.is_intact(miss.stap_cache):
             return "changed"
         return None
 
@@ -238,10 +251,14 @@ class ResultCache:
             return _DISK
         return await anyio.to_thread.run_sync(uncacheable_reason, job, result, names)
 
-    async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
+    async def _evidence_reason(self, miss: Miss, stap_cache: StapCache) -> str | None:
         """Return, in a word, how the compile shows that a result depends on more than the known inputs."""
+        job, compiled = miss.job, miss.compiled
+        # Once stap has a module in its cache, nothing shows any more that it was made from a file elsewhere.
+        module = (module_name(compiled.result) or "").encode()
+        note = NOTE_PREFIX + digest((stap_cache.path.name.encode(), module)).hex()
         if not compiled.built:
-            if await self._stap_cache.is_from_outside(compiled.result):
+            if await self._storage.read(note) is not None:
                 return "outside"
             return None if includes_are_watched(compiled.result) else "no evidence"
         paths = self._inputs.paths(job.release, job.settings).all
@@ -255,5 +272,18 @@ class ResultCache:
         if outside is None:
             return None
         self._log.info("cache.outside", file=outside)
-        await self._stap_cache.note_outside(compiled.result, outside)
+        await self._storage.write(note, os.fsencode(outside))
         return "outside"
+
+
+def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
+    """Return a digest of a server's options that decide on what stap keeps in its own cache."""
+    single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
+    return digest([digest(map(os.fsencode, settings.build)), *(os.fsencode(str(one)) for one in single)])
+
+
+def _options_digest(settings: ServerSettings) -> bytes:
+    """Return a digest of a server's other options that a result depends on."""
+    limits = settings.limits
+    lists = (settings.define, settings.include, limits.sandbox_read, limits.sandbox_write)
+    return digest(digest(map(os.fsencode, values)) for values in lists)

@@ -1,173 +1,146 @@
-"""stap's own cache takes no notice of changed headers and compilers: what to do about that.
+"""stap's own caches: one directory for each state of the toolchain.
 
-stap finds a module again by a digest of the C that it made, and what it has found out about the types in a
-header (``typequery_*``, ``tracequery_*``; for ``@cast`` and tracepoints) by the header's name. So the
-toolchain that each module was built with is noted beside the results. If it has changed since, stap has to
-build the module anew (``--poison-cache``), and likewise the first module after any change; the types are
-removed, because they go into modules that were never built before. Seen with SystemTap 4.8.
+stap takes no notice of changed headers and compilers: it finds a module again by a digest of the script, and
+what it has found out about a kernel and the types in its headers by their names. So it gets a cache directory
+that is named by the toolchain's digest. One that a change of the toolchain, or a resource limit, may have
+spoiled is marked as stale, and never used again. Seen with SystemTap 4.8.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.cacheable import module_name
-from stapsrv.compile.cache.disk import NOTE_PREFIX
-from stapsrv.compile.cache.key import CacheKey, digest
-from stapsrv.compile.cache.storage import ResultStorage
-from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
-from stapsrv.compile.protocol.options import parse_options
-from stapsrv.config.kernels import ServedRelease
-from stapsrv.config.settings import ServerSettings
+from stapsrv.compile.cache.key import CacheKey
 from stapsrv.system.blocking import BlockingCalls
 
-_TYPES = ("typequery_*", "tracequery_*")
-_CLEAN_S = 60.0
+CACHES_DIRECTORY = "server-stap-caches"
+"""In stap's own directory; all servers and supervisors of a user share it."""
 
-IsCacheable = Callable[[CompileResult], Awaitable[bool]]
+_MAX_DIRECTORIES = 8
+# One that was used in this time may be in use by another process: a compile takes ten minutes at most.
+_IN_USE_S = 3600.0
+_STALE = "stale"
+_SIZE_LIMIT_FILE, _SIZE_LIMIT_MB = "cache_mb_limit", 128
+"""stap itself keeps a cache within the megabytes that this file in it says."""
+_REMOVE_S = 60.0
 
 
+@attrs.define(eq=False)
 class StapCache:
-    """stap's own cache, and the notes of the toolchains that its contents were built with.
+    """A cache directory of stap's.
 
-    Args:
-        directory: stap's; need not exist.
-        storage: where the notes are.
-        is_unchanged: whether the toolchain of a job was known, and has not changed since its key.
+    Attributes:
+        generation: of the toolchain, when it was first used by this process.
+        is_stale: what is in it may be of another toolchain than its name says.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        storage: ResultStorage,
-        *,
-        is_unchanged: Callable[[CacheKey, CompileJob], bool],
-        log: Log,
-    ) -> None:
-        self._directory = directory
-        self._storage = storage
-        self._is_unchanged = is_unchanged
+    path: Path
+    generation: int
+    is_stale: bool = False
+    users: int = 0
+
+
+class StapCaches:
+    """The cache directories of stap below its own, ``systemtap``, which need not exist."""
+
+    def __init__(self, systemtap: Path, *, log: Log) -> None:
+        self._parent = systemtap / CACHES_DIRECTORY
+        self._users_cache = systemtap / "cache"
         self._log = log
-        self._files = BlockingCalls(timeout_s=_CLEAN_S)
-        self.tainted = 0
-        """Compiles during which the toolchain changed: what they left in the cache may be of either state."""
-        self._cleaned = 0
-        """How many of these there were when types were last removed."""
+        self._current: dict[bytes, StapCache] = {}
+        self._files = BlockingCalls()
 
-    async def compile(
-        self, key: CacheKey, job: CompileJob, engine: Engine[Compiled], is_cacheable: IsCacheable
-    ) -> Compiled:
-        """Compile a job; once more, if stap had a cacheable module in its cache that may be out of date."""
-        last = await self._storage.read(_note_of_server("last", job))
-        compiled = await self.run(key, job, engine, anew=last not in {None, key.toolchain_digest})
-        async with contextlib.AsyncExitStack() as leaving:
-            leaving.push_async_callback(compiled.release)
-            if compiled.built or not await is_cacheable(compiled.result):
-                leaving.pop_all()
-                return compiled
-            await self._note_first(key, job)
-            built_with = await self._storage.read(_note_of_module("module", compiled.result))
-            if built_with is None:
-                # From before this program saw the cache for the first time: taken as it is, as stap does.
-                built_with = await self._storage.read(_note_of_server("first", job))
-            if built_with == key.toolchain_digest:
-                leaving.pop_all()
-                return compiled
-        return await self.run(key, job, engine, anew=True)
+    @contextlib.asynccontextmanager
+    async def use(self, key: CacheKey) -> AsyncIterator[StapCache]:
+        """Have the cache of a key's toolchain while the block runs.
 
-    async def run(
-        self, key: CacheKey, job: CompileJob, engine: Engine[Compiled], *, anew: bool = False
-    ) -> Compiled:
-        """Compile a job once, and notice a change of the toolchain meanwhile, however the compile ends."""
+        Raises:
+            OSError: there is none, and none can be made.
+        """
+        cache = self._find(key)
+        while not await self._files.run(partial(self._prepare, cache.path)):
+            # Another process has spoiled it.
+            cache.is_stale = True
+            cache = self._find(key)
+        cache.users += 1
         try:
-            compiled = await engine.compile(attrs.evolve(job, anew=anew))
+            yield cache
         finally:
-            self.tainted += not self._is_unchanged(key, job)
-        if anew:
-            async with contextlib.AsyncExitStack() as leaving:
-                leaving.push_async_callback(compiled.release)
-                # At once: until this is noted, other requests are built anew as well.
-                await self._note_build(key, job, compiled)
-                leaving.pop_all()
-        return compiled
+            cache.users -= 1
+            if cache.is_stale:
+                with anyio.CancelScope(shield=True):
+                    await self._retire(cache)
 
-    async def note(self, key: CacheKey, job: CompileJob, compiled: Compiled) -> None:
-        """Note with which toolchain a module was built."""
-        await self._note_first(key, job)
-        await self._note_build(key, job, compiled)
-
-    async def remove_old_types(self, key: CacheKey, job: CompileJob) -> bool:
-        """Remove the types in headers if these may be others now; return whether none is out of date."""
-        note, tainted = _note_of_server("types", job), self.tainted
-        if tainted == self._cleaned and await self._storage.read(note) == key.toolchain_digest:
-            return True
-        # First: where nothing can be noted, types would be removed for each request.
-        if not await self._storage.write(note, b""):
+    async def is_intact(self, cache: StapCache) -> bool:
+        """Whether no process has spoiled a cache that is in use."""
+        if cache.is_stale:
             return False
         try:
-            await self._files.run(partial(remove_types, self._directory))
+            return await self._files.run(lambda: cache.path.is_dir() and not (cache.path / _STALE).exists())
+        except OSError:
+            return False
+
+    def _find(self, key: CacheKey) -> StapCache:
+        digest, generation = key.toolchain_digest, key.generation[1]
+        cache = self._current.get(digest)
+        if cache is None or cache.is_stale or cache.generation != generation:
+            name = digest.hex()[:32]
+            if cache is not None:
+                # A toolchain that has come back: compiles from before may still write to its first directory.
+                name = f"{name}.{secrets.token_hex(4)}"
+            cache = self._current[digest] = StapCache(self._parent / name, generation)
+        return cache
+
+    def _prepare(self, path: Path) -> bool:
+        """Make a cache unless it is there; return whether it can be used."""
+        if not path.is_dir():
+            is_first = not self._parent.is_dir()
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / _SIZE_LIMIT_FILE).write_text(f"{_SIZE_LIMIT_MB}\n")
+            if is_first:
+                self._adopt(path)
+            self._evict()
+        os.utime(path)
+        return not (path / _STALE).exists()
+
+    def _adopt(self, path: Path) -> None:
+        """Copy what stap knows of kernels' features, ten seconds' work, from its user's own cache.
+
+        What that has when this program sees it for the first time is taken as it is, as stap does.
+        """
+        for known in self._users_cache.glob("*/stapconf_*"):
+            (path / known.parent.name).mkdir(mode=0o700, exist_ok=True)
+            shutil.copy2(known, path / known.parent.name)
+
+    def _evict(self) -> None:
+        """Remove the caches that were not used for the longest, beyond the number that is kept."""
+        used = {path: path.stat().st_mtime for path in self._parent.iterdir()}
+        unused = (path for path in used if time.time() - used[path] > _IN_USE_S)
+        for path in sorted(unused, key=used.__getitem__)[: max(0, len(used) - _MAX_DIRECTORIES)]:
+            _remove(path)
+
+    async def _retire(self, cache: StapCache) -> None:
+        """Mark a cache as stale, so that no process uses it from now on; remove it after its last user."""
+        try:
+            await self._files.run((cache.path / _STALE).touch)
+            if not cache.users:
+                await self._files.run(partial(_remove, cache.path), timeout_s=_REMOVE_S)
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
-            return False
-        self._cleaned = tainted
-        return await self._storage.write(note, key.toolchain_digest)
-
-    async def note_outside(self, result: CompileResult, path: str) -> None:
-        """Note that a module was made from a file elsewhere; nothing shows that once stap has it cached."""
-        await self._storage.write(_note_of_module("outside", result), os.fsencode(path))
-
-    async def is_from_outside(self, result: CompileResult) -> bool:
-        """Whether a module was noted by :meth:`note_outside`."""
-        return await self._storage.read(_note_of_module("outside", result)) is not None
-
-    async def _note_first(self, key: CacheKey, job: CompileJob) -> None:
-        note = _note_of_server("first", job)
-        if key.environment_digest is not None and await self._storage.read(note) is None:
-            await self._storage.write(note, key.toolchain_digest)
-
-    async def _note_build(self, key: CacheKey, job: CompileJob, compiled: Compiled) -> None:
-        """Note the toolchain of a module that was built; none, if it changed meanwhile or a limit was met."""
-        is_limited = compiled.result.limit_met is not None
-        toolchain = b"" if is_limited or not self._is_unchanged(key, job) else key.toolchain_digest
-        # A module that a client named is not in stap's cache, where there may be another of that name.
-        is_named = any(name == "m" for name, _value in parse_options(job.request.arguments).options)
-        if compiled.built and not is_named:
-            await self._storage.write(_note_of_module("module", compiled.result), toolchain)
-        if key.environment_digest is not None and (compiled.built or is_limited):
-            await self._storage.write(_note_of_server("last", job), toolchain)
 
 
-def remove_types(cache: Path) -> None:
-    """Remove what stap's cache has of the types in headers; stap finds it out again when it needs it.
-
-    Raises:
-        OSError: something could not be removed.
-    """
-    for names in _TYPES:
-        for path in cache.glob(f"*/{names}"):
-            path.unlink(missing_ok=True)
-
-
-def server_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
-    """Return a digest of a server's options that decide on what is made of the C that stap wrote."""
-    limits = settings.limits
-    lists = (settings.build, limits.sandbox_read, limits.sandbox_write)
-    single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
-    return digest(
-        [*(digest(map(os.fsencode, values)) for values in lists), *(os.fsencode(str(one)) for one in single)]
-    )
-
-
-def _note_of_module(kind: str, result: CompileResult) -> str:
-    return NOTE_PREFIX + digest((kind.encode(), (module_name(result) or "").encode())).hex()
-
-
-def _note_of_server(kind: str, job: CompileJob) -> str:
-    return NOTE_PREFIX + digest((kind.encode(), server_digest(job.settings, job.release))).hex()
+def _remove(path: Path) -> None:
+    # Under another name first: whoever makes it anew begins with an empty one.
+    gone = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+    shutil.rmtree(gone, ignore_errors=True)

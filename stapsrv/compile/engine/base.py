@@ -8,6 +8,7 @@ stay on this side.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import anyio
@@ -34,7 +35,7 @@ class CompileJob:
         record: the engines add durations and the source of the answer.
         answered: set when the client has its answer.
         background: run at low priority; nobody waits for it.
-        anew: stap builds everything, whatever its own cache holds.
+        stap_cache: the directory of stap's own cache; None: where stap has it.
         deadline_s: seconds that the compile may take.
     """
 
@@ -46,7 +47,7 @@ class CompileJob:
     record: RequestRecord = attrs.field(factory=RequestRecord, eq=False, repr=False)
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
     background: bool = False
-    anew: bool = False
+    stap_cache: Path | None = None
     deadline_s: float = attrs.field()
 
     @deadline_s.default

@@ -33,10 +33,11 @@ from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
 
-# In a job's directory: what the client sent, what it gets, and the compiler's own files.
+# In a job's directory: what the client sent, what it gets, the compiler's own files, and stap's.
 _REQUEST = Path("request")
 _ANSWER = Path("response", RESPONSE_DIRECTORY)
 _TEMPORARY = Path("tmp")
+_SYSTEMTAP = Path("systemtap")
 
 
 class LocalEngine:
@@ -73,7 +74,9 @@ class LocalEngine:
         self._secret = (*secret, workspace.path)
         self._temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
 
-    def policy(self, settings: ServerSettings, release: ServedRelease) -> SandboxPolicy:
+    def policy(
+        self, settings: ServerSettings, release: ServedRelease, stap_cache: Path | None = None
+    ) -> SandboxPolicy:
         """Return what the jobs of a server may see of this host."""
         read = [*settings.include, *settings.limits.sandbox_read]
         if settings.runtime is not None:
@@ -87,6 +90,7 @@ class LocalEngine:
             read=tuple(map(Path, read)),
             write=tuple(map(Path, settings.limits.sandbox_write)),
             secret=(*self._secret, *(path for path in (settings.ssl, settings.log) if path is not None)),
+            own_stap_cache=stap_cache,
         )
 
     def check(self, settings: ServerSettings, release: ServedRelease) -> None:
@@ -157,7 +161,13 @@ class LocalEngine:
         root = directory / _REQUEST
         root.mkdir(mode=0o700)
         write_request(job.request, root)
-        return self.sandbox.request_mounts(self.policy(job.settings, job.release), directory, cwd=root)
+        policy = self.policy(job.settings, job.release, job.stap_cache)
+        if job.stap_cache is not None:
+            # stap has its cache in $SYSTEMTAP_DIR/cache, and nowhere else.
+            (directory / _SYSTEMTAP).mkdir(mode=0o700)
+            (directory / _SYSTEMTAP / "cache").symlink_to(job.stap_cache)
+            (directory / _SYSTEMTAP / "rc").symlink_to(policy.systemtap_directory / "rc")
+        return self.sandbox.request_mounts(policy, directory, cwd=root)
 
     async def _run_stap(
         self, job: CompileJob, plan: MountPlan, directory: Path
@@ -172,17 +182,19 @@ class LocalEngine:
             job.request.arguments,
             privilege=job.privilege,
             answer=directory / _ANSWER,
-            anew=job.anew,
         )
         environ = self.sandbox.environment(
             self._environ, temporary=directory / _TEMPORARY, network=plan.network
         )
+        environ = stap_environment(environ, job.request.environment)
+        if job.stap_cache is not None:
+            environ[b"SYSTEMTAP_DIR"] = os.fsencode(directory / _SYSTEMTAP)
         async with self.sandbox.request_cgroup(directory.name, limits) as group:
             with _compile_errors():
                 result = await run_process_tree(
                     self.sandbox.command(plan, limits, command),
                     cwd=plan.directory,
-                    env=stap_environment(environ, job.request.environment),
+                    env=environ,
                     deadline_s=job.deadline_s,
                     grace_s=settings.limits.kill_grace_s,
                     output_bytes=settings.limits.output_bytes,

@@ -88,11 +88,10 @@ def stap_command(
     *,
     privilege: Privilege | None,
     answer: Path,
-    anew: bool = False,
 ) -> list[bytes]:
     """Return the command line: the server's options, the privilege, the marker, the client's arguments.
 
-    ``answer`` is the directory for stap's files; ``anew`` has it build again what its own cache holds.
+    ``answer`` is the directory for stap's files.
     """
     own: list[str] = [str(stap.path), "-r", release.argument]
     if settings.arch is not None:
@@ -102,8 +101,6 @@ def stap_command(
     if settings.runtime is not None:
         own += ["-R", settings.runtime]
     own.append(f"--tmpdir={answer}")
-    if anew:
-        own.append("--poison-cache")
     # The privilege that was read in the client's arguments: stap fails if it reads another one there.
     return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
 

@@ -20,7 +20,8 @@ from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.key import CacheKey
-from stapsrv.compile.cache.result_cache import ResultCache
+from stapsrv.compile.cache.result_cache import Miss, ResultCache
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
@@ -45,8 +46,12 @@ class FakeInputs:
     read_rc: Callable[[], RcFile] = lambda: NO_RC
 
     @property
-    def stap_cache(self) -> Path:
-        return self.directory / "cache"
+    def systemtap(self) -> Path:
+        return self.directory / "systemtap"
+
+    @property
+    def stap_caches(self) -> Path:
+        return self.systemtap / CACHES_DIRECTORY
 
     def paths(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
         further = tuple(WatchedPath(include) for include in settings.include)
@@ -114,12 +119,17 @@ class World:
         """Have a job compiled, and wait until its result is stored or not."""
         miss = await self.cache.compile(key, job, FakeStap(run or self.run_stap))
         assert miss.entry.reason is not None
+        await self.finish(miss)
+        assert miss.entry.stored.is_set()
+        return miss.entry
+
+    async def finish(self, miss: Miss) -> None:
+        """Do what is left to do after the response."""
         try:
             await self.cache.store(miss)
         finally:
             self.cache.close(miss)
-        assert miss.entry.stored.is_set()
-        return miss.entry
+            await miss.compiled.release()
 
     async def _pass(self) -> None:
         assert self.passing is not None
@@ -130,6 +140,11 @@ class World:
 
     async def run_stap(self, job: CompileJob) -> Compiled:
         self.runs.append(job)
+        module = (job.stap_cache or self.directory / "cache") / self.name_of(job)
+        is_built = self.built and not module.exists()
+        if is_built:
+            module.parent.mkdir(exist_ok=True)
+            module.write_text((self.directory / "tree" / "x.h").read_text())
         if self.meddle is not None:
             self.meddle.write_text("meddled")
         if self.passing is not None:
@@ -140,17 +155,30 @@ class World:
             await anyio.lowlevel.checkpoint()
             return frozenset({f"{self.directory}/tree/x.h", *self.outside})
 
-        name = f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
+        data = module.read_bytes() if module.exists() else b"/* */"
         files = (
-            ResponseFile(f"stap000000/{name}.ko", b"module %d" % len(self.runs)),
-            ResponseFile(f"stap000000/{name}_src.c", self.code),
+            ResponseFile(f"stap000000/{module.name}.ko", data),
+            ResponseFile(f"stap000000/{module.name}_src.c", self.code),
         )
         result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
 
         async def release() -> None:
             self.released += 1
 
-        return Compiled(result, self.built or job.anew, read_dependencies, release)
+        return Compiled(result, is_built, read_dependencies, release)
+
+    @staticmethod
+    def name_of(job: CompileJob) -> str:
+        return f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
+
+    def stap_caches(self) -> list[str]:
+        """Return which of stap's caches there are."""
+        return sorted(path.name for path in self.inputs.stap_caches.iterdir())
+
+    def uses(self) -> list[int]:
+        """Return which cache of stap's each run had, as numbers in order of appearance."""
+        used = list(dict.fromkeys(job.stap_cache for job in self.runs))
+        return [used.index(job.stap_cache) for job in self.runs]
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +206,7 @@ async def test_the_second_time_is_a_hit(tmp_path):
         known = await w.cache.get(w.cache.key_for(w.job()))
         assert known is not None
         assert (known.result.status, known.result.stdout, known.result.stderr) == (0, b"out", b"err")
-        assert known.result.files[0].data == b"module 1"
+        assert known.result.files[0].data == b"/* */"
         assert (await w.cache.statistics()).entries == 1
 
 
@@ -274,20 +302,8 @@ async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
             tasks.start_soon(find)
             await anyio.wait_all_tasks_blocked()
             assert found == []
-            await w.cache.store(miss)
+            await w.finish(miss)
         assert found == [miss.entry]
-
-
-async def test_after_a_change_one_compile_alone_is_anew(tmp_path):
-    """What is asked for as soon as that one is answered is not."""
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        job = w.job(b"-p4", b"-eprobe end {}")
-        key = await w.cache.wait_key_for(job)
-        await w.cache.compile(key, job, FakeStap(w.run_stap))
-        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
-        assert [job.anew for job in w.runs] == [False, True, False]
 
 
 async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
@@ -296,8 +312,7 @@ async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
         miss = await w.cache.compile(key, w.job(), FakeStap(w.run_stap))
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await w.cache.store(miss)
-        w.cache.close(miss)
+            await w.finish(miss)
         assert (miss.entry.reason, miss.entry.stored.is_set()) == ("unknown yet", True)
         assert await w.cache.get(key) is None
 
@@ -377,54 +392,52 @@ async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where
         assert before.environment_digest is not None
         assert after.environment_digest == before.environment_digest
         assert after.flight_key != before.flight_key
-        w.passing, w.built = None, False
+        w.passing = None
         assert await w.ask() == "stored"
         # Of tapsets stap's own cache takes notice.
-        assert [job.anew for job in w.runs] == [False, True] if where == "tree" else [False, False]
+        assert w.uses() == ([0, 1] if where == "tree" else [0, 0])
 
 
-def types_of(w: World) -> list[str]:
-    return sorted(path.name for path in w.inputs.stap_cache.rglob("*_1*"))
+SCRIPTS = [(b"-p4", b"-eprobe %s {}" % name) for name in (b"begin", b"end", b"error")]
 
 
-def keep_types(w: World) -> None:
-    """Have what stap finds out about types in its cache."""
-    directory = w.inputs.stap_cache / "ab"
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("typequery_1.ko", "typequery_1_hash.log", "tracequery_1.o", "stap_1.ko", "stapconf_1.h"):
-        (directory / name).touch()
-
-
-async def test_stap_forgets_the_kernel_s_types_once_after_a_change_of_the_means(tmp_path):
-    everything = 5
+async def test_module_of_stap_s_own_cache_is_of_the_toolchain_of_now(tmp_path):
+    """stap itself takes no notice of a changed header."""
     async with world(tmp_path) as w:
-        keep_types(w)
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
         assert await w.ask() == "stored"
-        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
-        keep_types(w)
+        entry = await w.cache.get(w.cache.key_for(w.job()))
+        assert entry is not None
+        assert entry.result.files[0].data == b"changed"
+        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
+        assert await w.ask(define=("X=1",)) == "stored"
+        assert await w.ask(include=(str(tmp_path / "more"),)) == "stored"
+        assert w.uses() == [0, 1, 1, 1, 1]
+
+
+async def test_tapset_change_leaves_stap_s_own_cache(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
         (tmp_path / "tapset" / "b.stp").write_text("")
         assert await w.ask() == "stored"
-        assert len(types_of(w)) == everything
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
-        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
-        keep_types(w)
-        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
-        assert len(types_of(w)) == everything
+        assert w.uses() == [0, 0]
 
 
-async def test_types_found_out_while_the_means_changed_are_forgotten(tmp_path):
+async def test_stap_s_own_cache_is_removed_after_a_change_during_the_compile(tmp_path):
     async with world(tmp_path) as w:
         w.meddle = tmp_path / "tree" / "x.h"
         assert await w.ask() == "changed"
-        keep_types(w)
+        assert w.stap_caches() == []
         w.meddle = None
-        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
-        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        assert await w.ask() == "stored"
+        assert w.uses() == [0, 1]
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_path, cancelled):
+async def test_stap_s_own_cache_is_removed_after_a_change_during_a_compile_that_was_ended(
+    tmp_path, cancelled
+):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
 
@@ -437,56 +450,77 @@ async def test_types_found_out_by_a_compile_that_was_ended_are_forgotten(tmp_pat
             await anyio.lowlevel.checkpoint()
             raise AssertionError
 
-        job = w.job(b"-p4", b"-eprobe end {}")
+        job = w.job(*SCRIPTS[1])
         with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
             await w.compile(w.cache.key_for(job), job, run)
-        keep_types(w)
+        assert w.stap_caches() == []
         w.passing = None
-        assert await w.ask(b"-p4", b"-eprobe error {}") == "stored"
-        assert types_of(w) == ["stap_1.ko", "stapconf_1.h"]
+        assert await w.ask(*SCRIPTS[2]) == "stored"
+        assert w.uses() == [0, 1]
 
 
-async def test_what_compiles_beside_another_that_met_a_change_is_not_kept(tmp_path):
-    """It may have been told of types that the other had found out before the change."""
+async def test_compile_after_a_change_does_not_share_stap_s_cache_with_one_from_before(tmp_path):
+    """Though all inputs are what they were."""
     async with world(tmp_path) as w:
+        job = w.job()
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
+        early = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
+        w.passing = tmp_path / "tree" / "passing.h"
+        await w._pass()
+        w.passing = None
+        assert await w.ask(*SCRIPTS[1]) == "stored"
+        await w.finish(early)
+        assert early.entry.reason == "changed"
+        assert w.uses() == [0, 1]
+
+
+async def test_compile_beside_another_that_met_a_limit_is_not_stored(tmp_path):
+    """It may have used what the other had found out of the kernel."""
+    async with world(tmp_path) as w:
+        job = w.job()
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
+        beside = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
+        w.limit_met, w.status = "too many processes", 1
+        assert await w.ask(*SCRIPTS[1]) == "failure"
+        w.limit_met, w.status = None, 0
+        assert await w.ask(*SCRIPTS[2]) == "stored"
+        await w.finish(beside)
+        assert beside.entry.reason == "changed"
+        assert w.uses() == [0, 0, 1]
+        assert len(w.stap_caches()) == 1
+
+
+async def test_compile_in_a_cache_of_stap_s_that_another_process_has_spoiled_is_not_stored(tmp_path):
+    async with world(tmp_path) as w:
+        job = w.job()
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
+        miss = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
+        (w.inputs.stap_caches / w.stap_caches()[0] / "stale").touch()
+        assert await w.ask(*SCRIPTS[1]) == "stored"
+        await w.finish(miss)
+        assert miss.entry.reason == "changed"
+        assert w.uses() == [0, 1]
+
+
+async def test_result_is_not_stored_where_stap_can_have_no_cache_of_its_own(tmp_path):
+    async with world(tmp_path) as w:
+        w.inputs.systemtap.mkdir()
+        w.inputs.stap_caches.write_text("no directory")
+        assert [await w.ask(), await w.ask()] == ["disk", "disk"]
+        assert "cache.unwritable" in w.lines.events()
+        w.inputs.stap_caches.unlink()
         assert await w.ask() == "stored"
-        early, late = (w.job(b"-p4", b"-eprobe %s {}" % name) for name in (b"end", b"error"))
-        asked = w.cache.key_for(early)
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        await w.watcher.wait_scanned(w.inputs.paths(late.release, late.settings).all)
-
-        async def run_late(job: CompileJob) -> Compiled:
-            await w.compile(asked, early)
-            return await w.run_stap(job)
-
-        known = await w.compile(w.cache.key_for(late), late, run_late)
-        assert known.reason == "changed"
-        assert await w.ask(*late.request.arguments) == "stored"
 
 
-async def test_a_result_is_not_kept_where_types_cannot_be_forgotten(tmp_path, monkeypatch):
-    def fail(_cache: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
+async def test_compile_before_the_first_scan_leaves_nothing_for_later_ones(tmp_path):
     async with world(tmp_path) as w:
-        with monkeypatch.context() as patched:
-            patched.setattr("stapsrv.compile.cache.stap_cache.remove_types", fail)
-            assert [await w.ask(), await w.ask()] == ["disk", "disk"]
-        assert await w.ask() == "stored"
-
-
-async def test_a_module_built_before_the_first_look_is_built_anew(tmp_path):
-    """By what means is not known."""
-    async with world(tmp_path) as w:
-        assert await w.ask(b"-p4", b"-eprobe begin { exit() }") == "stored"
         job = w.job()
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(w.watcher, "fingerprint", lambda _places: None)
-            known = await w.compile(w.cache.key_for(job), job)
-            assert known.reason == "unknown yet"
-        w.built = False
+            entry = await w.compile(w.cache.key_for(job), job)
+            assert entry.reason == "unknown yet"
         assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, False, False, True]
+        assert [job.stap_cache is None for job in w.runs] == [True, False]
 
 
 async def test_server_options_that_make_works_out_are_not_known(tmp_path):
@@ -503,56 +537,6 @@ async def test_a_module_from_stap_s_cache_is_kept_if_its_code_shows_where_it_is_
     async with world(tmp_path) as w:
         w.built = False
         assert [await w.ask(), await w.ask()] == ["stored", "hit"]
-        assert [job.anew for job in w.runs] == [False]
-
-
-async def test_stap_s_own_cache_is_passed_over_after_a_change_of_the_means(tmp_path):
-    async with world(tmp_path) as w:
-        await w.ask()
-        w.built = False
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask() == "stored"
-        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
-        assert [job.anew for job in w.runs] == [False, True, False]
-
-
-async def test_a_module_that_was_built_by_other_means_is_built_anew(tmp_path):
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask(b"-v", b"-eprobe end {}") == "option"
-        w.built = False
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, True, False, True]
-
-
-async def test_a_module_from_before_a_change_is_built_anew_whoever_had_it_built(tmp_path):
-    async with world(tmp_path) as w:
-        w.built = False
-        assert await w.ask(b"-v", b"-eprobe begin {}") == "option"
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, False, True]
-
-
-async def test_a_module_that_a_client_named_says_nothing_of_stap_s_cache(tmp_path):
-    """It is not kept there, but may have the name of one that is."""
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask(b"-mstap_0", b"-eprobe begin {}") == "stored"
-        w.built = False
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, True, False, True]
-
-
-async def test_after_a_change_other_options_of_the_server_do_not_bring_back_what_stap_found_out(tmp_path):
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tree" / "x.h").write_text("changed")
-        assert await w.ask(define=("X=1",)) == "stored"
-        assert await w.ask(include=(str(tmp_path / "more"),)) == "stored"
-        assert [job.anew for job in w.runs] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -585,43 +569,6 @@ async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
         assert changed != before
         w.inputs.rc = attrs.evolve(w.inputs.rc, stamp=b"2")
         assert flight() != changed
-
-
-async def test_what_was_built_within_too_narrow_bounds_is_built_anew(tmp_path):
-    """It is in stap's own cache, and what stap found out about the kernel with it."""
-    async with world(tmp_path) as w:
-        w.limit_met = "too many processes"
-        assert await w.ask() == "limit"
-        w.limit_met, w.built = None, False
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, True]
-
-
-async def test_what_stap_found_out_within_too_narrow_bounds_is_found_out_anew(tmp_path):
-    """Though it made no module that time: what it keeps of the kernel's features may be wrong."""
-    async with world(tmp_path) as w:
-        w.limit_met, w.status, w.built = "too many processes", 1, False
-        assert await w.ask() == "failure"
-        w.limit_met, w.status, w.built = None, 0, True
-        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
-        assert [job.anew for job in w.runs] == [False, True]
-
-
-async def test_what_was_built_while_the_means_changed_is_built_anew(tmp_path):
-    async with world(tmp_path) as w:
-        w.meddle = tmp_path / "tree" / "x.h"
-        assert await w.ask() == "changed"
-        w.meddle, w.built = None, False
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, True]
-
-
-async def test_a_change_of_a_tapset_is_no_change_of_the_means(tmp_path):
-    async with world(tmp_path) as w:
-        await w.ask()
-        (tmp_path / "tapset" / "b.stp").write_text("")
-        assert await w.ask() == "stored"
-        assert [job.anew for job in w.runs] == [False, False]
 
 
 async def test_damaged_entries_are_dropped_and_never_served(tmp_path):

@@ -38,8 +38,8 @@ class Inputs:
     rc: RcFile = RcFile(b"", is_cacheable=True)  # noqa: RUF009 - a value
 
     @property
-    def stap_cache(self) -> Path:
-        return self.directory / "cache"
+    def systemtap(self) -> Path:
+        return self.directory / "systemtap"
 
     def paths(self, _release: ServedRelease, _settings: ServerSettings) -> InputPaths:
         return InputPaths((WatchedPath(str(self.directory / "tapset")),), ())
@@ -146,7 +146,9 @@ async def test_requests_that_share_a_compile_are_counted_and_share_the_entry(tmp
             tasks.start_soon(compile_job, first)
             await r.compiler.wait(lambda: r.compiler.jobs)
             tasks.start_soon(compile_job, second)
-            await anyio.wait_all_tasks_blocked()
+            (flight,) = r.engine._single_flight._flights.values()
+            while flight.waiting < 2:
+                await anyio.lowlevel.checkpoint()
             r.compiler.gate.set()
         assert entries[0] is entries[1]
         assert (first.record.source, second.record.source) == (Source.COMPILED, Source.SHARED)

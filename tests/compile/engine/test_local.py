@@ -63,6 +63,7 @@ def run(tmp_path, workspace, lines):
         arguments=(b"-e", b"x"),
         files=(),
         environ=None,
+        stap_cache=None,
         **limits,
     ):
         stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
@@ -82,6 +83,7 @@ def run(tmp_path, workspace, lines):
             release=RELEASE,
             settings=settings,
             deadline_s=deadline_s,
+            stap_cache=stap_cache,
             log=lines.log,
         )
         return await engine.run(job)
@@ -232,6 +234,29 @@ async def test_contained_compile_sees_only_its_own_directory(run, tmp_path):
     )
     assert result.stdout == b"probe\n<server>/tmp\n<server>/tmp\n6\n", result
     assert [file.data for file in result.files] == [b"module\n"]
+
+
+@pytest.mark.parametrize("contained", [False, True])
+async def test_stap_has_the_cache_that_it_is_given_and_its_user_s_options(run, tmp_path, contained):
+    for directory in ("st/cache", "st/caches/one", "st/caches/other"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "st" / "rc").write_text("-w\n")
+    sandbox = Sandbox(None)
+    if contained:
+        sandbox = await find_sandbox("auto", Path("/usr/bin/true"), {}, home=tmp_path, workspace=tmp_path)
+    result = await run(
+        'cat "$SYSTEMTAP_DIR/rc"; touch "$SYSTEMTAP_DIR/cache/made"; ls $SYSTEMTAP_USERS/caches',
+        sandbox=sandbox,
+        environ={
+            "PATH": "/usr/bin:/bin",
+            "SYSTEMTAP_DIR": str(tmp_path / "st"),
+            "SYSTEMTAP_USERS": str(tmp_path / "st"),
+        },
+        stap_cache=tmp_path / "st" / "caches" / "one",
+    )
+    assert result.stdout == b"-w\none\n" + (b"" if contained else b"other\n"), result
+    assert [path.name for path in (tmp_path / "st" / "caches" / "one").iterdir()] == ["made"]
+    assert list((tmp_path / "st" / "cache").iterdir()) == []
 
 
 async def test_missing_bubblewrap_is_an_error_and_no_answer(run, tmp_path):
