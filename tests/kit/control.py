@@ -22,6 +22,7 @@ from stapsrv.control.server.server import serve_control
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
+from stapsrv.system.unix_socket import address_of
 
 from .service import LogLines
 
@@ -267,7 +268,8 @@ def scripted_supervisor(path: Path, *answers: bytes, hang_up: bool = True) -> It
     """
     over = threading.Event()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+        with address_of(path) as address:
+            listener.bind(address)
         listener.listen()
         listener.settimeout(20)
 

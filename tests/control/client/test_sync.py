@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,19 +15,20 @@ import anyio.to_thread
 import pytest
 from kit.control import (
     READING_PEER,
+    descriptors,
     peer_of,
     running_control,
+    scripted_supervisor,
     server_status,
+    supervisor_status,
 )
 
 from stapsrv.control import client
-from stapsrv.control.client import (
-    SyncControlClient,
-)
-from stapsrv.control.client.core import Call
-from stapsrv.control.protocol.jsonrpc import Code, encode_result
-from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, supervisor_info
-from stapsrv.errors import ControlError
+from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
+from stapsrv.control.client.core import Call, connect_error
+from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
+from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, server_info, supervisor_info
+from stapsrv.errors import ControlError, StapsrvError
 
 pytestmark = pytest.mark.anyio
 
@@ -268,3 +270,143 @@ async def test_session_of_socat(tmp_path):
         await peer.stream.send_eof()
         lines = [json.loads(line) for line in (await peer.wait_closed()).splitlines()]
     assert [line.get("method", "result") for line in lines] == ["progress", "progress", "result"]
+
+
+# Against supervisors that misbehave, and against none.
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (
+            b"",
+            Code.LOST,
+            "hello: the connection ended before the supervisor's answer (it was closed)",
+        ),
+        (
+            b'{"jsonrpc":"2.0","id":1,"res',
+            Code.LOST,
+            "hello: the connection ended before the supervisor's answer (it was closed)",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n",
+            Code.INTERNAL_ERROR,
+            "the supervisor sent a line that cannot be read: Expecting value: line 1 column 1 (char 0)",
+        ),
+        (
+            encode_result(1, []),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: result: expected an object, not an array",
+        ),
+        (
+            encode_result(1, {"protocol": 1}),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: result: the member 'version' is missing",
+        ),
+        (
+            encode_progress(1, {"nickname": 1}),
+            Code.INTERNAL_ERROR,
+            "the supervisor's answer is not understood: params.server.nickname:"
+            " expected a string, not a number",
+        ),
+        (encode_error(1, ControlError("no", code=-5)), -5, "no"),
+        (encode_error(None, ControlError("no", code=-5)), -5, "no"),
+        (
+            b"x" * (16 * 1024 * 1024 + 1),
+            Code.INVALID_REQUEST,
+            "a line has more than 16777216 bytes",
+        ),
+    ],
+)
+async def test_invalid_answer_is_an_error_with_a_code(path, dial, answer, code, text):
+    with scripted_supervisor(path, answer):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.hello()
+    assert (caught.value.code, str(caught.value)) == (code, text)
+
+
+async def test_answers_to_other_calls_are_skipped(path, dial):
+    status = supervisor_info(supervisor_status(server_status(7)))
+    answer = (
+        encode_result(99, {})
+        + encode_error(98, ControlError("no", code=-5))
+        + encode_progress(97, {"id": "x"})
+        + encode_result(1, status | {"later": 1})
+    )
+    with scripted_supervisor(path, answer):
+        async with await dial(path) as supervisor:
+            assert (await supervisor.status())["servers"] == status["servers"]
+
+
+async def test_call_without_answer_times_out(path, dial):
+    with scripted_supervisor(path, b"", hang_up=False):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.call(Call("hello", {}, HelloInfo, wait_s=0.05))
+    assert (caught.value.code, str(caught.value)) == (
+        Code.TIMED_OUT,
+        "hello: no answer from the supervisor within 0.05 s",
+    )
+
+
+async def test_endless_progress_does_not_extend_the_wait(path, dial):
+    step = encode_progress(1, server_info(server_status(7)))
+    with scripted_supervisor(path, step * 20_000, hang_up=False):
+        async with await dial(path) as supervisor:
+            with pytest.raises(ControlError) as caught:
+                await supervisor.call(Call("hello", {}, HelloInfo, wait_s=0.05))
+    assert caught.value.code == Code.TIMED_OUT
+
+
+async def test_missing_socket_means_no_supervisor(path, dial):
+    before = descriptors()
+    with pytest.raises(SupervisorNotRunning) as caught:
+        await dial(path)
+    assert isinstance(caught.value, StapsrvError)
+    assert str(caught.value) == (
+        f"control socket {path}: no supervisor listens there; start one with stap-server start"
+    )
+    assert descriptors() <= before + 2
+
+
+async def test_stale_socket_means_no_supervisor(path, dial):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(SupervisorNotRunning):
+        await dial(path)
+
+
+async def test_supervisor_too_busy_to_accept(path, dial):
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(ControlError) as caught:
+            await dial(path, timeout_s=0.1)
+    assert (caught.value.code, str(caught.value)) == (
+        Code.TIMED_OUT,
+        f"control socket {path}: the supervisor is too busy to answer",
+    )
+
+
+async def test_path_longer_than_an_address_is_reached(tmp_path, dial):
+    directory = tmp_path / ("d" * 100)
+    directory.mkdir()
+    async with running_control(directory) as control, await dial(control.path) as supervisor:
+        assert (await supervisor.hello())["pid"] == 4242
+    with pytest.raises(SupervisorNotRunning):
+        await dial(tmp_path / ("n" * 120) / "control.sock")
+
+
+def test_other_failures_to_connect_are_named():
+    refused = connect_error(PermissionError(13, "Permission denied"), Path("/s"))
+    assert isinstance(refused, ControlError)
+    assert (refused.code, str(refused)) == (
+        Code.NOT_PERMITTED,
+        "control socket /s: you may not connect;"
+        " ask as the user that it runs as, or join group stap-server to read its status",
+    )
+    broken = connect_error(OSError(91, "Protocol wrong type for socket"), Path("/s"))
+    assert isinstance(broken, ControlError)
+    assert (broken.code, str(broken)) == (Code.LOST, "control socket /s: Protocol wrong type for socket")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.control import scripted_supervisor
 from kit.supervisor import (
     FakeSupervisor,
     bind_socket,
@@ -194,30 +195,12 @@ def test_the_words_are_those_of_the_registry():
 # Supervisors that answer otherwise than they should.
 
 
-class Strange:
-    """Answers the next connection with bytes of the test's choice."""
-
-    def __init__(self, directory: Path, answer: bytes) -> None:
-        supervisor_dir = directory / "strange"
-        supervisor_dir.mkdir(parents=True)
-        self.listener = socket.socket(socket.AF_UNIX)
-        bind_socket(self.listener, supervisor_dir / "control.sock")
-        self.listener.listen()
-        self.answer = answer
-        self.thread = threading.Thread(target=self._serve)
-
-    def _serve(self) -> None:
-        connection, _ = self.listener.accept()
-        with connection:
-            connection.recv(65536)
-            connection.sendall(self.answer)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.thread.join(timeout=10)
-        self.listener.close()
+@contextlib.contextmanager
+def strange(directory: Path, answer: bytes) -> Iterator[None]:
+    """Answer the next connection with bytes of the test's choice."""
+    (directory / "strange").mkdir(parents=True)
+    with scripted_supervisor(directory / "strange" / "control.sock", answer):
+        yield
 
 
 def strange_release(release: object) -> bytes:
@@ -243,7 +226,7 @@ def strange_release(release: object) -> bytes:
     ],
 )
 def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, answer, problem):
-    with Strange(command_line.stat_path, answer):
+    with strange(command_line.stat_path, answer):
         ran = command_line.run("status")
     assert ran.status == 1
     assert ran.err.startswith(f"stap-server: the supervisor of user strange does not answer: {problem}")
@@ -256,7 +239,7 @@ def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, an
     ids=lambda error: str(error),
 )
 def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, answer):
-    with Strange(command_line.stat_path, encode_error(None, answer)):
+    with strange(command_line.stat_path, encode_error(None, answer)):
         ran = command_line.run("status")
     assert (ran.status, ran.err) == (3, "")
 
