@@ -39,8 +39,8 @@ from stapsrv.system.sd_notify import Notifier, feed_watchdog
 
 _DEFAULT_USER = "STAPSRV_DEFAULT_USER"
 _STANDARD_ERROR = Path("/dev/stderr")
+# How long a supervisor that was started for a command waits for it.
 _UNUSED_S = 30.0
-"""How long a supervisor that was started for a command waits for it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +55,7 @@ class Configuration:
         user: whom it runs as; only this user's servers are its own.
         default_user: whom configured servers that do not say run as.
         environ: may describe a server where no file does.
-        only_server: the one server to host, which the command line describes; None to host the configured.
+        only_server: the one server to host, of the command line; None to host the configured.
     """
 
     base: GlobalSettings
@@ -77,15 +77,7 @@ class Configuration:
         user: str,
         environ: Mapping[str, str],
     ) -> Configuration:
-        """Read the global files.
-
-        Args:
-            base: what holds where they say nothing.
-            config_file: the last ``-c``, or None.
-            log: in place of the log file that they name.
-            user: whom this process runs as.
-            environ: ``STAPSRV_DEFAULT_USER`` in it is what stap-server knows and a supervisor cannot: whom
-                its caller's servers run as by default.
+        """Read the global files over ``base``; ``log`` replaces the log file that they name.
 
         Raises:
             ConfigError: one of them cannot be used.
@@ -131,7 +123,7 @@ class Configuration:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files and directories of this service that are nobody else's business."""
+        """The files and directories of this service that no request may see."""
         settings = self.settings
         return (settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
 
@@ -148,9 +140,6 @@ class Configuration:
 
     def read_servers(self, config_file: Path | None) -> ConfiguredServers:
         """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
-
-        Args:
-            config_file: a global file in place of the one that the supervisor started with.
 
         Raises:
             ConfigError: the global file or the directory cannot be used.
@@ -172,13 +161,7 @@ class Configuration:
 
 @attrs.frozen
 class ConfiguredServers:
-    """What the configuration directory says.
-
-    Attributes:
-        wishes: the servers of this user.
-        faults: by file, why the others cannot be used.
-        nothing_configured: there is no file at all.
-    """
+    """The servers of this user in the configuration directory, and by file why others cannot be used."""
 
     specs: tuple[ServerSpec, ...]
     faults: Mapping[str, StapsrvError]
@@ -186,16 +169,7 @@ class ConfiguredServers:
 
 
 class App:
-    """One run of a supervisor.
-
-    Args:
-        host: what the servers share.
-        options: of the command line.
-        configuration: where everything is.
-        book: the logs.
-        notifier: the service manager.
-        environ: has the service manager's wishes, and says where the user's files are.
-    """
+    """One run of a supervisor: its servers, control socket, reloads and readiness."""
 
     def __init__(
         self,
@@ -257,11 +231,9 @@ class App:
         )
 
     async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
-        """Host servers until ``stopping``, or until the last is gone if started on demand.
+        """Host servers until ``stopping`` is set, or until the last is gone if started on demand.
 
-        Args:
-            socket: the path of the control socket; None to take no commands.
-            stopping: set when it is time to stop; outstanding requests are finished first.
+        Outstanding requests are finished first. With ``socket`` None no commands are taken.
 
         Raises:
             ConfigError: the only server cannot be started, or not again after a crash.
@@ -289,14 +261,10 @@ class App:
     ) -> list[Outcome]:
         """Read the configuration again and make the configured servers what it says.
 
-        Args:
-            config_file: a global file in place of the one that the supervisor started with.
-            force: stop every server that is not configured (manual page, ``force-reload``).
-            report: told of each change of a server.
-
-        Returns:
-            One outcome for each server that was stopped, each that is configured, and each file that
-            cannot be used; the server of such a file goes on as it is.
+        Returns an outcome for each server that was stopped, each that is configured, and each file that
+        cannot be
+        used, whose server goes on as it is. With ``force``, every other server is stopped (manual page,
+        ``force-reload``).
 
         Raises:
             ConfigError: the global file or the directory cannot be used; nothing was changed.

@@ -167,22 +167,14 @@ def field_text(value: object) -> str:
 
 PROGRAM = "stap-serverd"
 
+# Of syslog(3), which the journal has taken over.
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""Of syslog(3), which the journal has taken over."""
 _LENGTH = struct.Struct("<Q")
 
 
 @attrs.frozen(kw_only=True)
 class LogEntry:
-    """One event.
-
-    Attributes:
-        time: seconds since 1970.
-        level: ``info``, ``warning``, ``error``, ….
-        event: its name, ``room.what``.
-        fields: what is known of it.
-        traceback: of the exception that it is about, if any; several lines.
-    """
+    """One event: seconds since 1970, level, ``room.what``, its fields, and the traceback of an exception."""
 
     time: float
     level: str

@@ -56,13 +56,9 @@ class Page:
 
 
 class HttpServer:
-    """Serves pages on one listener; once more, should it have failed.
+    """Serves pages on one listener, which its owner closes; may be started again after a failure.
 
-    Args:
-        listener: listening and non-blocking; its owner closes it.
-        find: returns the page of a path, the query left out.
-        log: hears of errors of this program (``metrics.crashed``) and shortages (``metrics.exhausted``).
-        limits: other ones than the default.
+    ``find`` returns the page of a path, the query left out.
     """
 
     def __init__(
@@ -82,11 +78,7 @@ class HttpServer:
         self._accepting = anyio.CancelScope()
 
     async def serve(self) -> None:
-        """Accept and answer until cancelled.
-
-        Raises:
-            OSError: the listener itself failed.
-        """
+        """Accept and answer until cancelled; raise OSError if the listener failed."""
         async with anyio.create_task_group() as tasks:
             while True:
                 await self._accept(tasks)
@@ -94,7 +86,6 @@ class HttpServer:
                     await self._ended.wait()
 
     async def _accept(self, tasks: TaskGroup) -> None:
-        """Accept until there is no room."""
         with anyio.CancelScope() as self._accepting:
             await accept_forever(
                 self._listener,

@@ -23,31 +23,22 @@ from stapsrv.observe.sinks import (
     stream_descriptor,
 )
 
+# What every room logs through: a constant event name and fields.
 Log = FilteringBoundLogger
-"""What every room logs through: a constant event name and fields."""
 
 
 @attrs.define
 class DroppedEntries:
-    """Entries that were lost.
-
-    Attributes:
-        entries: how many, since the process began.
-    """
+    """The number of entries that were lost since the process began."""
 
     entries: int = 0
 
 
 class Channel:
-    """A sink and how entries look in it.
+    """A sink and the format of its entries.
 
-    A sink that cannot take entries, such as a file on a full disk, costs these entries and nothing else:
-    they are counted, and the count is told as soon as the sink takes entries again.
-
-    Args:
-        sink: where entries go.
-        style: how they look.
-        losses: where those are counted that the sink did not take.
+    A sink that cannot take entries, such as a file on a full disk, costs these entries and nothing else: they
+    are counted, and the count is logged as soon as the sink takes entries again.
     """
 
     def __init__(
@@ -73,13 +64,9 @@ class Channel:
 class LogBook:
     """The logs of one process: servers that name the same file share it.
 
-    Args:
-        style: how entries look where a log does not say.
-        terminal: also shows every entry of every log that is no stream; None for nobody who looks.
-        journal: the socket of the systemd journal.
-
-    Attributes:
-        losses: of all its logs; the terminal's are nobody's.
+    Where a log does not say, entries look as ``style``. A terminal also shows every entry of every log that
+    is
+    no stream.
     """
 
     def __init__(
@@ -96,12 +83,10 @@ class LogBook:
         self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
-        """Return a logger.
+        """Return a logger that appends to a file or stream; None for standard error.
 
-        Args:
-            path: the file that it appends to, or a name that stands for a stream; None for standard error.
-                In the journal's format it appends to the journal instead.
-            style: how its entries look; None for as in the rest of the book.
+        In the journal's format it sends to the journal instead. With ``style`` None entries look as in the
+        rest.
 
         Raises:
             ConfigError: it cannot be written, or there is no journal.

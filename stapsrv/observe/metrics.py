@@ -30,20 +30,12 @@ class Kind(enum.StrEnum):
     HISTOGRAM = "histogram"
 
 
+# Values of labels, and a value.
 Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
-"""Values of labels, and a value."""
 
 
 class Row(NamedTuple):
-    """One metric.
-
-    Attributes:
-        name: with its unit.
-        kind: histograms are of durations.
-        help: what it is, in one sentence.
-        labels: their names.
-        read: returns its samples.
-    """
+    """One metric: its name with the unit, the names of its labels, and how its samples are read."""
 
     name: str
     kind: Kind
@@ -279,13 +271,13 @@ ROWS = (
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Return every metric of the table, as Prometheus' library has them."""
+    """Return every metric of the table, for Prometheus' library."""
     for row in ROWS:
         yield _family(row, row.read(snapshot))
 
 
 class Exposition:
-    """Puts facts into Prometheus' text format, with a registry of its own."""
+    """Renders snapshots in Prometheus' text format, with a registry of its own."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -302,8 +294,6 @@ class Exposition:
 
 
 class _Latest(Collector):
-    """What a registry asks."""
-
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
 

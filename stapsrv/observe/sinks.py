@@ -28,8 +28,8 @@ from stapsrv.errors import ConfigError
 _STDERR = 2
 _NAMES = {"/dev/stdout": 1, "/dev/stderr": _STDERR}
 _NUMBERED = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d{1,6})")
+# A pipe that is ready takes at least as many without waiting (pipe(7)).
 _PIECE_BYTES = select.PIPE_BUF
-"""A pipe that is ready takes at least as many without waiting (pipe(7))."""
 
 
 def stream_descriptor(path: Path) -> int | None:
@@ -40,23 +40,15 @@ def stream_descriptor(path: Path) -> int | None:
 
 
 def standard_error() -> StreamSink:
-    """Return standard error as a sink.
-
-    Raises:
-        ConfigError: this process was started without one.
-    """
+    """Return standard error as a sink; raise ConfigError if this process was started without one."""
     # Where it was closed at the start, something else may have its number by now.
     return StreamSink(Path("/dev/stderr"), -1 if sys.stderr is None else _STDERR)
 
 
 class StreamSink:
-    """Writes entries to an inherited descriptor, and never waits for who reads them.
+    """Writes entries to an inherited descriptor, and never waits for its reader.
 
     Entries that do not fit while the reader is behind are refused; one that was begun is ended first.
-
-    Args:
-        path: its name.
-        descriptor: what the name stands for.
 
     Raises:
         ConfigError: the descriptor is closed, or not for writing.
@@ -78,11 +70,7 @@ class StreamSink:
         self._readiness.register(self._fd, select.POLLOUT)
 
     def write(self, data: bytes) -> None:
-        """Write an entry, or begin to.
-
-        Raises:
-            OSError: nobody takes it now.
-        """
+        """Write an entry, or begin to; raise OSError if nothing of it was taken."""
         self._begun = self._send(self._begun)
         rest = data if self._begun else self._send(data)
         if len(rest) == len(data):
@@ -115,11 +103,7 @@ class Sink(Protocol):
     """Takes finished entries."""
 
     def write(self, data: bytes) -> None:
-        """Take one entry whole.
-
-        Raises:
-            OSError: it was not taken, or not all of it.
-        """
+        """Take one entry whole; raise OSError if it was not taken, or not all of it."""
 
     def reopen(self) -> None:
         """Begin again at the sink's name, as after SIGHUP; never raises."""
@@ -183,14 +167,11 @@ class FileSink:
 class JournalSink:
     """Sends entries to the systemd journal, by its own protocol: fields and all.
 
-    Args:
-        path: the journal's socket.
+    An entry that is too long for a datagram travels in a sealed memory file, whose descriptor is sent instead
+    (systemd, Native Journal Protocol).
 
     Raises:
-        ConfigError: nobody listens there.
-
-    Source: systemd, Native Journal Protocol. An entry that is too long for a datagram travels in a
-    sealed memory file, whose descriptor is sent in its place.
+        ConfigError: nobody listens at the journal's socket.
     """
 
     def __init__(self, path: Path = JOURNAL) -> None:

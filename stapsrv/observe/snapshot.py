@@ -39,31 +39,27 @@ def own_children() -> frozenset[int] | None:
     return frozenset(children)
 
 
+# Between looks at the event loop's lateness: an idle process must stay idle.
 LAG_INTERVAL_S = 5.0
-"""Between looks at the event loop's lateness: an idle process must stay idle."""
 
 
 class Phase(enum.StrEnum):
     """How far a process is."""
 
+    # What its configuration says is not under way yet.
     STARTING = "starting"
-    """What its configuration says is not under way yet."""
     RUNNING = "running"
     STOPPING = "stopping"
 
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """What is known of this process at one moment.
+    """The state of this process at one moment.
 
     Attributes:
-        phase: how far it is.
         faults: why configured servers are not hosted.
-        status: of the supervisor; of a single server, as of a supervisor that hosts it.
-        tally: what became of connections and requests.
-        lost_entries: of the logs.
         lag: of the event loop.
-        children: process ids of the children that there were a moment before; None where that is not known.
+        children: their process ids; None where the kernel does not tell.
     """
 
     phase: Phase
@@ -79,8 +75,8 @@ class Snapshot:
         return attrs.evolve(self, counters=copy.deepcopy(self.counters), lag=copy.deepcopy(self.lag))
 
 
+# Looks at the process; called on the event loop.
 TakeSnapshot: TypeAlias = Callable[[], Snapshot]
-"""Looks at the process; called on the event loop."""
 
 
 async def sample_lag(lag: Histogram, *, interval_s: float = LAG_INTERVAL_S) -> NoReturn:

@@ -22,27 +22,23 @@ from stapsrv.supervisor.server.listener import Peer, reset
 CONTROL = "control"
 _FIRST_DESCRIPTOR = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+# Descriptors passed: more than a service manager could ever open for us.
 _MOST = 1024
-"""Descriptors passed: more than a service manager could ever open for us."""
+# Between looks at ports that nobody serves: as long as a client sleeps before it comes back.
 _LOOK_S = 1.0
-"""Between looks at ports that nobody serves: as long as a client sleeps before it comes back."""
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 _NAME_IT = "give the socket unit FileDescriptorName=, the server's nickname or control"
 
 
 class PassedSockets:
-    """The sockets that were passed; each is kept, and given out as a duplicate.
-
-    Args:
-        sockets: by name, listening.
-    """
+    """The sockets that were passed, by name; each is kept, and given out as a duplicate."""
 
     def __init__(self, sockets: Mapping[str, socket.socket] | None = None) -> None:
         self._sockets = dict(sockets or {})
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, pid: int) -> PassedSockets:
-        """Take over what ``$LISTEN_FDS`` tells of, if it is meant for process ``pid``.
+        """Take over the sockets of ``$LISTEN_FDS``, if they are meant for process ``pid``.
 
         Raises:
             ConfigError: the variables contradict themselves, or a descriptor is no listening socket.
@@ -73,11 +69,7 @@ class PassedSockets:
         return self._sockets
 
     def control(self, path: Path) -> socket.socket | None:
-        """Return the control socket, which the caller closes, or None if none was passed.
-
-        Raises:
-            ConfigError: it is not at ``path``, where commands come to.
-        """
+        """Return the control socket, to be closed, or None; raise ConfigError if it is not at ``path``."""
         passed = self._sockets.get(CONTROL)
         if passed is None:
             return None
@@ -91,10 +83,10 @@ class PassedSockets:
         return passed.dup()
 
     def port_of(self, settings: ServerSettings) -> socket.socket | None:
-        """Return the port of a server, which the caller closes, or None if none was passed for it.
+        """Return the socket of a server's port, which the caller closes, or None if none was passed for it.
 
         Raises:
-            ConfigError: the server is to listen elsewhere.
+            ConfigError: the server's settings say to listen elsewhere.
         """
         passed = None if settings.nickname in {None, CONTROL} else self._sockets.get(settings.nickname or "")
         if passed is None:
@@ -115,15 +107,7 @@ class PassedSockets:
         return passed.dup()
 
     def check_all_used(self, servers: Iterable[ServerSettings], *, controlled: bool) -> None:
-        """Refuse a socket that nobody would ever accept from.
-
-        Args:
-            servers: those that are configured.
-            controlled: there is a control socket.
-
-        Raises:
-            ConfigError: there is one, or one is not at its server's port.
-        """
+        """Raise ConfigError for a socket that nobody accepts from or that is not at its port."""
         nicknames = set()
         for settings in servers:
             nicknames.add(settings.nickname)
@@ -146,13 +130,7 @@ class PassedSockets:
 
 
 async def reset_unserved(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
-    """Reset who connects to the port of a server that does not run, once a second, until cancelled.
-
-    Args:
-        sockets: those that were passed.
-        is_served: whether the server of a nickname accepts, or is about to.
-        log: gets a line for each reset.
-    """
+    """Reset connections to the ports of servers that do not run, once a second, until cancelled."""
     ports = {name: port for name, port in sockets.by_name().items() if name != CONTROL}
     while ports:
         await anyio.sleep(_LOOK_S)
@@ -188,7 +166,6 @@ def _number(environ: Mapping[str, str], name: str, most: int) -> int:
 
 
 def _listening(descriptor: int, name: str) -> socket.socket:
-    """Take a descriptor over."""
     where = f"socket '{name}', descriptor {descriptor}"
     try:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional in the standard library

@@ -23,14 +23,12 @@ from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
+# A key, like a certificate, comes in several files; this long after the first they are looked at.
 _SETTLE_S = 0.2
-"""A key, like a certificate, comes in several files; this long after the first they are looked at."""
 
 
 @attrs.frozen
 class _Advertised:
-    """A server that is advertised, and whose certificate it has."""
-
     server: CompileServer
     identity: LiveIdentity
 
@@ -40,11 +38,9 @@ class _Advertised:
 
 
 class ServerAdvertiser:
-    """Has the servers of one process advertised, and keeps what is said of them true.
+    """Advertises the servers of one process, and keeps what is advertised up to date.
 
-    Args:
-        advertiser: speaks to the network; None where servers are not to be advertised.
-        log: hears of directories that cannot be watched.
+    With ``advertiser`` None, nothing is advertised.
     """
 
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
@@ -58,17 +54,14 @@ class ServerAdvertiser:
 
     @classmethod
     def from_settings(cls, settings: MdnsSettings, *, log: Log) -> ServerAdvertiser:
-        """Return an announcer that speaks as the operator wants it, or not at all."""
+        """Return an advertiser as the operator wants it."""
         if not settings.is_enabled:
             return cls(None, log=log)
         host, interfaces = settings.host or host_name(), settings.interfaces or ()
         return cls(Advertiser(host, interfaces=interfaces, log=log), log=log)
 
     async def run(self) -> None:
-        """Speak to the network until cancelled; whatever goes wrong with that, servers go on.
-
-        Cancellation: goodbye is said to all that is announced, within two seconds.
-        """
+        """Advertise until cancelled, then say goodbye within two seconds; a fault of it is no server's."""
         if self._advertiser is None:
             return
         try:
@@ -82,24 +75,24 @@ class ServerAdvertiser:
             self._tasks = None
 
     def advertise(self, server_id: int, server: CompileServer) -> None:
-        """Have a server that serves advertised; never waits."""
+        """Advertise a server that serves, or what is new of it; never waits."""
         if self._advertiser is not None and server.identity is not None:
             self._advertised[server_id] = _Advertised(server, server.identity)
             self._publish(server_id)
 
     def retract(self, server_id: int) -> None:
-        """Have a server heard of no more; never waits."""
+        """Stop advertising a server; never waits."""
         if self._advertiser is not None and self._advertised.pop(server_id, None) is not None:
             self._advertiser.set(server_id, ())
 
     async def withdraw(self, server_id: int) -> None:
-        """Have a server that is about to stop heard of no more, and wait for its goodbye, 1 s at most."""
+        """Stop advertising a server that is about to stop, and wait for its goodbye, 1 s at most."""
         if self._advertiser is not None:
             self._advertised.pop(server_id, None)
             await self._advertiser.withdraw(server_id)
 
     def _publish(self, server_id: int) -> None:
-        """Have said what is true of a server now, as soon as its keys have been looked at."""
+        """Advertise what holds for a server now, once its keys have been read."""
         advertised = self._advertised[server_id]
         if advertised.directory not in self._followed and self._tasks is not None:
             self._followed.add(advertised.directory)
@@ -111,7 +104,6 @@ class ServerAdvertiser:
             self._advertiser.set(server_id, found, advertised.server.service.log)
 
     def _publish_all(self, directory: Path) -> None:
-        """Do so for each server whose identity is kept in ``directory``."""
         for server_id, advertised in self._advertised.items():
             if advertised.directory == directory:
                 self._publish(server_id)
@@ -122,7 +114,7 @@ class ServerAdvertiser:
             self._publish_all(identity.loaded.identity.directory)
 
     async def _follow_files(self, identity: LiveIdentity) -> None:
-        """Keep what is said of a certificate and of machine owner keys as it is on disk."""
+        """Follow changes of a certificate and of machine owner keys on disk."""
         directory = identity.loaded.identity.directory
         try:
             with contextlib.closing(DirectoryWatcher[Path]()) as watcher:
@@ -151,14 +143,9 @@ class ServerAdvertiser:
 
 
 def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
-    """Return what clients are to hear of a server: one for each release that it can compile for.
+    """Return an advertisement for each release that a server can compile for; none on loopback alone.
 
-    Of one that listens on loopback alone they are to hear nothing.
-
-    Args:
-        server: one that listens.
-        serial: its certificate's serial number, as ``certinfo`` has it.
-        moks: the fingerprints of its machine owner keys.
+    ``serial`` is its certificate's serial number, ``moks`` the fingerprints of its machine owner keys.
     """
     service = server.service
     settings = service.settings

@@ -33,13 +33,13 @@ class State(enum.Enum):
     STOPPED = "stopped"
     STARTING = "starting"
     SERVING = "serving"
+    # It finishes what it has and resets new connections; it stays so until told otherwise.
     DRAINING = "draining"
-    """It finishes what it has and resets new connections; it stays so until told otherwise."""
     STOPPING = "stopping"
+    # It crashed and will be launched again after a delay.
     BACKING_OFF = "backing-off"
-    """It crashed and will be launched again after a delay."""
+    # Its settings cannot be served; not retried.
     FAILED = "failed"
-    """Its settings cannot be served; not retried."""
 
 
 class Event(enum.Enum):
@@ -60,16 +60,16 @@ class Event(enum.Enum):
 class Action(enum.Enum):
     """What the shell is to do."""
 
+    # Prepare the server and serve; reports READY, then ENDED, CRASHED or REFUSED.
     LAUNCH = enum.auto()
-    """Prepare the server and serve; reports READY, then ENDED, CRASHED or REFUSED."""
+    # Stop accepting and let requests finish; ENDED follows.
     FINISH = enum.auto()
-    """Stop accepting and let requests finish; ENDED follows."""
+    # End everything of it now; ENDED follows.
     ABORT = enum.auto()
-    """End everything of it now; ENDED follows."""
     PAUSE_ACCEPT = enum.auto()
     RESUME_ACCEPT = enum.auto()
+    # Wait for the back-off; DELAY_OVER follows.
     DELAY = enum.auto()
-    """Wait for the back-off; DELAY_OVER follows."""
     CANCEL_DELAY = enum.auto()
 
 
@@ -85,11 +85,11 @@ class Transition:
     actions: tuple[Action, ...] = ()
 
 
+# The states of a server that is up or on its way.
 RUNNING = frozenset({State.STARTING, State.SERVING, State.DRAINING, State.BACKING_OFF})
-"""The states of a server that is up or on its way."""
 
+# The states in which nothing is under way that a command would wait for.
 SETTLED = frozenset({State.SERVING, State.DRAINING, State.STOPPED, State.FAILED, State.BACKING_OFF})
-"""The states in which nothing is under way that a command would wait for."""
 
 _S, _E, _A, _W = State, Event, Action, Wanted
 
@@ -157,8 +157,8 @@ def transition(wanted: Wanted, state: State, event: Event) -> Transition:
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
+# Serving for so long forgives earlier crashes.
 HEALTHY_S = 60.0
-"""Serving for so long forgives earlier crashes."""
 
 
 def back_off_s(crashes: int) -> float:

@@ -31,12 +31,7 @@ class Preparer(Protocol):
     """Makes a server ready to accept."""
 
     async def __call__(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
-        """Return a server that listens.
-
-        Args:
-            settings: what it is to be.
-            log: its own log.
-            last_port: where it listened before; taken again if it may choose and can have it.
+        """Return a server that listens, at ``last_port`` if it may choose and that is free.
 
         Raises:
             ConfigError: a setting cannot be served.
@@ -47,17 +42,9 @@ class Preparer(Protocol):
 class ManagedServer:
     """One server of a supervisor, from the first start to the last stop.
 
-    Args:
-        server_id: its id for as long as it is known.
-        settings: what it is to be.
-        origin: the configuration file that it comes from, if any.
-        last_port: where it listened in an earlier life.
-        prepare: makes it ready to accept.
-        tasks: the supervisor's, which outlives this object; its work runs there.
-        log: the server's own.
-        changed: called after each change of state.
-        withdraw: has the network hear that the server of this id is gone; waited for, and bounded, before
-            the listener is closed.
+    Its work runs in ``tasks``, the supervisor's. ``changed`` is called after each change of state;
+    ``withdraw``
+    is waited for, and bounded, before the listener is closed.
     """
 
     def __init__(
@@ -100,19 +87,15 @@ class ManagedServer:
 
     @property
     def server(self) -> CompileServer | None:
-        """What serves now, if anything does."""
+        """The compile server that serves now, if any."""
         return self._server
 
     def command(self, event: Event) -> None:
-        """Apply a command; its effect is under way when this returns.
-
-        Raises:
-            LifecycleError: it does not fit the state.
-        """
+        """Begin what a command says; raise LifecycleError if it does not fit the state."""
         self._handle(event)
 
     def apply_settings(self, settings: ServerSettings) -> None:
-        """Take over settings that differ in tuning alone: at once, without a connection lost."""
+        """Apply settings that differ in tuning alone: at once, without a connection lost."""
         self.settings = settings
         if self._server is not None:
             self._server.apply_settings(settings)
@@ -179,7 +162,7 @@ class ManagedServer:
                 self._server.undrain()
 
     async def _live(self, scope: anyio.CancelScope) -> None:
-        """Prepare and serve once; whatever comes of it is an event, and stays with this server."""
+        """Prepare and serve once; every outcome becomes an event, and stays with this server."""
         end, reason = Event.ENDED, None
         began = anyio.current_time()
         try:

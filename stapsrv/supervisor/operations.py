@@ -10,18 +10,13 @@ import attrs
 from stapsrv.config.settings import ServerSettings
 from stapsrv.supervisor.status import ServerStatus
 
+# Told of each change of a server that a command is about, until the command is done.
 Report = Callable[[ServerStatus], None]
-"""Told of each change of a server that a command is about, until the command is done."""
 
 
 @attrs.frozen
 class ServerSpec:
-    """A server that somebody wants.
-
-    Attributes:
-        settings: with all that depends on the host filled in.
-        origin: the configuration file that it comes from, or None.
-    """
+    """A server that is wanted: settings with all defaults filled in, and its configuration file, if any."""
 
     settings: ServerSettings
     origin: str | None = None
@@ -29,12 +24,9 @@ class ServerSpec:
 
 @attrs.frozen
 class Outcome:
-    """What became of one server that a command was about.
+    """What became of one server of a command.
 
-    Attributes:
-        server: as it is now; None when it was refused before it had an id.
-        already: it was as wanted before.
-        error: why it is not as wanted, or None.
+    ``server`` is None if it was refused before it had an id; ``already``: it was as wanted before.
     """
 
     server: ServerStatus | None
@@ -44,18 +36,12 @@ class Outcome:
 
 @attrs.define(eq=False)
 class _Command:
-    """A command under way, and the servers that it is about."""
-
     report: Report | None
     followed: set[int] = attrs.field(factory=set)
 
 
 class CommandsUnderWay:
-    """The commands that are not done yet.
-
-    Args:
-        ended: called each time that one is done.
-    """
+    """The commands that are not done yet; calls ``ended`` each time that one is done."""
 
     def __init__(self, ended: Callable[[], None]) -> None:
         self._ended = ended
@@ -66,14 +52,7 @@ class CommandsUnderWay:
 
     @contextlib.contextmanager
     def begin(self, report: Report | None) -> Iterator[set[int]]:
-        """Have a command under way while the block runs.
-
-        Args:
-            report: of the command; None if nobody wants to be told.
-
-        Returns:
-            The ids of the servers whose changes are to be reported; to be added to.
-        """
+        """Have a command under way in the block; yields the set of ids whose changes are reported."""
         command = _Command(report)
         self._commands.append(command)
         try:
@@ -83,12 +62,7 @@ class CommandsUnderWay:
             self._ended()
 
     def tell(self, server_id: int, status: Callable[[], ServerStatus]) -> None:
-        """Report a change of a server to the commands that are about it.
-
-        Args:
-            server_id: the server's.
-            status: what it is now.
-        """
+        """Report a change of a server to the commands that follow it."""
         for command in self._commands:
             if command.report is not None and server_id in command.followed:
                 command.report(status())

@@ -1,7 +1,4 @@
-"""The result cache of this process: opened with it, watched over as long as it lives.
-
-What every server of this process shares, and how a server is made ready on it.
-"""
+"""What every server of this process shares, and how a server is made ready on it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import os
 import pwd
 import socket
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -48,61 +44,19 @@ from stapsrv.supervisor.warmup import WarmMemory, Warmup
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.rlimits import max_connections
 
-
-@contextlib.asynccontextmanager
-async def open_cache(
-    stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, log: Log
-) -> AsyncIterator[ResultCache | None]:
-    """Have a result cache while the block runs; None, and a line in the log, where there can be none."""
-    try:
-        store = await BlockingCalls().run(partial(open_store, environ, tuning))
-        watcher = InputWatcher(log=log)
-    except (ConfigError, OSError) as exc:
-        log.warning("cache.unusable", reason=exc)
-        yield None
-        return
-    contained = str(tuning.effective("sandbox"))
-    inputs = HostInputs(stap, environ, systemtap_directory(environ), contained=contained)
-    if inputs.fault is not None:
-        log.warning("cache.idle", reason=inputs.fault)
-    with contextlib.closing(watcher):
-        async with anyio.create_task_group() as watching:
-            watching.start_soon(watcher.run)
-            yield ResultCache(inputs, watcher, store, log=log)
-            watching.cancel_scope.cancel()
-
-
-def open_store(environ: Mapping[str, str], tuning: Tuning) -> DiskStore:
-    """Open the directory of results.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
-    return DiskStore(
-        systemtap_directory(environ) / RESULTS_DIRECTORY,
-        max_bytes=tuning.effective("result_cache_bytes"),
-        max_age_s=tuning.effective("result_cache_s"),
-    )
-
-
+# For the temporary directory at the end of the process; what is left then, the next process sweeps.
 _REMOVAL_S = 5.0
-"""How long the end of the process waits for its temporary directory to be gone; else the next one sweeps."""
 
 
 @attrs.frozen(kw_only=True)
 class Runtime:
-    """This process's means of compiling, and whose they are.
+    """What the servers of this process share.
 
     Attributes:
         user: the name of the user that everything runs as.
-        engine: runs stap here.
-        identities: who its servers are.
-        warmer: looks after what they compile for.
-        sockets: what the service manager opened for them.
-        cache: results that are known; None to compile each time.
-        tally: what became of their connections and requests.
-        connections: how many there may be, to all servers together.
-        files: what looks at directories, which may be on a file system that hangs.
+        cache: None to compile each time.
+        connections: the budget of all servers together.
+        files: for directories, which may be on a file system that hangs.
     """
 
     user: str
@@ -125,13 +79,8 @@ class Runtime:
     ) -> CompileServer:
         """Make a server ready to accept: build trees, port, certificate, the local client's trust.
 
-        Nothing is left behind on failure, but for a certificate that was made on the way.
-
-        Args:
-            settings: what it is to be.
-            log: its own log.
-            last_port: where it listened before; taken again if it may choose and can have it.
-            shared: the pool that bounds the compiles of all servers.
+        Nothing is left behind on failure, but for a certificate that was made on the way. A server that may
+        choose its port gets ``last_port``, if that is free. The pool ``shared`` bounds the compiles of all.
 
         Raises:
             ConfigError: a setting cannot be served.
@@ -183,8 +132,6 @@ class Runtime:
             log.info("workspace.memory", directory=self.engine.workspace.path.parent)
 
     async def _look_up(self, settings: ServerSettings) -> tuple[ServedRelease, ...]:
-        """Find what a server compiles for, and see that all that it needs is there."""
-
         def look() -> tuple[ServedRelease, ...]:
             releases = settings.served_releases()
             _check_directories(settings)
@@ -211,15 +158,9 @@ async def open_runtime(
     secret: tuple[Path, ...] = (),
     log: Log | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Find stap and a way to contain it, and hold a workspace for as long as the context lasts.
+    """Find stap and a sandbox, and hold a workspace for as long as the block runs.
 
-    Args:
-        environ: the environment that the process was started with.
-        password: of certificate databases that have one.
-        sockets: what the service manager opened for this process.
-        tuning: what is set of what all servers have in common: limits, and how requests are contained.
-        secret: files and directories of this service that no request may see.
-        log: hears of the result cache and of what cannot be watched; None to keep no results.
+    No request sees the files and directories of ``secret``. Without a log no results are cached.
 
     Raises:
         ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
@@ -241,31 +182,69 @@ async def open_runtime(
             temp_quota=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
-        memory = WarmMemory(systemtap / "warm-releases", systemtap / "cache")
         async with contextlib.AsyncExitStack() as opened:
-            watcher = opened.enter_context(open_watcher(log))
-            cache = None
+            inputs = cache = None
             if log is not None:
-                cache = await opened.enter_async_context(open_cache(stap, environ, tuning, log))
-                if cache is not None:
-                    memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
-            runtime = Runtime(
+                inputs = await opened.enter_async_context(_watch_inputs(log))
+            if log is not None and inputs is not None:
+                cache = await _open_cache(stap, environ, tuning, inputs, log)
+            stap_cache = systemtap / ("cache" if cache is None else CACHES_DIRECTORY)
+            memory = WarmMemory(systemtap / "warm-releases", stap_cache)
+            databases = opened.enter_context(open_watcher(log))
+            yield Runtime(
                 user=entry.pw_name,
                 engine=engine,
-                identities=IdentityStore(environ, password=password, watcher=watcher),
-                warmup=Warmup(engine, memory, cache=cache),
+                identities=IdentityStore(environ, password=password, watcher=databases),
+                warmup=Warmup(engine, memory, inputs, cache=cache),
                 sockets=sockets or PassedSockets(),
-                connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
                 cache=cache,
+                connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
             )
-            yield runtime
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):
             await workspace.files.run(workspace.close, timeout_s=_REMOVAL_S)
 
 
+@contextlib.asynccontextmanager
+async def _watch_inputs(log: Log) -> AsyncIterator[InputWatcher | None]:
+    try:
+        watcher = InputWatcher(log=log)
+    except OSError as exc:
+        log.warning("cache.unusable", reason=exc)
+        yield None
+        return
+    with contextlib.closing(watcher):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watcher.run)
+            yield watcher
+            tasks.cancel_scope.cancel()
+
+
+async def _open_cache(
+    stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, watcher: InputWatcher, log: Log
+) -> ResultCache | None:
+    """Return the result cache; None, and a line in the log, where there can be none."""
+    systemtap = systemtap_directory(environ)
+
+    def open_store() -> DiskStore:
+        return DiskStore(
+            systemtap / RESULTS_DIRECTORY,
+            max_bytes=tuning.effective("result_cache_bytes"),
+            max_age_s=tuning.effective("result_cache_s"),
+        )
+
+    try:
+        store = await BlockingCalls().run(open_store)
+    except (ConfigError, OSError) as exc:
+        log.warning("cache.unusable", reason=exc)
+        return None
+    inputs = HostInputs(stap, environ, systemtap, contained=str(tuning.effective("sandbox")))
+    if inputs.fault is not None:
+        log.warning("cache.idle", reason=inputs.fault)
+    return ResultCache(inputs, watcher, store, log=log)
+
+
 def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:
-    """Listen on the given port, or where the server listened before, or on one that the kernel picks."""
     addresses = settings.access.listen
     if settings.port == 0 and last_port is not None:
         with contextlib.suppress(ConfigError):
@@ -274,7 +253,7 @@ def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[so
 
 
 def _check_directories(settings: ServerSettings) -> None:
-    """Refuse what stap would refuse request after request."""
+    # stap would refuse request after request.
     named = [("-R", settings.runtime), *(("-I", directory) for directory in settings.include)]
     for option, directory in named:
         if directory is not None and not Path(directory).is_dir():

@@ -16,13 +16,7 @@ from stapsrv.supervisor.lifecycle import State, Wanted
 
 @attrs.frozen
 class ReleaseStatus:
-    """A kernel release that a server serves.
-
-    Attributes:
-        name: as a client states it.
-        health: whether it can be compiled for, as far as that is known.
-        reason: the compiler's first error if it cannot, or None.
-    """
+    """A kernel release that a server serves; ``reason`` is the compiler's first error if it is unhealthy."""
 
     name: str
     health: Health
@@ -58,8 +52,8 @@ class ServerWork:
     cache: CacheCounts = attrs.field(factory=CacheCounts)
 
 
+# Of a server that is not there.
 NO_WORK = ServerWork()
-"""Of a server that is not there."""
 
 
 @attrs.frozen(kw_only=True)

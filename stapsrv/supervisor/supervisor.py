@@ -45,15 +45,8 @@ class SavedState:
 class Supervisor:
     """Hosts servers; made for one run.
 
-    Args:
-        host: what the servers share.
-        saved: what is kept for the next supervisor; None to host one server, named by this process.
-        defaults: what holds where settings do not say.
-        open_log: returns the log of a server whose settings name such a file and format.
-        log: the supervisor's own.
-        max_compiles: requests that may compile at the same time, over all servers.
-        auto_end: :meth:`run` returns when the last server is gone.
-        announcer: tells the network of the servers; None to tell it nothing.
+    With ``saved`` None it hosts one server, which is named by this process and recorded nowhere. With
+    ``auto_end``, :meth:`run` returns when the last server is gone.
     """
 
     def __init__(
@@ -85,10 +78,7 @@ class Supervisor:
         runtime.warmup.on_health_change(self._health_changed)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Host servers until :meth:`end`, or until the last one is gone if so made; then stop all.
-
-        Cancellation: every server and every compile is ended before this returns.
-        """
+        """Host servers until :meth:`end`, then stop all; also a cancelled run leaves none behind."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             async with anyio.create_task_group() as background:
@@ -130,11 +120,10 @@ class Supervisor:
         )
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
-        """Start the servers that are wished for and do not run; wait until each serves or has failed.
+        """Start the servers that do not run yet; wait until each serves or has failed.
 
-        Returns:
-            One outcome for each wish, in order. Two servers are the same when all but their nicknames is
-            (manual page, ``start``).
+        Returns an outcome for each spec, in order. Two servers are the same when all but their nicknames is
+        (manual page, ``start``).
         """
         with self._commands.begin(report) as followed:
             outcomes = []
@@ -177,15 +166,9 @@ class Supervisor:
     ) -> list[Outcome]:
         """Make the configured servers those of ``specs``; the unchanged go on and lose nothing.
 
-        Args:
-            specs: what the configuration files say now.
-            force: stop every other server as well, those that were asked for one by one included
-                (manual page, ``force-reload``).
-            unreadable: files that say nothing now; the servers that came from them go on.
-            report: see :meth:`start`.
-
-        Returns:
-            One outcome for each server that was stopped, then one for each wish.
+        With ``force``, every other server is stopped as well (manual page, ``force-reload``). Servers that
+        came
+        from the files ``unreadable`` go on. Returns the outcomes of stops, then one for each spec.
         """
         with self._commands.begin(None):
             wanted = {self._identity(spec.settings): spec for spec in specs}
@@ -228,7 +211,7 @@ class Supervisor:
                 self._saved.servers.forget(record.id)
 
     def _begin(self, spec: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
-        """Set a wish going; returns the server and whether it ran already, or why it is refused."""
+        """Begin a start; returns the server and whether it ran already, or why it is refused."""
         try:
             self._check_not_ending()
             self._check_user(spec.settings)
@@ -248,13 +231,12 @@ class Supervisor:
         return server, False
 
     def _follow(self, server: ManagedServer, spec: ServerSpec) -> None:
-        """Have a server obey what its file says now of all that makes it no other server."""
+        """Apply what a server's file says now of its tuning."""
         server.origin = spec.origin
         if spec.settings != server.settings:
             server.apply_settings(spec.settings)
 
     def _check_not_ending(self) -> None:
-        """Let nothing begin that the end would wait for in vain."""
         if self._ending.is_set():
             raise LifecycleError("the supervisor is ending")
 
@@ -325,11 +307,7 @@ class Supervisor:
         return await self._runtime.prepare(settings, log, last_port=last_port, shared=self._pool)
 
     def _find(self, spec: ServerSpec) -> ManagedServer | None:
-        """Return the server that is the same as the one wished for.
-
-        Raises:
-            ConfigError: another server has its nickname.
-        """
+        """Return the server with the same settings; raise ConfigError if another has its nickname."""
         identity = self._identity(spec.settings)
         nickname = spec.settings.nickname
         for server in self._servers.values():
@@ -347,7 +325,7 @@ class Supervisor:
         return settings.identity(self._defaults)
 
     def _changed(self, server: ManagedServer) -> None:
-        """Keep the record, the network and the listeners up to date; forget who is down for good."""
+        """Bring advertisement, warm-up and record up to date; forget a server that is down for good."""
         if server.state is State.SERVING and server.server is not None:
             self._advertiser.advertise(server.id, server.server)
             self._runtime.warmup.add(server.id, server.server.service)
@@ -375,14 +353,13 @@ class Supervisor:
             saved.ports.remember(server.settings, server.last_port)
 
     def _health_changed(self, health: ReleaseHealth) -> None:
-        """Let the network hear of a release only while it can be compiled for."""
+        """Advertise a release only while it can be compiled for."""
         for server in self._servers.values():
             serving = server.server
             if server.state is State.SERVING and serving is not None and serving.serves_under(health):
                 self._advertiser.advertise(server.id, serving)
 
     def _command_ended(self) -> None:
-        """End if that is to be when no command is under way and no server is left."""
         hosted = any(server.state is not State.FAILED for server in self._servers.values())
         if self._auto_end and not hosted and not self._commands:
             self._ending.set()

@@ -13,6 +13,7 @@ import pytest
 from kit.service import LogLines
 from kit.stap import make_stap
 
+from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
@@ -53,6 +54,7 @@ class Bench:
         engine = LocalEngine(stap, Sandbox(None), workspace, environ=environ, home=Path("/nobody"))
         self.first_delay_s = 3600.0
         self._engine, self._environ, self._directory, self._watch = engine, environ, directory, watch
+        self.inputs = InputWatcher(log=LogLines().log)
         self.runtime = self.new_runtime()
 
     def new_runtime(self) -> Runtime:
@@ -62,7 +64,7 @@ class Bench:
             user=USER,
             engine=self._engine,
             identities=IdentityStore(self._environ, watcher=self._watch),
-            warmup=Warmup(self._engine, memory, first_delay_s=self.first_delay_s),
+            warmup=Warmup(self._engine, memory, self.inputs, first_delay_s=self.first_delay_s),
         )
 
     def settings(self, *, warmup: bool = False, **changes: object) -> ServerSettings:
@@ -90,9 +92,12 @@ class Bench:
         )
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
-                await tasks.start(made.run)
-                yield made
-                made.end()
+                tasks.start_soon(self.inputs.run)
+                async with anyio.create_task_group() as supervising:
+                    await supervising.start(made.run)
+                    yield made
+                    made.end()
+                tasks.cancel_scope.cancel()
 
     def _open_log(self, path: Path, _style: object) -> object:
         self.opened.append(path)
@@ -103,7 +108,9 @@ class Bench:
 def bench(tmp_path: Path, identity: Path, build_tree: Path):
     workspace = Workspace.open(tmp_path)
     with contextlib.closing(database_watcher()) as watch:
-        yield Bench(tmp_path, identity, build_tree, workspace, watch)
+        bench = Bench(tmp_path, identity, build_tree, workspace, watch)
+        yield bench
+        bench.inputs.close()
     workspace.close()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,11 +15,11 @@ from kit.client import exchange, request
 from kit.stap import make_stap
 from kit.trees import Witness
 
+from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
-from stapsrv.supervisor.warmup import Warmup, WarmupKey, _watch
-from stapsrv.system.directory_watcher import DirectoryWatcher
+from stapsrv.supervisor.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
 
@@ -201,17 +199,7 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
 
 class TestUnhealthy:
     @pytest.mark.parametrize("changed", ["Makefile", "include/config/new"])
-    async def test_is_told_not_advertised_and_tried_again_after_a_change(
-        self, bench, kernel, monkeypatch, changed
-    ):
-        armed = threading.Event()
-
-        def watch(subject: WarmupKey) -> DirectoryWatcher[WarmupKey]:
-            watcher = _watch(subject)
-            armed.set()
-            return watcher
-
-        monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
+    async def test_is_told_not_advertised_and_tried_again_after_a_change(self, bench, kernel, changed):
         kernel.answer(BROKEN)
         network = Listener()
         async with started(bench, advertiser=network) as (supervisor, (begun,), healths):
@@ -222,7 +210,6 @@ class TestUnhealthy:
             assert network.said == {begun.id: []}
             kernel.answer(MODULE)
             await bench.lines.wait("release.unhealthy")
-            assert await anyio.to_thread.run_sync(armed.wait, 20)
             (bench.build_tree / changed).touch()
             await healths.wait(Health.HEALTHY)
             assert network.said == {begun.id: ["6.1.0-test x86_64"]}
@@ -240,11 +227,11 @@ class TestUnhealthy:
 
     @pytest.mark.parametrize("hangs", [False, True])
     async def test_is_tried_again_after_some_time(self, bench, kernel, monkeypatch, hangs):
-        def watch(_places: Iterable[Path]) -> NoReturn:
+        def fingerprint(_path: WatchedPath, _watch: object) -> NoReturn:
             raise TimeoutError(errno.ETIMEDOUT, "no answer")
 
         if hangs:
-            monkeypatch.setattr("stapsrv.supervisor.warmup._watch", watch)
+            monkeypatch.setattr("stapsrv.compile.cache.watcher.fingerprint", fingerprint)
         kernel.answer(BROKEN)
         bench.first_delay_s = 0.1
         async with started(bench) as (_, _, healths):

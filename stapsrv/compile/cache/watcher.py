@@ -49,6 +49,7 @@ class InputWatcher:
         self._watched: dict[WatchedPath, _Watched] = {}
         self._pending = anyio.Event()
         self._scanned = anyio.Event()
+        self._changed = anyio.Event()
         self._count_logged = 0
         self._directories: DirectoryWatcher[WatchedPath] = DirectoryWatcher(inotify.CHANGE | inotify.MODIFY)
         self._calls = BlockingCalls(timeout_s=_SCAN_TIMEOUT_S)
@@ -91,6 +92,11 @@ class InputWatcher:
         self.watch(paths)
         while self.fingerprint(paths) is None and self.fault(paths) is None:
             await self._scanned.wait()
+
+    async def wait_changed(self, paths: Sequence[WatchedPath], *, since: int) -> None:
+        """Wait until the generation of the paths is not ``since`` any more."""
+        while self.generation(paths) == since:
+            await self._changed.wait()
 
     async def run(self) -> None:
         """Scan what has no fingerprint, follow changes, rescan from time to time; until cancelled."""
@@ -163,3 +169,5 @@ class InputWatcher:
         watched.fingerprint = None
         watched.generation += 1
         self._pending.set()
+        self._changed.set()
+        self._changed = anyio.Event()

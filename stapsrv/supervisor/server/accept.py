@@ -21,18 +21,14 @@ from typing import Any, NoReturn
 import anyio
 from anyio.abc import SocketStream
 
+# A TLS record: alert, of two bytes: fatal, access_denied (49).
 _ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
-"""A TLS record: alert, of two bytes: fatal, access_denied (49)."""
+# How long a client may take to read that and leave.
 _GOODBYE_S = 2.0
-"""How long a client may take to read that and leave."""
 
 
 async def deny(connection: socket.socket) -> None:
-    """Say that access is denied, wait for the client to leave, and close; takes 2 s at most.
-
-    Args:
-        connection: accepted and non-blocking; closed whatever happens.
-    """
+    """Say that access is denied, wait for the client to leave, and close; takes 2 s at most."""
     with contextlib.closing(connection), contextlib.suppress(OSError, anyio.BrokenResourceError):
         stream = await SocketStream.from_socket(connection.dup())
         try:
@@ -47,16 +43,16 @@ async def deny(connection: socket.socket) -> None:
             await anyio.aclose_forcefully(stream)
 
 
+# Between attempts to accept while descriptors or memory are short.
 _PAUSE_S = 0.1
-"""Between attempts to accept while descriptors or memory are short."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Of one connection and not of the listener: Linux passes on what befell a peer that waits to be accepted,
+# and a firewall may forbid one (accept(2), ERRORS).
 _GONE = frozenset(
     {errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
     | {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET}
 )
-"""Of one connection and not of the listener: Linux passes on what befell a peer that waits to be accepted,
-and a firewall may forbid one (accept(2), ERRORS)."""
 
 
 async def accept_forever(
@@ -67,13 +63,9 @@ async def accept_forever(
 ) -> NoReturn:
     """Accept until cancelled.
 
-    Args:
-        listener: listening and non-blocking.
-        take: is given each accepted socket, non-blocking, and its address, and owns it; must not wait.
-        exhausted: told why, once each time that the host runs short of descriptors or memory.
-
-    Raises:
-        OSError: the listener itself failed.
+    ``take`` owns each accepted socket, non-blocking, and must not wait. ``exhausted`` is called with the
+    reason
+    once each time that descriptors or memory run short. Raises OSError if the listener itself failed.
     """
     short = False
     while True:

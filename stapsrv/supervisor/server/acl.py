@@ -12,12 +12,7 @@ _EVERY_NETWORK = ("0.0.0.0/0", "::/0")
 
 
 class NetworkRules:
-    """Which addresses may use a server: none that is denied; of the others all, or those that are allowed.
-
-    Args:
-        allow: networks as settings have them; none means all.
-        deny: likewise; goes before ``allow``.
-    """
+    """The addresses that may use a server: not those in ``deny``; an empty ``allow`` means all others."""
 
     def __init__(self, *, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
         self._allow = _networks(tuple(allow) or (EVERYBODY,))

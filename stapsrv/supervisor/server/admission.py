@@ -15,27 +15,19 @@ import attrs
 from stapsrv.config.table import Limits
 from stapsrv.rejection import RejectReason
 
+# Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421).
 _CLIENT_PREFIX = 64
-"""Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421)."""
 
 
 class Rejection(NamedTuple):
-    """Why a connection is not let in.
-
-    Attributes:
-        refusal: the bound.
-        reason: in words.
-    """
+    """Why a connection is not let in: the bound, and the reason in words."""
 
     refusal: RejectReason
     reason: str
 
 
 def client_of(address: str) -> str:
-    """Return who is behind an address: all addresses of one IPv6 network of 64 bits are one client.
-
-    A link-local address is a host of its own, since its whole link shares one such network.
-    """
+    """Return the client behind an address: all addresses of one IPv6 network of 64 bits are one client."""
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv4Address) or parsed.is_link_local:
         return address
@@ -44,23 +36,14 @@ def client_of(address: str) -> str:
 
 @attrs.define
 class ConnectionBudget:
-    """The connections of all servers of a process.
-
-    Attributes:
-        most: that may be open at once.
-        open: that are.
-    """
+    """The connections of all servers of a process: how many may be open, and are."""
 
     most: int
     open: int = 0
 
 
 class Admission:
-    """Keeps count of the connections of one server.
-
-    Args:
-        budget: of all servers together.
-    """
+    """Counts the connections of one server, and those of all in ``budget``."""
 
     def __init__(self, budget: ConnectionBudget) -> None:
         self._budget = budget

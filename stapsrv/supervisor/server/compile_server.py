@@ -28,18 +28,15 @@ from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, Rej
 from stapsrv.supervisor.server.listener import Peer, accept_connections, address_of
 from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
+# At work at once; more are reset, and come back a few times.
 _MOST_DENIALS = 64
-"""At work at once; more are reset, and come back a few times."""
 
 
 class CompileServer:
     """Serves one port; used once.
 
-    Args:
-        service: what its sessions share.
-        listeners: on one port, listening and non-blocking; closed when the server stops accepting.
-        identity: whose certificate and keys clients hear of; None for a server that is not advertised.
-        budget: of connections, shared with other servers.
+    The listeners, on one port, listening and non-blocking, are closed when the server stops accepting. With
+    ``identity`` None it is not advertised. The budget of connections is shared with other servers.
     """
 
     def __init__(
@@ -80,10 +77,7 @@ class CompileServer:
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve until :meth:`stop`; then finish what is outstanding, within ``drain_s``.
 
-        Raises:
-            OSError: the listener failed for another reason than a shortage.
-
-        Cancellation: every session and every compile is ended before this returns.
+        Cancellation ends every session and every compile first. Raises OSError if the listener failed.
         """
         log = self._service.log
         for address in self.addresses:
@@ -118,7 +112,7 @@ class CompileServer:
         self._draining = False
 
     def apply_settings(self, settings: ServerSettings) -> None:
-        """Have the tuning of ``settings``, otherwise its own, hold for all connections to come."""
+        """Apply the tuning of ``settings``, otherwise its own, to all connections to come."""
         self._service = attrs.evolve(self._service, settings=settings)
         self._service.pool.queue_length = settings.limits.queue_length
         self._rules = _rules(settings)
@@ -169,7 +163,7 @@ class CompileServer:
         await accept_connections(listener, admit=self._admit, serve=take, log=self._service.log)
 
     def _admit(self, peer: Peer) -> bool:
-        """Whether a new connection is taken, and not reset; what is turned away is counted and logged."""
+        """Whether a new connection is taken, and not reset; a rejected one is counted and logged."""
         log = self._service.log
         if not self._rules.permit(peer.address):
             self._service.counters.connections[ConnectionOutcome.REFUSED] += 1

@@ -17,26 +17,21 @@ from stapsrv.config.addresses import socket_address
 from stapsrv.errors import ConfigError
 from stapsrv.supervisor.server.accept import accept_forever
 
+# Connections that the kernel completes for us while the loop is busy; the kernel may lower it.
 _BACKLOG = 1024
-"""Connections that the kernel completes for us while the loop is busy; the kernel may lower it."""
 
+# Of IPv4, and of IPv6.
 _UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - where an operator wants it
-"""Of IPv4, and of IPv6."""
 
+# To find a port that is free on every address, where the kernel picks one that is free on the first.
 _ATTEMPTS = 20
-"""To find a port that is free on every address, where the kernel picks one that is free on the first."""
 
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 @attrs.frozen
 class Peer:
-    """Who connected.
-
-    Attributes:
-        address: an IPv6 or IPv4 address; IPv4 is never shown as mapped into IPv6.
-        port: the peer's port.
-    """
+    """The address and port of a peer; IPv4 is never shown as mapped into IPv6."""
 
     address: str
     port: int
@@ -55,16 +50,11 @@ class Peer:
 
 
 def open_listener(port: int) -> socket.socket:
-    """Listen on every IPv4 and IPv6 address of this host, on one port.
+    """Listen on every IPv4 and IPv6 address of this host, on one port; 0 lets the kernel pick one.
 
-    Args:
-        port: 0 lets the kernel pick one.
-
-    Returns:
-        A listening, non-blocking socket, which the caller closes.
-
-    Raises:
-        ConfigError: the port is taken, or not this user's to take.
+    Returns a listening, non-blocking socket, which the caller closes. Raises ConfigError if the port is
+    taken,
+    or not this user's to take.
     """
     try:
         return listen_at("::", port, only=False)
@@ -78,14 +68,10 @@ def open_listener(port: int) -> socket.socket:
 
 
 def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
-    """Listen on each of some addresses, on one port, or on all of this host.
+    """Listen on each of some addresses, or on all of this host if there are none, on one port.
 
-    Args:
-        port: 0 lets the kernel pick one that is free on each.
-        addresses: as settings have them; none for all.
-
-    Returns:
-        Listening, non-blocking sockets, which the caller closes.
+    A port of 0 lets the kernel pick one that is free on each. Returns listening, non-blocking sockets, which
+    the caller closes.
 
     Raises:
         ConfigError: the port is taken on an address, not this user's to take, or no such address is here.
@@ -99,19 +85,9 @@ def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, 
 
 
 def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
-    """Listen on one address of this host.
+    """Listen on one address of this host; at ``::`` with ``only`` on IPv6 alone.
 
-    Args:
-        address: of IPv6, whose link it may name, or of IPv4.
-        port: 0 lets the kernel pick one.
-        only: at ``::`` on IPv6 alone, and not on IPv4, too.
-        backlog: connections that the kernel completes for us while the loop is busy.
-
-    Returns:
-        A listening, non-blocking socket, which the caller closes.
-
-    Raises:
-        OSError: it cannot be listened on.
+    Returns a listening, non-blocking socket, which the caller closes. Raises OSError.
     """
     place = socket_address(address, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -141,17 +117,11 @@ async def accept_connections(
     serve: Callable[[socket.socket, Peer], None],
     log: Log,
 ) -> NoReturn:
-    """Accept until cancelled.
+    """Accept until cancelled; a peer that ``admit`` refuses is reset.
 
-    Args:
-        listener: from :func:`open_listener`.
-        admit: whether to let a peer in; if not, it is reset. A reset before the handshake is the one way
-            to tell a client to come back (PROTOCOL, the connection).
-        serve: takes an accepted, non-blocking socket over; must not wait.
-        log: gets a line when the host runs short of descriptors.
-
-    Raises:
-        OSError: the listener itself failed.
+    A reset before the handshake is the one way to tell a client to come back (PROTOCOL, the connection).
+    ``serve`` takes an accepted, non-blocking socket over and must not wait. Raises OSError if the listener
+    failed.
     """
 
     def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
@@ -203,7 +173,6 @@ def _open_at(address: str, port: int) -> socket.socket:
 
 
 def _refuse(exc: OSError, port: int, address: str | None = None) -> NoReturn:
-    """Say why a port cannot be listened on."""
     remedy: str | None = None
     where = f"port {port}" if address is None else f"address {address}, port {port}"
     match exc.errno:

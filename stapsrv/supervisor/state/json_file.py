@@ -15,16 +15,14 @@ from stapsrv.system.atomic_file import replace_file
 
 _T = TypeVar("_T")
 
+# Facts that are remembered; the one that was longest not told again is forgotten first.
 _MOST = 500
-"""Facts that are remembered; the one that was longest not told again is forgotten first."""
 
 
 class JsonFile(Generic[_T]):
-    """One such file. Its file system may hang, so it is for threads to read and write it.
+    """One such file, to be read and written in threads: its file system may hang.
 
-    Args:
-        file: made when there is something to keep.
-        is_fact: whether a value can be one; what else the file has is not there.
+    Values that ``is_fact`` rejects are dropped.
     """
 
     def __init__(self, file: Path, is_fact: Callable[[object], TypeGuard[_T]]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.system.secure_dirs import share_with_group
 
+# Its members may read the status of every supervisor (DESIGN, who may command).
 GROUP = "stap-server"
-"""Its members may read the status of every supervisor (DESIGN, who may command)."""
 
 _LOCK = "lock"
 _MODE = 0o750
@@ -24,11 +24,11 @@ _MODE = 0o750
 
 @contextlib.contextmanager
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
-    """Hold the seat of ``user``'s supervisor; yields its directory.
+    """Hold the lock of ``user``'s supervisor; yields its directory.
 
     Raises:
         ConfigError: the directory cannot be made or used.
-        LifecycleError: another supervisor sits there; the text has its process id.
+        LifecycleError: another supervisor holds it; the text has its process id.
     """
     directory = stat_path / user
     try:
@@ -62,7 +62,6 @@ def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
 
 
 def _check_owner(directory: Path) -> None:
-    """Refuse a directory that somebody else put there, or that others may write."""
     status = directory.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022 or not directory.is_dir():
         raise ConfigError(

@@ -22,17 +22,12 @@ from stapsrv.supervisor.state.json_file import JsonFile, with_fact
 from stapsrv.system.blocking import BlockingCalls
 
 _HIGHEST = 65_535
+# For the file to be read or written; where it hangs, servers get other ports.
 _PATIENCE_S = 5.0
-"""For the file to be read or written; where it hangs, servers get other ports."""
 
 
 class PortMemory:
-    """The ports of one user's servers, in one small file.
-
-    Args:
-        file: where they are kept; made when there is something to keep.
-        timeout_s: seconds for the file to be read, and to be written.
-    """
+    """The ports of one user's servers, in one small file that is made when there is something to keep."""
 
     def __init__(self, file: Path, *, timeout_s: float = _PATIENCE_S) -> None:
         self._memory = JsonFile(file, _is_port)
@@ -42,10 +37,7 @@ class PortMemory:
         self._files = BlockingCalls(timeout_s=timeout_s)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Read what there is to recall, and from then on write what there is to remember, until cancelled.
-
-        Cancellation: what has not been written yet is written first, in bounded time.
-        """
+        """Read the file, then write changes until cancelled; the last ones are written first."""
         with contextlib.suppress(OSError):
             self._written = self._ports = await self._files.run(self._memory.read)
         task_status.started()

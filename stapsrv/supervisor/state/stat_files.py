@@ -24,8 +24,8 @@ from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
 from stapsrv.system.atomic_file import replace_file
 
+# One above the largest process id that Linux can give out (2**22): a stand-in is never a process's.
 FIRST_ID = 4_194_305
-"""One above the largest process id that Linux can give out (2**22): a stand-in is never a process's."""
 
 _MARK = "# stapsrv server"
 _ORIGIN = "# stapsrv origin: "
@@ -36,14 +36,7 @@ _MODE = 0o644
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """What is known of a server across the life of its supervisor.
-
-    Attributes:
-        id: the server's.
-        settings: as it was asked for.
-        origin: the configuration file that it comes from, or None.
-        port: where it listened, or None if it never did.
-    """
+    """What is kept of a server across the life of its supervisor; ``port`` is None if it never listened."""
 
     id: int
     settings: ServerSettings
@@ -52,22 +45,14 @@ class Record:
 
 
 class StatFiles:
-    """The files of one supervisor in STAT_PATH.
-
-    Args:
-        directory: STAT_PATH.
-    """
+    """The files of one supervisor in STAT_PATH."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._last_id = FIRST_ID - 1
 
     def allocate_id(self) -> int:
-        """Return an id that no server in STAT_PATH has, and that was not given out here before.
-
-        Raises:
-            ConfigError: STAT_PATH cannot be written.
-        """
+        """Return an id that no server in STAT_PATH has; raise ConfigError if it cannot be written."""
         candidate = max([self._last_id, *self._ids()]) + 1
         while True:
             try:
@@ -82,11 +67,7 @@ class StatFiles:
                 return candidate
 
     def write(self, record: Record) -> None:
-        """Put a server on record, or replace its record, at once and as a whole.
-
-        Raises:
-            ConfigError: STAT_PATH cannot be written.
-        """
+        """Write a server's record as a whole; raise ConfigError if STAT_PATH cannot be written."""
         settings = record.settings
         marks = [_MARK]
         if record.origin is not None:
@@ -103,15 +84,12 @@ class StatFiles:
             raise self._unwritable(exc) from exc
 
     def forget(self, server_id: int) -> None:
-        """Take a server off the record."""
+        """Remove a server's record."""
         with contextlib.suppress(OSError):
             self._path(server_id).unlink()
 
     def read(self) -> tuple[list[Record], list[ConfigError]]:
-        """Return this user's records in order of their ids, and why others could not be read.
-
-        Files that are not ours are left alone; ours that are damaged are put aside as ``ID.damaged``.
-        """
+        """Return this user's records, and why others could not be read; those become ``ID.damaged``."""
         records, faults = [], []
         for server_id in sorted(self._ids()):
             path = self._path(server_id)

@@ -442,7 +442,7 @@ class LocalHost:
     def __init__(self) -> None:
         self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
         self.lines = LogLines()
-        self.warmup = Warmup(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")))
+        self.warmup = Warmup(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")), None)
 
     async def prepare(self, settings, log, *, last_port=None, shared=None) -> QuietServer:
         if settings.runtime is not None:
