@@ -1,4 +1,4 @@
-"""Hosting the configured servers: configuration, supervisor, control socket and readiness, joined."""
+"""One run of a supervisor: configuration, servers, control socket and readiness, joined."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class App:
         Raises:
             ConfigError: the global file or the directory cannot be used; nothing was changed.
         """
-        # While it comes up, the service manager is told of readiness once, when all is up.
+        # While it comes up, readiness is reported once, when all servers are up.
         if self._phase is Phase.STARTING:
             return await self._reload(config_file, force=force, report=report)
         self._notifier.reloading()

@@ -1,1 +1,1 @@
-"""What a server tells about itself."""
+"""Logs, metrics and health of a process."""

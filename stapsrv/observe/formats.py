@@ -1,10 +1,6 @@
-"""The words of the classic log: one sentence for each event, as scripts have looked for them for years.
+"""What a log entry looks like in each format: classic, JSON, or the systemd journal's own. Pure.
 
-Pure: an event's name and fields in, text out. The sentences that scripts look for are the original's, to
-the letter; the others are in its manner. An event that has no sentence reads ``name key=value …``.
-
-What a log entry looks like in each format. Pure: an entry in, bytes out.
-
+The classic sentences that scripts look for are the original's, to the letter; the others are in its manner.
 Whatever a client sent, one entry is one entry: control characters are escaped in the classic and the JSON
 format, and the journal's own framing counts bytes. Only a traceback takes further lines in the classic
 format; they are indented, where an entry begins with a date.
@@ -39,15 +35,15 @@ CLASSIC: Mapping[str, str] = {
     "server.refused": "The server cannot be started: {reason}",
     "server.crashed": "The server crashed:",
     "server.backing_off": "The server is started again in {seconds} seconds",
-    "server.closed_door": "Draining: new connections are reset until undrain",
-    "server.opened_door": "New connections are served again",
+    "server.accept_paused": "Draining: new connections are reset until undrain",
+    "server.accept_resumed": "New connections are served again",
     "server.stopped": "The server has stopped",
     "listener.descriptors": (
         "Open files allow {affordable} connections, and {wanted} are wanted; raise the limit of open files"
     ),
     "listener.exhausted": "Connections cannot be accepted now: {reason}; trying on",
-    "registry.damaged": "A record of a running server is damaged: {reason}",
-    "registry.unwritable": "A running server cannot be recorded: {reason}",
+    "stat_file.damaged": "A record of a running server is damaged: {reason}",
+    "stat_file.unwritable": "A running server cannot be recorded: {reason}",
     "sandbox.found": "Requests are contained by {mechanism}",
     "workspace.memory": "Requests are compiled in memory, in {directory}",
     "sandbox.off": "Requests are not contained: SANDBOX=off",
@@ -87,7 +83,7 @@ CLASSIC: Mapping[str, str] = {
     "mok.signed": "Modules signed with machine owner key {fingerprint}",
     "mok.offered": "Machine owner key {fingerprint} offered to the client for enrolment",
     "mok.unusable": "Machine owner key {directory} cannot be used: {reason}",
-    "identity.unwatched": "Changes in {directory} are not announced: {reason}",
+    "identity.unwatched": "Changes in {directory} are not advertised: {reason}",
     "identity.not_watched": "A replaced certificate is noticed one connection later: {reason}",
     "control.command": "Control command {method} of user {user}",
     "control.refused": "Control: user {user} was refused: {reason}",

@@ -1,4 +1,4 @@
-"""What every room logs through: structlog in front, formats and sinks behind."""
+"""The logs of a process: structlog in front, formats and sinks behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Channel:
         self._encode: Encode = ENCODERS[style]
         self._lost = 0
 
-    def tell(self, entry: LogEntry) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Pass an entry on; never raises."""
         try:
             if self._lost:
@@ -135,7 +135,7 @@ class _Fan:
 
     def msg(self, entry: LogEntry) -> None:
         for channel in self._channels:
-            channel.tell(entry)
+            channel.write(entry)
 
     debug = info = warning = error = critical = msg
 

@@ -1,12 +1,6 @@
-"""Log entries to a descriptor that this process was started with: a container's standard output, say.
+"""Where log entries go: a file that survives rotation, an inherited descriptor, the systemd journal.
 
-Such a name is never opened again: what stands behind it may be a pipe or a socket of somebody else's,
-which cannot be, and rotates for whoever reads it.
-
-Where log entries end up: a file that survives rotation, the systemd journal.
-
-A sink that cannot take an entry says so at once with OSError and never waits for better times: a server
-goes on without its log.
+A sink that cannot take an entry raises OSError at once and never waits: a server goes on without its log.
 """
 
 from __future__ import annotations
@@ -32,6 +26,8 @@ _NUMBERED = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d{1,6})")
 _PIECE_BYTES = select.PIPE_BUF
 
 
+# Such a name is never opened again: behind it may be a pipe or a socket of another program, which cannot be
+# opened, and whose reader rotates it.
 def stream_descriptor(path: Path) -> int | None:
     """Return the descriptor that a path such as ``/dev/stdout`` stands for; None for a file of its own."""
     text = str(path)

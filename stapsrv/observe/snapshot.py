@@ -1,7 +1,4 @@
-"""The children that this process has, as the kernel lists them.
-
-What a process knows of itself: what metrics and health are made of.
-"""
+"""A snapshot of what a process knows of itself, for metrics and health."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _TASKS = Path("/proc/self/task")
 
 
 def own_children() -> frozenset[int] | None:
-    """Return the process ids of this process's children; None where the kernel does not tell."""
+    """Return the process ids of this process's children; None where the kernel does not list them."""
     children: set[int] = set()
     try:
         tasks = list(_TASKS.iterdir())
@@ -46,7 +43,7 @@ LAG_INTERVAL_S = 5.0
 class Phase(enum.StrEnum):
     """How far a process is."""
 
-    # What its configuration says is not under way yet.
+    # Not all that is configured has been started yet.
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
@@ -59,7 +56,7 @@ class Snapshot:
     Attributes:
         faults: why configured servers are not hosted.
         lag: of the event loop.
-        children: their process ids; None where the kernel does not tell.
+        children: their process ids; None where the kernel does not list them.
     """
 
     phase: Phase

@@ -1,1 +1,1 @@
-"""Who lives and who dies."""
+"""Hosts compile servers: their lifecycle, what they share, and what outlives them."""

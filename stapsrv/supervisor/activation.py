@@ -1,8 +1,8 @@
 """Listening sockets that a service manager opened for this process (sd_listen_fds(3)), by their names.
 
 ``control`` is the control socket, every other name the nickname of the server whose port it is. They stay
-open between two lives of a server, and of the daemon: who connects meanwhile waits, and is not refused. But
-nobody is left waiting at the port of a server that is stopped or has failed.
+open between two lives of a server, and of the daemon: a client that connects meanwhile waits, and is not
+refused. But none is left waiting at the port of a server that is stopped or has failed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CONTROL = "control"
 _FIRST_DESCRIPTOR = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 # Descriptors passed: more than a service manager could ever open for us.
-_MOST = 1024
+_MAX_DESCRIPTORS = 1024
 # Between looks at ports that nobody serves: as long as a client sleeps before it comes back.
-_LOOK_S = 1.0
+_CHECK_INTERVAL_S = 1.0
 _INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
 _NAME_IT = "give the socket unit FileDescriptorName=, the server's nickname or control"
 
@@ -45,7 +45,7 @@ class PassedSockets:
         """
         if not environ.get("LISTEN_FDS") or _number(environ, "LISTEN_PID", 2**22) != pid:
             return cls()
-        count = _number(environ, "LISTEN_FDS", _MOST)
+        count = _number(environ, "LISTEN_FDS", _MAX_DESCRIPTORS)
         names = environ.get("LISTEN_FDNAMES", "").split(":")
         if count and len(names) != count:
             raise ConfigError(
@@ -133,14 +133,14 @@ async def reset_unserved(sockets: PassedSockets, is_served: Callable[[str], bool
     """Reset connections to the ports of servers that do not run, once a second, until cancelled."""
     ports = {name: port for name, port in sockets.by_name().items() if name != CONTROL}
     while ports:
-        await anyio.sleep(_LOOK_S)
+        await anyio.sleep(_CHECK_INTERVAL_S)
         for name, port in ports.items():
             if not is_served(name):
                 _reset_waiting(port, log)
 
 
 def _reset_waiting(port: socket.socket, log: Log) -> None:
-    for _ in range(_MOST):
+    for _ in range(_MAX_DESCRIPTORS):
         try:
             accepted, sockaddr = port.accept()
         except OSError:

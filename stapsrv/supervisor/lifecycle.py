@@ -126,7 +126,7 @@ _TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.STARTING, _E.REFUSED): Transition(_S.FAILED, None),
     (_S.SERVING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.DRAINING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
-    # Told to end before it could know: readiness that comes too late changes nothing.
+    # It was told to end before it was ready: readiness that comes too late changes nothing.
     (_S.STOPPING, _E.READY): Transition(_S.STOPPING, None),
     (_S.BACKING_OFF, _E.DELAY_OVER): Transition(_S.STARTING, None, (_A.LAUNCH,)),
 }

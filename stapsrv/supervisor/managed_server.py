@@ -155,10 +155,10 @@ class ManagedServer:
             case Action.FINISH if self._server is not None:
                 self._tasks.start_soon(self._finish, self._server)
             case Action.PAUSE_ACCEPT if self._server is not None:
-                self._log.info("server.closed_door")
+                self._log.info("server.accept_paused")
                 self._server.drain()
             case Action.RESUME_ACCEPT if self._server is not None:
-                self._log.info("server.opened_door")
+                self._log.info("server.accept_resumed")
                 self._server.undrain()
 
     async def _live(self, scope: anyio.CancelScope) -> None:
@@ -190,7 +190,7 @@ class ManagedServer:
             await serving.start(server.serve)
             self._server = server
             if self.settings is not settings:
-                # Told while it was made ready.
+                # Changed while it was made ready.
                 server.apply_settings(self.settings)
             self.last_port = server.address.port
             self.has_served = True

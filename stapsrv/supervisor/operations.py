@@ -1,4 +1,4 @@
-"""Commands to a supervisor: what is wished for, who is told what meanwhile, and what came of it."""
+"""Commands to a supervisor: the servers that they ask for, reports on the way, and outcomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 from stapsrv.config.settings import ServerSettings
 from stapsrv.supervisor.status import ServerStatus
 
-# Told of each change of a server that a command is about, until the command is done.
+# Called with each change of a server of a command, until the command is done.
 Report = Callable[[ServerStatus], None]
 
 
@@ -61,7 +61,7 @@ class CommandsUnderWay:
             self._commands.remove(command)
             self._ended()
 
-    def tell(self, server_id: int, status: Callable[[], ServerStatus]) -> None:
+    def report_change(self, server_id: int, status: Callable[[], ServerStatus]) -> None:
         """Report a change of a server to the commands that follow it."""
         for command in self._commands:
             if command.report is not None and server_id in command.followed:

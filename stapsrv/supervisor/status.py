@@ -35,7 +35,6 @@ class ServerWork:
         certificate_expires: the end of its certificate's validity, once it has one.
         connections: open ones, whatever they are doing.
         refusals: what was turned away, by reason.
-        releases: what it serves.
         recent: what the last requests took.
         cache: what the result cache did.
     """

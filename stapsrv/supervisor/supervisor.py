@@ -195,7 +195,7 @@ class Supervisor:
             return
         records, faults = self._saved.servers.read()
         for fault in faults:
-            self._log.warning("registry.damaged", reason=fault)
+            self._log.warning("stat_file.damaged", reason=fault)
         for record in records:
             if record.settings.user not in {None, self._runtime.user}:
                 continue
@@ -336,7 +336,7 @@ class Supervisor:
             self._record(server, self._saved)
         if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
             self._servers.pop(server.id, None)
-        self._commands.tell(server.id, server.status)
+        self._commands.report_change(server.id, server.status)
 
     def _record(self, server: ManagedServer, saved: SavedState) -> None:
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
@@ -346,7 +346,7 @@ class Supervisor:
             try:
                 saved.servers.write(record)
             except ConfigError as exc:
-                self._log.warning("registry.unwritable", reason=exc)
+                self._log.warning("stat_file.unwritable", reason=exc)
         else:
             saved.servers.forget(server.id)
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:

@@ -284,7 +284,7 @@ async def test_damaged_record_is_put_aside_and_told(bench):
         supervisor.resume()
         assert supervisor.status().servers == ()
     assert (bench.stat_path / f"{FIRST_ID}.damaged").exists()
-    (reason,) = bench.lines.reasons("registry.damaged")
+    (reason,) = bench.lines.reasons("stat_file.damaged")
     assert f"{FIRST_ID}.stat:3" in reason
 
 
@@ -379,6 +379,6 @@ async def test_record_that_cannot_be_written_costs_the_record_alone(bench, monke
         assert (again.error, again.server.state) == (None, State.SERVING)
         assert bench.records() == before
         assert sorted(path.suffix for path in bench.stat_path.iterdir()) == [".stat"]
-        assert os.strerror(error) in bench.lines.reasons("registry.unwritable")[0]
+        assert os.strerror(error) in bench.lines.reasons("stat_file.unwritable")[0]
         await supervisor.restart([outcome.server.id])
         assert len(bench.records()) == 1

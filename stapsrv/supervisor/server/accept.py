@@ -1,13 +1,7 @@
-"""Telling a client that it may not use a server, so that it does not try again.
+"""Accepts connections in a loop that outlives shortages, and denies some for good.
 
-A reset would have the client come back (PROTOCOL, the connection), and so might a connection that is
-closed while its first bytes are under way. A TLS alert before the handshake is final, and the client says
-what it means: "access was denied" (RFC 8446, 6.2).
-
-The accept loop of every listening socket: it outlives shortages, and peers that are gone already.
-
-The loop is our own: a library's listener ends for good when descriptors run out, on both backends.
-This one pauses and goes on; those who knock meanwhile wait in the kernel's queue.
+The loop is our own: a library's listener ends for good when descriptors run out, on both backends. This one
+pauses and goes on; peers that connect meanwhile wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -27,6 +21,8 @@ _ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
 _GOODBYE_S = 2.0
 
 
+# A reset would have the client come back (PROTOCOL, the connection), and so might a connection that is closed
+# while its first bytes are under way. A TLS alert before the handshake is final (RFC 8446, 6.2).
 async def deny(connection: socket.socket) -> None:
     """Say that access is denied, wait for the client to leave, and close; takes 2 s at most."""
     with contextlib.closing(connection), contextlib.suppress(OSError, anyio.BrokenResourceError):

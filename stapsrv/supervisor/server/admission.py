@@ -15,7 +15,7 @@ import attrs
 from stapsrv.config.table import Limits
 from stapsrv.rejection import RejectReason
 
-# Whoever has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421).
+# A host that has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421).
 _CLIENT_PREFIX = 64
 
 

@@ -29,7 +29,7 @@ from stapsrv.supervisor.server.listener import Peer, accept_connections, address
 from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
 # At work at once; more are reset, and come back a few times.
-_MOST_DENIALS = 64
+_MAX_DENIALS = 64
 
 
 class CompileServer:
@@ -171,7 +171,7 @@ class CompileServer:
                 RejectReason.DENIED,
                 lambda: log.warning("connection.denied", peer=peer),
             )
-            return self._denials < _MOST_DENIALS
+            return self._denials < _MAX_DENIALS
         rejection = self._check_load(client_of(peer.address))
         if rejection is not None:
             self._service.counters.connections[ConnectionOutcome.REFUSED] += 1

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a supervisor keeps on disk from one process to the next."""

@@ -15,8 +15,8 @@ from stapsrv.system.atomic_file import replace_file
 
 _T = TypeVar("_T")
 
-# Facts that are remembered; the one that was longest not told again is forgotten first.
-_MOST = 500
+# The one that was written longest ago is forgotten first.
+_MAX_FACTS = 500
 
 
 class JsonFile(Generic[_T]):
@@ -49,4 +49,4 @@ class JsonFile(Generic[_T]):
 def with_fact(facts: Mapping[str, _T], name: str, fact: _T) -> dict[str, _T]:
     """Return ``facts`` with a new one, or a new value, and without the oldest beyond the most."""
     others = [item for item in facts.items() if item[0] != name]
-    return dict([*others, (name, fact)][-_MOST:])
+    return dict([*others, (name, fact)][-_MAX_FACTS:])

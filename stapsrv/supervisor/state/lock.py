@@ -1,6 +1,6 @@
 """A supervisor's own directory, ``STAT_PATH/USER``: its lock and its control socket.
 
-Whoever holds the lock is the user's one supervisor there; a lock dies with its process, so nothing that
+The holder of the lock is the user's one supervisor there. A lock dies with its process, so no process that
 was killed stands in the way.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.system.secure_dirs import share_with_group
 
-# Its members may read the status of every supervisor (DESIGN, who may command).
+# Its members may read the status of every supervisor.
 GROUP = "stap-server"
 
 _LOCK = "lock"

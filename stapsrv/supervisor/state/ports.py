@@ -23,13 +23,13 @@ from stapsrv.system.blocking import BlockingCalls
 
 _HIGHEST = 65_535
 # For the file to be read or written; where it hangs, servers get other ports.
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 class PortMemory:
     """The ports of one user's servers, in one small file that is made when there is something to keep."""
 
-    def __init__(self, file: Path, *, timeout_s: float = _PATIENCE_S) -> None:
+    def __init__(self, file: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._memory = JsonFile(file, _is_port)
         self._written: dict[str, int] = {}
         self._ports = self._written

@@ -56,7 +56,7 @@ class StatFiles:
         candidate = max([self._last_id, *self._ids()]) + 1
         while True:
             try:
-                # Whoever makes the file has the id: supervisors of other users share the directory.
+                # The maker of the file has the id: supervisors of other users share the directory.
                 os.close(os.open(self._path(candidate), os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE))
             except FileExistsError:
                 candidate += 1
