@@ -50,11 +50,8 @@ class Configuration:
     Attributes:
         base: what holds where no global file says otherwise.
         settings: the global settings that the supervisor started with.
-        config_file: the last ``-c``, or None.
-        log_file: the supervisor's own log, and that of servers without one.
         user: whom it runs as; only this user's servers are its own.
         default_user: whom configured servers that do not say run as.
-        environ: may describe a server where no file does.
         only_server: the one server to host, of the command line; None to host the configured.
     """
 
@@ -270,16 +267,16 @@ class App:
             ConfigError: the global file or the directory cannot be used; nothing was changed.
         """
         # While it comes up, readiness is reported once, when all servers are up.
-        if self._phase is Phase.STARTING:
-            return await self._reload(config_file, force=force, report=report)
-        self._notifier.reloading()
+        was_up = self._phase is not Phase.STARTING
+        if was_up:
+            self._notifier.reloading()
         try:
-            return await self._reload(config_file, force=force, report=report)
+            return await self._reload(await self._read_servers(config_file), force=force, report=report)
         finally:
-            self._notifier.ready(self._summary())
+            if was_up:
+                self._notifier.ready(self._summary())
 
-    async def _reload(self, config_file: Path | None, *, force: bool, report: Report | None) -> list[Outcome]:
-        found = await self._read_servers(config_file)
+    async def _reload(self, found: ConfiguredServers, *, force: bool, report: Report | None) -> list[Outcome]:
         specs = found.specs
         if force and found.nothing_configured:
             specs = (ServerSpec(default_server(self._configuration.defaults)),)

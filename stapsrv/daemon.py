@@ -21,7 +21,7 @@ from stapsrv.config.environment import server_values
 from stapsrv.config.global_settings import can_write, global_defaults
 from stapsrv.config.kinds import LogFormat
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
-from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.errors import StapsrvError, UsageError, first_error
 from stapsrv.identity.password import obtain_password
 from stapsrv.observe.logs import Log, LogBook
 from stapsrv.observe.sinks import Sink, standard_error
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         backend, loop = event_loop(options.backend)
         anyio.run(_serve, options, start, backend=backend, backend_options=loop)
     except* StapsrvError as group:
-        failure = _first(group)
+        failure = first_error(group)
     if failure is None:
         sys.exit(0)
     notifier.failed(str(failure))
@@ -215,12 +215,6 @@ def _make_parent(log_file: Path) -> None:
     # Where that fails, opening the log says why.
     with contextlib.suppress(OSError):
         log_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-
-
-def _first(group: BaseExceptionGroup[StapsrvError]) -> StapsrvError:
-    # One start has one reason to fail.
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 if __name__ == "__main__":

@@ -19,10 +19,19 @@ certificate), a client that leaves without close_notify, cancellation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from stapsrv.rejection import RejectReason
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def first_error(group: BaseExceptionGroup[_E]) -> _E:
+    """Return the first exception of a group that is none itself: one start has one reason to fail."""
+    first = group.exceptions[0]
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 class StapsrvError(Exception):

@@ -26,14 +26,7 @@ _READ_BYTES = 4096
 
 @attrs.frozen(kw_only=True)
 class HttpLimits:
-    """What a client can have.
-
-    Attributes:
-        connections: open at the same time.
-        request_bytes: of a request's head.
-        request_s: until it has arrived.
-        total_s: until the answer is sent.
-    """
+    """What a client can have: connections at once, bytes of a request's head, seconds for that and in all."""
 
     connections: int = 16
     request_bytes: int = 8192

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import ServerSettings
-from stapsrv.errors import ConfigError, IdentityError
+from stapsrv.errors import ConfigError, IdentityError, first_error
 from stapsrv.supervisor.lifecycle import (
     HEALTHY_S,
     Action,
@@ -169,10 +169,10 @@ class ManagedServer:
             with scope:
                 await self._serve()
         except* (ConfigError, IdentityError) as refusals:
-            end, reason = Event.REFUSED, str(_leaf(refusals))
+            end, reason = Event.REFUSED, str(first_error(refusals))
             self._log.error("server.refused", reason=reason)
         except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
-            end, reason = Event.CRASHED, repr(_leaf(crash))
+            end, reason = Event.CRASHED, repr(first_error(crash))
             self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
             self._log.exception("server.crashed", exc_info=crash)
         else:
@@ -206,8 +206,3 @@ class ManagedServer:
             self._log.warning("server.backing_off", seconds=delay_s)
             await anyio.sleep(delay_s)
             self._handle(Event.DELAY_OVER)
-
-
-def _leaf(group: BaseExceptionGroup[Exception]) -> Exception:
-    first = group.exceptions[0]
-    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first

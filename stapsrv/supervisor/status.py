@@ -28,15 +28,10 @@ class ServerWork:
     """A server's work at one moment, counted since it last started.
 
     Attributes:
-        running: requests that compile.
-        queued: requests that wait for a worker.
         done: requests answered, whatever stap said of them.
-        failed: requests that came to no answer of stap's.
-        certificate_expires: the end of its certificate's validity, once it has one.
+        failed: requests that got no answer of stap's.
         connections: open ones, whatever they are doing.
-        refusals: what was turned away, by reason.
-        recent: what the last requests took.
-        cache: what the result cache did.
+        refusals: rejected connections and requests, by reason.
     """
 
     running: int = 0
@@ -61,15 +56,10 @@ class ServerStatus:
 
     Attributes:
         id: what ``status`` prints as PID and ``-p`` takes; no other process or server has it.
-        nickname: the given one, else the id.
-        settings: as it was asked for (a port of 0 stays 0 here).
-        origin: the configuration file that it comes from, or None for one that was asked for.
-        wanted: what the operator wants.
-        state: what it is.
-        since: when it came into that state.
+        settings: as they were asked for (a port of 0 stays 0 here).
+        origin: its configuration file, or None for a server that was asked for.
         reason: why it is backing off or has failed, or None.
-        port: the one that it listens on, or last listened on; None before the first time.
-        work: what it does; nothing while nothing serves.
+        port: where it listens, or last listened; None before the first time.
     """
 
     id: int
@@ -86,20 +76,12 @@ class ServerStatus:
 
 @attrs.frozen(kw_only=True)
 class SupervisorStatus:
-    """A supervisor and its servers at one moment.
+    """A supervisor and its servers, by id, at one moment.
 
     Attributes:
-        pid: its process.
-        user: the name of the user that it runs as.
-        version: of this program.
-        stap_version: of the translator.
-        sandbox: what keeps compiles from the rest of the host: a mechanism's name, or ``off``.
+        sandbox: the name of the mechanism, or ``off``.
         containment: how a compile's process tree is held together.
-        cgroup: what compiles get control groups of their own from; None where the host grants none.
-        since: when it started.
-        compiles: requests that compile now, over all servers.
-        max_compiles: the most that may.
-        servers: in order of their ids.
+        cgroup: the parent of compiles' control groups; None where the host grants none.
     """
 
     pid: int

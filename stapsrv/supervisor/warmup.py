@@ -247,7 +247,7 @@ class Warmup:
         return hashlib.sha256(b"\n".join(facts)).hexdigest()[:32]
 
     async def _compile(self, target: WarmupTarget) -> None:
-        """Compile the shortest script, until done or until a client's request has shown that it can be done.
+        """Compile the shortest script, until done or until a client's request has succeeded.
 
         Raises:
             TranslatorError, RequestRejected: it cannot be done; the text is the compiler's, if it has one.
