@@ -206,6 +206,7 @@ def encode_json(entry: LogEntry) -> bytes:
     }
     if entry.traceback is not None:
         record["traceback"] = _text(entry.traceback)
+    # NaN is no JSON; _json_value has made text of it.
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
 
 

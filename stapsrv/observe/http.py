@@ -89,6 +89,7 @@ class HttpServer:
     def _take(self, tasks: TaskGroup, connection: socket.socket) -> None:
         self._open += 1
         if self._open >= self._limits.connections:
+            # Full: further clients wait in the kernel's queue until a connection ends.
             self._accepting.cancel()
         tasks.start_soon(self._run, connection)
 
@@ -156,7 +157,9 @@ async def _send(stream: SocketStream, parser: h11.Connection, page: Page, *, bod
     headers = [
         ("Content-Type", page.content_type),
         ("Content-Length", str(len(page.body))),
+        # Each page holds for one moment only.
         ("Cache-Control", "no-store"),
+        # One request each: a client that idles takes no room from others.
         ("Connection", "close"),
     ]
     if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
@@ -169,5 +172,6 @@ async def _send(stream: SocketStream, parser: h11.Connection, page: Page, *, bod
     ):
         data += parser.send(event) or b""
     await stream.send(data)
+    # The peer may have closed first.
     with contextlib.suppress(OSError):
         await stream.send_eof()

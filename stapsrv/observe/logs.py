@@ -106,6 +106,7 @@ class LogBook:
     def reopen(self) -> None:
         """Begin every file again at its name, as after SIGHUP."""
         for sink in self._sinks.values():
+            # Each by its own name: what rotates logs has moved the old files away.
             sink.reopen()
 
     def close(self) -> None:
@@ -121,6 +122,7 @@ def open_log(*channels: Channel) -> Log:
     logger: Log = structlog.wrap_logger(
         _Fan(channels),
         processors=[_with_traceback, _as_entry],
+        # Below info nothing is logged: such methods do nothing, and cost nothing.
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         cache_logger_on_first_use=True,
     )

@@ -283,6 +283,7 @@ class Exposition:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        # A registry asks its collectors, so the snapshot goes by way of one.
         self._latest = _Latest()
         self._registry.register(self._latest)
         ProcessCollector(registry=self._registry)

@@ -84,6 +84,7 @@ class StreamSink:
     def _send(self, data: bytes) -> bytes:
         """Write what is taken at once; return the rest."""
         with contextlib.suppress(OSError):
+            # A write to a pipe that is full would wait for its reader; poll(2) asks first.
             while data and self._readiness.poll(0):
                 data = data[os.write(self._fd, data[:_PIECE_BYTES]) :]
         return data
@@ -146,6 +147,7 @@ class FileSink:
             self._lines = None
 
     def _open(self) -> _Lines:
+        # O_APPEND: other processes may log to the same file.
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.close()
         self._lines = _Lines(fd)
@@ -203,6 +205,7 @@ class JournalSink:
         fd = os.memfd_create("log-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             _Lines(fd).write(data)
+            # The journal takes only a file that its sender cannot change any more.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))
             self._socket.sendmsg([b""], [rights], 0, self._path)

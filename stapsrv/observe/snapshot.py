@@ -69,6 +69,7 @@ class Snapshot:
 
     def frozen(self) -> Snapshot:
         """Return a copy that stays as it is while the event loop goes on counting."""
+        # Rendering takes place in a thread, while the event loop goes on counting.
         return attrs.evolve(self, counters=copy.deepcopy(self.counters), lag=copy.deepcopy(self.lag))
 
 

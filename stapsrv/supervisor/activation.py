@@ -168,6 +168,7 @@ def _number(environ: Mapping[str, str], name: str, most: int) -> int:
 def _listening(descriptor: int, name: str) -> socket.socket:
     where = f"socket '{name}', descriptor {descriptor}"
     try:
+        # Passed descriptors are inheritable, and no compile may have them.
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional in the standard library
         passed = socket.socket(fileno=descriptor)
     except OSError as exc:

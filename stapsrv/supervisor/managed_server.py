@@ -197,6 +197,7 @@ class ManagedServer:
             self._handle(Event.READY)
 
     async def _finish(self, server: CompileServer) -> None:
+        # Clients that browse should not find a port that is about to be closed.
         await self._withdraw(self.id)
         server.stop()
 

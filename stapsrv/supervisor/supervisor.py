@@ -127,6 +127,7 @@ class Supervisor:
         """
         with self._commands.begin(report) as followed:
             outcomes = []
+            # All are begun before the first is waited for: they start side by side.
             for begun in [self._begin(spec, followed) for spec in specs]:
                 if isinstance(begun, Outcome):
                     outcomes.append(begun)
@@ -360,6 +361,7 @@ class Supervisor:
                 self._advertiser.advertise(server.id, serving)
 
     def _command_ended(self) -> None:
+        # A server that has failed keeps no supervisor alive: nothing starts it again.
         hosted = any(server.state is not State.FAILED for server in self._servers.values())
         if self._auto_end and not hosted and not self._commands:
             self._ending.set()

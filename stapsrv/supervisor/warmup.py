@@ -254,6 +254,7 @@ class Warmup:
         """
         release = target.key.release
         request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
+        # There is no client who would look for it.
         settings = attrs.evolve(target.settings, keep_temporary=False)
         job = CompileJob(request=request, release=release, settings=settings, background=True)
         if target.health.health is Health.UNTRIED:

@@ -98,6 +98,7 @@ class CompileServer:
             if self.outstanding:
                 log.info("server.draining", outstanding=self.outstanding)
             for session in self._sessions:
+                # A client whose request has not arrived whole loses nothing: it tries again.
                 session.give_up_arrival()
             sessions.cancel_scope.deadline = anyio.current_time() + self._service.settings.limits.drain_s
 

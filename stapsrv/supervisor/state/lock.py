@@ -37,6 +37,7 @@ def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
             directory.mkdir(mode=_MODE)
         _check_owner(directory)
         share_with_group(directory, GROUP)
+        # O_NOFOLLOW: no link leads the lock to another file.
         fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         raise ConfigError(
@@ -54,6 +55,7 @@ def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
                 where=str(directory),
                 remedy="command that one with stap-server",
             ) from exc
+        # For people, and the message above; only the lock itself counts.
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield directory
