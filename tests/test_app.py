@@ -115,7 +115,7 @@ def test_each_server_logs_in_its_own_format(site):
     assert '{"time"' not in site.log.read_text()
 
 
-def test_one_bad_file_hinders_no_other_and_is_told(site):
+def test_bad_file_is_reported_and_hinders_no_other(site):
     site.configure("good")
     site.configure("bad", "PORT=many\n")
     site.configure("impossible", "RUNTIME=/missing\n")
@@ -328,7 +328,7 @@ def test_sockets_of_the_service_manager_are_served_and_left_open(site):
                 pass
 
 
-def test_nobody_waits_at_the_port_of_a_server_that_is_stopped(site):
+def test_connections_to_a_stopped_servers_port_are_reset(site):
     """A reset tells the client to come back, and then to go elsewhere."""
     site.configure("native")
     with socket.create_server(("127.0.0.1", 0)) as port:

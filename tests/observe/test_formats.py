@@ -172,7 +172,7 @@ def test_event_without_a_sentence_tells_its_fields():
     assert classic_line("bare", {}) == "bare"
 
 
-def test_a_word_that_is_missing_costs_no_line():
+def test_missing_field_becomes_a_dash():
     assert classic_line("server.refused", {}) == "The server cannot be started: -"
     assert classic_line("server.refused", {"reason": None}) == "The server cannot be started: -"
 

@@ -79,7 +79,7 @@ async def test_a_page():
     )
 
 
-async def test_a_head_alone():
+async def test_head_request_gets_headers_alone():
     async with serving() as server:
         answer = await server.ask(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b"Content-Length: 11\r\n" in answer
@@ -118,7 +118,7 @@ async def test_a_page_that_fails_is_an_answer_and_an_entry_in_the_log():
         assert (await server.get("/a"))[0] == 200
 
 
-async def test_there_is_room_for_so_many_and_the_next_waits():
+async def test_client_beyond_the_limit_waits_until_another_leaves():
     async with (
         serving(HttpLimits(connections=2, request_s=60, total_s=60)) as server,
         await server.connect() as first,
@@ -141,7 +141,7 @@ async def test_there_is_room_for_so_many_and_the_next_waits():
             await first.aclose()
 
 
-async def test_who_says_nothing_is_told_so_and_leaves_the_room():
+async def test_silent_client_gets_408_and_is_disconnected():
     async with serving(HttpLimits(connections=2, request_s=0.2, total_s=60)) as server:
         silent = [await server.connect() for _ in range(2)]
         assert (await server.get("/a"))[0] == 200
@@ -150,7 +150,7 @@ async def test_who_says_nothing_is_told_so_and_leaves_the_room():
             await stream.aclose()
 
 
-async def test_who_reads_nothing_leaves_the_room():
+async def test_client_that_reads_nothing_is_disconnected():
     async with serving(HttpLimits(connections=1, request_s=60, total_s=0.5)) as server:
         async with await server.connect() as greedy:
             await greedy.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -167,7 +167,7 @@ def test_full_disk_loses_entries_and_nothing_else(book, path, style):
 
 
 @FILE_FORMATS
-def test_a_line_that_did_not_fit_spoils_no_other(path, style):
+def test_line_cut_short_does_not_run_into_the_next(path, style):
     """A limit on the size of files stands in for a disk that gets full within a line."""
     sink = FileSink(path)
     log = open_log(Channel(sink, style))

@@ -181,7 +181,7 @@ def test_the_documentation_has_each_metric_with_its_labels():
 
 
 @pytest.mark.parametrize("path", [DASHBOARD, DOCUMENT], ids=lambda path: path.name)
-def test_whoever_asks_for_metrics_asks_for_some_that_there_are(path, snapshot):
+def test_documented_queries_name_metrics_that_exist(path, snapshot):
     known = {"stapsrv_build_info"} | {name for name, *_ in _names(snapshot)}
     text = path.read_text(encoding="utf-8")
     if path is DASHBOARD:
@@ -203,7 +203,7 @@ def test_a_dashboard_shows_every_row_but_few():
     assert missing == set()
 
 
-def test_children_are_known():
+def test_own_children_are_listed():
     before = own_children()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert own_children() == before | {child.pid}
@@ -211,13 +211,13 @@ def test_children_are_known():
     assert own_children() == before
 
 
-def test_unknown_children_are_not_told(snapshot):
+def test_unknown_children_give_no_sample(snapshot):
     text = Exposition().text(attrs.evolve(snapshot, children=None)).decode()
     assert ("stapsrv_child_processes",) not in read_samples(text)
 
 
 @pytest.mark.anyio
-async def test_the_loop_is_looked_at_now_and_then():
+async def test_lag_of_the_loop_is_sampled():
     thrice = anyio.Event()
 
     class Counted(Histogram):

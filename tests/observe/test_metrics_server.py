@@ -110,7 +110,7 @@ async def test_ready_is_when_every_wanted_server_serves(now, lines):
     assert text.splitlines() == (lines or ["ok"])
 
 
-async def test_a_crowd_is_told_the_same_and_each_is_told():
+async def test_requests_at_once_share_one_rendering():
     process = Process()
     answers = []
 
@@ -124,7 +124,7 @@ async def test_a_crowd_is_told_the_same_and_each_is_told():
     assert process.snapshots < CROWD / 4
 
 
-async def test_a_compile_is_answered_while_nobody_gets_metrics():
+async def test_compile_is_answered_while_metrics_are_full():
     """Silent peers take all the room there, and a crowd waits behind them."""
     limits = HttpLimits(connections=4, request_s=50, total_s=50)
     waiting = 0
@@ -152,7 +152,7 @@ async def test_a_compile_is_answered_while_nobody_gets_metrics():
     ("fault", "event"),
     [(OSError("no more"), "metrics.failed"), (ZeroDivisionError(), "metrics.crashed")],
 )
-async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
+async def test_failure_of_the_metrics_server_is_logged_and_retried(monkeypatch, fault, event):
     async def fail(*_args, **_names):
         raise fault
 
@@ -167,7 +167,7 @@ async def test_a_failure_of_its_own_is_nobody_elses(monkeypatch, fault, event):
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
 
 
-async def test_the_log_tells_where(tmp_path):
+async def test_address_is_logged(tmp_path):
     lines = LogLines()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -176,7 +176,7 @@ async def test_the_log_tells_where(tmp_path):
             assert (await get(listener.getsockname()[1], "/livez"))[0] == 200
 
 
-async def test_sessions_and_the_server_count():
+async def test_connections_and_requests_are_counted():
     """What a server does is in the tally that its service was made with."""
     async with running_server() as running:
         counters = running.service.counters
@@ -201,7 +201,7 @@ async def test_sessions_and_the_server_count():
     assert attrs.asdict(counters)["answer_bytes"] > 0
 
 
-def test_who_has_no_use_for_it_does_not_load_it():
+def test_metrics_are_not_loaded_without_an_address():
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, stapsrv.daemon; print(*sys.modules)"],
         capture_output=True,
@@ -222,7 +222,7 @@ def refusal(address: MetricsAddress, directory: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_that_is_taken_is_one_clear_line(host):
+def test_taken_metrics_port_is_one_clear_line(host):
     with open_metrics_listener(MetricsAddress(host, 0)) as metrics:
         address = MetricsAddress(host, metrics.socket.getsockname()[1])
         assert metrics.name == str(address)
@@ -237,7 +237,7 @@ def test_a_port_below_1024_or_an_address_of_somebody_else():
     )
 
 
-def test_a_socket_of_mode_and_place(tmp_path):
+def test_socket_has_mode_0660_and_is_removed_at_the_end(tmp_path):
     with open_metrics_listener(MetricsAddress(path=Path("metrics.sock")), directory=tmp_path) as metrics:
         path = tmp_path / "metrics.sock"
         assert stat.S_IMODE(path.lstat().st_mode) == 0o660
@@ -272,7 +272,7 @@ def test_a_stale_socket_is_replaced(tmp_path):
         client.connect(str(path))
 
 
-def test_something_else_is_not_replaced(tmp_path):
+def test_file_at_the_path_of_the_socket_is_not_replaced(tmp_path):
     (tmp_path / "file").write_text("precious")
     assert refusal(MetricsAddress(path=tmp_path / "file")).startswith(
         f"metrics address unix:{tmp_path}/file: is no socket; "

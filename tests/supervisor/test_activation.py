@@ -63,7 +63,7 @@ def test_descriptors_are_taken_by_name(port, control):
 
 
 @pytest.mark.parametrize("environ", [{"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {}, {"LISTEN_FDS": ""}])
-def test_what_is_meant_for_nobody_or_others_is_left_alone(environ):
+def test_sockets_of_another_process_are_left_alone(environ):
     assert probe(**environ) == "[]"
 
 

@@ -62,7 +62,7 @@ def texts(fake: FakeNetwork) -> list[dict[str, list[str]]]:
     return [parse_text(said.text) for said in fake.announced.values()]
 
 
-async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, fake):
+async def test_server_on_loopback_is_not_advertised(bench, fake):
     changes = ({"tuning": {"listen": ("127.0.0.1", "::1")}}, {"tuning": {"listen": ("127.0.0.1", "0.0.0.0")}})
     async with bench.supervisor(advertiser=advertiser(fake, bench.lines)) as supervisor:
         hidden, heard = await supervisor.start([ServerSpec(bench.settings(**change)) for change in changes])
@@ -72,7 +72,7 @@ async def test_a_server_that_only_this_host_reaches_is_not_heard_of(bench, fake)
         assert (said.port, said.addresses) == (heard.server.port, frozenset({bytes(4)}))
 
 
-async def test_servers_that_serve_are_heard_of(bench, fake):
+async def test_serving_servers_are_advertised(bench, fake):
     async with serving(bench, fake, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = fake.announced.values()
         identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
@@ -104,7 +104,7 @@ async def test_goodbye_is_said_before_the_listener_closes(bench, fake):
     assert reached == [server.port for server in servers]
 
 
-async def test_draining_servers_are_not_heard_of(bench, fake):
+async def test_draining_servers_are_not_advertised(bench, fake):
     async with serving(bench, fake) as (supervisor, servers):
         await supervisor.drain([servers[0].id])
         await fake.wait(lambda: not fake.announced)
@@ -112,7 +112,7 @@ async def test_draining_servers_are_not_heard_of(bench, fake):
         await fake.wait(lambda: list(fake.announced) == [NAME])
 
 
-async def test_crashed_servers_are_not_heard_of(bench, fake, monkeypatch):
+async def test_crashed_servers_are_not_advertised(bench, fake, monkeypatch):
     monkeypatch.setattr(managed_server, "back_off_s", lambda _crashes: 0.2)
     async with serving(bench, fake) as (supervisor, servers):
         # Accepting fails from now on.
@@ -123,7 +123,7 @@ async def test_crashed_servers_are_not_heard_of(bench, fake, monkeypatch):
         assert [server.state for server in supervisor.status().servers] == [State.SERVING]
 
 
-async def test_renewed_certificate_is_announced(bench, fake, tmp_path):
+async def test_renewed_certificate_is_advertised(bench, fake, tmp_path):
     async with serving(bench, fake, {}, {"max_threads": 1}):
         live = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
@@ -133,7 +133,7 @@ async def test_renewed_certificate_is_announced(bench, fake, tmp_path):
         assert sorted(fake.calls("announce")) == [NAME, f"{NAME} #2"]
 
 
-async def test_database_that_is_replaced_is_announced(bench, fake, tmp_path):
+async def test_replaced_database_is_advertised(bench, fake, tmp_path):
     """No client has come by, and the clock's minute is not over."""
     async with serving(bench, fake), anyio.create_task_group() as background:
         background.start_soon(bench.runtime.identities.maintain, bench.lines.log)
@@ -154,7 +154,7 @@ async def test_machine_owner_keys_are_followed(bench, fake):
         await fake.wait(lambda: "mok_info" not in texts(fake)[0])
 
 
-async def test_keys_that_cannot_be_looked_at_now(bench, fake, monkeypatch):
+async def test_unreadable_keys_keep_what_was_advertised(bench, fake, monkeypatch):
     """What was found before is said on, and the server that comes now is heard of."""
 
     def fail(_directory):
@@ -172,7 +172,7 @@ async def test_keys_that_cannot_be_looked_at_now(bench, fake, monkeypatch):
         assert [text["mok_info"] for text in texts(fake)] == [[mok.fingerprint]] * 2
 
 
-async def test_mistake_of_ours_leaves_servers_alone(bench, fake, monkeypatch):
+async def test_crash_of_the_advertiser_leaves_servers_alone(bench, fake, monkeypatch):
     def fail(_directory):
         raise ZeroDivisionError
 
@@ -186,7 +186,7 @@ async def test_mistake_of_ours_leaves_servers_alone(bench, fake, monkeypatch):
         assert [outcome.error for outcome in outcomes] == [None, None]
 
 
-async def test_nothing_is_said_where_nothing_is_wanted(bench):
+async def test_nothing_is_advertised_when_mdns_is_off(bench):
     quiet = ServerAdvertiser.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
     async with bench.supervisor(advertiser=quiet) as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings())])

@@ -155,7 +155,7 @@ async def test_limits_are_on_record_and_change_no_port(bench):
         assert server.settings.limits.compile_s == 60.0
 
 
-async def test_progress_is_told_of_every_server_of_a_command(bench):
+async def test_progress_is_reported_of_every_server_of_a_command(bench):
     async with bench.supervisor() as supervisor:
         told = []
         specs = [ServerSpec(bench.settings(max_threads=number)) for number in (1, 2, 3)]

@@ -199,7 +199,7 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
 
 class TestUnhealthy:
     @pytest.mark.parametrize("changed", ["Makefile", "include/config/new"])
-    async def test_is_told_not_advertised_and_tried_again_after_a_change(self, bench, kernel, changed):
+    async def test_is_logged_not_advertised_and_tried_again_after_a_change(self, bench, kernel, changed):
         kernel.answer(BROKEN)
         network = Listener()
         async with started(bench, advertiser=network) as (supervisor, (begun,), healths):

@@ -55,7 +55,7 @@ async def accepted_by(listener) -> list[str | None]:
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-async def test_shortage_is_told_of_once_and_outlived(listener, error):
+async def test_shortage_is_reported_once_and_accepting_goes_on(listener, error):
     with socket.create_connection(listener.getsockname()):
         assert await accepted_by(Failing(listener, error, 2)) == [os.strerror(error)]
 
@@ -63,7 +63,7 @@ async def test_shortage_is_told_of_once_and_outlived(listener, error):
 @pytest.mark.parametrize(
     "error", [errno.EAGAIN, errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETUNREACH, errno.EHOSTDOWN]
 )
-async def test_what_befell_one_peer_is_nobody_else_s(listener, error):
+async def test_error_of_one_connection_does_not_end_the_loop(listener, error):
     with socket.create_connection(listener.getsockname()):
         assert await accepted_by(Failing(listener, error, 3)) == []
 

@@ -19,7 +19,7 @@ from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, cli
         ("fe80::1%eth0", "fe80::1%eth0"),
     ],
 )
-def test_who_is_behind_an_address(address, client):
+def test_client_of_an_address(address, client):
     assert client_of(address) == client
 
 

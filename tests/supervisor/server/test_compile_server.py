@@ -70,7 +70,7 @@ async def test_all_servers_share_a_bound():
         assert counted(running) == {RejectReason.TOTAL_CONNECTIONS: 1}
 
 
-async def test_bounds_are_let_go_of():
+async def test_limits_are_released_when_connections_end():
     async with running_server(connections=1, most_connections=1, connections_per_address=1) as running:
         for _ in range(3):
             assert (await exchange(running.port, request("-p1"))).rc == 0
@@ -97,7 +97,7 @@ async def test_a_draining_server_resets():
         assert counted(running) == {RejectReason.DRAINING: 1}
 
 
-async def test_those_who_are_silent_are_counted_and_logged_now_and_then():
+async def test_silent_clients_are_counted_and_logged_once():
     async with running_server(handshake_s=0.1) as running:
         for number in range(1, 4):
             with socket.create_connection(("127.0.0.1", running.port)):
@@ -159,7 +159,7 @@ async def test_faults_that_are_no_refusals_are_all_logged_and_not_counted():
         assert len(running.lines.reasons("request.rejected")) == 3
 
 
-async def test_a_client_who_does_not_take_its_answer_is_counted():
+async def test_client_that_takes_no_answer_is_counted():
     async with running_server(send_s=0.2) as running:
         running.engine.module = os.urandom(30_000_000)
         tls = await connect(running.port)
@@ -186,7 +186,7 @@ async def test_an_address_that_floods_delays_another_by_what_runs_and_no_more():
         engine.gate.set()
 
 
-async def test_a_denied_client_is_told_by_a_tls_alert_and_nobody_else_is():
+async def test_denied_client_gets_a_tls_alert():
     async with running_server(deny=("127.0.0.2/32",)) as running:
         for _ in range(3):
             with pytest.raises(ssl.SSLError) as caught:
@@ -198,7 +198,7 @@ async def test_a_denied_client_is_told_by_a_tls_alert_and_nobody_else_is():
         assert running.lines.events().count("connection.accepted") == 1
 
 
-async def test_denied_clients_that_stay_are_not_waited_for_and_then_reset():
+async def test_denied_clients_beyond_the_limit_are_reset():
     async with running_server(allow=("none",)) as running:
         with contextlib.ExitStack() as silent:
             for _ in range(64):

@@ -28,7 +28,7 @@ def test_second_supervisor_is_refused_and_told_of_the_first(tmp_path):
     )
 
 
-def test_seat_of_the_killed_is_free(tmp_path):
+def test_lock_of_a_killed_supervisor_is_free(tmp_path):
     script = "import os,sys,pathlib\nfrom stapsrv.supervisor.state.lock import hold_instance_lock\n"
     script += "with hold_instance_lock(pathlib.Path(sys.argv[1]), 'me'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
