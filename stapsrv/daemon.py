@@ -56,7 +56,7 @@ class _Start:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run ``stap-serverd`` and exit: 0 after a stop, 1 when it could not serve, 2 for bad usage."""
     environ = started_environ(os.environ)
-    notifier = Notifier.from_environ(environ)
+    notifier = Notifier(environ)
     failure: StapsrvError | None = None
     try:
         with guard_stdout(PROGRAM):

@@ -20,24 +20,16 @@ import anyio.to_thread
 import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import DamagedDatabase
-from stapsrv.identity.locked_directory import (
-    commit,
-    explain_os_errors,
-    has_pending_commit,
-    path_exists,
-    read_lock,
-    staging_directory,
-    write_lock,
-)
+from stapsrv.identity.locked_directory import explain_os_errors, path_exists, read_lock, replacing, write_lock
 from stapsrv.identity.memfd import memory_file
 from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
 from stapsrv.identity.permissions import refuse_exposed
-from stapsrv.identity.selfsigned import extra_names_of, host_name, make_certificate
+from stapsrv.identity.selfsigned import extra_names_of, host_name, key_in_pem, make_certificate
 
 NICKNAME = "stap-server"
 CERTIFICATE_FILE = "stap.cert"
@@ -45,7 +37,6 @@ CERTIFICATE_FILE = "stap.cert"
 _TRUST = "PCu,,PCu"
 _OBSOLETE_DBM = ("cert8.db", "key3.db")
 _OBSOLETE_PASSWORD = "pw"  # noqa: S105 - the name of a file
-_REMEDY_ELSEWHERE = "move the directory away, and the next start makes a new one, or name another with --ssl"
 
 
 class Validity(enum.Enum):
@@ -58,14 +49,12 @@ class Validity(enum.Enum):
 
 @attrs.frozen
 class Identity:
-    """A server's certificate and private key, and the database directory that holds them.
-
-    ``fingerprint`` is that of the database's files when they were read.
-    """
+    """A server's certificate and private key, and the database directory that holds them."""
 
     directory: Path
     certificate: x509.Certificate
     key: rsa.RSAPrivateKey = attrs.field(repr=False, eq=False)
+    # Of the database's files when they were read.
     fingerprint: Fingerprint = attrs.field(default=(), repr=False, eq=False)
 
     @property
@@ -102,8 +91,7 @@ class Identity:
         # One, for clients that connect again: they skip the costly signature of the key exchange. A ticket is
         # good for this context only, so that a renewed certificate is shown to all.
         context.num_tickets = 1
-        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        with memory_file(self.certificate.public_bytes(Encoding.PEM) + key) as chain:
+        with memory_file(self.certificate.public_bytes(Encoding.PEM) + key_in_pem(self.key)) as chain:
             context.load_cert_chain(chain.path)
         return context
 
@@ -127,7 +115,7 @@ def systemtap_directory(environ: Mapping[str, str]) -> Path:
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
-    """Return a user's SystemTap directory: ``$SYSTEMTAP_DIR``, else ``~/.systemtap`` (stappaths(7))."""
+    """Return the database of a user's servers that configure none."""
     return systemtap_directory(environ) / "ssl" / "server"
 
 
@@ -149,8 +137,8 @@ async def load_or_create_identity(
     with explain_os_errors(directory):
         _refuse_obsolete(directory)
         refuse_exposed(directory)
-        async with read_lock(directory):
-            found = None if has_pending_commit(directory) else await _find(directory, password)
+        async with read_lock(directory) as is_whole:
+            found = await _find(directory, password) if is_whole else None
         if _is_usable(found, now):
             _report(found, directory, log=log, now=now)
             return found
@@ -160,9 +148,7 @@ async def load_or_create_identity(
             _report(found, directory, log=log, now=now)
             if _is_usable(found, now):
                 return found
-            await _refuse_to_replace_others(directory)
-            log.info("identity.generating", directory=directory)
-            return await _create(directory, password, now)
+            return await _replace(directory, password, now, log)
 
 
 async def renew_identity(
@@ -183,10 +169,8 @@ async def renew_identity(
             if _is_usable(found, now) and found.certificate != identity.certificate:
                 report_identity(found, log=log, now=now)
                 return found
-            await _refuse_to_replace_others(directory)
-            log.info("identity.generating", directory=directory)
             kept_names = extra_names_of(identity.certificate, host_name())
-            return await _create(directory, password, now, extra_names=kept_names)
+            return await _replace(directory, password, now, log, extra_names=kept_names)
 
 
 async def make_identity(
@@ -204,9 +188,7 @@ async def make_identity(
         _refuse_obsolete(directory)
         refuse_exposed(directory.parent)
         async with write_lock(directory):
-            await _refuse_to_replace_others(directory)
-            log.info("identity.generating", directory=directory)
-            return await _create(directory, password, datetime.now(UTC), extra_names=extra_names)
+            return await _replace(directory, password, datetime.now(UTC), log, extra_names=extra_names)
 
 
 def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime | None = None) -> None:
@@ -237,11 +219,7 @@ async def _find(directory: Path, password: str) -> _Found:
         return DamagedDatabase(f"no certificate {NICKNAME} with its private key in the database")
     certificate, key = max(identities, key=lambda identity: identity[0].not_valid_after_utc)
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise IdentityError(
-            f"the key of {NICKNAME} is not an RSA key, which modules are signed with",
-            where=str(directory),
-            remedy=_REMEDY_ELSEWHERE,
-        )
+        raise _unusable(directory, f"the key of {NICKNAME} is not an RSA key, which modules are signed with")
     return Identity(directory, certificate, key, fingerprint)
 
 
@@ -250,13 +228,13 @@ def _is_usable(found: _Found, now: datetime) -> TypeGuard[Identity]:
 
 
 def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: datetime) -> None:
-    if found is None:
-        log.info("identity.missing", directory=directory)
-        return
-    if isinstance(found, DamagedDatabase):
-        log.warning("identity.unusable", directory=directory, reason=found.problem)
-        return
-    report_identity(found, log=log, now=now)
+    match found:
+        case None:
+            log.info("identity.missing", directory=directory)
+        case DamagedDatabase():
+            log.warning("identity.unusable", directory=directory, reason=found.problem)
+        case Identity():
+            report_identity(found, log=log, now=now)
 
 
 def _refuse_obsolete(directory: Path) -> None:
@@ -264,11 +242,7 @@ def _refuse_obsolete(directory: Path) -> None:
     obsolete = [_OBSOLETE_PASSWORD] if Database(directory).exists else [_OBSOLETE_PASSWORD, *_OBSOLETE_DBM]
     for name in obsolete:
         if path_exists(directory / name):
-            raise IdentityError(
-                f"{name} belongs to an obsolete certificate database",
-                where=str(directory),
-                remedy=_REMEDY_ELSEWHERE,
-            )
+            raise _unusable(directory, f"{name} belongs to an obsolete certificate database")
 
 
 async def _refuse_to_replace_others(directory: Path) -> None:
@@ -280,24 +254,33 @@ async def _refuse_to_replace_others(directory: Path) -> None:
         return
     others = sorted({nickname for nickname, _trust in listing} - {NICKNAME})
     if others:
-        raise IdentityError(
-            f"a new identity would replace other certificates too: {', '.join(others)}",
-            where=str(directory),
-            remedy=_REMEDY_ELSEWHERE,
-        )
+        listed = ", ".join(others)
+        raise _unusable(directory, f"a new identity would replace other certificates too: {listed}")
 
 
-async def _create(
-    directory: Path, password: str, now: datetime, *, extra_names: Sequence[str] = ()
+def _unusable(directory: Path, problem: str) -> IdentityError:
+    remedy = "move the directory away, and the next start makes a new one, or name another with --ssl"
+    return IdentityError(problem, where=str(directory), remedy=remedy)
+
+
+async def _replace(
+    directory: Path,
+    password: str,
+    now: datetime,
+    log: FilteringBoundLogger,
+    *,
+    extra_names: Sequence[str] = (),
 ) -> Identity:
+    """Make a new identity in place of what is there; the caller has the write lock."""
+    await _refuse_to_replace_others(directory)
+    log.info("identity.generating", directory=directory)
     make = functools.partial(make_certificate, host_name(), now, extra_names=extra_names)
     certificate, key = await anyio.to_thread.run_sync(make)
     identity = Identity(directory, certificate, key)
-    with staging_directory(directory) as staging:
+    async with replacing(directory) as staging:
         database = Database(staging, password)
         await database.create()
         await database.import_identity(certificate, key, NICKNAME, _TRUST)
         (staging / CERTIFICATE_FILE).write_bytes(identity.der)
         (staging / CERTIFICATE_FILE).chmod(PUBLIC_MODE)
-        await anyio.to_thread.run_sync(commit, staging, directory)
     return attrs.evolve(identity, fingerprint=Database(directory).fingerprint())

@@ -17,12 +17,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from stapsrv.errors import IdentityError
 from stapsrv.system.atomic_file import sync
 
-LOCK_TIMEOUT_S = 60.0
-"""The holder makes an RSA key and runs a few short programs: some ten seconds on a slow host."""
+# The holder makes an RSA key and runs a few short programs: some ten seconds on a slow host.
+_LOCK_TIMEOUT_S = 60.0
 
 # The files are replaced, not the directory: that keeps everything else in it (an operator's ``moks/``), its
 # owner and its mode, and works where it cannot be renamed, such as at a mount point.
@@ -34,7 +35,7 @@ _SQLITE_SIDECARS = ("-journal", "-wal", "-shm")
 
 
 @asynccontextmanager
-async def write_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
+async def write_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> AsyncIterator[None]:
     """Lock ``directory``, made if missing, for writing, and finish or remove what a crash left in it.
 
     Raises:
@@ -53,8 +54,8 @@ async def write_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> A
 
 
 @asynccontextmanager
-async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> AsyncIterator[None]:
-    """Lock ``directory`` for reading.
+async def read_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> AsyncIterator[bool]:
+    """Lock ``directory`` for reading; yields whether it is whole: no commit was interrupted.
 
     Raises:
         IdentityError: another process was changing it for longer than ``timeout_s``.
@@ -63,11 +64,11 @@ async def read_lock(directory: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> As
         descriptor = _open_lock(directory)
     except OSError:
         # Missing, or not writable for this user, who then cannot lock it: it is read as it is.
-        yield
+        yield not path_exists(directory / _READY)
         return
     try:
         await _wait_locked(descriptor, fcntl.LOCK_SH, directory, timeout_s)
-        yield
+        yield not path_exists(directory / _READY)
     finally:
         os.close(descriptor)
 
@@ -108,6 +109,14 @@ def staging_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@asynccontextmanager
+async def replacing(directory: Path) -> AsyncIterator[Path]:
+    """Hold a staging directory, whose files replace those in ``directory`` unless the block fails."""
+    with staging_directory(directory) as staging:
+        yield staging
+        await anyio.to_thread.run_sync(commit, staging, directory)
+
+
 def commit(staging: Path, directory: Path) -> None:
     """Replace files in ``directory`` with those in ``staging``, all or none; waits for the disk.
 
@@ -133,11 +142,6 @@ def finish_commit(directory: Path) -> None:
     ready.rmdir()
 
 
-def has_pending_commit(directory: Path) -> bool:
-    """Whether a commit was interrupted or is under way: the files are about to be replaced."""
-    return path_exists(directory / _READY)
-
-
 def path_exists(path: Path) -> bool:
     """Whether something is there; unlike for ``Path.exists``, permission denied is an error."""
     try:
@@ -159,11 +163,8 @@ def explain_os_errors(directory: Path) -> Iterator[None]:
             remedy=f"let user {_user_name()} read and write it, or use another directory",
         ) from exc
     except OSError as exc:
-        raise IdentityError(
-            exc.strerror or str(exc),
-            where=str(directory),
-            remedy="mend that, or use another directory",
-        ) from exc
+        remedy = "mend that, or use another directory"
+        raise IdentityError(exc.strerror or str(exc), where=str(directory), remedy=remedy) from exc
 
 
 def _open_lock(directory: Path) -> int:

@@ -29,24 +29,22 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_an
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.diagnosis import diagnose
-from stapsrv.identity.locked_directory import commit, path_exists, staging_directory
+from stapsrv.identity.locked_directory import path_exists, replacing
 from stapsrv.identity.memfd import MemoryFile, memory_file
 from stapsrv.identity.pkcs12 import private_keys
 
+# Inode, time of change in ns, and size of each of a database's files.
 Fingerprint: TypeAlias = tuple[tuple[int, int, int], ...]
-"""Inode, time of change in ns, and size of each of a database's files."""
 
+# Those that hold certificates and keys.
 KEPT_FILES = ("cert9.db", "key4.db")
-"""The files of a database that hold certificates and keys."""
 DATABASE_FILES = (*KEPT_FILES, "pkcs11.txt")
-PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
 
 # The tools take 5 to 300 ms, and give up on a locked database after 2 s.
 _TOOL_TIMEOUT_S = 30.0
 # For a killed tool to end; only one that is stuck in the kernel takes longer.
 _REAP_S = 5.0
-_PRIVATE_UMASK = 0o077
 
 _ERROR_CODE = re.compile(r"\b(?:SEC|SSL|PR)_[A-Z0-9_]+")
 _LISTED = re.compile(r"(?P<nickname>\S.*?) +(?P<trust>[a-zA-Z]*,[a-zA-Z]*,[a-zA-Z]*)")
@@ -85,27 +83,22 @@ class Database:
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found)
 
-    async def create(self, *, file_mode: int = PRIVATE_MODE) -> None:
+    async def create(self, *, file_mode: int = 0o600) -> None:
         """Make a new, empty database in the directory, which exists, unless there is one already."""
         if self.exists:
             raise IdentityError("holds a certificate database already", where=str(self.directory))
-        with staging_directory(self.directory) as staging, memory_file(self._password_line) as password:
+        async with replacing(self.directory) as staging:
             # With ".", NSS writes no path into pkcs11.txt that would be wrong after the move.
-            done = await _run(
-                ("certutil", "-N", "-d", "sql:.", "-f", password.path), files=(password,), cwd=staging
-            )
-            self._check(done)
+            await self._modify("-N", where=("-d", "sql:."), cwd=staging)
             for name in DATABASE_FILES:
                 (staging / name).chmod(file_mode)
-            await anyio.to_thread.run_sync(commit, staging, self.directory)
 
     async def listing(self) -> list[tuple[str, str]]:
         """Return each certificate's nickname and trust, as ``certutil -L`` shows them (``CPu,u,Cu``)."""
         done = await _run(("certutil", "-L", *self._sql_option))
         self._check(done)
-        matches = (
-            _LISTED.fullmatch(line.rstrip()) for line in done.stdout.decode(errors="replace").splitlines()
-        )
+        lines = done.stdout.decode(errors="replace").splitlines()
+        matches = (_LISTED.fullmatch(line.rstrip()) for line in lines)
         return [(match["nickname"], match["trust"]) for match in matches if match]
 
     async def certificates(self, nickname: str) -> list[x509.Certificate]:
@@ -156,60 +149,41 @@ class Database:
     ) -> None:
         """Store a certificate and its private key, with this trust (``PCu,,PCu``)."""
         wrapping = _new_password()
-        bundle = await anyio.to_thread.run_sync(
-            serialize_key_and_certificates,
-            nickname.encode(),
-            key,
-            certificate,
-            None,
-            BestAvailableEncryption(wrapping),
-        )
+        content = (nickname.encode(), key, certificate, None, BestAvailableEncryption(wrapping))
+        bundle = await anyio.to_thread.run_sync(serialize_key_and_certificates, *content)
         with (
             memory_file(bundle) as source,
             memory_file(wrapping + b"\n") as wrapped_with,
             memory_file(self._password_line) as own,
         ):
-            done = await _run(
-                (
-                    "pk12util",
-                    "-i",
-                    source.path,
-                    *self._sql_option,
-                    "-k",
-                    own.path,
-                    "-w",
-                    wrapped_with.path,
-                ),
-                files=(source, own, wrapped_with),
-            )
-            self._check(done)
-            done = await _run(
-                ("certutil", "-M", "-n", nickname, "-t", trust, *self._sql_option, "-f", own.path),
-                files=(own,),
-            )
-            self._check(done)
+            options = ("-i", source.path, *self._sql_option, "-k", own.path, "-w", wrapped_with.path)
+            self._check(await _run(("pk12util", *options), files=(source, own, wrapped_with)))
+        await self._modify("-M", "-n", nickname, "-t", trust)
 
     async def import_certificate(self, certificate: x509.Certificate, nickname: str, trust: str) -> None:
         """Store a certificate with this trust (``P,P,P``), or set the trust of one that is there already.
 
         Others with the same nickname stay; NSS demands that their subjects are equal to the byte.
         """
-        with (
-            memory_file(certificate.public_bytes(Encoding.DER)) as source,
-            memory_file(self._password_line) as own,
-        ):
-            command = ("certutil", "-A", "-n", nickname, "-t", trust, "-i", source.path)
-            done = await _run((*command, *self._sql_option, "-f", own.path), files=(source, own))
-            self._check(done)
+        with memory_file(certificate.public_bytes(Encoding.DER)) as source:
+            await self._modify("-A", "-n", nickname, "-t", trust, "-i", source.path, files=(source,))
 
     async def remove_certificates(self, nickname: str) -> None:
         """Remove every certificate with this nickname, but no private key."""
         while nickname in {listed for listed, _trust in await self.listing()}:
-            with memory_file(self._password_line) as own:
-                done = await _run(
-                    ("certutil", "-D", "-n", nickname, *self._sql_option, "-f", own.path), files=(own,)
-                )
-            self._check(done)
+            await self._modify("-D", "-n", nickname)
+
+    async def _modify(
+        self,
+        *options: str,
+        files: Sequence[MemoryFile] = (),
+        where: tuple[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """Have certutil change the database; ``where`` is the option that names it."""
+        with memory_file(self._password_line) as own:
+            command = ("certutil", *options, *(where or self._sql_option), "-f", own.path)
+            self._check(await _run(command, files=(*files, own), cwd=cwd))
 
     @property
     def _sql_option(self) -> tuple[str, str]:
@@ -242,7 +216,6 @@ class Database:
         )
 
     def _check(self, done: CompletedProcess[bytes]) -> None:
-        """Raise the error that a tool's output stands for."""
         if done.returncode == 0:
             return
         output = _output(done)
@@ -252,8 +225,7 @@ class Database:
             raise WrongPassword(problem, where=where, remedy="give its password (-P)")
         if "SEC_ERROR_READ_ONLY" in output:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), where)
-        error = diagnose(self.directory)
-        if error is not None:
+        if error := diagnose(self.directory):
             raise error
         tool = Path(done.args[0]).name
         code = _ERROR_CODE.search(output)
@@ -283,15 +255,11 @@ async def _run(
                 with anyio.move_on_after(_REAP_S, shield=True):
                     await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
     except FileNotFoundError as exc:
-        raise IdentityError(
-            "is not installed",
-            where=tool,
-            remedy="install NSS's tools (Debian: libnss3-tools, Fedora: nss-tools)",
-        ) from exc
+        remedy = "install NSS's tools (Debian: libnss3-tools, Fedora: nss-tools)"
+        raise IdentityError("is not installed", where=tool, remedy=remedy) from exc
     except TimeoutError as exc:
-        raise IdentityError(
-            f"did not end within {_TOOL_TIMEOUT_S:g} s", where=tool, remedy="try again"
-        ) from exc
+        problem = f"did not end within {_TOOL_TIMEOUT_S:g} s"
+        raise IdentityError(problem, where=tool, remedy="try again") from exc
 
 
 def _start(command: Sequence[str], files: Sequence[MemoryFile], cwd: Path | None) -> Popen[bytes]:
@@ -303,7 +271,7 @@ def _start(command: Sequence[str], files: Sequence[MemoryFile], cwd: Path | None
         cwd=cwd,
         pass_fds=[file.descriptor for file in files],
         start_new_session=True,
-        umask=_PRIVATE_UMASK,
+        umask=0o077,
     )
 
 

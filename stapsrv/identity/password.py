@@ -13,9 +13,8 @@ from pathlib import Path
 
 from stapsrv.errors import ConfigError
 
+# Its name among a service manager's credentials ($CREDENTIALS_DIRECTORY).
 CREDENTIAL = "stap-server-password"
-"""The name of the password among a service manager's credentials (``$CREDENTIALS_DIRECTORY``)."""
-
 _MAX_BYTES = 1024
 
 

@@ -7,8 +7,6 @@ PKCS#8 keys in DER. The bundle's MAC is not checked: it comes from a child proce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
@@ -68,14 +66,11 @@ def _only(encoded: bytes) -> bytes:
 
 def _children(content: bytes) -> list[bytes]:
     """Return the contents of each of a sequence of encoded elements."""
-    return [child for _tag, child in _elements(content)]
-
-
-def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < len(data):
-        tag, content, at = _read(data, at, depth=0)
-        yield tag, content
+    children, at = [], 0
+    while at < len(content):
+        _tag, child, at = _read(content, at, depth=0)
+        children.append(child)
+    return children
 
 
 def _read(data: bytes, at: int, *, depth: int) -> tuple[int, bytes, int]:

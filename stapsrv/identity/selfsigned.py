@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 # Private, but the only way: NSS compares subjects to the byte, and those of SystemTap's own server are
 # PrintableString where cryptography would write UTF8String.
@@ -43,23 +44,33 @@ def make_certificate(
         ValueError: a name is not a DNS name.
     """
     names = [host, f"{host}.local", *extra_names]
+    alternative_name = x509.SubjectAlternativeName([x509.DNSName(name) for name in dict.fromkeys(names)])
+    extensions = [(alternative_name, False), (_NETSCAPE_CERT_TYPE, True)]
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(_SUBJECT)
-        .issuer_name(_SUBJECT)
-        .public_key(key.public_key())
-        # Clients know a server by this number (certinfo). Eight bytes, as positive in DER as they are here.
-        .serial_number(secrets.randbelow(2**63 - 1) + 1)
-        .not_valid_before(now)
-        .not_valid_after(now + _LIFETIME)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name) for name in dict.fromkeys(names)]), critical=False
-        )
-        .add_extension(_NETSCAPE_CERT_TYPE, critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate, key
+    # Clients know a server by this number (certinfo). Eight bytes, as positive in DER as they are here.
+    serial = secrets.randbelow(2**63 - 1) + 1
+    return self_signed(key, _SUBJECT, extensions, serial=serial, begin=now, lifetime=_LIFETIME), key
+
+
+def self_signed(
+    key: rsa.RSAPrivateKey,
+    subject: x509.Name,
+    extensions: Iterable[tuple[x509.ExtensionType, bool]],
+    *,
+    serial: int,
+    begin: datetime,
+    lifetime: timedelta,
+) -> x509.Certificate:
+    """Return a key's self-signed certificate with these extensions, each with whether it is critical."""
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), serial, begin, begin + lifetime)
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, critical=is_critical)
+    return builder.sign(key, hashes.SHA256())
+
+
+def key_in_pem(key: rsa.RSAPrivateKey) -> bytes:
+    """Return a private key in PEM (PKCS#8), without a password."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def extra_names_of(certificate: x509.Certificate, host: str) -> list[str]:

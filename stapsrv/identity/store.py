@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import anyio
 import attrs
@@ -45,6 +45,7 @@ _CHECK_TIMEOUT_S = 5.0
 _MAX_DRIFT_S = 3600.0
 
 Clock = Callable[[], datetime]
+_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -71,11 +72,8 @@ class LoadedIdentity:
 class LiveIdentity:
     """The current identity of one database directory's servers.
 
-    Args:
-        loaded: the identity to begin with.
-        clock: returns the aware time.
-        request_check: has the store check this identity soon, after it has called :meth:`mark_changed` if the
-            database is known to have changed.
+    ``request_check`` has the store check it soon, after :meth:`mark_changed` if the database is known to have
+    changed.
     """
 
     def __init__(self, loaded: LoadedIdentity, *, clock: Clock, request_check: Callable[[], None]) -> None:
@@ -95,14 +93,11 @@ class LiveIdentity:
         # No file is read here, which could take long. A change that the kernel does not report, as in a
         # network file system, is found for the next connection.
         self._request_check()
-        if self._changes_checked < self._changes:
-            with anyio.move_on_after(_CHECK_TIMEOUT_S):
-                await self._wait_checked(self._changes)
+        changes = self._changes
+        with anyio.move_on_after(_CHECK_TIMEOUT_S):
+            while self._changes_checked < changes:
+                await self._check_ended.wait()
         return self.loaded
-
-    async def _wait_checked(self, changes: int) -> None:
-        while self._changes_checked < changes:
-            await self._check_ended.wait()
 
     def mark_changed(self) -> None:
         """Have the next :meth:`current` wait for a check: the database has changed."""
@@ -143,11 +138,8 @@ class LiveIdentity:
 class IdentityStore:
     """Loads each database directory once, renews its certificate, and loads it again when it was replaced.
 
-    Args:
-        environ: names the default directories (``SYSTEMTAP_DIR``, ``HOME``).
-        password: of the databases that have one, and of new ones.
-        clock: returns the aware time.
-        watcher: reports changes (:func:`open_watcher`); without it they are found one connection later.
+    ``password`` is that of the databases that have one, and of new ones. Without ``watcher``
+    (:func:`open_watcher`) changes are found one connection later.
     """
 
     def __init__(
@@ -219,13 +211,13 @@ class IdentityStore:
                 await anyio.sleep(_CHECK_S)
             for directory, live in list(self._live.items()):
                 async with self._lock:
-                    await self._check(directory, live, log)
+                    with live.checking():
+                        await self._refresh(directory, live, log)
             # A check that keeps failing runs once a second at the most, however many peers connect.
             with anyio.move_on_after(_PAUSE_S):
                 await self._file_changed.wait()
 
     async def _wait_settled(self) -> None:
-        """Wait until nobody has changed a database for a moment."""
         with anyio.move_on_after(_MAX_SETTLE_S):
             while self._file_changed.is_set():
                 self._file_changed = anyio.Event()
@@ -245,10 +237,6 @@ class IdentityStore:
                 self._file_changed.set()
                 self._check_wanted.set()
 
-    async def _check(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
-        with live.checking():
-            await self._refresh(directory, live, log)
-
     async def _refresh(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
         identity = live.loaded.identity
         try:
@@ -267,9 +255,16 @@ class IdentityStore:
             log.exception("identity.renewal_crashed", directory=directory)
 
     async def _is_current(self, directory: Path, live: LiveIdentity) -> bool:
-        with _explain_hangs(directory):
-            await self._files.run(functools.partial(self._watch_database, directory))
-            return await self._files.run(live.is_current)
+        await self._call(directory, self._watch_database, directory)
+        return await self._call(directory, live.is_current)
+
+    async def _call(self, directory: Path, function: Callable[..., _T], *arguments: Path) -> _T:
+        """Call a function that reads ``directory``, whose file system may hang, in a thread."""
+        try:
+            return await self._files.run(functools.partial(function, *arguments))
+        except TimeoutError as exc:
+            problem = f"its file system hangs: {exc.strerror}"
+            raise IdentityError(problem, where=str(directory), remedy="mend that, and try again") from exc
 
     def _watch_database(self, directory: Path) -> None:
         # Without a watch, connections and the clock lead to a check.
@@ -280,25 +275,21 @@ class IdentityStore:
     async def _load(self, directory: Path, log: FilteringBoundLogger) -> LoadedIdentity:
         # In a thread, before anything else touches these directories: one that hangs is found here.
         for each in (directory, moks_directory(directory), default_client_directory(self._environ)):
-            with _explain_hangs(each):
-                await self._files.run(functools.partial(remove_leftovers, each))
+            await self._call(each, remove_leftovers, each)
         identity = await self._open(directory, log)
         await self._trust(identity, log)
-        with _explain_hangs(directory):
-            await self._files.run(functools.partial(self._watch_database, directory))
+        await self._call(directory, self._watch_database, directory)
         return LoadedIdentity(identity, identity.tls_context())
 
     async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
         """Load or make an identity; a database without a password needs none."""
-        passwords = [""] if self._password is None else ["", self._password]
-        if self._password is not None and not Database(directory).exists:
-            passwords = [self._password]
-        for password in passwords:
+        own = self._password or ""
+        for password in ["", own] if own and Database(directory).exists else [own]:
             self._passwords[directory] = password
             try:
                 return await load_or_create_identity(directory, log=log, password=password, now=self._clock())
             except WrongPassword:
-                if password == passwords[-1]:
+                if password == own:
                     raise
         raise AssertionError("one of the passwords was the last")
 
@@ -311,17 +302,12 @@ class IdentityStore:
             log.warning("trust.failed", directory=directory, reason=exc)
 
 
-def database_watcher() -> DirectoryWatcher[Path]:
-    """Return a watcher for :class:`IdentityStore`, to be closed."""
-    # pk12util opens a database for writing only to read it, which is no change.
-    return DirectoryWatcher(inotify.WRITE)
-
-
 @contextlib.contextmanager
 def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[Path] | None]:
     """Hold a watcher for :class:`IdentityStore`, or None where this host allows no more, which is logged."""
     try:
-        watcher = database_watcher()
+        # pk12util opens a database for writing only to read it, which is no change.
+        watcher = DirectoryWatcher[Path](inotify.WRITE)
     except OSError as exc:
         if log is not None:
             log.warning("identity.not_watched", reason=exc.strerror)
@@ -329,16 +315,6 @@ def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[
         return
     with contextlib.closing(watcher):
         yield watcher
-
-
-@contextlib.contextmanager
-def _explain_hangs(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError as exc:
-        raise IdentityError(
-            f"its file system hangs: {exc.strerror}", where=str(directory), remedy="mend that, and try again"
-        ) from exc
 
 
 def renewal_due(identity: Identity) -> datetime:

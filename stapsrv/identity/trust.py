@@ -6,25 +6,17 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import anyio.to_thread
 from cryptography import x509
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.identity.certificate import NICKNAME, systemtap_directory
-from stapsrv.identity.locked_directory import (
-    commit,
-    explain_os_errors,
-    has_pending_commit,
-    read_lock,
-    staging_directory,
-    write_lock,
-)
+from stapsrv.identity.locked_directory import explain_os_errors, read_lock, replacing, write_lock
 from stapsrv.identity.nss import DATABASE_FILES, PUBLIC_MODE, Database
 
+# Only root changes these (stappaths(7)): the servers that every user's client trusts, and those whose
+# signatures let unprivileged users load a module.
 ALL_CLIENTS = Path("/etc/systemtap/ssl/client")
-"""The servers that every user's client trusts; only root changes it (stappaths(7))."""
 MODULE_SIGNERS = Path("/etc/systemtap/staprun")
-"""The servers whose signatures let unprivileged users load a module; only root changes it."""
 
 _PEER_TRUST = "P,P,P"
 
@@ -45,8 +37,8 @@ async def authorize(certificate: x509.Certificate, directory: Path, *, log: Filt
     database = Database(directory)
     with explain_os_errors(directory):
         # Read first: it may hold the certificate already, and only somebody else may write it.
-        async with read_lock(directory):
-            trusted = not has_pending_commit(directory) and await _is_trusted(certificate, database)
+        async with read_lock(directory) as is_whole:
+            trusted = is_whole and await _is_trusted(certificate, database)
         if not trusted:
             async with write_lock(directory):
                 # Readable by all, like that of SystemTap's own server: nothing in it is secret.
@@ -69,7 +61,7 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
             found = await Database(directory).certificates(NICKNAME)
             if certificate not in found:
                 return False
-            with staging_directory(directory) as staging:
+            async with replacing(directory) as staging:
                 for name in DATABASE_FILES:
                     shutil.copy2(directory / name, staging / name)
                 database = Database(staging)
@@ -77,7 +69,6 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
                 for other in found:
                     if other != certificate:
                         await database.import_certificate(other, NICKNAME, _PEER_TRUST)
-                await anyio.to_thread.run_sync(commit, staging, directory)
     return True
 
 

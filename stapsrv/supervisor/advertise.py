@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.global_settings import MdnsSettings
-from stapsrv.identity.mok import list_moks, moks_directory
+from stapsrv.identity.mok import load_moks, moks_directory
 from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.mdns.advertiser import Advertiser
@@ -131,8 +131,8 @@ class ServerAdvertiser:
     async def _read_moks(self, identity: LiveIdentity) -> None:
         directory = identity.loaded.identity.directory
         try:
-            found = await self._files.run(partial(list_moks, moks_directory(directory)))
-            fingerprints = tuple(mok.fingerprint for mok in found)
+            found = await self._files.run(partial(load_moks, moks_directory(directory)))
+            fingerprints = tuple(mok.fingerprint for mok in found.usable)
         except OSError as exc:
             # It hangs, or this host is short of threads: what was found before holds on.
             self._log.warning("identity.unwatched", directory=directory, reason=exc.strerror)

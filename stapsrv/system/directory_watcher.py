@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -21,8 +22,6 @@ _GONE = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNO
 
 
 class _Interest(NamedTuple, Generic[_K]):
-    """What a key depends on: a directory, or one entry of it."""
-
     key: _K
     directory: bytes
     name: bytes | None
@@ -112,14 +111,12 @@ class DirectoryWatcher(Generic[_K]):
         """Return the keys of what changed since the last call, without waiting; None if events were lost."""
         events = self._queue.read()
         points = self._mounts.changed()
-        if not events and not points:
-            return frozenset()
         if any(event.mask & inotify.OVERFLOW for event in events):
             return None
         changed: set[_K] = set()
         with self._lock:
             if points:
-                every = (interest for interests in self._interests.values() for interest in interests)
+                every = itertools.chain.from_iterable(self._interests.values())
                 changed.update(each.key for each in every if _is_under_mount(points, each))
             for event in events:
                 is_gone = event.mask & _GONE and not event.name

@@ -29,13 +29,9 @@ def affordable_connections(open_files: int) -> int:
     return max(1, min(open_files - _OWN_FILES, open_files * 3 // 4))
 
 
-def max_connections(wanted: int | None, *, open_files: int | None = None) -> int:
-    """Return how many connections to accept: those wanted, or a default, as far as open files allow.
-
-    ``open_files`` is this process's limit unless given.
-    """
-    if open_files is None:
-        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+def max_connections(wanted: int | None) -> int:
+    """Return how many connections to accept: those wanted, or a default, as far as open files allow."""
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(wanted or _DEFAULT_CONNECTIONS, affordable_connections(open_files))
 
 

@@ -23,13 +23,9 @@ _UCRED = struct.Struct("iII")
 class Notifier:
     """Reports to the service manager at ``$NOTIFY_SOCKET``, if there is one; never fails and never waits."""
 
-    def __init__(self, address: str | None) -> None:
-        self._address = "\0" + address[1:] if address and address.startswith("@") else address
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Notifier:
-        """Return a notifier for the service manager that started this process."""
-        return cls(environ.get("NOTIFY_SOCKET"))
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def ready(self, status: str) -> None:
         """Report that everything is up."""
@@ -96,13 +92,13 @@ class Notifications:
         """
         try:
             reason = self._wait(daemon, deadline=time.monotonic() + timeout_s)
-        except TimeoutError as exc:
-            _kill(daemon)
+        except BaseException as exc:
+            daemon.kill()
+            daemon.wait()
+            if not isinstance(exc, TimeoutError):
+                raise
             text = f"{self._program} was not ready within {timeout_s:g} seconds and was ended"
             raise StapsrvError(text) from exc
-        except BaseException:
-            _kill(daemon)
-            raise
         if reason is not None:
             status = daemon.wait()
             raise DaemonEnded(reason or f"{self._program} ended with status {status}", status=status)
@@ -149,8 +145,3 @@ def open_notifications(program: str) -> Iterator[Notifications]:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         receiver.bind("")
         yield Notifications(receiver, program)
-
-
-def _kill(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.kill()
-    daemon.wait()

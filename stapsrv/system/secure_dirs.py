@@ -81,15 +81,12 @@ def share_with_group(path: Path, group: str) -> None:
 
 @contextlib.contextmanager
 def _open_parent(path: Path) -> Iterator[int]:
-    """Hold the directory of ``path`` open, made where it is missing."""
-    fd = -1
+    with _as_config_error(path.parent):
+        fd = _open_directory(path.parent, _PARENT)
     try:
-        with _as_config_error(path.parent):
-            fd = _open_directory(path.parent, _PARENT)
         yield fd
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
 
 
 def _open_directory(path: Path, ownership: Ownership) -> int:
@@ -100,13 +97,12 @@ def _open_directory(path: Path, ownership: Ownership) -> int:
     try:
         while names:
             name = names.pop()
-            target = _link_target(fd, name, path)
+            target = _link_target(fd, name, path, followed=links)
             if target is None:
                 fd, parent = _enter(fd, name, _PARENT if names else ownership), fd
                 os.close(parent)
                 continue
             links += 1
-            _check_links(links, path)
             names += reversed([part for part in target.parts if part != target.root])
             if target.is_absolute():
                 os.close(fd)
@@ -117,18 +113,15 @@ def _open_directory(path: Path, ownership: Ownership) -> int:
     return fd
 
 
-def _check_links(followed: int, path: Path) -> None:
-    if followed > _MAX_LINKS:
-        raise ConfigError("leads through too many links", where=str(path))
-
-
-def _link_target(parent: int, name: str, path: Path) -> Path | None:
+def _link_target(parent: int, name: str, path: Path, *, followed: int) -> Path | None:
     """Return a link's target; None for anything else, also nothing."""
     try:
         if not stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             return None
     except FileNotFoundError:
         return None
+    if followed == _MAX_LINKS:
+        raise ConfigError("leads through too many links", where=str(path))
     status = os.fstat(parent)
     # Not for a plain user, who can be led to nothing that he could not write himself.
     if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & _OTHERS_MAY_WRITE):

@@ -49,7 +49,6 @@ def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket
     from stapsrv.system.secure_dirs import share_with_group  # noqa: PLC0415
 
     temporary = path.with_name(f".{path.name}.new")
-    made: tuple[int, int] | None = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             temporary.unlink(missing_ok=True)
@@ -60,7 +59,7 @@ def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket
             share_with_group(temporary, group)
             listener.listen(backlog)
             listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            made = _inode(temporary)
+            made = temporary.lstat()
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -71,10 +70,5 @@ def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket
         finally:
             # Removed before it is closed: a client that finds the name finds a listener.
             with contextlib.suppress(OSError):
-                if _inode(path) == made:
+                if os.path.samestat(path.lstat(), made):
                     path.unlink()
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino

@@ -15,7 +15,6 @@ from stapsrv.identity.locked_directory import (
     ensure_directory,
     explain_os_errors,
     finish_commit,
-    has_pending_commit,
     read_lock,
     remove_leftovers,
     staging_directory,
@@ -56,7 +55,7 @@ def test_commit_replaces_the_staged_files_only(tmp_path: Path):
         (staging / "added").write_text("new")
         commit(staging, tmp_path)
     assert contents(tmp_path) == {"moks/key": b"kept", "changed": b"new", "added": b"new"}
-    assert not has_pending_commit(tmp_path)
+    assert not (tmp_path / ".ready").exists()
 
 
 def test_commit_removes_journals_of_the_old_files(tmp_path: Path):
@@ -93,11 +92,13 @@ async def test_interrupted_commit_is_finished_by_the_next_writer(
     (tmp_path / ".ready" / "a").rename(tmp_path / "a")
     (tmp_path / "b").write_text("old")
     (tmp_path / ".new-dead").mkdir()
-    assert has_pending_commit(tmp_path)
+    async with read_lock(tmp_path) as is_whole:
+        assert not is_whole
 
     async with write_lock(tmp_path):
-        assert not has_pending_commit(tmp_path)
         assert contents(tmp_path) == {"a": b"new", "b": b"new", "c": b"new"}
+    async with read_lock(tmp_path) as is_whole:
+        assert is_whole
         assert not (tmp_path / ".new-dead").exists()
 
 

@@ -22,7 +22,7 @@ from kit.moks import make_mok
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity import mok as mok_module
-from stapsrv.identity.mok import Mok, MokStore, create_mok, list_moks, load_moks, moks_directory
+from stapsrv.identity.mok import Mok, MokStore, create_mok, load_moks, moks_directory
 
 from .conftest import Log, contents, names, needs_permissions, umask
 
@@ -114,7 +114,7 @@ class TestCreate:
             ".lock": 0o600,
         }
         assert log.events == ["mok.generating", "mok.generated"]
-        assert list_moks(moks) == (mok,)
+        assert load_moks(moks).usable == (mok,)
 
     async def test_another_key_leaves_the_others_alone(self, moks, pristine, log):
         (moks / "x509.genkey").write_text("the operator's own")
@@ -122,7 +122,7 @@ class TestCreate:
         made = await create_mok(moks, log=log.logger)
         after = contents(moks)
         assert {name: after[name] for name in before} == before
-        assert {mok.fingerprint for mok in list_moks(moks)} == {
+        assert {mok.fingerprint for mok in load_moks(moks).usable} == {
             made.fingerprint,
             *(mok.fingerprint for mok in pristine),
         }
@@ -139,7 +139,7 @@ class TestCreate:
             with pytest.raises(IdentityError, match="No space left on device"):
                 await create_mok(moks, log=log.logger)
         assert names(moks) == [".lock"]
-        assert await create_mok(moks, log=log.logger) in list_moks(moks)
+        assert await create_mok(moks, log=log.logger) in load_moks(moks).usable
 
     async def test_leftovers_of_a_crash_are_removed(self, moks, log):
         left = moks / ".new-dead"
@@ -237,7 +237,7 @@ class TestLoad:
         assert contents(moks) == before
         (error,) = load_moks(moks).unusable
         assert str(error).startswith(f"{bad}: ")
-        assert [mok.directory for mok in list_moks(moks)] == [good]
+        assert [mok.directory for mok in load_moks(moks).usable] == [good]
 
     async def test_name_must_be_the_fingerprint(self, moks, store, log, pristine):
         mok, _ = pristine
@@ -252,7 +252,7 @@ class TestLoad:
     async def test_forbidden(self, moks, store, log, pristine):
         bad, good = (moks / mok.fingerprint for mok in pristine)
         bad.chmod(0)
-        assert [mok.directory for mok in list_moks(moks)] == [good]
+        assert [mok.directory for mok in load_moks(moks).usable] == [good]
         assert (await store.get_or_create()).directory == good
         bad.chmod(0o700)
         assert "Permission denied" in log.entry("mok.unusable")["reason"]
@@ -268,10 +268,10 @@ class TestLoad:
         (moks / "README").write_text("")
         (moks / ".new-half").mkdir()
         assert load_moks(moks).unusable == ()
-        assert len(list_moks(moks)) == 2
+        assert len(load_moks(moks).usable) == 2
 
     def test_missing_directory_has_no_keys(self, tmp_path):
-        assert list_moks(tmp_path / "moks") == ()
+        assert load_moks(tmp_path / "moks").usable == ()
         assert names(tmp_path) == []
 
 
@@ -327,7 +327,7 @@ class TestStore:
                     tasks.start_soon(get_one, store)
         assert len(offered) == 4
         assert len({mok.fingerprint for mok in offered}) == 1
-        assert len(list_moks(tmp_path / "moks")) == 1
+        assert len(load_moks(tmp_path / "moks").usable) == 1
 
     async def test_key_that_cannot_be_made_is_an_error(self, log):
         with pytest.raises(IdentityError):

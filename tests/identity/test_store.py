@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
 import threading
@@ -22,7 +21,6 @@ from stapsrv.identity.store import (
     IdentityStore,
     LiveIdentity,
     LoadedIdentity,
-    database_watcher,
     open_watcher,
     renewal_due,
 )
@@ -34,7 +32,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def watch() -> Iterator[DirectoryWatcher[Path]]:
-    with contextlib.closing(database_watcher()) as watch:
+    with open_watcher(None) as watch:
+        assert watch is not None
         yield watch
 
 
@@ -353,7 +352,7 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("stapsrv.identity.certificate.commit", full)
+    monkeypatch.setattr("stapsrv.identity.locked_directory.commit", full)
     wall.now = renewal_due(before.identity)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:

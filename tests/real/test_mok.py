@@ -19,7 +19,7 @@ from kit.client import exchange, request
 from kit.moks import make_mok
 from kit.real import Ran, Server, Stap, serving_original
 
-from stapsrv.identity.mok import Mok, list_moks
+from stapsrv.identity.mok import Mok, load_moks
 
 SCRIPT = "probe begin { exit() }"
 
@@ -69,7 +69,7 @@ def moks_place(stap: Stap) -> Path:
 
 def moks_of(stap: Stap) -> tuple[Mok, ...]:
     """The keys of this user's servers."""
-    return list_moks(moks_place(stap))
+    return load_moks(moks_place(stap)).usable
 
 
 def shown(module: Path, field: str) -> str:

@@ -18,7 +18,7 @@ from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.identity.store import IdentityStore, database_watcher
+from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import Runtime
@@ -107,7 +107,8 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, identity: Path, build_tree: Path):
     workspace = Workspace.open(tmp_path)
-    with contextlib.closing(database_watcher()) as watch:
+    with open_watcher(None) as watch:
+        assert watch is not None
         bench = Bench(tmp_path, identity, build_tree, workspace, watch)
         yield bench
         bench.inputs.close()

@@ -163,7 +163,7 @@ async def test_unreadable_keys_keep_what_was_advertised(bench, fake, monkeypatch
     moks = bench.identity / "moks"
     mok = await create_mok(moks, log=bench.lines.log)
     async with serving(bench, fake) as (supervisor, _):
-        monkeypatch.setattr(advertise, "list_moks", fail)
+        monkeypatch.setattr(advertise, "load_moks", fail)
         shutil.rmtree(mok.directory)
         await bench.lines.wait("identity.unwatched")
         (second,) = await supervisor.start([ServerSpec(bench.settings(max_threads=1))])
@@ -176,7 +176,7 @@ async def test_crash_of_the_advertiser_leaves_servers_alone(bench, fake, monkeyp
     def fail(_directory):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(advertise, "list_moks", fail)
+    monkeypatch.setattr(advertise, "load_moks", fail)
     async with bench.supervisor(advertiser=advertiser(fake, bench.lines)) as supervisor:
         (first,) = await supervisor.start([ServerSpec(bench.settings())])
         await bench.lines.wait("mdns.crashed")

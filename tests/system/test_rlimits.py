@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 
@@ -35,8 +36,9 @@ def test_soft_limit_is_raised_to_the_hard_one():
         (10_000, 1024, 768),
     ],
 )
-def test_connections_are_bounded_by_open_files(wanted, open_files, most):
-    assert max_connections(wanted, open_files=open_files) == most
+def test_connections_are_bounded_by_open_files(monkeypatch, wanted, open_files, most):
+    monkeypatch.setattr(resource, "getrlimit", lambda _resource: (open_files, open_files))
+    assert max_connections(wanted) == most
 
 
 @pytest.mark.anyio

@@ -23,7 +23,7 @@ def manager(request, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address.replace("@", "\0"))
         receiver.settimeout(10)
-        yield receiver, Notifier.from_environ({"NOTIFY_SOCKET": address})
+        yield receiver, Notifier({"NOTIFY_SOCKET": address})
 
 
 def test_reports_are_lines_of_one_message(manager):
@@ -45,8 +45,8 @@ def test_text_that_is_not_utf8_is_escaped(manager):
 
 
 def test_without_a_manager_nothing_happens(tmp_path):
-    Notifier.from_environ({}).ready("x")
-    Notifier(f"{tmp_path}/nobody").ready("x")
+    Notifier({}).ready("x")
+    Notifier({"NOTIFY_SOCKET": f"{tmp_path}/nobody"}).ready("x")
 
 
 @pytest.mark.anyio

@@ -242,7 +242,7 @@ async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monk
         w.inputs.read_rc = gate.wait
         w.cache._files = BlockingCalls(grace_s=0.1)
         with monkeypatch.context() as hasty:
-            hasty.setattr(w.cache._files, "_timeout_s", 0.2)
+            hasty.setattr(w.cache._files, "timeout_s", 0.2)
             assert (await w.cache.wait_key_for(job)).reason == "rc"
         assert "cache.unreadable" in w.lines.events()
         gate.set()
@@ -636,7 +636,7 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
         assert await w.ask() == "stored"
         with monkeypatch.context() as patched:
             # Only here, where nothing else is to be in time.
-            patched.setattr(w.cache._storage._files, "_timeout_s", 0.2)
+            patched.setattr(w.cache._storage._files, "timeout_s", 0.2)
             patched.setattr(DiskStore, call, lambda *_arguments: go.wait())
             patched.setattr("stapsrv.compile.cache.storage._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
