@@ -10,12 +10,13 @@ from stapsrv.control.cli.console import named
 from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.plan import Target
 from stapsrv.control.cli.report import Reporter, Result, Verb
-from stapsrv.control.cli.supervisors import Supervisors
+from stapsrv.control.cli.supervisors import ALREADY_DOWN, Supervisors
 from stapsrv.control.protocol.schema import settings_info
 from stapsrv.errors import StapsrvError
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.targets import RunningServer
+    from stapsrv.control.client.sync import Command
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
     from stapsrv.control.protocol.status_fields import SettingsInfo, SupervisorInfo
 
@@ -89,8 +90,9 @@ class Executor:
     def drain(self, targets: Sequence[Target], *, undo: bool) -> None:
         """Drain servers, or with ``undo`` let them accept again."""
         verb = Verb.UNDRAIN if undo else Verb.DRAIN
+        command: Command = "undrain" if undo else "drain"
         outcomes = self._each(
-            verb, targets, lambda user, group: self._supervisors.drain(user, _ids(group), undo=undo)
+            verb, targets, lambda user, group: self._supervisors.command(command, user, _ids(group))
         )
         for target, outcome in outcomes:
             self.report(verb, target, outcome)
@@ -150,7 +152,7 @@ class Executor:
             self._supervisors.forget(self.user_of(target), target.server.server_id)
         except StapsrvError as exc:
             return failure(str(exc))
-        return done(already=True)
+        return ALREADY_DOWN
 
     def _name(self, target: Target) -> str:
         found = self.find(target)
@@ -183,11 +185,6 @@ class Executor:
                 error=outcome["error"],
             )
         )
-
-
-def done(*, already: bool) -> OutcomeInfo:
-    """Return the outcome of a server that is as wanted, without a status."""
-    return {"server": None, "already": already, "error": None}
 
 
 def failure(reason: str) -> OutcomeInfo:

@@ -9,15 +9,14 @@ import pwd
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.control.cli.invocation import Invocation
-from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
 from stapsrv.control.client.accounts import caller_name, runnable_account
-from stapsrv.control.client.core import ACTION_S
 from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.client.launch import Launch, reach_or_launch
+from stapsrv.control.client.sync import ACTION_S, Command, SupervisorNotRunning, SyncControlClient
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.identity.password import obtain_password
@@ -38,6 +37,8 @@ _GONE = frozenset({Code.LOST, Code.SHUTTING_DOWN})
 # The error for a server started while the last server's end ends the supervisor.
 _ENDING = "the supervisor is ending"
 _UNDER_WAY = frozenset({"starting", "stopping", "draining"})
+
+ALREADY_DOWN: OutcomeInfo = {"server": None, "already": True, "error": None}
 
 
 class Supervisors:
@@ -88,17 +89,18 @@ class Supervisors:
     def stop(self, user: str, ids: Sequence[int]) -> list[OutcomeInfo]:
         """Stop servers of ``user``; those of a supervisor that is gone have stopped."""
         outcomes = self._command_unless_gone("stop", user, ids)
-        gone: OutcomeInfo = {"server": None, "already": True, "error": None}
-        return [gone for _ in ids] if outcomes is None else outcomes
+        return [ALREADY_DOWN for _ in ids] if outcomes is None else outcomes
 
     def restart(self, user: str, ids: Sequence[int], specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
         """Stop and start servers of ``user``; if the supervisor is gone, start them from ``specs``."""
         outcomes = self._command_unless_gone("restart", user, ids)
         return self.start(user, specs) if outcomes is None else outcomes
 
-    def drain(self, user: str, ids: Sequence[int], *, undo: bool) -> list[OutcomeInfo]:
-        """Drain servers of ``user``, or with ``undo`` let them accept again."""
-        return self._command("undrain" if undo else "drain", user, ids)
+    def command(self, command: Command, user: str, ids: Sequence[int]) -> list[OutcomeInfo]:
+        """Have the running supervisor of ``user`` carry out a command; return one outcome for each server."""
+        with self._connect(user) as client:
+            outcomes = client.command(command, ids, timeout_s=self._timeout_s, on_progress=self._on_step)
+        return self._accepted(outcomes)
 
     def forget(self, user: str, server_id: int) -> None:
         """Remove the record of a server whose supervisor is gone.
@@ -116,24 +118,16 @@ class Supervisors:
             raise StapsrvError(f"cannot be removed: {exc.strerror}", where=str(record)) from exc
 
     def _command_unless_gone(
-        self, method: Literal["stop", "restart"], user: str, ids: Sequence[int]
+        self, command: Command, user: str, ids: Sequence[int]
     ) -> list[OutcomeInfo] | None:
         try:
-            return self._command(method, user, ids)
+            return self.command(command, user, ids)
         except SupervisorNotRunning:
             return None
         except ControlError as exc:
             if not self._has_ended(user, exc):
                 raise
             return None
-
-    def _command(
-        self, method: Literal["stop", "restart", "drain", "undrain"], user: str, ids: Sequence[int]
-    ) -> list[OutcomeInfo]:
-        with self._connect(user) as client:
-            command = getattr(client, method)
-            outcomes: list[OutcomeInfo] = command(ids, timeout_s=self._timeout_s, on_progress=self._on_step)
-        return self._accepted(outcomes)
 
     def _ask(self, user: str, ask: Callable[[SyncControlClient], list[OutcomeInfo]]) -> list[OutcomeInfo]:
         """Ask a supervisor that runs or is started; once more if it was just ending."""
@@ -162,8 +156,9 @@ class Supervisors:
         ]
 
     def _reach(self, user: str) -> SyncControlClient:
-        with contextlib.suppress(SupervisorNotRunning):
-            return self._connect(user)
+        running = self._connect_if_running(user)
+        if running is not None:
+            return running
         if self._invocation.running_only:
             raise ControlError(
                 f"no supervisor of user {user} runs, and ctl starts none",
@@ -179,12 +174,12 @@ class Supervisors:
             password=self._password(),
         )
 
-        def reach() -> SyncControlClient | None:
-            with contextlib.suppress(SupervisorNotRunning):
-                return self._connect(user)
-            return None
+        return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
 
-        return reach_or_launch(launch, reach, self._environ)
+    def _connect_if_running(self, user: str) -> SyncControlClient | None:
+        with contextlib.suppress(SupervisorNotRunning):
+            return self._connect(user)
+        return None
 
     def _password(self) -> str | None:
         """Return the password for new supervisors (``-P``); a person is asked once at most."""

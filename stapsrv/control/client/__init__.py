@@ -25,15 +25,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stapsrv.control.client.core import SupervisorNotRunning
     from stapsrv.control.client.discovery import find_sockets
-    from stapsrv.control.client.sync import SyncControlClient
+    from stapsrv.control.client.sync import SupervisorNotRunning, SyncControlClient
 
-_HOMES = {
-    "SupervisorNotRunning": "core",
-    "SyncControlClient": "sync",
-    "find_sockets": "discovery",
-}
+_HOMES = {"SupervisorNotRunning": "sync", "SyncControlClient": "sync", "find_sockets": "discovery"}
 __all__ = ["SupervisorNotRunning", "SyncControlClient", "find_sockets"]
 
 

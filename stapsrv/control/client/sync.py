@@ -6,22 +6,43 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeAlias, TypeVar
 
-from stapsrv.control.client.core import ACTION_S, REPLY_S, Call, Ids, OnProgress, PendingCall, connect_error
-from stapsrv.control.protocol.jsonrpc import MAX_REPLY_BYTES, Code, LineBuffer
+from stapsrv.control.protocol.jsonrpc import (
+    MAX_REPLY_BYTES,
+    Code,
+    LineBuffer,
+    Progress,
+    Request,
+    decode_answer,
+    encode_request,
+)
 from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, OutcomeInfo, ServerSpecInfo
-from stapsrv.control.protocol.status_fields import SupervisorInfo
-from stapsrv.errors import ControlError
+from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
+from stapsrv.control.protocol.validation import ShapeError, checked
+from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.system.unix_socket import address_of
+
+# For an answer that needs no waiting, however busy the supervisor is.
+REPLY_S = 10.0
+# For an action: a drain waits for compiles, which may take ten minutes and queue for five.
+ACTION_S = 900.0
 
 _READ_BYTES = 65_536
 _TIMEVAL = struct.Struct("ll")
 
+Command: TypeAlias = Literal["stop", "restart", "drain", "undrain"]
+
+# Called with each change of a server; the result is ignored.
+OnProgress: TypeAlias = Callable[[ServerInfo], object]
+
 _Result = TypeVar("_Result")
+
+
+class SupervisorNotRunning(StapsrvError):
+    """There is no socket, or nobody listens on it: a killed supervisor leaves its file behind."""
 
 
 class SyncControlClient:
@@ -64,12 +85,7 @@ class SyncControlClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -78,11 +94,11 @@ class SyncControlClient:
 
     def hello(self) -> HelloInfo:
         """Return who answers, the protocol version, and what this user may do."""
-        return self.call(Call("hello", {}, HelloInfo))
+        return self.call("hello", {}, HelloInfo)
 
     def status(self) -> SupervisorInfo:
         """Return the status of the supervisor and all its servers."""
-        return self.call(Call("status", {}, SupervisorInfo))
+        return self.call("status", {}, SupervisorInfo)
 
     def start(
         self,
@@ -97,35 +113,22 @@ class SyncControlClient:
         the outcomes say what is not done. 0 only begins. ``on_progress`` is called with each change of a
         server.
         """
-        return self._action("start", {"servers": list(servers)}, timeout_s, on_progress)
+        return self._act("start", {"servers": list(servers)}, timeout_s, on_progress)
 
-    def stop(
-        self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
+    def command(
+        self,
+        command: Command,
+        ids: Sequence[int] | Literal["all"],
+        *,
+        timeout_s: float = ACTION_S,
+        on_progress: OnProgress | None = None,
     ) -> list[OutcomeInfo]:
-        """Stop servers; return one outcome for each when they are gone. See :meth:`start`.
+        """Stop, restart, drain or undrain servers; return one outcome for each when it is done.
 
-        Stopping a stopping server ends its requests. For ``"all"`` there is one outcome for each server there
-        is.
+        Stopping a stopping server ends its requests; a restarted one keeps its id and port. For ``"all"``
+        there is one outcome for each server there is. See :meth:`start` for the rest.
         """
-        return self._action("stop", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
-
-    def restart(
-        self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
-    ) -> list[OutcomeInfo]:
-        """Stop and start servers, which keep their ids and ports; see :meth:`stop`."""
-        return self._action("restart", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
-
-    def drain(
-        self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
-    ) -> list[OutcomeInfo]:
-        """Let servers finish their requests and accept no new ones; return when idle; see :meth:`stop`."""
-        return self._action("drain", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
-
-    def undrain(
-        self, ids: Ids, *, timeout_s: float = ACTION_S, on_progress: OnProgress | None = None
-    ) -> list[OutcomeInfo]:
-        """Let drained servers accept again; see :meth:`stop`."""
-        return self._action("undrain", {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
+        return self._act(command, {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
     def reload(
         self,
@@ -142,7 +145,7 @@ class SyncControlClient:
         file.
         """
         path = None if config_file is None else str(config_file)
-        return self._action("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
+        return self._act("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
 
     def end(self, *, timeout_s: float = ACTION_S) -> None:
         """Have the supervisor stop all servers and end; return when it has.
@@ -150,7 +153,7 @@ class SyncControlClient:
         Raises:
             ControlError: it is still there after ``timeout_s`` seconds (TIMED_OUT).
         """
-        self.call(Call("end", {}, EmptyInfo))
+        self.call("end", {}, EmptyInfo)
         deadline = time.monotonic() + timeout_s
         try:
             while self._receive(deadline):
@@ -162,28 +165,46 @@ class SyncControlClient:
         except ConnectionResetError:
             return
 
-    def call(self, call: Call[_Result], on_progress: OnProgress | None = None) -> _Result:
-        """Make any call, such as one that this class has no method for."""
-        self._last_id += 1
-        pending = PendingCall(call, self._last_id)
-        deadline = time.monotonic() + call.wait_s
-        with pending.errors():
-            self._send(pending.request, deadline)
-        while pending.result is None:
-            with pending.errors():
-                line = self._next_line(deadline)
-            step = pending.feed(line)
-            if step is not None and on_progress is not None:
-                on_progress(step)
-        return pending.result
+    def call(
+        self,
+        method: str,
+        params: dict[str, object],
+        shape: type[_Result],
+        *,
+        wait_s: float = REPLY_S,
+        on_progress: OnProgress | None = None,
+    ) -> _Result:
+        """Make any call; return its result, which has ``shape``. Late answers to other calls are ignored.
 
-    def _action(
+        Raises:
+            ControlError: the supervisor refuses the call, its answer is invalid (INTERNAL_ERROR), does not
+                come in time (TIMED_OUT), or the connection ends before it (LOST).
+        """
+        self._last_id += 1
+        deadline = time.monotonic() + wait_s
+        with _call_errors(method, wait_s):
+            self._send(encode_request(Request(self._last_id, method, params)), deadline)
+        while True:
+            with _call_errors(method, wait_s):
+                line = self._next_line(deadline)
+            message = decode_answer(line)
+            if isinstance(message, Progress):
+                if message.id == self._last_id:
+                    server = _checked(message.server, ServerInfo, "params.server")
+                    if on_progress is not None:
+                        on_progress(server)
+            elif message.error is not None and message.id in {self._last_id, None}:
+                raise message.error
+            elif message.id == self._last_id:
+                return _checked(message.result, shape, "result")
+
+    def _act(
         self, method: str, params: dict[str, object], timeout_s: float, on_progress: OnProgress | None
     ) -> list[OutcomeInfo]:
         params |= {"timeout_s": timeout_s, "progress": on_progress is not None}
         # A bit longer than the supervisor waits: its answer says more than silence.
-        call = Call(method, params, ActionInfo, wait_s=timeout_s + REPLY_S)
-        return self.call(call, on_progress)["outcomes"]
+        wait_s = timeout_s + REPLY_S
+        return self.call(method, params, ActionInfo, wait_s=wait_s, on_progress=on_progress)["outcomes"]
 
     def _send(self, data: bytes, deadline: float) -> None:
         self._socket.settimeout(_left_s(deadline))
@@ -202,6 +223,46 @@ class SyncControlClient:
     def _receive(self, deadline: float) -> bytes:
         self._socket.settimeout(_left_s(deadline))
         return self._socket.recv(_READ_BYTES)
+
+
+def connect_error(exc: OSError, path: Path) -> StapsrvError:
+    """Return the error for a connection that could not be made."""
+    where = f"control socket {path}"
+    if isinstance(exc, FileNotFoundError | NotADirectoryError | ConnectionRefusedError):
+        remedy = "start one with stap-server start"
+        return SupervisorNotRunning("no supervisor listens there", where=where, remedy=remedy)
+    if isinstance(exc, PermissionError):
+        return ControlError(
+            f"{where}: you may not connect",
+            code=Code.NOT_PERMITTED,
+            remedy="ask as the user that it runs as, or join group stap-server to read its status",
+        )
+    if isinstance(exc, BlockingIOError | TimeoutError):
+        return ControlError(f"{where}: the supervisor is too busy to answer", code=Code.TIMED_OUT)
+    return ControlError(f"{where}: {exc.strerror or exc}", code=Code.LOST)
+
+
+@contextlib.contextmanager
+def _call_errors(method: str, wait_s: float) -> Iterator[None]:
+    """Translate failures of the socket, but not those of ``on_progress``, within the block."""
+    try:
+        yield
+    except TimeoutError as exc:
+        raise ControlError(
+            f"{method}: no answer from the supervisor within {wait_s:g} s", code=Code.TIMED_OUT
+        ) from exc
+    except OSError as exc:
+        problem = f"the connection ended before the supervisor's answer ({exc.strerror or exc})"
+        raise ControlError(f"{method}: {problem}", code=Code.LOST) from exc
+
+
+def _checked(value: object, shape: type[_Result], name: str) -> _Result:
+    try:
+        return checked(value, shape, name=name, exact=False)
+    except ShapeError as exc:
+        raise ControlError(
+            f"the supervisor's answer is not understood: {exc}", code=Code.INTERNAL_ERROR
+        ) from exc
 
 
 def _left_s(deadline: float) -> float:

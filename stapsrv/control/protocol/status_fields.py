@@ -1,7 +1,7 @@
 """The table of what a supervisor says of itself and of its servers: name, type, meaning and column.
 
-Each class below is one JSON object and each member one row, in the order of the columns of ``status``.
-Everything else is derived from them:
+Each class below is one JSON object and each member one row, in the order of the columns of ``status``: its
+type, what it means in the words of ``docs/control.md``, and its columns. Everything else is derived:
 
 * mypy reads the types, and :mod:`stapsrv.control.protocol.validation` checks answers against them;
 * :func:`stapsrv.control.protocol.schema.supervisor_info` takes the values from the attributes of the same
@@ -29,13 +29,12 @@ from typing import (
     is_typeddict,
 )
 
+# ``variable``: the one of a server's settings that the heading names. ``count``: nothing for zero.
 Format: TypeAlias = Literal["text", "number", "moment", "seconds", "variable", "hit rate", "count"]
-"""``variable``: the one of a server's settings that the heading names. ``count``: nothing for zero."""
 
+# By the configuration files' names of variables; what is left out has its default. ``KEEP`` (``-k``), which
+# the files do not have, is true or false.
 SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
-"""A server's settings by the configuration files' names of variables: texts, whole numbers, for arrays lists
-of texts. ``KEEP`` (``-k``), which the files do not have, is true or false. What is left out has its default.
-"""
 
 
 class Column(NamedTuple):
@@ -47,29 +46,22 @@ class Column(NamedTuple):
     optional: bool = False
 
 
-class Field(NamedTuple):
-    """What a member means, in the words of ``docs/control.md``, and where the table shows it."""
-
-    meaning: str
-    columns: tuple[Column, ...] = ()
-
-
 @cache
 def members(shape: type) -> dict[str, object]:
     """Return the types of the members of one of the classes below."""
     return get_type_hints(shape)
 
 
-def fields(shape: type) -> dict[str, Field]:
-    """Return the rows of one of the classes below, by the members' names."""
-    return {name: _field(hint) for name, hint in get_type_hints(shape, include_extras=True).items()}
+def rows(shape: type) -> dict[str, tuple[str, *tuple[Column, ...]]]:
+    """Return the meaning and the columns of each member of one of the classes below."""
+    return {name: _row(hint) for name, hint in get_type_hints(shape, include_extras=True).items()}
 
 
 def columns(shape: type) -> list[tuple[Column, tuple[str, ...]]]:
     """Return the columns of a class, each with the path of the member that it shows."""
     found: list[tuple[Column, tuple[str, ...]]] = []
-    for name, field in fields(shape).items():
-        found += ((column, (name,)) for column in field.columns)
+    for name, (_, *shown) in rows(shape).items():
+        found += ((column, (name,)) for column in shown)
         inner = members(shape)[name]
         if is_typeddict(inner):
             found += ((column, (name, *path)) for column, path in columns(cast(type, inner)))
@@ -79,142 +71,116 @@ def columns(shape: type) -> list[tuple[Column, tuple[str, ...]]]:
 class ReleaseInfo(TypedDict):
     """A kernel release that a server serves."""
 
-    name: Annotated[str, Field("as a client states it")]
-    health: Annotated[str, Field("one of `untried`, `warming`, `healthy` and `unhealthy`")]
-    reason: Annotated[str | None, Field("the compiler's first error if it is unhealthy, or null")]
+    name: Annotated[str, "as a client states it"]
+    health: Annotated[str, "one of `untried`, `warming`, `healthy` and `unhealthy`"]
+    reason: Annotated[str | None, "the compiler's first error if it is unhealthy, or null"]
 
 
 class RecentInfo(TypedDict):
     """What the last requests took; see :class:`stapsrv.compile.stats.RecentTimes`."""
 
-    requests: Annotated[int, Field("how many these are, a hundred at most")]
+    requests: Annotated[int, "how many these are, a hundred at most"]
     queue_s: Annotated[
         float | None,
-        Field(
-            "the median of their waits for a worker, in seconds, or null",
-            (Column("WAIT", "seconds", right=True, optional=True),),
-        ),
+        "the median of their waits for a worker, in seconds, or null",
+        Column("WAIT", "seconds", right=True, optional=True),
     ]
     compile_s: Annotated[
         float | None,
-        Field(
-            "the median of stap's runs, in seconds, or null",
-            (Column("COMPILE", "seconds", right=True, optional=True),),
-        ),
+        "the median of stap's runs, in seconds, or null",
+        Column("COMPILE", "seconds", right=True, optional=True),
     ]
 
 
 class CacheInfo(TypedDict):
     """What the result cache did for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
 
-    hits: Annotated[
-        int,
-        Field("requests answered from it", (Column("HIT%", "hit rate", right=True, optional=True),)),
-    ]
-    misses: Annotated[int, Field("compiles whose result could have been in it")]
+    hits: Annotated[int, "requests answered from it", Column("HIT%", "hit rate", right=True, optional=True)]
+    misses: Annotated[int, "compiles whose result could have been in it"]
     shared: Annotated[
         int,
-        Field(
-            "requests answered from the compile of an equal one",
-            (Column("SHARED", "count", right=True, optional=True),),
-        ),
+        "requests answered from the compile of an equal one",
+        Column("SHARED", "count", right=True, optional=True),
     ]
-    stored: Annotated[int, Field("results stored")]
-    uncacheable: Annotated[dict[str, int], Field("compiles whose result was not stored, by reason")]
+    stored: Annotated[int, "results stored"]
+    uncacheable: Annotated[dict[str, int], "compiles whose result was not stored, by reason"]
 
 
 class ServerInfo(TypedDict):
     """One server at one moment."""
 
-    nickname: Annotated[str, Field("the given one, else the id", (Column("NICKNAME"),))]
+    nickname: Annotated[str, "the given one, else the id", Column("NICKNAME")]
     id: Annotated[
-        int,
-        Field("what `stap-server status` shows as PID and `-p` takes; no process has it", (Column("ID"),)),
+        int, "what `stap-server status` shows as PID and `-p` takes; no process has it", Column("ID")
     ]
     settings: Annotated[
         SettingsInfo,
-        Field(
-            "what it was asked to be, see [Settings](#settings)",
-            (Column("USER", "variable"), Column("RELEASE", "variable"), Column("ARCH", "variable")),
-        ),
+        "what it was asked to be, see [Settings](#settings)",
+        Column("USER", "variable"),
+        Column("RELEASE", "variable"),
+        Column("ARCH", "variable"),
     ]
-    origin: Annotated[str | None, Field("the configuration file that it comes from, or null")]
+    origin: Annotated[str | None, "the configuration file that it comes from, or null"]
     port: Annotated[
         int | None,
-        Field(
-            "where it listens, or last listened; null before the first time",
-            (Column("PORT", "number", right=True),),
-        ),
+        "where it listens, or last listened; null before the first time",
+        Column("PORT", "number", right=True),
     ]
-    wanted: Annotated[str, Field("what the operator wants: `up` or `down`")]
+    wanted: Annotated[str, "what the operator wants: `up` or `down`"]
     state: Annotated[
         str,
-        Field(
-            "what it is: `starting`, `serving`, `draining`, `stopping`, `stopped`, `backing-off` (it crashed"
-            " and will be started again), `failed` (its settings cannot be served)",
-            (Column("STATE"),),
-        ),
+        "what it is: `starting`, `serving`, `draining`, `stopping`, `stopped`, `backing-off` (it crashed"
+        " and will be started again), `failed` (its settings cannot be served)",
+        Column("STATE"),
     ]
-    since: Annotated[str, Field("when it came into that state", (Column("SINCE", "moment"),))]
-    reason: Annotated[str | None, Field("why it is backing off or has failed, or null")]
-    running: Annotated[int, Field("requests that compile", (Column("RUNNING", "number", right=True),))]
-    queued: Annotated[
-        int, Field("requests that wait for a worker", (Column("QUEUED", "number", right=True),))
-    ]
-    done: Annotated[int, Field("requests that were answered", (Column("DONE", "number", right=True),))]
-    failed: Annotated[
-        int, Field("requests without an answer from stap", (Column("FAILED", "number", right=True),))
-    ]
-    connections: NotRequired[Annotated[int, Field("open connections, whatever they are doing")]]
+    since: Annotated[str, "when it came into that state", Column("SINCE", "moment")]
+    reason: Annotated[str | None, "why it is backing off or has failed, or null"]
+    running: Annotated[int, "requests that compile", Column("RUNNING", "number", right=True)]
+    queued: Annotated[int, "requests that wait for a worker", Column("QUEUED", "number", right=True)]
+    done: Annotated[int, "requests that were answered", Column("DONE", "number", right=True)]
+    failed: Annotated[int, "requests without an answer from stap", Column("FAILED", "number", right=True)]
+    connections: NotRequired[Annotated[int, "open connections, whatever they are doing"]]
     refusals: NotRequired[
         Annotated[
             dict[str, int],
-            Field(
-                "connections and requests rejected since it last started, by reason (see"
-                " [limits](limits.md)); a reason that is missing counts zero"
-            ),
+            "connections and requests rejected since it last started, by reason (see"
+            " [limits](limits.md)); a reason that is missing counts zero",
         ]
     ]
     cache: NotRequired[
-        Annotated[CacheInfo, Field("what the [result cache](cache.md) did since the server last started")]
+        Annotated[CacheInfo, "what the [result cache](cache.md) did since the server last started"]
     ]
-    recent: NotRequired[Annotated[RecentInfo, Field("what the last requests took that stap answered")]]
+    recent: NotRequired[Annotated[RecentInfo, "what the last requests took that stap answered"]]
     certificate_expires: Annotated[
-        str | None,
-        Field("when its certificate expires, or null without one", (Column("CERT UNTIL", "moment"),)),
+        str | None, "when its certificate expires, or null without one", Column("CERT UNTIL", "moment")
     ]
     releases: NotRequired[
-        Annotated[list[ReleaseInfo], Field("an array of the kernel releases that it serves, while it serves")]
+        Annotated[list[ReleaseInfo], "an array of the kernel releases that it serves, while it serves"]
     ]
 
 
 class SupervisorInfo(TypedDict):
     """A supervisor and its servers."""
 
-    pid: Annotated[int, Field("the supervisor's process")]
-    user: Annotated[str, Field("the name of the user that it runs as")]
-    version: Annotated[str, Field("of stapsrv")]
-    stap_version: Annotated[str, Field("of the translator")]
+    pid: Annotated[int, "the supervisor's process"]
+    user: Annotated[str, "the name of the user that it runs as"]
+    version: Annotated[str, "of stapsrv"]
+    stap_version: Annotated[str, "of the translator"]
     sandbox: NotRequired[
-        Annotated[
-            str, Field("what keeps compiles from the rest of the host: `bubblewrap`, `landlock`, or `off`")
-        ]
+        Annotated[str, "what keeps compiles from the rest of the host: `bubblewrap`, `landlock`, or `off`"]
     ]
-    containment: Annotated[str, Field("how the process tree of a compile is held together")]
+    containment: Annotated[str, "how the process tree of a compile is held together"]
     cgroup: NotRequired[
         Annotated[
-            str | None,
-            Field("what compiles get control groups of their own from; null where the host grants none"),
+            str | None, "what compiles get control groups of their own from; null where the host grants none"
         ]
     ]
-    since: Annotated[str, Field("when it started")]
-    compiles: Annotated[int, Field("requests that compile now, over all servers")]
-    max_compiles: Annotated[int, Field("the most that may compile at once")]
-    servers: Annotated[list[ServerInfo], Field("an array of its [servers](#a-server), in order of their ids")]
+    since: Annotated[str, "when it started"]
+    compiles: Annotated[int, "requests that compile now, over all servers"]
+    max_compiles: Annotated[int, "the most that may compile at once"]
+    servers: Annotated[list[ServerInfo], "an array of its [servers](#a-server), in order of their ids"]
 
 
-def _field(hint: object) -> Field:
-    """Return the row in an annotation."""
-    while not isinstance(row := get_args(hint)[-1], Field):
-        hint = row
-    return row
+def _row(hint: object) -> tuple[str, *tuple[Column, ...]]:
+    inner, *row = get_args(hint)
+    return cast("tuple[str, *tuple[Column, ...]]", tuple(row)) if row else _row(inner)

@@ -25,7 +25,7 @@ from kit.control import (
 
 from stapsrv.control import client
 from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
-from stapsrv.control.client.core import Call, connect_error
+from stapsrv.control.client.sync import connect_error
 from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
 from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, server_info, supervisor_info
 from stapsrv.errors import ControlError, StapsrvError
@@ -109,10 +109,10 @@ async def test_commands(tmp_path, dial, method):
         running_control(tmp_path, server_status(7), server_status(8)) as control,
         await dial(control.path) as supervisor,
     ):
-        (outcome, absent) = await getattr(supervisor, method)((8, 9))
+        (outcome, absent) = await supervisor.command(method, (8, 9))
         assert (outcome["server"]["id"], outcome["error"]) == (8, None)
         assert absent == {"server": None, "already": False, "error": "no server has the id 9"}
-        await getattr(supervisor, method)("all")
+        await supervisor.command(method, "all")
         assert control.commands.told == [(method, [8]), (method, [7] if method == "stop" else [7, 8])]
 
 
@@ -157,7 +157,7 @@ async def test_refusals_have_the_supervisors_code_and_words(tmp_path, dial):
         await dial(control.path) as supervisor,
     ):
         with pytest.raises(ControlError) as caught:
-            await supervisor.stop("all")
+            await supervisor.command("stop", "all")
         assert caught.value.code == Code.NOT_PERMITTED
         assert str(caught.value).startswith("stop: not permitted to user 1002; ask as")
         assert (await supervisor.hello())["access"] == "read"
@@ -182,16 +182,16 @@ async def test_time_out_is_the_supervisors_to_tell(tmp_path, dial):
         await dial(control.path) as supervisor,
     ):
         control.commands.gate = anyio.Event()
-        (outcome,) = await supervisor.stop([7], timeout_s=0.05)
+        (outcome,) = await supervisor.command("stop", [7], timeout_s=0.05)
         assert outcome["error"] == "is still stopping after 0.05 s"
 
 
 async def test_any_method_may_be_called(tmp_path, dial):
     async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
-        hello = await supervisor.call(Call("hello", {}, HelloInfo))
+        hello = await supervisor.call("hello", {}, HelloInfo)
         assert hello["protocol"] == 1
         with pytest.raises(ControlError) as caught:
-            await supervisor.call(Call("dance", {}, EmptyInfo))
+            await supervisor.call("dance", {}, EmptyInfo)
         assert caught.value.code == Code.METHOD_NOT_FOUND
 
 
@@ -205,9 +205,9 @@ async def test_progress_that_raises_leaves_a_client_that_works(tmp_path, dial):
             raise BrokenPipeError("standard output")
 
         with pytest.raises(BrokenPipeError, match="standard output"):
-            await supervisor.restart([7], on_progress=broken_pipe)
+            await supervisor.command("restart", [7], on_progress=broken_pipe)
         assert (await supervisor.hello())["pid"] == 4242
-        assert (await supervisor.restart([7]))[0]["error"] is None
+        assert (await supervisor.command("restart", [7]))[0]["error"] is None
 
 
 # What it costs.
@@ -343,7 +343,7 @@ async def test_call_without_answer_times_out(path, dial):
     with scripted_supervisor(path, b"", hang_up=False):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:
-                await supervisor.call(Call("hello", {}, HelloInfo, wait_s=0.05))
+                await supervisor.call("hello", {}, HelloInfo, wait_s=0.05)
     assert (caught.value.code, str(caught.value)) == (
         Code.TIMED_OUT,
         "hello: no answer from the supervisor within 0.05 s",
@@ -355,7 +355,7 @@ async def test_endless_progress_does_not_extend_the_wait(path, dial):
     with scripted_supervisor(path, step * 20_000, hang_up=False):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:
-                await supervisor.call(Call("hello", {}, HelloInfo, wait_s=0.05))
+                await supervisor.call("hello", {}, HelloInfo, wait_s=0.05)
     assert caught.value.code == Code.TIMED_OUT
 
 

@@ -17,12 +17,11 @@ from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.schema import server_info, supervisor_info
 from stapsrv.control.protocol.status_fields import (
     Column,
-    Field,
     ServerInfo,
     SupervisorInfo,
     columns,
-    fields,
     members,
+    rows,
 )
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.supervisor.status import ServerStatus
@@ -32,15 +31,16 @@ DOCS = Path(__file__).parents[3] / "docs" / "control.md"
 
 def doc_rows(shape: type) -> list[str]:
     """The table of an object's members as ``docs/control.md`` has it."""
-    rows = ["| member | meaning |", "| --- | --- |"]
-    for name, field in fields(shape).items():
+    lines = ["| member | meaning |", "| --- | --- |"]
+    for name, (meaning, *_) in rows(shape).items():
         inner = next((one for one in (members(shape)[name], *get_args(members(shape)[name]))), None)
         inner = inner if is_typeddict(inner) else next(filter(is_typeddict, get_args(inner)), None)
-        meaning = field.meaning
         if inner is not None and inner is not ServerInfo:
-            meaning += ": " + "; ".join(f"`{each}`, {one.meaning}" for each, one in fields(inner).items())
-        rows.append(f"| `{name}` | {meaning} |")
-    return rows
+            parts = "; ".join(f"`{each}`, {one}" for each, (one, *_) in rows(inner).items())
+            lines.append(f"| `{name}` | {meaning}: {parts} |")
+        else:
+            lines.append(f"| `{name}` | {meaning} |")
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_docs_have_every_field_in_the_words_of_the_table(heading, shape):
 def test_columns_are_headed_once_and_path_members_that_there_are():
     headings = [column.heading for column, _ in columns(ServerInfo)]
     assert len(headings) == len(set(headings))
-    assert {path[0] for _, path in columns(ServerInfo)} <= set(fields(ServerInfo))
+    assert {path[0] for _, path in columns(ServerInfo)} <= set(rows(ServerInfo))
     assert (Column("HIT%", "hit rate", right=True, optional=True), ("cache", "hits")) in columns(ServerInfo)
 
 
 class TemperedInfo(ServerInfo):
     """A server that tells one thing more."""
 
-    degrees: NotRequired[Annotated[int, Field("how hot it is", (Column("DEGREES", "number", right=True),))]]
+    degrees: NotRequired[Annotated[int, "how hot it is", Column("DEGREES", "number", right=True)]]
 
 
 @attrs.frozen(kw_only=True)

@@ -14,12 +14,12 @@ import attrs
 
 from stapsrv.config.files import decode_config, parse_assignments
 from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
-from stapsrv.control.cli.execute import Executor, done, failure
+from stapsrv.control.cli.execute import Executor, failure
 from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.invocation import Action, Invocation
 from stapsrv.control.cli.plan import Operation, Plan, Target, make_plan
 from stapsrv.control.cli.report import Reporter, Verb
-from stapsrv.control.cli.supervisors import Supervisors
+from stapsrv.control.cli.supervisors import ALREADY_DOWN, Supervisors
 from stapsrv.control.client.accounts import runnable_account
 from stapsrv.control.protocol.schema import settings_info
 from stapsrv.errors import ConfigError
@@ -204,7 +204,7 @@ class _Command:
     def _report_absent(self, target: Target) -> None:
         """Report a server that does not run; to stop it is a success."""
         if self._invocation.action is Action.STOP:
-            self._executor.report(Verb.STOP, target, done(already=True))
+            self._executor.report(Verb.STOP, target, ALREADY_DOWN)
         elif target.settings is not None:
             line = f"{title(settings_info(target.settings))} is not running"
             self._reporter.remark(line, done=target.exit_status == 0)

@@ -312,7 +312,7 @@ UNNEEDED = [
     "datetime",
     "difflib",
     "stapsrv.control.cli.parser",
-    "stapsrv.control.client.core",
+    "stapsrv.control.client.sync",
     "stapsrv.control.cli.dispatch",
     "stapsrv.control.cli.inventory",
 ]
