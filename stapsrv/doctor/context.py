@@ -57,7 +57,7 @@ class DoctorContext:
     def servers(self) -> tuple[ServerSettings, ...]:
         """The settings of this user's running and configured servers; else those of the default one."""
         defaults = self.inventory.host.defaults
-        running = [found.running.settings.resolved(defaults) for found in self.running]
+        running = [found.settings.resolved(defaults) for found in self.running]
         configured = [
             server.settings.resolved(defaults)
             for server in self.inventory.configured

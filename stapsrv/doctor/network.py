@@ -44,7 +44,7 @@ def _announcement(
     question: str, found: FoundServer, discovered: Sequence[DiscoveredServer], context: DoctorContext
 ) -> Finding:
     # By port and certificate, since another host's server may have the same port.
-    nickname, port, settings = found.info["nickname"], found.info["port"], found.running.settings
+    nickname, port, settings = found.info["nickname"], found.info["port"], found.settings
     listen = [ipaddress.ip_address(address.partition("%")[0]) for address in settings.access.listen]
     if listen and all(address.is_loopback for address in listen):
         return ok(question, f"server {nickname} listens on loopback only, and is not announced")

@@ -129,7 +129,7 @@ def _check_state(found: FoundServer) -> Finding:
 
 
 async def _check_listener(question: str, port: int, found: FoundServer, context: DoctorContext) -> Finding:
-    settings = found.running.settings
+    settings = found.settings
     host = settings.access.listen[0] if settings.access.listen else "localhost"
     with anyio.fail_after(CONNECT_S):
         stream = await anyio.connect_tcp(host, port)

@@ -13,7 +13,7 @@ from stapsrv.config.table import Limits, NetworkAccess
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import TextIO, TypedDict
 
     from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo
@@ -49,7 +49,6 @@ _OPTIONS = (
 )
 # The states of a server that should be up and does not serve.
 _DOWN = frozenset({"failed", "backing-off"})
-_UNHEALTHY = "unhealthy"
 _FAILED = 1
 _NOT_RUNNING = 3
 
@@ -70,17 +69,13 @@ class Console:
         """Write a line to standard output."""
         self._out.write(f"{printable(line)}\n")
 
-    def complain(self, text: str) -> None:
-        """Write a problem to standard error, each line after the program's name."""
+    def complain(self, *problems: str) -> None:
+        """Write problems to standard error, each line after the program's name."""
         self._out.flush()
-        for line in text.split("\n"):
-            self._err.write(f"{PROGRAM}: {printable(line)}\n")
+        for problem in problems:
+            for line in problem.split("\n"):
+                self._err.write(f"{PROGRAM}: {printable(line)}\n")
         self._err.flush()
-
-    def complain_each(self, texts: Iterable[str]) -> None:
-        """Write several problems to standard error."""
-        for text in texts:
-            self.complain(text)
 
     def write(self, text: str) -> None:
         """Write text to standard output as it is, and flush it."""
@@ -89,28 +84,23 @@ class Console:
 
 
 class StatusReport:
-    """The answer of ``status``.
+    """The answer of ``status``; :func:`status_json` says what its parts are.
 
-    Args:
-        supervisors: each with those of its servers that were asked for.
-        orphaned: recorded servers whose supervisor is gone.
-        remarks: lines about servers that were asked for and do not run.
-        problems: a line for each supervisor that does not answer.
-        exit_status: in place of the one that follows from the rest: 1 for a server that should be up and is
-        not, or a supervisor that does not answer; 3 if no server runs.
+    ``exit_status`` replaces the one that follows from the rest: 1 for a server that should be up and is not,
+    or a supervisor that does not answer; 3 if no server runs.
     """
 
     def __init__(
         self,
         supervisors: Sequence[SupervisorInfo],
-        lost: Sequence[OrphanedServer] = (),
+        orphaned: Sequence[OrphanedServer] = (),
         remarks: Sequence[str] = (),
         *,
         problems: Sequence[str] = (),
         exit_status: int | None = None,
     ) -> None:
         self.supervisors = supervisors
-        self.orphaned = lost
+        self.orphaned = orphaned
         self.remarks = remarks
         self.problems = problems
         self.exit_status = self._judged() if exit_status is None else exit_status
@@ -159,29 +149,23 @@ def status_lines(report: StatusReport) -> list[str]:
     return lines or [NONE_RUNS]
 
 
-def down_reasons(report: StatusReport) -> list[str]:
-    """Return a line for each server that should be up and is not: its nickname and the reason."""
-    return [
+def problem_lines(report: StatusReport) -> list[str]:
+    """Return a line for each server that should be up and is not, and each release that one cannot serve."""
+    down = [
         f"{server['nickname']}: {server['reason'] or 'is ' + server['state']}"
         for server in report.servers()
         if is_down(server)
     ]
-
-
-def health_remarks(report: StatusReport) -> list[str]:
-    """Return a line for each release that a server cannot compile for: its nickname and the reason."""
-    return [
+    return down + [
         f"{server['nickname']}: cannot compile for {release['name']}: {release['reason']}"
         for server in report.servers()
         for release in server.get("releases", ())
-        if release["health"] == _UNHEALTHY
+        if release["health"] == "unhealthy"
     ]
 
 
 def status_json(report: StatusReport) -> str:
-    """Return what ``status --json`` prints.
-
-    The document has five members:
+    """Return what ``status --json`` prints, a document with five members.
 
     * ``supervisors``: each supervisor with the servers asked for, as ``status`` in ``docs/control.md``;
     * ``lost``: recorded servers whose supervisor is gone: ``id``, ``settings`` and ``record``, the file's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from stapsrv.control.cli.console import named
 from stapsrv.control.cli.inventory import FoundServer, Inventory
@@ -15,35 +15,28 @@ from stapsrv.control.protocol.schema import settings_info
 from stapsrv.errors import StapsrvError
 
 if TYPE_CHECKING:
-    from stapsrv.control.cli.targets import RunningServer
     from stapsrv.control.client.sync import Command
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
     from stapsrv.control.protocol.status_fields import SettingsInfo, SupervisorInfo
 
+    # A user's name and targets in, an outcome for each out.
+    _Ask: TypeAlias = Callable[[str, list[Target]], list[OutcomeInfo]]
+
 
 class Executor:
-    """Carries out operations; a failure with one server or user does not stop the others.
-
-    ``failed`` says whether anything went wrong.
-    """
+    """Carries out operations; a failure with one server or user does not stop the others."""
 
     def __init__(self, inventory: Inventory, supervisors: Supervisors, reporter: Reporter) -> None:
         self.failed = False
         self._supervisors = supervisors
         self._reporter = reporter
         self._default_user = inventory.default_user
-        self._found = {_key(server.running): server for server in inventory.found}
         self._complaints: set[str] = set()
-
-    def find(self, target: Target) -> FoundServer | None:
-        """Return the running server of a target; None for a new or an orphaned one."""
-        return self._found.get(_key(target.server)) if target.server is not None else None
 
     def user_of(self, target: Target) -> str:
         """Return the user that a target's server runs as, or is to run as."""
-        found = self.find(target)
-        if found is not None:
-            return found.supervisor["user"]
+        if isinstance(target.server, FoundServer):
+            return target.server.supervisor["user"]
         user = target.settings.user if target.settings is not None else None
         return user or self._default_user
 
@@ -57,8 +50,8 @@ class Executor:
 
     def stop(self, targets: Sequence[Target]) -> list[Target]:
         """Stop servers, orphaned ones too; return those that are down."""
-        outcomes = [(target, self._forget(target)) for target in targets if self.find(target) is None]
-        hosted = [target for target in targets if self.find(target) is not None]
+        hosted = [target for target in targets if isinstance(target.server, FoundServer)]
+        outcomes = [(target, self._forget(target)) for target in targets if target not in hosted]
         outcomes += self._each(
             Verb.STOP, hosted, lambda user, group: self._supervisors.stop(user, _ids(group))
         )
@@ -81,21 +74,17 @@ class Executor:
 
     def start(self, targets: Sequence[Target]) -> None:
         """Start servers; running ones are left as they are."""
-        outcomes = self._each(
+        self._report_each(
             Verb.START, targets, lambda user, group: self._supervisors.start(user, _specs(group))
         )
-        for target, outcome in outcomes:
-            self.report(Verb.START, target, outcome)
 
     def drain(self, targets: Sequence[Target], *, undo: bool) -> None:
         """Drain servers, or with ``undo`` let them accept again."""
         verb = Verb.UNDRAIN if undo else Verb.DRAIN
         command: Command = "undrain" if undo else "drain"
-        outcomes = self._each(
+        self._report_each(
             verb, targets, lambda user, group: self._supervisors.command(command, user, _ids(group))
         )
-        for target, outcome in outcomes:
-            self.report(verb, target, outcome)
 
     def reload(self, user: str, *, force: bool) -> None:
         """Have a user's supervisor, started if there is none, apply the configuration."""
@@ -122,15 +111,16 @@ class Executor:
 
     def report(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
         """Report the outcome of a target."""
-        found = self.find(target)
         settings: SettingsInfo = {} if target.settings is None else settings_info(target.settings)
-        if found is not None and verb is not Verb.START:
-            settings = named(found.info)
+        if isinstance(target.server, FoundServer) and verb is not Verb.START:
+            settings = named(target.server.info)
         self._report(verb, settings, self._name(target), outcome)
 
-    def _each(
-        self, verb: Verb, targets: Sequence[Target], ask: Callable[[str, list[Target]], list[OutcomeInfo]]
-    ) -> list[tuple[Target, OutcomeInfo]]:
+    def _report_each(self, verb: Verb, targets: Sequence[Target], ask: _Ask) -> None:
+        for target, outcome in self._each(verb, targets, ask):
+            self.report(verb, target, outcome)
+
+    def _each(self, verb: Verb, targets: Sequence[Target], ask: _Ask) -> list[tuple[Target, OutcomeInfo]]:
         """Ask each user's supervisor about that user's targets; return all outcomes."""
         groups: dict[str, list[Target]] = {}
         for target in targets:
@@ -155,9 +145,8 @@ class Executor:
         return ALREADY_DOWN
 
     def _name(self, target: Target) -> str:
-        found = self.find(target)
-        if found is not None:
-            return found.info["nickname"]
+        if isinstance(target.server, FoundServer):
+            return target.server.info["nickname"]
         settings = target.settings
         if settings is None:
             return "server"
@@ -175,26 +164,12 @@ class Executor:
 
     def _report(self, verb: Verb, settings: SettingsInfo, name: str, outcome: OutcomeInfo) -> None:
         self.failed = self.failed or outcome["error"] is not None
-        self._reporter.result(
-            Result(
-                verb=verb,
-                settings=settings,
-                name=name,
-                server=outcome["server"],
-                already=outcome["already"],
-                error=outcome["error"],
-            )
-        )
+        self._reporter.result(Result(verb, settings, name, **outcome))
 
 
 def failure(reason: str) -> OutcomeInfo:
     """Return the outcome of a server that could not be asked for."""
     return {"server": None, "already": False, "error": reason}
-
-
-def _key(server: RunningServer) -> tuple[int | None, int]:
-    # Supervisors with different STAT_PATHs may give out the same ids.
-    return server.supervisor_pid, server.server_id
 
 
 def _ids(targets: Sequence[Target]) -> list[int]:

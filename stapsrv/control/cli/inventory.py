@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import attrs
 
 from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
 from stapsrv.config.kernels import host_arch, host_release, installed_releases
@@ -22,26 +24,19 @@ if TYPE_CHECKING:
     from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 
 
-class FoundServer(NamedTuple):
-    """A running server, as the plan sees it and as its supervisor described it.
+@attrs.frozen(kw_only=True)
+class FoundServer(RunningServer):
+    """A running server as its supervisor described it; ``own`` says whether this user may command it."""
 
-    ``own`` says whether this user may command it.
-    """
-
-    running: RunningServer
-    info: ServerInfo
-    supervisor: SupervisorInfo
+    info: ServerInfo = attrs.field(eq=False)
+    supervisor: SupervisorInfo = attrs.field(eq=False)
     own: bool
 
 
 class Inventory:
-    """Settings and servers at the beginning of a command.
+    """Settings and servers at the beginning of a command; ConfigError: a global file cannot be used.
 
-    ``caller`` is this user's name; ``supervisors`` are those that answered; ``problems`` has a line for each
-    that does not; ``orphaned`` are recorded servers whose supervisor is gone.
-
-    Raises:
-        ConfigError: a global file cannot be used.
+    ``supervisors`` are those that answered; ``problems`` has a line for each that does not.
     """
 
     def __init__(self, invocation: Invocation, environ: Mapping[str, str]) -> None:
@@ -84,7 +79,14 @@ class Inventory:
     def found(self) -> list[FoundServer]:
         """The running servers, this user's first."""
         found = [
-            FoundServer(_running(info, supervisor["pid"]), info, supervisor, self.owns(supervisor))
+            FoundServer(
+                server_id=info["id"],
+                settings=settings_from(info["settings"], where=f"server {info['id']}"),
+                supervisor_pid=supervisor["pid"],
+                info=info,
+                supervisor=supervisor,
+                own=self.owns(supervisor),
+            )
             for supervisor in self.supervisors
             for info in supervisor["servers"]
         ]
@@ -100,11 +102,7 @@ class Inventory:
 
     @cached_property
     def files(self) -> tuple[ConfiguredFile, ...]:
-        """The files of the configuration directory, or the environment in their place.
-
-        Raises:
-            ConfigError: it cannot be read.
-        """
+        """The files of the configuration directory, or the environment instead; may raise ConfigError."""
         return read_configured_or_environ(self.settings.config_path, self.environ)
 
     @property
@@ -144,8 +142,3 @@ class Inventory:
                 if wanted in [line.strip() for line in lines]:
                     return str(file.fault)
         return None
-
-
-def _running(info: ServerInfo, supervisor_pid: int) -> RunningServer:
-    where = f"server {info['id']}"
-    return RunningServer(info["id"], settings_from(info["settings"], where=where), supervisor_pid)

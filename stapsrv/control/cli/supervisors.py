@@ -44,7 +44,8 @@ ALREADY_DOWN: OutcomeInfo = {"server": None, "already": True, "error": None}
 class Supervisors:
     """Commands supervisors by the names of their users; every wait has a deadline.
 
-    ``on_step`` is called with each change of a server.
+    ``on_step`` is called with each change of a server. All methods raise StapsrvError if a supervisor cannot
+    be asked, or not be started where that is needed.
     """
 
     def __init__(
@@ -63,21 +64,13 @@ class Supervisors:
         self._timeout_s = wait_s if invocation.wait else 0.0
 
     def start(self, user: str, specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
-        """Start servers of ``user``, and a supervisor if there is none; return one outcome for each.
-
-        Raises:
-            StapsrvError: it cannot be asked, or not be started.
-        """
+        """Start servers of ``user``, and a supervisor if there is none; return one outcome for each."""
         return self._ask(
             user, lambda client: client.start(specs, timeout_s=self._timeout_s, on_progress=self._on_step)
         )
 
     def reload(self, user: str, *, force: bool) -> list[OutcomeInfo]:
-        """Have the supervisor of ``user``, started if there is none, apply the configuration.
-
-        Raises:
-            StapsrvError: it cannot be asked, started, or use the configuration.
-        """
+        """Have the supervisor of ``user``, started if there is none, apply the configuration."""
         config_file = None if self._invocation.config_file is None else Path(self._invocation.config_file)
         return self._ask(
             user,
@@ -103,11 +96,7 @@ class Supervisors:
         return self._accepted(outcomes)
 
     def forget(self, user: str, server_id: int) -> None:
-        """Remove the record of a server whose supervisor is gone.
-
-        Raises:
-            StapsrvError: it cannot be removed, or a supervisor is starting and will take the server over.
-        """
+        """Remove the record of a server whose supervisor is gone, unless one is starting and adopts it."""
         record = self._settings.stat_path / f"{server_id}.stat"
         try:
             with _supervisor_dir_locked(self._settings.stat_path / user):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from stapsrv.control.cli.console import Console, down_reasons, health_remarks
+from stapsrv.control.cli.console import Console, problem_lines
 from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.protocol.status_fields import Column, ServerInfo, columns
 from stapsrv.text import printable
@@ -21,6 +21,7 @@ _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
+_ORPHANED = "lost: the supervisor is gone without a word; stap-server start takes these servers up again"
 # Their sum is the number of lookups in the result cache.
 _LOOKUPS = ("hits", "misses", "shared")
 # The states that end a server's line. Draining does not: it lasts until the last request is done.
@@ -39,12 +40,9 @@ def terminal_width(environ: Mapping[str, str]) -> int:
 
 
 def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[str]:
-    """Return a table of all servers, and below it the reasons of those that are down.
+    """Return a table of all servers, at least one, and below it the reasons of those that are down.
 
-    Args:
-        report: has at least one server.
-        colour: mark the states.
-        now: shortens times of today, and has the time zone for all of them.
+    ``now`` shortens times of today, and has the time zone for all of them.
     """
     servers = [*report.servers(), *map(_as_server, report.orphaned)]
     shown: list[tuple[Column, list[str]]] = []
@@ -62,9 +60,8 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
             _coloured(line, server["state"], start) for line, server in zip(lines[1:], servers, strict=True)
         ]
     remarks = (
-        *down_reasons(report),
-        *health_remarks(report),
-        *_orphan_remarks(report.orphaned),
+        *problem_lines(report),
+        *([_ORPHANED] if report.orphaned else []),
         *report.remarks,
         *_sandboxes(report),
     )
@@ -72,12 +69,7 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Return rows of cells as lines with aligned columns.
-
-    Args:
-        rows: the heading and the others, all of the same length.
-        right: the positions of columns that are aligned to the right.
-    """
+    """Return rows of cells as lines with aligned columns; ``right`` positions are aligned right."""
     cells = [[printable(cell) or _NOTHING for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -197,25 +189,17 @@ def _coloured(line: str, state: str, start: int) -> str:
 
 
 def _as_server(lost: OrphanedServer) -> ServerInfo:
+    """Return what the columns show of an orphaned server."""
     settings = lost["settings"]
-    port = settings.get("PORT")
-    return {
+    info = {
         "id": lost["id"],
         "nickname": str(settings.get("NICKNAME", lost["id"])),
         "settings": settings,
-        "origin": None,
-        "wanted": "up",
         "state": "lost",
-        "since": "",
-        "reason": None,
-        "port": port if isinstance(port, int) else None,
-        "running": 0,
-        "queued": 0,
-        "done": 0,
-        "failed": 0,
-        "certificate_expires": None,
-        "releases": [],
+        "port": settings.get("PORT"),
+        **dict.fromkeys(("running", "queued", "done", "failed"), 0),
     }
+    return cast(ServerInfo, info)
 
 
 def _sandboxes(report: StatusReport) -> list[str]:
@@ -224,15 +208,7 @@ def _sandboxes(report: StatusReport) -> list[str]:
     return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
 
 
-def _orphan_remarks(lost: Sequence[OrphanedServer]) -> list[str]:
-    if not lost:
-        return []
-    return ["lost: the supervisor is gone without a word; stap-server start takes these servers up again"]
-
-
 def _moment(text: str, now: datetime) -> str:
-    if not text:
-        return _NOTHING
     moment = datetime.fromisoformat(text).astimezone(now.tzinfo)
     return f"{moment:%H:%M:%S}" if moment.date() == now.date() else f"{moment:%Y-%m-%d}"
 

@@ -33,13 +33,11 @@ class HostFacts:
 
 @attrs.frozen
 class RunningServer:
-    """A running server: its id (``status`` calls it PID), its recorded settings, its supervisor's pid.
-
-    ``-p`` accepts the supervisor's pid for its only server.
-    """
+    """A running or recorded server; its id is what ``status`` calls PID."""
 
     server_id: int
     settings: ServerSettings
+    # ``-p`` accepts it for the only server of a supervisor.
     supervisor_pid: int | None = None
 
     @property

@@ -10,7 +10,7 @@ import math
 import os.path
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import anyio
 import attrs
@@ -42,7 +42,10 @@ from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ControlError
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
-from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+from stapsrv.supervisor.status import ServerStatus
+
+if TYPE_CHECKING:
+    from stapsrv.supervisor.supervisor import Supervisor
 
 # A day: nobody means a longer wait.
 MAX_TIMEOUT_S = 86_400.0
@@ -53,48 +56,15 @@ _LEAST_WAIT_S = 0.1
 _Params = TypeVar("_Params")
 
 
-class Commands(Protocol):
-    """The supervisor's commands; :class:`stapsrv.supervisor.supervisor.Supervisor` implements them.
-
-    An action takes effect when it is called and returns when it is complete, with one outcome for each spec
-    or id, in order. It reports each change of a server to ``report``.
-    """
-
-    def status(self) -> SupervisorStatus:
-        """Return a snapshot of everything."""
-
-    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Start the servers that do not run yet."""
-
-    async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Stop and remove servers."""
-
-    async def restart(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Stop and start servers."""
-
-    async def drain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Let servers finish their requests and accept no new ones."""
-
-    async def undrain(self, ids: Sequence[int], report: Report | None = None, /) -> Sequence[Outcome]:
-        """Let drained servers accept again."""
-
-    def end(self) -> None:
-        """Begin to stop all servers, then end."""
-
-
 class Reload(Protocol):
     """Reads the configuration and applies it."""
 
     async def __call__(
         self, config_file: Path | None, /, *, force: bool, report: Report | None
     ) -> Sequence[Outcome]:
-        """Make the configured servers what the configuration says now.
+        """Make the configured servers what the configuration says now, or raise StapsrvError.
 
-        ``config_file`` replaces the global file of the start; ``force`` stops all servers that are not
-        configured.
-
-        Raises:
-            StapsrvError: the configuration cannot be used; nothing was changed.
+        ``config_file`` replaces the global file of the start; ``force`` stops all others.
         """
 
 
@@ -113,7 +83,7 @@ class RpcHandlers:
     """Dispatches requests to their methods; commands run in ``tasks``, which outlives all connections."""
 
     def __init__(
-        self, commands: Commands, *, reload: Reload, defaults: HostDefaults, tasks: TaskGroup, log: Log
+        self, commands: Supervisor, *, reload: Reload, defaults: HostDefaults, tasks: TaskGroup, log: Log
     ) -> None:
         self._commands = commands
         self._reload_configured = reload

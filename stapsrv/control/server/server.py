@@ -6,9 +6,10 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
+import attrs
 from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -16,11 +17,14 @@ from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol.jsonrpc import Code, encode_error
 from stapsrv.control.server.auth import Access, Peer, Policy, read_peer, user_name
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter
-from stapsrv.control.server.handlers import Caller, Commands, Reload, RpcHandlers
+from stapsrv.control.server.handlers import Caller, Reload, RpcHandlers
 from stapsrv.errors import ConfigError, ControlError
 from stapsrv.supervisor.server.accept import accept_forever
 from stapsrv.supervisor.state.lock import GROUP
 from stapsrv.system.unix_socket import open_socket_file
+
+if TYPE_CHECKING:
+    from stapsrv.supervisor.supervisor import Supervisor
 
 # Connections that the kernel completes while the loop is busy: as many as are admitted at once.
 _BACKLOG = 128
@@ -32,9 +36,6 @@ def open_control_socket(path: Path) -> Iterator[socket.socket]:
 
     The caller holds the directory's lock (:func:`stapsrv.supervisor.state.lock.hold_instance_lock`), so no
     other supervisor listens.
-
-    Raises:
-        ConfigError: the socket cannot be created.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -50,7 +51,7 @@ def open_control_socket(path: Path) -> Iterator[socket.socket]:
 
 async def serve_control(
     path: Path,
-    commands: Commands,
+    commands: Supervisor,
     *,
     reload: Reload,
     defaults: HostDefaults,
@@ -63,17 +64,8 @@ async def serve_control(
 ) -> None:
     """Serve the control protocol at ``path`` until cancelled.
 
-    Args:
-        path: of the socket; the caller holds the lock of its directory.
-        commands: the supervisor.
-        reload: reads and applies the configuration.
-        defaults: for servers whose settings leave something out.
-        policy: who may do what.
-        log: the supervisor's.
-        limits: in place of the default ones.
-        identify: returns the credentials of a connection's peer.
-        passed: an inherited listener for ``path``; its file is left when it is closed.
-        task_status: started when the socket accepts.
+    The caller holds the lock of the path's directory. ``defaults`` are for servers whose settings leave
+    something out. ``passed`` is an inherited listener for ``path``; its file is left when it is closed.
 
     Raises:
         ConfigError: the socket cannot be created.
@@ -86,7 +78,7 @@ async def serve_control(
         listener = listening.enter_context(own)
         async with anyio.create_task_group() as tasks:
             endpoint = _Endpoint(
-                RpcHandlers(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
+                handlers=RpcHandlers(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
                 policy=policy,
                 limits=limits or ControlLimits(),
                 identify=identify,
@@ -101,29 +93,20 @@ async def serve_control(
                 endpoint.set_deadline()
 
 
+@attrs.define(kw_only=True)
 class _Endpoint:
     """Admits peers and keeps their connections."""
 
-    def __init__(
-        self,
-        handlers: RpcHandlers,
-        *,
-        policy: Policy,
-        limits: ControlLimits,
-        identify: Callable[[socket.socket], Peer],
-        tasks: TaskGroup,
-        log: Log,
-    ) -> None:
-        self._handlers = handlers
-        self._policy = policy
-        self._limits = limits
-        self._identify = identify
-        self._tasks = tasks
-        self._log = log
-        self._connections: set[Connection] = set()
-        # Only those who are let in get one, so there are no more than the group has members.
-        self._limiters: dict[int, RateLimiter] = {}
-        self._full = False
+    _handlers: RpcHandlers
+    _policy: Policy
+    _limits: ControlLimits
+    _identify: Callable[[socket.socket], Peer]
+    _tasks: TaskGroup
+    _log: Log
+    _connections: set[Connection] = attrs.field(factory=set, init=False)
+    # By user id: only those who are let in get one, so there are no more than the group has members.
+    _limiters: dict[int, RateLimiter] = attrs.field(factory=dict, init=False)
+    _full: bool = attrs.field(default=False, init=False)
 
     async def accept(self, listener: socket.socket) -> NoReturn:
         """Accept until cancelled; running out of file descriptors only pauses."""

@@ -11,7 +11,7 @@ from kit.supervisor import server_info, supervisor_info
 from stapsrv.control.cli.console import (
     Console,
     StatusReport,
-    down_reasons,
+    problem_lines,
     status_json,
     status_lines,
     title,
@@ -82,7 +82,7 @@ def test_no_server():
 
 
 def test_lost_servers_and_remarks_come_last():
-    told = report(server_info(7), lost=[LOST], remarks=["No stap-server running as pid 9"])
+    told = report(server_info(7), orphaned=[LOST], remarks=["No stap-server running as pid 9"])
     assert status_lines(told) == [
         'stap-server -n "7" running as PID 7',
         'stap-server -a "x86_64" -n "old" started as PID 5 is no longer running',
@@ -105,11 +105,11 @@ def test_reasons_of_servers_that_are_down():
         server_info(8, state="backing-off"),
         server_info(9, reason="an old story"),
     )
-    assert down_reasons(told) == ["7: port 80: no", "8: is backing-off"]
+    assert problem_lines(told) == ["7: port 80: no", "8: is backing-off"]
 
 
 def test_json():
-    told = report(server_info(7), lost=[LOST], remarks=["r"], problems=["p"])
+    told = report(server_info(7), orphaned=[LOST], remarks=["r"], problems=["p"])
     assert json.loads(status_json(told)) == {
         "supervisors": [supervisor_info("me", server_info(7))],
         "lost": [LOST],
@@ -140,5 +140,5 @@ def test_nothing_that_a_terminal_would_obey_is_printed(text, shown):
 
 def test_each_line_of_a_fault_stands_alone():
     err = io.StringIO()
-    Console(io.StringIO(), err).complain_each(["a\nb", "c"])
+    Console(io.StringIO(), err).complain("a\nb", "c")
     assert err.getvalue() == "stap-server: a\nstap-server: b\nstap-server: c\n"

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +42,11 @@ def main(argv: Sequence[str], *, program: str = "stap-server browse") -> int:
 
 def table(servers: Sequence[FoundServer], trusted: Collection[str]) -> list[str]:
     """Return a table of servers; ``trusted`` are serial numbers of certificates."""
-    rows = [[heading for heading, _ in _COLUMNS] + ["TRUSTED"]]
+    rows = [["NAME", "HOST", "ADDRESS", "PORT", "RELEASE", "ARCH", "VERSION", "SERIAL", "TRUSTED"]]
     for server in servers:
-        cells = [cell(server) for _, cell in _COLUMNS]
-        rows.append([*cells, "yes" if server.serial in trusted else "no"])
+        where = [server.name, server.host, next(iter(server.addresses), ""), str(server.port)]
+        what = [server.release, server.arch, server.version, server.serial]
+        rows.append([*where, *what, "yes" if server.serial in trusted else "no"])
     return aligned(rows)
 
 
@@ -53,18 +54,6 @@ def as_json(servers: Sequence[FoundServer], trusted: Collection[str]) -> str:
     """Return a JSON array with an object for each server: its facts, and ``trusted``."""
     shown = [{**attrs.asdict(server), "trusted": server.serial in trusted} for server in servers]
     return json.dumps(shown, indent=2)
-
-
-_COLUMNS: tuple[tuple[str, Callable[[FoundServer], str]], ...] = (
-    ("NAME", lambda server: server.name),
-    ("HOST", lambda server: server.host),
-    ("ADDRESS", lambda server: next(iter(server.addresses), "")),
-    ("PORT", lambda server: str(server.port)),
-    ("RELEASE", lambda server: server.release),
-    ("ARCH", lambda server: server.arch),
-    ("VERSION", lambda server: server.version),
-    ("SERIAL", lambda server: server.serial),
-)
 
 
 def _browse(program: str, argv: Sequence[str]) -> int:

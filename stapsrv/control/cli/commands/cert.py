@@ -6,14 +6,14 @@ shows the new certificate to the next connection.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
 import pwd
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,12 +33,7 @@ from stapsrv.control.cli.commands.common import (
     silent_log,
 )
 from stapsrv.errors import ConfigError, IdentityError, UsageError
-from stapsrv.identity.certificate import (
-    CERTIFICATE_FILE,
-    default_directory,
-    make_identity,
-    serial_pairs,
-)
+from stapsrv.identity.certificate import CERTIFICATE_FILE, default_directory, make_identity, serial_pairs
 from stapsrv.identity.selfsigned import extra_names_of, host_name
 from stapsrv.identity.trust import (
     ALL_CLIENTS,
@@ -49,11 +44,15 @@ from stapsrv.identity.trust import (
     revoke,
 )
 
-_DNS_SEPARATORS = ","
 # Arguments of each verb's example in its help.
 _EXAMPLES = {"show": " --json", "export": " -o server.pem", "authorize": " --all", "revoke": " --all"}
+_WHOM = {
+    "local": "your own client (default)",
+    "all": "every user's client (root)",
+    "signer": "staprun, as module signer (root)",
+}
 _HELP = frozenset({"-h", "--help"})
-GEN_HELP = """\
+_GEN_HELP = """\
 usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
 
 Make a server's certificate, in place of the one that is there. DIRECTORY, which has a slash in it, is the
@@ -62,7 +61,7 @@ certificate database (default: ~/.systemtap/ssl/server). Names are those of this
 example:
   stap-gen-cert /var/lib/stap-server/lab build.example.org
 """
-AUTHORIZE_HELP = """\
+_AUTHORIZE_HELP = """\
 usage: stap-authorize-cert CERTFILE DIRECTORY
 
 Let the certificate database in DIRECTORY trust the server whose certificate is in CERTFILE.
@@ -106,7 +105,7 @@ def _cert(program: str, argv: Sequence[str]) -> int:
         case "export":
             _export(directory, der=given.der, output=given.output)
         case verb:
-            anyio.run(_change_trust, verb, directory, _places(given, owner))
+            anyio.run(_change_trust, verb, directory, _trust_database(given.whom, owner))
     return 0
 
 
@@ -133,24 +132,11 @@ def _parser(program: str) -> VerbParser:
     writing.add_argument(
         "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
     )
-    for verb, text in (
-        ("authorize", "make clients on this host trust the server"),
-        ("revoke", "take that trust back"),
-    ):
-        whom = add(verb, text).add_mutually_exclusive_group()
-        whom.add_argument(
-            "--local", dest="whom", action="store_const", const="local", help="your own client (default)"
-        )
-        whom.add_argument(
-            "--all", dest="whom", action="store_const", const="all", help="every user's client (root)"
-        )
-        whom.add_argument(
-            "--signer",
-            dest="whom",
-            action="store_const",
-            const="signer",
-            help="staprun, as module signer (root)",
-        )
+    authorizing = add("authorize", "make clients on this host trust the server")
+    revoking = add("revoke", "take that trust back")
+    for group in (authorizing.add_mutually_exclusive_group(), revoking.add_mutually_exclusive_group()):
+        for whom, text in _WHOM.items():
+            group.add_argument(f"--{whom}", dest="whom", action="store_const", const=whom, help=text)
     return parser
 
 
@@ -172,7 +158,12 @@ def _read_certificate(file: Path) -> x509.Certificate:
 
 async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: FBT001 - called through anyio.run
     certificate = _read_certificate(directory / CERTIFICATE_FILE)
-    trusted_by = [name for name, place in _all_places(owner).items() if await _trusts(certificate, place)]
+    databases = {
+        f"the client of {owner.name}": default_client_directory(owner.environ),
+        "every client": ALL_CLIENTS,
+        "staprun": MODULE_SIGNERS,
+    }
+    trusted_by = [name for name, database in databases.items() if await _trusts(certificate, database)]
     public = certificate.public_key()
     shown: dict[str, object] = {
         "directory": str(directory),
@@ -223,26 +214,14 @@ async def _change_trust(verb: str, directory: Path, place: Path) -> None:
         sys.stdout.write(f"{place} did not trust {serial_pairs(certificate)}\n")
 
 
-def _all_places(owner: Owner) -> dict[str, Path]:
-    """Return the databases that may trust a server on this host, by the name of the client."""
-    return {
-        f"the client of {owner.name}": default_client_directory(owner.environ),
-        "every client": ALL_CLIENTS,
-        "staprun": MODULE_SIGNERS,
-    }
-
-
-def _places(given: argparse.Namespace, owner: Owner) -> Path:
-    if given.whom in {None, "local"}:
-        return default_client_directory(_caller(owner))
+def _trust_database(whom: str | None, owner: Owner) -> Path:
+    if whom in {None, "local"}:
+        # The caller's client, whosever the server is.
+        is_caller = os.geteuid() == pwd.getpwnam(owner.name).pw_uid
+        return default_client_directory(owner.environ if is_caller else os.environ)
     if os.geteuid() != 0:
         raise ConfigError("only root decides for every user of this host", remedy="run it as root")
-    return ALL_CLIENTS if given.whom == "all" else MODULE_SIGNERS
-
-
-def _caller(owner: Owner) -> Mapping[str, str]:
-    """Return the caller's environment: "local" is the caller's client, whosever the server is."""
-    return owner.environ if os.geteuid() == pwd.getpwnam(owner.name).pw_uid else os.environ
+    return ALL_CLIENTS if whom == "all" else MODULE_SIGNERS
 
 
 async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
@@ -255,45 +234,36 @@ async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
 def _gen_cert(argv: Sequence[str]) -> int:
     words = list(argv)
     if _HELP.intersection(words[:1]):
-        sys.stdout.write(GEN_HELP)
+        sys.stdout.write(_GEN_HELP)
         return 0
     if words and words[0].startswith("-"):
         raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
     directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
-    names = [name for word in words for name in word.split(_DNS_SEPARATORS) if name]
+    names = [name for word in words for name in word.split(",") if name]
     owner = Owner.find(None, os.environ)
     if os.geteuid() == 0:
         raise UsageError(
             "a server's certificate belongs to its user, not to root",
             remedy=f"run it as that user: runuser -u {owner.name} -- stap-gen-cert",
         )
-
-    async def make() -> None:
-        try:
-            await make_identity(
-                directory or default_directory(owner.environ), log=silent_log(), extra_names=names
-            )
-        except ValueError as exc:
-            raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
-
-    anyio.run(make)
+    directory = directory or default_directory(owner.environ)
+    try:
+        anyio.run(partial(make_identity, directory, log=silent_log(), extra_names=names))
+    except ValueError as exc:
+        raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
     return 0
 
 
 def _authorize_cert(argv: Sequence[str]) -> int:
     if _HELP.intersection(argv[:1]):
-        sys.stdout.write(AUTHORIZE_HELP)
+        sys.stdout.write(_AUTHORIZE_HELP)
         return 0
     if len(argv) != 2:  # noqa: PLR2004 - a file and a directory
         raise UsageError(
             "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"
         )
     certificate = _read_certificate(Path(argv[0]))
-
-    async def change() -> None:
-        await authorize(certificate, absolute_path(argv[1]), log=silent_log())
-
-    anyio.run(change)
+    anyio.run(partial(authorize, certificate, absolute_path(argv[1]), log=silent_log()))
     return 0
 
 

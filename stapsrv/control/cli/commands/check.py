@@ -41,8 +41,8 @@ _OPTIONS = {
     "LISTEN": "--listen",
     "LOG_FORMAT": "log format",
 }
+# The first port for plain users (ip(7)).
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-_USUAL_FIRST_PORT = 1024
 
 
 def run_check(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
@@ -54,10 +54,8 @@ def run_check(invocation: Invocation, console: Console, environ: Mapping[str, st
     servers, problems = find_problems(invocation, environ)
     status = _FAILED if problems else 0
     if invocation.output is OutputForm.JSON:
-        found = [
-            {"where": problem.where, "problem": problem.problem, "remedy": problem.remedy}
-            for problem in problems
-        ]
+        members = ("where", "problem", "remedy")
+        found = [{name: getattr(problem, name) for name in members} for problem in problems]
         console.write(encode_document({"problems": found, "servers": servers, "exit_status": status}))
         return status
     for problem in problems:
@@ -83,7 +81,7 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
         return 0, problems
     plan = make_plan(
         invocation,
-        running=[server.running for server in inventory.found],
+        running=inventory.found,
         configured=configured,
         host=inventory.host,
     )
@@ -109,9 +107,12 @@ class _Checker:
         if target.operation is not Operation.CHECK or target.settings is None:
             return
         settings = target.settings
-        account, refusal = self._account(target, settings)
-        if refusal is not None:
-            yield refusal
+        account = None
+        user = settings.user or self._inventory.default_user
+        try:
+            account = runnable_account(user, self._inventory.environ, where=_place(target, "USER", user))
+        except ConfigError as exc:
+            yield exc
         # All problems of a server at once: nobody wants to run check once for each.
         yield from self._check_releases(target, settings)
         yield from self._check_port(target, settings)
@@ -124,13 +125,6 @@ class _Checker:
         if account is not None:
             yield from self._check_log(target, settings, account)
             yield from _check_database(target, settings, account)
-
-    def _account(self, target: Target, settings: ServerSettings) -> tuple[Account | None, ConfigError | None]:
-        user = settings.user or self._inventory.default_user
-        try:
-            return runnable_account(user, self._inventory.environ, where=_place(target, "USER", user)), None
-        except ConfigError as exc:
-            return None, exc
 
     def _check_releases(self, target: Target, settings: ServerSettings) -> Iterator[ConfigError]:
         for release in settings.releases:
@@ -189,7 +183,6 @@ class _Checker:
 
 
 def _check_listen(target: Target, address: str) -> Iterator[ConfigError]:
-    """Yield a problem if an address cannot be listened on: any port of it is bound for a moment."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.bind(socket_address(address, 0))
@@ -214,20 +207,16 @@ def _check_database(target: Target, settings: ServerSettings, account: Account) 
     database = settings.ssl
     if database is None:
         return
-    where = _place(target, "SSL", str(database))
     if database.exists():
-        if not (database.is_dir() and _may_write(account, database)):
-            yield ConfigError(
-                f"{database} is no directory that user {account.name} may write",
-                where=where,
-                remedy="let the server's user own its certificate database",
-            )
-    elif not _may_write(account, database.parent):
-        yield ConfigError(
-            f"certificate database {database} is missing, and user {account.name} cannot make it",
-            where=where,
-            remedy="make its parent directory, and let the server's user write there",
-        )
+        fits = database.is_dir() and _may_write(account, database)
+        problem = f"{database} is no directory that user {account.name} may write"
+        remedy = "let the server's user own its certificate database"
+    else:
+        fits = _may_write(account, database.parent)
+        problem = f"certificate database {database} is missing, and user {account.name} cannot make it"
+        remedy = "make its parent directory, and let the server's user write there"
+    if not fits:
+        yield ConfigError(problem, where=_place(target, "SSL", str(database)), remedy=remedy)
 
 
 def _may_write(account: Account, path: Path) -> bool:
@@ -237,9 +226,7 @@ def _may_write(account: Account, path: Path) -> bool:
     """
     if account.is_caller:
         return os.access(path, os.W_OK | os.X_OK if path.is_dir() else os.W_OK, effective_ids=True)
-    conditions = ["-w", str(path)]
-    if path.is_dir():
-        conditions += ["-a", "-x", str(path)]
+    conditions = ["-w", str(path), *(["-a", "-x", str(path)] if path.is_dir() else [])]
     asked = subprocess.run(
         ["/usr/bin/test", *conditions],
         check=False,
@@ -260,10 +247,9 @@ def _place(target: Target, variable: str, value: str) -> str:
 
 
 def _first_port() -> int:
-    """Return the first port for plain users (ip(7), ip_unprivileged_port_start)."""
     with contextlib.suppress(OSError, ValueError):
         return int(_FIRST_PORT.read_text(encoding="ascii"))
-    return _USUAL_FIRST_PORT
+    return 1024
 
 
 def _single_faults(fault: ConfigError) -> list[ConfigError]:

@@ -34,11 +34,7 @@ class Owner:
 
     @classmethod
     def find(cls, name: str | None, environ: Mapping[str, str]) -> Owner:
-        """Return the named user; by default the caller, and for root the service's user.
-
-        Raises:
-            ConfigError: there is no such user.
-        """
+        """Return the named user, by default the caller, for root the service's; may raise ConfigError."""
         wanted = name or (SERVICE_USER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
         try:
             entry = pwd.getpwnam(wanted)
@@ -62,16 +58,9 @@ class LineParser(argparse.ArgumentParser):
 
 
 class VerbParser(LineParser):
-    """The parser of a program with verbs.
+    """The parser of a program with verbs; ``common`` takes the options of all, before the verbs are added.
 
-    Args:
-        program: its name.
-        description: what it is for.
-        example: its most useful call.
-        whose: what ``-u`` selects.
-        examples: arguments of each verb's example, by verb.
-
-    ``common`` takes the options of all verbs, before the verbs are added.
+    ``examples`` are the arguments of each verb's example, and ``example`` those of the program's.
     """
 
     def __init__(
@@ -97,10 +86,7 @@ class VerbParser(LineParser):
 
 
 def guarded(program: str, command: Callable[[], int]) -> int:
-    """Run a command; return its exit status, after one line on standard error if it failed.
-
-    Ctrl-C and a reader that has gone end here.
-    """
+    """Run a command; return its exit status, after one line on standard error if it failed or Ctrl-C came."""
     try:
         with guard_stdout(program):
             return command()
@@ -118,12 +104,7 @@ def absolute_path(text: str) -> Path:
 
 
 def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
-    """Write a certificate to a file, or to standard output.
-
-    Raises:
-        UsageError: standard output is a terminal, and the data are no text.
-        ConfigError: the file cannot be written.
-    """
+    """Write a certificate to a file, or to standard output if that is no terminal or the data are text."""
     if output is None:
         if not is_text and sys.stdout.isatty():
             raise UsageError("DER is no text for a terminal", remedy="name a file with -o, or say --pem")
@@ -138,10 +119,7 @@ def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
 def run_as_owner(
     owner: Owner, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None
 ) -> int:
-    """Run a module of this program as the owner, since a server cannot use files that root made.
-
-    ``output`` is its standard output; None for this process's.
-    """
+    """Run a module of this program as the owner, since a server cannot use files that root made."""
     entry = pwd.getpwnam(owner.name)
     with subprocess.Popen(
         # -P: nothing is imported from the working directory.

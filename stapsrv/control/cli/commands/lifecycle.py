@@ -15,7 +15,7 @@ import attrs
 from stapsrv.config.files import decode_config, parse_assignments
 from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
 from stapsrv.control.cli.execute import Executor, failure
-from stapsrv.control.cli.inventory import Inventory
+from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.invocation import Action, Invocation
 from stapsrv.control.cli.plan import Operation, Plan, Target, make_plan
 from stapsrv.control.cli.report import Reporter, Verb
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 
 def line_of(file: str, variable: str, value: str | None = None) -> str:
-    """Return ``FILE:LINE`` of the last assignment to a variable; ``FILE`` if there is none.
-
-    With ``value``, only assignments of that value count.
-    """
+    """Return ``FILE:LINE`` of the last assignment to a variable, or of ``value`` to it; else ``FILE``."""
     try:
         assignments = parse_assignments(decode_config(Path(file).read_bytes(), where=file), where=file)
     except (OSError, ConfigError):
@@ -54,11 +51,7 @@ _VERBS = {Operation.STOP: Verb.STOP, Operation.DRAIN: Verb.DRAIN, Operation.UNDR
 
 
 def run_command(invocation: Invocation, reporter: Reporter, environ: Mapping[str, str]) -> int:
-    """Carry out an action on servers and report it; return the exit status.
-
-    Raises:
-        StapsrvError: it cannot be carried out at all.
-    """
+    """Carry out an action on servers and report it; return the exit status."""
     command = _Command(Inventory(invocation, environ), reporter)
     reloads = invocation.action in {Action.RELOAD, Action.FORCE_RELOAD} and not invocation.specifications
     status = command.reload() if reloads else command.act()
@@ -88,9 +81,7 @@ class _Command:
         self._say_if_none_runs(plan)
         targets = [target for target in plan.targets if self._is_to_be_done(target)]
         changed = [target for target in targets if self._changes_settings(target)]
-        kept = [
-            target for target in targets if target.operation is Operation.RESTART and target not in changed
-        ]
+        kept = [target for target in _with(Operation.RESTART, targets) if target not in changed]
         # All that stops comes first: what starts may want the same port.
         down = self._executor.stop([*_with(Operation.STOP, targets), *changed])
         self._executor.restart(kept)
@@ -135,7 +126,9 @@ class _Command:
 
     def _select(self) -> Plan:
         inventory, invocation = self._inventory, self._invocation
-        running = [server.running for server in inventory.found if server.own or invocation.specifications]
+        running: list[RunningServer] = [
+            server for server in inventory.found if server.own or invocation.specifications
+        ]
         wanted = self._wants_configured(running)
         if wanted and inventory.nothing_usable:
             return Plan(invocation.action, ())
@@ -210,10 +203,9 @@ class _Command:
             self._reporter.remark(line, done=target.exit_status == 0)
 
     def _not_own(self, target: Target) -> str | None:
-        found = self._executor.find(target)
-        if found is None or found.own:
+        if not isinstance(target.server, FoundServer) or target.server.own:
             return None
-        owner = found.supervisor["user"]
+        owner = target.server.supervisor["user"]
         return f"is a server of user {owner}; run stap-server as that user, or as root"
 
     def _user_error(self, user: str, where: str | None) -> str | None:

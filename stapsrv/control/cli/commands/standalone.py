@@ -27,7 +27,7 @@ _START_S = 60.0
 _STOP_S = 10.0
 
 _HELP = frozenset({"-h", "--help"})
-START_HELP = """\
+_START_HELP = """\
 usage: stap-start-server [options of stap-serverd]
 
 Start a stap-serverd in the background, print its process id once it accepts connections.
@@ -35,7 +35,7 @@ Start a stap-serverd in the background, print its process id once it accepts con
 example:
   stap-start-server -r 6.1.0-56-amd64 --port 5001 --log /tmp/stap-server.log
 """
-STOP_HELP = """\
+_STOP_HELP = """\
 usage: stap-stop-server PID
 
 End the stap-serverd with this process id, and return when it has ended.
@@ -46,10 +46,7 @@ example:
 
 
 def start_server() -> NoReturn:
-    """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts.
-
-    Exits 1, or as the server did, with the server's own reason if it does not start.
-    """
+    """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts."""
     _run("stap-start-server", _start, sys.argv[1:])
 
 
@@ -73,7 +70,7 @@ def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[
 
 def _start(argv: Sequence[str]) -> None:
     if _HELP.intersection(argv[:1]):
-        sys.stdout.write(START_HELP)
+        sys.stdout.write(_START_HELP)
         return
     with open_notifications(DAEMON) as notifications:
         server = subprocess.Popen(
@@ -96,7 +93,7 @@ def _start(argv: Sequence[str]) -> None:
 
 def _stop(argv: Sequence[str]) -> None:
     if _HELP.intersection(argv[:1]):
-        sys.stdout.write(STOP_HELP)
+        sys.stdout.write(_STOP_HELP)
         return
     if len(argv) != 1:
         raise UsageError("one process id is needed", remedy="usage: stap-stop-server PID")

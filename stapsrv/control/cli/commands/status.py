@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stapsrv.control.cli.console import (
-    StatusReport,
-    down_reasons,
-    health_remarks,
-    status_json,
-    status_lines,
-    title,
-)
+from stapsrv.control.cli.console import StatusReport, problem_lines, status_json, status_lines, title
 from stapsrv.control.cli.places import own_settings, readable_stat_paths
 from stapsrv.control.client.discovery import SupervisorScan
 
@@ -23,18 +16,14 @@ if TYPE_CHECKING:
 
 
 def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> StatusReport:
-    """Ask about the servers that a command line names.
-
-    Raises:
-        ConfigError: a global file, or the configuration directory, cannot be used.
-    """
+    """Ask about the servers that a command line names; ConfigError: a configuration cannot be used."""
     # Finding out who is meant needs modules that a plain status would wait for.
     from stapsrv.control.cli.inventory import Inventory  # noqa: PLC0415
     from stapsrv.control.cli.plan import Operation, make_plan  # noqa: PLC0415
     from stapsrv.control.protocol.schema import settings_info  # noqa: PLC0415
 
     inventory = Inventory(invocation, environ)
-    running = [*(server.running for server in inventory.found), *inventory.orphaned_servers]
+    running = [*inventory.found, *inventory.orphaned_servers]
     configured = inventory.configured if inventory.names_unknown(running) else []
     plan = make_plan(invocation, running=running, configured=configured, host=inventory.host)
     requested = [target.server for target in plan.targets if target.operation is Operation.REPORT]
@@ -49,7 +38,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         supervisor["servers"] = [
             server.info
             for server in inventory.found
-            if server.supervisor is supervisor and server.running in requested
+            if server.supervisor is supervisor and server in requested
         ]
     return StatusReport(
         [supervisor for supervisor in supervisors if supervisor["servers"]],
@@ -68,9 +57,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
 def status_of_all(
     config_file: str | None, environ: Mapping[str, str], *, answer_s: float | None = None
 ) -> StatusReport:
-    """Ask every supervisor that this user may ask about all its servers.
-
-    Each may take ``answer_s`` seconds; None for the usual ten.
+    """Ask every supervisor that this user may ask; each may take ``answer_s`` seconds, by default ten.
 
     Raises:
         ConfigError: a global file cannot be used.
@@ -95,6 +82,6 @@ def show_status(report: StatusReport, form: str, console: Console, environ: Mapp
     else:
         for line in status_lines(report):
             console.say(line)
-        console.complain_each((*down_reasons(report), *health_remarks(report)))
-    console.complain_each(report.problems)
+        console.complain(*problem_lines(report))
+    console.complain(*report.problems)
     return report.exit_status
