@@ -20,13 +20,16 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from stapsrv.errors import RequestRejected, TranslatorError
+
+if TYPE_CHECKING:
+    from stapsrv.sandbox.cgroup import RequestGroup
 
 _READ_BYTES = 65536
 _LOWEST_PRIORITY = 19
@@ -37,12 +40,12 @@ _REAP_S = 5.0
 class Containment(enum.Enum):
     """How a process tree is held together, the strongest first."""
 
+    # Nothing escapes: the tree ends with its first process, and that with this process.
     NAMESPACE = "process-id namespace"
-    """Nothing escapes: the tree ends with its first process, and that with this process."""
+    # The first process ends with this process; what left its session on purpose does not.
     DEATH_SIGNAL = "session with a death signal"
-    """The first process ends with this process; what left its session on purpose does not."""
+    # Ended by this process only.
     SESSION = "session"
-    """Ended by this process only."""
 
     @property
     def wrapper(self) -> tuple[str, ...]:
@@ -78,23 +81,8 @@ class ProcessResult:
     stderr: bytes
 
 
-class ControlGroup(Protocol):
-    """A control group that a process tree can be moved into."""
-
-    @property
-    def directory(self) -> Path:
-        """Its directory in the file system."""
-
-    def add_tree(self, pid: int) -> None:
-        """Move a process and its children into the group; raises OSError if they cannot go."""
-
-
 def check_program(path: Path) -> None:
-    """Check that a program exists: a program in front of it would report that in its own words.
-
-    Raises:
-        TranslatorError: it does not.
-    """
+    """Raise a TranslatorError if a program is missing: one in front of it would say that in its own words."""
     try:
         os.close(os.open(path, os.O_PATH | os.O_CLOEXEC))
     except OSError as exc:
@@ -120,21 +108,14 @@ async def run_process_tree(
     env: Mapping[bytes, bytes] | None = None,
     grace_s: float = 2.0,
     output_bytes: int = 1 << 20,
-    group: ControlGroup | None = None,
+    group: RequestGroup | None = None,
     background: bool = False,
 ) -> ProcessResult:
     """Run ``command`` with standard input from /dev/null until its process tree is gone.
 
-    Args:
-        command: the program and its arguments; no shell is involved.
-        deadline_s: seconds after which the tree is ended as TIMED_OUT.
-        containment: how the tree is held together.
-        cwd: None for this process's.
-        env: the whole environment; None for this process's.
-        grace_s: seconds between TERM and KILL to the tree.
-        output_bytes: of standard output and of standard error each; more ends the tree as OUTPUT_LIMIT.
-        group: the tree is moved into it; its owner ends the processes that this cannot.
-        background: give the tree the lowest priority.
+    No shell is involved. After ``deadline_s`` the tree is ended as TIMED_OUT, and by more than
+    ``output_bytes`` on either output as OUTPUT_LIMIT; ``grace_s`` lies between TERM and KILL. The tree is
+    moved into ``group``, whose owner ends what this cannot; ``background`` is the lowest priority.
 
     Raises:
         TranslatorError: the program could not be started, or not be moved into its group.
@@ -220,7 +201,7 @@ class ProcessTree:
         while self._child.poll() is None:
             await anyio.wait_readable(self._pidfd)
 
-    async def move_to_cgroup(self, group: ControlGroup) -> None:
+    async def move_to_cgroup(self, group: RequestGroup) -> None:
         """Move all processes of the tree into a control group; raises TranslatorError if they cannot go."""
         try:
             # The kernel may take a while to move a process.

@@ -106,9 +106,7 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
         ) from exc
     if not found:
         raise ConfigError(
-            f"{tree} is missing",
-            where=f"-r {argument}",
-            remedy=_remedy_for_missing_tree(argument, modules),
+            f"{tree} is missing", where=f"-r {argument}", remedy=_remedy_for_missing_tree(argument, modules)
         )
     return ServedRelease(argument, arch, argument, tree)
 

@@ -24,15 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stapsrv.config.addresses import parse_listen_address, parse_network
-from stapsrv.config.kinds import (
-    Kind,
-    absolute_path,
-    choice,
-    count,
-    duration,
-    size,
-    switch,
-)
+from stapsrv.config.kinds import Kind, absolute_path, choice, count, duration, size, switch
 from stapsrv.config.service import LOG_FORMAT, Service
 from stapsrv.config.setting import Group, Setting
 

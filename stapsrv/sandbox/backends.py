@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stapsrv.sandbox.mount_plan import Access, MountPlan
@@ -32,7 +32,8 @@ class Backend(enum.Enum):
 
     def command(self, plan: MountPlan, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` with that plan."""
-        return [*_COMMANDS[self](plan), *command]
+        wrapper = _bubblewrap(plan) if self is Backend.BUBBLEWRAP else _landlock(plan)
+        return [*wrapper, *command]
 
 
 def _bubblewrap(plan: MountPlan) -> Iterator[str]:
@@ -88,9 +89,3 @@ def _landlock(plan: MountPlan) -> Iterator[str]:
         if not mount.access.is_hidden:
             yield from (mount.access.name, str(mount.path))
     yield "--"
-
-
-_COMMANDS: Mapping[Backend, Callable[[MountPlan], Iterator[str]]] = {
-    Backend.BUBBLEWRAP: _bubblewrap,
-    Backend.LANDLOCK: _landlock,
-}

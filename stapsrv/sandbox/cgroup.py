@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.config.table import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
@@ -42,7 +42,7 @@ class Delegation:
         bounds = f" with {', '.join(self.controllers)}" if self.controllers else ""
         return f"{self.directory}{bounds}"
 
-    def make_group(self, name: str, limits: ResourceLimits) -> RequestGroup:
+    def make_group(self, name: str, limits: Limits) -> RequestGroup:
         """Make the group of one request, whose name no other has now; raises OSError if it cannot be made."""
         directory = self.directory / f"{_REQUEST}-{os.getpid()}-{name}"
         directory.mkdir()
@@ -126,7 +126,6 @@ def _own_group(cgroup: str, mountinfo: str) -> Path | None:
 
 
 def _is_delegated(group: Path) -> bool:
-    """Whether this user may make groups here and move processes."""
     files = (group / "cgroup.procs", group / "cgroup.subtree_control")
     return (
         # The host's root group has no such file: it is nobody's to divide.
@@ -144,7 +143,7 @@ def _remove_stale_groups(group: Path) -> None:
                 stale.rmdir()
 
 
-def _control_files(limits: ResourceLimits) -> Mapping[str, str]:
+def _control_files(limits: Limits) -> Mapping[str, str]:
     values = {}
     if limits.memory_bytes:
         values["memory.max"] = str(limits.memory_bytes)

@@ -12,19 +12,19 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from stapsrv.config.table import Limits
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import Containment, ExitReason, find_containment, run_process_tree
 from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.cgroup import find_delegation
-from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.limits import NO_LIMITS
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy, request_mounts
 from stapsrv.sandbox.sandbox import OFF, Sandbox
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.text import error_line
 
-AUTO = "auto"
-"""The value of SANDBOX that takes the first backend that works."""
+AUTO = "auto"  # the value of SANDBOX that takes the first backend that works
 _TRIAL_S = 20.0
 _REMEDY = (
     "install bubblewrap and let users make user namespaces (sysctl user.max_user_namespaces, "
@@ -36,17 +36,9 @@ _REMEDY = (
 async def find_sandbox(
     wanted: str, stap: Path, environ: Mapping[str, str], *, home: Path, workspace: Path
 ) -> Sandbox:
-    """Return the best sandbox that works on this host, for this user, now.
+    """Return the best sandbox in which ``stap`` runs on this host, for this user, now.
 
-    Args:
-        wanted: the setting SANDBOX.
-        stap: the program that has to run in it.
-        environ: the server's environment.
-        home: the home directory of the server's user.
-        workspace: a directory for the trials' files, which are removed.
-
-    Raises:
-        ConfigError: none works, or the wanted one does not.
+    ``wanted`` is the setting SANDBOX; a ConfigError says that it does not work, or that none does.
     """
     delegation = await anyio.to_thread.run_sync(find_delegation)
     if wanted == OFF:
@@ -101,7 +93,7 @@ async def _run(backend: Backend, plan: MountPlan, command: Sequence[str], *, exp
         b"LC_ALL": b"C",
     }
     try:
-        contained = Sandbox(backend).command(plan, ResourceLimits(nice=1), command)
+        contained = Sandbox(backend).command(plan, Limits({**NO_LIMITS.values, "nice": 1}), command)
         result = await run_process_tree(contained, deadline_s=_TRIAL_S, env=env)
     except TranslatorError as exc:
         return str(exc)

@@ -22,9 +22,7 @@ import time
 REFUSED = 125
 
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
-
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
-
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 # What Landlock handles, by the ABI that brought it.
@@ -82,7 +80,7 @@ def _check_caller() -> None:
 
 
 def _exit_code(status: int) -> int:
-    """Return a child's exit status; 128 + N when signal N ended it, as in a shell."""
+    # 128 + N when signal N ended it, as in a shell.
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -141,7 +139,6 @@ def _children() -> list[int]:
 
 
 def _call(what: str, result: int) -> int:
-    """Return the result of a system call, or raise its error."""
     if result < 0:
         raise _SetupError(f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
@@ -157,8 +154,7 @@ def _confine(mounts: list[tuple[str, str]], *, network: bool) -> None:
     # An older kernel refuses a structure that is longer than the one it knows.
     size = 8 if abi < _ABI_NETWORK else 16 if abi < _ABI_SCOPES else 24
     ruleset = _call(
-        "Landlock",
-        _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0),
+        "Landlock", _libc.syscall(_SYS_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     )
     for access, path in mounts:
         if access == "READ":

@@ -9,8 +9,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import attrs
-
 from stapsrv.config.kinds import encode_size
 from stapsrv.config.table import Limits
 
@@ -36,77 +34,58 @@ _MESSAGES = (
 _SIGNALS: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "file"}
 
 
-@attrs.frozen(kw_only=True)
-class ResourceLimits:
-    """The limits of one request; 0 is none.
+# Without a control group "cores" has no effect, and "memory_bytes" holds for each process alone.
+NO_LIMITS = Limits(dict.fromkeys(("cpu_s", "memory_bytes", "file_bytes", "processes", "cores", "nice"), 0))
 
-    ``cpu_s``, ``memory_bytes`` (of address space) and ``file_bytes`` hold for each process, ``processes`` and
-    ``cores`` (processors) for all together. In a control group ``memory_bytes`` holds for all together, too;
-    without one ``cores`` has no effect.
+
+def priority_command(limits: Limits) -> list[str]:
+    """Return the words before the command that contains a program: its priorities."""
+    # In some containers nobody may write there; then the kernel chooses by itself.
+    score = ("choom", "-n", str(_OOM_SCORE), "--") if os.access(_OOM_SCORE_FILE, os.W_OK) else ()
+    return [*score, *(("nice", "-n", str(limits.nice)) if limits.nice else ())]
+
+
+def limit_command(limits: Limits, *, others: int = 0) -> list[str]:
+    """Return the words before the program itself: its limits.
+
+    ``others`` is the number of processes that the kernel counts beside the program's; none in namespaces.
     """
+    wanted = [
+        ("cpu", resource.RLIMIT_CPU, max(1, round(limits.cpu_s)) if limits.cpu_s else 0, _OVERTIME_S),
+        ("as", resource.RLIMIT_AS, limits.memory_bytes, 0),
+        ("fsize", resource.RLIMIT_FSIZE, limits.file_bytes, 0),
+        ("nproc", resource.RLIMIT_NPROC, limits.processes and limits.processes + others, 0),
+    ]
+    return ["prlimit", "--core=0", *_prlimit_options(wanted), "--"]
 
-    cpu_s: float = 0.0
-    memory_bytes: int = 0
-    file_bytes: int = 0
-    processes: int = 0
-    cores: float = 0.0
-    nice: int = 0
 
-    @classmethod
-    def of(cls, limits: Limits) -> ResourceLimits:
-        """Return the limits that a server's settings name."""
-        return cls(**{field.name: getattr(limits, field.name) for field in attrs.fields(cls)})
+def explain_limit(limits: Limits, status: int, stderr: bytes, *, exceeded: str | None = None) -> str | None:
+    """Return the message for the limit that a program met, as far as its end shows one.
 
-    def priority_command(self) -> list[str]:
-        """Return the words before the command that contains a program: its priorities."""
-        # In some containers nobody may write there; then the kernel chooses by itself.
-        score = ("choom", "-n", str(_OOM_SCORE), "--") if os.access(_OOM_SCORE_FILE, os.W_OK) else ()
-        return [*score, *(("nice", "-n", str(self.nice)) if self.nice else ())]
+    ``status`` is -N when signal N ended it, 128 + N from a program in between; ``exceeded`` is the limit that
+    its control group met.
+    """
+    messages = _messages(limits)
+    if status == 0:
+        # It may have started others that met a limit, and done without what they should have found.
+        return messages.get(exceeded)
+    ended_by = _SIGNALS.get(-status if status < 0 else status - 128)
+    printed = (limit for limit, words in _MESSAGES if words.search(stderr))
+    met = (limit for limit in (exceeded, ended_by, *printed) if limit in messages)
+    return next((messages[limit] for limit in met), None)
 
-    def limit_command(self, *, others: int = 0) -> list[str]:
-        """Return the words before the program itself: its limits.
 
-        ``others`` is the number of processes that the kernel counts beside the program's; none in namespaces.
-        """
-        seconds = max(1, round(self.cpu_s)) if self.cpu_s else 0
-        wanted = [
-            ("cpu", resource.RLIMIT_CPU, seconds, _OVERTIME_S),
-            ("as", resource.RLIMIT_AS, self.memory_bytes, 0),
-            ("fsize", resource.RLIMIT_FSIZE, self.file_bytes, 0),
-            ("nproc", resource.RLIMIT_NPROC, self.processes and self.processes + others, 0),
-        ]
-        return ["prlimit", "--core=0", *_prlimit_options(wanted), "--"]
-
-    def explain(self, status: int, stderr: bytes, *, exceeded: str | None = None) -> str | None:
-        """Return the message for the limit that a program met, as far as its end shows one.
-
-        Args:
-            status: its exit status, ``-N`` when signal N ended it; 128 + N from a program in between.
-            stderr: its standard error.
-            exceeded: the limit that its control group met.
-        """
-        messages = self._messages()
-        if status == 0:
-            # It may have started others that met a limit, and done without what they should have found.
-            return messages.get(exceeded)
-        ended_by = _SIGNALS.get(-status if status < 0 else status - 128)
-        printed = (limit for limit, words in _MESSAGES if words.search(stderr))
-        met = (limit for limit in (exceeded, ended_by, *printed) if limit in messages)
-        return next((messages[limit] for limit in met), None)
-
-    def _messages(self) -> dict[str | None, str]:
-        memory, file = encode_size(self.memory_bytes), encode_size(self.file_bytes)
-        messages = {
-            "cpu": (self.cpu_s, f"more than {self.cpu_s:g} seconds of processor time (LIMIT_CPU"),
-            "memory": (self.memory_bytes, f"more than {memory} of memory (LIMIT_MEMORY"),
-            "file": (self.file_bytes, f"a file of more than {file} (LIMIT_FILE"),
-            "processes": (self.processes, f"more than {self.processes} processes (LIMIT_PROCESSES"),
-        }
-        return {
-            name: f"The compile needed {what} of this server)"
-            for name, (limit, what) in messages.items()
-            if limit
-        }
+def _messages(limits: Limits) -> dict[str | None, str]:
+    memory, file = encode_size(limits.memory_bytes), encode_size(limits.file_bytes)
+    messages = {
+        "cpu": (limits.cpu_s, f"more than {limits.cpu_s:g} seconds of processor time (LIMIT_CPU"),
+        "memory": (limits.memory_bytes, f"more than {memory} of memory (LIMIT_MEMORY"),
+        "file": (limits.file_bytes, f"a file of more than {file} (LIMIT_FILE"),
+        "processes": (limits.processes, f"more than {limits.processes} processes (LIMIT_PROCESSES"),
+    }
+    return {
+        name: f"The compile needed {what} of this server)" for name, (most, what) in messages.items() if most
+    }
 
 
 def count_processes(loadavg: Path = Path("/proc/loadavg")) -> int:

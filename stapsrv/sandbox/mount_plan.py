@@ -45,11 +45,8 @@ class MountPoint:
 class MountPlan:
     """All that a contained program sees, beside ``/proc`` with its own processes and a small ``/dev``.
 
-    Attributes:
-        mounts: the shallow ones first; none repeats what the one above it gives already.
-        links: the shallow ones first; none lies in a directory that a mount shows.
-        directory: the program's working directory, at or below one of the mounts.
-        network: whether it is on the host's network, else on none.
+    The shallow mounts and links come first. No mount repeats what the one above it gives already, and no link
+    lies in a directory that a mount shows. ``directory`` is the program's working directory.
     """
 
     mounts: tuple[MountPoint, ...]

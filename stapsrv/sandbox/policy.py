@@ -50,16 +50,7 @@ _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale
 class SandboxPolicy:
     """What the requests of one server may see and change, beside what every request may.
 
-    Attributes:
-        stap: the translator.
-        environ: the server's environment.
-        home: the home directory of the server's user.
-        build_trees: of the kernels that it serves.
-        releases: their names.
-        read: further paths to show: tapsets and runtime, what the operator adds.
-        write: further paths that requests may change.
-        secret: paths to hide, even where they lie in something that is shown.
-        own_stap_cache: the cache of these requests; None: where stap has it.
+    ``secret`` paths are hidden even where they lie in something that is shown.
     """
 
     stap: Path
@@ -70,7 +61,7 @@ class SandboxPolicy:
     read: tuple[Path, ...] = ()
     write: tuple[Path, ...] = ()
     secret: tuple[Path, ...] = ()
-    own_stap_cache: Path | None = None
+    own_stap_cache: Path | None = None  # None: where stap has it
 
     @property
     def network(self) -> bool:
@@ -112,7 +103,6 @@ def tool_mounts(read: Iterable[Path], directory: Path) -> MountPlan:
 
 
 def _resolve(wanted: Iterable[tuple[Path, Access]], cwd: Path, *, network: bool) -> MountPlan:
-    """Follow the links of each path, leave out what does not exist, and plan the rest."""
     mounts: list[MountPoint] = []
     links: list[Link] = []
     for path, access in wanted:
@@ -173,7 +163,6 @@ def _debuginfo_caches(policy: SandboxPolicy) -> Iterator[Path]:
 
 
 def _paths_in(environ: Mapping[str, str]) -> Iterator[Path]:
-    """Give the absolute paths in the variables that stap and the linker read."""
     for variable in _PATH_VARIABLES:
         yield from _absolute(environ.get(variable, "").split(":"))
     # A sign before an entry says how its checksums count.

@@ -11,11 +11,12 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from stapsrv.config.table import Limits
 from stapsrv.errors import ConfigError
 from stapsrv.process import Containment
 from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup
-from stapsrv.sandbox.limits import ResourceLimits, count_processes
+from stapsrv.sandbox.limits import count_processes, limit_command, priority_command
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import (
     SandboxPolicy,
@@ -25,24 +26,18 @@ from stapsrv.sandbox.policy import (
     tool_mounts,
 )
 
-OFF = "off"
-"""The value of SANDBOX that contains nothing."""
+OFF = "off"  # the value of SANDBOX that contains nothing
 # The first line of a wrapper's own error; stap's errors begin otherwise.
 _WRAPPER_ERROR = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .*")
 
 
 @attrs.frozen
 class Sandbox:
-    """How compiles are contained on this host.
-
-    Attributes:
-        backend: None where the operator wants none.
-        containment: how a compile's process tree is held together.
-        delegation: the control group to divide among requests; None where the host delegates none.
-    """
+    """How compiles are contained on this host; ``backend`` is None where the operator wants none."""
 
     backend: Backend | None
     containment: Containment = Containment.SESSION
+    # The control group to divide among requests, where the host delegates one.
     delegation: Delegation | None = None
 
     @property
@@ -73,14 +68,12 @@ class Sandbox:
             return _uncontained(directory)
         return tool_mounts(read, directory)
 
-    def command(
-        self, plan: MountPlan, limits: ResourceLimits, command: Sequence[str | bytes]
-    ) -> list[str | bytes]:
+    def command(self, plan: MountPlan, limits: Limits, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` contained, with those mounts and limits."""
-        inner = [*limits.limit_command(others=0 if self.has_namespaces else count_processes()), *command]
+        inner = [*limit_command(limits, others=0 if self.has_namespaces else count_processes()), *command]
         if self.backend is None:
-            return [*limits.priority_command(), *self.containment.wrapper, *inner]
-        return [*limits.priority_command(), *self.backend.command(plan, inner)]
+            return [*priority_command(limits), *self.containment.wrapper, *inner]
+        return [*priority_command(limits), *self.backend.command(plan, inner)]
 
     def environment(
         self, environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
@@ -91,7 +84,7 @@ class Sandbox:
         return contained_environment(environ, temporary=temporary, network=network)
 
     @contextlib.asynccontextmanager
-    async def request_cgroup(self, name: str, limits: ResourceLimits) -> AsyncIterator[RequestGroup | None]:
+    async def request_cgroup(self, name: str, limits: Limits) -> AsyncIterator[RequestGroup | None]:
         """Hold a control group for the block; None without delegation. May raise OSError."""
         if self.delegation is None:
             yield None
@@ -110,11 +103,7 @@ class Sandbox:
         return None if status == 0 or error is None else error[0].decode(errors="replace")
 
     def check_plan(self, plan: MountPlan) -> None:
-        """Check that the backend can do what a plan asks for.
-
-        Raises:
-            ConfigError: a directory is to be shown without a part of it, and the backend cannot do that.
-        """
+        """Raise a ConfigError if a plan shows a directory without a part that the backend cannot hide."""
         if self.backend is None or self.has_namespaces or not plan.hidden:
             return
         hidden = plan.hidden[0]

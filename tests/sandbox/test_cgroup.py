@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from kit.trees import shell
 
+from stapsrv.config.table import Limits
 from stapsrv.errors import TranslatorError
 from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup, find_delegation
-from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.limits import NO_LIMITS
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
 
-BOUNDS = ResourceLimits(memory_bytes=1 << 30, processes=100, cores=2)
+BOUNDS = Limits({"memory_bytes": 1 << 30, "processes": 100, "cores": 2})
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ async def test_removing_a_group_ends_what_left_the_session(real, monkeypatch, tm
 
     monkeypatch.setattr(RequestGroup, "add_tree", add_and_let_go)
     with gate.open("r+b", buffering=0) as letting_go:
-        async with sandbox.request_cgroup("x", ResourceLimits()) as group:
+        async with sandbox.request_cgroup("x", NO_LIMITS) as group:
             script = 'setsid sleep 1000 & echo $!; exec 1>&- 2>&-; read word <"$1"'
             result = await run_process_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
             escaped = int(result.stdout)
@@ -153,7 +154,7 @@ async def test_removing_a_group_ends_what_left_the_session(real, monkeypatch, tm
 
 @pytest.mark.root
 def test_children_started_before_are_moved_too(real):
-    group = real.make_group("x", ResourceLimits())
+    group = real.make_group("x", NO_LIMITS)
     with subprocess.Popen(shell("sleep 1000 & sleep 1000 & echo; wait"), stdout=subprocess.PIPE) as parent:
         parent.stdout.readline()
         group.add_tree(parent.pid)
@@ -168,7 +169,7 @@ async def test_memory_limit_holds_for_the_group(real):
     if "memory" not in real.controllers:
         pytest.skip("this host hands down no memory controller")
     sandbox = Sandbox(None, delegation=real)
-    bounds = ResourceLimits(memory_bytes=64 << 20)
+    bounds = Limits({**NO_LIMITS.values, "memory_bytes": 64 << 20})
     async with sandbox.request_cgroup("x", bounds) as group:
         command = ["/usr/bin/python3", "-c", f"x = bytearray({128 << 20})"]
         result = await run_process_tree(command, deadline_s=60, group=group)

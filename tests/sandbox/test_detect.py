@@ -8,12 +8,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from stapsrv.config.table import Limits
 from stapsrv.errors import ConfigError
 from stapsrv.process import Containment
 from stapsrv.sandbox import backends, detect
 from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.detect import find_sandbox
-from stapsrv.sandbox.limits import ResourceLimits
 from stapsrv.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.anyio
@@ -37,12 +37,9 @@ def stand_in(monkeypatch):
     """Replace the commands of backends; those that are not named fail."""
 
     def install(**commands):
-        table = {backend: commands.get(backend.value, ("false",)) for backend in Backend}
-        monkeypatch.setattr(
-            backends,
-            "_COMMANDS",
-            {backend: lambda _plan, words=words: words for backend, words in table.items()},
-        )
+        for backend in Backend:
+            words = commands.get(backend.value, ("false",))
+            monkeypatch.setattr(backends, f"_{backend.value}", lambda _plan, words=words: words)
 
     return install
 
@@ -114,5 +111,5 @@ async def test_off_contains_nothing(find, stand_in):
     found = await find("off")
     assert (found.name, found.backend) == ("off", None)
     assert found.containment is Containment.NAMESPACE
-    command = found.command(attrs.NOTHING, ResourceLimits(nice=3), ["program"])
+    command = found.command(attrs.NOTHING, Limits({"nice": 3}), ["program"])
     assert command[:8] == ["choom", "-n", "500", "--", "nice", "-n", "3", "setpriv"]

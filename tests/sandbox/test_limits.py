@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from kit.trees import shell
 
-from stapsrv.config.settings import Limits, ServerSettings
+from stapsrv.config.settings import ServerSettings
+from stapsrv.config.table import Limits
 from stapsrv.process import run_process_tree
 from stapsrv.sandbox.backends import Backend
-from stapsrv.sandbox.limits import ResourceLimits, count_processes
+from stapsrv.sandbox.limits import NO_LIMITS, count_processes, explain_limit, limit_command
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
@@ -28,6 +29,11 @@ def anyio_backend() -> str:
 
 PYTHON = "/usr/bin/python3"
 MEBI = 1 << 20
+
+
+def only(**limits: float) -> Limits:
+    """Return those limits and no other."""
+    return Limits({**NO_LIMITS.values, **limits})
 
 
 @pytest.fixture(params=[*Backend, None], ids=lambda kind: kind.value if kind else "off")
@@ -46,9 +52,9 @@ async def run_limited(request, available, tmp_path):
     plan: MountPlan = sandbox.request_mounts(policy, directory, cwd=directory)
 
     async def run(command, **limits):
-        bounds = ResourceLimits(**limits)
+        bounds = only(**limits)
         result = await run_process_tree(sandbox.command(plan, bounds, command), deadline_s=60, cwd=directory)
-        return result, bounds.explain(result.status, result.stderr)
+        return result, explain_limit(bounds, result.status, result.stderr)
 
     return run
 
@@ -77,8 +83,8 @@ async def test_file_limit_ends_the_program_and_is_named(run_limited, tmp_path):
 def test_process_limit_leaves_room_for_the_host_s_processes(tmp_path):
     assert count_processes() >= len(list(Path("/proc").glob("[0-9]*"))) // 2
     assert count_processes(tmp_path / "missing") == 0
-    assert ResourceLimits(processes=3).limit_command(others=4)[2] == "--nproc=7:7"
-    assert "--nproc" not in " ".join(ResourceLimits().limit_command(others=4))
+    assert limit_command(only(processes=3), others=4)[2] == "--nproc=7:7"
+    assert "--nproc" not in " ".join(limit_command(only(), others=4))
 
 
 async def test_process_limit_stops_a_fork_bomb_and_is_named(run_limited):
@@ -111,17 +117,16 @@ async def test_priorities_are_set_and_other_limits_left_alone(run_limited):
     assert result.stdout.split() == [b"7", b"500", b"0", b"unlimited", b"unlimited", b"unlimited"]
 
 
-def test_limits_are_taken_from_a_server_s_settings():
-    limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 4096, "nice": 0}).limits
-    limits = ResourceLimits.of(limits)
-    assert (limits.cpu_s, limits.memory_bytes, limits.nice) == (9.0, 4096, 0)
-    assert limits.file_bytes == Limits().file_bytes > 0
-    assert limits.processes == Limits().processes > 0
+def test_limits_that_a_server_s_settings_do_not_name_have_their_defaults():
+    limits = ServerSettings(tuning={"cpu_s": 9.0, "memory_bytes": 0}).limits
+    command = limit_command(limits)
+    assert command[2].startswith("--cpu=9:")
+    assert command[3] == f"--fsize={Limits().file_bytes}:{Limits().file_bytes}"
 
 
 def test_lower_limits_are_not_raised(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _number: (5, 5))
-    command = ResourceLimits(cpu_s=60.0, memory_bytes=4096).limit_command()
+    command = limit_command(only(cpu_s=60.0, memory_bytes=4096))
     assert command == ["prlimit", "--core=0", "--cpu=5:5", "--as=5:5", "--"]
 
 
@@ -140,20 +145,20 @@ def test_lower_limits_are_not_raised(monkeypatch):
     ],
 )
 def test_limit_that_was_met_is_explained(status, stderr, exceeded, word):
-    limits = ResourceLimits(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
-    assert f"({word} of this server)" in limits.explain(status, stderr, exceeded=exceeded)
+    limits = only(cpu_s=1.0, memory_bytes=1, file_bytes=1, processes=1)
+    assert f"({word} of this server)" in explain_limit(limits, status, stderr, exceeded=exceeded)
 
 
 def test_limit_that_a_child_met_is_explained_after_success():
     """stap goes on without a feature of the kernel that it failed to look for."""
-    limits = ResourceLimits(processes=1)
-    assert "(LIMIT_PROCESSES of this server)" in str(limits.explain(0, b"", exceeded="processes"))
-    assert limits.explain(0, b"", exceeded="memory") is None
+    limits = only(processes=1)
+    assert "(LIMIT_PROCESSES of this server)" in str(explain_limit(limits, 0, b"", exceeded="processes"))
+    assert explain_limit(limits, 0, b"", exceeded="memory") is None
 
 
 def test_nothing_is_explained_without_a_limit_met():
-    limits = ResourceLimits(cpu_s=1.0, memory_bytes=1)
-    assert limits.explain(0, b"std::bad_alloc") is None
-    assert limits.explain(1, b"parse error") is None
-    assert limits.explain(1, b"File too large") is None
-    assert ResourceLimits().explain(-24, b"") is None
+    limits = only(cpu_s=1.0, memory_bytes=1)
+    assert explain_limit(limits, 0, b"std::bad_alloc") is None
+    assert explain_limit(limits, 1, b"parse error") is None
+    assert explain_limit(limits, 1, b"File too large") is None
+    assert explain_limit(only(), -24, b"") is None

@@ -28,7 +28,7 @@ from stapsrv.config.tuning import NOTHING_SET
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import ExitReason, ProcessResult, check_program, run_process_tree
 from stapsrv.rejection import RejectReason
-from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.limits import explain_limit
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
@@ -43,14 +43,8 @@ _SYSTEMTAP = Path("systemtap")
 class LocalEngine:
     """Runs stap on this host, contained, each job in a directory of its own that is removed afterwards.
 
-    Args:
-        stap: the translator.
-        sandbox: how compiles are contained.
-        workspace: where the directories are made.
-        environ: the environment that compiles inherit.
-        home: the home directory of the server's user, which answers do not mention.
-        secret: paths that no compile may see, wherever they lie.
-        temp_quota: of all compiles together; None for the default.
+    Compiles inherit ``environ``. Answers do not mention ``home``, the directory of the server's user, and no
+    compile sees a ``secret`` path.
     """
 
     def __init__(
@@ -94,11 +88,7 @@ class LocalEngine:
         )
 
     def check(self, settings: ServerSettings, release: ServedRelease) -> None:
-        """Check that jobs of a server can be contained; blocks on files.
-
-        Raises:
-            ConfigError: they cannot be.
-        """
+        """Raise a ConfigError if jobs of a server cannot be contained; blocks on files."""
         policy = self.policy(settings, release)
         try:
             plan = self.sandbox.request_mounts(policy, self.workspace.path, cwd=self.workspace.path)
@@ -132,7 +122,6 @@ class LocalEngine:
             )
 
     async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
-        """Compile a job in its directory; return the result, and whether stap built the module."""
         limits, files, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
         plan = await files.run(functools.partial(self._prepare, job, directory))
         ended, limit_met = await self._temp_quota.enforce(
@@ -153,7 +142,6 @@ class LocalEngine:
         return CompileResult(status, stdout, stderr, answered, limit_met), built
 
     def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
-        """Make a job's directories and files, and plan its mounts."""
         with _compile_errors():
             check_program(self.stap.path)
         (directory / _ANSWER).mkdir(mode=0o700, parents=True)
@@ -174,7 +162,7 @@ class LocalEngine:
     ) -> tuple[ProcessResult, str | None]:
         """Run stap; return its end, and the message for the resource limit that it met, if it met one."""
         settings = job.settings
-        limits = ResourceLimits.of(settings.limits)
+        limits = settings.limits
         command = stap_command(
             self.stap,
             settings,
@@ -196,8 +184,8 @@ class LocalEngine:
                     cwd=plan.directory,
                     env=environ,
                     deadline_s=job.deadline_s,
-                    grace_s=settings.limits.kill_grace_s,
-                    output_bytes=settings.limits.output_bytes,
+                    grace_s=limits.kill_grace_s,
+                    output_bytes=limits.output_bytes,
                     group=group,
                     background=job.background,
                 )
@@ -205,7 +193,7 @@ class LocalEngine:
         error = self.sandbox.setup_error(result.status, result.stderr)
         if error is not None:
             raise TranslatorError("The compile could not be started", where=error)
-        return result, limits.explain(result.status, result.stderr, exceeded=exceeded)
+        return result, explain_limit(limits, result.status, result.stderr, exceeded=exceeded)
 
 
 @contextlib.contextmanager

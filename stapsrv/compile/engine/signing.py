@@ -29,7 +29,7 @@ from stapsrv.compile.protocol.options import Privilege, parse_options
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
 from stapsrv.process import ExitReason, check_program, run_process_tree
-from stapsrv.sandbox.limits import ResourceLimits
+from stapsrv.sandbox.limits import NO_LIMITS
 from stapsrv.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -56,11 +56,7 @@ Server:     sudo mokutil --import {OWNER_CERTIFICATE}
 
 
 def refuse_signing_options(arguments: Sequence[bytes]) -> None:
-    """Refuse ``--sign-module``, which would make stap use or make keys on this host.
-
-    Raises:
-        RequestRejected: the option is there.
-    """
+    """Raise RequestRejected for ``--sign-module``, which would make stap use or make keys on this host."""
     # No real client sends it.
     if any(name == "sign-module" for name, _value in parse_options(arguments).options):
         raise RequestRejected("--sign-module is not for clients: this server signs the modules that need it")
@@ -93,11 +89,8 @@ async def add_signatures(
 class SignedForKernel:
     """The files of an answer to a client whose kernel wants modules signed.
 
-    Attributes:
-        files: with the modules signed, if ``trusted``; else unsigned, with the certificate of a key to enrol.
-        key: the fingerprint of that key.
-        trusted: whether the client's kernel trusts the key.
-        message: lines ``Server: ...`` for the client's user.
+    They are signed if that kernel trusts the key whose fingerprint is ``key``; else unsigned, with the
+    certificate of that key to enrol. ``message`` is for the client's user.
     """
 
     files: tuple[ResponseFile, ...]
@@ -120,10 +113,7 @@ class KernelSigner:
     ) -> SignedForKernel:
         """Sign modules with the first key that the client's kernel trusts, or offer it a key to trust.
 
-        ``fingerprints`` name the keys that it trusts; ``build_tree`` is the kernel's.
-
-        Raises:
-            TranslatorError: they could not be signed, or no key could be offered.
+        ``fingerprints`` name the keys that it trusts; a TranslatorError says that neither could be done.
         """
         key = await self._keys.find(fingerprints)
         if key is None:
@@ -148,7 +138,6 @@ class KernelSigner:
         )
 
     async def _append(self, module: bytes, key: Mok, build_tree: Path) -> bytes:
-        """Return ``module`` with its signature."""
         try:
             async with self._workspace.request_directory(keep=False) as directory:
                 path = directory / "module.ko"
@@ -168,7 +157,7 @@ class KernelSigner:
         )
         command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
         result = await run_process_tree(
-            self._sandbox.command(plan, ResourceLimits(), command),
+            self._sandbox.command(plan, NO_LIMITS, command),
             deadline_s=_SIGN_FILE_S,
             env=_SIGN_FILE_ENVIRONMENT,
         )

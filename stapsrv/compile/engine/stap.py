@@ -51,11 +51,7 @@ class StapProgram:
 
 
 async def find_stap(environ: Mapping[str, str]) -> StapProgram:
-    """Find ``$SYSTEMTAP_STAP`` or ``stap`` on the path, and ask it for its version.
-
-    Raises:
-        ConfigError: there is none, or it does not say its version.
-    """
+    """Find ``$SYSTEMTAP_STAP`` or ``stap`` on the path, and ask its version; may raise ConfigError."""
     wanted = environ.get("SYSTEMTAP_STAP") or "stap"
     found = shutil.which(wanted, path=environ.get("PATH"))
     if found is None:
@@ -89,10 +85,7 @@ def stap_command(
     privilege: Privilege | None,
     answer: Path,
 ) -> list[bytes]:
-    """Return the command line: the server's options, the privilege, the marker, the client's arguments.
-
-    ``answer`` is the directory for stap's files.
-    """
+    """Return the command line: the server's options, the privilege, the marker, the client's arguments."""
     own: list[str] = [str(stap.path), "-r", release.argument]
     if settings.arch is not None:
         own += ["-a", settings.arch]
@@ -112,11 +105,7 @@ def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str,
 
 
 def write_request(request: CompileRequest, root: Path) -> None:
-    """Write the request's directories and files below ``root``, which is empty.
-
-    Raises:
-        OSError: the disk is full or failing.
-    """
+    """Write the request's directories and files below ``root``, which is empty; may raise OSError."""
     base = os.fsencode(root)
     for directory in request.directories:
         os.mkdir(os.path.join(base, directory), mode=0o700)  # noqa: PTH102, PTH118 - client paths are bytes
@@ -129,11 +118,9 @@ def write_request(request: CompileRequest, root: Path) -> None:
 
 
 def read_answer(answer: Path, *, max_bytes: int) -> tuple[ResponseFile, ...]:
-    """Read the files of stap's directory that go to the client, in order of their names.
+    """Read the files of stap's directory that go to the client, by name; a TranslatorError if too much.
 
-    Raises:
-        TranslatorError: together they are larger than ``max_bytes``.
-        OSError: one cannot be read, or the directory is gone.
+    May raise OSError, also where the directory is gone.
     """
     answer.lstat()  # fails where somebody removed the directory, which a walk takes for empty
     found = []
@@ -168,7 +155,7 @@ def redact(text: bytes, paths: Sequence[Path]) -> bytes:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, as all that stap and the kernel's build give are."""
+    # All names that stap and the kernel's build give are UTF-8.
     return not any("\udc80" <= character <= "\udcff" for character in name)
 
 

@@ -40,18 +40,11 @@ class TempQuota:
         return sum(self._used.values())
 
     async def enforce(
-        self,
-        directory: Path,
-        run: Callable[[], Awaitable[_T]],
-        *,
-        most_bytes: int,
-        files: BlockingCalls,
+        self, directory: Path, run: Callable[[], Awaitable[_T]], *, most_bytes: int, files: BlockingCalls
     ) -> _T:
         """Return the result of ``run``, which is cancelled when ``directory`` holds more than ``most_bytes``.
 
-        Raises:
-            TranslatorError: too much was used, here or by all together.
-            Exception: what ``run`` raises.
+        Then, or when all together use too much, a TranslatorError is raised.
         """
         finished: list[_T] = []
         problems: list[Exception] = []

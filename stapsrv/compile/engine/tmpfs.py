@@ -45,7 +45,7 @@ class Tmpfs:
         return None
 
     def _is_safe(self) -> bool:
-        """Whether it is in memory, and nobody but this user can or will remove his files there."""
+        # In memory, and nobody but this user can or will remove his files there.
         mounts = self.mounts.read_text(encoding="utf-8", errors="replace").splitlines()
         types = [type_ for _, path, type_, *_ in map(str.split, mounts) if path == str(self.directory)]
         # The last mount covers those before it.
@@ -55,13 +55,12 @@ class Tmpfs:
         return is_tmpfs and is_sticky and not is_cleaned and os.access(self.directory, os.W_OK | os.X_OK)
 
     def _available_bytes(self) -> int:
-        """Return the memory that the host and the control groups leave to this process."""
         words = (line.split() for line in self.meminfo.read_text(encoding="ascii").splitlines())
         (available,) = (int(line[1]) * 1024 for line in words if line[0] == "MemAvailable:")
         return min([available, *self._cgroup_limits()])
 
     def _cgroup_limits(self) -> Iterator[int]:
-        """Give the memory limits of this process's control groups, and of those above them."""
+        # Those of this process's groups, and of all above them.
         for line in self.cgroups.read_text(encoding="utf-8", errors="replace").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers not in ("", "memory"):

@@ -36,15 +36,11 @@ _REMOVAL_S = 10.0
 
 
 class Workspace:
-    """This process's directory, made by :meth:`open`, and again if somebody removed it; to be closed.
-
-    Attributes:
-        path: absolute; mode 0700.
-        files: runs calls on its files, which may be on a file system that hangs.
-    """
+    """This process's directory, made by :meth:`open`, and again if somebody removed it; to be closed."""
 
     def __init__(self, path: Path, *lock_fds: int, kept_parent: Path | None = None) -> None:
         self.path = path
+        # For calls on its files, which may be on a file system that hangs.
         self.files = BlockingCalls()
         self._kept_parent = kept_parent or path.parent
         self._lock_fds = lock_fds
@@ -55,14 +51,9 @@ class Workspace:
 
     @classmethod
     def open(cls, parent: Path | None = None, *, memory: Path | None = None) -> Workspace:
-        """Remove the directories of dead processes, and make one.
+        """Remove the directories of dead processes, and make one; raises ConfigError if none can be made.
 
-        Args:
-            parent: where directories are kept (``-k``); ``$TMPDIR`` or /tmp by default.
-            memory: where to make it, instead of in ``parent``.
-
-        Raises:
-            ConfigError: no directory can be made there.
+        It is made in ``memory`` if that is given; else in ``parent``, where directories are kept (``-k``).
         """
         parent = Path(tempfile.gettempdir()) if parent is None else parent
         for directory in (parent, Tmpfs().directory):
@@ -85,9 +76,7 @@ class Workspace:
     async def request_directory(self, *, keep: bool, log: Log | None = None) -> AsyncIterator[Path]:
         """Hold an empty directory for the block; with ``keep`` (``-k``) it stays, and ``log`` says where.
 
-        Raises:
-            TranslatorError: none can be made, or not in time; or it cannot be kept.
-
+        A TranslatorError says that none can be made, or not in time, or that it cannot be kept.
         Cancellation: it is removed; where that takes long, nobody waits for the end.
         """
         discard = functools.partial(self.discard, keep=keep)
@@ -112,11 +101,7 @@ class Workspace:
             ) from exc
 
     def make_request_directory(self) -> Path:
-        """Make an empty directory for one request, mode 0700; :meth:`discard` removes it.
-
-        Raises:
-            OSError: it cannot be made.
-        """
+        """Make an empty directory for one request, mode 0700; may raise OSError."""
         try:
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
         except FileNotFoundError:
@@ -166,7 +151,6 @@ class Workspace:
 
 
 def _make(parent: Path) -> tuple[Path, int, int]:
-    """Make a workspace in ``parent``; return its path and the descriptors that lock it."""
     # Locked before it has the name that sweep() looks for: nobody finds it unlocked.
     unnamed = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
     with contextlib.ExitStack() as on_failure:

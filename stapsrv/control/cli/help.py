@@ -98,10 +98,7 @@ ACTIONS = {
         "stop all servers and start what the configuration says now; the unchanged ones lose no request",
         "stap-server force-reload",
     ),
-    "reload": (
-        "start, stop or change only what the configuration says otherwise now",
-        "stap-server reload",
-    ),
+    "reload": ("start, stop or change only what the configuration says otherwise now", "stap-server reload"),
     "status": ("tell about the servers named, or all", "stap-server status --json"),
     "drain": (
         "let servers finish what they have and take nothing new; they stay known",
