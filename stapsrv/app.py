@@ -189,10 +189,10 @@ class App:
         self._phase = Phase.STARTING
         self._faults: tuple[str, ...] = ()
         self.log = book.open(configuration.log_file)
-        for warning in (*options.warnings, *configuration.settings.warnings):
+        for warning in configuration.settings.warnings:
             self.log.warning("configuration.retired", warning=warning)
         only = configuration.only_server
-        tuning = options.tuning.over(configuration.settings.tuning)
+        tuning = configuration.settings.tuning
         # The workers of an only server are its bound, however few cores this host has.
         unset = tuning.effective("total_compiles") is None
         max_compiles = only.workers if only is not None and unset else total_compiles(tuning)
@@ -208,9 +208,7 @@ class App:
             log=self.log,
             max_compiles=max_compiles,
             auto_end=options.on_demand,
-            advertiser=ServerAdvertiser.from_settings(
-                options.mdns.over(configuration.settings.mdns), log=self.log
-            ),
+            advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
 
     def hang_up(self) -> None:

@@ -18,7 +18,7 @@ import attrs
 from stapsrv.app import App, Configuration
 from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import server_values
-from stapsrv.config.global_settings import can_write, global_defaults
+from stapsrv.config.global_settings import can_write, global_defaults, with_values
 from stapsrv.config.kinds import LogFormat
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError, first_error
@@ -119,8 +119,8 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
     configuration = _configuration(options, environ)
     if configuration.only_server is not None:
         start.sockets.check_all_used([configuration.only_server], controlled=False)
-    style = options.log_format or configuration.settings.log_format or LogFormat.CLASSIC
-    tuning = options.tuning.over(configuration.settings.tuning)
+    style = configuration.settings.log_format or LogFormat.CLASSIC
+    tuning = configuration.settings.tuning
     with contextlib.ExitStack() as held:
         book = held.enter_context(contextlib.closing(LogBook(style, terminal=_terminal())))
         supervisor_dir = None
@@ -129,7 +129,7 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
                 _make_parent(configuration.log_file)
             lock = hold_instance_lock(configuration.settings.stat_path, configuration.user)
             supervisor_dir = held.enter_context(lock)
-        metrics = _open_metrics(options.metrics or configuration.settings.metrics, supervisor_dir, held)
+        metrics = _open_metrics(configuration.settings.metrics, supervisor_dir, held)
         log = book.open(configuration.log_file)
         async with open_runtime(
             environ,
@@ -151,11 +151,17 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
 
 def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
     user = pwd.getpwuid(os.geteuid())
+    name = user.pw_name
     if options.server is not None:
-        return Configuration.of_one_server(options.server, user=user.pw_name, environ=environ)
-    home = Path(environ.get("HOME") or user.pw_dir)
-    base = global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
-    return Configuration.read(base, options.config_file, log=options.log, user=user.pw_name, environ=environ)
+        configuration = Configuration.of_one_server(options.server, user=name, environ=environ)
+    else:
+        home = Path(environ.get("HOME") or user.pw_dir)
+        base = global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
+        configuration = Configuration.read(
+            base, options.config_file, log=options.log, user=name, environ=environ
+        )
+    settings = with_values(configuration.settings, options.service, options.warnings)
+    return attrs.evolve(configuration, settings=settings)
 
 
 def _open_metrics(

@@ -10,16 +10,14 @@ from typing import Any
 import attrs
 
 from stapsrv import __version__
-from stapsrv.config.addresses import MetricsAddress
 from stapsrv.config.files import retired_warning
-from stapsrv.config.global_settings import MdnsSettings
-from stapsrv.config.kinds import Kind, LogFormat, choice, count
+from stapsrv.config.kinds import Kind, choice, count
 from stapsrv.config.option_parser import Append, OptionParser
 from stapsrv.config.service import Service
 from stapsrv.config.setting import Group, Setting
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import RETIRED, Description, Limits, NetworkAccess, SharedLimits
-from stapsrv.config.tuning import NOTHING_SET, Tuning, with_tuning
+from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import UsageError
 
 PROGRAM = "stap-serverd"
@@ -79,57 +77,41 @@ _ROWS: dict[str, Setting[Any]] = {row.option: row for rows in _GROUPS.values() f
 class DaemonOptions:
     """What the command line asks for; None for as configured.
 
-    Attributes:
-        server: the one server to host, or None to host the configured ones.
-        resume: start again what a supervisor that died had on record.
-        on_demand: host nothing at first, and end when the last server has stopped.
-        use_password: the certificate databases have a password, read from the file or inherited descriptor.
-        backend: the event loop; None: uvloop where it is installed, else asyncio.
-        tuning: what is set for all servers together.
-        warnings: a line for each option that has no effect any more.
+    ``server`` is the one server to host; None hosts those that are configured. ``service`` has values for the
+    service, by attribute, which go before those of the global file.
     """
 
     server: ServerSettings | None = None
     log: Path | None = None
-    log_format: LogFormat | None = None
     config_file: Path | None = None
+    # Start again what a supervisor that died had on record.
     resume: bool = True
+    # Host nothing at first, and end when the last server has stopped.
     on_demand: bool = False
-    metrics: MetricsAddress | None = None
     use_password: bool = False
     password_file: Path | None = None
     password_descriptor: int | None = None
     backend: str | None = None
-    mdns_enabled: bool | None = None
-    mdns_interfaces: tuple[str, ...] | None = None
-    mdns_host: str | None = None
-    tuning: Tuning = NOTHING_SET
+    service: Mapping[str, Any] = {}
     warnings: tuple[str, ...] = ()
-
-    @property
-    def mdns(self) -> MdnsSettings:
-        """How to advertise servers, as far as the command line says it."""
-        return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
 
 def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None = None) -> DaemonOptions:
     """Read the command line; ``described`` are settings of the environment, for a server that it describes.
 
-    Raises:
-        UsageError: it cannot be understood; the text names the option.
+    The text of a UsageError names the option that cannot be understood.
     """
     values = vars(_parser().read(argv))
     typed = values.pop("typed")
     for option, text in typed:
         if option in _ROWS:
             _add(values, option, text)
-    shared = {
-        row.attribute: values.pop(row.attribute) for row in SharedLimits.rows if row.attribute in values
-    }
+    rows = (*Service.rows, *SharedLimits.rows)
+    service = {row.attribute: values.pop(row.attribute) for row in rows if row.attribute in values}
     daemon = {
         field.name: values.pop(field.name) for field in attrs.fields(DaemonOptions) if field.name in values
     }
-    daemon["tuning"] = Tuning(shared)
+    daemon["service"] = service
     daemon["warnings"] = tuple(retired_warning(option) for option, _ in typed if option not in _ROWS)
     if not values:
         return DaemonOptions(**daemon)
@@ -140,7 +122,7 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
                 remedy="leave one of the two out",
             )
     settings = with_tuning({**(described or {}), **values})
-    settings |= {name: daemon[name] for name in _FOR_BOTH if name in daemon}
+    settings |= {name: value for name, value in (daemon | service).items() if name in _FOR_BOTH}
     return DaemonOptions(server=ServerSettings(**settings), **daemon)
 
 

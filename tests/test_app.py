@@ -149,9 +149,9 @@ def test_retired_setting_does_not_stop_a_server_and_is_one_warning(site):
         stop(server)
     lines = [line[26:] for line in site.log.read_text().splitlines() if "no effect" in line]
     assert lines == [
-        "--standby has no effect any more and can be removed",
         "STAPSRV_STANDBY has no effect any more and can be removed",
         f"{site.config}:4: STANDBY has no effect any more and can be removed",
+        "--standby has no effect any more and can be removed",
     ]
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stapsrv.config.global_settings import MdnsSettings
 from stapsrv.config.kinds import LogFormat
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.tuning import Tuning
 from stapsrv.daemon_options import DaemonOptions, parse_arguments
 from stapsrv.errors import UsageError
 
@@ -41,12 +39,12 @@ def test_options_attached_and_separate(line, settings):
         ("-c /a -c/b", DaemonOptions(config_file=Path("/b"))),
         (
             "--no-resume --on-demand --max-compiles 3",
-            DaemonOptions(resume=False, on_demand=True, tuning=Tuning({"total_compiles": 3})),
+            DaemonOptions(resume=False, on_demand=True, service={"total_compiles": 3}),
         ),
-        ("--no-mdns", DaemonOptions(mdns_enabled=False)),
+        ("--no-mdns", DaemonOptions(service={"mdns_enabled": False})),
         (
             "--mdns-interfaces eth0,192.0.2.1 --mdns-host=build.local",
-            DaemonOptions(mdns_interfaces=("eth0", "192.0.2.1"), mdns_host="build"),
+            DaemonOptions(service={"mdns_interfaces": ("eth0", "192.0.2.1"), "mdns_host": "build"}),
         ),
     ],
 )
@@ -114,10 +112,10 @@ def test_retired_option_is_accepted_with_a_warning():
 def test_log_format_applies_to_daemon_and_server():
     options = parse_arguments(["-r", "6.1", "--log-format", "JSON"])
     assert options.server == ServerSettings(releases=("6.1",), log_format=LogFormat.JSON)
-    assert parse_arguments(["--log-format=journal"]).log_format is LogFormat.JOURNAL
+    assert options.service == {"log_format": LogFormat.JSON}
 
 
 def test_mdns_options_apply_to_the_one_server():
     options = parse_arguments(["-r", "6.1", "--no-mdns", "--mdns-host", "build"])
     assert options.server == ServerSettings(releases=("6.1",))
-    assert options.mdns == MdnsSettings(enabled=False, host="build")
+    assert options.service == {"mdns_enabled": False, "mdns_host": "build"}

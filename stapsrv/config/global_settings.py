@@ -24,32 +24,11 @@ SERVICE_USER = "stap-server"
 DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-server"))
 
 
-class MdnsSettings(NamedTuple):
-    """How this host's servers are advertised, as far as one source says it; None where it does not."""
-
-    enabled: bool | None = None
-    interfaces: tuple[str, ...] | None = None
-    host: str | None = None
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether servers are advertised: they are, unless somebody says no."""
-        return self.enabled is not False
-
-    def over(self, base: MdnsSettings) -> MdnsSettings:
-        """Return what holds when this source goes before ``base``."""
-        return MdnsSettings(
-            *(theirs if own is None else own for own, theirs in zip(self, base, strict=True))  # type: ignore[arg-type]
-        )
-
-
-# Named tuples, not attrs: a plain status reads these settings, and prints before attrs would be loaded.
+# A named tuple, not attrs: a plain status reads these settings, and prints before attrs would be loaded.
 class GlobalSettings(NamedTuple):
-    """The global configuration: the rows of :class:`~stapsrv.config.service.Service`, and two more.
+    """The rows of :class:`~stapsrv.config.service.Service`, and what is set of the tunables.
 
-    Attributes:
-        tuning: what is set of the tunables, for every server and for the supervisor.
-        warnings: a line for each variable in the files and the environment that has no effect any more.
+    ``warnings`` has a line for each variable and option that has no effect any more.
     """
 
     config_path: Path = Service.config_path.default
@@ -63,11 +42,6 @@ class GlobalSettings(NamedTuple):
     mdns_host: str | None = None
     tuning: Tuning = NOTHING_SET
     warnings: tuple[str, ...] = ()
-
-    @property
-    def mdns(self) -> MdnsSettings:
-        """How servers are advertised."""
-        return MdnsSettings(self.mdns_enabled, self.mdns_interfaces, self.mdns_host)
 
     def default_user(self, invoker: str, *, euid: int) -> str:
         """Return the user that a server without one of its own runs as."""
@@ -84,11 +58,10 @@ def global_defaults(
 ) -> GlobalSettings:
     """Return the settings before any file is read: the system's paths, or a plain user's own.
 
-    Raises:
-        ConfigError: an environment variable has a wrong value.
+    Raises ConfigError for an environment variable with a wrong value.
     """
     if euid == 0:
-        return _lay_environ_over(SYSTEM_SETTINGS, environ)
+        return global_from_environ(environ)
     # XDG Base Directory Specification: relative values are ignored. The run-time directory has no default,
     # so without one the state goes beside the log: never to a name in /tmp that a stranger could have made.
     state = (_absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state") / "stap-server"
@@ -98,18 +71,24 @@ def global_defaults(
         settings = settings._replace(stat_path=runtime / "stap-server" if runtime else state / "run")
     if not can_write(settings.log_file):
         settings = settings._replace(log_file=state / "log")
-    return _lay_environ_over(settings, environ)
+    return global_from_environ(environ, settings)
 
 
-def global_from_environ(environ: Mapping[str, str]) -> GlobalSettings:
-    """Return the system's settings with what the environment says laid over them; may raise ConfigError."""
-    return _lay_environ_over(SYSTEM_SETTINGS, environ)
+def global_from_environ(environ: Mapping[str, str], base: GlobalSettings = SYSTEM_SETTINGS) -> GlobalSettings:
+    """Return ``base`` with what the environment says laid over it; may raise ConfigError."""
+    return with_values(base, global_values(environ), retired_in(environ))
+
+
+def with_values(base: GlobalSettings, values: Mapping[str, Any], warnings: tuple[str, ...]) -> GlobalSettings:
+    """Return ``base`` with values laid over it, which are by attribute, and with further warnings."""
+    laid = base._replace(**with_tuning(values))
+    return laid._replace(tuning=laid.tuning.over(base.tuning), warnings=(*base.warnings, *warnings))
 
 
 def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
     """Return ``base`` with what the global file ``text`` sets; raises ConfigFaults."""
     values = values_from(text, where=where, rows=GLOBAL_SETTINGS)
-    return _with_values(base, values, retired_lines(text, where=where))
+    return with_values(base, values, retired_lines(text, where=where))
 
 
 def read_global_settings(
@@ -117,8 +96,7 @@ def read_global_settings(
 ) -> GlobalSettings:
     """Read the default files that exist, then ``config_file`` (the last ``-c``), each laid over the former.
 
-    Raises:
-        ConfigError: a file cannot be read or is wrong; only a default file may be missing.
+    Raises ConfigError if a file cannot be read or is wrong; only a default file may be missing.
     """
     settings = defaults
     for path in default_files:
@@ -151,17 +129,6 @@ def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
     except OSError as exc:
         raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
     return lay_over(settings, decode_config(data, where=where), where=where)
-
-
-def _lay_environ_over(settings: GlobalSettings, environ: Mapping[str, str]) -> GlobalSettings:
-    return _with_values(settings, global_values(environ), retired_in(environ))
-
-
-def _with_values(
-    base: GlobalSettings, values: Mapping[str, Any], warnings: tuple[str, ...]
-) -> GlobalSettings:
-    laid = base._replace(**with_tuning(values))
-    return laid._replace(tuning=laid.tuning.over(base.tuning), warnings=(*base.warnings, *warnings))
 
 
 def _absolute(directory: str | None) -> Path | None:

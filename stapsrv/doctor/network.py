@@ -23,8 +23,7 @@ _LISTEN_S = 2.0
 async def check_announcements(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that each server that serves is announced by multicast DNS."""
     question = "announced (mDNS)"
-    mdns = context.settings.mdns
-    if not mdns.is_enabled:
+    if context.settings.mdns_enabled is False:
         yield ok(question, "is off: clients need HOST:PORT")
         return
     serving = [found for found in context.running if found.info["state"] == "serving"]
@@ -32,7 +31,7 @@ async def check_announcements(context: DoctorContext) -> AsyncIterator[Finding]:
         yield ok(question, "nothing to announce: no server serves")
         return
     # Not in the event loop's thread: zeroconf would use that loop, and receive nothing.
-    discovered = await anyio.to_thread.run_sync(_discover, mdns.interfaces or ())
+    discovered = await anyio.to_thread.run_sync(_discover, context.settings.mdns_interfaces or ())
     if discovered is None:
         yield warning(question, "no network interface is up and has an address")
         return

@@ -13,7 +13,7 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.config.global_settings import MdnsSettings
+from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.identity.mok import load_moks, moks_directory
 from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
@@ -53,11 +53,11 @@ class ServerAdvertiser:
         self._tasks: TaskGroup | None = None
 
     @classmethod
-    def from_settings(cls, settings: MdnsSettings, *, log: Log) -> ServerAdvertiser:
+    def from_settings(cls, settings: GlobalSettings, *, log: Log) -> ServerAdvertiser:
         """Return an advertiser as the operator wants it."""
-        if not settings.is_enabled:
+        if settings.mdns_enabled is False:
             return cls(None, log=log)
-        host, interfaces = settings.host or host_name(), settings.interfaces or ()
+        host, interfaces = settings.mdns_host or host_name(), settings.mdns_interfaces or ()
         return cls(Advertiser(host, interfaces=interfaces, log=log), log=log)
 
     async def run(self) -> None:

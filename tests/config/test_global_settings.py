@@ -13,14 +13,15 @@ from stapsrv.config.addresses import MetricsAddress
 from stapsrv.config.global_settings import (
     SYSTEM_SETTINGS,
     GlobalSettings,
-    MdnsSettings,
     can_write,
     global_defaults,
     global_from_environ,
     lay_over,
     read_global_settings,
+    with_values,
 )
 from stapsrv.config.kinds import LogFormat
+from stapsrv.config.tuning import Tuning
 from stapsrv.errors import ConfigError
 
 HOME = Path("/home/me")
@@ -173,8 +174,9 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_mdns_variables() -> None:
     text = "MDNS=no\nMDNS_INTERFACES=eth0, wlan0\nMDNS_HOST=build.local\n"
     settings = lay_over(SYSTEM_SETTINGS, text, where="g")
-    assert settings.mdns == MdnsSettings(enabled=False, interfaces=("eth0", "wlan0"), host="build")
-    assert SYSTEM_SETTINGS.mdns == MdnsSettings()
+    assert settings == SYSTEM_SETTINGS._replace(
+        mdns_enabled=False, mdns_interfaces=("eth0", "wlan0"), mdns_host="build"
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,30 +199,29 @@ def test_wrong_mdns_values_are_one_line(line: str, text: str) -> None:
     assert str(caught.value) == f"g:1: {text}"
 
 
-def test_mdns_settings_go_over_each_other() -> None:
-    line = MdnsSettings(interfaces=("lo",))
-    file = MdnsSettings(enabled=False, interfaces=("eth0",), host="build")
-    assert line.over(file) == MdnsSettings(enabled=False, interfaces=("lo",), host="build")
-    assert file.over(line) == file
-    assert MdnsSettings(enabled=True).over(file).is_enabled
-    assert not file.is_enabled
-
-
-def test_mdns_is_on_unless_a_source_says_no() -> None:
-    assert MdnsSettings().is_enabled
-    assert MdnsSettings(enabled=True).is_enabled
-    assert not MdnsSettings(enabled=False).is_enabled
+def test_values_of_the_command_line_go_before_those_of_files() -> None:
+    file = lay_over(SYSTEM_SETTINGS, "MDNS=no\nMDNS_INTERFACES=eth0\nMAX_COMPILES=2\nNICE=3\n", where="g")
+    settings = with_values(file, {"mdns_interfaces": ("lo",), "total_compiles": 4}, ("warning",))
+    assert settings == SYSTEM_SETTINGS._replace(
+        mdns_enabled=False,
+        mdns_interfaces=("lo",),
+        tuning=Tuning({"total_compiles": 4, "nice": 3}),
+        warnings=("warning",),
+    )
+    assert with_values(file, {}, ()) == file
 
 
 def test_mdns_from_environment() -> None:
-    assert global_from_environ({}).mdns == global_from_environ({"STAPSRV_MDNS": ""}).mdns == MdnsSettings()
+    assert global_from_environ({}) == global_from_environ({"STAPSRV_MDNS": ""}) == SYSTEM_SETTINGS
     environ = {
         "STAPSRV_MDNS": "no",
         "STAPSRV_MDNS_INTERFACES": "eth0 wlan0",
         "STAPSRV_MDNS_HOST": "build",
         "STAPSRV_LOG_FILE": "x",
     }
-    assert global_from_environ(environ).mdns == MdnsSettings(False, ("eth0", "wlan0"), "build")
+    assert global_from_environ(environ) == SYSTEM_SETTINGS._replace(
+        mdns_enabled=False, mdns_interfaces=("eth0", "wlan0"), mdns_host="build", log_file=Path("x")
+    )
     with pytest.raises(ConfigError) as caught:
         global_from_environ({"STAPSRV_MDNS": "off"})
     assert str(caught.value) == "STAPSRV_MDNS='off': expected yes or no"

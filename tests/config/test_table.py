@@ -92,7 +92,7 @@ def test_each_shared_row_works_everywhere(row):
     wanted = {row.attribute: row.kind.parse(text)}
     assert lay_over(SYSTEM_SETTINGS, f"{row.variable}={text}\n", where="g").tuning == wanted
     options = parse_arguments([row.option, text])
-    assert (options.server, options.tuning) == (None, wanted)
+    assert (options.server, options.service) == (None, wanted)
 
 
 @pytest.mark.parametrize(

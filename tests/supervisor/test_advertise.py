@@ -14,7 +14,7 @@ import pytest
 from kit.responder import FakeMonitor, FakeNetwork
 from kit.service import LogLines
 
-from stapsrv.config.global_settings import MdnsSettings
+from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import create_mok
 from stapsrv.identity.store import LoadedIdentity
@@ -187,7 +187,7 @@ async def test_crash_of_the_advertiser_leaves_servers_alone(bench, fake, monkeyp
 
 
 async def test_nothing_is_advertised_when_mdns_is_off(bench):
-    quiet = ServerAdvertiser.from_settings(MdnsSettings(enabled=False), log=bench.lines.log)
+    quiet = ServerAdvertiser.from_settings(GlobalSettings(mdns_enabled=False), log=bench.lines.log)
     async with bench.supervisor(advertiser=quiet) as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
         await supervisor.drain([outcome.server.id])
