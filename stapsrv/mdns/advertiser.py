@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,7 +16,7 @@ import attrs
 from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.errors import AdvertiseError
+from stapsrv.errors import AdvertiseError, first_error
 from stapsrv.mdns.entries import EntryRegistry
 from stapsrv.mdns.interfaces import LinkMonitor, Network, read_network
 from stapsrv.mdns.records import Advertisement
@@ -39,73 +39,55 @@ _REPEAT_LOG_S = 3600.0
 
 
 def open_responder(network: Network) -> Responder:
-    """Open the real responder.
-
-    Raises:
-        AdvertiseError: multicast is not available.
-    """
+    """Open the real responder; raises AdvertiseError if multicast is not available."""
     # Here, in a worker thread: it takes 60 to 90 ms, which a host that advertises nothing never pays.
     from stapsrv.mdns.responder import Responder  # noqa: PLC0415
 
     return Responder(network)
 
 
+def _random_delay_s() -> float:
+    return random.uniform(0, _MAX_CONFLICT_DELAY_S)  # noqa: S311 - no secret
+
+
 @attrs.frozen(kw_only=True)
 class AdvertiserStatistics:
-    """What is advertised at one moment.
-
-    Attributes:
-        host: the host's label on the network; None while nothing can be announced.
-        links: the names of the interfaces in use.
-        services: the server's id and the service's name, for each announced service.
-        problem: why nothing can be announced, or None.
-    """
+    """What is advertised at one moment; ``host`` is the host's label there, ``links`` names of interfaces."""
 
     host: str | None
     links: tuple[str, ...]
+    # The server's id and the service's name.
     services: tuple[tuple[int, str], ...]
+    # Why nothing can be announced.
     problem: str | None
 
 
+@attrs.define(eq=False)
 class Advertiser:
-    """Advertises the servers of one supervisor.
+    """Advertises the servers of one supervisor, on the named interfaces or on all that can multicast.
 
-    Args:
-        host: the host's name, one label; services are named after it.
-        interfaces: names and addresses to advertise on; empty for all that can multicast.
-        log: for events of no single server.
-        open_responder: called in a worker thread.
-        read_network: called in a worker thread.
-        open_monitor: opens the monitor of link changes; may raise OSError.
-        conflict_delay_s: see :class:`stapsrv.mdns.session.Session`.
+    Services are named after ``host``, one label. ``log`` is for events of no single server. The responder is
+    opened, and the network read, in worker threads; opening the monitor may raise OSError.
     """
 
-    def __init__(
-        self,
-        host: str,
-        *,
-        interfaces: Sequence[str] = (),
-        log: Log,
-        open_responder: Callable[[Network], Responder] = open_responder,
-        read_network: Callable[[], Network] = read_network,
-        open_monitor: Callable[[], LinkMonitor] = LinkMonitor,
-        conflict_delay_s: Callable[[], float] = lambda: random.uniform(0, _MAX_CONFLICT_DELAY_S),  # noqa: S311
-    ) -> None:
-        self._host = host
-        self._interfaces = tuple(interfaces)
-        self._log = log
-        self._open_responder = open_responder
-        self._read_all = read_network
-        self._open_monitor = open_monitor
-        self._conflict_delay_s = conflict_delay_s
-        self._registry = EntryRegistry(host)
-        self._changed = Signal()
-        self._workers = Workers()
-        self._session: Session | None = None
-        self._problem: str | None = None
-        self._failures = 0
-        self._missing: tuple[str, ...] = ()
-        self._logged: tuple[str, float] | None = None
+    _host: str
+    _interfaces: Sequence[str] = attrs.field(kw_only=True, default=())
+    _log: Log = attrs.field(kw_only=True)
+    _open_responder: Callable[[Network], Responder] = attrs.field(kw_only=True, default=open_responder)
+    _read_all: Callable[[], Network] = attrs.field(kw_only=True, default=read_network, alias="read_network")
+    _open_monitor: Callable[[], LinkMonitor] = attrs.field(kw_only=True, default=LinkMonitor)
+    _conflict_delay_s: Callable[[], float] = attrs.field(kw_only=True, default=_random_delay_s)
+    _registry: EntryRegistry = attrs.field(init=False)
+    _changed: Signal = attrs.field(init=False, factory=Signal)
+    _workers: Workers = attrs.field(init=False, factory=Workers)
+    _session: Session | None = attrs.field(init=False, default=None)
+    _problem: str | None = attrs.field(init=False, default=None)
+    _failures: int = attrs.field(init=False, default=0)
+    _missing: tuple[str, ...] = attrs.field(init=False, default=())
+    _logged: tuple[str, float] | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._registry = EntryRegistry(self._host)
 
     def set(self, server_id: int, advertisements: Sequence[Advertisement], log: Log | None = None) -> None:
         """Want these advertisements of a server, one for each release, and no others; never waits."""
@@ -113,12 +95,10 @@ class Advertiser:
         self._changed.notify()
 
     async def withdraw(self, server_id: int) -> None:
-        """Withdraw a server, and wait until the goodbye is sent, for a second at most.
-
-        Cancellation: waits all the same, because this is called while shutting down.
-        """
+        """Withdraw a server, and wait until the goodbye is sent, for a second at most, even if cancelled."""
         self._registry.withdraw(server_id)
         self._changed.notify()
+        # Shielded, because this is called while shutting down.
         with anyio.move_on_after(WITHDRAW_S, shield=True):
             await self._changed.wait_until(lambda: not self._registry.is_announced(server_id))
 
@@ -134,10 +114,7 @@ class Advertiser:
         )
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Advertise until cancelled.
-
-        Cancellation: says goodbye for all services, within two seconds.
-        """
+        """Advertise until cancelled, then say goodbye for all services within two seconds."""
         with self._monitor() as monitor:
             task_status.started()
             while True:
@@ -146,17 +123,19 @@ class Advertiser:
                 try:
                     await self._run_session(monitor)
                 except* AdvertiseError as group:
-                    self._problem = str(_first_leaf(group))
+                    self._problem = str(first_error(group))
                 except* Exception as crash:  # noqa: BLE001 - the one net below advertising
-                    self._problem = repr(_first_leaf(crash))
+                    self._problem = repr(first_error(crash))
                     self._log.exception("mdns.crashed", exc_info=crash)
                 self._failures = 1 if anyio.current_time() - began >= _HEALTHY_S else self._failures + 1
                 await self._wait_retry(monitor)
 
     async def _run_session(self, monitor: LinkMonitor | None) -> None:
         network = await self._read_network()
+        # To its end even if cancelled: what was opened has to be closed.
+        responder = await self._workers.run(self._open_responder, network, abandon=False)
         try:
-            async with self._responder(network) as responder:
+            try:
                 self._problem = None
                 self._session = Session(
                     responder=responder,
@@ -171,26 +150,15 @@ class Advertiser:
                     workers=self._workers,
                 )
                 await self._session.run()
+            finally:
+                with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(AdvertiseError):
+                    await self._workers.run(responder.close)
         finally:
             self._session = None
             self._registry.reset()
             self._changed.notify()
 
-    @contextlib.asynccontextmanager
-    async def _responder(self, network: Network) -> AsyncIterator[Responder]:
-        responder = await self._workers.run_to_end(self._open_responder, network)
-        try:
-            yield responder
-        finally:
-            with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(AdvertiseError):
-                await self._workers.run(responder.close)
-
     async def _read_network(self) -> Network:
-        """Return the links to advertise on.
-
-        Raises:
-            AdvertiseError: there is none now.
-        """
         try:
             network = await self._workers.run(self._read_all)
         except OSError as exc:
@@ -216,7 +184,6 @@ class Advertiser:
             yield monitor
 
     async def _wait_retry(self, monitor: LinkMonitor | None) -> None:
-        """Wait before the next attempt, or until the network changes."""
         # The exponent is bounded: a float overflows after a thousand failures.
         delay_s = min(_FIRST_RETRY_S * 2 ** min(self._failures - 1, 10), _MAX_RETRY_S)
         problem, now = str(self._problem), anyio.current_time()
@@ -229,8 +196,3 @@ class Advertiser:
             else:
                 await monitor.wait_changed()
                 await anyio.sleep(SETTLE_S)
-
-
-def _first_leaf(group: BaseExceptionGroup[Exception]) -> Exception:
-    first = group.exceptions[0]
-    return _first_leaf(first) if isinstance(first, BaseExceptionGroup) else first

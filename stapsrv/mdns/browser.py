@@ -35,23 +35,18 @@ _RESOLVE_ALL_S = 3.0
 
 @attrs.frozen(kw_only=True)
 class FoundServer:
-    """One service as received; every text is whatever its host chose to send.
-
-    Attributes:
-        host: such as ``build.local``.
-        addresses: IPv4 first; a link-local one has its interface after a ``%``.
-        serial: the certificate's, hex pairs joined by ``:``.
-        options: the server's own, in one text.
-        moks: the fingerprints of its machine owner keys.
-    """
+    """One service as received; every text is whatever its host chose to send."""
 
     name: str
+    # Such as ``build.local``.
     host: str
+    # IPv4 first; a link-local one has its interface after a ``%``.
     addresses: tuple[str, ...]
     port: int
     release: str
     arch: str
     version: str
+    # Of the certificate, hex pairs joined by ``:``.
     serial: str
     options: str
     moks: tuple[str, ...]
@@ -60,10 +55,7 @@ class FoundServer:
 def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
     """Return the servers found on the network's links within ``wait_s``, sorted by name.
 
-    They answer within 0.2 s, or 1.2 s if somebody asked just before.
-
-    Raises:
-        AdvertiseError: multicast DNS is refused.
+    They answer within 0.2 s, or 1.2 s if somebody asked just before. Raises AdvertiseError.
     """
     silence_library()
     with translated():
@@ -117,7 +109,6 @@ def _found(info: ServiceInfo) -> FoundServer:
 
 
 def _with_interface_name(text: str) -> str:
-    """Return an address with its interface's name instead of the number that zeroconf gives."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv4Address) or not (address.scope_id or "").isdigit():
         return text

@@ -51,24 +51,20 @@ class HostState:
 
 @attrs.define(eq=False)
 class Entry:
-    """One advertisement of one server.
-
-    Attributes:
-        log: the server's own.
-        name: the service's, from the first attempt to announce it on.
-        announced: the last announcement, also while it is being made; None if there is nothing to withdraw.
-        generation: the host state's at that announcement.
-        contested: another host claims the name.
-        busy: a step is under way.
-    """
+    """One advertisement of one server, whose log it has."""
 
     server_id: int
     log: Log
     wanted: Advertisement | None
+    # The service's, from the first attempt to announce it on.
     name: str | None = None
+    # The last announcement, also while it is being made; None if there is nothing to withdraw.
     announced: Service | None = None
+    # The host state's at that announcement.
     generation: int = 0
+    # Another host claims the name.
     contested: bool = False
+    # A step is under way.
     busy: bool = False
 
     def service(self, name: str, host: HostState) -> Service | None:

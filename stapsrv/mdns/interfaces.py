@@ -86,15 +86,12 @@ class NetworkLink:
 
 @attrs.frozen
 class Network:
-    """This host's network at one moment.
-
-    Attributes:
-        own: every address of this host, also those of no link here and those not to be announced.
-        missing: the names and addresses that were asked for and that no link has.
-    """
+    """This host's network at one moment."""
 
     links: tuple[NetworkLink, ...]
+    # Every address of this host, also those of no link here and those not to be announced.
     own: frozenset[Address]
+    # The names and addresses that were asked for and that no link has.
     missing: tuple[str, ...] = ()
 
     def select(self, wanted: Sequence[str]) -> Network:
@@ -119,7 +116,6 @@ def _select(links: Iterable[NetworkLink], wanted: Sequence[str]) -> tuple[Networ
 
 
 def _narrow(link: NetworkLink, names: Sequence[str], wanted: set[Address | None]) -> NetworkLink:
-    """Return ``link`` with all its addresses if it is named, else with those that are wanted."""
     if link.name in names:
         return link
     return attrs.evolve(link, addresses=tuple(each for each in link.addresses if each.ip in wanted))
@@ -133,11 +129,8 @@ def _parse(word: str) -> Address | None:
 
 
 def read_network() -> Network:
-    """Return every link and address of this network namespace; takes 0.1 ms.
-
-    Raises:
-        OSError: the kernel refuses; a sandbox may deny the socket's family.
-    """
+    """Return every link and address of this network namespace; takes 0.1 ms. Raises OSError."""
+    # A sandbox may deny the socket's family.
     with _open_socket() as rtnetlink:
         rtnetlink.settimeout(_REPLY_TIMEOUT_S)
         found = [
@@ -150,11 +143,7 @@ def read_network() -> Network:
 
 
 class LinkMonitor:
-    """Waits for links and addresses that come, go or change.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Waits for links and addresses that come, go or change; raises OSError if the kernel refuses."""
 
     def __init__(self) -> None:
         self._socket = _open_socket()
@@ -191,7 +180,6 @@ def _open_socket() -> socket.socket:
 
 
 def _dump(rtnetlink: socket.socket, request: int, reply: int) -> Iterator[bytes]:
-    """Request everything of one kind, and yield each message's payload."""
     rtnetlink.send(_HEADER.pack(_HEADER.size + 4, request, _REQUEST_DUMP, 0, 0) + bytes(4))
     while True:
         data = rtnetlink.recv(_RECEIVE_BYTES)

@@ -21,24 +21,20 @@ _TITLE = "Systemtap Compile Server on "
 
 @attrs.frozen(kw_only=True)
 class Advertisement:
-    """One kernel release that a server serves.
+    """One kernel release that a server serves."""
 
-    Attributes:
-        sysinfo: ``RELEASE ARCH``; a client uses a server only if this is its own.
-        port: the listener's.
-        version: of the protocol, as in responses.
-        serial: the certificate's serial number, hex pairs joined by ``:``; a client trusts by it.
-        options: the server's own ``-R… -B… -D… -I…``, each with its value attached; for people to read.
-        moks: the fingerprints of its machine owner keys, as mokutil shows them.
-        addresses: those that it listens on, packed; zeros for all of a protocol, None for all of the host.
-    """
-
+    # ``RELEASE ARCH``; a client uses a server only if this is its own.
     sysinfo: str
     port: int
+    # Of the protocol, as in responses.
     version: str
+    # The certificate's, hex pairs joined by ``:``; a client trusts by it.
     serial: str
+    # The server's own ``-R… -B… -D… -I…``, each with its value attached; for people to read.
     options: tuple[str, ...] = ()
+    # The fingerprints of its machine owner keys, as mokutil shows them.
     moks: tuple[str, ...] = ()
+    # Those that it listens on, packed; zeros for all of a protocol, None for all of the host.
     addresses: frozenset[bytes] | None = None
 
     @property
@@ -86,13 +82,7 @@ class Service:
 
 @attrs.frozen(kw_only=True)
 class ResponderEvents:
-    """What happened on the network that needs a reaction.
-
-    Attributes:
-        host_contested: another host claims this one's name.
-        contested: names of services that another host claims.
-        errors: from inside the responder.
-    """
+    """What happened on the network: claims of other hosts to our names, and the responder's own errors."""
 
     host_contested: bool = False
     contested: frozenset[str] = frozenset()

@@ -54,8 +54,7 @@ _NO_MULTICAST = "no network interface takes multicast"
 class Responder:
     """Announces this host's services on a network, and detects other hosts that claim their names.
 
-    Raises:
-        AdvertiseError: multicast is not available. Every method that announces raises it, too.
+    Making one, like every method that announces, raises AdvertiseError where multicast is not available.
     """
 
     def __init__(self, network: Network) -> None:
@@ -168,31 +167,27 @@ class Responder:
                 self.events_fd = -1
 
     def _probe(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
-        """Return whether a name is free; its owner defends it at once."""
         key = name.lower()
         with self._received:
             self._contested.discard(key)
             self._probes[key] = False
         try:
-            return self._send_probes(name, types, claims)
+            for _ in range(_PROBES):
+                query = DNSOutgoing(_QUERY)
+                # Without the bit for a unicast answer (RFC 6762, 5.4): only one of the programs that share
+                # the port would receive that, perhaps another one.
+                for type_ in types:
+                    query.add_question(DNSQuestion(name, type_, _IN))
+                query.authorities = list(claims)  # type: ignore[arg-type] # it takes any record
+                self._zeroconf.send(query)
+                with self._received:
+                    # A name's owner defends it at once.
+                    if self._received.wait_for(lambda: self._probes[key], _PROBE_INTERVAL_S):
+                        self._contested.discard(key)
+                        return False
         finally:
             with self._received:
                 del self._probes[key]
-
-    def _send_probes(self, name: str, types: Sequence[int], claims: Sequence[DNSRecord]) -> bool:
-        key = name.lower()
-        for _ in range(_PROBES):
-            query = DNSOutgoing(_QUERY)
-            # Without the bit for a unicast answer (RFC 6762, 5.4): only one of the programs that share the
-            # port would receive that, perhaps another one.
-            for type_ in types:
-                query.add_question(DNSQuestion(name, type_, _IN))
-            query.authorities = list(claims)  # type: ignore[arg-type] # it takes any record
-            self._zeroconf.send(query)
-            with self._received:
-                if self._received.wait_for(lambda: self._probes[key], _PROBE_INTERVAL_S):
-                    self._contested.discard(key)
-                    return False
         return True
 
     def _receive(self, record: DNSRecord) -> None:
@@ -257,7 +252,7 @@ class Responder:
         return list(dict.fromkeys(address.packed for link in links for address in link.announced))
 
     def _run_in_loop(self, action: Callable[[], None]) -> None:
-        """Run a short action in zeroconf's thread, the only one that may touch its registry."""
+        # The only thread that may touch its registry.
         done = threading.Event()
 
         def act() -> None:

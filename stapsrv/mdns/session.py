@@ -38,18 +38,12 @@ class Workers:
     def __init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(_THREADS)
 
-    async def run(self, blocking: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-        """Return what ``blocking(*arguments)`` returns, from a thread.
-
-        Cancellation: at once; the thread is left to end by itself, within a second or so.
-        """
+    async def run(self, blocking: Callable[[*_Ts], _T], *arguments: *_Ts, abandon: bool = True) -> _T:
+        """Return what ``blocking(*arguments)`` returns; if cancelled, at once unless ``abandon`` is false."""
+        # One that is left to itself ends within a second or so.
         return await anyio.to_thread.run_sync(
-            blocking, *arguments, limiter=self._limiter, abandon_on_cancel=True
+            blocking, *arguments, limiter=self._limiter, abandon_on_cancel=abandon
         )
-
-    async def run_to_end(self, blocking: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-        """Do the same, but wait for the thread when cancelled: for a result that has to be closed."""
-        return await anyio.to_thread.run_sync(blocking, *arguments, limiter=self._limiter)
 
 
 class Signal:
@@ -76,29 +70,24 @@ class Signal:
 
 @attrs.define(kw_only=True)
 class Session:
-    """A responder at work; whoever opened it closes it.
-
-    Attributes:
-        network: the links in use.
-        changed: notified when the registry changes, by the session too.
-        host: the host's name, one label.
-        read_network: returns the network to use; may raise AdvertiseError.
-        conflict_delay_s: draws the wait before a contested name is probed for again. Random, so that of two
-            hosts the first to probe gives the name up and the other keeps it.
-        log: for events of no single server, whose own are in the server's log.
-        host_state: the host's name as announced now.
-    """
+    """A responder at work; its opener closes it."""
 
     responder: Responder
     network: Network
     registry: EntryRegistry
+    # Notified when the registry changes, by the session too.
     changed: Signal
     host: str
+    # May raise AdvertiseError.
     read_network: Callable[[], Awaitable[Network]]
+    # The wait before a contested name is probed for again. Random, so that of two hosts the first to probe
+    # gives the name up and the other keeps it.
     conflict_delay_s: Callable[[], float]
+    # For events of no single server.
     log: Log
     monitor: LinkMonitor | None
     workers: Workers
+    # The host's name as announced now.
     host_state: HostState = attrs.field(init=False)
     _host_number: int = attrs.field(init=False, default=1)
     _backoff: ConflictBackoff = attrs.field(init=False, factory=lambda: ConflictBackoff(anyio.current_time))
@@ -108,11 +97,7 @@ class Session:
         self.host_state = HostState(self.host, 0)
 
     async def run(self) -> NoReturn:
-        """Keep what is announced equal to what is wanted, until cancelled.
-
-        Raises:
-            AdvertiseError: the responder failed, or there is no network any more; perhaps in a group.
-        """
+        """Keep what is announced equal to what is wanted; raises AdvertiseError, perhaps in a group."""
         await self._claim_host()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._handle_events)
@@ -133,7 +118,6 @@ class Session:
             await self.changed.wait()
 
     async def _process(self, entry: Entry) -> None:
-        """Perform one entry's steps until none is left."""
         while (step := entry.next_step(self.host_state)) is not None:
             match step:
                 case Step.ANNOUNCE:

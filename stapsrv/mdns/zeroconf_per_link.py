@@ -62,11 +62,7 @@ _FILTER = (
 
 
 def drop_routed_packets(receiver: socket.socket) -> None:
-    """Have the kernel drop unicast packets to a datagram socket that may have come through a router.
-
-    Raises:
-        OSError: the kernel has no socket filters.
-    """
+    """Have the kernel drop unicast packets that may have come through a router; OSError if it cannot."""
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(_FILTER), ctypes.addressof(instructions))
@@ -84,9 +80,7 @@ class _Sender(Protocol):
 class PerLinkZeroconf(Zeroconf):
     """Zeroconf on the given links; ``on_error`` gets, in its thread, the errors that nothing else reports.
 
-    Raises:
-        OSError: a socket was refused.
-        RuntimeError: a link went away meanwhile.
+    Raises OSError if a socket is refused, RuntimeError if a link goes away meanwhile.
     """
 
     def __init__(self, links: Sequence[NetworkLink], on_error: Callable[[str], None]) -> None:
