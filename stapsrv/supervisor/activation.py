@@ -38,11 +38,7 @@ class PassedSockets:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, pid: int) -> PassedSockets:
-        """Take over the sockets of ``$LISTEN_FDS``, if they are meant for process ``pid``.
-
-        Raises:
-            ConfigError: the variables contradict themselves, or a descriptor is no listening socket.
-        """
+        """Take over the sockets of ``$LISTEN_FDS``, if meant for process ``pid``; raises ConfigError."""
         if not environ.get("LISTEN_FDS") or _number(environ, "LISTEN_PID", 2**22) != pid:
             return cls()
         count = _number(environ, "LISTEN_FDS", _MAX_DESCRIPTORS)
@@ -56,11 +52,8 @@ class PassedSockets:
         sockets: dict[str, socket.socket] = {}
         for descriptor, name in zip(range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), names, strict=False):
             if name in sockets:
-                raise ConfigError(
-                    "is passed twice",
-                    where=f"socket '{name}'",
-                    remedy="give its socket unit one ListenStream=, and each unit a FileDescriptorName=",
-                )
+                remedy = "give its socket unit one ListenStream=, and each unit a FileDescriptorName="
+                raise _unusable(name, "is passed twice", remedy)
             sockets[name] = _listening(descriptor, name)
         return cls(sockets)
 
@@ -75,35 +68,26 @@ class PassedSockets:
             return None
         bound = Path(passed.getsockname())
         if bound.resolve() != path.resolve():
-            raise ConfigError(
-                f"listens at {bound}, and commands come to {path}",
-                where=f"socket '{CONTROL}'",
-                remedy=f"give its socket unit ListenStream={path}, or set STAT_PATH",
-            )
+            remedy = f"give its socket unit ListenStream={path}, or set STAT_PATH"
+            raise _unusable(CONTROL, f"listens at {bound}, and commands come to {path}", remedy)
         return passed.dup()
 
     def port_of(self, settings: ServerSettings) -> socket.socket | None:
         """Return the socket of a server's port, which the caller closes, or None if none was passed for it.
 
-        Raises:
-            ConfigError: the server's settings say to listen elsewhere.
+        Raises ConfigError if the server's settings say to listen elsewhere.
         """
-        passed = None if settings.nickname in {None, CONTROL} else self._sockets.get(settings.nickname or "")
+        name = settings.nickname or CONTROL
+        passed = None if name == CONTROL else self._sockets.get(name)
         if passed is None:
             return None
         if settings.access.listen:
-            raise ConfigError(
-                f"decides where the server listens, and so does LISTEN={settings.access.listen[0]}",
-                where=f"socket '{settings.nickname}'",
-                remedy="leave LISTEN out",
-            )
+            problem = f"decides where the server listens, and so does LISTEN={settings.access.listen[0]}"
+            raise _unusable(name, problem, "leave LISTEN out")
         port = passed.getsockname()[1]
         if settings.port not in {0, port}:
-            raise ConfigError(
-                f"listens on port {port}, and the server's is {settings.port}",
-                where=f"socket '{settings.nickname}'",
-                remedy="give both the same, or leave PORT out",
-            )
+            problem = f"listens on port {port}, and the server's is {settings.port}"
+            raise _unusable(name, problem, "give both the same, or leave PORT out")
         return passed.dup()
 
     def check_all_used(self, servers: Iterable[ServerSettings], *, controlled: bool) -> None:
@@ -116,17 +100,10 @@ class PassedSockets:
                 port.close()
         for name in self._sockets:
             if name == CONTROL and not controlled:
-                raise ConfigError(
-                    "is passed, and a single server is not commanded",
-                    where=f"socket '{name}'",
-                    remedy="leave out the options that describe a server",
-                )
+                problem = "is passed, and a single server is not commanded"
+                raise _unusable(name, problem, "leave out the options that describe a server")
             if name != CONTROL and name not in nicknames:
-                raise ConfigError(
-                    "is passed, and no configured server has this nickname",
-                    where=f"socket '{name}'",
-                    remedy=_NAME_IT,
-                )
+                raise _unusable(name, "is passed, and no configured server has this nickname", _NAME_IT)
 
 
 async def reset_unserved(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
@@ -152,6 +129,10 @@ def _reset_waiting(port: socket.socket, log: Log) -> None:
 def without_passed(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment for children, which are passed none of this."""
     return {name: value for name, value in environ.items() if name not in _VARIABLES}
+
+
+def _unusable(name: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError(problem, where=f"socket '{name}'", remedy=remedy)
 
 
 def _number(environ: Mapping[str, str], name: str, most: int) -> int:

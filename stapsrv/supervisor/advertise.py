@@ -114,7 +114,6 @@ class ServerAdvertiser:
             self._publish_all(identity.loaded.identity.directory)
 
     async def _follow_files(self, identity: LiveIdentity) -> None:
-        """Follow changes of a certificate and of machine owner keys on disk."""
         directory = identity.loaded.identity.directory
         try:
             with contextlib.closing(DirectoryWatcher[Path]()) as watcher:

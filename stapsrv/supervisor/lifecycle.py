@@ -140,11 +140,7 @@ _ENDS = frozenset({_E.ENDED, _E.CRASHED, _E.REFUSED})
 
 
 def transition(wanted: Wanted, state: State, event: Event) -> Transition:
-    """Return what ``event`` means for a server.
-
-    Raises:
-        LifecycleError: the event does not fit the state; for a command the text is for people.
-    """
+    """Return what ``event`` means for a server; raises LifecycleError if it does not fit the state."""
     if state is State.STOPPING and event in _ENDS:
         return _AFTER_STOP[wanted]
     found = _TABLE.get((state, event))

@@ -6,99 +6,60 @@ import os
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
-from typing import Protocol
 
 import anyio
+import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError, first_error
-from stapsrv.supervisor.lifecycle import (
-    HEALTHY_S,
-    Action,
-    Event,
-    State,
-    Wanted,
-    back_off_s,
-    transition,
-)
+from stapsrv.supervisor.lifecycle import HEALTHY_S, Action, Event, State, Wanted, back_off_s, transition
 from stapsrv.supervisor.server.compile_server import CompileServer
-from stapsrv.supervisor.status import NO_WORK, ServerStatus
+from stapsrv.supervisor.status import ServerStatus, ServerWork
 
 
-class Preparer(Protocol):
-    """Makes a server ready to accept."""
-
-    async def __call__(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
-        """Return a server that listens, at ``last_port`` if it may choose and that is free.
-
-        Raises:
-            ConfigError: a setting cannot be served.
-            IdentityError: there is no certificate, and none could be made.
-        """
-
-
+@attrs.define(eq=False, kw_only=True)
 class ManagedServer:
-    """One server of a supervisor, from the first start to the last stop.
+    """One server of a supervisor, from the first start to the last stop; works in the tasks of that.
 
-    Its work runs in ``tasks``, the supervisor's. ``changed`` is called after each change of state;
-    ``withdraw``
-    is waited for, and bounded, before the listener is closed.
+    ``prepare`` raises ConfigError if a setting cannot be served, and IdentityError without a certificate.
+    ``changed`` is called after each change of state.
     """
 
-    def __init__(
-        self,
-        server_id: int,
-        settings: ServerSettings,
-        *,
-        origin: str | None,
-        last_port: int | None,
-        prepare: Preparer,
-        tasks: TaskGroup,
-        log: Log,
-        changed: Callable[[ManagedServer], None],
-        withdraw: Callable[[int], Awaitable[None]],
-    ) -> None:
-        self.id = server_id
-        self.settings = settings
-        self.origin = origin
-        self.state = State.STOPPED
-        self.wanted = Wanted.DOWN
-        self.last_port = last_port
-        self.has_served = False
-        self._prepare = prepare
-        self._tasks = tasks
-        self._log = log
-        self._changed = changed
-        self._withdraw = withdraw
-        self._since = datetime.now(UTC)
-        self._reason: str | None = None
-        self._server: CompileServer | None = None
-        self._run = anyio.CancelScope()
-        self._delay = anyio.CancelScope()
-        self._crashes = 0
-        self._waiters = anyio.Event()
+    id: int
+    settings: ServerSettings
+    origin: str | None
+    # Asked for again by a server that may choose its port.
+    last_port: int | None
+    _prepare: Callable[[ServerSettings, Log, int | None], Awaitable[CompileServer]]
+    _tasks: TaskGroup
+    _log: Log
+    _changed: Callable[[ManagedServer], None]
+    # Waited for, and bounded, before the listener is closed.
+    _withdraw: Callable[[int], Awaitable[None]]
+    state: State = attrs.field(init=False, default=State.STOPPED)
+    wanted: Wanted = attrs.field(init=False, default=Wanted.DOWN)
+    has_served: bool = attrs.field(init=False, default=False)
+    # The compile server that serves now, if any.
+    server: CompileServer | None = attrs.field(init=False, default=None)
+    _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
+    _reason: str | None = attrs.field(init=False, default=None)
+    _run: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
+    _delay: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
+    _crashes: int = attrs.field(init=False, default=0)
+    _waiters: anyio.Event = attrs.field(init=False, factory=anyio.Event)
 
     @property
     def nickname(self) -> str:
         """The given nickname, else the id (manual page, ``-n``)."""
         return self.settings.nickname or str(self.id)
 
-    @property
-    def server(self) -> CompileServer | None:
-        """The compile server that serves now, if any."""
-        return self._server
-
-    def command(self, event: Event) -> None:
-        """Begin what a command says; raise LifecycleError if it does not fit the state."""
-        self._handle(event)
-
     def apply_settings(self, settings: ServerSettings) -> None:
         """Apply settings that differ in tuning alone: at once, without a connection lost."""
         self.settings = settings
-        if self._server is not None:
-            self._server.apply_settings(settings)
+        if self.server is not None:
+            self.server.apply_settings(settings)
         self._changed(self)
 
     async def wait_for(self, states: AbstractSet[State]) -> State:
@@ -109,8 +70,8 @@ class ManagedServer:
 
     async def wait_idle(self) -> None:
         """Wait until no connection is open."""
-        if self._server is not None:
-            await self._server.wait_idle()
+        if self.server is not None:
+            await self.server.wait_idle()
 
     def status(self) -> ServerStatus:
         """Return a snapshot."""
@@ -124,10 +85,11 @@ class ManagedServer:
             since=self._since,
             reason=self._reason,
             port=self.last_port,
-            work=NO_WORK if self._server is None else self._server.work(),
+            work=ServerWork() if self.server is None else self.server.work(),
         )
 
-    def _handle(self, event: Event, *, reason: str | None = None) -> None:
+    def handle(self, event: Event, *, reason: str | None = None) -> None:
+        """Begin what a command or a fact means; raises LifecycleError if it does not fit the state."""
         step = transition(self.wanted, self.state, event)
         if step.state is not self.state:
             self._since = datetime.now(UTC)
@@ -152,14 +114,14 @@ class ManagedServer:
                 self._tasks.start_soon(self._back_off, self._delay)
             case Action.CANCEL_DELAY:
                 self._delay.cancel()
-            case Action.FINISH if self._server is not None:
-                self._tasks.start_soon(self._finish, self._server)
-            case Action.PAUSE_ACCEPT if self._server is not None:
+            case Action.FINISH if self.server is not None:
+                self._tasks.start_soon(self._finish, self.server)
+            case Action.PAUSE_ACCEPT if self.server is not None:
                 self._log.info("server.accept_paused")
-                self._server.drain()
-            case Action.RESUME_ACCEPT if self._server is not None:
+                self.server.drain()
+            case Action.RESUME_ACCEPT if self.server is not None:
                 self._log.info("server.accept_resumed")
-                self._server.undrain()
+                self.server.undrain()
 
     async def _live(self, scope: anyio.CancelScope) -> None:
         """Prepare and serve once; every outcome becomes an event, and stays with this server."""
@@ -179,22 +141,22 @@ class ManagedServer:
             # One that is the whole process ends with it, and the line about the signal says so.
             if self.id != os.getpid():
                 self._log.info("server.stopped")
-        self._server = None
+        self.server = None
         if scope.cancel_called or end is not Event.ENDED or self.state is State.STOPPING:
-            self._handle(end, reason=reason)
+            self.handle(end, reason=reason)
 
     async def _serve(self) -> None:
         settings = self.settings
-        server = await self._prepare(settings, self._log, last_port=self.last_port)
+        server = await self._prepare(settings, self._log, self.last_port)
         async with anyio.create_task_group() as serving:
             await serving.start(server.serve)
-            self._server = server
+            self.server = server
             if self.settings is not settings:
                 # Changed while it was made ready.
                 server.apply_settings(self.settings)
             self.last_port = server.address.port
             self.has_served = True
-            self._handle(Event.READY)
+            self.handle(Event.READY)
 
     async def _finish(self, server: CompileServer) -> None:
         # Clients that browse should not find a port that is about to be closed.
@@ -206,4 +168,4 @@ class ManagedServer:
             delay_s = back_off_s(self._crashes)
             self._log.warning("server.backing_off", seconds=delay_s)
             await anyio.sleep(delay_s)
-            self._handle(Event.DELAY_OVER)
+            self.handle(Event.DELAY_OVER)

@@ -50,14 +50,7 @@ _REMOVAL_S = 5.0
 
 @attrs.frozen(kw_only=True)
 class Runtime:
-    """What the servers of this process share.
-
-    Attributes:
-        user: the name of the user that everything runs as.
-        cache: None to compile each time.
-        connections: the budget of all servers together.
-        files: for directories, which may be on a file system that hangs.
-    """
+    """What the servers of this process share; without a cache each request is compiled."""
 
     user: str
     engine: LocalEngine
@@ -66,7 +59,9 @@ class Runtime:
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
     cache: ResultCache | None = None
     counters: ProcessCounters = attrs.field(factory=ProcessCounters)
+    # The budget of all servers together.
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
+    # For directories, which may be on a file system that hangs.
     files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
     async def prepare(
@@ -79,12 +74,9 @@ class Runtime:
     ) -> CompileServer:
         """Make a server ready to accept: build trees, port, certificate, the local client's trust.
 
-        Nothing is left behind on failure, but for a certificate that was made on the way. A server that may
-        choose its port gets ``last_port``, if that is free. The pool ``shared`` bounds the compiles of all.
-
-        Raises:
-            ConfigError: a setting cannot be served.
-            IdentityError: there is no certificate, and none could be made.
+        A server that may choose its port gets ``last_port``, if that is free. The pool ``shared`` bounds the
+        compiles of all. Raises ConfigError if a setting cannot be served, and IdentityError without a
+        certificate; nothing is left behind then, but for a certificate that was made on the way.
         """
         self._log_sandbox(log)
         releases = await self._look_up(settings)
@@ -158,12 +150,9 @@ async def open_runtime(
     secret: tuple[Path, ...] = (),
     log: Log | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Find stap and a sandbox, and hold a workspace for as long as the block runs.
+    """Find stap and a sandbox, and hold a workspace for as long as the block runs; raises ConfigError.
 
     No request sees the files and directories of ``secret``. Without a log no results are cached.
-
-    Raises:
-        ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
     """
     stap = await find_stap(environ)
     workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
@@ -223,7 +212,6 @@ async def _watch_inputs(log: Log) -> AsyncIterator[InputWatcher | None]:
 async def _open_cache(
     stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, watcher: InputWatcher, log: Log
 ) -> ResultCache | None:
-    """Return the result cache; None, and a line in the log, where there can be none."""
     systemtap = systemtap_directory(environ)
 
     def open_store() -> DiskStore:

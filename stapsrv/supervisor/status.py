@@ -25,20 +25,15 @@ class ReleaseStatus:
 
 @attrs.frozen(kw_only=True)
 class ServerWork:
-    """A server's work at one moment, counted since it last started.
-
-    Attributes:
-        done: requests answered, whatever stap said of them.
-        failed: requests that got no answer of stap's.
-        connections: open ones, whatever they are doing.
-        refusals: rejected connections and requests, by reason.
-    """
+    """A server's work at one moment, counted since it last started."""
 
     running: int = 0
     queued: int = 0
+    # Requests answered, whatever stap said of them, and those that got no answer of stap's.
     done: int = 0
     failed: int = 0
     certificate_expires: datetime | None = None
+    # Open ones, whatever they are doing.
     connections: int = 0
     refusals: Mapping[RejectReason, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()
@@ -46,50 +41,40 @@ class ServerWork:
     cache: CacheCounts = attrs.field(factory=CacheCounts)
 
 
-# Of a server that is not there.
-NO_WORK = ServerWork()
-
-
 @attrs.frozen(kw_only=True)
 class ServerStatus:
-    """One server at one moment.
+    """One server at one moment."""
 
-    Attributes:
-        id: what ``status`` prints as PID and ``-p`` takes; no other process or server has it.
-        settings: as they were asked for (a port of 0 stays 0 here).
-        origin: its configuration file, or None for a server that was asked for.
-        reason: why it is backing off or has failed, or None.
-        port: where it listens, or last listened; None before the first time.
-    """
-
+    # What ``status`` prints as PID and ``-p`` takes; no other process or server has it.
     id: int
     nickname: str
+    # As they were asked for: a port of 0 stays 0 here.
     settings: ServerSettings
+    # Its configuration file, or None for a server that was asked for.
     origin: str | None
     wanted: Wanted
     state: State
     since: datetime
+    # Why it is backing off or has failed.
     reason: str | None
+    # Where it listens, or last listened.
     port: int | None
     work: ServerWork
 
 
 @attrs.frozen(kw_only=True)
 class SupervisorStatus:
-    """A supervisor and its servers, by id, at one moment.
-
-    Attributes:
-        sandbox: the name of the mechanism, or ``off``.
-        containment: how a compile's process tree is held together.
-        cgroup: the parent of compiles' control groups; None where the host grants none.
-    """
+    """A supervisor and its servers, by id, at one moment."""
 
     pid: int
     user: str
     version: str
     stap_version: str
+    # The name of the mechanism, or ``off``.
     sandbox: str
+    # How a compile's process tree is held together.
     containment: str
+    # The parent of compiles' control groups; None where the host grants none.
     cgroup: str | None
     since: datetime
     compiles: int

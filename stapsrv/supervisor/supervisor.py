@@ -167,9 +167,8 @@ class Supervisor:
     ) -> list[Outcome]:
         """Make the configured servers those of ``specs``; the unchanged go on and lose nothing.
 
-        With ``force``, every other server is stopped as well (manual page, ``force-reload``). Servers that
-        came
-        from the files ``unreadable`` go on. Returns the outcomes of stops, then one for each spec.
+        With ``force``, every other server is stopped as well (manual page, ``force-reload``). Servers from
+        the files ``unreadable`` go on. Returns the outcomes of stops, then one for each spec.
         """
         with self._commands.begin(None):
             wanted = {self._identity(spec.settings): spec for spec in specs}
@@ -201,9 +200,8 @@ class Supervisor:
             if record.settings.user not in {None, self._runtime.user}:
                 continue
             self._log.info("server.resumed", id=record.id)
-            self._add(record.id, ServerSpec(record.settings, record.origin), last_port=record.port).command(
-                Event.START
-            )
+            spec = ServerSpec(record.settings, record.origin)
+            self._add(record.id, spec, last_port=record.port).handle(Event.START)
 
     def forget_records(self) -> None:
         """Take off the record what a supervisor that died was hosting, in place of resuming it."""
@@ -212,7 +210,6 @@ class Supervisor:
                 self._saved.servers.forget(record.id)
 
     def _begin(self, spec: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
-        """Begin a start; returns the server and whether it ran already, or why it is refused."""
         try:
             self._check_not_ending()
             self._check_user(spec.settings)
@@ -222,13 +219,13 @@ class Supervisor:
                 followed.add(same.id)
                 if spec.origin is not None and spec.origin == same.origin:
                     self._follow(same, spec)
-                same.command(Event.START)
+                same.handle(Event.START)
                 return same, already
             server = self._add_new(spec)
         except (ConfigError, LifecycleError) as exc:
             return Outcome(None, already=False, error=str(exc))
         followed.add(server.id)
-        server.command(Event.START)
+        server.handle(Event.START)
         return server, False
 
     def _follow(self, server: ManagedServer, spec: ServerSpec) -> None:
@@ -252,7 +249,7 @@ class Supervisor:
             return Outcome(status, already=already, error=None)
         if state is State.FAILED and server.origin is None and not server.has_served:
             # Asked for once and impossible: there is nothing to keep.
-            server.command(Event.STOP)
+            server.handle(Event.STOP)
         return Outcome(status, already=False, error=status.reason or f"is {state.value}")
 
     async def _command_each(
@@ -266,7 +263,7 @@ class Supervisor:
                 try:
                     if event is Event.RESTART:
                         self._check_not_ending()
-                    server.command(event)
+                    server.handle(event)
                 except LifecycleError as exc:
                     refused[server.id] = str(exc)
             outcomes = []
@@ -288,8 +285,8 @@ class Supervisor:
         if self._tasks is None:
             raise LifecycleError("the supervisor is ending")
         server = ManagedServer(
-            server_id,
-            spec.settings,
+            id=server_id,
+            settings=spec.settings,
             origin=spec.origin,
             last_port=last_port,
             prepare=self._prepare,
@@ -303,12 +300,11 @@ class Supervisor:
         self._servers[server_id] = server
         return server
 
-    async def _prepare(self, settings: ServerSettings, log: Log, *, last_port: int | None) -> CompileServer:
+    async def _prepare(self, settings: ServerSettings, log: Log, last_port: int | None) -> CompileServer:
         log.info("server.starting", pid=os.getpid(), user=self._runtime.user)
         return await self._runtime.prepare(settings, log, last_port=last_port, shared=self._pool)
 
     def _find(self, spec: ServerSpec) -> ManagedServer | None:
-        """Return the server with the same settings; raise ConfigError if another has its nickname."""
         identity = self._identity(spec.settings)
         nickname = spec.settings.nickname
         for server in self._servers.values():

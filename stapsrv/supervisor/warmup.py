@@ -115,34 +115,25 @@ class WarmupTarget:
     scope: anyio.CancelScope | None = None
 
 
+@attrs.define(eq=False)
 class Warmup:
     """Compiles for the releases of the servers of one process.
 
-    Args:
-        watcher: of the input paths; None to try again after some time only, and to remember nothing.
-        cache: chooses stap's own cache for that; None where stap has only one.
-        first_delay_s: until a release that cannot be compiled for is tried again; doubled each time.
+    Without a watcher of the input paths it tries again after some time only, and remembers nothing.
     """
 
-    def __init__(
-        self,
-        engine: LocalEngine,
-        memory: WarmMemory,
-        watcher: InputWatcher | None,
-        *,
-        cache: ResultCache | None = None,
-        first_delay_s: float = _FIRST_DELAY_S,
-    ) -> None:
-        self._cache = cache
-        self._engine = engine
-        self._memory = memory
-        self._watcher = watcher
-        self._first_delay_s = first_delay_s
-        self._targets: dict[WarmupKey, WarmupTarget] = {}
-        self._one_at_a_time = anyio.Lock()
-        self._files = BlockingCalls()
-        self._tasks: TaskGroup | None = None
-        self._listeners: list[Callable[[ReleaseHealth], None]] = []
+    _engine: LocalEngine
+    _memory: WarmMemory
+    _watcher: InputWatcher | None
+    # Chooses stap's own cache for that; None where stap has only one.
+    _cache: ResultCache | None = attrs.field(kw_only=True, default=None)
+    # Until a release that cannot be compiled for is tried again; doubled each time.
+    _first_delay_s: float = attrs.field(kw_only=True, default=_FIRST_DELAY_S)
+    _targets: dict[WarmupKey, WarmupTarget] = attrs.field(init=False, factory=dict)
+    _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
+    _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
+    _tasks: TaskGroup | None = attrs.field(init=False, default=None)
+    _listeners: list[Callable[[ReleaseHealth], None]] = attrs.field(init=False, factory=list)
 
     def on_health_change(self, changed: Callable[[ReleaseHealth], None]) -> None:
         """Call ``changed`` after each change of a release's health."""
@@ -198,7 +189,6 @@ class Warmup:
             self._tasks.start_soon(self._maintain, target, target.scope)
 
     async def _maintain(self, target: WarmupTarget, scope: anyio.CancelScope) -> None:
-        """Compile for a release until that succeeds, here or for a client."""
         delay_s = self._first_delay_s
         try:
             with scope:
@@ -213,7 +203,6 @@ class Warmup:
             target.scope = None
 
     async def _try(self, target: WarmupTarget) -> bool:
-        """Compile for a release, unless it is known to be warm; returns whether it can be done."""
         try:
             # Before its turn: a tree that takes long to scan holds up no other release.
             digest = await self._digest(target)
@@ -247,11 +236,7 @@ class Warmup:
         return hashlib.sha256(b"\n".join(facts)).hexdigest()[:32]
 
     async def _compile(self, target: WarmupTarget) -> None:
-        """Compile the shortest script, until done or until a client's request has succeeded.
-
-        Raises:
-            TranslatorError, RequestRejected: it cannot be done; the text is the compiler's, if it has one.
-        """
+        # Until done, or until a client's request has succeeded.
         release = target.key.release
         request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
         # There is no client who would look for it.
@@ -274,7 +259,6 @@ class Warmup:
         target.log.info("release.healthy", release=release.name, seconds=seconds)
 
     async def _wait_for_change(self, target: WarmupTarget, delay_s: float) -> bool:
-        """Wait until another attempt is worth it; returns whether something has changed."""
         changed = False
         with anyio.move_on_after(delay_s) as scope, target.health.when_healthy(scope.cancel):
             if self._watcher is None:

@@ -59,9 +59,8 @@ async def accept_forever(
 ) -> NoReturn:
     """Accept until cancelled.
 
-    ``take`` owns each accepted socket, non-blocking, and must not wait. ``exhausted`` is called with the
-    reason
-    once each time that descriptors or memory run short. Raises OSError if the listener itself failed.
+    ``take`` owns each accepted socket, non-blocking, and must not wait. ``exhausted`` gets the reason, once
+    each time that descriptors or memory run short. Raises OSError if the listener itself failed.
     """
     short = False
     while True:

@@ -23,7 +23,8 @@ class NetworkRules:
         peer = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
             peer = peer.ipv4_mapped
-        return not _is_in(peer, self._deny) and _is_in(peer, self._allow)
+        denied, allowed = (any(peer in each for each in rule) for rule in (self._deny, self._allow))
+        return allowed and not denied
 
 
 def _networks(words: Iterable[str]) -> tuple[_Network, ...]:
@@ -32,7 +33,3 @@ def _networks(words: Iterable[str]) -> tuple[_Network, ...]:
         if word != NOBODY:
             found += map(ipaddress.ip_network, _EVERY_NETWORK if word == EVERYBODY else (word,))
     return tuple(found)
-
-
-def _is_in(peer: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: tuple[_Network, ...]) -> bool:
-    return any(peer in network for network in networks)

@@ -48,7 +48,7 @@ class CompileServer:
         budget: ConnectionBudget,
     ) -> None:
         self.identity = identity
-        self._service = service
+        self.service = service
         self._listeners = tuple(listeners)
         self._sessions: set[Session] = set()
         self._admission = Admission(budget)
@@ -65,11 +65,6 @@ class CompileServer:
         return self.addresses[0]
 
     @property
-    def service(self) -> CompileService:
-        """What its sessions share."""
-        return self._service
-
-    @property
     def outstanding(self) -> int:
         """Requests that arrived whole and are not answered yet."""
         return sum(session.outstanding for session in self._sessions)
@@ -79,19 +74,19 @@ class CompileServer:
 
         Cancellation ends every session and every compile first. Raises OSError if the listener failed.
         """
-        log = self._service.log
+        log = self.service.log
         for address in self.addresses:
             log.info("server.listening", address=address)
-        if self._service.settings.max_threads == 0:
+        if self.service.settings.max_threads == 0:
             log.info("server.serial")
         else:
-            log.info("server.threads", threads=self._service.settings.workers)
-        async with self._service.engine.open(), anyio.create_task_group() as sessions:
+            log.info("server.threads", threads=self.service.settings.workers)
+        async with self.service.engine.open(), anyio.create_task_group() as sessions:
             with self._accepting, contextlib.ExitStack() as open_ones:
                 for listener in self._listeners:
                     open_ones.callback(listener.close)
                 async with anyio.create_task_group() as accepting:
-                    accepting.start_soon(self._service.rejections.log_suppressed)
+                    accepting.start_soon(self.service.rejections.log_suppressed)
                     for listener in self._listeners:
                         accepting.start_soon(self._accept, listener, sessions)
                     task_status.started()
@@ -100,7 +95,7 @@ class CompileServer:
             for session in self._sessions:
                 # A client whose request has not arrived whole loses nothing: it tries again.
                 session.give_up_arrival()
-            sessions.cancel_scope.deadline = anyio.current_time() + self._service.settings.limits.drain_s
+            sessions.cancel_scope.deadline = anyio.current_time() + self.service.settings.limits.drain_s
 
     def drain(self) -> None:
         """Reset new connections, and finish what is outstanding, until :meth:`undrain`."""
@@ -114,8 +109,8 @@ class CompileServer:
 
     def apply_settings(self, settings: ServerSettings) -> None:
         """Apply the tuning of ``settings``, otherwise its own, to all connections to come."""
-        self._service = attrs.evolve(self._service, settings=settings)
-        self._service.pool.queue_length = settings.limits.queue_length
+        self.service = attrs.evolve(self.service, settings=settings)
+        self.service.pool.queue_length = settings.limits.queue_length
         self._rules = _rules(settings)
 
     async def wait_idle(self) -> None:
@@ -125,32 +120,32 @@ class CompileServer:
 
     def work(self) -> ServerWork:
         """Return a snapshot of its work."""
-        pool = self._service.pool.statistics()
-        counts = self._service.counts
+        pool = self.service.pool.statistics()
+        counts = self.service.counts
         return ServerWork(
             running=pool.running,
             queued=pool.queued,
             done=counts.done,
             failed=counts.failed,
-            certificate_expires=self._service.identity.loaded.not_after,
+            certificate_expires=self.service.identity.loaded.not_after,
             connections=len(self._sessions),
-            refusals=dict(self._service.rejections.counts),
+            refusals=dict(self.service.rejections.counts),
             releases=self._releases(),
-            recent=self._service.latencies.times(),
-            cache=self._service.engine.counts.snapshot(),
+            recent=self.service.latencies.times(),
+            cache=self.service.engine.counts.snapshot(),
         )
 
     def serves_under(self, health: ReleaseHealth) -> bool:
         """Whether one of its releases has this very standing."""
-        return any(health is other for other in self._service.release_health.values())
+        return any(health is other for other in self.service.release_health.values())
 
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""
         self._accepting.cancel()
 
     def _releases(self) -> tuple[ReleaseStatus, ...]:
-        healths = self._service.release_health
-        known = ((name, healths.get(name, ReleaseHealth())) for name in self._service.releases)
+        healths = self.service.release_health
+        known = ((name, healths.get(name, ReleaseHealth())) for name in self.service.releases)
         return tuple(ReleaseStatus(name, health.health, health.reason) for name, health in known)
 
     async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
@@ -161,22 +156,21 @@ class CompileServer:
                 self._denials += 1
                 sessions.start_soon(self._deny, connection)
 
-        await accept_connections(listener, admit=self._admit, serve=take, log=self._service.log)
+        await accept_connections(listener, admit=self._admit, serve=take, log=self.service.log)
 
     def _admit(self, peer: Peer) -> bool:
-        """Whether a new connection is taken, and not reset; a rejected one is counted and logged."""
-        log = self._service.log
+        # One that is rejected is counted and logged, and will be reset.
+        log = self.service.log
         if not self._rules.permit(peer.address):
-            self._service.counters.connections[ConnectionOutcome.REFUSED] += 1
-            self._service.rejections.count(
-                RejectReason.DENIED,
-                lambda: log.warning("connection.denied", peer=peer),
+            self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
+            self.service.rejections.count(
+                RejectReason.DENIED, lambda: log.warning("connection.denied", peer=peer)
             )
             return self._denials < _MAX_DENIALS
         rejection = self._check_load(client_of(peer.address))
         if rejection is not None:
-            self._service.counters.connections[ConnectionOutcome.REFUSED] += 1
-            self._service.rejections.count(
+            self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
+            self.service.rejections.count(
                 rejection.refusal,
                 lambda: log.warning("connection.refused", peer=peer, reason=rejection.reason),
             )
@@ -185,7 +179,7 @@ class CompileServer:
     def _check_load(self, client: str) -> Rejection | None:
         if self._draining:
             return Rejection(RejectReason.DRAINING, "the server is draining")
-        limits, pool = self._service.settings.limits, self._service.pool
+        limits, pool = self.service.settings.limits, self.service.pool
         rejection = self._admission.check(client, limits)
         if rejection is None and pool.is_full:
             return Rejection(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
@@ -193,7 +187,7 @@ class CompileServer:
 
     def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
         client = client_of(peer.address)
-        session = Session(self._service, peer=peer, client=client)
+        session = Session(self.service, peer=peer, client=client)
         self._sessions.add(session)
         self._admission.enter(client)
         sessions.start_soon(self._run, session, connection, client)

@@ -52,9 +52,7 @@ class Peer:
 def open_listener(port: int) -> socket.socket:
     """Listen on every IPv4 and IPv6 address of this host, on one port; 0 lets the kernel pick one.
 
-    Returns a listening, non-blocking socket, which the caller closes. Raises ConfigError if the port is
-    taken,
-    or not this user's to take.
+    Returns a listening, non-blocking socket, which the caller closes. Raises ConfigError.
     """
     try:
         return listen_at("::", port, only=False)
@@ -71,10 +69,7 @@ def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, 
     """Listen on each of some addresses, or on all of this host if there are none, on one port.
 
     A port of 0 lets the kernel pick one that is free on each. Returns listening, non-blocking sockets, which
-    the caller closes.
-
-    Raises:
-        ConfigError: the port is taken on an address, not this user's to take, or no such address is here.
+    the caller closes. Raises ConfigError.
     """
     if not addresses:
         return (open_listener(port),)
@@ -148,7 +143,10 @@ def _open_each(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]
     with contextlib.ExitStack() as undo:
         opened: list[socket.socket] = []
         for address in _needed(addresses):
-            listener = _open_at(address, port)
+            try:
+                listener = listen_at(address, port, only=True)
+            except OSError as exc:
+                _refuse(exc, port, address)
             undo.callback(listener.close)
             opened.append(listener)
             port = port or address_of(listener).port
@@ -164,13 +162,6 @@ def _needed(addresses: Sequence[str]) -> tuple[str, ...]:
             address for address in addresses if address in every or _UNSPECIFIED[":" in address] not in every
         )
     )
-
-
-def _open_at(address: str, port: int) -> socket.socket:
-    try:
-        return listen_at(address, port, only=True)
-    except OSError as exc:
-        _refuse(exc, port, address)
 
 
 def _refuse(exc: OSError, port: int, address: str | None = None) -> NoReturn:

@@ -26,9 +26,7 @@ _MODE = 0o750
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
     """Hold the lock of ``user``'s supervisor; yields its directory.
 
-    Raises:
-        ConfigError: the directory cannot be made or used.
-        LifecycleError: another supervisor holds it; the text has its process id.
+    Raises ConfigError if that cannot be made or used, LifecycleError if another supervisor holds the lock.
     """
     directory = stat_path / user
     try:
