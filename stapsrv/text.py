@@ -7,6 +7,7 @@ could forge a second log line or send commands to a terminal.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # Compiled when it is needed: every stap-server status loads this module.
 _ERROR = rb"(?i)\b(error:|fatal\b)"
@@ -33,6 +34,13 @@ def printable_bytes(raw: bytes, *, limit: int = 200) -> str:
 def shortened(text: str, limit: int) -> str:
     """Return text, with an ellipsis for all that follows its first ``limit`` characters."""
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known word that was probably meant."""
+    import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 def error_line(stderr: bytes, *, default: str = "it failed and said nothing", limit: int = 300) -> str:

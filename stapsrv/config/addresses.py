@@ -13,10 +13,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-EVERYBODY = "all"
-"""In place of a network: every address."""
-NOBODY = "none"
-"""In place of a network: no address."""
+# In place of a network: every address, and no address.
+EVERYBODY, NOBODY = "all", "none"
 LOOPBACK = "127.0.0.1"
 
 _MAPPED_PREFIX = 96  # of the IPv6 network that stands for IPv4 addresses (RFC 4291, 2.5.5.2)
@@ -81,11 +79,7 @@ def parse_listen_address(text: str) -> str:
 
 
 def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """Return what to bind a socket to for an address in its usual form.
-
-    Raises:
-        OSError: there is no such interface as the address names (ENODEV).
-    """
+    """Return what to bind a socket to for an address in its usual form; OSError without its interface."""
     import socket  # noqa: PLC0415 (see the module's docstring)
 
     name, _, zone = address.partition("%")

@@ -47,11 +47,7 @@ def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
 
 
 def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> tuple[ConfiguredFile, ...]:
-    """Read the configuration directory; where it holds no file, the server that the environment describes.
-
-    Raises:
-        ConfigError: the directory cannot be read, or a variable's value cannot be.
-    """
+    """Read the directory; if it holds no file, the server of the environment; may raise ConfigError."""
     files = read_configured(directory)
     if files:
         return files

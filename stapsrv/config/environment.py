@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stapsrv.config.files import retired_warning, unwritable_reason
 from stapsrv.config.table import GLOBAL_SETTINGS, RETIRED, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
+from stapsrv.text import nearest
 
 if TYPE_CHECKING:
     from stapsrv.config.setting import Setting
@@ -53,13 +54,11 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         if name in ours or name.startswith(_FOR_TESTS) or not name.startswith(PREFIX):
             continue
-        import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
-
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        meant = nearest(name, known, cutoff=0.8)
         if _is_link(name):
             remedy = _LINK_REMEDY
         else:
-            remedy = f"did you mean {nearest[0]}?" if nearest else f"remove it; there are {', '.join(known)}"
+            remedy = f"did you mean {meant}?" if meant else f"remove it; there are {', '.join(known)}"
         raise ConfigError("unknown environment variable", where=name, remedy=remedy)
 
 

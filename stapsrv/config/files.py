@@ -1,28 +1,23 @@
 """The ``VARIABLE=VALUE`` grammar: of the global file, of each server's file, and of ``.stat`` files.
 
-Text in, values out; the caller has read the file. The grammar (manual page, CONFIGURATION) is no shell's: a
-value is
-all that follows the ``=``, blanks, quotes and tildes included. Around it the original forgives blanks before
-a
-variable and before a ``#``, and so does this module; it drops blanks after a value, which this module keeps,
-since
-the value would no longer be as written.
+The grammar (manual page, CONFIGURATION) is no shell's: a value is all that follows the ``=``, blanks, quotes
+and tildes included. Around it the original forgives blanks before a variable and before a ``#``, and so does
+this module; it drops blanks after a value, which this module keeps, since the value would no longer be as
+written.
 
-Light to import, for the command line's ``status``: the two functions that deal in :class:`ServerSettings`
-import
-it, and attrs, late.
+Light to import, for the command line's ``status``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stapsrv.config.table import RETIRED, SERVER_SETTINGS, SharedLimits
 from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import ConfigError
-from stapsrv.text import shortened
+from stapsrv.text import nearest, shortened
 
 if TYPE_CHECKING:
     from stapsrv.config.setting import Setting
@@ -80,39 +75,39 @@ def decode_config(data: bytes, *, where: str) -> str:
 
 def parse_assignments(text: str, *, where: str) -> tuple[Assignment, ...]:
     """Read the assignments of a file, whatever their variables are; raises ConfigFaults."""
-    assignments, faults = _scan(text)
-    _raise_if_any(faults, where)
-    return tuple(assignments)
+    found = tuple(_scan(text, where))
+    _raise_if_any(each for each in found if isinstance(each, ConfigError))
+    return tuple(each for each in found if isinstance(each, Assignment))
 
 
 def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[str, Any]:
     """Read a file that may set ``rows``: attribute to value, an array's values as a tuple.
 
     ``X=`` (and ``X=()`` of an array) takes back what came before; attributes that end up unset are left
-    out. Of several values for a variable that holds one, the last counts.
-
-    Raises:
-        ConfigFaults: everything that is wrong with the file.
+    out. Of several values for a variable that holds one, the last counts. Raises ConfigFaults.
     """
     known = {row.variable: row for row in rows}
-    assignments, faults = _scan(text)
     values: dict[str, Any] = {}
-    for assignment in assignments:
-        try:
-            if assignment.variable not in RETIRED:
-                _assign(values, assignment, known)
-        except ConfigError as problem:
-            faults.append(_Fault(assignment.line, problem))
-    _raise_if_any(faults, where)
+    faults: list[ConfigError] = []
+    for found in _scan(text, where):
+        if isinstance(found, ConfigError):
+            faults.append(found)
+        elif found.variable not in RETIRED:
+            try:
+                _assign(values, found, known)
+            except ConfigError as fault:
+                fault.where = f"{where}:{found.line}"
+                faults.append(fault)
+    _raise_if_any(faults)
     return values
 
 
 def retired_lines(text: str, *, where: str) -> tuple[str, ...]:
     """Return a warning for each line of a file that sets a variable without effect."""
     return tuple(
-        retired_warning(assignment.variable, where=f"{where}:{assignment.line}")
-        for assignment in _scan(text)[0]
-        if assignment.variable in RETIRED
+        retired_warning(found.variable, where=f"{where}:{found.line}")
+        for found in _scan(text, where)
+        if isinstance(found, Assignment) and found.variable in RETIRED
     )
 
 
@@ -137,8 +132,7 @@ def value_in(row: Setting[Any], settings: ServerSettings) -> object:
 def encode_server_settings(settings: ServerSettings) -> str:
     """Write a ``.stat`` file, which :func:`server_settings_from` reads back equal.
 
-    Raises:
-        ConfigError: a value that no line can hold: one with a line break, an empty one, or not text.
+    Raises ConfigError for a value that no line can hold: one with a line break, an empty one, or not text.
     """
     lines: list[str] = []
     for row in _STAT_ROWS:
@@ -168,49 +162,37 @@ def unwritable_reason(value: str) -> str | None:
     return None
 
 
-class _Fault(NamedTuple):
-    # The error gets its place when the file's name is known.
-    line: int
-    error: ConfigError
+def _raise_if_any(faults: Iterable[ConfigError]) -> None:
+    if found := tuple(faults):
+        raise ConfigFaults(found)
 
 
-def _raise_if_any(faults: Iterable[_Fault], where: str) -> None:
-    errors: list[ConfigError] = []
-    for line, error in sorted(faults, key=lambda fault: fault.line):
-        error.where = f"{where}:{line}"
-        errors.append(error)
-    if errors:
-        raise ConfigFaults(errors)
-
-
-def _scan(text: str) -> tuple[list[Assignment], list[_Fault]]:
-    assignments: list[Assignment] = []
-    faults: list[_Fault] = []
-    if "\r" in text:
-        # One fault for all: a file from another system has one on each line.
-        line = text.count("\n", 0, text.index("\r")) + 1
-        remedy = "save the file with Unix line ends"
-        faults.append(_Fault(line, ConfigError("a carriage return cannot stand in a value", remedy=remedy)))
-        text = text.replace("\r", "")
+def _scan(text: str, where: str) -> Iterator[Assignment | ConfigError]:
+    returned = False
     # Not splitlines(), which would end a line at a form feed or at U+2028.
     for number, whole in enumerate(text.split("\n"), start=1):
-        statement = whole.lstrip(_BLANKS)
+        place = f"{where}:{number}"
+        if "\r" in whole and not returned:
+            # One fault for all: a file from another system has one on each line.
+            returned = True
+            remedy = "save the file with Unix line ends"
+            yield ConfigError("a carriage return cannot stand in a value", where=place, remedy=remedy)
+        statement = whole.replace("\r", "").lstrip(_BLANKS)
         if not statement or statement.startswith("#"):
             continue
         found = _ASSIGNMENT.fullmatch(statement)
         if found is None or "\0" in statement:
             problem = f"expected VARIABLE=VALUE, found {_shown(statement)}"
             remedy = "begin comments with '#' and leave no blank before the '='"
-            faults.append(_Fault(number, ConfigError(problem, remedy=remedy)))
+            yield ConfigError(problem, where=place, remedy=remedy)
         else:
-            assignments.append(Assignment(number, found["variable"], found["value"], bool(found["adds"])))
-    return assignments, faults
+            yield Assignment(number, found["variable"], found["value"], bool(found["adds"]))
 
 
 def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, Setting[Any]]) -> None:
     row = known.get(assignment.variable)
     if row is None:
-        _refuse_unknown(assignment.variable, known)
+        raise _unknown(assignment.variable, known)
     if assignment.adds and not row.array:
         raise ConfigError(
             f"{row.variable} holds one value, so nothing can be added to it",
@@ -226,16 +208,12 @@ def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, 
         raise ConfigError(f"{row.variable}={_shown(assignment.value)[1:-1]}: expected {exc}") from exc
 
 
-def _refuse_unknown(name: str, known: Mapping[str, Setting[Any]]) -> NoReturn:
-    import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
-
+def _unknown(name: str, known: Mapping[str, Setting[Any]]) -> ConfigError:
     if name in _SHARED:
-        raise ConfigError(f"{name} is not for one server alone", remedy="set it in the global file")
-    nearest = difflib.get_close_matches(name.upper(), known, n=1)
-    remedy = (
-        f"did you mean {nearest[0]}?" if nearest else f"the variables of this file are {', '.join(known)}"
-    )
-    raise ConfigError(f"unknown variable {_shown(name)}", remedy=remedy)
+        return ConfigError(f"{name} is not for one server alone", remedy="set it in the global file")
+    meant = nearest(name.upper(), known)
+    remedy = f"did you mean {meant}?" if meant else f"the variables of this file are {', '.join(known)}"
+    return ConfigError(f"unknown variable {_shown(name)}", remedy=remedy)
 
 
 def _writable(row: Setting[Any], value: str) -> str:

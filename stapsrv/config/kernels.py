@@ -30,15 +30,11 @@ _RELEASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~:@-]*")
 
 @attrs.frozen
 class ServedRelease:
-    """One kernel release that a server compiles for.
-
-    Attributes:
-        name: as ``uname -r`` shows it on the client's host.
-        argument: for stap's ``-r``: ``name``, or the build tree that the operator gave.
-    """
+    """One kernel release that a server compiles for; its name is what ``uname -r`` shows."""
 
     name: str
     arch: str
+    # For stap's -r: the name, or the build tree that the operator gave.
     argument: str
     build_tree: Path
 
@@ -82,11 +78,7 @@ def installed_releases(modules: Path = MODULES) -> list[str]:
 
 
 def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
-    """Find the build tree that ``-r ARGUMENT`` means.
-
-    Raises:
-        ConfigError: there is no build tree, or it was never configured.
-    """
+    """Find the build tree that ``-r ARGUMENT`` means; raises ConfigError if none can be used."""
     if argument.startswith("/"):
         return _from_build_tree(Path(argument), arch=arch)
     if not is_release_name(argument):

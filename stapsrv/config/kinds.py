@@ -23,30 +23,21 @@ _KIBI = 1024
 
 
 class Kind(NamedTuple):
-    """What values a setting takes.
-
-    Attributes:
-        metavar: stands for a value in help texts.
-        parse: converts text; a ValueError's text says what was expected.
-        encode: the reverse.
-        is_path: a path, which has to be absolute where the working directory is not the writer's.
-    """
+    """What values a setting takes; the text of a ValueError of ``parse`` says what was expected."""
 
     metavar: str
     parse: Callable[[str], object] = str
     encode: Callable[[object], str] = str
+    # It has to be absolute where the working directory is not the writer's.
     is_path: bool = False
 
 
 class LogFormat(enum.StrEnum):
     """How log lines look."""
 
-    CLASSIC = "classic"
-    """A sentence behind the date, as scripts have looked for it for years."""
+    CLASSIC = "classic"  # a sentence behind the date, as scripts have looked for it for years
     JSON = "json"
-    """One JSON object on one line."""
-    JOURNAL = "journal"
-    """An entry of the systemd journal, with fields; no file is written."""
+    JOURNAL = "journal"  # entries of the systemd journal, with fields; no file is written
 
 
 def parse_log_format(text: str) -> LogFormat:
@@ -113,26 +104,20 @@ def choice(*words: str, gone: Mapping[str, str] | None = None) -> Kind:
     return Kind("|".join(words), parse)
 
 
-def absolute_path() -> Kind:
-    """Return the kind of absolute paths, in files too."""
-
-    def parse(text: str) -> str:
-        if not text.startswith("/"):
-            raise ValueError("an absolute path")
-        return text
-
-    return Kind("PATH", parse)
+def _parse_absolute_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("an absolute path")
+    return text
 
 
-def switch() -> Kind:
-    """Return the kind of what is on or off: ``yes``, ``no``."""
+def _parse_switch(text: str) -> bool:
+    if text.lower() not in {"yes", "no"}:
+        raise ValueError("yes or no")
+    return text.lower() == "yes"
 
-    def parse(text: str) -> bool:
-        if text.lower() not in {"yes", "no"}:
-            raise ValueError("yes or no")
-        return text.lower() == "yes"
 
-    return Kind("yes|no", parse, lambda value: "yes" if value else "no")
+ABSOLUTE_PATH = Kind("PATH", _parse_absolute_path)
+SWITCH = Kind("yes|no", _parse_switch, lambda value: "yes" if value else "no")
 
 
 def encode_duration(seconds: object) -> str:

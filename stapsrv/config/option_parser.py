@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from stapsrv.errors import UsageError
+from stapsrv.text import nearest
 
 _ABOUT_OPTION = re.compile(r"argument (\S+): (.*)", re.DOTALL)
 _PLAINER = (
@@ -35,11 +36,7 @@ class OptionParser(argparse.ArgumentParser):
     """Argparse, with getopt's values and with errors of our own, one line each."""
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Read a command line; the namespace has ``typed``.
-
-        Raises:
-            UsageError: it cannot be understood; the text names the option.
-        """
+        """Read a command line; the namespace has ``typed``. The text of a UsageError names the option."""
         namespace, rest = self.parse_known_args(self._attached(words), argparse.Namespace(typed=[]))
         if rest:
             self._refuse(rest[0])
@@ -87,10 +84,3 @@ class OptionParser(argparse.ArgumentParser):
         known = [name for name in names if name.startswith("--") and option.startswith("--")]
         meant = nearest(option, known)
         raise UsageError(f"unknown option {option!r}", remedy=f"did you mean {meant}?" if meant else remedy)
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that was probably meant."""
-    import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone
-
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

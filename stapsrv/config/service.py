@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stapsrv.config.addresses import MetricsAddress, parse_host, parse_interfaces, parse_metrics_address
-from stapsrv.config.kinds import Kind, LogFormat, parse_log_format, switch
+from stapsrv.config.kinds import SWITCH, Kind, LogFormat, parse_log_format
 from stapsrv.config.setting import Group, Setting
 
 LOG_FORMAT = Kind("classic|json|journal", parse_log_format)
@@ -60,7 +60,7 @@ class Service(Group):
     )
     mdns_enabled = Setting[bool | None](
         "MDNS",
-        switch(),
+        SWITCH,
         "whether servers are advertised on the network",
         default_text="yes",
         option="--no-mdns",

@@ -14,13 +14,9 @@ _T = TypeVar("_T")
 class Setting(Generic[_T]):
     """One setting: a variable of files and of the environment, an option, and a line of help and manual.
 
-    Attributes:
-        help: a few words without a full stop.
-        default: None where it depends on the host.
-        default_text: the default as a person would write or describe it; may be empty.
-        option: as typed; by default made of the variable, empty where no command takes one.
-        array: has one value for each line of a file, and each time that the option is typed.
-        by_process: False where only the user who starts the process decides: not its environment or options.
+    The option is made of the variable by default, and empty where no command takes one. An array has a value
+    for each line of a file, and each time that the option is typed. ``by_process`` is False where only the
+    user who starts the process decides: not its environment or options.
     """
 
     attribute: str

@@ -31,11 +31,8 @@ class HostDefaults:
 class ServerSettings:
     """The settings of one server; None, or an empty tuple, for what the host decides.
 
-    The fields are the rows of :class:`~stapsrv.config.table.Description`, and two more.
-
-    Attributes:
-        keep_temporary: ``-k``, temporary directories stay; no file has it.
-        tuning: what is set of the other rows; :attr:`limits` and :attr:`access` have the defaults filled in.
+    The fields are the rows of :class:`~stapsrv.config.table.Description`, ``-k``, and what is set of the
+    other rows; :attr:`limits` and :attr:`access` have the defaults filled in.
     """
 
     arch: str | None = attrs.field(default=None, converter=attrs.converters.optional(normalise_arch))
@@ -98,11 +95,7 @@ class ServerSettings:
         )
 
     def served_releases(self) -> tuple[ServedRelease, ...]:
-        """Find the build tree of each release.
-
-        Raises:
-            ConfigError: a release has no usable build tree on this host.
-        """
+        """Find the build tree of each release; raises ConfigError if one has none that can be used."""
         arch = self.arch or host_arch()
         return tuple(resolve_release(name, arch=arch) for name in self.releases or (host_release(),))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from stapsrv.config.addresses import parse_listen_address, parse_network
-from stapsrv.config.kinds import Kind, absolute_path, choice, count, duration, size, switch
+from stapsrv.config.kinds import ABSOLUTE_PATH, SWITCH, Kind, choice, count, duration, size
 from stapsrv.config.service import LOG_FORMAT, Service
 from stapsrv.config.setting import Group, Setting
 
@@ -197,7 +197,7 @@ class Limits(Group):
     temp_bytes = Setting("MAX_TEMP_SIZE", size(), "temporary files of a request together", default=_GIBI)
     result_cache = Setting(
         "RESULT_CACHE",
-        switch(),
+        SWITCH,
         "answer a request whose result is cached without compiling it again",
         default=True,
     )
@@ -244,14 +244,14 @@ class Limits(Group):
         default=5,
     )
     sandbox_read = Setting[tuple[str, ...]](
-        "SANDBOX_READ", absolute_path(), "a further file or directory that compiles may read", array=True
+        "SANDBOX_READ", ABSOLUTE_PATH, "a further file or directory that compiles may read", array=True
     )
     sandbox_write = Setting[tuple[str, ...]](
-        "SANDBOX_WRITE", absolute_path(), "a further directory that compiles may change", array=True
+        "SANDBOX_WRITE", ABSOLUTE_PATH, "a further directory that compiles may change", array=True
     )
     warmup = Setting(
         "WARMUP",
-        switch(),
+        SWITCH,
         "compile for each release once after the start, in the background, so that no first client waits",
         default=True,
     )
@@ -280,7 +280,7 @@ class SharedLimits(Group):
     )
     temp_in_memory = Setting(
         "TEMP_IN_MEMORY",
-        switch(),
+        SWITCH,
         "compile in memory where TMPDIR is not set and twice MAX_TOTAL_TEMP_SIZE is free",
         default=True,
     )
@@ -304,10 +304,9 @@ class SharedLimits(Group):
     )
 
 
+# What may stand in a server's file, and in the global one.
 SERVER_SETTINGS = (*Description.rows, *NetworkAccess.rows, *Limits.rows)
-"""What may stand in a server's file."""
 TUNABLES = (*NetworkAccess.rows, *Limits.rows, *SharedLimits.rows)
 GLOBAL_SETTINGS = (*Service.rows, *TUNABLES)
-"""What may stand in the global file."""
+# Variables of the last release that have no effect any more: accepted, with a warning, for one release.
 RETIRED = ("STANDBY",)
-"""Variables of the last release that have no effect any more: accepted, with a warning, for one release."""

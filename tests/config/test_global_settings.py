@@ -171,34 +171,6 @@ def test_importing_it_loads_nothing_heavy() -> None:
     assert loaded.stdout == "[]\n"
 
 
-def test_mdns_variables() -> None:
-    text = "MDNS=no\nMDNS_INTERFACES=eth0, wlan0\nMDNS_HOST=build.local\n"
-    settings = lay_over(SYSTEM_SETTINGS, text, where="g")
-    assert settings == SYSTEM_SETTINGS._replace(
-        mdns_enabled=False, mdns_interfaces=("eth0", "wlan0"), mdns_host="build"
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        ("MDNS=on", "MDNS=on: expected yes or no"),
-        (
-            "MDNS_INTERFACES=a/b",
-            "MDNS_INTERFACES=a/b: expected names of interfaces or IP addresses, which 'a/b' is not",
-        ),
-        (
-            "MDNS_HOST=a.b",
-            "MDNS_HOST=a.b: expected a host name of up to 63 letters, digits and dashes, without a domain",
-        ),
-    ],
-)
-def test_wrong_mdns_values_are_one_line(line: str, text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        lay_over(SYSTEM_SETTINGS, line, where="g")
-    assert str(caught.value) == f"g:1: {text}"
-
-
 def test_values_of_the_command_line_go_before_those_of_files() -> None:
     file = lay_over(SYSTEM_SETTINGS, "MDNS=no\nMDNS_INTERFACES=eth0\nMAX_COMPILES=2\nNICE=3\n", where="g")
     settings = with_values(file, {"mdns_interfaces": ("lo",), "total_compiles": 4}, ("warning",))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stapsrv.config.kinds import choice, count, duration, encode_duration, encode_size, size, switch
+from stapsrv.config.kinds import SWITCH, choice, count, duration, encode_duration, encode_size, size
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_what_is_written_reads_back_equal(milliseconds, number):
 
 @pytest.mark.parametrize(("text", "value"), [("yes", True), ("no", False), ("NO", False)])
 def test_switch(text, value):
-    assert switch().parse(text) is value
+    assert SWITCH.parse(text) is value

@@ -61,45 +61,30 @@ class TypedOption(NamedTuple):
 
 
 class ServerSpecification(NamedTuple):
-    """The options that describe one server, or one for each installed release.
+    """The options that describe one server, or one for each installed release."""
 
-    Attributes:
-        name: ``-n`` or ``-p``, or None.
-        earlier: typed before ``name``: they count only where ``name`` is a new server's nickname.
-        settings: the others, in order.
-        each_release: ``-i``: what is described, once for each installed release; and once as it is, if it
-            has a name or a release of its own.
-    """
-
+    # -n or -p.
     name: TypedOption | None = None
+    # Typed before the name: they count only where it is a new server's nickname.
     earlier: tuple[TypedOption, ...] = ()
     settings: tuple[TypedOption, ...] = ()
+    # -i: what is described for each installed release, and as it is if it has a name or release of its own.
     each_release: bool = False
 
 
 class Invocation(NamedTuple):
-    """A command line, understood.
-
-    Attributes:
-        action: what to do.
-        specifications: the servers specified; none leaves the choice to the action.
-        lists: by option of :data:`LIST_OPTIONS`, the values for the servers in turn; None is the default.
-        config_file: the last ``-c``, an absolute path, or None.
-        keep_temporary: ``-k``, for all servers that are started.
-        use_password: ``-P``, for all servers that are started.
-        running_only: ``ctl``: speak to a running supervisor, start none.
-        wait: return when the action is done, rather than when it is accepted.
-        timeout_s: how long to wait, or None for as long as the supervisor's own deadlines.
-        output: how the answer is printed.
-    """
+    """A command line, understood; without specifications the action chooses the servers."""
 
     action: Action
     specifications: tuple[ServerSpecification, ...] = ()
+    # By option of LIST_OPTIONS, the values for the servers in turn; None is the default.
     lists: Mapping[str, tuple[object, ...]] = {}
     config_file: str | None = None
     keep_temporary: bool = False
     use_password: bool = False
+    # ctl: speak to a running supervisor, start none.
     running_only: bool = False
     wait: bool = True
+    # None for as long as the supervisor's own deadlines.
     timeout_s: float | None = None
     output: OutputForm = OutputForm.AUTO

@@ -27,7 +27,7 @@ import os.path
 from collections.abc import Sequence
 
 from stapsrv.config.files import unwritable_reason
-from stapsrv.config.option_parser import Append, OptionParser, nearest
+from stapsrv.config.option_parser import Append, OptionParser
 from stapsrv.config.table import Description
 from stapsrv.control.cli.help import OPTIONS
 from stapsrv.control.cli.invocation import (
@@ -43,6 +43,7 @@ from stapsrv.control.cli.invocation import (
     TypedOption,
 )
 from stapsrv.errors import UsageError
+from stapsrv.text import nearest
 
 _ROWS = {**DESCRIBING_OPTIONS, **LIST_OPTIONS}
 _PATHS = {"-c", *(option for option, row in _ROWS.items() if row.kind.is_path)}
@@ -57,15 +58,10 @@ _ACTIONS = {str(action): action for action in Action} | {
 
 
 def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocation:
-    """Read a command line, without the program's name.
+    """Read a command line, without the program's name; the text of a UsageError names the option.
 
-    Args:
-        words: the action, then the options.
-        directory: the caller's working directory, to make relative paths absolute with: the supervisor
-            that will use them has another one. None refuses relative paths.
-
-    Raises:
-        UsageError: it cannot be understood; the text names the option.
+    Relative paths are made absolute with ``directory``, the caller's own: the supervisor that will use them
+    has another one. None refuses relative paths.
     """
     running_only = bool(words) and words[0] == _CONTROL
     if running_only:
@@ -91,8 +87,6 @@ def _parser() -> OptionParser:
 
 
 class _Specifications:
-    """Groups options, as they come, into specifications."""
-
     def __init__(self) -> None:
         self._done: list[ServerSpecification] = []
         self._open = ServerSpecification()
@@ -130,8 +124,6 @@ class _Specifications:
 
 
 class _Reader:
-    """Takes options one by one."""
-
     def __init__(self, action: Action, directory: str | None) -> None:
         self._invocation = Invocation(action)
         self._directory = directory
@@ -191,7 +183,6 @@ def _parse_action(words: Sequence[str]) -> Action:
 
 
 def _check(option: str, value: str) -> None:
-    """Refuse a value that no settings file could hold, or that the option cannot have."""
     reason = unwritable_reason(value)
     if reason is not None:
         raise UsageError(f"the value {reason}", where=option)
@@ -202,7 +193,7 @@ def _check(option: str, value: str) -> None:
 
 
 def _parsed(option: str, value: str) -> object:
-    """Return the value of a setting; None for an empty one, which takes back what was typed before."""
+    # None takes back what was typed before.
     if not value or option not in _ROWS:
         return None
     try:

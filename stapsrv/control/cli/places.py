@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalSettings:
-    """Return the global settings for what this user starts; ``config_file`` is the last ``-c``.
-
-    Raises:
-        ConfigError: a global file cannot be used.
-    """
+    """Return the global settings for what this user starts; may raise ConfigError."""
     home = environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
     base = global_defaults(environ, euid=os.geteuid(), home=Path(home), can_write=can_write)
     return read_global_settings(base, _path(config_file))
