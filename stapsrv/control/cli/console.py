@@ -7,7 +7,7 @@ the output of commands in :mod:`stapsrv.control.cli.report`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stapsrv.config.table import Limits, NetworkAccess
 from stapsrv.text import printable
@@ -83,27 +83,24 @@ class Console:
         self._out.flush()
 
 
-class StatusReport:
-    """The answer of ``status``; :func:`status_json` says what its parts are.
+class StatusReport(NamedTuple):
+    """The answer of ``status``; :func:`status_json` says what its parts are."""
 
-    ``exit_status`` replaces the one that follows from the rest: 1 for a server that should be up and is not,
-    or a supervisor that does not answer; 3 if no server runs.
-    """
+    supervisors: Sequence[SupervisorInfo]
+    orphaned: Sequence[OrphanedServer] = ()
+    remarks: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    # In place of the one that follows from the rest.
+    known_status: int | None = None
 
-    def __init__(
-        self,
-        supervisors: Sequence[SupervisorInfo],
-        orphaned: Sequence[OrphanedServer] = (),
-        remarks: Sequence[str] = (),
-        *,
-        problems: Sequence[str] = (),
-        exit_status: int | None = None,
-    ) -> None:
-        self.supervisors = supervisors
-        self.orphaned = orphaned
-        self.remarks = remarks
-        self.problems = problems
-        self.exit_status = self._judged() if exit_status is None else exit_status
+    @property
+    def exit_status(self) -> int:
+        """1 if a server should be up and is not, or a supervisor does not answer; 3 if no server runs."""
+        if self.known_status is not None:
+            return self.known_status
+        if self.problems or self.orphaned or any(map(is_down, self.servers())):
+            return _FAILED
+        return _NOT_RUNNING if self.is_empty else 0
 
     @property
     def is_empty(self) -> bool:
@@ -114,11 +111,6 @@ class StatusReport:
         """Yield the servers of all supervisors."""
         for supervisor in self.supervisors:
             yield from supervisor["servers"]
-
-    def _judged(self) -> int:
-        if self.problems or self.orphaned or any(is_down(server) for server in self.servers()):
-            return _FAILED
-        return _NOT_RUNNING if self.is_empty else 0
 
 
 def title(settings: Mapping[str, object]) -> str:

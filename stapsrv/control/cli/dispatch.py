@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from stapsrv import __version__
-from stapsrv.control.cli.commands.status import show_status, status_of_all
+from stapsrv.control.cli.commands.status import show_status, status_of_all, status_of_some
 from stapsrv.control.cli.console import PROGRAM, Console
 from stapsrv.control.cli.help import usage
-from stapsrv.control.cli.invocation import Action, Invocation, OutputForm
+from stapsrv.control.cli.invocation import Action, OutputForm
 from stapsrv.control.cli.parser import parse_arguments
 from stapsrv.control.cli.report import ClassicReporter, JsonReporter, Reporter
 
@@ -26,11 +26,7 @@ _TOOLS = {
 
 
 def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
-    """Run a command line; return the exit status.
-
-    Raises:
-        StapsrvError: it is invalid, or cannot be carried out at all.
-    """
+    """Run a command line; return the exit status, or raise StapsrvError if it cannot be carried out."""
     if words[:1] == ["help"] and len(words) > 1:
         console.write(usage(words[1]))
         return 0
@@ -40,30 +36,24 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
     match invocation.action:
         case Action.HELP:
             console.write(usage(words[1] if invocation.running_only else words[0]))
-            return 0
         case Action.VERSION:
             console.say(f"{PROGRAM} (stapsrv) {__version__}")
-            return 0
-        case Action.STATUS if not invocation.specifications:
-            report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
+        case Action.STATUS:
+            if invocation.specifications:
+                report = status_of_some(invocation, environ)
+            else:
+                report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
             return show_status(report, invocation.output, console, environ)
+        # The imports are here because a status -c or a --help need none of it.
+        case Action.CHECK:
+            from stapsrv.control.cli.commands.check import run_check  # noqa: PLC0415
+
+            return run_check(invocation, console, environ)
         case _:
-            return _act(invocation, console, environ)
+            from stapsrv.control.cli.commands.lifecycle import run_command  # noqa: PLC0415
 
-
-def _act(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
-    # The imports are here because a status -c or a --help need none of it.
-    if invocation.action is Action.STATUS:
-        from stapsrv.control.cli.commands.status import status_of_some  # noqa: PLC0415
-
-        return show_status(status_of_some(invocation, environ), invocation.output, console, environ)
-    if invocation.action is Action.CHECK:
-        from stapsrv.control.cli.commands.check import run_check  # noqa: PLC0415
-
-        return run_check(invocation, console, environ)
-    from stapsrv.control.cli.commands.lifecycle import run_command  # noqa: PLC0415
-
-    return run_command(invocation, _reporter(invocation.output, console, environ), environ)
+            return run_command(invocation, _reporter(invocation.output, console, environ), environ)
+    return 0
 
 
 def _reporter(form: OutputForm, console: Console, environ: Mapping[str, str]) -> Reporter:

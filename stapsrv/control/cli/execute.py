@@ -17,7 +17,7 @@ from stapsrv.errors import StapsrvError
 if TYPE_CHECKING:
     from stapsrv.control.client.sync import Command
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
-    from stapsrv.control.protocol.status_fields import SettingsInfo, SupervisorInfo
+    from stapsrv.control.protocol.status_fields import SettingsInfo
 
     # A user's name and targets in, an outcome for each out.
     _Ask: TypeAlias = Callable[[str, list[Target]], list[OutcomeInfo]]
@@ -96,18 +96,6 @@ class Executor:
             return
         for outcome in outcomes:
             self._report_reloaded(outcome)
-
-    def stop_all(self, supervisor: SupervisorInfo) -> None:
-        """Stop all servers of a supervisor."""
-        ids = [server["id"] for server in supervisor["servers"]]
-        self._reporter.begin(Verb.STOP, [server["nickname"] for server in supervisor["servers"]])
-        try:
-            outcomes = self._supervisors.stop(supervisor["user"], ids)
-        except StapsrvError as exc:
-            self.complain(str(exc))
-            return
-        for server, outcome in zip(supervisor["servers"], outcomes, strict=True):
-            self._report(Verb.STOP, named(server), server["nickname"], outcome)
 
     def report(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
         """Report the outcome of a target."""

@@ -24,11 +24,7 @@ _INTERRUPTED = 130
 
 
 def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
-    """Run a command line, the action and its options; return the exit status.
-
-    Raises:
-        BrokenPipeError: nobody reads the output any more.
-    """
+    """Run a command line, the action and its options; return the exit status."""
     try:
         plain = _plain_status(words)
         if plain is not None:
@@ -48,10 +44,8 @@ def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> i
 
 
 def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
-    """Parse ``status [-c FILE] [--json|--classic]`` without the parser, which takes long to import.
-
-    Returns the output form and the file; None for all else, right or wrong.
-    """
+    """Return the form and the file of ``status [-c FILE] [--json|--classic]``; None for all else."""
+    # The parser takes long to import.
     form, config_file = "auto", None
     rest = iter(words)
     if next(rest, None) != "status":

@@ -218,7 +218,9 @@ class _Planner:
         settings = asked if self._rule.like_start else self._index.resolved(server.settings)
         problem = self._claim_nickname(settings, where) if self._rule.replaces else None
         if problem is not None:
-            return _refused(problem, where, server=server)
+            return Target(
+                operation=Operation.REFUSE, problem=problem, exit_status=_FAILED, where=where, server=server
+            )
         if operation is Operation.RESTART:
             settings = attrs.evolve(settings, tuning=tuning)
             settings = self._to_start(settings, former_id=server.server_id)
@@ -236,7 +238,9 @@ class _Planner:
         self._new[identity] = where
         problem = self._claim_nickname(asked, where)
         if problem is not None:
-            return _refused(problem, where, settings=asked)
+            return Target(
+                operation=Operation.REFUSE, problem=problem, exit_status=_FAILED, where=where, settings=asked
+            )
         return Target(operation=self._rule.if_not, settings=self._to_start(asked), where=where)
 
     def _claim_nickname(self, settings: ServerSettings, where: str | None) -> str | None:
@@ -253,20 +257,3 @@ class _Planner:
         if settings.nickname == str(former_id):
             settings = attrs.evolve(settings, nickname=None)
         return attrs.evolve(settings, keep_temporary=True) if self._keep_temporary else settings
-
-
-def _refused(
-    problem: str,
-    where: str | None,
-    *,
-    settings: ServerSettings | None = None,
-    server: RunningServer | None = None,
-) -> Target:
-    return Target(
-        operation=Operation.REFUSE,
-        settings=settings,
-        server=server,
-        problem=problem,
-        where=where,
-        exit_status=_FAILED,
-    )

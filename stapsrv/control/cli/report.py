@@ -46,6 +46,9 @@ class Result(NamedTuple):
 class Reporter:
     """Reports a command to a person or a program; what a form of output leaves out does nothing."""
 
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
     def begin(self, verb: Verb, names: Sequence[str]) -> None:
         """Report what is about to be done to which servers."""
 
@@ -67,9 +70,6 @@ class Reporter:
 
 class ClassicReporter(Reporter):
     """Prints the original's lines, which are about outcomes only."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
 
     def result(self, result: Result) -> None:
         """See :class:`Reporter`."""
@@ -98,7 +98,7 @@ class JsonReporter(Reporter):
     """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        super().__init__(console)
         self._servers: list[dict[str, object]] = []
         self._remarks: list[str] = []
         self._problems: list[str] = []

@@ -82,14 +82,13 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> li
 
 
 class TerminalReporter(Reporter):
-    """Prints a line for each server: ``native: starting … serving on port 5001``.
+    """Prints a line for each server when it has settled: ``native: starting … serving on port 5001``.
 
-    A line is printed when its server has settled. Until then the last line, rewritten again and again, shows
-    the servers in transition. A ``width`` of 0 is that of a terminal that cannot erase a line.
+    Until then the last line, rewritten again and again, shows the servers in transition.
     """
 
     def __init__(self, console: Console, *, width: int) -> None:
-        self._console = console
+        super().__init__(console)
         self._width = width
         self._shown = False
         self._verb = Verb.START

@@ -1,7 +1,8 @@
 """The client of the control socket, for the command line and for other programs.
 
 :class:`SyncControlClient` blocks and needs the standard library only; an asynchronous program calls it in a
-thread. Its methods return plain dictionaries (``docs/control.md``). Every wait has a deadline.
+thread. Its methods return plain dictionaries (``docs/control.md``). Every wait has a
+deadline.
 
 Errors:
     SupervisorNotRunning: nobody listens there.
@@ -9,15 +10,6 @@ Errors:
         no answer (TIMED_OUT, LOST), after which a command that was accepted goes on.
 
 An action that fails for some servers is no error: each outcome has its own.
-
-Example::
-
-    from stapsrv.control.client import SyncControlClient, find_sockets
-
-    for path in find_sockets(Path("/run/stap-server")):
-        with SyncControlClient(path) as client:
-            for server in client.status()["servers"]:
-                print(path.parent.name, server["id"], server["nickname"], server["state"])
 """
 
 from __future__ import annotations
@@ -33,9 +25,9 @@ __all__ = ["SupervisorNotRunning", "SyncControlClient", "find_sockets"]
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        # Late, like the modules themselves: a plain status imports this package and needs none of them.
-        from importlib import import_module  # noqa: PLC0415
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Late, like the modules themselves: a plain status imports this package and needs none of them.
+    from importlib import import_module  # noqa: PLC0415
 
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -43,23 +43,21 @@ def caller_name() -> str:
 
 
 def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:
-    """Return the account for servers of user ``name``, if this process may start them.
+    """Return the account for servers of user ``name``, or raise ConfigError if this process may start none.
 
-    ``where`` is the file and line that names the user, for messages. ``STAP_PR11197_OVERRIDE=1`` in
-    ``environ``, for tests, lets root run servers as root.
-
-    Raises:
-        ConfigError: no such user; root; not in group stap-server, unless it is the caller; or another user,
-            while the caller is not root.
+    ``where`` is the file and line that names the user. ``STAP_PR11197_OVERRIDE=1``, for tests, lets root run
+    servers as root.
 
     Source: manual page, ``-u`` and SAFETY AND SECURITY.
     """
     try:
-        account = _account(pwd.getpwnam(name))
+        entry = pwd.getpwnam(name)
     except KeyError as exc:
         raise ConfigError(
             f"user {name!r} does not exist", where=where, remedy="name another one, or add this one (adduser)"
         ) from exc
+    groups = tuple(os.getgrouplist(name, entry.pw_gid))
+    account = Account(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_shell)
     if account.uid == 0:
         if account.is_caller and environ.get("STAP_PR11197_OVERRIDE") == "1":
             return account
@@ -104,27 +102,12 @@ def environment_for(account: Account, environ: Mapping[str, str]) -> dict[str, s
     """
     if account.is_caller:
         return dict(environ)
-    inherited = {
-        name: value
-        for name, value in environ.items()
-        if name in _INHERITED or name.startswith(_INHERITED_KINDS)
-    }
+    names = [name for name in environ if name in _INHERITED or name.startswith(_INHERITED_KINDS)]
     return {
         "PATH": _DEFAULT_PATH,
-        **inherited,
+        **{name: environ[name] for name in names},
         "HOME": account.home,
         "USER": account.name,
         "LOGNAME": account.name,
         "SHELL": account.shell,
     }
-
-
-def _account(entry: pwd.struct_passwd) -> Account:
-    return Account(
-        name=entry.pw_name,
-        uid=entry.pw_uid,
-        gid=entry.pw_gid,
-        groups=tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)),
-        home=entry.pw_dir,
-        shell=entry.pw_shell,
-    )

@@ -44,10 +44,7 @@ _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 
 
 def find_sockets(stat_path: Path) -> list[Path]:
-    """Return the control sockets below STAT_PATH, by user name: that is how each one's directory is called.
-
-    Only connecting shows whether somebody listens. Unreadable directories are left out.
-    """
+    """Return the control sockets below STAT_PATH, by user name; only connecting shows if somebody listens."""
     found = []
     with contextlib.suppress(OSError):
         for directory in sorted(stat_path.iterdir()):
@@ -59,15 +56,10 @@ def find_sockets(stat_path: Path) -> list[Path]:
 
 
 class SupervisorScan:
-    """The supervisors and the servers' ``.stat`` files found below some STAT_PATHs.
+    """The supervisors and the servers' ``.stat`` files found below some STAT_PATHs, if readable.
 
-    Args:
-        stat_paths: unreadable ones hold nothing.
-        answer_s: seconds that each supervisor may take; None for the usual ten.
-
-    Attributes:
-        supervisors: the status of each that answered.
-        problems: a line for each that runs and does not answer.
+    Each supervisor may take ``answer_s`` seconds, by default ten; ``problems`` has a line for each that runs
+    and does not answer.
     """
 
     def __init__(self, stat_paths: Iterable[Path], *, answer_s: float | None = None) -> None:

@@ -37,15 +37,13 @@ _Found = TypeVar("_Found")
 
 
 class Launch(NamedTuple):
-    """How to start a supervisor: user, global settings, and the password of certificate databases or None.
-
-    ``default_user``, for servers that name no user, is known to the calling command only.
-    """
+    """How to start a supervisor: user, global settings, and the password of certificate databases or None."""
 
     account: Account
     stat_path: Path
     log_file: Path
     config_file: str | None
+    # For servers that name no user; known to the calling command only.
     default_user: str
     password: str | None = None
 
@@ -56,13 +54,7 @@ class Launch(NamedTuple):
 
 
 def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ: Mapping[str, str]) -> _Found:
-    """Return what ``reach`` finds, after starting a supervisor if it finds none.
-
-    ``reach`` looks for a supervisor that answers; None if there is none.
-
-    Raises:
-        StapsrvError: none could be started; the text says why.
-    """
+    """Return what ``reach`` finds, after starting a supervisor if it finds none; may raise StapsrvError."""
     prepare(launch)
     deadline = time.monotonic() + _READY_S
     silent = StapsrvError(
@@ -87,12 +79,9 @@ def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ:
 
 
 def prepare(launch: Launch) -> None:
-    """Create the directories and the log that a supervisor cannot create itself.
+    """Create the directories and the log that a supervisor cannot create itself, or raise ConfigError.
 
     All members of group stap-server may write STAT_PATH; its sticky bit protects each one's files.
-
-    Raises:
-        ConfigError: one of them cannot be created.
     """
     own = Ownership(-1, -1, 0o750)
     if launch.account.is_caller:
@@ -110,21 +99,19 @@ def prepare(launch: Launch) -> None:
 def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
     """Start a supervisor that ends with its last server; return when it accepts commands.
 
-    It inherits no terminal, no open file and no working directory, and for another user only the environment
-    of :func:`~stapsrv.control.client.accounts.environment_for`.
-
-    Raises:
-        StapsrvError: it did not start; the text is its own reason.
+    It inherits no terminal, no open file and no working directory. If it does not start, StapsrvError has its
+    own reason.
     """
     account = launch.account
-    config = [] if launch.config_file is None else ["-c", launch.config_file]
-    with open_notifications(DAEMON) as notifications, _handed_over(launch.password) as password:
+    options = [] if launch.config_file is None else ["-c", launch.config_file]
+    with open_notifications(DAEMON) as notifications, _password_descriptors(launch.password) as passed:
+        options += [f"--password-descriptor={descriptor}" for descriptor in passed]
         daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *config, *password.options],
+            [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=password.descriptors,
+            pass_fds=passed,
             cwd="/",
             umask=0o022,
             start_new_session=True,
@@ -140,23 +127,17 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
         notifications.wait_ready(daemon, timeout_s=_READY_S)
 
 
-class _Handed(NamedTuple):
-    """How a supervisor gets a password: by a descriptor, since other users can read its arguments."""
-
-    options: tuple[str, ...] = ()
-    descriptors: tuple[int, ...] = ()
-
-
 @contextlib.contextmanager
-def _handed_over(password: str | None) -> Iterator[_Handed]:
+def _password_descriptors(password: str | None) -> Iterator[list[int]]:
+    """Open a descriptor that holds the password, if there is one: other users can read arguments."""
     if password is None:
-        yield _Handed()
+        yield []
         return
     descriptor = os.memfd_create("password")
     try:
         os.write(descriptor, password.encode() + b"\n")
         os.lseek(descriptor, 0, os.SEEK_SET)
-        yield _Handed((f"--password-descriptor={descriptor}",), (descriptor,))
+        yield [descriptor]
     finally:
         os.close(descriptor)
 

@@ -46,11 +46,7 @@ class SupervisorNotRunning(StapsrvError):
 
 
 class SyncControlClient:
-    """A connection to one supervisor, for one call at a time and one thread.
-
-    Args:
-        path: of the control socket.
-        timeout_s: for connecting.
+    """A connection to one supervisor, made within ``timeout_s``, for one call at a time and one thread.
 
     Raises:
         SupervisorNotRunning: nobody listens there.

@@ -65,11 +65,9 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The end of a call: an unchecked result or an error.
+    """The end of a call: an unchecked result or an error."""
 
-    The id is None for an error that is about the connection.
-    """
-
+    # None for an error that is about the connection.
     id: RequestId | None
     result: object
     error: ControlError | None
@@ -108,11 +106,7 @@ class LineBuffer:
         self._data += data
 
     def next_line(self) -> bytes | None:
-        """Return the next line without its end, or None until one is complete.
-
-        Raises:
-            ControlError: the line is too long, even if incomplete; nothing more can be read.
-        """
+        """Return the next line without its end, None until one is complete; ControlError: too long."""
         end = self._data.find(b"\n", self._searched)
         self._searched = len(self._data) if end < 0 else 0
         if max(end, self._searched) > self._max_bytes:
@@ -124,11 +118,7 @@ class LineBuffer:
         return line
 
     def feed_eof(self) -> None:
-        """Note the end of the data.
-
-        Raises:
-            ControlError: it is within a line.
-        """
+        """Raise ControlError if the data end within a line."""
         if self._data:
             raise ControlError("the connection ended within a line", code=Code.INVALID_REQUEST)
 
@@ -159,17 +149,12 @@ def encode_progress(request_id: RequestId, server: object) -> bytes:
 
 
 def decode_request(line: bytes) -> Request:
-    """Parse a line from a client strictly.
-
-    Raises:
-        RequestRefused: INVALID_PARAMS if ``params`` is no object, else PARSE_ERROR or INVALID_REQUEST.
-    """
+    """Parse a line from a client strictly, or raise RequestRefused."""
     try:
         message = _parse(line)
     except ValueError as exc:
-        raise RequestRefused(
-            f"expected one JSON text in UTF-8 on each line: {exc}", code=Code.PARSE_ERROR, request_id=None
-        ) from exc
+        problem = f"expected one JSON text in UTF-8 on each line: {exc}"
+        raise RequestRefused(problem, code=Code.PARSE_ERROR, request_id=None) from exc
     if isinstance(message, list):
         _refuse("batches are not taken; send each request on a line of its own", None)
     if not isinstance(message, dict):
@@ -191,20 +176,13 @@ def decode_request(line: bytes) -> Request:
         _refuse(f"unknown member {shown(min(unknown))} of the request", request_id)
     params = message.get("params", {})
     if not isinstance(params, dict):
-        raise RequestRefused(
-            f"params: expected an object, not {kind_of(params)}: parameters have names",
-            code=Code.INVALID_PARAMS,
-            request_id=request_id,
-        )
+        problem = f"params: expected an object, not {kind_of(params)}: parameters have names"
+        raise RequestRefused(problem, code=Code.INVALID_PARAMS, request_id=request_id)
     return Request(request_id, method, params)
 
 
 def decode_answer(line: bytes) -> Reply | Progress:
-    """Parse a line from a supervisor, accepting unknown members.
-
-    Raises:
-        ControlError: it is no answer (INTERNAL_ERROR).
-    """
+    """Parse a line from a supervisor, accepting unknown members, or raise ControlError (INTERNAL_ERROR)."""
     try:
         message = _parse(line)
     except ValueError as exc:

@@ -133,13 +133,9 @@ def setting_info(row: Setting[Any], value: object) -> int | str | list[str]:
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
-    """Parse settings; a number may also be given as a text of its digits.
+    """Parse settings, or raise ControlError (INVALID_PARAMS); ``where`` names the object in messages.
 
-    Paths must be absolute, since the supervisor's working directory is not the peer's. ``where`` names the
-    object in messages.
-
-    Raises:
-        ControlError: an unknown variable or an invalid value (INVALID_PARAMS).
+    Paths must be absolute, since the supervisor's working directory is not the peer's.
     """
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
@@ -162,11 +158,7 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
 
 
 def checked_text(value: str, *, where: str) -> str:
-    """Return a text that fits into a line of a settings file.
-
-    Raises:
-        ControlError: it does not (INVALID_PARAMS).
-    """
+    """Return a text that fits into a line of a settings file, or raise ControlError (INVALID_PARAMS)."""
     reason = unwritable_reason(value)
     if reason is not None:
         raise _invalid(f"{where}: {shown(value)} {reason}")

@@ -22,6 +22,15 @@ from typing import (
 
 _Shape = TypeVar("_Shape")
 _SHOWN_CHARACTERS = 60
+# What values of a type are called, and what a shape of that type expects.
+_WORDS: dict[object, tuple[str, ...]] = {
+    NoneType: ("null",),
+    bool: ("true or false",),
+    int: ("a number", "a whole number"),
+    float: ("a fraction", "a number"),
+    str: ("a string",),
+    list: ("an array",),
+}
 
 
 class ShapeError(ValueError):
@@ -29,17 +38,10 @@ class ShapeError(ValueError):
 
 
 def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _Shape:
-    """Return ``value`` as a value of ``shape``.
+    """Return a decoded value as one of ``shape``, or raise ShapeError with ``name`` for the whole value.
 
-    Args:
-        value: as the JSON decoder gives it.
-        shape: a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of these,
-            and other such classes.
-        name: of the whole value, for messages.
-        exact: refuse unknown members. A client accepts them, because the supervisor may be newer.
-
-    Raises:
-        ShapeError: the value is not of this shape.
+    The shape is a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of these,
+    and other such classes. Unless ``exact``, unknown members are accepted: the supervisor may be newer.
     """
     _check(value, shape, name, exact=exact)
     return cast(_Shape, value)
@@ -49,14 +51,7 @@ def kind_of(value: object) -> str:
     """Say in words what a JSON value is."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    names: dict[type, str] = {
-        NoneType: "null",
-        int: "a number",
-        float: "a fraction",
-        str: "a string",
-        list: "an array",
-    }
-    return names.get(type(value), "an object")
+    return _WORDS.get(type(value), ("an object",))[0]
 
 
 def shown(text: str) -> str:
@@ -119,12 +114,4 @@ def _alternatives(shape: object) -> dict[type, object]:
 def _description(shape: object) -> str:
     if get_origin(shape) is Literal:
         return " or ".join(f'"{word}"' for word in get_args(shape))
-    names: dict[object, str] = {
-        NoneType: "null",
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-    }
-    return names.get(get_origin(shape) or shape, "an object")
+    return _WORDS.get(get_origin(shape) or shape, ("an object",))[-1]

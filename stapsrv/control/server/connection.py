@@ -16,6 +16,7 @@ from functools import partial
 import anyio
 import anyio.lowlevel
 import attrs
+from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.control.protocol.jsonrpc import (
@@ -37,13 +38,7 @@ _READ_BYTES = 65_536
 
 
 async def receive(connection: socket.socket) -> bytes:
-    """Return received data, or nothing at the end of the input.
-
-    Cancellation loses no data.
-
-    Raises:
-        OSError: the connection is broken.
-    """
+    """Return received data, or nothing at the end of the input; cancellation loses no data."""
     # A peer that always has something to say must not keep everybody else from their turn.
     await anyio.lowlevel.checkpoint()
     while True:
@@ -54,11 +49,7 @@ async def receive(connection: socket.socket) -> bytes:
 
 
 async def send_all(connection: socket.socket, data: bytes) -> None:
-    """Send all of ``data``; a cancellation may leave a part of it sent.
-
-    Raises:
-        OSError: the connection is broken.
-    """
+    """Send all of ``data``; a cancellation may leave a part of it sent."""
     view = memoryview(data)
     while view:
         try:
@@ -110,35 +101,24 @@ class RateLimiter:
         return wait_s
 
 
+@attrs.define(eq=False)
 class Connection:
-    """A connection and its requests; closes the socket at the end.
+    """A connection and its requests; closes the socket at the end."""
 
-    ``limiter`` is shared by all connections of the caller's user.
-    """
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        caller: Caller,
-        handlers: RpcHandlers,
-        *,
-        limits: ControlLimits,
-        limiter: RateLimiter,
-        log: Log,
-    ) -> None:
-        self.caller = caller
-        self._socket = connection
-        self._handlers = handlers
-        self._limits = limits
-        self._limiter = limiter
-        self._log = log
-        self._lines = LineBuffer(MAX_REQUEST_BYTES)
-        self._in_flight = 0
-        self._requests = anyio.create_task_group()
-        self._writing = anyio.Lock()
-        self._write = anyio.CancelScope()
-        self._shutdown_deadline = math.inf
-        self._broken = False
+    _socket: socket.socket
+    caller: Caller
+    _handlers: RpcHandlers
+    _limits: ControlLimits = attrs.field(kw_only=True)
+    # Shared by all connections of the caller's user.
+    _limiter: RateLimiter = attrs.field(kw_only=True)
+    _log: Log = attrs.field(kw_only=True)
+    _lines: LineBuffer = attrs.field(factory=lambda: LineBuffer(MAX_REQUEST_BYTES), init=False)
+    _in_flight: int = attrs.field(default=0, init=False)
+    _requests: TaskGroup = attrs.field(factory=anyio.create_task_group, init=False)
+    _writing: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
+    _write: anyio.CancelScope = attrs.field(factory=anyio.CancelScope, init=False)
+    _shutdown_deadline: float = attrs.field(default=math.inf, init=False)
+    _broken: bool = attrs.field(default=False, init=False)
 
     async def run(self) -> None:
         """Answer requests until the input ends, a rule is broken, or the peer leaves."""

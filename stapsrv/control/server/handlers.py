@@ -103,12 +103,9 @@ class RpcHandlers:
         }
 
     async def call(self, request: Request, caller: Caller, notify: Notify) -> object:
-        """Carry out a request and return its result, ready for JSON.
+        """Carry out a request and return its result, ready for JSON, or raise ControlError.
 
         Cancellation: a command that has begun goes on.
-
-        Raises:
-            ControlError: the request is invalid, not permitted, or failed.
         """
         call = _Call(request, caller, notify)
         query = self._queries.get(request.method)
@@ -198,14 +195,12 @@ class RpcHandlers:
         def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
             return [_unfinished(server, call.method, waited_s) for server in now.values()]
 
+        path = None if config_file is None else Path(config_file)
+        force = params.get("force", False)
         return await self._act(
             call,
             params,
-            lambda report: self._reload_configured(
-                Path(config_file) if config_file is not None else None,
-                force=params.get("force", False),
-                report=report,
-            ),
+            lambda report: self._reload_configured(path, force=force, report=report),
             unfinished,
         )
 
@@ -226,7 +221,7 @@ class RpcHandlers:
         """Run a command and send its progress; after the timeout return ``unfinished`` outcomes."""
         timeout_s = _checked_timeout(params.get("timeout_s"))
         self._log.info("control.command", method=call.method, user=call.caller.user)
-        action = CommandTask(call.method, command, self._log)
+        action = CommandTask(command, self._log.bind(method=call.method))
         self._tasks.start_soon(action.run)
         try:
             deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)

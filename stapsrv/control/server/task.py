@@ -18,17 +18,13 @@ _MOST_STEPS = 1024
 
 
 class CommandTask:
-    """One command and its progress; one task waits for it.
+    """One command and its progress; one task waits for it."""
 
-    ``latest`` has the last reported status of each server, by id.
-    """
-
-    def __init__(
-        self, method: str, command: Callable[[Report], Awaitable[Sequence[Outcome]]], log: Log
-    ) -> None:
+    def __init__(self, command: Callable[[Report], Awaitable[Sequence[Outcome]]], log: Log) -> None:
+        # The last reported status of each server, by id.
         self.latest: dict[int, ServerStatus] = {}
         self._command = command
-        self._log = log.bind(method=method)
+        self._log = log
         self._steps: deque[ServerStatus] = deque(maxlen=_MOST_STEPS)
         self._outcomes: Sequence[Outcome] | None = None
         self._error: ControlError | None = None
@@ -42,11 +38,7 @@ class CommandTask:
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
-        """The outcomes of a command that has ended.
-
-        Raises:
-            ControlError: it failed (FAILED) or crashed (INTERNAL_ERROR).
-        """
+        """The outcomes of a command that has ended; raises ControlError if it failed or crashed."""
         if self._error is not None:
             raise self._error
         assert self._outcomes is not None, "asked before the end"  # noqa: S101
@@ -65,14 +57,14 @@ class CommandTask:
                 "internal error", code=Code.INTERNAL_ERROR, remedy="see the supervisor's log"
             )
         self._changed.set()
-        if not self._waited_for:
-            self._log_refusals()
+        if self._waited_for:
+            return
+        for outcome in self._outcomes or ():
+            if outcome.server is None and outcome.error is not None:
+                self._log.warning("control.failed", reason=outcome.error)
 
     async def wait_step(self, deadline: float) -> ServerStatus | None:
-        """Wait for the next change of a server until ``deadline``, on the event loop's clock.
-
-        Returns None at the deadline, and when the command has ended and all changes were returned.
-        """
+        """Return the next change of a server; None at the deadline, and when there will be no more."""
         while not self._steps and not self.ended:
             self._changed = anyio.Event()
             try:
@@ -95,8 +87,3 @@ class CommandTask:
         self.latest[status.id] = status
         self._steps.append(status)
         self._changed.set()
-
-    def _log_refusals(self) -> None:
-        for outcome in self._outcomes or ():
-            if outcome.server is None and outcome.error is not None:
-                self._log.warning("control.failed", reason=outcome.error)

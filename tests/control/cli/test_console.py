@@ -96,7 +96,7 @@ def test_a_supervisor_that_does_not_answer_is_a_failure():
 
 
 def test_an_exit_status_that_is_known_better():
-    assert report(remarks=["No stap-server running as pid 9"], exit_status=1).exit_status == 1
+    assert report(remarks=["No stap-server running as pid 9"], known_status=1).exit_status == 1
 
 
 def test_reasons_of_servers_that_are_down():

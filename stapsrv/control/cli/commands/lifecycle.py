@@ -105,9 +105,10 @@ class _Command:
                 executor.reload(supervisor["user"], force=force)
             else:
                 # None of its servers is configured, so force stops them all.
-                executor.stop_all(supervisor)
-        hosted = {supervisor["user"] for supervisor in own}
-        for user in [user for user in configured if user not in hosted]:
+                hosted = [server for server in inventory.found if server.supervisor is supervisor]
+                executor.stop([Target(operation=Operation.STOP, server=server) for server in hosted])
+        users = {supervisor["user"] for supervisor in own}
+        for user in [user for user in configured if user not in users]:
             error = self._user_error(user, configured[user])
             if error is not None:
                 executor.complain(error)

@@ -50,7 +50,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         remarks,
         problems=inventory.problems,
         # Of those asked for, the plan knows who does not run; who is down is in their status.
-        exit_status=plan.exit_status or None,
+        known_status=plan.exit_status or None,
     )
 
 
