@@ -24,7 +24,7 @@ from stapsrv.control.server.server import serve_control
 from stapsrv.daemon_options import PROGRAM, DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
-from stapsrv.observe.logs import LogBook
+from stapsrv.observe.logs import Log, LogBook
 from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.activation import reset_unserved
 from stapsrv.supervisor.advertise import ServerAdvertiser
@@ -45,23 +45,19 @@ _UNUSED_S = 30.0
 
 @attrs.frozen(kw_only=True)
 class Configuration:
-    """Where this supervisor's files are, and what holds for servers that do not say.
+    """Where this supervisor's files are, and what holds for servers that do not say."""
 
-    Attributes:
-        base: what holds where no global file says otherwise.
-        settings: the global settings that the supervisor started with.
-        user: whom it runs as; only this user's servers are its own.
-        default_user: whom configured servers that do not say run as.
-        only_server: the one server to host, of the command line; None to host the configured.
-    """
-
+    # What holds where no global file says otherwise, and what the supervisor started with.
     base: GlobalSettings
     settings: GlobalSettings
     config_file: Path | None
     log_file: Path
+    # Whom it runs as; only this user's servers are its own.
     user: str
+    # Whom configured servers that do not say run as.
     default_user: str
     environ: Mapping[str, str]
+    # Of the command line; None to host the configured ones.
     only_server: ServerSettings | None = None
 
     @classmethod
@@ -74,11 +70,7 @@ class Configuration:
         user: str,
         environ: Mapping[str, str],
     ) -> Configuration:
-        """Read the global files over ``base``; ``log`` replaces the log file that they name.
-
-        Raises:
-            ConfigError: one of them cannot be used.
-        """
+        """Read the global files over ``base``; ``log`` replaces theirs. Raises ConfigError."""
         settings = read_global_settings(base, config_file)
         return cls(
             base=base,
@@ -94,11 +86,7 @@ class Configuration:
     def of_one_server(
         cls, settings: ServerSettings, *, user: str, environ: Mapping[str, str]
     ) -> Configuration:
-        """Return what holds for a process that hosts the one server of its command line.
-
-        Raises:
-            ConfigError: a variable's value cannot be used, or no release that it asks for is installed.
-        """
+        """Return what holds for a process that hosts the server of its command line; raises ConfigError."""
         configured = global_from_environ(environ)
         server = attrs.evolve(
             with_each_release(settings),
@@ -136,11 +124,8 @@ class Configuration:
         )
 
     def read_servers(self, config_file: Path | None) -> ConfiguredServers:
-        """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
-
-        Raises:
-            ConfigError: the global file or the directory cannot be used.
-        """
+        """Read the configuration directory as it is now; raises ConfigError if it cannot be used."""
+        # STAT_PATH and LOG_FILE stay as they were.
         settings = read_global_settings(self.base, config_file or self.config_file)
         files = read_configured_or_environ(settings.config_path, self.environ)
         defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
@@ -165,30 +150,26 @@ class ConfiguredServers:
     nothing_configured: bool
 
 
+@attrs.define(eq=False)
 class App:
     """One run of a supervisor: its servers, control socket, reloads and readiness."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        options: DaemonOptions,
-        configuration: Configuration,
-        *,
-        book: LogBook,
-        notifier: Notifier,
-        environ: Mapping[str, str],
-    ) -> None:
-        self._runtime = runtime
-        self._options = options
-        self._configuration = configuration
-        self._book = book
-        self._notifier = notifier
-        self._environ = environ
-        self._hangup = anyio.Event()
-        self._files = BlockingCalls()
-        self._phase = Phase.STARTING
-        self._faults: tuple[str, ...] = ()
-        self.log = book.open(configuration.log_file)
+    _runtime: Runtime
+    _options: DaemonOptions
+    _configuration: Configuration
+    _book: LogBook = attrs.field(kw_only=True)
+    _notifier: Notifier = attrs.field(kw_only=True)
+    _environ: Mapping[str, str] = attrs.field(kw_only=True)
+    log: Log = attrs.field(init=False)
+    supervisor: Supervisor = attrs.field(init=False)
+    _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
+    _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
+    _phase: Phase = attrs.field(init=False, default=Phase.STARTING)
+    _faults: tuple[str, ...] = attrs.field(init=False, default=())
+
+    def __attrs_post_init__(self) -> None:
+        configuration = self._configuration
+        self.log = self._book.open(configuration.log_file)
         for warning in configuration.settings.warnings:
             self.log.warning("configuration.retired", warning=warning)
         only = configuration.only_server
@@ -198,16 +179,16 @@ class App:
         max_compiles = only.workers if only is not None and unset else total_compiles(tuning)
         saved = SavedState(
             StatFiles(configuration.settings.stat_path),
-            PortMemory(systemtap_directory(environ) / "server-ports"),
+            PortMemory(systemtap_directory(self._environ) / "server-ports"),
         )
         self.supervisor = Supervisor(
-            runtime,
+            self._runtime,
             saved if only is None else None,
             defaults=configuration.defaults,
-            open_log=book.open,
+            open_log=self._book.open,
             log=self.log,
             max_compiles=max_compiles,
-            auto_end=options.on_demand,
+            auto_end=self._options.on_demand,
             advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
 
@@ -228,10 +209,8 @@ class App:
     async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
         """Host servers until ``stopping`` is set, or until the last is gone if started on demand.
 
-        Outstanding requests are finished first. With ``socket`` None no commands are taken.
-
-        Raises:
-            ConfigError: the only server cannot be started, or not again after a crash.
+        Outstanding requests are finished first. With ``socket`` None no commands are taken. Raises
+        ConfigError if the only server cannot be started, or not again after a crash.
         """
         only = self._configuration.only_server
         ended = anyio.Event()
@@ -257,31 +236,28 @@ class App:
         """Read the configuration again and make the configured servers what it says.
 
         Returns an outcome for each server that was stopped, each that is configured, and each file that
-        cannot be
-        used, whose server goes on as it is. With ``force``, every other server is stopped (manual page,
-        ``force-reload``).
-
-        Raises:
-            ConfigError: the global file or the directory cannot be used; nothing was changed.
+        cannot be used, whose server goes on as it is. With ``force``, every other server is stopped (manual
+        page, ``force-reload``). Raises ConfigError if the whole cannot be used; nothing is changed then.
         """
         # While it comes up, readiness is reported once, when all servers are up.
         was_up = self._phase is not Phase.STARTING
         if was_up:
             self._notifier.reloading()
         try:
-            return await self._reload(await self._read_servers(config_file), force=force, report=report)
+            found = await self._read_servers(config_file)
+            specs = self._or_default(found) if force else found.specs
+            outcomes = await self.supervisor.reload(
+                specs, force=force, unreadable=found.faults.keys(), report=report
+            )
+            faults = found.faults.values()
+            return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in faults]
         finally:
             if was_up:
                 self._notifier.ready(self._summary())
 
-    async def _reload(self, found: ConfiguredServers, *, force: bool, report: Report | None) -> list[Outcome]:
-        specs = found.specs
-        if force and found.nothing_configured:
-            specs = (ServerSpec(default_server(self._configuration.defaults)),)
-        outcomes = await self.supervisor.reload(
-            specs, force=force, unreadable=found.faults.keys(), report=report
-        )
-        return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in found.faults.values()]
+    def _or_default(self, found: ConfiguredServers) -> tuple[ServerSpec, ...]:
+        default = ServerSpec(default_server(self._configuration.defaults))
+        return (default,) if found.nothing_configured else found.specs
 
     async def _serve_control(self, socket: Path, *, task_status: TaskStatus[None]) -> None:
         await serve_control(
@@ -296,7 +272,6 @@ class App:
         )
 
     async def _bring_up(self) -> None:
-        """Resume, start what is configured, and say that it is ready, or why something is not."""
         if self._options.resume:
             self.supervisor.resume()
         else:
@@ -309,13 +284,12 @@ class App:
             return
         found = await self._read_servers(None)
         self._runtime.sockets.check_all_used([spec.settings for spec in found.specs], controlled=True)
-        default = ServerSpec(default_server(self._configuration.defaults))
-        await self.supervisor.start((default,) if found.nothing_configured else found.specs)
+        await self.supervisor.start(self._or_default(found))
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 
     async def _host_only(self, settings: ServerSettings) -> None:
-        """Start the only server and say that it is ready; whatever keeps it from serving ends the process."""
+        # Whatever keeps it from serving ends the process.
         (outcome,) = await self.supervisor.start((ServerSpec(settings),))
         if self._phase is Phase.STOPPING:
             return
@@ -338,7 +312,7 @@ class App:
                 self.log.error("configuration.refused", reason=exc)
 
     def _is_served(self, nickname: str) -> bool:
-        """Whether who connects to a server's port may wait: it accepts, or will, or the next process."""
+        # Who connects to its port may wait: it accepts, or will, or the next process.
         down = {State.STOPPED, State.FAILED, State.BACKING_OFF}
         return self._phase is not Phase.RUNNING or any(
             server.nickname == nickname and server.state not in down
@@ -366,7 +340,6 @@ class App:
         return found
 
     def _summary(self) -> str:
-        """Say how many servers serve, and of one that does not, why."""
         servers = self.supervisor.status().servers
         serving = [server for server in servers if server.state is State.SERVING]
         text = f"{len(serving)} of {len(servers)} servers serve"

@@ -82,11 +82,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def event_loop(wanted: str | None) -> tuple[str, dict[str, bool]]:
-    """Return AnyIO's backend for an event loop, and its options.
-
-    Raises:
-        UsageError: uvloop is wanted and not installed.
-    """
+    """Return AnyIO's backend for an event loop, and its options; raises UsageError without uvloop."""
     if wanted == "trio":
         return "trio", {}
     installed = importlib.util.find_spec("uvloop") is not None
@@ -114,7 +110,6 @@ def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
 
 
 async def _serve(options: DaemonOptions, start: _Start) -> None:
-    """Host the one server that the command line describes, or those that are configured or asked for."""
     environ = start.environ
     configuration = _configuration(options, environ)
     if configuration.only_server is not None:
@@ -206,14 +201,13 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
-    """Return the files among the options that no request may see."""
     return tuple(
         path for path in (options.log, options.config_file, options.password_file) if path is not None
     )
 
 
 def _terminal() -> Sink | None:
-    """Return the terminal, which shows log lines beside the files, when there is one."""
+    # A terminal shows log lines beside the files.
     return standard_error() if sys.stderr is not None and sys.stderr.isatty() else None
 
 

@@ -35,16 +35,13 @@ def first_error(group: BaseExceptionGroup[_E]) -> _E:
 
 
 class StapsrvError(Exception):
-    """What was wrong, where, and what to do about it, on one line.
+    """What was wrong, where (a file and line, an option), and what to do about it, on one line.
 
-    Attributes:
-        problem: what was wrong, without a full stop.
-        where: the thing it is about (a file and line, an option, a directory), or None.
-        remedy: what to do, as an imperative phrase, or None where ``problem`` says it all.
-        refusal: the bound that a peer or a compile met, if it is that.
-        exit_status: what a command exits with when this error ends it (manual page: 1 failed, 2 usage).
+    ``problem`` has no full stop; ``remedy`` is an imperative phrase; ``refusal`` is the bound that a peer or
+    a compile met, if it is that.
     """
 
+    # What a command exits with when this error ends it (manual page: 1 failed, 2 usage).
     exit_status: ClassVar[int] = 1
 
     def __init__(
@@ -101,11 +98,7 @@ class AdvertiseError(StapsrvError):
 
 
 class ControlError(StapsrvError):
-    """A command over the control socket that was not carried out.
-
-    Attributes:
-        code: the JSON-RPC error code (``docs/control.md``).
-    """
+    """A command over the control socket that was not carried out; ``code`` is of ``docs/control.md``."""
 
     def __init__(self, problem: str, *, code: int, remedy: str | None = None) -> None:
         super().__init__(problem, remedy=remedy)

@@ -221,12 +221,9 @@ def encode_journal(entry: LogEntry) -> bytes:
         "PRIORITY": str(_PRIORITIES.get(entry.level, _PRIORITIES["info"])),
         "SYSLOG_IDENTIFIER": PROGRAM,
         "STAPSRV_EVENT": entry.event,
-        **{
-            f"STAPSRV_{name.upper()}": _journal_value(value)
-            for name, value in entry.fields.items()
-            if value is not None
-        },
     }
+    given = {name: value for name, value in entry.fields.items() if value is not None}
+    record |= {f"STAPSRV_{name.upper()}": _text(value) for name, value in given.items()}
     if entry.traceback is not None:
         record["STAPSRV_TRACEBACK"] = entry.traceback
     return b"".join(_journal_field(name, value) for name, value in record.items())
@@ -240,7 +237,9 @@ ENCODERS: Mapping[LogFormat, Encode] = {
 
 
 def _text(value: object) -> str:
-    """Return ``value`` as text that UTF-8 can hold."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    # UTF-8 cannot hold the stand-ins for bytes that are none.
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -249,11 +248,7 @@ def _json_value(value: object) -> object:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    return value.isoformat() if isinstance(value, datetime) else _text(value)
-
-
-def _journal_value(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else _text(value)
+    return _text(value)
 
 
 def _journal_field(name: str, value: str) -> bytes:

@@ -64,17 +64,11 @@ class Channel:
 class LogBook:
     """The logs of one process: servers that name the same file share it.
 
-    Where a log does not say, entries look as ``style``. A terminal also shows every entry of every log that
-    is
-    no stream.
+    Where a log does not say, entries look as ``style``. A terminal also shows the entries of all but streams.
     """
 
     def __init__(
-        self,
-        style: LogFormat = LogFormat.CLASSIC,
-        *,
-        terminal: Sink | None = None,
-        journal: Path = JOURNAL,
+        self, style: LogFormat = LogFormat.CLASSIC, *, terminal: Sink | None = None, journal: Path = JOURNAL
     ) -> None:
         self._style = style
         self._terminal = terminal
@@ -83,13 +77,9 @@ class LogBook:
         self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
-        """Return a logger that appends to a file or stream; None for standard error.
+        """Return a logger that appends to a file or stream, None for standard error; or to the journal.
 
-        In the journal's format it sends to the journal instead. With ``style`` None entries look as in the
-        rest.
-
-        Raises:
-            ConfigError: it cannot be written, or there is no journal.
+        Raises ConfigError if it cannot be written, or if there is no journal.
         """
         style = style or self._style
         place = self._journal if style is LogFormat.JOURNAL else path
@@ -156,7 +146,7 @@ def _loss(entries: int) -> LogEntry:
 
 
 def _with_traceback(_logger: object, _level: str, event: EventDict) -> EventDict:
-    """Turn ``exc_info`` into text: the one place where a traceback is wanted is the log."""
+    # Into text here: the one place where a traceback is wanted is the log.
     exc_info = event.pop("exc_info", None)
     if exc_info:
         exc = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
@@ -166,7 +156,6 @@ def _with_traceback(_logger: object, _level: str, event: EventDict) -> EventDict
 
 
 def _as_entry(_logger: object, level: str, event: EventDict) -> tuple[tuple[LogEntry], dict[str, object]]:
-    """Return what :class:`_Fan` is called with."""
     name = str(event.pop("event"))
     trace = event.pop("traceback", None)
     return (LogEntry(time=time.time(), level=level, event=name, fields=event, traceback=trace),), {}

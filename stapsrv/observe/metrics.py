@@ -32,6 +32,7 @@ class Kind(enum.StrEnum):
 
 # Values of labels, and a value.
 Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
+Read = Callable[[Snapshot], Samples]
 
 
 class Row(NamedTuple):
@@ -41,24 +42,39 @@ class Row(NamedTuple):
     kind: Kind
     help: str
     labels: tuple[str, ...]
-    read: Callable[[Snapshot], Samples]
+    read: Read
 
 
-def _single(read: Callable[[Snapshot], float | Histogram]) -> Callable[[Snapshot], Samples]:
+def _single(read: Callable[[Snapshot], float | Histogram]) -> Read:
     return lambda snapshot: [((), read(snapshot))]
 
 
-def _by_label(read: Callable[[Snapshot], Mapping[Any, int]]) -> Callable[[Snapshot], Samples]:
+def _by_label(read: Callable[[Snapshot], Mapping[Any, int]]) -> Read:
     """Return samples of a counter for each value of its one label: a word of an enumeration, or a text."""
     return lambda snapshot: [((str(label),), count) for label, count in read(snapshot).items()]
 
 
-def _stage(name: str) -> Callable[[Snapshot], Samples]:
-    return lambda snapshot: [((), snapshot.counters.stages[name])]
+def _gauge(name: str, meaning: str, read: Read, *labels: str) -> Row:
+    return Row(name, Kind.GAUGE, meaning, labels, read)
 
 
-def _of_servers(read: Callable[[ServerStatus], float]) -> Callable[[Snapshot], Samples]:
-    return lambda snapshot: [((server.nickname,), read(server)) for server in snapshot.status.servers]
+def _counter(name: str, meaning: str, read: Read, *labels: str) -> Row:
+    return Row(name, Kind.COUNTER, meaning, labels, read)
+
+
+def _histogram(name: str, meaning: str, read: Read) -> Row:
+    return Row(name, Kind.HISTOGRAM, meaning, (), read)
+
+
+def _stage(name: str, meaning: str, stage: str) -> Row:
+    return _histogram(name, meaning, _single(lambda now: now.counters.stages[stage]))
+
+
+def _of_servers(name: str, meaning: str, read: Callable[[ServerStatus], float]) -> Row:
+    def samples(now: Snapshot) -> Samples:
+        return [((server.nickname,), read(server)) for server in now.status.servers]
+
+    return _gauge(name, meaning, samples, "server")
 
 
 def _build(snapshot: Snapshot) -> Samples:
@@ -88,218 +104,147 @@ def _releases(snapshot: Snapshot) -> Samples:
 
 
 ROWS = (
-    Row(
+    _gauge(
         "stapsrv_build_info",
-        Kind.GAUGE,
         "Always 1; the labels tell the versions of stapsrv and stap, and how compiles are contained.",
-        ("version", "stap_version", "containment"),
         _build,
+        "version",
+        "stap_version",
+        "containment",
     ),
-    Row(
-        "stapsrv_servers",
-        Kind.GAUGE,
-        "Compile servers in each state; serving is the one to be in.",
-        ("state",),
-        _servers,
+    _gauge(
+        "stapsrv_servers", "Compile servers in each state; serving is the one to be in.", _servers, "state"
     ),
-    Row(
+    _of_servers(
         "stapsrv_server_serving",
-        Kind.GAUGE,
         "Whether a server serves: 1, or 0 in every other state.",
-        ("server",),
-        _of_servers(lambda server: server.state is State.SERVING),
+        lambda server: server.state is State.SERVING,
     ),
-    Row(
+    _gauge(
         "stapsrv_release_usable",
-        Kind.GAUGE,
         "Whether a server can compile for a release: 0 if not even the shortest script compiled, else 1.",
-        ("server", "release"),
         _releases,
+        "server",
+        "release",
     ),
-    Row(
+    _gauge(
         "stapsrv_certificate_expiry_timestamp_seconds",
-        Kind.GAUGE,
         "When a server's certificate expires; it is renewed a month before.",
-        ("server",),
         _certificates,
+        "server",
     ),
-    Row(
+    _of_servers(
         "stapsrv_workers",
-        Kind.GAUGE,
         "Requests that a server compiles at the same time at most.",
-        ("server",),
-        _of_servers(lambda server: server.settings.workers),
+        lambda server: server.settings.workers,
     ),
-    Row(
-        "stapsrv_workers_busy",
-        Kind.GAUGE,
-        "Requests of a server that compile now.",
-        ("server",),
-        _of_servers(lambda server: server.work.running),
+    _of_servers(
+        "stapsrv_workers_busy", "Requests of a server that compile now.", lambda server: server.work.running
     ),
-    Row(
+    _of_servers(
         "stapsrv_requests_queued",
-        Kind.GAUGE,
         "Requests of a server that wait for a worker now.",
-        ("server",),
-        _of_servers(lambda server: server.work.queued),
+        lambda server: server.work.queued,
     ),
-    Row(
+    _of_servers(
         "stapsrv_connections_open",
-        Kind.GAUGE,
         "Open connections of a server, whatever they are doing.",
-        ("server",),
-        _of_servers(lambda server: server.work.connections),
+        lambda server: server.work.connections,
     ),
-    Row(
+    _gauge(
         "stapsrv_compiles_running",
-        Kind.GAUGE,
         "Requests that compile now, over all servers.",
-        (),
         _single(lambda now: now.status.compiles),
     ),
-    Row(
+    _gauge(
         "stapsrv_compiles_limit",
-        Kind.GAUGE,
         "Requests that may compile at the same time, over all servers.",
-        (),
         _single(lambda now: now.status.max_compiles),
     ),
-    Row(
+    _counter(
         "stapsrv_connections_total",
-        Kind.COUNTER,
         "Connections that have ended: refused (reset, no room), failed, empty (no request), request, "
         "ended (the server stopped), crashed.",
-        ("outcome",),
         _by_label(lambda now: now.counters.connections),
+        "outcome",
     ),
-    Row(
+    _counter(
         "stapsrv_refusals_total",
-        Kind.COUNTER,
         "Connections and requests turned away, by the bound that they met.",
-        ("reason",),
         _by_label(lambda now: now.counters.refusals),
+        "reason",
     ),
-    Row(
+    _counter(
         "stapsrv_requests_total",
-        Kind.COUNTER,
         "Requests that have ended: success, error (stap found fault), refused (by the server), abandoned (by "
         "the client); by kernel release, other where it is not served.",
-        ("release", "result"),
         lambda now: [
             ((release, result.value), count) for (release, result), count in now.counters.requests.items()
         ],
+        "release",
+        "result",
     ),
-    Row(
+    _counter(
         "stapsrv_answers_total",
-        Kind.COUNTER,
         "Answers of stap by where they came from: compiled, hit (known), shared (with an equal request).",
-        ("source",),
         _by_label(lambda now: now.counters.sources),
+        "source",
     ),
-    Row(
+    _counter(
         "stapsrv_results_not_kept_total",
-        Kind.COUNTER,
         "Compiles whose result the result cache could not store, by reason.",
-        ("reason",),
         _by_label(lambda now: now.counters.uncacheable),
+        "reason",
     ),
-    Row(
-        "stapsrv_request_queue_seconds",
-        Kind.HISTOGRAM,
-        "How long requests waited for a worker.",
-        (),
-        _stage("queue"),
-    ),
-    Row(
-        "stapsrv_request_compile_seconds",
-        Kind.HISTOGRAM,
-        "How long stap took for requests.",
-        (),
-        _stage("compile"),
-    ),
-    Row(
-        "stapsrv_request_sign_seconds",
-        Kind.HISTOGRAM,
-        "How long the signatures of answers took.",
-        (),
-        _stage("sign"),
-    ),
-    Row(
-        "stapsrv_request_send_seconds",
-        Kind.HISTOGRAM,
-        "How long clients took to take their answers.",
-        (),
-        _stage("send"),
-    ),
-    Row(
+    _stage("stapsrv_request_queue_seconds", "How long requests waited for a worker.", "queue"),
+    _stage("stapsrv_request_compile_seconds", "How long stap took for requests.", "compile"),
+    _stage("stapsrv_request_sign_seconds", "How long the signatures of answers took.", "sign"),
+    _stage("stapsrv_request_send_seconds", "How long clients took to take their answers.", "send"),
+    _counter(
         "stapsrv_received_bytes_total",
-        Kind.COUNTER,
         "Bytes of requests that arrived whole, before TLS.",
-        (),
         _single(lambda now: now.counters.request_bytes),
     ),
-    Row(
+    _counter(
         "stapsrv_sent_bytes_total",
-        Kind.COUNTER,
         "Bytes of answers, before TLS.",
-        (),
         _single(lambda now: now.counters.answer_bytes),
     ),
-    Row(
+    _counter(
         "stapsrv_log_entries_lost_total",
-        Kind.COUNTER,
         "Entries that a log did not take: its disk is full, or nobody reads it.",
-        (),
         _single(lambda now: now.dropped_entries),
     ),
-    Row(
+    _histogram(
         "stapsrv_event_loop_lag_seconds",
-        Kind.HISTOGRAM,
         "How late the event loop was, looked at every 5 seconds.",
-        (),
         _single(lambda now: now.lag),
     ),
-    Row(
-        "stapsrv_child_processes",
-        Kind.GAUGE,
-        "Child processes, without those below them.",
-        (),
-        _children,
-    ),
+    _gauge("stapsrv_child_processes", "Child processes, without those below them.", _children),
 )
 
 
-def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Return every metric of the table, for Prometheus' library."""
-    for row in ROWS:
-        yield _family(row, row.read(snapshot))
-
-
-class Exposition:
+class Exposition(Collector):
     """Renders snapshots in Prometheus' text format, with a registry of its own."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        # A registry asks its collectors, so the snapshot goes by way of one.
-        self._latest = _Latest()
-        self._registry.register(self._latest)
+        self._snapshot: Snapshot | None = None
+        # A registry asks its collectors, so the snapshot goes by way of this object.
+        self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def text(self, snapshot: Snapshot) -> bytes:
         """Return the text; takes milliseconds, and is not to be called twice at the same time."""
-        self._latest.snapshot = snapshot
+        self._snapshot = snapshot
         return generate_latest(self._registry)
 
-
-class _Latest(Collector):
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-
     def collect(self) -> Iterator[Metric]:
-        return iter(()) if self.snapshot is None else families(self.snapshot)
+        """Return every metric of the table, for the registry."""
+        snapshot = self._snapshot
+        return iter(()) if snapshot is None else (_family(row, row.read(snapshot)) for row in ROWS)
 
 
 def _family(row: Row, samples: Samples) -> Metric:

@@ -63,12 +63,9 @@ class MetricsListener:
 def open_metrics_listener(
     address: MetricsAddress, *, directory: Path | None = None
 ) -> Iterator[MetricsListener]:
-    """Listen for as long as the block runs; at a path, a stale socket is replaced.
+    """Listen for as long as the block runs; at a path, a stale socket is replaced. Raises ConfigError.
 
     A relative path begins at ``directory``.
-
-    Raises:
-        ConfigError: somebody else listens there, or it cannot be listened on.
     """
     where = f"metrics address {address}"
     with contextlib.ExitStack() as held:

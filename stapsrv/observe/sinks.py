@@ -42,12 +42,9 @@ def standard_error() -> StreamSink:
 
 
 class StreamSink:
-    """Writes entries to an inherited descriptor, and never waits for its reader.
+    """Writes entries to an inherited descriptor, and never waits for its reader; raises ConfigError.
 
     Entries that do not fit while the reader is behind are refused; one that was begun is ended first.
-
-    Raises:
-        ConfigError: the descriptor is closed, or not for writing.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -82,7 +79,6 @@ class StreamSink:
             os.close(self._fd)
 
     def _send(self, data: bytes) -> bytes:
-        """Write what is taken at once; return the rest."""
         with contextlib.suppress(OSError):
             # A write to a pipe that is full would wait for its reader; poll(2) asks first.
             while data and self._readiness.poll(0):
@@ -110,11 +106,7 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """Appends to a file by its name: when that is moved away (log rotation), a new one is begun.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
+    """Appends to a file by its name; one that was moved away is begun anew. Raises ConfigError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,13 +155,10 @@ class FileSink:
 
 
 class JournalSink:
-    """Sends entries to the systemd journal, by its own protocol: fields and all.
+    """Sends entries to the systemd journal, by its own protocol: fields and all. Raises ConfigError.
 
     An entry that is too long for a datagram travels in a sealed memory file, whose descriptor is sent instead
     (systemd, Native Journal Protocol).
-
-    Raises:
-        ConfigError: nobody listens at the journal's socket.
     """
 
     def __init__(self, path: Path = JOURNAL) -> None:

@@ -51,25 +51,20 @@ class Phase(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """The state of this process at one moment.
-
-    Attributes:
-        faults: why configured servers are not hosted.
-        lag: of the event loop.
-        children: their process ids; None where the kernel does not list them.
-    """
+    """The state of this process at one moment; ``lag`` is that of the event loop."""
 
     phase: Phase
     status: SupervisorStatus
     counters: ProcessCounters
     dropped_entries: int = 0
+    # Why configured servers are not hosted.
     faults: tuple[str, ...] = ()
     lag: Histogram = attrs.field(factory=Histogram)
+    # Process ids; None where the kernel does not list them.
     children: frozenset[int] | None = None
 
     def frozen(self) -> Snapshot:
-        """Return a copy that stays as it is while the event loop goes on counting."""
-        # Rendering takes place in a thread, while the event loop goes on counting.
+        """Return a copy that stays as it is: it is rendered in a thread while the event loop goes on."""
         return attrs.evolve(self, counters=copy.deepcopy(self.counters), lag=copy.deepcopy(self.lag))
 
 
