@@ -136,7 +136,7 @@ class LocalEngine:
             return read_answer(answer, max_bytes=limits.answer_bytes), has_build(answer)
 
         answered, built = await files.run(read)
-        hidden = (*self._private, answer.parent, directory)
+        hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
         status = 128 - ended.status if ended.status < 0 else ended.status
         stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
         return CompileResult(status, stdout, stderr, answered, limit_met), built
@@ -209,10 +209,10 @@ def _check_exit(result: ProcessResult, *, deadline_s: float, output_bytes: int) 
     if result.exit_reason is ExitReason.TIMED_OUT:
         raise TranslatorError(
             f"The compile was ended: it took longer than {deadline_s:g} seconds",
-            refusal=RejectReason.COMPILE_TIMEOUT,
+            reject_reason=RejectReason.COMPILE_TIMEOUT,
         )
     if result.exit_reason is ExitReason.OUTPUT_LIMIT:
         raise TranslatorError(
             f"The compile was ended: it printed more than {output_bytes} bytes",
-            refusal=RejectReason.OUTPUT_SIZE,
+            reject_reason=RejectReason.OUTPUT_SIZE,
         )

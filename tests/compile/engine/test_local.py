@@ -245,7 +245,8 @@ async def test_stap_has_the_cache_that_it_is_given_and_its_user_s_options(run, t
     if contained:
         sandbox = await find_sandbox("auto", Path("/usr/bin/true"), {}, home=tmp_path, workspace=tmp_path)
     result = await run(
-        'cat "$SYSTEMTAP_DIR/rc"; touch "$SYSTEMTAP_DIR/cache/made"; ls $SYSTEMTAP_USERS/caches',
+        'cat "$SYSTEMTAP_DIR/rc"; touch "$SYSTEMTAP_DIR/cache/made"; ls $SYSTEMTAP_USERS/caches;'
+        'echo "$SYSTEMTAP_DIR/cache/made" >&2',
         sandbox=sandbox,
         environ={
             "PATH": "/usr/bin:/bin",
@@ -255,6 +256,7 @@ async def test_stap_has_the_cache_that_it_is_given_and_its_user_s_options(run, t
         stap_cache=tmp_path / "st" / "caches" / "one",
     )
     assert result.stdout == b"-w\none\n" + (b"" if contained else b"other\n"), result
+    assert result.stderr == b"<server>/cache/made\n"
     assert [path.name for path in (tmp_path / "st" / "caches" / "one").iterdir()] == ["made"]
     assert list((tmp_path / "st" / "cache").iterdir()) == []
 
@@ -299,4 +301,4 @@ async def test_temporary_space_above_the_limit_ends_the_compile(run):
     with pytest.raises(TranslatorError) as caught:
         await run('head -c 3000000 /dev/zero >"$answer/big"; sleep 1000', temp_bytes=2_000_000)
     assert str(caught.value) == ("The compile was ended: it used more than 2000000 bytes of temporary space")
-    assert caught.value.refusal is RejectReason.TEMP_SIZE
+    assert caught.value.reject_reason is RejectReason.TEMP_SIZE
