@@ -37,8 +37,8 @@ def first_error(group: BaseExceptionGroup[_E]) -> _E:
 class StapsrvError(Exception):
     """What was wrong, where (a file and line, an option), and what to do about it, on one line.
 
-    ``problem`` has no full stop; ``remedy`` is an imperative phrase; ``refusal`` is the bound that a peer or
-    a compile met, if it is that.
+    ``problem`` has no full stop; ``remedy`` is an imperative phrase; ``reject_reason`` is the bound that a
+    peer or a compile met, if it is that.
     """
 
     # What a command exits with when this error ends it (manual page: 1 failed, 2 usage).
@@ -50,13 +50,13 @@ class StapsrvError(Exception):
         *,
         where: str | None = None,
         remedy: str | None = None,
-        refusal: RejectReason | None = None,
+        reject_reason: RejectReason | None = None,
     ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.where = where
         self.remedy = remedy
-        self.refusal = refusal
+        self.reject_reason = reject_reason
 
     def __str__(self) -> str:
         sentence = self.problem if self.where is None else f"{self.where}: {self.problem}"

@@ -73,7 +73,7 @@ class RequestHandler:
             counts.failed += 1
             reason = exc
             self._service.rejections.count(
-                exc.refusal, lambda: self._log.warning("request.rejected", reason=reason)
+                exc.reject_reason, lambda: self._log.warning("request.rejected", reason=reason)
             )
             response = encode_response(self._reject(exc))
         except Exception:  # noqa: BLE001 - the one net below a request: its client still gets a response

@@ -100,7 +100,7 @@ class WorkerPool:
             raise RequestRejected(
                 f"The server is busy: {self._queued} requests are waiting already",
                 remedy="try again later",
-                refusal=RejectReason.QUEUE_LENGTH,
+                reject_reason=RejectReason.QUEUE_LENGTH,
             )
         granted = anyio.Event()
         self._last_granted.setdefault(client, self._granted - 0.5)

@@ -81,7 +81,7 @@ class Session:
         except PeerTimeout as exc:
             self._fail(str(exc), exc.reason)
         except ProtocolError as exc:
-            self._fail(str(exc), exc.refusal)
+            self._fail(str(exc), exc.reject_reason)
         except TimeoutError as exc:
             # The peer's host is gone, as TCP has found out.
             self._fail(str(exc))

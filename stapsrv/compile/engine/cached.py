@@ -119,7 +119,7 @@ class CachedEngine:
                 raise RequestRejected(
                     f"The server is busy: no worker was free within {queue_s:g} seconds",
                     remedy="try again later",
-                    refusal=RejectReason.QUEUE_TIMEOUT,
+                    reject_reason=RejectReason.QUEUE_TIMEOUT,
                 )
             running = self._pool.statistics().running
             if running > 1:

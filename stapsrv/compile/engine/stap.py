@@ -138,7 +138,7 @@ def read_answer(answer: Path, *, max_bytes: int) -> tuple[ResponseFile, ...]:
                 raise TranslatorError(
                     f"The answer is larger than {max_bytes} bytes",
                     remedy="ask for less at once",
-                    refusal=RejectReason.ANSWER_SIZE,
+                    reject_reason=RejectReason.ANSWER_SIZE,
                 )
             data = stream.read(status.st_size)
         found.append(ResponseFile(f"{answer.name}/{path.relative_to(answer)}", data))

@@ -81,13 +81,13 @@ class TempQuota:
             if used > most_bytes:
                 return TranslatorError(
                     f"The compile was ended: it used more than {most_bytes} bytes of temporary space",
-                    refusal=RejectReason.TEMP_SIZE,
+                    reject_reason=RejectReason.TEMP_SIZE,
                 )
             if self.used_bytes > self._most_bytes and used == max(self._used.values()):
                 return TranslatorError(
                     "The compile was ended: the server has no more temporary space for it",
                     remedy="try again later",
-                    refusal=RejectReason.TOTAL_TEMP_SIZE,
+                    reject_reason=RejectReason.TOTAL_TEMP_SIZE,
                 )
 
 

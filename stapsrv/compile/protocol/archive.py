@@ -164,7 +164,9 @@ def _check_total(total: int, max_bytes: int) -> None:
     )
     if not total:
         raise ProtocolError(problem)
-    raise ProtocolError(f"{problem} --max-request-size raises the limit.", refusal=RejectReason.REQUEST_SIZE)
+    raise ProtocolError(
+        f"{problem} --max-request-size raises the limit.", reject_reason=RejectReason.REQUEST_SIZE
+    )
 
 
 def _check_packing(entry: _Entry) -> None:

@@ -80,5 +80,5 @@ class FrameReader:
                 "Error size of (compressed) request file is too large:"
                 f" it announces {announced} bytes, the limit is {self._max_bytes}",
                 remedy="--max-compressed-request raises the limit",
-                refusal=RejectReason.REQUEST_SIZE,
+                reject_reason=RejectReason.REQUEST_SIZE,
             )

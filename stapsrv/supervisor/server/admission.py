@@ -22,7 +22,7 @@ _CLIENT_PREFIX = 64
 class Rejection(NamedTuple):
     """Why a connection is not let in: the bound, and the reason in words."""
 
-    refusal: RejectReason
+    reject_reason: RejectReason
     reason: str
 
 

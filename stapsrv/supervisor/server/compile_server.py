@@ -171,7 +171,7 @@ class CompileServer:
         if rejection is not None:
             self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
             self.service.rejections.count(
-                rejection.refusal,
+                rejection.reject_reason,
                 lambda: log.warning("connection.refused", peer=peer, reason=rejection.reason),
             )
         return rejection is None

@@ -99,7 +99,7 @@ async def test_largest_of_all_is_ended_above_the_quota(tmp_path):
             tasks.start_soon(use, "small", 400 * KIBI)
             tasks.start_soon(use, "large", 700 * KIBI)
     assert list(ended) == ["large"]
-    assert ended["large"].refusal is RejectReason.TOTAL_TEMP_SIZE
+    assert ended["large"].reject_reason is RejectReason.TOTAL_TEMP_SIZE
     assert all_space.used_bytes == 0
 
 

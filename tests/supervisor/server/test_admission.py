@@ -28,14 +28,14 @@ def test_each_bound_is_told_apart():
     one, other = Admission(budget), Admission(budget)
     limits = Limits({"connections": 2, "connections_per_address": 1})
     one.enter("a")
-    assert one.check("a", limits).refusal is RejectReason.ADDRESS_CONNECTIONS
+    assert one.check("a", limits).reject_reason is RejectReason.ADDRESS_CONNECTIONS
     assert one.check("a", limits).reason == "1 connections from a are open already"
     assert one.check("b", limits) is None
     one.enter("b")
-    assert one.check("c", limits).refusal is RejectReason.CONNECTIONS
+    assert one.check("c", limits).reject_reason is RejectReason.CONNECTIONS
     assert other.check("a", limits) is None
     other.enter("a")
-    assert other.check("b", limits).refusal is RejectReason.TOTAL_CONNECTIONS
+    assert other.check("b", limits).reject_reason is RejectReason.TOTAL_CONNECTIONS
     one.leave("a")
     assert other.check("b", limits) is None
     assert (one.open, other.open, budget.open) == (1, 1, 2)

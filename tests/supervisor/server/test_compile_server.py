@@ -27,7 +27,7 @@ OTHER = "127.0.0.2"
 def counted(running) -> dict[RejectReason, int]:
     refusals = running.server.work().refusals
     assert refusals.keys() == set(RejectReason)
-    return {refusal: count for refusal, count in refusals.items() if count}
+    return {reject_reason: count for reject_reason, count in refusals.items() if count}
 
 
 @contextlib.asynccontextmanager
@@ -131,15 +131,17 @@ async def test_a_request_that_waits_too_long_is_told():
 
 
 @pytest.mark.parametrize(
-    "refusal", [RejectReason.COMPILE_TIMEOUT, RejectReason.OUTPUT_SIZE, RejectReason.ANSWER_SIZE]
+    "reject_reason", [RejectReason.COMPILE_TIMEOUT, RejectReason.OUTPUT_SIZE, RejectReason.ANSWER_SIZE]
 )
-async def test_a_compile_that_is_ended_is_told_counted_and_logged_now_and_then(refusal):
+async def test_a_compile_that_is_ended_is_told_counted_and_logged_now_and_then(reject_reason):
     async with running_server() as running:
-        running.engine.fault = TranslatorError("The compile was ended: it was too much", refusal=refusal)
+        running.engine.fault = TranslatorError(
+            "The compile was ended: it was too much", reject_reason=reject_reason
+        )
         for _ in range(3):
             answer = await exchange(running.port, request("-p1"))
             assert (answer.rc, answer.stderr) == (1, "Server: The compile was ended: it was too much\n")
-        assert counted(running) == {refusal: 3}
+        assert counted(running) == {reject_reason: 3}
         assert len(running.lines.reasons("request.rejected")) == 1
         await running.lines.wait("request.summary", 3)
 
