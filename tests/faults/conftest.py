@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from kit.faulty import faulty_server
+from kit.hosting import bench  # noqa: F401 - a fixture
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import anyio
 import attrs
 import pytest
 from kit.control import server_status, supervisor_status
@@ -26,7 +23,7 @@ from stapsrv.compile.stats import (
     Source,
 )
 from stapsrv.observe.metrics import ROWS, Exposition, Kind
-from stapsrv.observe.snapshot import Phase, Snapshot, own_children, sample_lag
+from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
 
@@ -203,36 +200,9 @@ def test_a_dashboard_shows_every_row_but_few():
     assert missing == set()
 
 
-def test_own_children_are_listed():
-    before = own_children()
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert own_children() == before | {child.pid}
-    child.communicate()
-    assert own_children() == before
-
-
 def test_unknown_children_give_no_sample(snapshot):
     text = Exposition().text(attrs.evolve(snapshot, children=None)).decode()
     assert ("stapsrv_child_processes",) not in read_samples(text)
-
-
-@pytest.mark.anyio
-async def test_lag_of_the_loop_is_sampled():
-    thrice = anyio.Event()
-
-    class Counted(Histogram):
-        def add(self, seconds: float) -> None:
-            super().add(seconds)
-            if sum(self.counts) == 3:
-                thrice.set()
-
-    lag = Counted()
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: sample_lag(lag, interval_s=0.01))
-            await thrice.wait()
-            tasks.cancel_scope.cancel()
-    assert 0 <= lag.total_s < 10
 
 
 def _names(snapshot: Snapshot) -> list[tuple[str, str]]:

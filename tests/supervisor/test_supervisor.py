@@ -11,7 +11,6 @@ import pytest
 from kit.client import exchange, is_reset, request
 
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor import managed_server
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.operations import ServerSpec
 from stapsrv.supervisor.state.stat_files import FIRST_ID
@@ -102,16 +101,6 @@ async def test_ids_are_not_used_again(bench):
             await supervisor.stop([outcome.server.id])
 
 
-async def test_restart_keeps_id_and_port(bench):
-    async with bench.supervisor() as supervisor:
-        (before,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
-        changes = []
-        (after,) = await supervisor.restart([before.server.id], lambda status: changes.append(status.state))
-        assert after.error is None
-        assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
-        assert changes == [State.STOPPING, State.STARTING, State.SERVING]
-
-
 async def test_a_reload_tunes_servers_that_go_on_serving(bench):
     origin = "/etc/stap-server/conf.d/one.conf"
     async with bench.supervisor() as supervisor:
@@ -155,41 +144,6 @@ async def test_limits_are_on_record_and_change_no_port(bench):
         assert server.settings.limits.compile_s == 60.0
 
 
-async def test_progress_is_reported_of_every_server_of_a_command(bench):
-    async with bench.supervisor() as supervisor:
-        told = []
-        specs = [ServerSpec(bench.settings(max_threads=number)) for number in (1, 2, 3)]
-        await supervisor.start(specs, lambda status: told.append((status.id - FIRST_ID, status.state)))
-        assert sorted(told, key=lambda change: change[0]) == [
-            (number, state) for number in range(3) for state in (State.STARTING, State.SERVING)
-        ]
-        told.clear()
-        ids = [server.id for server in supervisor.status().servers]
-        await supervisor.stop(ids, lambda status: told.append((status.id - FIRST_ID, status.state)))
-        assert sorted(told, key=lambda change: change[0]) == [
-            (number, state) for number in range(3) for state in (State.STOPPING, State.STOPPED)
-        ]
-
-
-async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(bench):
-    ports = []
-    for _ in range(2):
-        async with bench.supervisor() as supervisor:
-            (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
-            ports.append(outcome.server.port)
-    assert ports[0] == ports[1]
-
-
-async def test_remembered_port_that_is_taken_is_no_hindrance(bench):
-    async with bench.supervisor() as supervisor:
-        (before,) = await supervisor.start([ServerSpec(bench.settings())])
-        await supervisor.stop([before.server.id])
-        with socket.create_server(("127.0.0.1", before.server.port)):
-            (after,) = await supervisor.start([ServerSpec(bench.settings())])
-            assert after.error is None
-            assert after.server.port != before.server.port
-
-
 async def test_start_that_cannot_be_leaves_nothing(bench):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -200,60 +154,6 @@ async def test_start_that_cannot_be_leaves_nothing(bench):
             assert failed.error.startswith(f"port {port}: is in use by another program")
             assert states(supervisor) == {str(FIRST_ID): State.SERVING}
             assert set(bench.records()) == {FIRST_ID}
-
-
-async def test_configured_server_that_cannot_be_stays_visible_and_starts_when_it_can(bench):
-    async with bench.supervisor() as supervisor:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            settings = bench.settings(nickname="one", port=taken.getsockname()[1])
-            await supervisor.start([ServerSpec(settings, "/etc/one.conf")])
-            (status,) = supervisor.status().servers
-            assert (status.state, status.origin) == (State.FAILED, "/etc/one.conf")
-            assert "is in use" in status.reason
-            assert bench.records() == {}
-        (outcome,) = await supervisor.start([ServerSpec(settings, "/etc/one.conf")])
-        assert (outcome.error, outcome.already) == (None, False)
-
-
-async def test_crash_backs_off_and_recovers_while_neighbours_serve(bench, break_prepare, monkeypatch):
-    monkeypatch.setattr(managed_server, "back_off_s", lambda crashes: 0.01 * crashes)
-    async with bench.supervisor() as supervisor:
-        (neighbour,) = await supervisor.start([ServerSpec(bench.settings(nickname="neighbour"))])
-        break_prepare(ZeroDivisionError("a fault"), OSError(5, "another"))
-        (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one", max_threads=1))])
-        assert outcome.error == "ZeroDivisionError('a fault')"
-        changes = []
-        server = supervisor._servers[outcome.server.id]
-        with anyio.fail_after(20):
-            while server.state is not State.SERVING:
-                await server._waiters.wait()
-                changes.append(server.state)
-        assert changes[-2:] == [State.STARTING, State.SERVING]
-        assert bench.lines.events().count("server.crashed") == 2
-        answer = await exchange(neighbour.server.port, request("-p4", release="6.1.0-test"))
-        assert answer.rc == 0
-
-
-async def test_server_that_backs_off_can_be_stopped(bench, break_prepare):
-    async with bench.supervisor() as supervisor:
-        break_prepare(ZeroDivisionError("a fault"))
-        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
-        assert outcome.server.state is State.BACKING_OFF
-        (stopped,) = await supervisor.stop([outcome.server.id])
-        assert stopped.error is None
-        assert supervisor.status().servers == ()
-
-
-async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
-    async with bench.supervisor() as supervisor:
-        (outcome,) = await supervisor.start([ServerSpec(bench.settings())])
-        (drained,) = await supervisor.drain([outcome.server.id])
-        assert (drained.error, drained.server.state) == (None, State.DRAINING)
-        with pytest.raises((OSError, anyio.BrokenResourceError, anyio.EndOfStream)):
-            await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))
-        (undrained,) = await supervisor.undrain([outcome.server.id])
-        assert undrained.server.state is State.SERVING
-        assert (await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))).rc == 0
 
 
 async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
@@ -315,11 +215,6 @@ async def test_force_reload_stops_what_is_not_configured(bench):
         outcomes = await supervisor.reload([same], force=True)
         assert [outcome.server.nickname for outcome in outcomes] == ["by-hand", "same"]
         assert supervisor.status().servers == (before,)
-
-
-async def test_total_of_compiles_is_bounded_over_all_servers(bench):
-    async with bench.supervisor(max_compiles=1) as supervisor:
-        assert supervisor.status().max_compiles == 1
 
 
 async def test_auto_end_when_the_last_server_is_gone(bench):

@@ -1,0 +1,44 @@
+"""How a server is made ready: its port, and what its settings name."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from stapsrv.errors import ConfigError
+from stapsrv.supervisor.operations import ServerSpec
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(bench):
+    ports = []
+    for _ in range(2):
+        async with bench.supervisor() as supervisor:
+            (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
+            ports.append(outcome.server.port)
+    assert ports[0] == ports[1]
+
+
+async def test_remembered_port_that_is_taken_is_no_hindrance(bench):
+    async with bench.supervisor() as supervisor:
+        (before,) = await supervisor.start([ServerSpec(bench.settings())])
+        await supervisor.stop([before.server.id])
+        with socket.create_server(("127.0.0.1", before.server.port)):
+            (after,) = await supervisor.start([ServerSpec(bench.settings())])
+            assert after.error is None
+            assert after.server.port != before.server.port
+
+
+@pytest.mark.parametrize(("option", "setting"), [("-R", "runtime"), ("-I", "include")])
+async def test_missing_directory_is_refused_by_its_option_and_leaves_no_listener(bench, option, setting):
+    missing = str(bench.stat_path / "missing")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    value = missing if setting == "runtime" else (missing,)
+    settings = bench.settings(port=port, **{setting: value})
+    with pytest.raises(ConfigError, match=f"^{option} {missing}: is not a directory"):
+        await bench.runtime.prepare(settings, bench.lines.log)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
