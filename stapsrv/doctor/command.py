@@ -14,7 +14,7 @@ from typing import NamedTuple
 import anyio
 
 from stapsrv.config.kernels import host_release, is_release_name
-from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded
 from stapsrv.control.client.accounts import environment_for, runnable_account
 from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import Finding, document_of, error, failure, has_failed, lines_of, summary_line
@@ -159,7 +159,7 @@ def _as_owner(name: str, given: argparse.Namespace) -> int:
     words += [] if given.compile else ["--no-compile"]
     words += [] if given.config is None else ["-c", str(given.config)]
     owner = Owner(name=name, environ=environment_for(account, os.environ))
-    return run_as_owner(owner, "stapsrv.doctor.command", words)
+    return owner.run("stapsrv.doctor.command", words)
 
 
 def _print_all(find: Callable[[Callable[[Finding], object]], list[Finding]], *, as_json: bool) -> int:

@@ -24,7 +24,7 @@ from stapsrv import __version__
 from stapsrv.config.environment import PREFIX
 from stapsrv.config.global_settings import DEFAULT_FILES
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
-from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded, run_as_owner
+from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded
 from stapsrv.control.cli.commands.status import status_of_all
 from stapsrv.control.cli.console import status_json
 from stapsrv.control.client.accounts import environment_for, runnable_account
@@ -117,7 +117,7 @@ def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float
     if os.geteuid() == 0 and owner.name != "root":
         environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
         words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
-        return run_as_owner(Owner(name=owner.name, environ=environ), __spec__.name, words, output=stream)
+        return Owner(name=owner.name, environ=environ).run(__spec__.name, words, output=stream)
     context = anyio.run(load, None if config is None else str(config), os.environ)
     write_archive(stream, contents(context, now), now)
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from stapsrv.config.table import Limits, NetworkAccess
+from stapsrv.config.table import SERVER_SETTINGS
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
@@ -29,24 +29,12 @@ if TYPE_CHECKING:
 PROGRAM = "stap-server"
 NONE_RUNS = "No managed stap-server is running"
 
-_OPTIONS = (
-    # In the original's order.
-    ("ARCH", "-a"),
-    ("RELEASE", "-r"),
-    ("RUNTIME", "-R"),
-    ("DEFINE", "-D"),
-    ("INCLUDE", "-I"),
-    ("BUILD", "-B"),
-    ("USER", "-u"),
-    ("NICKNAME", "-n"),
-    ("LOG", "--log"),
-    ("PORT", "--port"),
-    ("SSL", "--ssl"),
-    ("MAXTHREADS", "--max-threads"),
-    ("MAXREQSIZE", "--max-request-size"),
-    ("MAXCOMPRESSEDREQ", "--max-compressed-request"),
-    *((row.variable, row.option) for row in (*NetworkAccess.rows, *Limits.rows)),
+# The original's order; what it does not have follows.
+_ORDER = (
+    *("ARCH", "RELEASE", "RUNTIME", "DEFINE", "INCLUDE", "BUILD", "USER", "NICKNAME", "LOG", "PORT", "SSL"),
+    *(row.variable for row in SERVER_SETTINGS),
 )
+_OPTIONS = {row.variable: row.option for row in SERVER_SETTINGS if row.option}
 # The states of a server that should be up and does not serve.
 _DOWN = frozenset({"failed", "backing-off"})
 _FAILED = 1
@@ -116,10 +104,11 @@ class StatusReport(NamedTuple):
 def title(settings: Mapping[str, object]) -> str:
     """Return the original's name of a server: the program, and the options that would start it."""
     words = [PROGRAM]
-    for variable, option in _OPTIONS:
+    for variable in dict.fromkeys(_ORDER):
         value = settings.get(variable)
-        if value is not None:
-            words += (f'{option} "{one}"' for one in (value if isinstance(value, list) else [value]))
+        if value is not None and variable in _OPTIONS:
+            values = value if isinstance(value, list) else [value]
+            words += (f'{_OPTIONS[variable]} "{one}"' for one in values)
     return " ".join(words)
 
 

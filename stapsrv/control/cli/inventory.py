@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -134,11 +135,8 @@ class Inventory:
         """Return the problem of an unusable file that seems to define this nickname, if there is one."""
         wanted = f"NICKNAME={nickname}"
         for file in self.files:
-            if file.fault is not None:
-                try:
-                    lines = file.path.read_text(encoding="utf-8", errors="replace").splitlines()
-                except OSError:
-                    continue
-                if wanted in [line.strip() for line in lines]:
+            with contextlib.suppress(OSError):
+                text = "" if file.fault is None else file.path.read_text(encoding="utf-8", errors="replace")
+                if wanted in map(str.strip, text.splitlines()):
                     return str(file.fault)
         return None

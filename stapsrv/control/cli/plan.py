@@ -96,11 +96,8 @@ def make_plan(
     configured: Sequence[ConfiguredServer],
     host: HostFacts,
 ) -> Plan:
-    """Plan a command other than ``help`` and ``version``.
-
-    Source: manual page, ACTIONS and OPTIONS; exit statuses as in the original, except that it exits 0 when
-    ``stop -n`` names nobody.
-    """
+    """Plan a command other than ``help`` and ``version`` (manual page, ACTIONS and OPTIONS)."""
+    # Exit statuses are the original's, except that it exits 0 when ``stop -n`` names nobody.
     rule = _RULES.get(invocation.action)
     if rule is None:
         return Plan(invocation.action, ())

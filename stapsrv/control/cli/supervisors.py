@@ -8,6 +8,7 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,6 @@ class Supervisors:
         self._invocation = invocation
         self._environ = environ
         self._on_step = on_step
-        self._asked: str | None = None
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         self._timeout_s = wait_s if invocation.wait else 0.0
 
@@ -160,7 +160,7 @@ class Supervisors:
             log_file=self._settings.log_file,
             config_file=self._invocation.config_file,
             default_user=self._settings.default_user(caller_name(), euid=os.geteuid()),
-            password=self._password(),
+            password=self._password,
         )
 
         return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
@@ -170,13 +170,12 @@ class Supervisors:
             return self._connect(user)
         return None
 
+    @cached_property
     def _password(self) -> str | None:
-        """Return the password for new supervisors (``-P``); a person is asked once at most."""
+        """The password for new supervisors (``-P``); a person is asked once at most."""
         if not self._invocation.use_password:
             return None
-        if self._asked is None:
-            self._asked = obtain_password(self._environ, file=None, descriptor=None)
-        return self._asked
+        return obtain_password(self._environ, file=None, descriptor=None)
 
     def _connect(self, user: str) -> SyncControlClient:
         """Connect to the supervisor of ``user``; refuse a directory that is another user's."""
@@ -209,14 +208,11 @@ class Supervisors:
 
 @contextlib.contextmanager
 def _supervisor_dir_locked(supervisor_dir: Path) -> Iterator[None]:
-    """Keep a supervisor from starting here; raises BlockingIOError if one runs.
-
-    The lock is the one of :func:`stapsrv.supervisor.state.lock.hold_instance_lock`.
-    """
+    """Keep a supervisor from starting here; raises BlockingIOError if one runs."""
+    # The lock is the one of stapsrv.supervisor.state.lock.hold_instance_lock.
     try:
         lock = os.open(supervisor_dir / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        # There never was one.
         yield
         return
     try:

@@ -150,7 +150,7 @@ def specified(
     for server in specifications:
         base = _base(server, in_force, index, may_create=may_create)
         naming = (*server.earlier, *server.settings)
-        if server.name or not server.each_release or _has_release(naming):
+        if server.name or not server.each_release or RELEASE in dict(naming):
             yield _overridden(base, server.settings, list_options.next_values(), index)
         if server.each_release:
             yield from _for_each_release(base, server.settings, index, list_options)
@@ -223,7 +223,3 @@ def changed(settings: ServerSettings, changes: Mapping[str, object]) -> ServerSe
     """Return ``settings`` with ``changes``, by attribute."""
     # mypy cannot follow attributes that come from tables; the tests set each of them.
     return attrs.evolve(settings, **changes)  # type: ignore[arg-type]
-
-
-def _has_release(typed: Iterable[TypedOption]) -> bool:
-    return any(option == RELEASE for option, _ in typed)

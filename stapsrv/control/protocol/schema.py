@@ -63,11 +63,9 @@ class ServerSpecInfo(TypedDict):
 
 
 class ActionParams(TypedDict):
-    """Parameters of every action.
+    """Parameters of every action."""
 
-    The action goes on after ``timeout_s`` seconds; by default, and with null, the answer waits for its end.
-    """
-
+    # The action goes on after it; by default, and with null, the answer waits for its end.
     timeout_s: NotRequired[float | None]
     progress: NotRequired[bool]
 
@@ -85,12 +83,9 @@ class IdsParams(ActionParams):
 
 
 class ReloadParams(ActionParams):
-    """Parameters of ``reload``.
+    """Parameters of ``reload``; ``force`` also stops servers that are not configured."""
 
-    ``config_file`` is an absolute path in place of the supervisor's own file; ``force`` also stops servers
-    that are not configured.
-    """
-
+    # An absolute path, in place of the supervisor's own file.
     config_file: NotRequired[str | None]
     force: NotRequired[bool]
 

@@ -19,17 +19,8 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.control.protocol.jsonrpc import (
-    MAX_REQUEST_BYTES,
-    Code,
-    LineBuffer,
-    Request,
-    RequestRefused,
-    decode_request,
-    encode_error,
-    encode_progress,
-    encode_result,
-)
+from stapsrv.control.protocol import jsonrpc
+from stapsrv.control.protocol.jsonrpc import Code, LineBuffer, Request, RequestRefused
 from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.server.handlers import Caller, RpcHandlers
 from stapsrv.errors import ControlError
@@ -112,7 +103,7 @@ class Connection:
     # Shared by all connections of the caller's user.
     _limiter: RateLimiter = attrs.field(kw_only=True)
     _log: Log = attrs.field(kw_only=True)
-    _lines: LineBuffer = attrs.field(factory=lambda: LineBuffer(MAX_REQUEST_BYTES), init=False)
+    _lines: LineBuffer = attrs.field(factory=lambda: LineBuffer(jsonrpc.MAX_REQUEST_BYTES), init=False)
     _in_flight: int = attrs.field(default=0, init=False)
     _requests: TaskGroup = attrs.field(factory=anyio.create_task_group, init=False)
     _writing: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
@@ -140,10 +131,10 @@ class Connection:
                 if line is None:
                     return
                 await anyio.sleep(self._limiter.delay())
-                self._begin(decode_request(line))
+                self._begin(jsonrpc.decode_request(line))
             except ControlError as exc:
                 request_id = exc.request_id if isinstance(exc, RequestRefused) else None
-                await self._send(partial(encode_error, request_id, exc))
+                await self._send(partial(jsonrpc.encode_error, request_id, exc))
                 if exc.code in _ENDS_CONNECTION:
                     self._log.info("control.malformed", user=self.caller.user, reason=exc)
                     return
@@ -157,18 +148,18 @@ class Connection:
 
     async def _answer(self, request: Request) -> None:
         async def notify(server: ServerInfo) -> None:
-            await self._send(partial(encode_progress, request.id, server))
+            await self._send(partial(jsonrpc.encode_progress, request.id, server))
 
         try:
             result = await self._handlers.call(request, self.caller, notify)
         except ControlError as exc:
-            await self._send(partial(encode_error, request.id, exc))
+            await self._send(partial(jsonrpc.encode_error, request.id, exc))
         except anyio.get_cancelled_exc_class():
             goodbye = ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
-            await self._send(partial(encode_error, request.id, goodbye))
+            await self._send(partial(jsonrpc.encode_error, request.id, goodbye))
             raise
         else:
-            await self._send(partial(encode_result, request.id, result))
+            await self._send(partial(jsonrpc.encode_result, request.id, result))
         finally:
             self._in_flight -= 1
 
@@ -195,7 +186,7 @@ class Connection:
             elif not self._in_flight:
                 # Nothing to write to the log: there are clients that do no more than look on.
                 idle = ControlError(f"no request within {limits.idle_s:g} s", code=Code.TIMED_OUT)
-                await self._send(partial(encode_error, None, idle))
+                await self._send(partial(jsonrpc.encode_error, None, idle))
                 return None
         return line
 

@@ -18,23 +18,9 @@ from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import HostDefaults
+from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request
-from stapsrv.control.protocol.schema import (
-    ActionInfo,
-    ActionParams,
-    EmptyInfo,
-    HelloInfo,
-    IdsParams,
-    OutcomeInfo,
-    ReloadParams,
-    ServerSpecInfo,
-    StartParams,
-    checked_text,
-    outcome_info,
-    server_info,
-    settings_from,
-    supervisor_info,
-)
+from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
@@ -62,10 +48,7 @@ class Reload(Protocol):
     async def __call__(
         self, config_file: Path | None, /, *, force: bool, report: Report | None
     ) -> Sequence[Outcome]:
-        """Make the configured servers what the configuration says now, or raise StapsrvError.
-
-        ``config_file`` replaces the global file of the start; ``force`` stops all others.
-        """
+        """Make the configured servers what the configuration says now, or raise StapsrvError."""
 
 
 class Caller(NamedTuple):
@@ -131,7 +114,7 @@ class RpcHandlers:
             raise ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
         return await action(call)
 
-    def _hello(self, call: _Call) -> HelloInfo:
+    def _hello(self, call: _Call) -> schema.HelloInfo:
         call.params(EmptyInfo)
         status = self._commands.status()
         return {
@@ -145,10 +128,10 @@ class RpcHandlers:
 
     def _status(self, call: _Call) -> SupervisorInfo:
         call.params(EmptyInfo)
-        return supervisor_info(self._commands.status())
+        return schema.supervisor_info(self._commands.status())
 
     async def _start(self, call: _Call) -> ActionInfo:
-        params = call.params(StartParams)
+        params = call.params(schema.StartParams)
         specs = [
             self._parse_spec(info, where=f"params.servers[{index}]")
             for index, info in enumerate(params["servers"])
@@ -166,7 +149,7 @@ class RpcHandlers:
     async def _command(
         self, call: _Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
     ) -> ActionInfo:
-        params = call.params(IdsParams)
+        params = call.params(schema.IdsParams)
         before = {server.id: server for server in self._commands.status().servers}
         ids = list(before) if params["ids"] == "all" else list(dict.fromkeys(params["ids"]))
         known = [server_id for server_id in ids if server_id in before]
@@ -182,10 +165,10 @@ class RpcHandlers:
         return {"outcomes": [outcomes.get(server_id) or _absent(server_id) for server_id in ids]}
 
     async def _reload(self, call: _Call) -> ActionInfo:
-        params = call.params(ReloadParams)
+        params = call.params(schema.ReloadParams)
         config_file = params.get("config_file")
         if config_file is not None:
-            checked_text(config_file, where="params.config_file")
+            schema.checked_text(config_file, where="params.config_file")
             if not os.path.isabs(config_file):  # noqa: PTH117 - a path as text, not looked up
                 raise ControlError(
                     f"params.config_file: expected an absolute path, not {shown(config_file)}",
@@ -227,20 +210,20 @@ class RpcHandlers:
             deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)
             while (step := await action.wait_step(deadline)) is not None:
                 if params.get("progress", False):
-                    await call.notify(server_info(step))
+                    await call.notify(schema.server_info(step))
         finally:
             action.leave()
         if action.ended:
-            return {"outcomes": [outcome_info(outcome) for outcome in action.outcomes]}
+            return {"outcomes": [schema.outcome_info(outcome) for outcome in action.outcomes]}
         gone = {server_id: _gone(server) for server_id, server in action.latest.items()}
         there = {server.id: server for server in self._commands.status().servers}
         return {"outcomes": unfinished(gone | there, timeout_s)}
 
-    def _parse_spec(self, info: ServerSpecInfo, *, where: str) -> ServerSpec:
-        settings = settings_from(info["settings"], where=f"{where}.settings")
+    def _parse_spec(self, info: schema.ServerSpecInfo, *, where: str) -> ServerSpec:
+        settings = schema.settings_from(info["settings"], where=f"{where}.settings")
         origin = info.get("origin")
         if origin is not None:
-            checked_text(origin, where=f"{where}.origin")
+            schema.checked_text(origin, where=f"{where}.origin")
         return ServerSpec(settings.resolved(self._defaults), origin)
 
 
@@ -292,4 +275,4 @@ def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> Ou
         error = f"is still {server.state.value} after {waited_s:g} s"
     elif server.state in {State.FAILED, State.BACKING_OFF}:
         error = server.reason or f"is {server.state.value}"
-    return {"server": server_info(server), "already": False, "error": error}
+    return {"server": schema.server_info(server), "already": False, "error": error}

@@ -32,11 +32,8 @@ _BACKLOG = 128
 
 @contextlib.contextmanager
 def open_control_socket(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, replacing a stale socket; closed and removed at the end.
-
-    The caller holds the directory's lock (:func:`stapsrv.supervisor.state.lock.hold_instance_lock`), so no
-    other supervisor listens.
-    """
+    """Listen at ``path``, replacing a stale socket; closed and removed at the end."""
+    # The caller holds the directory's lock, so no other supervisor listens.
     with contextlib.ExitStack() as held:
         try:
             listener = held.enter_context(open_socket_file(path, group=GROUP, backlog=_BACKLOG))
@@ -160,12 +157,11 @@ class _Endpoint:
     def _refuse_crowd(self, access: Access) -> None:
         readers = sum(connection.caller.access is Access.READ for connection in self._connections)
         limits = self._limits
-        most: int | None = None
         if len(self._connections) >= limits.connections:
             most = limits.connections
         elif access is Access.READ and readers >= limits.reader_connections:
             most = limits.reader_connections
-        if most is None:
+        else:
             return
         reason = f"{most} connections are open already"
         if not self._full:

@@ -6,14 +6,14 @@ Only its owner can, and root, who becomes the owner for it.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
-from stapsrv.control.cli.commands.common import Owner, VerbParser, guarded, run_as_owner
+from stapsrv.control.cli.commands.common import Owner, VerbParser, guarded
+from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
 
@@ -29,9 +29,8 @@ def _cache(program: str, argv: Sequence[str]) -> int:
     given = _parser(program).parse_args(argv)
     owner = Owner.find(given.user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
-        return run_as_owner(
-            owner, "stapsrv.control.cli.commands.cache", [given.verb, *(["--json"] if given.json else [])]
-        )
+        options = ["--json"] if given.json else []
+        return owner.run("stapsrv.control.cli.commands.cache", [given.verb, *options])
     directory = systemtap_directory(owner.environ) / RESULTS_DIRECTORY
     try:
         found = _carry_out(given.verb, directory)
@@ -42,7 +41,7 @@ def _cache(program: str, argv: Sequence[str]) -> int:
             remedy=f"run this as {owner.name}, or as root",
         ) from exc
     if given.json:
-        sys.stdout.write(json.dumps({"directory": str(directory), **found}, indent=2) + "\n")
+        sys.stdout.write(encode_document({"directory": str(directory), **found}))
     else:
         counted = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.items())
         sys.stdout.write(f"{directory}: {counted}\n")

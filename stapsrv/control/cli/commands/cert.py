@@ -7,7 +7,6 @@ shows the new certificate to the next connection.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pwd
 import sys
@@ -23,15 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from stapsrv.control.cli.commands.common import (
-    Owner,
-    VerbParser,
-    absolute_path,
-    export,
-    guarded,
-    run_as_owner,
-    silent_log,
-)
+from stapsrv.control.cli.commands.common import Owner, VerbParser, absolute_path, export, guarded, silent_log
+from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, default_directory, make_identity, serial_pairs
 from stapsrv.identity.selfsigned import extra_names_of, host_name
@@ -96,14 +88,16 @@ def _cert(program: str, argv: Sequence[str]) -> int:
     directory = given.ssl or default_directory(owner.environ)
     # Files that root makes are of no use to the server, so root becomes the owner; reading needs no change.
     if given.verb == "renew" and os.geteuid() == 0 and owner.name != "root":
-        return run_as_owner(owner, "stapsrv.control.cli.commands.cert", ["renew", "--ssl", str(directory)])
+        return owner.run("stapsrv.control.cli.commands.cert", ["renew", "--ssl", str(directory)])
     match given.verb:
         case "show":
             anyio.run(_show, directory, owner, given.json)
         case "renew":
             anyio.run(_renew, directory, owner)
         case "export":
-            _export(directory, der=given.der, output=given.output)
+            encoding = Encoding.DER if given.der else Encoding.PEM
+            data = _read_certificate(directory / CERTIFICATE_FILE).public_bytes(encoding)
+            export(data, given.output, is_text=not given.der)
         case verb:
             anyio.run(_change_trust, verb, directory, _trust_database(given.whom, owner))
     return 0
@@ -177,7 +171,7 @@ async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: 
         "trusted_by": trusted_by,
     }
     if as_json:
-        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        sys.stdout.write(encode_document(shown))
         return
     for name, value in shown.items():
         text = ", ".join(value) or "nobody" if isinstance(value, list) else str(value)
@@ -185,22 +179,14 @@ async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: 
 
 
 async def _renew(directory: Path, owner: Owner) -> None:
-    identity = await make_identity(directory, log=silent_log(), extra_names=_kept_names(directory))
+    try:
+        names = extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
+    except IdentityError:
+        names = []
+    identity = await make_identity(directory, log=silent_log(), extra_names=names)
     # The owner's client trusts its own server from the start, and would lose that with the old certificate.
     await authorize(identity.certificate, default_client_directory(owner.environ), log=silent_log())
     sys.stdout.write(f"{identity.serial} is valid until {_iso(identity.not_after)}\n")
-
-
-def _kept_names(directory: Path) -> list[str]:
-    try:
-        return extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
-    except IdentityError:
-        return []
-
-
-def _export(directory: Path, *, der: bool, output: Path | None) -> None:
-    encoding = Encoding.DER if der else Encoding.PEM
-    export(_read_certificate(directory / CERTIFICATE_FILE).public_bytes(encoding), output, is_text=not der)
 
 
 async def _change_trust(verb: str, directory: Path, place: Path) -> None:

@@ -18,6 +18,7 @@ from stapsrv.config.global_settings import can_write
 from stapsrv.config.kernels import resolve_release
 from stapsrv.config.kinds import LogFormat
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.table import SERVER_SETTINGS
 from stapsrv.control.cli.commands.lifecycle import line_of
 from stapsrv.control.cli.console import Console, encode_document
 from stapsrv.control.cli.inventory import Inventory
@@ -29,18 +30,7 @@ from stapsrv.observe.sinks import JOURNAL, stream_descriptor
 
 _FAILED = 1
 # The option for each variable of a file.
-_OPTIONS = {
-    "RELEASE": "-r",
-    "INCLUDE": "-I",
-    "RUNTIME": "-R",
-    "USER": "-u",
-    "NICKNAME": "-n",
-    "LOG": "--log",
-    "PORT": "--port",
-    "SSL": "--ssl",
-    "LISTEN": "--listen",
-    "LOG_FORMAT": "log format",
-}
+_OPTIONS = {row.variable: row.option or "log format" for row in SERVER_SETTINGS}
 # The first port for plain users (ip(7)).
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
@@ -66,15 +56,13 @@ def run_check(invocation: Invocation, console: Console, environ: Mapping[str, st
 
 
 def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[int, list[ConfigError]]:
-    """Return the number of servers, and their problems in the files' order.
-
-    A wrong global file ends the check: what follows from it is unknown.
-    """
+    """Return the number of servers, and their problems in the files' order."""
     try:
         inventory = Inventory(invocation, environ)
         faults = [] if invocation.specifications else [file.fault for file in inventory.files if file.fault]
         configured = inventory.configured
     except ConfigError as exc:
+        # A wrong global file ends the check: what follows from it is unknown.
         return 0, _single_faults(exc)
     problems = [problem for fault in faults for problem in _single_faults(fault)]
     if inventory.nothing_usable and not invocation.specifications:
@@ -220,10 +208,8 @@ def _check_database(target: Target, settings: ServerSettings, account: Account) 
 
 
 def _may_write(account: Account, path: Path) -> bool:
-    """Whether a user may write a file, or create files in a directory; False if it is missing.
-
-    The kernel decides, as that user: modes alone do not (ACLs, read-only mounts).
-    """
+    """Whether a user may write a file, or create files in a directory; False if it is missing."""
+    # The kernel decides, as that user: modes alone do not (ACLs, read-only mounts).
     if account.is_caller:
         return os.access(path, os.W_OK | os.X_OK if path.is_dir() else os.W_OK, effective_ids=True)
     conditions = ["-w", str(path), *(["-a", "-x", str(path)] if path.is_dir() else [])]

@@ -48,6 +48,31 @@ class Owner:
             own["HOME"] = environ.get("HOME", entry.pw_dir)
         return cls(name=wanted, environ=own)
 
+    def run(self, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None) -> int:
+        """Run a module of this program as this user, since a server cannot use files that root made."""
+        entry = pwd.getpwnam(self.name)
+        with subprocess.Popen(
+            # -P: nothing is imported from the working directory.
+            [sys.executable, "-P", "-m", module, *arguments],
+            user=entry.pw_uid,
+            group=entry.pw_gid,
+            extra_groups=os.getgrouplist(self.name, entry.pw_gid),
+            # The owner may not be allowed into the caller's directory.
+            cwd="/",
+            stdout=output,
+            env={
+                "PATH": os.environ.get("PATH", os.defpath),
+                "LANG": "C.UTF-8",
+                # A name that the locale cannot write is no reason to fail.
+                "PYTHONIOENCODING": ":backslashreplace",
+                **self.environ,
+            },
+        ) as child:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                return _interrupted(child)
+
 
 class LineParser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line and a UsageError."""
@@ -114,34 +139,6 @@ def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
         output.write_bytes(data)
     except OSError as exc:
         raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
-
-
-def run_as_owner(
-    owner: Owner, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None
-) -> int:
-    """Run a module of this program as the owner, since a server cannot use files that root made."""
-    entry = pwd.getpwnam(owner.name)
-    with subprocess.Popen(
-        # -P: nothing is imported from the working directory.
-        [sys.executable, "-P", "-m", module, *arguments],
-        user=entry.pw_uid,
-        group=entry.pw_gid,
-        extra_groups=os.getgrouplist(owner.name, entry.pw_gid),
-        # The owner may not be allowed into the caller's directory.
-        cwd="/",
-        stdout=output,
-        env={
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            # A name that the locale cannot write is no reason to fail.
-            "PYTHONIOENCODING": ":backslashreplace",
-            **owner.environ,
-        },
-    ) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            return _interrupted(child)
 
 
 def silent_log() -> FilteringBoundLogger:

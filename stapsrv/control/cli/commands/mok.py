@@ -6,19 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 
-from stapsrv.control.cli.commands.common import (
-    Owner,
-    VerbParser,
-    absolute_path,
-    export,
-    guarded,
-    run_as_owner,
-    silent_log,
-)
+from stapsrv.control.cli.commands.common import Owner, VerbParser, absolute_path, export, guarded, silent_log
 from stapsrv.errors import IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
@@ -39,12 +32,13 @@ def _mok(program: str, argv: Sequence[str]) -> int:
     directory = moks_directory(server)
     # Files that root makes are of no use to the server, so root becomes the owner.
     if given.verb == "new" and os.geteuid() == 0 and owner.name != "root":
-        return run_as_owner(owner, "stapsrv.control.cli.commands.mok", ["new", "--ssl", str(server)])
+        return owner.run("stapsrv.control.cli.commands.mok", ["new", "--ssl", str(server)])
     match given.verb:
         case "list":
             return _list(directory, as_json=given.json)
         case "new":
-            anyio.run(_new, directory)
+            mok = anyio.run(partial(create_mok, directory, log=silent_log()))
+            sys.stdout.write(f"{mok.fingerprint}\n")
         case "export":
             mok = _named(directory, given.fingerprint)
             export(mok.pem if given.pem else mok.der, given.output, is_text=given.pem)
@@ -100,11 +94,6 @@ def _list(directory: Path, *, as_json: bool) -> int:
     for fault in listing.unusable:
         sys.stderr.write(f"{fault}\n")
     return 1 if listing.unusable else 0
-
-
-async def _new(directory: Path) -> None:
-    mok = await create_mok(directory, log=silent_log())
-    sys.stdout.write(f"{mok.fingerprint}\n")
 
 
 def _named(directory: Path, fingerprint: str | None) -> Mok:

@@ -57,21 +57,14 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
 def status_of_all(
     config_file: str | None, environ: Mapping[str, str], *, answer_s: float | None = None
 ) -> StatusReport:
-    """Ask every supervisor that this user may ask; each may take ``answer_s`` seconds, by default ten.
-
-    Raises:
-        ConfigError: a global file cannot be used.
-    """
+    """Ask every supervisor that this user may ask; each may take ``answer_s`` seconds, by default ten."""
     settings = own_settings(environ, config_file)
     scan = SupervisorScan(readable_stat_paths(settings, config_file), answer_s=answer_s)
     return StatusReport(scan.supervisors, scan.orphaned(), problems=scan.problems)
 
 
 def show_status(report: StatusReport, form: str, console: Console, environ: Mapping[str, str]) -> int:
-    """Print a report; return the exit status.
-
-    ``form`` is ``json``, ``classic``, or ``auto``: a table on a terminal, else the original's lines.
-    """
+    """Print a report, in ``auto`` form as a table on a terminal, else classic; return the exit status."""
     if form == "json":
         console.write(status_json(report))
         return report.exit_status
