@@ -211,3 +211,8 @@ def shutting_down() -> ControlError:
 def here() -> str:
     """The user that the tests' supervisors run as."""
     return "stap-server" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+def lines(*texts: str) -> str:
+    """What a command prints."""
+    return "".join(f"{text}\n" for text in texts)

@@ -1,4 +1,4 @@
-"""``stap-server start -P``: asked for on the terminal, and on nobody's command line."""
+"""Supervisors that are started, asked again, or gone; and the password that a new one gets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.supervisor import lines, server_info, shutting_down
 
 PROGRAM = "from stapsrv.control.cli.main import main; main()"
 
@@ -54,3 +55,53 @@ def test_password_typed_on_the_terminal_protects_the_key(tmp_path, environ, buil
     )
     assert again.returncode == 1
     assert "the database is protected by a password; give its password (-P)" in again.stderr
+
+
+def test_ctl_starts_no_supervisor(command_line, user, title):
+    ran = command_line.run("ctl", "start", "-r", "5.10", "-n", "x")
+    assert ran.out == lines(f"Starting {title('5.10', nickname='x')}", "FAILED")
+    assert ran.err == (
+        f"stap-server: x: no supervisor of user {user} runs, and ctl starts none;"
+        " leave ctl out, or start the service\n"
+    )
+    assert ran.status == 1
+    assert not command_line.stat_path.exists()
+
+
+def test_a_supervisor_that_hung_up_is_asked_once_more(command_line, supervisor, title):
+    supervisor.refusals = [None]
+    ran = command_line.run("start", "-r", "5.10", "-n", "x")
+    assert (ran.status, ran.err, supervisor.told) == (0, "", [("start", ["x"])])
+    supervisor.refusals = [None, None]
+    ran = command_line.run("start", "-r", "6.1", "-n", "y")
+    assert ran.status == 1
+    assert (
+        ran.err
+        == "stap-server: y: start: the connection ended before the supervisor's answer (it was closed)\n"
+    )
+
+
+@pytest.mark.parametrize("refusal", [None, shutting_down()])
+def test_servers_of_a_supervisor_that_ends_have_stopped(command_line, hosting, refusal):
+    hosting.refusals, hosting.leaves = [refusal], True
+    ran = command_line.run("stop", "-n", "web")
+    assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
+
+
+def test_a_supervisor_that_hung_up_and_lives_did_not_stop_anything(command_line, hosting):
+    hosting.refusals = [None]
+    ran = command_line.run("stop", "-n", "web")
+    assert (ran.status, ran.out.splitlines()[-1]) == (1, "FAILED")
+    assert ran.err.startswith("stap-server: web: stop: the connection ended before the supervisor's answer")
+
+
+def test_no_wait_is_content_with_what_is_under_way(command_line, supervisor, settings):
+    slow = server_info(1, settings=settings("5.10"), state="starting")
+    supervisor._start = lambda params, tell: [
+        {"server": slow, "already": False, "error": "is still starting after 0 s"}
+    ]
+    waiting = command_line.run("start", "-r", "5.10", "--timeout", 1)
+    assert (waiting.status, waiting.out.splitlines()[-1]) == (1, "FAILED")
+    assert waiting.err == "stap-server: 5.10: is still starting after 0 s\n"
+    begun = command_line.run("start", "-r", "5.10", "--no-wait")
+    assert (begun.status, begun.out.splitlines()[-1], begun.err) == (0, "OK", "")

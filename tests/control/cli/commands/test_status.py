@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pwd
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.control import scripted_supervisor
 from kit.supervisor import (
     FakeSupervisor,
     bind_socket,
     here,
     listening,
     server_info,
-    shutting_down,
-    supervisor_info,
 )
-
-from stapsrv.control.client import discovery
-from stapsrv.control.client.discovery import PORT_MARK, RECORD_MARK, SupervisorScan
-from stapsrv.control.protocol.jsonrpc import Code, encode_error
-from stapsrv.errors import ControlError
-from stapsrv.supervisor.state import stat_files
 
 WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": "me", "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
 PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": "me", "LOG": "/log"}
@@ -185,111 +173,6 @@ def test_stop_takes_a_lost_server_off_the_record(command_line, user):
     assert (path.exists(), other.exists()) == (False, True)
     command_line.run("stop")
     assert not other.exists()
-
-
-def test_the_words_are_those_of_the_registry():
-    assert f"{stat_files._MARK}\n".encode() == RECORD_MARK
-    assert f"\n{stat_files._ASSIGNED}\n".encode() == PORT_MARK
-
-
-# Supervisors that answer otherwise than they should.
-
-
-@contextlib.contextmanager
-def strange(directory: Path, answer: bytes) -> Iterator[None]:
-    """Answer the next connection with bytes of the test's choice."""
-    (directory / "strange").mkdir(parents=True)
-    with scripted_supervisor(directory / "strange" / "control.sock", answer):
-        yield
-
-
-def strange_release(release: object) -> bytes:
-    server = server_info(7, releases=[release])
-    return json.dumps({"result": supervisor_info("strange", server)}).encode() + b"\n"
-
-
-@pytest.mark.parametrize(
-    ("answer", "problem"),
-    [
-        (b"", "its answer has no end"),
-        (b'{"jsonrpc"', "its answer has no end"),
-        (b"nonsense\n", "its answer cannot be understood"),
-        (b"[]\n", "its answer cannot be understood"),
-        (b'{"result":{"servers":[{}]}}\n', "its answer cannot be understood"),
-        (strange_release({"name": 1, "health": "", "reason": ""}), "its answer cannot be understood"),
-        (strange_release(7), "its answer cannot be understood"),
-        (b'{"error":{}}\n', "its answer cannot be understood"),
-        (
-            encode_error(None, ControlError("128 connections are open already", code=Code.BUSY)),
-            "128 connections",
-        ),
-    ],
-)
-def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, answer, problem):
-    with strange(command_line.stat_path, answer):
-        ran = command_line.run("status")
-    assert ran.status == 1
-    assert ran.err.startswith(f"stap-server: the supervisor of user strange does not answer: {problem}")
-    assert ran.out.count("running as PID") == 2
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [shutting_down(), ControlError("you may not", code=Code.NOT_PERMITTED)],
-    ids=lambda error: str(error),
-)
-def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, answer):
-    with strange(command_line.stat_path, encode_error(None, answer)):
-        ran = command_line.run("status")
-    assert (ran.status, ran.err) == (3, "")
-
-
-@contextlib.contextmanager
-def silent(supervisor_dir: Path) -> Iterator[socket.socket]:
-    """Listen where a supervisor would, and say nothing."""
-    supervisor_dir.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as listener:
-        bind_socket(listener, supervisor_dir / "control.sock")
-        listener.listen()
-        yield listener
-
-
-def test_silence_has_an_end(command_line, monkeypatch):
-    monkeypatch.setattr(discovery, "_ANSWER_S", 0.05)
-    with silent(command_line.stat_path / "silent"):
-        (problem,) = SupervisorScan([command_line.stat_path]).problems
-    assert problem == "the supervisor of user silent does not answer: timed out"
-
-
-@pytest.mark.parametrize("words", [["status"], ["status", "-n", "native"], ["check"]], ids=" ".join)
-def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
-    monkeypatch.setattr(discovery, "_ANSWER_S", 3600.0)
-    with silent(command_line.stat_path / "silent"):
-        ran = command_line.run(*words, "--timeout", "0.05")
-    # What only looks at the configuration has no word for supervisors.
-    assert ("the supervisor of user silent does not answer: timed out" in ran.err) == (words != ["check"])
-
-
-def test_a_trickle_has_an_end(command_line, monkeypatch):
-    """Each piece comes in time, and they never end."""
-    monkeypatch.setattr(discovery, "_ANSWER_S", 0.3)
-    asked = threading.Event()
-    with silent(command_line.stat_path / "slow") as slow:
-
-        def trickle() -> None:
-            connection, _ = slow.accept()
-            with connection, contextlib.suppress(OSError):
-                while not asked.wait(0.01):
-                    connection.send(b" ")
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        try:
-            (problem,) = SupervisorScan([command_line.stat_path]).problems
-        finally:
-            asked.set()
-            thread.join()
-    assert problem == "the supervisor of user slow does not answer: timed out"
 
 
 # What it costs.

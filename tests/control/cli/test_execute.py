@@ -1,0 +1,64 @@
+"""The outcome of each server of a command, user by user."""
+
+from __future__ import annotations
+
+from kit.supervisor import lines, server_info
+
+
+def test_stop_prints_each_server(command_line, hosting, title):
+    ran = command_line.run("stop")
+    assert ran.out == lines(
+        f"Stopping {title('5.10', 'web', 7001)}",
+        "OK",
+        f"Stopping {title('6.1', nickname='4194306')}",
+        "OK",
+    )
+
+
+def test_restart_prints_both_halves(command_line, hosting, title):
+    web = title("5.10", "web", 7001)
+    ran = command_line.run("restart", "-n", "web")
+    assert ran.out == lines(f"Stopping {web}", "OK", f"Starting {web}", "OK")
+
+
+def test_restart_that_fails_did_stop(command_line, hosting, title):
+    hosting.errors["web"] = "certificate database /nss: is locked"
+    web = title("5.10", "web", 7001)
+    ran = command_line.run("restart", "-n", "web")
+    assert ran.out == lines(f"Stopping {web}", "OK", f"Starting {web}", "FAILED")
+    assert (ran.status, ran.err) == (1, "stap-server: web: certificate database /nss: is locked\n")
+
+
+def test_reload_prints_what_became_of_each(command_line, hosting, title):
+    web, plain = hosting.servers.values()
+    gone = {**web, "state": "stopped", "wanted": "down"}
+    broken = {**server_info(9, settings={"NICKNAME": "new"}), "state": "failed"}
+    hosting.reloaded = [
+        {"server": gone, "already": False, "error": None},
+        {"server": plain, "already": True, "error": None},
+        {"server": broken, "already": False, "error": "port 80: not permitted"},
+        {"server": None, "already": False, "error": "b.conf:1: unknown variable 'X'"},
+    ]
+    ran = command_line.run("force-reload")
+    assert ran.status == 1
+    assert ran.out == lines(
+        f"Stopping {title('5.10', 'web', 7001)}",
+        "OK",
+        f"Starting {title('6.1')}",
+        "OK",
+        'Starting stap-server -n "new"',
+        "FAILED",
+    )
+    assert ran.err == lines(
+        "stap-server: new: port 80: not permitted", "stap-server: b.conf:1: unknown variable 'X'"
+    )
+    assert hosting.told == [("reload", (str(command_line.config_file), True))]
+
+
+def test_bad_files_are_told_of_once_by_a_reload(command_line, hosting):
+    command_line.configure(bad="nonsense\n")
+    bad = command_line.directory / "conf.d" / "bad.conf"
+    fault = f"{bad}:1: expected VARIABLE=VALUE, found 'nonsense'; begin comments with '#' and leave no blank"
+    hosting.reloaded = [{"server": None, "already": False, "error": f"{fault} before the '='"}]
+    ran = command_line.run("reload")
+    assert (ran.status, ran.err) == (1, f"stap-server: {fault} before the '='\n")

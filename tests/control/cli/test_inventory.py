@@ -1,0 +1,33 @@
+"""What a command finds at its beginning: unusable files, and servers of other users."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from kit.supervisor import FakeSupervisor, listening, server_info
+
+
+def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
+    command_line.configure(native="NICKNAME=native\nPORT=abc\n")
+    ran = command_line.run("start", "-n", "native", "-n", "other")
+    assert ran.status == 1
+    assert "native: " in ran.err
+    assert "PORT=abc" in ran.err
+    assert supervisor.told == [("start", ["other"])]
+
+
+def test_other_users_servers_are_left_alone(command_line, user, title):
+    if os.geteuid() == 0:
+        pytest.skip("root may command everybody's")
+    theirs = server_info(4194305, settings={"NICKNAME": "web", "USER": "nobody"})
+    with listening(FakeSupervisor("nobody", theirs), command_line.stat_path) as supervisor:
+        named = command_line.run("stop", "-n", "web")
+        everything = command_line.run("stop")
+        assert supervisor.told == []
+    assert named.status == 1
+    assert named.out.splitlines()[-1] == "FAILED"
+    assert named.err == (
+        "stap-server: web: is a server of user nobody; run stap-server as that user, or as root\n"
+    )
+    assert (everything.status, everything.out) == (0, "Stopping stap-server: OK\n")
