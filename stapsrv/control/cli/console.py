@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 PROGRAM = "stap-server"
 NONE_RUNS = "No managed stap-server is running"
 
-# The original's order; what it does not have follows.
-_ORDER = (
-    *("ARCH", "RELEASE", "RUNTIME", "DEFINE", "INCLUDE", "BUILD", "USER", "NICKNAME", "LOG", "PORT", "SSL"),
-    *(row.variable for row in SERVER_SETTINGS),
-)
-_OPTIONS = {row.variable: row.option for row in SERVER_SETTINGS if row.option}
+# By variable, in the original's order; the others follow in that of the table.
+_ORDER = ("ARCH", "RELEASE", "RUNTIME", "DEFINE", "INCLUDE", "BUILD", "USER", "NICKNAME", "LOG")
+_OPTIONS = dict.fromkeys(_ORDER, "") | {row.variable: row.option for row in SERVER_SETTINGS if row.option}
 # The states of a server that should be up and does not serve.
 _DOWN = frozenset({"failed", "backing-off"})
 _FAILED = 1
@@ -104,11 +101,10 @@ class StatusReport(NamedTuple):
 def title(settings: Mapping[str, object]) -> str:
     """Return the original's name of a server: the program, and the options that would start it."""
     words = [PROGRAM]
-    for variable in dict.fromkeys(_ORDER):
+    for variable, option in _OPTIONS.items():
         value = settings.get(variable)
-        if value is not None and variable in _OPTIONS:
-            values = value if isinstance(value, list) else [value]
-            words += (f'{_OPTIONS[variable]} "{one}"' for one in values)
+        if value is not None:
+            words += (f'{option} "{one}"' for one in (value if isinstance(value, list) else [value]))
     return " ".join(words)
 
 
