@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pwd
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 from kit.daemon import ServerProcess, passing, start
 from kit.http import get_page
+
+from stapsrv.system.unix_socket import address_of
 
 
 class Site:
@@ -41,10 +42,9 @@ class Site:
     def status(self) -> dict[str, dict]:
         """Ask the supervisor; returns its servers by nickname."""
         (path,) = self.stat.glob("*/control.sock")
-        with socket.socket(socket.AF_UNIX) as control, open_directory(path.parent) as directory:
+        with socket.socket(socket.AF_UNIX) as control, address_of(path) as address:
             control.settimeout(30)
-            # No longer than a socket's address may be, however long the test's own directory is.
-            control.connect(f"/proc/self/fd/{directory}/{path.name}")
+            control.connect(address)
             control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"status"}\n')
             with control.makefile() as lines:
                 result = json.loads(lines.readline())["result"]
@@ -55,15 +55,6 @@ class Site:
 
     def start_with(self, **facts):
         return start(["-c", self.config], self.environ, **facts)
-
-
-@contextlib.contextmanager
-def open_directory(path: Path):
-    descriptor = os.open(path, os.O_PATH)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @pytest.fixture
@@ -316,7 +307,8 @@ def test_sockets_of_the_service_manager_are_served_and_left_open(site):
     seat = site.stat / site.user
     seat.mkdir(parents=True, mode=0o750)
     with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as control:
-        control.bind(str(seat / "control.sock"))
+        with address_of(seat / "control.sock") as address:
+            control.bind(address)
         control.listen()
         inode = (seat / "control.sock").stat().st_ino
         for _ in range(2):
@@ -336,7 +328,8 @@ def test_connections_to_a_stopped_servers_port_are_reset(site):
             (path,) = site.stat.glob("*/control.sock")
             with socket.socket(socket.AF_UNIX) as control:
                 control.settimeout(30)
-                control.connect(str(path))
+                with address_of(path) as address:
+                    control.connect(address)
                 control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"stop","params":{"ids":"all"}}\n')
                 assert b'"error":null' in control.recv(65536)
             with socket.create_connection(port.getsockname(), timeout=30) as client:

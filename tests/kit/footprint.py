@@ -89,9 +89,10 @@ def _descriptors(pid: int) -> Counter[str]:
 def children(pid: int) -> list[int]:
     """Return the process ids of a process's children, the zombies among them."""
     found = []
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            found += map(int, listed.read_text().split())
+    with contextlib.suppress(OSError):  # the process has ended meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # or one of its threads
+                found += map(int, (thread / "children").read_text().split())
     return found
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from stapsrv.system.unix_socket import address_of
+
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
@@ -17,7 +19,8 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
+        with address_of(self._path) as address:  # the path may be longer than an address
+            self.sock.connect(address)
 
 
 def get_page(place: int | Path, path: str) -> tuple[int, str]:
