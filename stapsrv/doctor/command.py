@@ -7,9 +7,9 @@ import errno
 import os
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import anyio
 
@@ -37,19 +37,16 @@ _QUICK_S = 20.0
 _SLOW_S = 150.0
 _MAX_PORT = 65535
 
+Report: TypeAlias = Callable[[Finding], object]
+
 
 class Check(NamedTuple):
-    """A row of the table of checks.
-
-    Attributes:
-        name: the question of a finding where the check itself fails.
-        function: yields findings.
-        timeout_s: for one that reads files, since a file system may hang; None for one that has deadlines
-            of its own, and children to clean up.
-    """
+    """A row of the table of checks; ``name`` is the question of a finding where the check itself fails."""
 
     name: str
     function: Callable[[DoctorContext], AsyncIterator[Finding]]
+    # For one that reads files, since a file system may hang; None for one that has deadlines of its own, and
+    # children to clean up.
     timeout_s: float | None = None
 
 
@@ -79,44 +76,52 @@ def main(argv: Sequence[str], *, program: str = "stap-server doctor") -> int:
     return guarded(program, lambda: _doctor(program, argv))
 
 
-async def run_checks(context: DoctorContext, report: Callable[[Finding], object]) -> list[Finding]:
+async def run_checks(context: DoctorContext, report: Report) -> None:
     """Run every check, one after the other; ``report`` is called with each finding at once."""
-    findings: list[Finding] = []
-
-    def add(finding: Finding) -> None:
-        findings.append(finding)
-        report(finding)
-
     files = BlockingCalls()
     for check in CHECKS:
         try:
-            await _run_check(check, context, add, files)
+            await _run_check(check, context, report, files)
         except StapsrvError as exc:
-            add(error(check.name, exc))
+            report(error(check.name, exc))
         except TimeoutError as exc:
-            add(failure(check.name, exc.strerror or str(exc), "see which file system hangs"))
+            report(failure(check.name, exc.strerror or str(exc), "see which file system hangs"))
         except BrokenPipeError:
             # Nobody reads the output any more; no check raises this itself.
             raise
         except OSError as exc:
-            add(failure(check.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
-    return findings
+            report(failure(check.name, f"{exc.filename or 'the system'}: {exc.strerror or exc}"))
 
 
-async def _run_check(
-    check: Check, context: DoctorContext, add: Callable[[Finding], object], files: BlockingCalls
-) -> None:
-    """Run one check.
+def owner_parser(program: str, *, description: str, epilog: str) -> LineParser:
+    """Return a parser with the options that say whose servers: ``-c`` and ``-u``."""
+    parser = LineParser(prog=program, description=description, epilog=epilog)
+    parser.add_argument("-c", dest="config", type=_absolute, metavar="FILE", help="global configuration file")
+    whose = "whose servers (default: yours, for root stap-server's)"
+    parser.add_argument("-u", dest="user", metavar="USER", help=whose)
+    return parser
 
-    Raises:
-        TimeoutError: a file system hangs, now or since an earlier check.
-        StapsrvError, OSError: the check itself failed.
-    """
+
+def run_as_server_user(
+    given: argparse.Namespace, module: str, words: Sequence[str], *, output: BinaryIO | None = None
+) -> int | None:
+    """Run a module as the user whom :func:`owner_parser` found; None if that is for this process to do."""
+    # Root may read, write and run what a server may not.
+    owner = Owner.find(given.user, os.environ)
+    if os.geteuid() != 0 or owner.name == "root":
+        return None
+    account = runnable_account(owner.name, os.environ)
+    owner = Owner(name=owner.name, environ=environment_for(account, os.environ))
+    config = [] if given.config is None else ["-c", given.config]
+    return owner.run(module, [*words, *config], output=output)
+
+
+async def _run_check(check: Check, context: DoctorContext, report: Report, files: BlockingCalls) -> None:
     if check.timeout_s is None:
         if files.abandoned:
             raise TimeoutError(errno.ETIMEDOUT, "is not checked: it might hang as an earlier check does")
         async for finding in check.function(context):
-            add(finding)
+            report(finding)
         return
     # With an event loop of its own in a thread that can be abandoned; what it finds after that is dropped.
     is_abandoned = False
@@ -124,7 +129,7 @@ async def _run_check(
     async def collect() -> None:
         async for finding in check.function(context):
             if not is_abandoned:
-                add(finding)
+                report(finding)
 
     try:
         await files.run(partial(anyio.run, collect), timeout_s=check.timeout_s)
@@ -143,62 +148,41 @@ def _doctor(program: str, argv: Sequence[str]) -> int:
             )
         host, port = given.client
         destination = Destination(host, port, given.release or host_release())
-        return _print_all(partial(_check_remote, destination, os.environ), as_json=given.json)
-    owner = Owner.find(given.user, os.environ)
-    if os.geteuid() == 0 and owner.name != "root":
-        return _as_owner(owner.name, given)
-    config_file = None if given.config is None else str(given.config)
-    context = anyio.run(partial(load, config_file, os.environ, compiles=given.compile))
-    return _print_all(lambda report: anyio.run(run_checks, context, report), as_json=given.json)
+        return _print_all(partial(_check_remote, destination), as_json=given.json)
+    words = [*(["--json"] if given.json else []), *([] if given.compile else ["--no-compile"])]
+    status = run_as_server_user(given, "stapsrv.doctor.command", words)
+    if status is not None:
+        return status
+    context = anyio.run(partial(load, given.config, os.environ, compiles=given.compile))
+    return _print_all(partial(run_checks, context), as_json=given.json)
 
 
-def _as_owner(name: str, given: argparse.Namespace) -> int:
-    """Run the checks as the servers' user: root may read, write and run what a server may not."""
-    account = runnable_account(name, os.environ)
-    words = ["--json"] if given.json else []
-    words += [] if given.compile else ["--no-compile"]
-    words += [] if given.config is None else ["-c", str(given.config)]
-    owner = Owner(name=name, environ=environment_for(account, os.environ))
-    return owner.run("stapsrv.doctor.command", words)
+async def _check_remote(destination: Destination, report: Report) -> None:
+    async for finding in check_remote(destination, os.environ):
+        report(finding)
 
 
-def _print_all(find: Callable[[Callable[[Finding], object]], list[Finding]], *, as_json: bool) -> int:
+def _print_all(check: Callable[[Report], Awaitable[None]], *, as_json: bool) -> int:
     """Print the findings, for people as soon as they are there; returns the exit status."""
-    findings = find((lambda _finding: None) if as_json else _print)
+    findings: list[Finding] = []
+
+    def report(finding: Finding) -> None:
+        findings.append(finding)
+        if not as_json:
+            sys.stdout.write("".join(f"{line}\n" for line in lines_of(finding)))
+            sys.stdout.flush()
+
+    anyio.run(check, report)
     sys.stdout.write(document_of(findings) if as_json else summary_line(findings) + "\n")
     return int(has_failed(findings))
 
 
-def _check_remote(
-    destination: Destination, environ: Mapping[str, str], report: Callable[[Finding], object]
-) -> list[Finding]:
-    async def check() -> list[Finding]:
-        findings = []
-        async for finding in check_remote(destination, environ):
-            findings.append(finding)
-            report(finding)
-        return findings
-
-    return anyio.run(check)
-
-
-def _print(finding: Finding) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines_of(finding)))
-    sys.stdout.flush()
-
-
 def _parser(program: str) -> LineParser:
-    parser = LineParser(
-        prog=program,
+    parser = owner_parser(
+        program,
         description="Check everything that a client needs to get its module, and say what to do.",
         epilog=f"example: {program} --client build.example.org:5001; "
         "exit status: 0 no failure, 1 some, 2 bad usage",
-    )
-    parser.add_argument(
-        "-c", dest="config", type=absolute_path, metavar="FILE", help="global configuration file"
-    )
-    parser.add_argument(
-        "-u", dest="user", metavar="USER", help="whose servers (default: yours, for root stap-server's)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
@@ -207,13 +191,13 @@ def _parser(program: str) -> LineParser:
     parser.add_argument(
         "--client", type=_address, metavar="HOST:PORT", help="walk a client's way to a server instead"
     )
-    parser.add_argument(
-        "--release",
-        type=_release,
-        metavar="R",
-        help="with --client: the kernel release (default: this host's)",
-    )
+    release_help = "with --client: the kernel release (default: this host's)"
+    parser.add_argument("--release", type=_release, metavar="R", help=release_help)
     return parser
+
+
+def _absolute(text: str) -> str:
+    return str(absolute_path(text))
 
 
 def _address(text: str) -> tuple[str, int]:

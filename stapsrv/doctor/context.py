@@ -20,12 +20,7 @@ _TIMEOUT_S = 60.0
 
 
 class DoctorContext:
-    """One user's servers on this host, running and configured.
-
-    Args:
-        config_file: a further global configuration file, or None.
-        environ: the user's environment variables.
-        compiles: whether to compile a script for each release.
+    """One user's servers on this host, running and configured; ``config_file`` is a further global one.
 
     Raises:
         ConfigError: a global file cannot be used.

@@ -30,14 +30,7 @@ class Verdict(enum.StrEnum):
 
 @attrs.frozen
 class Finding:
-    """The answer to one question.
-
-    Attributes:
-        question: what was checked, in a few words.
-        verdict: how bad it is.
-        answer: what was found, in one sentence, shortened.
-        remedy: what to do about it, if anything.
-    """
+    """The answer to one question, in one sentence, and what to do about it, if anything."""
 
     question: str
     verdict: Verdict

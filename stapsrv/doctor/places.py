@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
-import pwd
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,8 +22,6 @@ _MIB = 1024 * 1024
 _SCARCE_BYTES = 512 * _MIB
 # One compile's temporary files, several times over.
 _MIN_BYTES = 64 * _MIB
-_OTHERS_MAY_WRITE = 0o002
-_STICKY = 0o1000
 
 
 async def check_user(context: DoctorContext) -> AsyncIterator[Finding]:
@@ -117,7 +115,7 @@ def _exposed(question: str, path: Path) -> Iterator[Finding]:
     if path.exists():
         mode = path.stat().st_mode
         # In a sticky directory such as /tmp nobody can replace what is another's.
-        if mode & _OTHERS_MAY_WRITE and not mode & _STICKY:
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             yield failure(question, f"everybody may write to {path}", f"chmod o-w {path}")
 
 
@@ -126,8 +124,7 @@ def _existing(path: Path) -> Path:
 
 
 def _owner(path: Path) -> str:
-    uid = path.stat().st_uid
     try:
-        return pwd.getpwuid(uid).pw_name
+        return path.owner()
     except KeyError:
-        return str(uid)
+        return str(path.stat().st_uid)

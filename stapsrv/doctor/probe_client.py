@@ -22,8 +22,8 @@ from cryptography import x509
 from stapsrv.compile.protocol.archive import read_archive
 from stapsrv.errors import ProtocolError
 
+# For connecting, and for the handshake.
 CONNECT_S = 10.0
-"""For connecting, and for the handshake."""
 _ANSWER_S = 60.0
 # Of what a client sends; 0 says that it wanted only the certificate (PROTOCOL, the connection).
 _LENGTH = struct.Struct(">I")
@@ -41,15 +41,10 @@ class TlsInfo:
 
 @attrs.frozen
 class ProbeResponse:
-    """A server's response.
-
-    Attributes:
-        version: of the protocol, which is that of its stap.
-        rc: the exit status; None if there is none, as SystemTap's own server does for other kernels.
-        stderr: what a user would read.
-    """
+    """A server's response: the version of its protocol, which is that of its stap, and what users see."""
 
     version: str
+    # None if there is no exit status, as SystemTap's own server does for other kernels.
     rc: int | None
     stderr: str
 

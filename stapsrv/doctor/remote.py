@@ -22,6 +22,7 @@ from stapsrv.doctor.certificates import check_dates, check_trust
 from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.doctor.probe_client import CONNECT_S, ProbeResponse, handshake, send_probe
 from stapsrv.errors import ProtocolError, StapsrvError
+from stapsrv.identity.selfsigned import dns_names
 from stapsrv.system.blocking import BlockingCalls
 
 # The first pass only reads the script: it costs the server a fraction of a second.
@@ -102,26 +103,15 @@ async def _check_conversation(
 
 
 async def _resolve(destination: Destination) -> list[str]:
-    """Look a host up.
-
-    Raises:
-        OSError: it has no address, or the resolver does not answer.
-        UnicodeError: it is not a host name.
-    """
     # Not by anyio: its thread would be waited for at the end, however long the resolver takes.
-    look_up = functools.partial(
-        socket.getaddrinfo, destination.host, destination.port, type=socket.SOCK_STREAM
-    )
+    host, port = destination.host, destination.port
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     found = await BlockingCalls().run(look_up, timeout_s=CONNECT_S)
     return [str(address) for address in dict.fromkeys(entry[4][0] for entry in found)]
 
 
 async def _connect(addresses: Sequence[str], port: int) -> SocketStream:
-    """Connect to the first address that answers.
-
-    Raises:
-        OSError: none does; the text has the reason of each.
-    """
+    """Connect to the first address that answers; the error has the reason of each that does not."""
     reasons = []
     for address in addresses[:_MAX_ADDRESSES]:
         try:
@@ -148,14 +138,9 @@ def _check_host_name(certificate: x509.Certificate, destination: Destination) ->
 
 
 def _names_in(certificate: x509.Certificate) -> set[str]:
-    names = {
-        str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    }
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return {name.lower() for name in names}
-    return {name.lower() for name in names | set(extension.value.get_values_for_type(x509.DNSName))}
+    subject = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    names = [*(str(attribute.value) for attribute in subject), *dns_names(certificate)]
+    return {name.lower() for name in names}
 
 
 def _is_address(host: str) -> bool:

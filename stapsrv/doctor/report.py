@@ -5,6 +5,7 @@ The contents are listed here, never collected by pattern: what nobody thought of
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import anyio
 
@@ -24,19 +25,19 @@ from stapsrv import __version__
 from stapsrv.config.environment import PREFIX
 from stapsrv.config.global_settings import DEFAULT_FILES
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
-from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded
+from stapsrv.control.cli.commands.common import LineParser, absolute_path, guarded
 from stapsrv.control.cli.commands.status import status_of_all
 from stapsrv.control.cli.console import status_json
-from stapsrv.control.client.accounts import environment_for, runnable_account
-from stapsrv.doctor.command import run_checks
+from stapsrv.doctor.command import owner_parser, run_as_server_user, run_checks
 from stapsrv.doctor.context import DoctorContext, load
-from stapsrv.doctor.findings import document_of
+from stapsrv.doctor.findings import Finding, document_of
 from stapsrv.doctor.redact import without_passwords, without_scripts
 from stapsrv.errors import ConfigError, StapsrvError, TranslatorError, UsageError
 from stapsrv.observe.sinks import stream_descriptor
 from stapsrv.process import run_process_tree
 from stapsrv.system.blocking import BlockingCalls
 
+_T = TypeVar("_T")
 _NAME = "stapsrv-report"
 # Of the end of each log: some thousand requests.
 _LOG_BYTES = 1024 * 1024
@@ -49,11 +50,6 @@ _LIBRARIES = ("anyio", "attrs", "cryptography", "structlog", "trio", "zeroconf")
 _REPORTED_VARIABLES = frozenset(
     {"PATH", "LANG", "LC_ALL", "TMPDIR", "TZ", "HOME", "SYSTEMTAP_DIR", "SYSTEMTAP_STAP", "DEBUGINFOD_URLS"}
 ) | {f"{PREFIX}{row.variable}" for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS)}
-_COMMANDS = {
-    "stap": ("stap", "--version"),
-    "gcc": ("gcc", "--version"),
-    "make": ("make", "--version"),
-}
 
 
 def main(argv: Sequence[str], *, program: str = "stap-server report") -> int:
@@ -83,7 +79,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
     if str(given.output) == "-":
         if sys.stdout.isatty():
             raise UsageError("an archive is no text for a terminal", remedy="name a file with -o")
-        return _collect(sys.stdout.buffer, given.user, given.config, now)
+        return _collect(sys.stdout.buffer, given, now)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
     try:
@@ -95,7 +91,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
         ) from exc
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            status = _collect(stream, given.user, given.config, now)
+            status = _collect(stream, given, now)
     except BaseException as exc:
         target.unlink(missing_ok=True)
         if isinstance(exc, OSError):
@@ -111,37 +107,25 @@ def _report(program: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _collect(stream: BinaryIO, user: str | None, config: Path | None, now: float) -> int:
+def _collect(stream: BinaryIO, given: argparse.Namespace, now: float) -> int:
     """Write the archive, as the servers' user; returns the exit status."""
-    owner = Owner.find(user, os.environ)
-    if os.geteuid() == 0 and owner.name != "root":
-        environ = environment_for(runnable_account(owner.name, os.environ), os.environ)
-        words = ["-o", "-", *([] if config is None else ["-c", str(config)])]
-        return Owner(name=owner.name, environ=environ).run(__spec__.name, words, output=stream)
-    context = anyio.run(load, None if config is None else str(config), os.environ)
+    status = run_as_server_user(given, "stapsrv.doctor.report", ["-o", "-"], output=stream)
+    if status is not None:
+        return status
+    context = anyio.run(load, given.config, os.environ)
     write_archive(stream, contents(context, now), now)
     return 0
 
 
 def _parser(program: str) -> LineParser:
-    parser = LineParser(
-        prog=program,
+    parser = owner_parser(
+        program,
         description="Put into one archive what a bug report needs: versions, configuration, status, the end "
         "of the logs and the doctor's answers. It holds no keys, and no scripts of clients.",
         epilog=f"example: {program} -o report.tar.gz",
     )
-    parser.add_argument(
-        "-c", dest="config", type=absolute_path, metavar="FILE", help="global configuration file"
-    )
-    parser.add_argument(
-        "-u", dest="user", metavar="USER", help="whose servers (default: yours, for root stap-server's)"
-    )
-    parser.add_argument(
-        "-o",
-        dest="output",
-        metavar="FILE",
-        help=f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)",
-    )
+    where = f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)"
+    parser.add_argument("-o", dest="output", metavar="FILE", help=where)
     return parser
 
 
@@ -149,11 +133,14 @@ def _files(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
     yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
     shown = {name: value for name, value in context.environ.items() if name in _REPORTED_VARIABLES}
     yield "environment.json", json.dumps(shown, indent=2, sort_keys=True) + "\n"
-    for name, command in _COMMANDS.items():
-        yield f"commands/{name}.txt", anyio.run(_output_of, command)
+    for command in ("stap", "gcc", "make"):
+        yield f"commands/{command}.txt", anyio.run(_output_of, (command, "--version"))
     yield from _configuration(context)
-    yield "status.json", _read_or_explain(lambda: _status(context))
-    yield "doctor.json", document_of(anyio.run(run_checks, context, lambda _finding: None))
+    status = partial(status_of_all, context.invocation.config_file, context.environ)
+    yield "status.json", _read_or_explain(lambda: status_json(status()))
+    findings: list[Finding] = []
+    anyio.run(run_checks, context, findings.append)
+    yield "doctor.json", document_of(findings)
     for number, log in enumerate(_logs(context)):
         yield f"logs/{number}-{log.name}", _read_or_explain(partial(_end_of, log))
 
@@ -166,10 +153,6 @@ def _read_or_explain(read: Callable[[], str]) -> str:
         return f"# {exc.filename or 'this'} cannot be read: {exc.strerror}\n"
     except StapsrvError as exc:
         return f"# {exc}\n"
-
-
-def _status(context: DoctorContext) -> str:
-    return status_json(status_of_all(context.invocation.config_file, context.environ))
 
 
 def _versions(now: float) -> Mapping[str, object]:
@@ -213,25 +196,22 @@ def _configuration(context: DoctorContext) -> Iterator[tuple[str, str]]:
         if path.exists():
             name = str(path).strip("/").replace("/", "_")
             yield f"configuration/global/{name}", _read_or_explain(partial(_beginning_of, path))
-    for path in _server_files(context):
+    paths = [file.path for file in _found(lambda: context.inventory.files)]
+    for path in filter(Path.is_absolute, paths):
         yield f"configuration/servers/{path.name}", _read_or_explain(partial(_beginning_of, path))
 
 
-def _server_files(context: DoctorContext) -> list[Path]:
-    """Return the files of the configuration directory."""
+def _found(read: Callable[[], Sequence[_T]]) -> Sequence[_T]:
+    """Return what ``read`` does; nothing where that fails or a file system hangs."""
     try:
-        files = anyio.run(BlockingCalls().run, lambda: context.inventory.files)
+        return anyio.run(BlockingCalls().run, read)
     except (OSError, ConfigError):
-        return []
-    return [file.path for file in files if file.path.is_absolute()]
+        return ()
 
 
 def _logs(context: DoctorContext) -> list[Path]:
     """Return the log files of the supervisor and the servers, each once."""
-    try:
-        servers = anyio.run(BlockingCalls().run, lambda: context.servers)
-    except (OSError, ConfigError):
-        servers = ()
+    servers = _found(lambda: context.servers)
     logs = [context.settings.log_file, *(server.log for server in servers if server.log is not None)]
     return [log for log in dict.fromkeys(logs) if stream_descriptor(log) is None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 
 import anyio
@@ -22,7 +21,7 @@ from stapsrv.supervisor.server.acl import NetworkRules
 from stapsrv.supervisor.server.listener import open_listeners
 
 _LISTENING = frozenset({"serving", "draining"})
-_BROKEN = (OSError, TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
+_BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
 
 
 async def check_configuration(context: DoctorContext) -> AsyncIterator[Finding]:

@@ -75,12 +75,17 @@ def key_in_pem(key: rsa.RSAPrivateKey) -> bytes:
 
 def extra_names_of(certificate: x509.Certificate, host: str) -> list[str]:
     """Return the DNS names in a certificate that are not the host's own; a renewal keeps them."""
+    own = {host, f"{host}.local"}
+    return [name for name in dns_names(certificate) if name not in own]
+
+
+def dns_names(certificate: x509.Certificate) -> list[str]:
+    """Return the DNS names that a certificate is for."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return []
-    own = {host, f"{host}.local"}
-    return [name for name in extension.value.get_values_for_type(x509.DNSName) if name not in own]
+    return extension.value.get_values_for_type(x509.DNSName)
 
 
 def host_name() -> str:

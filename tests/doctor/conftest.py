@@ -57,7 +57,9 @@ class Site:
 
     def check(self, *, compiles: bool = False, environ: Mapping[str, str] | None = None) -> Findings:
         context = DoctorContext(str(self.config), environ or self.environ, compiles=compiles)
-        return Findings(tuple(anyio.run(run_checks, context, lambda _finding: None)))
+        findings: list[Finding] = []
+        anyio.run(run_checks, context, findings.append)
+        return Findings(tuple(findings))
 
 
 @pytest.fixture
