@@ -478,7 +478,7 @@ def replaying(stap: Stap, answer: bytes) -> Iterator[int]:
     async def context() -> ssl.SSLContext:
         quiet = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
         identity = await load_or_create_identity(stap.directory / "ssl" / "server", log=quiet)
-        return identity.tls_context()
+        return identity.context
 
     tls_context = anyio.run(context)
 

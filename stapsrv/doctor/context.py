@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from stapsrv.config.configured import default_server
-from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.parser import parse_arguments
@@ -32,34 +31,23 @@ class DoctorContext:
         self.inventory = Inventory(self.invocation, environ)
         self.environ = environ
         self.compiles = compiles
-
-    @property
-    def settings(self) -> GlobalSettings:
-        """The global settings."""
-        return self.inventory.settings
-
-    @property
-    def user(self) -> str:
-        """The owner of the servers: the user who runs the checks."""
-        return self.inventory.caller
-
-    @property
-    def state(self) -> Path:
-        """Where stap keeps the user's cache, certificates and settings."""
-        return systemtap_directory(self.environ)
+        self.settings = self.inventory.settings
+        # The owner of the servers is the user who runs the checks.
+        self.user = self.inventory.caller
+        # Where stap keeps the user's cache, certificates and settings.
+        self.state = systemtap_directory(environ)
+        # Of servers that configure none.
+        self.own_database = default_directory(environ)
 
     @cached_property
     def servers(self) -> tuple[ServerSettings, ...]:
         """The settings of this user's running and configured servers; else those of the default one."""
         defaults = self.inventory.host.defaults
         running = [found.settings.resolved(defaults) for found in self.running]
-        configured = [
-            server.settings.resolved(defaults)
-            for server in self.inventory.configured
-            if server.settings.resolved(defaults).user == self.user
-        ]
+        configured = [server.settings.resolved(defaults) for server in self.inventory.configured]
+        own = [settings for settings in configured if settings.user == self.user]
         # A running server counts as it runs, even if its file has changed since.
-        settings = tuple(dict.fromkeys([*running, *configured]))
+        settings = tuple(dict.fromkeys([*running, *own]))
         if settings or self.inventory.files:
             return settings
         return (default_server(defaults),)
@@ -68,11 +56,6 @@ class DoctorContext:
     def running(self) -> list[FoundServer]:
         """This user's servers that a supervisor reports."""
         return [found for found in self.inventory.found if found.supervisor["user"] == self.user]
-
-    @property
-    def own_database(self) -> Path:
-        """The certificate database of servers that configure none."""
-        return default_directory(self.environ)
 
     def database_of(self, settings: ServerSettings) -> Path:
         """Return a server's certificate database."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import attrs
 
@@ -32,25 +33,15 @@ class Verdict(enum.StrEnum):
 class Finding:
     """The answer to one question, in one sentence, and what to do about it, if anything."""
 
-    question: str
     verdict: Verdict
+    question: str
     answer: str = attrs.field(converter=_shortened)
     remedy: str | None = None
 
 
-def ok(question: str, answer: str) -> Finding:
-    """Return the finding of a check that passed."""
-    return Finding(question, Verdict.OK, answer)
-
-
-def warning(question: str, answer: str, remedy: str | None = None) -> Finding:
-    """Return a finding that somebody should know."""
-    return Finding(question, Verdict.WARNING, answer, remedy)
-
-
-def failure(question: str, answer: str, remedy: str | None = None) -> Finding:
-    """Return a finding that keeps some client from its module."""
-    return Finding(question, Verdict.FAILURE, answer, remedy)
+ok = partial(Finding, Verdict.OK)
+warning = partial(Finding, Verdict.WARNING)
+failure = partial(Finding, Verdict.FAILURE)
 
 
 def error(question: str, exc: StapsrvError) -> Finding:

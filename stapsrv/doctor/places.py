@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import grp
 import os
-import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from stapsrv.compile.engine.tmpfs import find_memory_directory
@@ -15,6 +14,7 @@ from stapsrv.config.kinds import LogFormat
 from stapsrv.control.client.accounts import GROUP
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
+from stapsrv.identity.permissions import everybody_may_write
 from stapsrv.observe.sinks import stream_descriptor
 
 _MIB = 1024 * 1024
@@ -95,7 +95,7 @@ def _readable(question: str, path: Path) -> Finding:
         return ok(question, f"{path} is not there: by default one server for this host's kernel is started")
     if not os.access(path, os.R_OK | os.X_OK):
         return failure(question, f"{path} cannot be read", f"chmod o+rx {path}")
-    return next(_exposed(question, path), ok(question, f"{path} can be read"))
+    return _unless_exposed(question, path, f"{path} can be read")
 
 
 def _writable(question: str, path: Path, variable: str) -> Finding:
@@ -106,17 +106,13 @@ def _writable(question: str, path: Path, variable: str) -> Finding:
             f"{path} cannot be written; {_existing(path)} belongs to {owner}",
             f"let the server's user write there, or name another one with {variable}",
         )
-    text = f"{path} can be written" if path.exists() else f"{path} can be made"
-    return next(_exposed(question, path), ok(question, text))
+    return _unless_exposed(question, path, f"{path} can be {'written' if path.exists() else 'made'}")
 
 
-def _exposed(question: str, path: Path) -> Iterator[Finding]:
-    """Yield a failure if everybody may write to a file, or replace what is in a directory."""
-    if path.exists():
-        mode = path.stat().st_mode
-        # In a sticky directory such as /tmp nobody can replace what is another's.
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            yield failure(question, f"everybody may write to {path}", f"chmod o-w {path}")
+def _unless_exposed(question: str, path: Path, answer: str) -> Finding:
+    if everybody_may_write(path):
+        return failure(question, f"everybody may write to {path}", f"chmod o-w {path}")
+    return ok(question, answer)
 
 
 def _existing(path: Path) -> Path:

@@ -156,21 +156,15 @@ def _read_or_explain(read: Callable[[], str]) -> str:
 
 
 def _versions(now: float) -> Mapping[str, object]:
+    installed = metadata.distributions()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
         "stapsrv": __version__,
         "python": sys.version,
-        "libraries": {name: _version_of(name) for name in _LIBRARIES},
+        "libraries": {each.name: each.version for each in installed if each.name in _LIBRARIES},
         "kernel": platform.uname()._asdict(),
         "system": _os_release(),
     }
-
-
-def _version_of(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _os_release() -> Mapping[str, str]:

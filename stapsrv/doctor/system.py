@@ -17,8 +17,6 @@ from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.system.rlimits import affordable_connections
 
 _ANSWER_S = 20.0
-_COMPILERS = {"gcc": "gcc", "make": "make"}
-_DATABASE_TOOLS = {"certutil": "libnss3-tools", "pk12util": "libnss3-tools"}
 # More than ``struct timex`` has on any Linux; with ``modes`` 0 it is only read (adjtimex(2)).
 _TIMEX_BYTES = 256
 # ``TIME_ERROR``: the clock is not synchronised.
@@ -33,10 +31,10 @@ async def check_stap(context: DoctorContext) -> AsyncIterator[Finding]:
 
 async def check_tools(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that the compiler, make and NSS's tools are there and run."""
-    for tool, package in _COMPILERS.items():
-        yield await _check_tool(tool, package, context, "--version")
-    for tool, package in _DATABASE_TOOLS.items():
-        yield await _check_tool(tool, package, context)
+    for tool in ("gcc", "make"):
+        yield await _check_tool(tool, tool, context, "--version")
+    for tool in ("certutil", "pk12util"):
+        yield await _check_tool(tool, "libnss3-tools", context)
 
 
 async def _check_tool(tool: str, package: str, context: DoctorContext, *arguments: str) -> Finding:
@@ -78,9 +76,7 @@ async def check_containment(context: DoctorContext) -> AsyncIterator[Finding]:
         sandbox = runtime.engine.sandbox
     if sandbox.backend is None:
         yield warning(
-            "containment",
-            "is off: requests can read whatever the server's user can",
-            "take SANDBOX=off back",
+            "containment", "is off: requests can read whatever the server's user can", "take SANDBOX=off back"
         )
     else:
         yield ok("containment", f"requests are isolated by {sandbox.name}")

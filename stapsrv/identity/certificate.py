@@ -6,7 +6,6 @@ with a directory that the other one made (PROTOCOL, Certificates).
 
 from __future__ import annotations
 
-import enum
 import functools
 import os
 import pwd
@@ -19,7 +18,9 @@ from typing import TypeAlias, TypeGuard
 import anyio.to_thread
 import attrs
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.serialization import Encoding
 from structlog.typing import FilteringBoundLogger
 
@@ -39,15 +40,8 @@ _OBSOLETE_DBM = ("cert8.db", "key3.db")
 _OBSOLETE_PASSWORD = "pw"  # noqa: S105 - the name of a file
 
 
-class Validity(enum.Enum):
-    """Where a moment lies between a certificate's dates."""
-
-    VALID = enum.auto()
-    NOT_YET_VALID = enum.auto()
-    EXPIRED = enum.auto()
-
-
-@attrs.frozen
+# Without slots, so that the context can be made once, when it is needed.
+@attrs.frozen(slots=False)
 class Identity:
     """A server's certificate and private key, and the database directory that holds them."""
 
@@ -77,14 +71,21 @@ class Identity:
         """The end of its validity, in UTC."""
         return self.certificate.not_valid_after_utc
 
-    def validity(self, now: datetime) -> Validity:
-        """Return whether the certificate is valid at ``now``, an aware time."""
-        if now < self.not_before:
-            return Validity.NOT_YET_VALID
-        return Validity.EXPIRED if now > self.not_after else Validity.VALID
+    def is_valid(self, now: datetime) -> bool:
+        """Whether the certificate is valid at ``now``, an aware time."""
+        return self.not_before <= now <= self.not_after
 
-    def tls_context(self) -> ssl.SSLContext:
-        """Return a new server context for TLS 1.2 and 1.3, without client certificates."""
+    def sign(self, module: bytes) -> bytes:
+        """Return the raw RSA signature of a module that ``NAME.ko.sgn`` holds; takes some milliseconds.
+
+        ``staprun`` checks it against the certificates that its host's root has authorised before it loads a
+        module for a user who may not load any (PROTOCOL, privilege and signing).
+        """
+        return self.key.sign(module, PKCS1v15(), hashes.SHA256())
+
+    @functools.cached_property
+    def context(self) -> ssl.SSLContext:
+        """The context that all its servers share: TLS 1.2 and 1.3, without client certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = ssl.TLSVersion.TLSv1_3
@@ -196,13 +197,13 @@ def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datet
     log.info("identity.found", directory=identity.directory)
     log.info("identity.not_before", when=identity.not_before)
     log.info("identity.not_after", when=identity.not_after)
-    match identity.validity(now or datetime.now(UTC)):
-        case Validity.VALID:
-            log.info("identity.valid")
-        case Validity.EXPIRED:
-            log.warning("identity.expired", when=identity.not_after)
-        case Validity.NOT_YET_VALID:
-            log.warning("identity.not_yet_valid", when=identity.not_before)
+    now = now or datetime.now(UTC)
+    if now < identity.not_before:
+        log.warning("identity.not_yet_valid", when=identity.not_before)
+    elif now > identity.not_after:
+        log.warning("identity.expired", when=identity.not_after)
+    else:
+        log.info("identity.valid")
 
 
 async def _find(directory: Path, password: str) -> _Found:
@@ -224,7 +225,7 @@ async def _find(directory: Path, password: str) -> _Found:
 
 
 def _is_usable(found: _Found, now: datetime) -> TypeGuard[Identity]:
-    return isinstance(found, Identity) and found.validity(now) is Validity.VALID
+    return isinstance(found, Identity) and found.is_valid(now)
 
 
 def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: datetime) -> None:

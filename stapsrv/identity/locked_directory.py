@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 import anyio
@@ -43,14 +44,11 @@ async def write_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> 
         OSError: the directory cannot be made or written.
     """
     ensure_directory(directory)
-    descriptor = _open_lock(directory)
-    try:
-        await _wait_locked(descriptor, fcntl.LOCK_EX, directory, timeout_s)
+    with _open_lock(directory) as lock:
+        await _wait_locked(lock, fcntl.LOCK_EX, directory, timeout_s)
         finish_commit(directory)
         _sweep(directory)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @asynccontextmanager
@@ -61,16 +59,14 @@ async def read_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> A
         IdentityError: another process was changing it for longer than ``timeout_s``.
     """
     try:
-        descriptor = _open_lock(directory)
+        lock = _open_lock(directory)
     except OSError:
         # Missing, or not writable for this user, who then cannot lock it: it is read as it is.
         yield not path_exists(directory / _READY)
         return
-    try:
-        await _wait_locked(descriptor, fcntl.LOCK_SH, directory, timeout_s)
+    with lock:
+        await _wait_locked(lock, fcntl.LOCK_SH, directory, timeout_s)
         yield not path_exists(directory / _READY)
-    finally:
-        os.close(descriptor)
 
 
 def ensure_directory(directory: Path) -> None:
@@ -91,12 +87,9 @@ def remove_leftovers(directory: Path) -> None:
     with suppress(OSError):
         if not any(directory.glob(f"{_STAGING}*")):
             return
-        descriptor = _open_lock(directory)
-        try:
-            if _lock_nowait(descriptor, fcntl.LOCK_EX):
+        with _open_lock(directory) as lock:
+            if _lock_nowait(lock, fcntl.LOCK_EX):
                 _sweep(directory)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
@@ -167,13 +160,14 @@ def explain_os_errors(directory: Path) -> Iterator[None]:
         raise IdentityError(exc.strerror or str(exc), where=str(directory), remedy=remedy) from exc
 
 
-def _open_lock(directory: Path) -> int:
-    return os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _open_lock(directory: Path) -> FileIO:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
-async def _wait_locked(descriptor: int, kind: int, directory: Path, timeout_s: float) -> None:
+async def _wait_locked(lock: FileIO, kind: int, directory: Path, timeout_s: float) -> None:
     with anyio.move_on_after(timeout_s):
-        while not _lock_nowait(descriptor, kind):  # noqa: ASYNC110 - another process holds it and sends no event
+        while not _lock_nowait(lock, kind):  # noqa: ASYNC110 - another process holds it and sends no event
             await anyio.sleep(_LOCK_POLL_S)
         return
     raise IdentityError(
@@ -183,9 +177,9 @@ async def _wait_locked(descriptor: int, kind: int, directory: Path, timeout_s: f
     )
 
 
-def _lock_nowait(descriptor: int, kind: int) -> bool:
+def _lock_nowait(lock: FileIO, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -112,8 +112,7 @@ class Database:
         except ValueError as exc:
             raise self._unreadable(f"the certificate {nickname}, as certutil shows it,", exc) from exc
 
-    async def private_keys(self, nickname: str) -> list[PrivateKeyTypes]:
-        """Return the private keys of the certificates with this nickname; takes about 0.3 s a key."""
+    async def _private_keys(self, nickname: str) -> list[PrivateKeyTypes]:
         wrapping = _new_password()
         with (
             memory_file() as bundle,
@@ -134,9 +133,9 @@ class Database:
             raise self._unreadable(f"the private key of {nickname}, as pk12util exports it,", exc) from exc
 
     async def identities(self, nickname: str) -> list[tuple[x509.Certificate, PrivateKeyTypes]]:
-        """Return the certificates with this nickname whose private key is there, with it."""
+        """Return the certificates with this nickname whose private key is there, with it; 0.3 s a key."""
         certificates = await self.certificates(nickname)
-        keys = await self.private_keys(nickname) if certificates else []
+        keys = await self._private_keys(nickname) if certificates else []
         return [
             (certificate, key)
             for certificate in certificates

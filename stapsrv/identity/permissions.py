@@ -24,14 +24,19 @@ def refuse_exposed(directory: Path) -> None:
         )
     absolute = directory.absolute()
     for path in (absolute, *absolute.parents):
-        mode = _mode(path)
-        # In a sticky directory such as /tmp nobody can rename what is another's.
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        if everybody_may_write(path):
             raise IdentityError(
                 "everybody may write to it, and so replace the certificate database in it",
                 where=str(path),
                 remedy=f"chmod o-w {path}",
             )
+
+
+def everybody_may_write(path: Path) -> bool:
+    """Whether everybody may write to a file, or replace what is in a directory."""
+    mode = _mode(path)
+    # In a sticky directory such as /tmp nobody can rename what is another's.
+    return mode & stat.S_IWOTH != 0 and mode & stat.S_ISVTX == 0
 
 
 def _mode(path: Path, *, follow_symlinks: bool = True) -> int:

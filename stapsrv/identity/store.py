@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import anyio
-import attrs
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import (
     Identity,
-    Validity,
     default_directory,
     load_or_create_identity,
     renew_identity,
@@ -48,27 +43,6 @@ Clock = Callable[[], datetime]
 _T = TypeVar("_T")
 
 
-@attrs.frozen
-class LoadedIdentity:
-    """An identity, and the TLS context that all its servers share."""
-
-    identity: Identity
-    context: ssl.SSLContext = attrs.field(repr=False, eq=False)
-
-    @property
-    def not_after(self) -> datetime:
-        """When the certificate expires."""
-        return self.identity.not_after
-
-    def sign(self, module: bytes) -> bytes:
-        """Return the raw RSA signature of a module that ``NAME.ko.sgn`` holds; takes some milliseconds.
-
-        ``staprun`` checks it against the certificates that its host's root has authorised before it loads a
-        module for a user who may not load any (PROTOCOL, privilege and signing).
-        """
-        return self.identity.key.sign(module, PKCS1v15(), hashes.SHA256())
-
-
 class LiveIdentity:
     """The current identity of one database directory's servers.
 
@@ -76,7 +50,7 @@ class LiveIdentity:
     changed.
     """
 
-    def __init__(self, loaded: LoadedIdentity, *, clock: Clock, request_check: Callable[[], None]) -> None:
+    def __init__(self, loaded: Identity, *, clock: Clock, request_check: Callable[[], None]) -> None:
         self.loaded = loaded
         self._clock = clock
         self._request_check = request_check
@@ -85,7 +59,7 @@ class LiveIdentity:
         self._check_ended = anyio.Event()
         self._changed = anyio.Event()
 
-    async def current(self) -> LoadedIdentity:
+    async def current(self) -> Identity:
         """Return the identity for a new connection.
 
         After a change of the database that the kernel reported, this waits until it is read, 5 s at most.
@@ -116,19 +90,16 @@ class LiveIdentity:
 
     def is_current(self) -> bool:
         """Whether the certificate is valid now, and its database has not changed since it was loaded."""
-        identity = self.loaded.identity
-        return (
-            identity.validity(self._clock()) is Validity.VALID
-            and Database(identity.directory).fingerprint() == identity.fingerprint
-        )
+        fingerprint = Database(self.loaded.directory).fingerprint()
+        return self.loaded.is_valid(self._clock()) and fingerprint == self.loaded.fingerprint
 
     async def wait_changed(self) -> None:
         """Wait until another certificate replaces this one."""
         await self._changed.wait()
 
-    def replace(self, loaded: LoadedIdentity) -> None:
+    def replace(self, loaded: Identity) -> None:
         """Serve ``loaded`` to every connection from now on."""
-        is_new = loaded.identity.certificate != self.loaded.identity.certificate
+        is_new = loaded.certificate != self.loaded.certificate
         self.loaded = loaded
         if is_new:
             self._changed.set()
@@ -173,7 +144,7 @@ class IdentityStore:
         async with self._lock:
             live = self._live.get(directory)
             if live is not None and await self._is_current(directory, live):
-                report_identity(live.loaded.identity, log=log, now=self._clock())
+                report_identity(live.loaded, log=log, now=self._clock())
                 return live
             loaded = await self._load(directory, log)
             if live is None:
@@ -238,7 +209,7 @@ class IdentityStore:
                 self._check_wanted.set()
 
     async def _refresh(self, directory: Path, live: LiveIdentity, log: FilteringBoundLogger) -> None:
-        identity = live.loaded.identity
+        identity = live.loaded
         try:
             if not await self._is_current(directory, live):
                 live.replace(await self._load(directory, log))
@@ -247,7 +218,7 @@ class IdentityStore:
                 password = self._passwords.get(directory, "")
                 renewed = await renew_identity(identity, log=log, password=password, now=self._clock())
                 await self._trust(renewed, log)
-                live.replace(LoadedIdentity(renewed, renewed.tls_context()))
+                live.replace(_ready(renewed))
         except (IdentityError, OSError) as exc:
             log.warning("identity.renewal_failed", directory=directory, reason=exc)
         except Exception:
@@ -272,14 +243,14 @@ class IdentityStore:
             with contextlib.suppress(OSError):
                 self._watcher.watch_files(directory, directory, KEPT_FILES)
 
-    async def _load(self, directory: Path, log: FilteringBoundLogger) -> LoadedIdentity:
+    async def _load(self, directory: Path, log: FilteringBoundLogger) -> Identity:
         # In a thread, before anything else touches these directories: one that hangs is found here.
         for each in (directory, moks_directory(directory), default_client_directory(self._environ)):
             await self._call(each, remove_leftovers, each)
         identity = await self._open(directory, log)
         await self._trust(identity, log)
         await self._call(directory, self._watch_database, directory)
-        return LoadedIdentity(identity, identity.tls_context())
+        return _ready(identity)
 
     async def _open(self, directory: Path, log: FilteringBoundLogger) -> Identity:
         """Load or make an identity; a database without a password needs none."""
@@ -315,6 +286,12 @@ def open_watcher(log: FilteringBoundLogger | None) -> Iterator[DirectoryWatcher[
         return
     with contextlib.closing(watcher):
         yield watcher
+
+
+def _ready(identity: Identity) -> Identity:
+    # A key that TLS refuses is found here, not by each connection.
+    _context = identity.context
+    return identity
 
 
 def renewal_due(identity: Identity) -> datetime:

@@ -34,7 +34,7 @@ class _Advertised:
 
     @property
     def directory(self) -> Path:
-        return self.identity.loaded.identity.directory
+        return self.identity.loaded.directory
 
 
 class ServerAdvertiser:
@@ -99,7 +99,7 @@ class ServerAdvertiser:
             self._tasks.start_soon(self._follow_identity, advertised.identity)
             self._tasks.start_soon(self._follow_files, advertised.identity)
         if advertised.directory in self._moks and self._advertiser is not None:
-            serial = advertised.identity.loaded.identity.serial
+            serial = advertised.identity.loaded.serial
             found = advertisements(advertised.server, serial=serial, moks=self._moks[advertised.directory])
             self._advertiser.set(server_id, found, advertised.server.service.log)
 
@@ -111,10 +111,10 @@ class ServerAdvertiser:
     async def _follow_identity(self, identity: LiveIdentity) -> None:
         while True:
             await identity.wait_changed()
-            self._publish_all(identity.loaded.identity.directory)
+            self._publish_all(identity.loaded.directory)
 
     async def _follow_files(self, identity: LiveIdentity) -> None:
-        directory = identity.loaded.identity.directory
+        directory = identity.loaded.directory
         try:
             with contextlib.closing(DirectoryWatcher[Path]()) as watcher:
                 watched = directory, moks_directory(directory)
@@ -128,7 +128,7 @@ class ServerAdvertiser:
             await self._read_moks(identity)
 
     async def _read_moks(self, identity: LiveIdentity) -> None:
-        directory = identity.loaded.identity.directory
+        directory = identity.loaded.directory
         try:
             found = await self._files.run(partial(load_moks, moks_directory(directory)))
             fingerprints = tuple(mok.fingerprint for mok in found.usable)

@@ -98,7 +98,7 @@ class Runtime:
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
-                    MokStore(moks_directory(identity.loaded.identity.directory), log),
+                    MokStore(moks_directory(identity.loaded.directory), log),
                     self.engine.workspace,
                     self.engine.sandbox,
                 ),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import select
 from pathlib import Path
 
 _TABLE = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
-_READ_BYTES = 1 << 16
 
 
 class Mounts:
@@ -20,15 +18,15 @@ class Mounts:
     """
 
     def __init__(self) -> None:
-        self._fd = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        self._table = _TABLE.open("rb", buffering=0)
         # poll(2) reports a change once to each descriptor of the table (proc(5), mountinfo).
         self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLPRI)
+        self._poll.register(self._table, select.POLLPRI)
         self._mounts = self._read()
 
     def close(self) -> None:
         """Close the table."""
-        os.close(self._fd)
+        self._table.close()
 
     def changed(self) -> frozenset[bytes]:
         """Return where something was mounted or unmounted since the last call."""
@@ -39,11 +37,9 @@ class Mounts:
 
     def _read(self) -> frozenset[tuple[bytes, ...]]:
         """Return of each mount its id, its parent's, the device, its root on that, and its mount point."""
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        text = b""
-        while data := os.read(self._fd, _READ_BYTES):
-            text += data
-        return frozenset(tuple(map(_unescaped, line.split(b" ", 5)[:5])) for line in text.splitlines())
+        self._table.seek(0)
+        lines = self._table.readall().splitlines()
+        return frozenset(tuple(map(_unescaped, line.split(b" ", 5)[:5])) for line in lines)
 
 
 def _unescaped(field: bytes) -> bytes:

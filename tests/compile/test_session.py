@@ -28,7 +28,6 @@ from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.errors import TranslatorError
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import Mok
-from stapsrv.identity.store import LoadedIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -527,7 +526,7 @@ class TestSigning:
 
     async def test_openssl_verifies_it_by_the_certificate_that_was_shown(self, identity):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
-        kept = LoadedIdentity(made, made.tls_context())
+        kept = made
         async with running_server(identity=kept) as running:
             async with await connect(running.port) as tls:
                 shown = tls.extra(TLSAttribute.peer_certificate_binary)
@@ -565,13 +564,13 @@ class TestResumption:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     async def test_session_is_resumed_until_the_certificate_is_renewed(self, identity, version):
         made = await load_or_create_identity(identity, log=structlog.get_logger("silent"))
-        shown = Shown(LoadedIdentity(made, made.tls_context()))
+        shown = Shown(made)
         context = trusting(minimum_version=version, maximum_version=version)
         async with running_server(identity=shown) as running:
             ask = functools.partial(anyio.to_thread.run_sync, self._ask, running.port, context)
             at_first, session = await ask(None)
             again, session = await ask(session)
-            shown.loaded = LoadedIdentity(made, made.tls_context())
+            shown.loaded = attrs.evolve(made)
             after_renewal, _ = await ask(session)
         assert (at_first, again, after_renewal) == (False, True, False)
 

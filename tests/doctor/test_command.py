@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from stapsrv.doctor import command
 from stapsrv.doctor.findings import Verdict
 
@@ -87,3 +89,24 @@ def test_ctrl_c_ends_the_compile_too(site, stand_in):
     _, said = doctor.communicate(timeout=60)
     assert (doctor.returncode, said) == (130, "stap-server doctor: interrupted\n")
     assert list((site.directory / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--client", "host"], "'host' is not HOST:PORT"),
+        (["--client", "host:0"], "'host:0' is not HOST:PORT"),
+        (["--client", ":5"], "':5' is not HOST:PORT"),
+        (["--client", "host:99999"], "'host:99999' is not HOST:PORT"),
+        (["--client", "host:1", "--release", "../x"], "'../x' is not a kernel release"),
+        (["--release", "6.1"], "--release is for --client"),
+        (["--client", "host:1", "--no-compile"], "-c, -u and --no-compile are for this host"),
+        (["--client", "host:1", "-u", "nobody"], "-c, -u and --no-compile are for this host"),
+        (["more"], "unrecognized arguments: more"),
+    ],
+)
+def test_bad_usage_is_one_line(words, problem, capsys):
+    assert command.main(words) == 2
+    said = capsys.readouterr().err
+    assert problem in said
+    assert said.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import threading
 
@@ -13,7 +12,6 @@ import pytest
 from kit.client import RELEASE
 from kit.service import IDENTITY, running_server
 
-from stapsrv.doctor.command import main
 from stapsrv.doctor.findings import Verdict
 from stapsrv.doctor.remote import Destination, check_remote
 
@@ -111,38 +109,5 @@ async def test_missing_stap_is_a_failure(environ):
     assert "there is no stap here" in found["version"].answer
 
 
-async def test_missing_certutil_is_a_warning(environ, monkeypatch, tmp_path):
-    database = tmp_path / "systemtap" / "ssl" / "client"
-    database.mkdir(parents=True)
-    (database / "cert9.db").touch()
-    stap = shutil.which("stap", path=environ["PATH"]) or ""
-    monkeypatch.setenv("PATH", "/nowhere")
-    async with running_server() as running:
-        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": stap})
-    assert found["trust"].verdict is Verdict.WARNING
-    assert found["trust"].answer == f"cannot be checked without certutil: {database}"
-
-
 def test_certificate_of_the_kit_is_valid_long():
     assert IDENTITY.not_after.year == 2100
-
-
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (["--client", "host"], "'host' is not HOST:PORT"),
-        (["--client", "host:0"], "'host:0' is not HOST:PORT"),
-        (["--client", ":5"], "':5' is not HOST:PORT"),
-        (["--client", "host:99999"], "'host:99999' is not HOST:PORT"),
-        (["--client", "host:1", "--release", "../x"], "'../x' is not a kernel release"),
-        (["--release", "6.1"], "--release is for --client"),
-        (["--client", "host:1", "--no-compile"], "-c, -u and --no-compile are for this host"),
-        (["--client", "host:1", "-u", "nobody"], "-c, -u and --no-compile are for this host"),
-        (["more"], "unrecognized arguments: more"),
-    ],
-)
-def test_bad_usage_is_one_line(words, problem, capsys):
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert problem in said
-    assert said.count("\n") == 1

@@ -12,12 +12,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from kit import openssl
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import (
     NICKNAME,
     Identity,
-    Validity,
     default_directory,
     load_or_create_identity,
 )
@@ -57,10 +57,10 @@ class TestIdentity:
     def test_validity_follows_the_dates(self, made: Identity):
         second = timedelta(seconds=1)
         assert made.not_before.tzinfo == made.not_after.tzinfo == UTC
-        assert made.validity(made.not_before - second) is Validity.NOT_YET_VALID
-        assert made.validity(made.not_before) is Validity.VALID
-        assert made.validity(made.not_after) is Validity.VALID
-        assert made.validity(made.not_after + second) is Validity.EXPIRED
+        assert not made.is_valid(made.not_before - second)
+        assert made.is_valid(made.not_before)
+        assert made.is_valid(made.not_after)
+        assert not made.is_valid(made.not_after + second)
 
     @pytest.mark.parametrize(
         ("number", "shown"),
@@ -76,10 +76,10 @@ class TestIdentity:
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     def test_handshake_succeeds(self, made: Identity, version: ssl.TLSVersion):
         client = client_context(version)
-        assert handshake(made.tls_context(), client) == made.der
+        assert handshake(made.context, client) == made.der
 
     def test_old_tls_is_refused(self, made: Identity):
-        context = made.tls_context()
+        context = made.context
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
         assert context.maximum_version is ssl.TLSVersion.TLSv1_3
         assert context.verify_mode is ssl.CERT_NONE
@@ -91,7 +91,7 @@ class TestIdentity:
             chains.append((certfile, str(Path(certfile).readlink())))
 
         monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
-        made.tls_context()
+        assert attrs.evolve(made).context
         ((path, leads_to),) = chains
         assert path.startswith("/proc/self/fd/")
         assert leads_to.startswith("/memfd:")
@@ -404,3 +404,20 @@ async def test_cancellation_leaves_nothing_behind(tmp_path: Path, log: Log, monk
         await load_or_create_identity(tmp_path, log=log.logger)
     assert scope.cancelled_caught
     assert names(tmp_path) == [".lock"]
+
+
+class TestSignature:
+    @pytest.mark.parametrize(
+        "module", [b"", b"module\n", bytes(range(256)) * 1000], ids=["empty", "short", "long"]
+    )
+    def test_is_verified_by_openssl(self, made: Identity, module: bytes):
+        signature = made.sign(module)
+        assert len(signature) == made.key.key_size // 8
+        assert signature == made.sign(module)
+        assert openssl.verifies(certificate=made.der, data=module, signature=signature)
+        spoilt = signature[:-1] + bytes([signature[-1] ^ 1])
+        assert not openssl.verifies(certificate=made.der, data=module, signature=spoilt)
+        assert not openssl.verifies(certificate=made.der, data=module + b"\0", signature=signature)
+
+    def test_is_not_verified_with_another_certificate(self, made: Identity, another: Identity):
+        assert not openssl.verifies(certificate=another.der, data=b"module", signature=made.sign(b"module"))

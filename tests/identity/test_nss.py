@@ -95,7 +95,6 @@ async def test_generations_of_a_certificate_share_a_nickname(
         for certificate in await database.certificates(NICKNAME)
     }
     assert await database.listing() == [(NICKNAME, "P,P,P")] * 2
-    assert await database.private_keys(NICKNAME) == []
     assert await database.identities(NICKNAME) == []
 
 

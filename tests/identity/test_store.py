@@ -11,16 +11,14 @@ from pathlib import Path
 
 import anyio
 import pytest
-from kit import openssl
 from kit.service import LogLines
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity.certificate import Identity, load_or_create_identity
+from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.nss import KEPT_FILES, Database
 from stapsrv.identity.store import (
     IdentityStore,
     LiveIdentity,
-    LoadedIdentity,
     open_watcher,
     renewal_due,
 )
@@ -78,15 +76,14 @@ async def test_replaced_database_is_loaded_again(store, database, lines, tmp_pat
         (database / name).unlink()
     assert not live.is_current()
     assert (await store.get(database, lines.log)) is live
-    assert live.loaded.identity.serial != before.identity.serial
+    assert live.loaded.serial != before.serial
     assert live.is_current()
 
 
 async def test_default_directory_is_the_user_s_own(store, database, lines, tmp_path):
     shutil.copytree(database, tmp_path / "systemtap" / "ssl" / "server")
     kept = await store.get(None, lines.log)
-    assert kept.loaded.identity.directory == tmp_path / "systemtap" / "ssl" / "server"
-    assert kept.loaded.not_after == kept.loaded.identity.not_after
+    assert kept.loaded.directory == tmp_path / "systemtap" / "ssl" / "server"
 
 
 async def test_failed_trust_does_not_stop_a_server(store, database, lines, tmp_path):
@@ -164,7 +161,7 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
     live = await set_store.get(database, lines.log)
     before = live.loaded
     due = before.not_after - timedelta(days=30)
-    assert renewal_due(before.identity) == due
+    assert renewal_due(before) == due
 
     def go_there() -> None:
         wall.now = due
@@ -177,8 +174,8 @@ async def test_renewed_a_month_before_it_expires(set_store, database, lines, wal
     trusted = await client.certificates("stap-server")
     # Answers signed by the old one are still about.
     assert {certificate.serial_number for certificate in trusted} == {
-        before.identity.certificate.serial_number,
-        after.identity.certificate.serial_number,
+        before.certificate.serial_number,
+        after.certificate.serial_number,
     }
 
 
@@ -233,7 +230,7 @@ async def test_connection_after_a_change_gets_the_new_identity(store, databases,
             generated = lines.events().count("identity.generating")
             for source, der in zip(databases, ders, strict=True):
                 put(database, source)
-                assert (await live.current()).identity.der == der
+                assert (await live.current()).der == der
             tasks.cancel_scope.cancel()
     assert lines.events().count("identity.generating") == generated
 
@@ -249,7 +246,7 @@ async def test_connection_after_a_directory_swap_gets_the_new_identity(
                 der = (source / "stap.cert").read_bytes()
                 database.rename(tmp_path / f"before {source.name}")
                 source.rename(database)
-                assert (await live.current()).identity.der == der
+                assert (await live.current()).der == der
             tasks.cancel_scope.cancel()
 
 
@@ -271,7 +268,7 @@ async def test_half_of_a_database_is_not_read(store, databases, database, lines,
             put(database, source)
             await live.wait_changed()
             tasks.cancel_scope.cancel()
-    assert live.loaded.identity.der == (source / "stap.cert").read_bytes()
+    assert live.loaded.der == (source / "stap.cert").read_bytes()
     assert lines.events().count("identity.generating") == generated
 
 
@@ -315,7 +312,7 @@ async def test_wait_of_a_connection_times_out(store, databases, database, lines,
                 assert await live.current() is before
                 gate.set()
             await live.wait_changed()
-            assert live.loaded.identity.der == (databases[0] / "stap.cert").read_bytes()
+            assert live.loaded.der == (databases[0] / "stap.cert").read_bytes()
             tasks.cancel_scope.cancel()
 
 
@@ -331,7 +328,7 @@ async def test_change_is_found_one_connection_later_without_a_watcher(
         assert await live.current() is before
 
     await renewed(set_store, live, lines, meet)
-    assert (await live.current()).identity.der == (databases[0] / "stap.cert").read_bytes()
+    assert (await live.current()).der == (databases[0] / "stap.cert").read_bytes()
 
 
 async def test_replaced_database_is_loaded_while_serving(set_store, database, pristine_identity, lines):
@@ -353,7 +350,7 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("stapsrv.identity.locked_directory.commit", full)
-    wall.now = renewal_due(before.identity)
+    wall.now = renewal_due(before)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(set_store.maintain, lines.log)
@@ -369,20 +366,20 @@ async def test_failed_renewal_leaves_the_old_one_in_service(set_store, database,
 )
 async def test_crash_of_a_check_leaves_the_old_one_in_service(set_store, database, lines, monkeypatch, fault):
     live = await set_store.get(database, lines.log)
-    before = live.loaded.identity
+    before = live.loaded
 
     def fail(*_arguments: object) -> None:
         raise fault
 
     with monkeypatch.context() as patched:
-        patched.setattr("stapsrv.identity.certificate.Identity.tls_context", fail)
+        patched.setattr("stapsrv.identity.certificate.Identity.context", property(fail))
         (database / "cert9.db").touch()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(set_store.maintain, lines.log)
             await lines.wait(
                 "identity.renewal_failed" if isinstance(fault, OSError) else "identity.renewal_crashed"
             )
-            assert live.loaded.identity is before
+            assert live.loaded is before
             patched.undo()
             with anyio.fail_after(20):
                 while not live.is_current():
@@ -413,7 +410,7 @@ async def test_password_is_for_new_databases_and_for_those_that_have_one(lines, 
     own = tmp_path / "own"
     made = await IdentityStore(environ, password="correct horse").get(own, lines.log)
     again = await IdentityStore(environ, password="correct horse").get(own, lines.log)
-    assert again.loaded.identity.serial == made.loaded.identity.serial
+    assert again.loaded.serial == made.loaded.serial
     with pytest.raises(IdentityError, match=r"protected by a password; give its password \(-P\)$"):
         await IdentityStore(environ).get(own, lines.log)
     with pytest.raises(IdentityError, match=r"the password is wrong; give its password \(-P\)$"):
@@ -427,7 +424,7 @@ async def test_renewal_keeps_the_password(set_store, lines, wall, tmp_path):
     live = await set_store.get(own, lines.log)
 
     def go_there() -> None:
-        wall.now = renewal_due(live.loaded.identity)
+        wall.now = renewal_due(live.loaded)
 
     await renewed(set_store, live, lines, go_there)
     later = IdentityStore({"SYSTEMTAP_DIR": str(tmp_path / "systemtap")}, clock=wall)
@@ -453,24 +450,3 @@ async def test_reading_a_database_by_nss_is_no_change(watch, pristine_identity, 
     before = Database(database).fingerprint()
     assert await Database(database).identities("stap-server")
     assert (watch.changed(), Database(database).fingerprint()) == (set(), before)
-
-
-class TestSignature:
-    @pytest.fixture
-    def loaded(self, made: Identity) -> LoadedIdentity:
-        return LoadedIdentity(made, made.tls_context())
-
-    @pytest.mark.parametrize(
-        "module", [b"", b"module\n", bytes(range(256)) * 1000], ids=["empty", "short", "long"]
-    )
-    def test_is_verified_by_openssl(self, made, loaded, module):
-        signature = loaded.sign(module)
-        assert len(signature) == made.key.key_size // 8
-        assert signature == loaded.sign(module)
-        assert openssl.verifies(certificate=made.der, data=module, signature=signature)
-        spoilt = signature[:-1] + bytes([signature[-1] ^ 1])
-        assert not openssl.verifies(certificate=made.der, data=module, signature=spoilt)
-        assert not openssl.verifies(certificate=made.der, data=module + b"\0", signature=signature)
-
-    def test_is_not_verified_with_another_certificate(self, loaded, another):
-        assert not openssl.verifies(certificate=another.der, data=b"module", signature=loaded.sign(b"module"))

@@ -17,7 +17,6 @@ from kit.service import LogLines
 from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import create_mok
-from stapsrv.identity.store import LoadedIdentity
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
 from stapsrv.supervisor import advertise, managed_server
@@ -82,7 +81,7 @@ async def test_serving_servers_are_advertised(bench, fake):
                 "sysinfo": ["6.1.0-test x86_64"],
                 "optinfo": ["-DA=1 -I/tmp"],
                 "version": ["4.8"],
-                "certinfo": [identity.loaded.identity.serial],
+                "certinfo": [identity.loaded.serial],
             }
         ]
     assert not fake.announced
@@ -127,8 +126,8 @@ async def test_renewed_certificate_is_advertised(bench, fake, tmp_path):
     async with serving(bench, fake, {}, {"max_threads": 1}):
         live = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         other = await load_or_create_identity(tmp_path / "other", log=bench.lines.log)
-        renewed = attrs.evolve(other, directory=live.loaded.identity.directory)
-        live.replace(LoadedIdentity(renewed, renewed.tls_context()))
+        renewed = attrs.evolve(other, directory=live.loaded.directory)
+        live.replace(renewed)
         await fake.wait(lambda: [text["certinfo"] for text in texts(fake)] == [[renewed.serial]] * 2)
         assert sorted(fake.calls("announce")) == [NAME, f"{NAME} #2"]
 

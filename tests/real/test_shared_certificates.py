@@ -1,4 +1,4 @@
-"""With the real stap-serverd and the real client: each side takes what the other one made."""
+"""Certificates shared with SystemTap's own server and client: each side takes what the other made."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT
 
 import anyio
+import anyio.to_thread
 import pytest
 from anyio.abc import Process, SocketAttribute, SocketStream
 from anyio.streams.text import TextReceiveStream
 from anyio.streams.tls import TLSAttribute, TLSStream
+from kit.service import LogLines
 
 from stapsrv.config.kernels import installed_releases
 from stapsrv.identity.certificate import NICKNAME, Identity, default_directory, load_or_create_identity
 from stapsrv.identity.nss import DATABASE_FILES, Database
 from stapsrv.identity.trust import authorize, default_client_directory
-
-from .conftest import Log, contents, modes
 
 SERVER = Path("/usr/lib/systemtap/stap-serverd")
 PORTS = range(7100, 7200)
@@ -30,7 +30,6 @@ DEADLINE_S = 30
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.real,
     pytest.mark.skipif(shutil.which("stap") is None, reason="stap is not installed"),
 ]
 with_server = [
@@ -38,6 +37,27 @@ with_server = [
     pytest.mark.skipif(not installed_releases(), reason="no kernel headers to serve"),
     pytest.mark.skipif(os.geteuid() == 0, reason="the real stap-serverd refuses to run as root"),
 ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Identity:
+    """An identity in a directory that no test may change."""
+    return make(tmp_path_factory.mktemp("made") / "server")
+
+
+@pytest.fixture
+def lines() -> LogLines:
+    return LogLines()
+
+
+def make(directory: Path) -> Identity:
+    return anyio.run(lambda: load_or_create_identity(directory, log=LogLines().log))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Everything in a directory but the lock."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 @pytest.fixture
@@ -96,25 +116,25 @@ class TestServer:
     pytestmark = with_server
 
     async def test_identity_of_systemtap_s_server_is_loaded(
-        self, environ: Mapping[str, str], made: Identity, log: Log
+        self, environ: Mapping[str, str], made: Identity, lines: LogLines
     ):
         directory, client = default_directory(environ), default_client_directory(environ)
         async with real_server(environ) as (port, _logged):
             shown = await shown_certificate(port)
 
         before = contents(directory)
-        theirs = await load_or_create_identity(directory, log=log.logger)
+        theirs = await load_or_create_identity(directory, log=lines.log)
         assert theirs.der == shown
-        assert log.events[-1] == "identity.valid"
+        assert lines.events()[-1] == "identity.valid"
         assert contents(directory) == before
-        theirs.tls_context()
+        assert theirs.context.num_tickets == 1
 
-        await authorize(made.certificate, client, log=log.logger)
+        await authorize(made.certificate, client, log=lines.log)
         trusted = await Database(client).certificates(NICKNAME)
         assert len(trusted) == 2
         assert made.certificate in trusted
         assert theirs.certificate in trusted
-        assert all(modes(client)[name] == 0o644 for name in DATABASE_FILES)
+        assert all((client / name).stat().st_mode & 0o777 == 0o644 for name in DATABASE_FILES)
 
     async def test_systemtap_s_server_uses_our_identity(self, environ: Mapping[str, str], made: Identity):
         directory = shutil.copytree(made.directory, default_directory(environ))
@@ -127,22 +147,25 @@ class TestServer:
 
 class TestClient:
     async def test_client_sends_its_request_to_a_trusted_server(
-        self, environ: Mapping[str, str], made: Identity, log: Log
+        self, environ: Mapping[str, str], made: Identity, lines: LogLines
     ):
-        await authorize(made.certificate, default_client_directory(environ), log=log.logger)
+        await authorize(made.certificate, default_client_directory(environ), log=lines.log)
         received = await offer(made, environ)
         # The length of the request, then a zip file.
         assert received[4:8] == b"PK\x03\x04"
 
     async def test_client_sends_nothing_to_another_server(
-        self, environ: Mapping[str, str], made: Identity, another: Identity, log: Log
+        self, environ: Mapping[str, str], made: Identity, lines: LogLines, tmp_path: Path
     ):
-        await authorize(another.certificate, default_client_directory(environ), log=log.logger)
+        another = await anyio.to_thread.run_sync(make, tmp_path / "another")
+        await authorize(another.certificate, default_client_directory(environ), log=lines.log)
         received = await offer(made, environ)
         assert received == b""
 
-    async def test_client_knows_our_serial_number(self, environ: Mapping[str, str], made: Identity, log: Log):
-        await authorize(made.certificate, default_client_directory(environ), log=log.logger)
+    async def test_client_knows_our_serial_number(
+        self, environ: Mapping[str, str], made: Identity, lines: LogLines
+    ):
+        await authorize(made.certificate, default_client_directory(environ), log=lines.log)
         with anyio.fail_after(DEADLINE_S):
             done = await anyio.run_process(
                 ["stap", "--list-servers=trusted,all"], env=environ, stdin=DEVNULL, stderr=STDOUT, check=False
@@ -158,7 +181,7 @@ async def offer(identity: Identity, environ: Mapping[str, str]) -> bytes:
         nonlocal received
         try:
             tls = await TLSStream.wrap(
-                stream, server_side=True, ssl_context=identity.tls_context(), standard_compatible=False
+                stream, server_side=True, ssl_context=identity.context, standard_compatible=False
             )
             async with tls:
                 while len(received) < 8:
