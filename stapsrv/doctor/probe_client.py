@@ -1,6 +1,7 @@
 """A compile client for checks: TLS handshake with any certificate, and one request without secrets.
 
-What the server sends is bounded in time and memory, and read with the safeguards for a request's zip.
+What the server sends is bounded in time and memory, and read with the safeguards for a request's zip. Where a
+connection fails, TimeoutError, ssl.SSLError, anyio.EndOfStream or anyio.BrokenResourceError says how.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInf
 
     Raises:
         ProtocolError: the server shows no certificate, or none that can be read.
-        TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: as a connection fails.
     """
     # Any certificate will do: what is wrong with it is for the checks to say.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -82,11 +82,7 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInf
 
 
 async def finish(tls: TLSStream) -> None:
-    """End the connection after the handshake in a way that the server does not log as an error.
-
-    Raises:
-        TimeoutError, ssl.SSLError, anyio.BrokenResourceError: as a connection fails.
-    """
+    """End the connection after the handshake in a way that the server does not log as an error."""
     with anyio.fail_after(CONNECT_S):
         await tls.send(bytes(_LENGTH.size))
         await _receive_all(tls)
@@ -99,7 +95,6 @@ async def send_probe(tls: TLSStream, release: str, arch: str, arguments: Sequenc
 
     Raises:
         ProtocolError: it is not the response of a compile server.
-        TimeoutError, ssl.SSLError, anyio.EndOfStream, anyio.BrokenResourceError: as a connection fails.
     """
     entries = [("version", b"1.6"), ("sysinfo", f"sysinfo: {release} {arch}".encode())]
     entries += [(f"argv{number}", argument) for number, argument in enumerate(arguments, 1)]

@@ -86,21 +86,19 @@ def _report(program: str, argv: Sequence[str]) -> int:
         # Whatever the umask: a report shows what only the host's administrators know.
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        raise ConfigError(
-            f"cannot be made ({exc.strerror})", where=str(target), remedy="name another"
-        ) from exc
+        problem = f"cannot be made ({exc.strerror})"
+        raise ConfigError(problem, where=str(target), remedy="name another") from exc
+    status = 1
     try:
         with os.fdopen(descriptor, "wb") as stream:
             status = _collect(stream, given, now)
-    except BaseException as exc:
-        target.unlink(missing_ok=True)
-        if isinstance(exc, OSError):
-            raise ConfigError(
-                f"cannot be written ({exc.strerror})", where=str(target), remedy="write elsewhere, with -o"
-            ) from exc
-        raise
+    except OSError as exc:
+        problem = f"cannot be written ({exc.strerror})"
+        raise ConfigError(problem, where=str(target), remedy="write elsewhere, with -o") from exc
+    finally:
+        if status:
+            target.unlink(missing_ok=True)
     if status:
-        target.unlink(missing_ok=True)
         return status
     sys.stderr.write(f"{program}: look through it before you send it: tar -xzOf {target} | less\n")
     sys.stdout.write(f"{target}\n")

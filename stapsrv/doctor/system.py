@@ -38,7 +38,6 @@ async def check_tools(context: DoctorContext) -> AsyncIterator[Finding]:
 
 
 async def _check_tool(tool: str, package: str, context: DoctorContext, *arguments: str) -> Finding:
-    """Check that a program is there, and runs with these harmless arguments, if there are any."""
     path = shutil.which(tool, path=context.environ.get("PATH"))
     remedy = f"install it (Debian: {package})"
     if path is None:

@@ -36,8 +36,8 @@ NICKNAME = "stap-server"
 CERTIFICATE_FILE = "stap.cert"
 
 _TRUST = "PCu,,PCu"
-_OBSOLETE_DBM = ("cert8.db", "key3.db")
-_OBSOLETE_PASSWORD = "pw"  # noqa: S105 - the name of a file
+# The password, then the database.
+_OBSOLETE = ("pw", "cert8.db", "key3.db")
 
 
 # Without slots, so that the context can be made once, when it is needed.
@@ -240,8 +240,7 @@ def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: d
 
 def _refuse_obsolete(directory: Path) -> None:
     # Of old SystemTap releases. dbm files beside a database of today do no harm.
-    obsolete = [_OBSOLETE_PASSWORD] if Database(directory).exists else [_OBSOLETE_PASSWORD, *_OBSOLETE_DBM]
-    for name in obsolete:
+    for name in _OBSOLETE[:1] if Database(directory).exists else _OBSOLETE:
         if path_exists(directory / name):
             raise _unusable(directory, f"{name} belongs to an obsolete certificate database")
 

@@ -85,11 +85,10 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what crashed processes staged in a directory, unless it is locked now."""
     # It may hold private keys, and the next write_lock() may be a long time away.
     with suppress(OSError):
-        if not any(directory.glob(f"{_STAGING}*")):
-            return
-        with _open_lock(directory) as lock:
-            if _lock_nowait(lock, fcntl.LOCK_EX):
-                _sweep(directory)
+        if any(directory.glob(f"{_STAGING}*")):
+            with _open_lock(directory) as lock:
+                if _lock_nowait(lock, fcntl.LOCK_EX):
+                    _sweep(directory)
 
 
 @contextmanager
@@ -149,15 +148,12 @@ def explain_os_errors(directory: Path) -> Iterator[None]:
     """Raise an OSError of the block as an IdentityError with a remedy."""
     try:
         yield
-    except PermissionError as exc:
-        raise IdentityError(
-            f"permission denied on {exc.filename}" if exc.filename else "permission denied",
-            where=str(directory),
-            remedy=f"let user {_user_name()} read and write it, or use another directory",
-        ) from exc
     except OSError as exc:
-        remedy = "mend that, or use another directory"
-        raise IdentityError(exc.strerror or str(exc), where=str(directory), remedy=remedy) from exc
+        problem, remedy = exc.strerror or str(exc), "mend that, or use another directory"
+        if isinstance(exc, PermissionError):
+            problem = f"permission denied on {exc.filename}" if exc.filename else "permission denied"
+            remedy = f"let user {_user_name()} read and write it, or use another directory"
+        raise IdentityError(problem, where=str(directory), remedy=remedy) from exc
 
 
 def _open_lock(directory: Path) -> FileIO:

@@ -170,13 +170,14 @@ class IdentityStore:
             self._take_changes()
 
     async def _check_all(self, log: FilteringBoundLogger) -> NoReturn:
-        clocks = _JumpDetector(self._clock())
+        offset = self._clock_offset_s()
         while True:
             with anyio.move_on_after(_CHECK_S):
                 await self._check_wanted.wait()
             await self._wait_settled()
             self._check_wanted = anyio.Event()
-            if clocks.jumped(self._clock()):
+            before, offset = offset, self._clock_offset_s()
+            if abs(offset - before) > _MAX_DRIFT_S:
                 # A clock that is set back soon must not cost a certificate that was valid all the time.
                 log.warning("clock.jumped")
                 await anyio.sleep(_CHECK_S)
@@ -187,6 +188,10 @@ class IdentityStore:
             # A check that keeps failing runs once a second at the most, however many peers connect.
             with anyio.move_on_after(_PAUSE_S):
                 await self._file_changed.wait()
+
+    def _clock_offset_s(self) -> float:
+        """Return how far the wall clock is ahead of the event loop's, which nobody sets."""
+        return self._clock().timestamp() - anyio.current_time()
 
     async def _wait_settled(self) -> None:
         with anyio.move_on_after(_MAX_SETTLE_S):
@@ -298,18 +303,3 @@ def renewal_due(identity: Identity) -> datetime:
     """Return when to renew an identity: a month before it expires, or in its last third if that is later."""
     lifetime = identity.not_after - identity.not_before
     return identity.not_after - min(RENEW_BEFORE, lifetime / 3)
-
-
-class _JumpDetector:
-    """Compares the wall clock with the event loop's."""
-
-    def __init__(self, wall: datetime) -> None:
-        self._wall = wall
-        self._steady = anyio.current_time()
-
-    def jumped(self, wall: datetime) -> bool:
-        """Whether the wall clock was set since the last call, by more than can be drift."""
-        steady = anyio.current_time()
-        drift = (wall - self._wall).total_seconds() - (steady - self._steady)
-        self._wall, self._steady = wall, steady
-        return abs(drift) > _MAX_DRIFT_S

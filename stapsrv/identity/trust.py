@@ -1,4 +1,7 @@
-"""Trust in a server: its certificate in the databases of clients and of staprun."""
+"""Trust in a server: its certificate in the databases of clients and of staprun.
+
+Where a database is damaged, locked or forbidden, an IdentityError says so, and nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,11 @@ async def authorize(certificate: x509.Certificate, directory: Path, *, log: Filt
     """Make the readers of the database in ``directory`` trust a server; logs ``trust.established``.
 
     Others stay trusted. The database is made if it is missing. Several servers may do this at once.
-
-    Raises:
-        IdentityError: the database is damaged, locked or not writable.
     """
-    database = Database(directory)
-    with explain_os_errors(directory):
-        # Read first: it may hold the certificate already, and only somebody else may write it.
-        async with read_lock(directory) as is_whole:
-            trusted = is_whole and await _is_trusted(certificate, database)
-        if not trusted:
+    # Read first: it may hold the certificate already, and only somebody else may write it.
+    if not await is_trusted(certificate, directory):
+        database = Database(directory)
+        with explain_os_errors(directory):
             async with write_lock(directory):
                 # Readable by all, like that of SystemTap's own server: nothing in it is secret.
                 if not database.exists:
@@ -49,11 +47,7 @@ async def authorize(certificate: x509.Certificate, directory: Path, *, log: Filt
 
 
 async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
-    """Remove the trust in a server, and return whether it was trusted; others stay trusted throughout.
-
-    Raises:
-        IdentityError: the database is damaged, locked or not writable; nothing was changed.
-    """
+    """Remove the trust in a server, and return whether it was trusted; others stay trusted throughout."""
     with explain_os_errors(directory):
         if not Database(directory).exists:
             return False
@@ -73,17 +67,11 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
 
 
 async def is_trusted(certificate: x509.Certificate, directory: Path) -> bool:
-    """Whether the database in ``directory``, if there is one, trusts a server.
-
-    Raises:
-        IdentityError: the database is damaged or not readable.
-    """
+    """Whether the database in ``directory``, if there is a whole one, trusts a server."""
+    database = Database(directory)
     with explain_os_errors(directory):
-        async with read_lock(directory):
-            return await _is_trusted(certificate, Database(directory))
-
-
-async def _is_trusted(certificate: x509.Certificate, database: Database) -> bool:
-    if not database.exists or certificate not in await database.certificates(NICKNAME):
-        return False
-    return all(trust == _PEER_TRUST for nickname, trust in await database.listing() if nickname == NICKNAME)
+        async with read_lock(directory) as is_whole:
+            if not (is_whole and database.exists and certificate in await database.certificates(NICKNAME)):
+                return False
+            listing = await database.listing()
+            return all(trust == _PEER_TRUST for nickname, trust in listing if nickname == NICKNAME)

@@ -1,7 +1,8 @@
 """Directories and files that root makes for other users, without following where these users may lead it.
 
 A path is walked one name at a time from an open directory to the next, a link is followed only in a directory
-that root alone can write, and ownership is given by descriptor, never by name.
+that root alone can write, and ownership is given by descriptor, never by name. A ConfigError says what cannot
+be made or opened, or where others could change the way to it.
 """
 
 from __future__ import annotations
@@ -34,21 +35,13 @@ _PARENT = Ownership(-1, -1, 0o755)
 
 
 def make_directory(path: Path, ownership: Ownership) -> None:
-    """Make a directory and its parents where they are missing; what exists is not changed.
-
-    Raises:
-        ConfigError: it cannot be made, or others could change the way to it.
-    """
+    """Make a directory and its parents where they are missing; what exists is not changed."""
     with _as_config_error(path):
         os.close(_open_directory(path, ownership))
 
 
 def make_file(path: Path, ownership: Ownership) -> None:
-    """Make an empty file where there is none, and its directory for all to read.
-
-    Raises:
-        ConfigError: it cannot be made, or others could change the way to it.
-    """
+    """Make an empty file where there is none, and its directory for all to read."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _open_parent(path) as parent, _as_config_error(path), contextlib.suppress(FileExistsError):
         fd = os.open(path.name, flags, 0o600, dir_fd=parent)
@@ -57,11 +50,7 @@ def make_file(path: Path, ownership: Ownership) -> None:
 
 
 def open_lock(directory: Path, name: str, uid: int) -> int:
-    """Open a lock file of user ``uid``, made where it is missing; returns its descriptor.
-
-    Raises:
-        ConfigError: it cannot be made or opened.
-    """
+    """Open a lock file of user ``uid``, made where it is missing; returns its descriptor."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     path = directory / name
     with _open_parent(path) as parent, _as_config_error(path):
