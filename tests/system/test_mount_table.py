@@ -39,5 +39,5 @@ def test_table_is_closed() -> None:
     mounts = Mounts()
     assert not mounts.changed()
     mounts.close()
-    with pytest.raises(OSError, match="descriptor"):
+    with pytest.raises(ValueError, match="closed file"):
         mounts._read()
