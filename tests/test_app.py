@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ from stapsrv.system.unix_socket import address_of
 class Site:
     """A configuration directory of its own, and a way to ask its supervisor."""
 
-    def __init__(self, directory: Path, identity: Path, build_tree: Path) -> None:
+    def __init__(self, directory: Path, identity: Path, build_tree: Path, *, stat: Path) -> None:
         self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.conf_d = directory / "conf.d"
         self.conf_d.mkdir()
-        self.stat = directory / "stat"
+        self.stat = stat
         self.log = directory / "log"
         self.config = directory / "global.conf"
         self.config.write_text(f"CONFIG_PATH={self.conf_d}\nSTAT_PATH={self.stat}\nLOG_FILE={self.log}\n")
@@ -58,8 +59,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path, identity, build_tree) -> Site:
-    return Site(tmp_path, identity, build_tree)
+def site(tmp_path, identity, build_tree):
+    # A socket that a service manager passes has its whole path as its address, which is short.
+    with tempfile.TemporaryDirectory(prefix="stat.", dir="/tmp") as stat:
+        yield Site(tmp_path, identity, build_tree, stat=Path(stat, "s"))
 
 
 def stop(server: ServerProcess) -> None:
@@ -307,8 +310,7 @@ def test_sockets_of_the_service_manager_are_served_and_left_open(site):
     seat = site.stat / site.user
     seat.mkdir(parents=True, mode=0o750)
     with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as control:
-        with address_of(seat / "control.sock") as address:
-            control.bind(address)
+        control.bind(str(seat / "control.sock"))
         control.listen()
         inode = (seat / "control.sock").stat().st_ino
         for _ in range(2):
