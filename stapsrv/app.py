@@ -26,7 +26,6 @@ from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import Log, LogBook
 from stapsrv.observe.snapshot import Phase, Snapshot
-from stapsrv.supervisor.activation import reset_unserved
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
@@ -226,7 +225,7 @@ class App:
                 tasks.start_soon(self._host_only, only)
             tasks.start_soon(self._obey_hangups)
             tasks.start_soon(self._stop_when, stopping)
-            tasks.start_soon(reset_unserved, self._runtime.sockets, self._is_served, self.log)
+            tasks.start_soon(self._runtime.sockets.reset_unserved, self._is_served, self.log)
             await ended.wait()
             tasks.cancel_scope.cancel()
 

@@ -171,10 +171,7 @@ def _open_metrics(
 
 @contextlib.asynccontextmanager
 async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIterator[anyio.Event]:
-    """Set the yielded event at the first TERM or INT, end the block at the second; HUP calls ``hangup``.
-
-    Whatever hangs, the process then ends in bounded time.
-    """
+    """Set the yielded event at the first TERM or INT, end the block at the second; HUP calls ``hangup``."""
     stopping = anyio.Event()
 
     async def obey(signals: AsyncGenerator[signal.Signals, None], everything: anyio.CancelScope) -> None:

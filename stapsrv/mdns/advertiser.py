@@ -50,18 +50,6 @@ def _random_delay_s() -> float:
     return random.uniform(0, _MAX_CONFLICT_DELAY_S)  # noqa: S311 - no secret
 
 
-@attrs.frozen(kw_only=True)
-class AdvertiserStatistics:
-    """What is advertised at one moment; ``host`` is the host's label there, ``links`` names of interfaces."""
-
-    host: str | None
-    links: tuple[str, ...]
-    # The server's id and the service's name.
-    services: tuple[tuple[int, str], ...]
-    # Why nothing can be announced.
-    problem: str | None
-
-
 @attrs.define(eq=False)
 class Advertiser:
     """Advertises the servers of one supervisor, on the named interfaces or on all that can multicast.
@@ -80,8 +68,6 @@ class Advertiser:
     _registry: EntryRegistry = attrs.field(init=False)
     _changed: Signal = attrs.field(init=False, factory=Signal)
     _workers: Workers = attrs.field(init=False, factory=Workers)
-    _session: Session | None = attrs.field(init=False, default=None)
-    _problem: str | None = attrs.field(init=False, default=None)
     _failures: int = attrs.field(init=False, default=0)
     _missing: tuple[str, ...] = attrs.field(init=False, default=())
     _logged: tuple[str, float] | None = attrs.field(init=False, default=None)
@@ -102,17 +88,6 @@ class Advertiser:
         with anyio.move_on_after(WITHDRAW_S, shield=True):
             await self._changed.wait_until(lambda: not self._registry.is_announced(server_id))
 
-    def statistics(self) -> AdvertiserStatistics:
-        """Return a snapshot."""
-        session = self._session
-        announced = [(each.server_id, each.announced.name) for each in self._registry if each.announced]
-        return AdvertiserStatistics(
-            host=session.host_state.label if session else None,
-            links=tuple(link.name for link in session.network.links) if session else (),
-            services=tuple(announced),
-            problem=self._problem,
-        )
-
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Advertise until cancelled, then say goodbye for all services within two seconds."""
         with self._monitor() as monitor:
@@ -123,12 +98,12 @@ class Advertiser:
                 try:
                     await self._run_session(monitor)
                 except* AdvertiseError as group:
-                    self._problem = str(first_error(group))
+                    problem = str(first_error(group))
                 except* Exception as crash:  # noqa: BLE001 - the one net below advertising
-                    self._problem = repr(first_error(crash))
+                    problem = repr(first_error(crash))
                     self._log.exception("mdns.crashed", exc_info=crash)
                 self._failures = 1 if anyio.current_time() - began >= _HEALTHY_S else self._failures + 1
-                await self._wait_retry(monitor)
+                await self._wait_retry(monitor, problem)
 
     async def _run_session(self, monitor: LinkMonitor | None) -> None:
         network = await self._read_network()
@@ -136,8 +111,7 @@ class Advertiser:
         responder = await self._workers.run(self._open_responder, network, abandon=False)
         try:
             try:
-                self._problem = None
-                self._session = Session(
+                session = Session(
                     responder=responder,
                     network=network,
                     registry=self._registry,
@@ -149,12 +123,11 @@ class Advertiser:
                     monitor=monitor,
                     workers=self._workers,
                 )
-                await self._session.run()
+                await session.run()
             finally:
                 with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(AdvertiseError):
                     await self._workers.run(responder.close)
         finally:
-            self._session = None
             self._registry.reset()
             self._changed.notify()
 
@@ -183,10 +156,10 @@ class Advertiser:
         with contextlib.closing(monitor):
             yield monitor
 
-    async def _wait_retry(self, monitor: LinkMonitor | None) -> None:
+    async def _wait_retry(self, monitor: LinkMonitor | None, problem: str) -> None:
         # The exponent is bounded: a float overflows after a thousand failures.
         delay_s = min(_FIRST_RETRY_S * 2 ** min(self._failures - 1, 10), _MAX_RETRY_S)
-        problem, now = str(self._problem), anyio.current_time()
+        now = anyio.current_time()
         if self._logged is None or self._logged[0] != problem or now - self._logged[1] >= _REPEAT_LOG_S:
             self._logged = (problem, now)
             self._log.warning("mdns.failed", reason=problem, seconds=round(delay_s))

@@ -162,11 +162,9 @@ class EntryRegistry:
                 self.remove(entry)
 
 
+# Without it a host that claims every name would keep this one probing, and logging, without end.
 class ConflictBackoff:
-    """The delay before a name is probed for, where one name after the other turns out to be taken.
-
-    Otherwise a host that claims every name would keep this one probing, and logging, without end.
-    """
+    """The delay before a name is probed for, where one name after the other turns out to be taken."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -94,11 +94,9 @@ class Network:
     # The names and addresses that were asked for and that no link has.
     missing: tuple[str, ...] = ()
 
+    # Usual are those that are up and can multicast, tunnels excepted, or loopback where there is no other.
     def select(self, wanted: Sequence[str]) -> Network:
-        """Return the network with the links that have these names or addresses.
-
-        Empty: every link that is up and can multicast, tunnels excepted, or loopback where there is no other.
-        """
+        """Return the network with the links that have these names or addresses, or with the usual ones."""
         links = _select(self.links, wanted)
         found = {link.name for link in links} | {each.ip for link in links for each in link.addresses}
         missing = tuple(word for word in wanted if word not in found and _parse(word) not in found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import attrs
 
@@ -121,19 +121,14 @@ def encode_strings(strings: Iterable[bytes]) -> bytes:
 def parse_text(text: bytes) -> dict[str, list[str]]:
     """Return a TXT record from the network as key to values, in order; malformed strings are skipped."""
     found: dict[str, list[str]] = {}
-    for string in _strings_of(text):
-        key, _, value = string.decode("utf-8", "replace").partition("=")
-        if key:
-            found.setdefault(key.lower(), []).append(value)
-    return found
-
-
-def _strings_of(text: bytes) -> Iterator[bytes]:
     position = 0
     while position < len(text):
-        length = text[position]
-        yield text[position + 1 : position + 1 + length]
-        position += 1 + length
+        end = position + 1 + text[position]
+        key, _, value = text[position + 1 : end].decode("utf-8", "replace").partition("=")
+        if key:
+            found.setdefault(key.lower(), []).append(value)
+        position = end
+    return found
 
 
 def _first_label(host: str) -> str:

@@ -52,10 +52,7 @@ _NO_MULTICAST = "no network interface takes multicast"
 
 
 class Responder:
-    """Announces this host's services on a network, and detects other hosts that claim their names.
-
-    Making one, like every method that announces, raises AdvertiseError where multicast is not available.
-    """
+    """Announces services and detects hosts that claim their names; all of it may raise AdvertiseError."""
 
     def __init__(self, network: Network) -> None:
         silence_library()

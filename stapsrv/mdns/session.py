@@ -96,7 +96,7 @@ class Session:
     def __attrs_post_init__(self) -> None:
         self.host_state = HostState(self.host, 0)
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Keep what is announced equal to what is wanted; raises AdvertiseError, perhaps in a group."""
         await self._claim_host()
         async with anyio.create_task_group() as tasks:
@@ -104,7 +104,6 @@ class Session:
             if self.monitor is not None:
                 tasks.start_soon(self._follow_network, self.monitor)
             await self._reconcile(tasks)
-        raise AssertionError("the reconciling never ends by itself")
 
     async def _reconcile(self, tasks: TaskGroup) -> NoReturn:
         while True:

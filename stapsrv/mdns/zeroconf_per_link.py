@@ -77,11 +77,9 @@ class _Sender(Protocol):
     sock_name: tuple[str, ...]
 
 
+# ``on_error`` gets, in zeroconf's thread, the errors that nothing else reports.
 class PerLinkZeroconf(Zeroconf):
-    """Zeroconf on the given links; ``on_error`` gets, in its thread, the errors that nothing else reports.
-
-    Raises OSError if a socket is refused, RuntimeError if a link goes away meanwhile.
-    """
+    """Zeroconf on the given links; making one raises OSError, and RuntimeError if a link goes away."""
 
     def __init__(self, links: Sequence[NetworkLink], on_error: Callable[[str], None]) -> None:
         self._links = tuple(links)
@@ -215,7 +213,9 @@ class PerLinkZeroconf(Zeroconf):
 
     def _addresses_for_peer(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
         """Return the addresses to announce to a peer that asked for a unicast answer."""
-        address = _unmapped(ipaddress.ip_address(peer.partition("%")[0]))
+        address: Address = ipaddress.ip_address(peer.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
         for link in self._links:
             if isinstance(address, ipaddress.IPv4Address):
                 if link.reaches(address):
@@ -240,11 +240,6 @@ def _ip_version(links: Sequence[NetworkLink]) -> IPVersion:
     if not any(link.ipv6 for link in links):
         return IPVersion.V4Only
     return IPVersion.All if any(link.ipv4 for link in links) else IPVersion.V6Only
-
-
-def _unmapped(address: Address) -> Address:
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
 
 
 def _packed(addresses: Iterable[Address]) -> frozenset[bytes]:

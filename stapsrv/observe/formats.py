@@ -211,11 +211,7 @@ def encode_json(entry: LogEntry) -> bytes:
 
 
 def encode_journal(entry: LogEntry) -> bytes:
-    """Return an entry in the journal's own form: ``MESSAGE``, ``PRIORITY``, and a ``STAPSRV_`` field each.
-
-    Source: systemd, Native Journal Protocol: ``NAME=value`` and a line end; a value with line ends
-    follows its name and its length in eight bytes, little-endian.
-    """
+    """Return an entry in the journal's own form: ``MESSAGE``, ``PRIORITY``, and a ``STAPSRV_`` field each."""
     record = {
         "MESSAGE": entry.sentence,
         "PRIORITY": str(_PRIORITIES.get(entry.level, _PRIORITIES["info"])),
@@ -251,6 +247,8 @@ def _json_value(value: object) -> object:
     return _text(value)
 
 
+# Native Journal Protocol: ``NAME=value`` and a line end; a value with line ends follows its name and its
+# length in eight bytes, little-endian.
 def _journal_field(name: str, value: str) -> bytes:
     data = value.encode("utf-8", "backslashreplace")
     if b"\n" not in data:

@@ -48,27 +48,18 @@ class Page:
         return cls(status, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
 
 
+@attrs.define(eq=False)
 class HttpServer:
-    """Serves pages on one listener, which its owner closes; may be started again after a failure.
+    """Serves pages that ``find`` returns for paths without query; may be started again after a failure."""
 
-    ``find`` returns the page of a path, the query left out.
-    """
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        find: Callable[[str], Awaitable[Page]],
-        *,
-        log: Log,
-        limits: HttpLimits | None = None,
-    ) -> None:
-        self._listener = listener
-        self._find = find
-        self._log = log
-        self._limits = limits or HttpLimits()
-        self._open = 0
-        self._ended = anyio.Event()
-        self._accepting = anyio.CancelScope()
+    # Its owner closes it.
+    _listener: socket.socket
+    _find: Callable[[str], Awaitable[Page]]
+    _log: Log = attrs.field(kw_only=True)
+    _limits: HttpLimits = attrs.field(kw_only=True, factory=HttpLimits)
+    _open: int = attrs.field(init=False, default=0)
+    _ended: anyio.Event = attrs.field(init=False, factory=anyio.Event)
+    _accepting: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
 
     async def serve(self) -> None:
         """Accept and answer until cancelled; raise OSError if the listener failed."""
@@ -164,14 +155,9 @@ async def _send(stream: SocketStream, parser: h11.Connection, page: Page, *, bod
     ]
     if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers.append(("Allow", "GET, HEAD"))
-    data = b""
-    for event in (
-        h11.Response(status_code=page.status, headers=headers, reason=page.status.phrase),
-        h11.Data(body),
-        h11.EndOfMessage(),
-    ):
-        data += parser.send(event) or b""
-    await stream.send(data)
+    response = h11.Response(status_code=page.status, headers=headers, reason=page.status.phrase)
+    events = (response, h11.Data(body), h11.EndOfMessage())
+    await stream.send(b"".join(parser.send(event) or b"" for event in events))
     # The peer may have closed first.
     with contextlib.suppress(OSError):
         await stream.send_eof()

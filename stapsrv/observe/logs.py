@@ -35,11 +35,7 @@ class DroppedEntries:
 
 
 class Channel:
-    """A sink and the format of its entries.
-
-    A sink that cannot take entries, such as a file on a full disk, costs these entries and nothing else: they
-    are counted, and the count is logged as soon as the sink takes entries again.
-    """
+    """A sink and the format of its entries; those that it cannot take are counted."""
 
     def __init__(
         self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, dropped: DroppedEntries | None = None
@@ -52,8 +48,11 @@ class Channel:
     def write(self, entry: LogEntry) -> None:
         """Pass an entry on; never raises."""
         try:
+            # As soon as the sink takes entries again, after a full disk say, it is told how many it missed.
             if self._lost:
-                self._sink.write(self._encode(_loss(self._lost)))
+                fields = {"entries": self._lost}
+                lost = LogEntry(time=time.time(), level="warning", event="log.lost", fields=fields)
+                self._sink.write(self._encode(lost))
                 self._lost = 0
             self._sink.write(self._encode(entry))
         except OSError:
@@ -77,10 +76,7 @@ class LogBook:
         self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
-        """Return a logger that appends to a file or stream, None for standard error; or to the journal.
-
-        Raises ConfigError if it cannot be written, or if there is no journal.
-        """
+        """Return a logger to a file or stream, to standard error for None, or to the journal."""
         style = style or self._style
         place = self._journal if style is LogFormat.JOURNAL else path
         if place not in self._sinks:
@@ -139,10 +135,6 @@ def _open_sink(place: Path | None, style: LogFormat) -> Sink:
         return standard_error()
     descriptor = stream_descriptor(place)
     return FileSink(place) if descriptor is None else StreamSink(place, descriptor)
-
-
-def _loss(entries: int) -> LogEntry:
-    return LogEntry(time=time.time(), level="warning", event="log.lost", fields={"entries": entries})
 
 
 def _with_traceback(_logger: object, _level: str, event: EventDict) -> EventDict:

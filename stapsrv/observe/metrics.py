@@ -7,6 +7,7 @@ Here it is only put into words, from a snapshot, in a thread.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -269,11 +270,7 @@ def _plain(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) ->
 
 
 def _buckets(durations: Histogram) -> Sequence[tuple[str, float]]:
-    """Return the upper bounds, and how many were below each."""
+    # The upper bounds, and how many were below each.
     bounds = [*(f"{float(bound)}" for bound in durations.bounds_s), "+Inf"]
-    below = 0
-    buckets = []
-    for bound, count in zip(bounds, durations.counts, strict=True):
-        below += count
-        buckets.append((bound, float(below)))
-    return buckets
+    below = itertools.accumulate(durations.counts)
+    return [(bound, float(count)) for bound, count in zip(bounds, below, strict=True)]

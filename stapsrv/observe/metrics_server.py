@@ -59,14 +59,12 @@ class MetricsListener:
             tasks.cancel_scope.cancel()
 
 
+# At a path, a stale socket is replaced.
 @contextlib.contextmanager
 def open_metrics_listener(
     address: MetricsAddress, *, directory: Path | None = None
 ) -> Iterator[MetricsListener]:
-    """Listen for as long as the block runs; at a path, a stale socket is replaced. Raises ConfigError.
-
-    A relative path begins at ``directory``.
-    """
+    """Listen for as long as the block runs; a relative path begins at ``directory``. Raises ConfigError."""
     where = f"metrics address {address}"
     with contextlib.ExitStack() as held:
         try:
@@ -101,7 +99,7 @@ class _MetricsServer:
     def __init__(
         self, listener: socket.socket, take_snapshot: TakeSnapshot, *, log: Log, limits: HttpLimits | None
     ) -> None:
-        self._server = HttpServer(listener, self._find, log=log, limits=limits)
+        self._server = HttpServer(listener, self._find, log=log, limits=limits or HttpLimits())
         self._take_snapshot = take_snapshot
         self._log = log
         self._lag = Histogram()

@@ -42,10 +42,7 @@ def standard_error() -> StreamSink:
 
 
 class StreamSink:
-    """Writes entries to an inherited descriptor, and never waits for its reader; raises ConfigError.
-
-    Entries that do not fit while the reader is behind are refused; one that was begun is ended first.
-    """
+    """Writes entries to an inherited descriptor, and never waits for its reader; raises ConfigError."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._begun = b""
@@ -64,6 +61,7 @@ class StreamSink:
 
     def write(self, data: bytes) -> None:
         """Write an entry, or begin to; raise OSError if nothing of it was taken."""
+        # One that was begun is ended first.
         self._begun = self._send(self._begun)
         rest = data if self._begun else self._send(data)
         if len(rest) == len(data):
@@ -155,11 +153,7 @@ class FileSink:
 
 
 class JournalSink:
-    """Sends entries to the systemd journal, by its own protocol: fields and all. Raises ConfigError.
-
-    An entry that is too long for a datagram travels in a sealed memory file, whose descriptor is sent instead
-    (systemd, Native Journal Protocol).
-    """
+    """Sends entries to the systemd journal, by its own protocol: fields and all. Raises ConfigError."""
 
     def __init__(self, path: Path = JOURNAL) -> None:
         self._path = str(path)
@@ -190,11 +184,11 @@ class JournalSink:
         """Send no more."""
         self._socket.close()
 
+    # The journal takes what is too long for a datagram as a sealed memory file (Native Journal Protocol).
     def _send_file(self, data: bytes) -> None:
         fd = os.memfd_create("log-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             _Lines(fd).write(data)
-            # The journal takes only a file that its sender cannot change any more.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))
             self._socket.sendmsg([b""], [rights], 0, self._path)

@@ -57,10 +57,6 @@ class PassedSockets:
             sockets[name] = _listening(descriptor, name)
         return cls(sockets)
 
-    def by_name(self) -> Mapping[str, socket.socket]:
-        """Return the sockets themselves, which stay open."""
-        return self._sockets
-
     def control(self, path: Path) -> socket.socket | None:
         """Return the control socket, to be closed, or None; raise ConfigError if it is not at ``path``."""
         passed = self._sockets.get(CONTROL)
@@ -73,10 +69,7 @@ class PassedSockets:
         return passed.dup()
 
     def port_of(self, settings: ServerSettings) -> socket.socket | None:
-        """Return the socket of a server's port, which the caller closes, or None if none was passed for it.
-
-        Raises ConfigError if the server's settings say to listen elsewhere.
-        """
+        """Return the socket of a server's port, which the caller closes, if passed; raises ConfigError."""
         name = settings.nickname or CONTROL
         passed = None if name == CONTROL else self._sockets.get(name)
         if passed is None:
@@ -89,6 +82,15 @@ class PassedSockets:
             problem = f"listens on port {port}, and the server's is {settings.port}"
             raise _unusable(name, problem, "give both the same, or leave PORT out")
         return passed.dup()
+
+    async def reset_unserved(self, is_served: Callable[[str], bool], log: Log) -> None:
+        """Reset connections to the ports of servers that do not run, once a second, until cancelled."""
+        ports = {name: port for name, port in self._sockets.items() if name != CONTROL}
+        while ports:
+            await anyio.sleep(_CHECK_INTERVAL_S)
+            for name, port in ports.items():
+                if not is_served(name):
+                    _reset_waiting(port, log)
 
     def check_all_used(self, servers: Iterable[ServerSettings], *, controlled: bool) -> None:
         """Raise ConfigError for a socket that nobody accepts from or that is not at its port."""
@@ -104,16 +106,6 @@ class PassedSockets:
                 raise _unusable(name, problem, "leave out the options that describe a server")
             if name != CONTROL and name not in nicknames:
                 raise _unusable(name, "is passed, and no configured server has this nickname", _NAME_IT)
-
-
-async def reset_unserved(sockets: PassedSockets, is_served: Callable[[str], bool], log: Log) -> None:
-    """Reset connections to the ports of servers that do not run, once a second, until cancelled."""
-    ports = {name: port for name, port in sockets.by_name().items() if name != CONTROL}
-    while ports:
-        await anyio.sleep(_CHECK_INTERVAL_S)
-        for name, port in ports.items():
-            if not is_served(name):
-                _reset_waiting(port, log)
 
 
 def _reset_waiting(port: socket.socket, log: Log) -> None:

@@ -38,10 +38,7 @@ class _Advertised:
 
 
 class ServerAdvertiser:
-    """Advertises the servers of one process, and keeps what is advertised up to date.
-
-    With ``advertiser`` None, nothing is advertised.
-    """
+    """Advertises the servers of one process, and keeps that up to date; nothing without ``advertiser``."""
 
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
         self._advertiser = advertiser
@@ -142,10 +139,7 @@ class ServerAdvertiser:
 
 
 def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -> tuple[Advertisement, ...]:
-    """Return an advertisement for each release that a server can compile for; none on loopback alone.
-
-    ``serial`` is its certificate's serial number, ``moks`` the fingerprints of its machine owner keys.
-    """
+    """Return an advertisement for each release that a server can compile for; none on loopback alone."""
     service = server.service
     settings = service.settings
     addresses = _listened_on(settings.access.listen)

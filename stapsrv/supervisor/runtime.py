@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -214,15 +215,10 @@ async def _open_cache(
 ) -> ResultCache | None:
     systemtap = systemtap_directory(environ)
 
-    def open_store() -> DiskStore:
-        return DiskStore(
-            systemtap / RESULTS_DIRECTORY,
-            max_bytes=tuning.effective("result_cache_bytes"),
-            max_age_s=tuning.effective("result_cache_s"),
-        )
-
+    max_bytes, max_age_s = tuning.effective("result_cache_bytes"), tuning.effective("result_cache_s")
+    opening = partial(DiskStore, systemtap / RESULTS_DIRECTORY, max_bytes=max_bytes, max_age_s=max_age_s)
     try:
-        store = await BlockingCalls().run(open_store)
+        store = await BlockingCalls().run(opening)
     except (ConfigError, OSError) as exc:
         log.warning("cache.unusable", reason=exc)
         return None

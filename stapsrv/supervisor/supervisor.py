@@ -42,6 +42,7 @@ class SavedState:
     ports: PortMemory
 
 
+@attrs.define(eq=False)
 class Supervisor:
     """Hosts servers; made for one run.
 
@@ -49,33 +50,26 @@ class Supervisor:
     ``auto_end``, :meth:`run` returns when the last server is gone.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        saved: SavedState | None,
-        *,
-        defaults: HostDefaults,
-        open_log: Callable[[Path, LogFormat | None], Log],
-        log: Log,
-        max_compiles: int,
-        auto_end: bool,
-        advertiser: ServerAdvertiser | None = None,
-    ) -> None:
-        self._runtime = runtime
-        self._saved = saved
-        self._defaults = defaults
-        self._open_log = open_log
-        self._log = log
-        self._auto_end = auto_end
-        self._advertiser = advertiser or ServerAdvertiser(None, log=log)
-        self._since = datetime.now(UTC)
+    _runtime: Runtime
+    _saved: SavedState | None
+    _defaults: HostDefaults = attrs.field(kw_only=True)
+    _open_log: Callable[[Path, LogFormat | None], Log] = attrs.field(kw_only=True)
+    _log: Log = attrs.field(kw_only=True)
+    _max_compiles: int = attrs.field(kw_only=True)
+    _auto_end: bool = attrs.field(kw_only=True)
+    _advertiser: ServerAdvertiser = attrs.field(kw_only=True)
+    _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
+    _pool: WorkerPool = attrs.field(init=False)
+    _servers: dict[int, ManagedServer] = attrs.field(init=False, factory=dict)
+    _tasks: TaskGroup | None = attrs.field(init=False, default=None)
+    _commands: CommandsUnderWay = attrs.field(init=False)
+    _ending: anyio.Event = attrs.field(init=False, factory=anyio.Event)
+
+    def __attrs_post_init__(self) -> None:
         # Its clients are the servers' pools, whose workers bound what can wait here.
-        self._pool = WorkerPool(max_compiles, queue_length=None)
-        self._servers: dict[int, ManagedServer] = {}
-        self._tasks: TaskGroup | None = None
+        self._pool = WorkerPool(self._max_compiles, queue_length=None)
         self._commands = CommandsUnderWay(self._command_ended)
-        self._ending = anyio.Event()
-        runtime.warmup.on_health_change(self._health_changed)
+        self._runtime.warmup.on_health_change(self._health_changed)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Host servers until :meth:`end`, then stop all; also a cancelled run leaves none behind."""
@@ -120,11 +114,7 @@ class Supervisor:
         )
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
-        """Start the servers that do not run yet; wait until each serves or has failed.
-
-        Returns an outcome for each spec, in order. Two servers are the same when all but their nicknames is
-        (manual page, ``start``).
-        """
+        """Start the servers that do not run yet; returns, in order, when each serves or has failed."""
         with self._commands.begin(report) as followed:
             outcomes = []
             # All are begun before the first is waited for: they start side by side.

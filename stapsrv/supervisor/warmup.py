@@ -115,12 +115,10 @@ class WarmupTarget:
     scope: anyio.CancelScope | None = None
 
 
+# Without the watcher of the input paths it tries again after some time only.
 @attrs.define(eq=False)
 class Warmup:
-    """Compiles for the releases of the servers of one process.
-
-    Without a watcher of the input paths it tries again after some time only, and remembers nothing.
-    """
+    """Compiles for the releases of one process's servers; without a watcher it remembers nothing."""
 
     _engine: LocalEngine
     _memory: WarmMemory
@@ -158,8 +156,9 @@ class Warmup:
         """Compile for a server's releases, unless its settings say not to."""
         if not service.settings.limits.warmup:
             return
-        for target in self._targets_of(service):
-            if server_id in target.wanted_by:
+        healths = {id(health) for health in service.release_health.values()}
+        for target in self._targets.values():
+            if id(target.health) not in healths or server_id in target.wanted_by:
                 continue
             if not target.wanted_by and target.health.health is Health.HEALTHY:
                 # Of an earlier life of the server: the kernel's headers may be others now.
@@ -174,10 +173,6 @@ class Warmup:
             if not target.wanted_by and target.scope is not None:
                 target.scope.cancel()
                 target.scope = None
-
-    def _targets_of(self, service: CompileService) -> list[WarmupTarget]:
-        healths = {id(health) for health in service.release_health.values()}
-        return [target for target in self._targets.values() if id(target.health) in healths]
 
     def _notify(self, health: ReleaseHealth) -> None:
         for listener in self._listeners:

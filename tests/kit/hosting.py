@@ -89,7 +89,7 @@ class Bench:
             log=self.lines.log,
             max_compiles=max_compiles,
             auto_end=auto_end,
-            advertiser=advertiser,
+            advertiser=advertiser or ServerAdvertiser(None, log=self.lines.log),
         )
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:

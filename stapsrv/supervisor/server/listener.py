@@ -50,10 +50,7 @@ class Peer:
 
 
 def open_listener(port: int) -> socket.socket:
-    """Listen on every IPv4 and IPv6 address of this host, on one port; 0 lets the kernel pick one.
-
-    Returns a listening, non-blocking socket, which the caller closes. Raises ConfigError.
-    """
+    """Listen on every address of this host, on one port or a free one for 0; raises ConfigError."""
     try:
         return listen_at("::", port, only=False)
     except OSError as exc:
@@ -66,11 +63,8 @@ def open_listener(port: int) -> socket.socket:
 
 
 def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
-    """Listen on each of some addresses, or on all of this host if there are none, on one port.
-
-    A port of 0 lets the kernel pick one that is free on each. Returns listening, non-blocking sockets, which
-    the caller closes. Raises ConfigError.
-    """
+    """Listen on each address, or on all of this host's for none, on one port or a free one for 0."""
+    # The caller closes the sockets; raises ConfigError.
     if not addresses:
         return (open_listener(port),)
     for _ in range(_ATTEMPTS if port == 0 else 0):
@@ -80,10 +74,7 @@ def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, 
 
 
 def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
-    """Listen on one address of this host; at ``::`` with ``only`` on IPv6 alone.
-
-    Returns a listening, non-blocking socket, which the caller closes. Raises OSError.
-    """
+    """Return a listening, non-blocking socket at one address; at ``::`` with ``only`` on IPv6 alone."""
     place = socket_address(address, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

@@ -20,10 +20,7 @@ _MAX_FACTS = 500
 
 
 class JsonFile(Generic[_T]):
-    """One such file, to be read and written in threads: its file system may hang.
-
-    Values that ``is_fact`` rejects are dropped.
-    """
+    """One such file, to be used in threads: its file system may hang. Drops what ``is_fact`` rejects."""
 
     def __init__(self, file: Path, is_fact: Callable[[object], TypeGuard[_T]]) -> None:
         self._file = file

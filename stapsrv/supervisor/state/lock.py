@@ -24,10 +24,7 @@ _MODE = 0o750
 
 @contextlib.contextmanager
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
-    """Hold the lock of ``user``'s supervisor; yields its directory.
-
-    Raises ConfigError if that cannot be made or used, LifecycleError if another supervisor holds the lock.
-    """
+    """Hold the lock of ``user``'s supervisor; yields its directory. Raises ConfigError, LifecycleError."""
     directory = stat_path / user
     try:
         stat_path.mkdir(mode=0o755, parents=True, exist_ok=True)

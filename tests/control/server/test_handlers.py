@@ -22,6 +22,7 @@ from stapsrv.control.server.server import serve_control
 from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, ServerSpec
 from stapsrv.supervisor.server.listener import address_of, open_listener
@@ -462,6 +463,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
         log=host.lines.log,
         max_compiles=2,
         auto_end=auto_end,
+        advertiser=ServerAdvertiser(None, log=host.lines.log),
     )
 
     async def reload(_config_file, *, force, report):
