@@ -57,29 +57,17 @@ class CurrentIdentity(Protocol):
 
 @attrs.frozen(kw_only=True)
 class CompileService:
-    """What the sessions of one server share.
-
-    Attributes:
-        releases: the kernels that it compiles for, by name.
-        release_health: by name, of those that are warmed up.
-        version: the protocol version in responses: that of the installed stap.
-        engine: open as long as there are sessions.
-        pool: the engine's.
-        identity: a renewed certificate is shown from the next handshake on.
-        kernel_signer: signs modules for kernels under secure boot.
-        log: the server's own.
-        counters: shared by all servers of this process.
-    """
+    """What the sessions of one server share; ``counters`` all servers of this process."""
 
     settings: ServerSettings
-    releases: Mapping[str, ServedRelease]
-    version: str
-    engine: CachedEngine
-    pool: WorkerPool
+    releases: Mapping[str, ServedRelease]  # by name
+    version: str  # the protocol version in responses: that of the installed stap
+    engine: CachedEngine  # open as long as there are sessions
+    pool: WorkerPool  # the engine's
     identity: CurrentIdentity
     kernel_signer: KernelSigner
     log: Log
-    release_health: Mapping[str, ReleaseHealth] = attrs.field(factory=dict)
+    release_health: Mapping[str, ReleaseHealth] = attrs.field(factory=dict)  # of those that are warmed up
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     latencies: LatencyWindow = attrs.field(factory=LatencyWindow)
     counters: ProcessCounters = attrs.field(factory=ProcessCounters)

@@ -32,14 +32,7 @@ from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, Transla
 
 
 class RequestHandler:
-    """One request and its response.
-
-    Args:
-        client: whom fairness counts it for: the same for all connections of one client.
-        identity: signs the response.
-        record: filled in as the request goes on.
-        log: the connection's.
-    """
+    """One request and its response, which ``identity`` signs; ``record`` is filled in on the way."""
 
     def __init__(
         self,
@@ -61,9 +54,7 @@ class RequestHandler:
     async def handle(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
         """Return the zip of stap's response, or of this server's own where stap made none.
 
-        Args:
-            received: the request's zip, or why it could not be received.
-            deflate: whether a smaller response is worth the work.
+        ``received`` is the request's zip, or why it could not be received.
         """
         counts = self._service.counts
         counts.accepted += 1
@@ -206,9 +197,7 @@ class RequestHandler:
 
 def _response_variant(job: CompileJob, *, deflate: bool) -> ResponseVariant | None:
     """Return which of a result's responses a job gets; None if the response is made each time."""
-    request = job.request
+    request, signed = job.request, job.privilege in SIGNED_PRIVILEGES
     if request.fingerprints or request.mok_missing:
         return None
-    return ResponseVariant(
-        deflate=deflate, signed=job.privilege in SIGNED_PRIVILEGES, messages=request.messages
-    )
+    return ResponseVariant(deflate=deflate, signed=signed, messages=request.messages)

@@ -15,27 +15,17 @@ class Health(enum.StrEnum):
     """What is known of a release."""
 
     UNTRIED = "untried"
-    WARMING = "warming"
-    """A first compile is running."""
-    HEALTHY = "healthy"
-    """A module was made for it."""
-    UNHEALTHY = "unhealthy"
-    """Not even the shortest script could be compiled for it."""
+    WARMING = "warming"  # a first compile is running
+    HEALTHY = "healthy"  # a module was made for it
+    UNHEALTHY = "unhealthy"  # not even the shortest script could be compiled for it
 
 
 class ReleaseHealth:
-    """The health of a release.
-
-    Args:
-        changed: called after each change.
-
-    Attributes:
-        reason: the compiler's first error while it is unhealthy, else None.
-    """
+    """The health of a release; ``changed`` is called after each change."""
 
     def __init__(self, changed: Callable[[ReleaseHealth], None] | None = None) -> None:
         self.health = Health.UNTRIED
-        self.reason: str | None = None
+        self.reason: str | None = None  # the compiler's first error while it is unhealthy
         self._listeners: list[Callable[[], None]] = []
         if changed is not None:
             self._listeners.append(lambda: changed(self))

@@ -29,13 +29,10 @@ class PoolStatistics:
 
 
 class WorkerPool:
-    """``workers`` permissions, and at most ``queue_length`` requests that wait for one.
+    """``workers`` permissions, and at most ``queue_length`` requests that wait for one (None: any number).
 
-    Args:
-        queue_length: None where the clients are bounded themselves. May be changed at any time, for requests
-            to come.
-        parent: a pool that this one draws from as well, for a total over several servers. It sees each child
-            pool as one client, so its workers are shared fairly between the servers.
+    It draws from ``parent`` as well, for a total over several servers. A parent sees each child pool as one
+    client, so its workers are shared fairly between the servers.
     """
 
     def __init__(self, workers: int, *, queue_length: int | None, parent: WorkerPool | None = None) -> None:
@@ -54,16 +51,7 @@ class WorkerPool:
     @property
     def is_full(self) -> bool:
         """Whether a request that came now would be rejected."""
-        return self._free == 0 and self._is_queue_full
-
-    @property
-    def max_running(self) -> int:
-        """How many requests can run at the same time."""
-        return self._workers if self._parent is None else min(self._workers, self._parent.max_running)
-
-    @property
-    def _is_queue_full(self) -> bool:
-        return self.queue_length is not None and self._queued >= self.queue_length
+        return self._free == 0 and self.queue_length is not None and self._queued >= self.queue_length
 
     def statistics(self) -> PoolStatistics:
         """Return how many requests run and wait."""
@@ -73,13 +61,7 @@ class WorkerPool:
 
     @asynccontextmanager
     async def worker(self, client: Hashable) -> AsyncIterator[None]:
-        """Hold a worker; waits for one in the client's turn.
-
-        Raises:
-            RequestRejected: the queue is full.
-
-        Cancellation: the place in the queue, or the worker, is given back.
-        """
+        """Hold a worker, for which the client waits in its turn; RequestRejected if the queue is full."""
         async with AsyncExitStack() as held:
             await self._acquire(client)
             held.callback(self._release, client)
@@ -96,7 +78,7 @@ class WorkerPool:
             self._free -= 1
             self._grant(client)
             return
-        if self._is_queue_full:
+        if self.is_full:
             raise RequestRejected(
                 f"The server is busy: {self._queued} requests are waiting already",
                 remedy="try again later",
@@ -113,7 +95,9 @@ class WorkerPool:
             if granted.is_set():
                 self._release(client)
             else:
-                self._withdraw(client, granted)
+                self._waiting[client].remove(granted)
+                self._queued -= 1
+                self._forget_unless_needed(client)
             raise
 
     def _release(self, holder: Hashable) -> None:
@@ -135,11 +119,6 @@ class WorkerPool:
         self._granted += 1
         self._last_granted[client] = self._granted
         self._held[client] += 1
-
-    def _withdraw(self, client: Hashable, granted: anyio.Event) -> None:
-        self._waiting[client].remove(granted)
-        self._queued -= 1
-        self._forget_unless_needed(client)
 
     def _forget_unless_needed(self, client: Hashable) -> None:
         """Drop what is no longer of use for a client: clients come and go without end."""

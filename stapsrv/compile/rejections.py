@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import NoReturn
 
 import anyio
@@ -13,8 +12,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.rejection import RejectReason
 
-INTERVAL_S = 60.0
-"""Between two lines of a kind."""
+INTERVAL_S = 60.0  # between two lines of a kind
 
 
 @attrs.define
@@ -24,11 +22,7 @@ class _Kind:
 
 
 class ThrottledLog:
-    """Logs the first line of each kind, and in the next minute only counts those like it.
-
-    Args:
-        clock: seconds that never go back.
-    """
+    """Logs the first line of each kind, and in the next minute only counts those like it."""
 
     def __init__(self, log: Log, *, clock: Callable[[], float] = anyio.current_time) -> None:
         self._log = log
@@ -65,23 +59,13 @@ class ThrottledLog:
 
 
 class Rejections:
-    """Counts rejections and logs them: the first of each reason at once, then one a minute.
-
-    Args:
-        log: the server's.
-        total: counts for all servers of the process.
-    """
+    """Counts a server's rejections, and in ``total`` all servers'; logs one of each reason a minute."""
 
     def __init__(self, log: Log, total: Counter[RejectReason]) -> None:
         # A port scan or a broken client would otherwise fill the log within minutes.
         self._throttled = ThrottledLog(log)
-        self._counts = Counter(dict.fromkeys(RejectReason, 0))
+        self.counts = Counter(dict.fromkeys(RejectReason, 0))
         self._total = total
-
-    @property
-    def counts(self) -> Mapping[RejectReason, int]:
-        """How many there were so far, for every reason."""
-        return MappingProxyType(self._counts)
 
     def count(self, reason: RejectReason | None, log_line: Callable[[], object]) -> None:
         """Count one rejection, and call ``log_line`` unless a like line was logged less than a minute ago.
@@ -91,7 +75,7 @@ class Rejections:
         if reason is None:
             log_line()
             return
-        self._counts[reason] += 1
+        self.counts[reason] += 1
         self._total[reason] += 1
         self._throttled.log(reason.value, log_line)
 

@@ -38,21 +38,8 @@ _STOPPING_S = 1.0
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError, ssl.SSLError)
 
 
-class PeerTimeout(TimeoutError):
-    """A peer did not do its part in time."""
-
-    def __init__(self, text: str, reason: RejectReason) -> None:
-        super().__init__(text)
-        self.reason = reason
-
-
 class Session:
-    """One accepted connection.
-
-    Args:
-        peer: its address and port, for the log.
-        client: whom fairness counts it for: the same for all connections of one client.
-    """
+    """One accepted connection of a ``peer``; fairness counts it for ``client``, who may have several."""
 
     def __init__(self, service: CompileService, *, peer: object, client: str) -> None:
         self._service = service
@@ -62,8 +49,8 @@ class Session:
         self._log = service.log.bind(peer=peer)
         self._arriving = anyio.CancelScope()
         self._outcome = ConnectionOutcome.ENDED
+        # Whether a whole request has arrived and its answer is not sent yet.
         self.outstanding = False
-        """Whether a whole request has arrived and its answer is not sent yet."""
 
     def give_up_arrival(self) -> None:
         """End the connection, unless its request has arrived whole."""
@@ -78,14 +65,10 @@ class Session:
         try:
             async with await _adopt(connection) as stream:
                 await self._serve(stream)
-        except PeerTimeout as exc:
-            self._fail(str(exc), exc.reason)
         except ProtocolError as exc:
             self._fail(str(exc), exc.reject_reason)
-        except TimeoutError as exc:
-            # The peer's host is gone, as TCP has found out.
-            self._fail(str(exc))
-        except _BROKEN as exc:
+        # TimeoutError: the peer's host is gone, as TCP has found out.
+        except (TimeoutError, *_BROKEN) as exc:
             self._fail(_describe(exc))
         except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
             self._outcome = ConnectionOutcome.CRASHED
@@ -111,7 +94,8 @@ class Session:
             self._outcome = ConnectionOutcome.EMPTY
             return
         self._outcome = ConnectionOutcome.REQUEST
-        record = RequestRecord(peer=str(self._peer), request_bytes=_size(received))
+        size = len(received) if isinstance(received, bytes) else 0
+        record = RequestRecord(peer=str(self._peer), request_bytes=size)
         handler = RequestHandler(
             self._service, client=self._client, identity=identity, record=record, log=self._log
         )
@@ -140,10 +124,9 @@ class Session:
                 self._log.info("request.abandoned")
                 return
             record.answer_bytes = len(answer)
+            missed = "the client did not take its answer"
             began = anyio.current_time()
-            with _deadline(
-                self._limits.send_s, "the client did not take its answer", RejectReason.SEND_TIMEOUT
-            ):
+            with _deadline(self._limits.send_s, missed, RejectReason.SEND_TIMEOUT):
                 await tls.send(answer)
             record.send_s = anyio.current_time() - began
             is_taken = True
@@ -156,18 +139,14 @@ class Session:
     async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TLSStream:
         with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
             return await TLSStream.wrap(
-                stream,
-                server_side=True,
-                ssl_context=identity.context,
-                standard_compatible=False,
+                stream, server_side=True, ssl_context=identity.context, standard_compatible=False
             )
 
     async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
         """Return the request's zip, or why it cannot be received; None if the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
-        with _deadline(
-            self._limits.request_s, "the request did not arrive whole", RejectReason.REQUEST_TIMEOUT
-        ):
+        missed = "the request did not arrive whole"
+        with _deadline(self._limits.request_s, missed, RejectReason.REQUEST_TIMEOUT):
             while (payload := frame.payload) is None:
                 _acknowledge_now(tls)
                 try:
@@ -217,11 +196,11 @@ async def _adopt(connection: socket.socket) -> SocketStream:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, missed: str, reason: RejectReason) -> Iterator[None]:
-    """Raise PeerTimeout, with a text that begins with ``missed``, where the block takes longer."""
+    """Raise a ProtocolError, with a text that begins with ``missed``, where the block takes longer."""
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
-        raise PeerTimeout(f"{missed} within {seconds:g} seconds", reason)
+        raise ProtocolError(f"{missed} within {seconds:g} seconds", reject_reason=reason)
 
 
 def _is_local(stream: TLSStream) -> bool:
@@ -261,10 +240,6 @@ async def _close(tls: TLSStream) -> None:
     with anyio.move_on_after(_CLOSE_S), contextlib.suppress(*_BROKEN):
         await tls.unwrap()
     await anyio.aclose_forcefully(tls.transport_stream)
-
-
-def _size(received: bytes | StapsrvError) -> int:
-    return len(received) if isinstance(received, bytes) else 0
 
 
 def _describe(exc: BaseException) -> str:

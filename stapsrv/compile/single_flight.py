@@ -24,13 +24,13 @@ from stapsrv.errors import TranslatorError
 
 T = TypeVar("T")
 
+# Holds a worker; waits for one first, in the turn of the client that it was made for.
 Worker = Callable[[], AbstractAsyncContextManager[None]]
-"""Holds a worker; waits for one first, in the turn of the client that it was made for."""
 Work = Callable[[], Awaitable[T]]
 Finish = Callable[[T], Awaitable[None]]
 
+# How long the end of a server waits for flights whose value is out to finish.
 _FINISH_S = 10.0
-"""How long the end of a server waits for flights whose value is out to finish."""
 # More would let equal requests fill the queue that they are there to spare.
 _MAX_QUEUE_PLACES = 4
 
@@ -69,14 +69,9 @@ class SingleFlight(Generic[T]):
     async def run(
         self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T], finish: Finish[T]
     ) -> FlightResult[T]:
-        """Return the value of the flight of this key; begin it if there is none.
+        """Return the value of the flight of this key; begin it, with ``work``, if there is none.
 
-        Args:
-            key: equal for requests that one value suits.
-            client: whom the request comes from.
-            worker: holds a worker for this client.
-            work: makes the value, if this request begins the flight.
-            finish: given the value when all requests have it; nobody waits for it. Raises nothing.
+        ``finish``, which raises nothing, is given the value when all requests have it; nobody waits for it.
 
         Raises:
             Exception: whatever ``work`` raised, in all who wait; what ``worker`` raised, if no place in the
@@ -139,7 +134,7 @@ class SingleFlight(Generic[T]):
         flight.done.set()
 
     def _forget(self, key: Hashable, flight: _Flight[T]) -> None:
-        """Let the next equal request begin a flight; a successor of this one stays."""
+        # The next equal request begins a flight; a successor of this one stays.
         if self._flights.get(key) is flight:
             del self._flights[key]
 

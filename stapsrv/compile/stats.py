@@ -16,17 +16,18 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import attrs
 
 from stapsrv.rejection import RejectReason
 
-OTHER = "other"
-"""In place of a release that is not served."""
+OTHER = "other"  # in place of a release that is not served
+# From a signature, which takes a millisecond, to the deadline of a compile.
 BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
-"""From a signature, which takes a millisecond, to the deadline of a compile."""
 
+_STAGES = ("queue", "compile", "sign", "send")
 _DIGEST_CHARACTERS = 8
 _WINDOW_REQUESTS = 100
 # More than a host ever serves, even one whose kernels come and go for years.
@@ -51,32 +52,19 @@ class Source(enum.StrEnum):
 
 @attrs.define(kw_only=True)
 class RequestRecord:
-    """One request that has arrived whole; durations in seconds.
-
-    Attributes:
-        peer: the client's address and port.
-        release: the kernel that it asked for; empty if that could not be read.
-        options: a digest of the client's options, equal for equal options.
-        outcome: abandoned until something better is known.
-        source: where the response came from, if from stap.
-        uncacheable: why the next equal request will be compiled again, in a word; None if it need not be.
-        rc: the exit status in the response; None if there is none.
-        compile_s: 0 where the compile ran for another request.
-        send_s: how long the client took to read its response.
-        refusal: why it was rejected; None if it was not.
-    """
+    """One request that has arrived whole; durations in seconds."""
 
     peer: str = ""
     request_bytes: int = 0
-    release: str = ""
-    options: str = ""
+    release: str = ""  # empty if it could not be read
+    options: str = ""  # a digest, equal for equal options
     outcome: Outcome = Outcome.ABANDONED
     source: Source | None = None
-    uncacheable: str | None = None
+    uncacheable: str | None = None  # why the next equal request will be compiled again, in a word
     rc: int | None = None
     answer_bytes: int = 0
     queue_s: float = 0.0
-    compile_s: float = 0.0
+    compile_s: float = 0.0  # 0 where the compile ran for another request
     sign_s: float = 0.0
     send_s: float = 0.0
     refusal: str | None = None
@@ -105,7 +93,6 @@ def digest_options(arguments: Sequence[bytes]) -> str:
 
 def summary(record: RequestRecord) -> Mapping[str, object]:
     """Return the fields of a request's one line in the log."""
-    seconds = {name: round(getattr(record, name), 3) for name in ("queue_s", "compile_s", "sign_s", "send_s")}
     return {
         "release": record.release or None,
         "options": record.options or None,
@@ -116,20 +103,14 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
         "uncacheable": record.uncacheable,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,
-        **seconds,
+        **{f"{stage}_s": round(getattr(record, f"{stage}_s"), 3) for stage in _STAGES},
         "refusal": record.refusal,
     }
 
 
 @attrs.frozen
 class RecentTimes:
-    """How long the last requests took that stap answered.
-
-    Attributes:
-        requests: how many these are, a hundred at most.
-        queue_s: the median wait for a worker; None where there are no requests.
-        compile_s: the median compile, of those that had one of their own; None where there are none.
-    """
+    """Medians of the last requests that stap answered; of compiles, of those that had one of their own."""
 
     requests: int = 0
     queue_s: float | None = None
@@ -160,16 +141,11 @@ class LatencyWindow:
 class ConnectionOutcome(enum.StrEnum):
     """How a connection ended."""
 
-    REFUSED = "refused"
-    """It was reset before the handshake."""
-    FAILED = "failed"
-    """It broke, the client broke the protocol, or it took too long."""
-    EMPTY = "empty"
-    """The client wanted no more than to see the certificate."""
-    REQUEST = "request"
-    """A request arrived whole, however that ended."""
-    ENDED = "ended"
-    """The server stopped before a request had arrived."""
+    REFUSED = "refused"  # reset before the handshake
+    FAILED = "failed"  # it broke, the client broke the protocol, or it took too long
+    EMPTY = "empty"  # the client wanted no more than to see the certificate
+    REQUEST = "request"  # a request arrived whole, however that ended
+    ENDED = "ended"  # the server stopped before a request had arrived
     CRASHED = "crashed"
 
 
@@ -189,14 +165,16 @@ class Result(enum.StrEnum):
         return cls(record.outcome.value)
 
 
+_C = TypeVar("_C", bound=enum.Enum)
+
+
+def _zeros(kinds: type[_C]) -> Counter[_C]:
+    return Counter(dict.fromkeys(kinds, 0))
+
+
 @attrs.define
 class Histogram:
-    """How many durations were in which range.
-
-    Attributes:
-        bounds_s: upper bounds in seconds, ascending.
-        counts: one for each bound, without those below the one before; and one for longer durations.
-    """
+    """How many durations were in which range: up to each bound but above the one before, and longer."""
 
     bounds_s: tuple[float, ...] = BOUNDS_S
     counts: list[int] = attrs.field(
@@ -212,26 +190,14 @@ class Histogram:
 
 @attrs.define
 class ProcessCounters:
-    """What the metrics count of all servers.
+    """What the metrics count of all servers."""
 
-    Attributes:
-        connections: by how they ended.
-        refusals: connections and requests that were rejected, by reason.
-        requests: by release and result.
-        uncacheable: by reason, compiles whose result was not stored.
-        stages: how long requests were in each: ``queue``, ``compile``, ``sign``, ``send``.
-    """
-
-    connections: Counter[ConnectionOutcome] = attrs.field(
-        factory=lambda: Counter(dict.fromkeys(ConnectionOutcome, 0))
-    )
-    refusals: Counter[RejectReason] = attrs.field(factory=lambda: Counter(dict.fromkeys(RejectReason, 0)))
+    connections: Counter[ConnectionOutcome] = attrs.field(factory=lambda: _zeros(ConnectionOutcome))
+    refusals: Counter[RejectReason] = attrs.field(factory=lambda: _zeros(RejectReason))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
-    sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
+    sources: Counter[Source] = attrs.field(factory=lambda: _zeros(Source))
     uncacheable: Counter[str] = attrs.field(factory=Counter)
-    stages: dict[str, Histogram] = attrs.field(
-        factory=lambda: {stage: Histogram() for stage in ("queue", "compile", "sign", "send")}
-    )
+    stages: dict[str, Histogram] = attrs.field(factory=lambda: {stage: Histogram() for stage in _STAGES})
     request_bytes: int = 0
     answer_bytes: int = 0
     _releases: set[str] = attrs.field(factory=set, init=False)
@@ -265,19 +231,13 @@ class ProcessCounters:
 
 @attrs.define(kw_only=True)
 class CacheCounts:
-    """What the cache did for one server so far.
-
-    Attributes:
-        misses: compiles of requests that had a key, but no entry.
-        shared: requests answered by the compile of another one.
-        uncacheable: by reason, compiles whose result was not stored.
-    """
+    """What the cache did for one server so far."""
 
     hits: int = 0
-    misses: int = 0
-    shared: int = 0
+    misses: int = 0  # compiles of requests that had a key, but no entry
+    shared: int = 0  # requests answered by the compile of another one
     stored: int = 0
-    uncacheable: Counter[str] = attrs.field(factory=Counter)
+    uncacheable: Counter[str] = attrs.field(factory=Counter)  # by reason
 
     def snapshot(self) -> CacheCounts:
         """Return a copy."""
@@ -286,12 +246,7 @@ class CacheCounts:
 
 @attrs.frozen(kw_only=True)
 class CacheStatistics:
-    """The cache at one moment: the entries on disk, and what this process removed of them.
-
-    Attributes:
-        evicted: for their age, or to make room.
-        damaged: because they were damaged.
-    """
+    """The cache at one moment: the entries on disk, and how many this process evicted or found damaged."""
 
     directory: Path
     entries: int

@@ -27,11 +27,7 @@ def parse_dependencies(text: bytes) -> tuple[str, ...]:
 
 
 def has_build(directory: Path) -> bool:
-    """Whether stap's temporary directory holds a whole build, and no module from its cache.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Whether stap's temporary directory holds a whole build and no module from its cache; or raise OSError."""
     modules = [path for path in directory.glob("*.ko") if path.is_file()]
     return bool(modules) and all((directory / f".{path.stem}_src.o.cmd").is_file() for path in modules)
 
@@ -40,10 +36,7 @@ def read_dependencies(directory: Path, build_tree: Path) -> frozenset[str]:
     """Return the absolute paths of all files that a build in stap's temporary directory has read.
 
     They are as the compiler opened them, so ``..`` may follow a symbolic link. Files of the temporary
-    directory itself are left out.
-
-    Raises:
-        OSError: a list cannot be read.
+    directory itself are left out. May raise OSError.
     """
     own, tree = f"{directory}/", str(build_tree)
     paths = set()

@@ -62,16 +62,7 @@ class _File(NamedTuple):
 
 
 class DiskStore:
-    """A directory of results.
-
-    Args:
-        directory: made with the first entry if it is missing, mode 0700.
-        max_bytes: of all files together.
-        max_age_s: seconds after which an entry expires.
-
-    Raises:
-        ConfigError: it is another user's, or others could read it.
-    """
+    """A directory of results, made with the first entry; a ConfigError if others could read or write it."""
 
     def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float) -> None:
         self.directory = directory
@@ -82,18 +73,13 @@ class DiskStore:
         _check(directory)
 
     def read(self, name: str) -> bytes | None:
-        """Return what was written under a name; None if there is nothing, or it has expired.
-
-        Raises:
-            DamagedError: there was something else, and it is removed.
-        """
+        """Return what was written, unless it has expired; what is damaged is removed, with a DamagedError."""
         path = self._path(name)
         try:
-            with path.open("rb") as stream:
-                if self._is_expired(name, os.fstat(stream.fileno())):
-                    path.unlink(missing_ok=True)
-                    return None
-                content = stream.read()
+            if self._is_expired(name, path.stat()):
+                path.unlink(missing_ok=True)
+                return None
+            content = path.read_bytes()
         except OSError:
             return None
         try:
@@ -118,11 +104,7 @@ class DiskStore:
             os.utime(path, (time.time(), path.stat().st_mtime))
 
     def write(self, name: str, body: bytes) -> int:
-        """Write under a name, in place of what was there; return how many other files were evicted.
-
-        Raises:
-            OSError: it could not be written; what was there is still there.
-        """
+        """Write, and return how many other files were evicted; after an OSError the old content is there."""
         content = _sealed(body, name)
         if len(content) > self._max_bytes:
             return 0

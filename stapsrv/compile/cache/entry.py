@@ -14,31 +14,23 @@ _MAX_RESPONSES = 3
 
 @attrs.frozen
 class ResponseVariant:
-    """What a response is made for, beside the result and who signs it.
-
-    Attributes:
-        signed: whether it carries signatures by the certificate's key.
-        messages: the server's own.
-    """
+    """What a response is made for, beside the result and who signs it."""
 
     deflate: bool
-    signed: bool
-    messages: tuple[str, ...]
+    signed: bool  # by the certificate's key
+    messages: tuple[str, ...]  # the server's own
 
 
 @attrs.define(eq=False)
 class CacheEntry:
-    """A result, and the responses that were made of it.
-
-    Attributes:
-        reason: why it is not stored, in a word; None if it is. Final once ``stored`` is set.
-        touched: when its file was last marked as used, by the monotonic clock.
-        stored: set when it is stored, or is not going to be.
-    """
+    """A result, and the responses that were made of it."""
 
     result: CompileResult
+    # Why it is not stored, in a word; None if it is. Final once ``stored`` is set.
     reason: str | None = NOT_SCANNED
+    # When its file was last marked as used, by the monotonic clock.
     touched: float = 0.0
+    # Set when it is stored, or is not going to be.
     stored: anyio.Event = attrs.field(factory=anyio.Event)
     _responses: dict[ResponseVariant, tuple[object, bytes]] = attrs.field(factory=dict)
 

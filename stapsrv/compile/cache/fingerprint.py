@@ -41,9 +41,7 @@ class TooLargeError(StapsrvError):
 def fingerprint(path: WatchedPath, watch: Watch) -> bytes:
     """Return the fingerprint of a path; ``watch`` is called for all that it depends on.
 
-    Raises:
-        TooLargeError: there are too many entries.
-        OSError: what ``watch`` raises; but not for a directory that nothing can be reached through.
+    It may raise TooLargeError, or what ``watch`` raises but for a directory that nothing is reached through.
     """
     return _Scanner(watch, recursive=path.recursive).scan(os.fsencode(path.path))
 
@@ -184,10 +182,5 @@ def _mode(status: os.stat_result) -> bytes:
 
 
 def _stamp(status: os.stat_result) -> bytes:
-    return b"%o %d %d %d %d" % (
-        status.st_mode,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return b"%o %d %d %d %d" % (status.st_mode, status.st_ino, status.st_size, *times)

@@ -79,11 +79,8 @@ UNREAD_RC = RcFile(b"unread", is_cacheable=False)
 class HostInputs:
     """The inputs that every compile of this process shares.
 
-    Args:
-        stap: the translator.
-        environ: the environment that it gets.
-        directory: stap's own, ``$SYSTEMTAP_DIR``.
-        contained: how requests are contained, which decides on what they see.
+    ``directory`` is ``$SYSTEMTAP_DIR``. ``contained`` says how requests are contained, which decides on what
+    they see.
     """
 
     def __init__(
@@ -186,15 +183,13 @@ class HostInputs:
         searched = (self._environ.get("PATH", os.defpath), self._environ.get("LD_LIBRARY_PATH", ""))
         for directory in ":".join(searched).split(":"):
             yield WatchedPath(directory, recursive=False) if directory.startswith("/") else None
-        multiarch = self._multiarch
-        for directory in (*_LIBRARIES, f"/usr/lib/{multiarch}", f"/lib/{multiarch}"):
+        libraries = f"/usr/lib/{self._multiarch}"
+        for directory in (*_LIBRARIES, libraries, f"/lib/{self._multiarch}"):
             yield WatchedPath(directory, recursive=False)
         # gcc searches it first for the assembler and its specs; nm and ld load plugins.
-        yield f"/usr/{multiarch}"
-        yield from (f"{directory}/bfd-plugins" for directory in ("/usr/lib", f"/usr/lib/{multiarch}"))
+        yield from (f"/usr/{self._multiarch}", "/usr/lib/bfd-plugins", f"{libraries}/bfd-plugins")
         yield from _LOCKDOWN
-        yield str(self._prefix / "libexec" / "systemtap")
-        yield str(self._prefix / "lib" / "systemtap")
+        yield from (f"{self._prefix}/libexec/systemtap", f"{self._prefix}/lib/systemtap")
 
 
 def _kernel_sources(build_tree: Path) -> Iterator[str]:

@@ -9,32 +9,24 @@ import attrs
 
 from stapsrv.compile.protocol.request import CompileRequest
 
+# Why a result is not stored: some of its inputs were being scanned.
 NOT_SCANNED = "unknown yet"
-"""Why a result is not stored: some of its inputs were being scanned."""
 # Part of each entry's name: entries of another version are never found.
 _VERSION = b"1"
 
 
 @attrs.frozen
 class CacheKey:
-    """The cache key of a job, or the reason it has none.
+    """The cache key of a job, or the reason it has none."""
 
-    Attributes:
-        request_digest: of what stap is given by the client.
-        environment_digest: of all else that the result depends on; None if that is not known.
-        toolchain_digest: names stap's own cache, which takes no notice of this part of the environment.
-        generation: how many changes of the tapsets, and of the toolchain, the watcher had seen.
-        host_state: of the environment, what is looked at anew each time; None if it does not suffice.
-        reason: why there is no environment digest, in a word.
-    """
-
-    request_digest: bytes
-    environment_digest: bytes | None = None
+    request_digest: bytes  # of what stap is given by the client
+    environment_digest: bytes | None = None  # of all else that the result depends on
+    # Names stap's own cache, which takes no notice of this part of the environment.
     toolchain_digest: bytes = b""
-    generation: tuple[int, int] = (0, 0)
+    generation: tuple[int, int] = (0, 0)  # changes of the tapsets, and of the toolchain, so far
     rc_stamp: bytes = b""
-    host_state: bytes | None = None
-    reason: str | None = None
+    host_state: bytes | None = None  # of the environment, what is read anew each time
+    reason: str | None = None  # why there is no environment digest, in a word
 
     @property
     def flight_key(self) -> tuple[bytes, bytes | None, tuple[int, int], bytes]:

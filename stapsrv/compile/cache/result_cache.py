@@ -52,27 +52,17 @@ _DISK = "disk"
 
 @attrs.frozen
 class Miss:
-    """A compile for which there was no entry, and what decides on whether its result is stored.
-
-    Attributes:
-        stap_cache: what stap used; None where the toolchain is not known.
-    """
+    """A compile for which there was no entry, and what decides on whether its result is stored."""
 
     key: CacheKey
     job: CompileJob
     compiled: Compiled
     entry: CacheEntry
-    stap_cache: StapCache | None = None
+    stap_cache: StapCache | None = None  # None where the toolchain is not known
 
 
 class ResultCache:
-    """The results of this process's servers.
-
-    Args:
-        inputs: what they depend on.
-        watcher: watches the inputs.
-        store: where results are kept.
-    """
+    """The results of this process's servers: ``store`` keeps them, ``watcher`` watches the ``inputs``."""
 
     def __init__(self, inputs: HostInputs, watcher: InputWatcher, store: DiskStore, *, log: Log) -> None:
         self._inputs = inputs
@@ -143,11 +133,7 @@ class ResultCache:
         return await self._storage.get(key.name)
 
     async def compile(self, key: CacheKey, job: CompileJob, engine: Engine[Compiled]) -> Miss:
-        """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`.
-
-        Raises:
-            Exception: what ``engine`` raises.
-        """
+        """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`."""
         if key.environment_digest is None:
             compiled = await engine.compile(job)
             return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
@@ -158,7 +144,8 @@ class ResultCache:
             try:
                 compiled = await engine.compile(job)
             finally:
-                if stap_cache is not None and not self._is_toolchain_unchanged(key, job):
+                paths = self._inputs.paths(job.release, job.settings)
+                if stap_cache is not None and self._generation(paths)[1] != key.generation[1]:
                     stap_cache.is_stale = True
             leaving.push_async_callback(compiled.release)
             if stap_cache is not None and compiled.result.limit_met is not None:
@@ -212,10 +199,6 @@ class ResultCache:
 
     def _generation(self, paths: InputPaths) -> tuple[int, int]:
         return self._watcher.generation(paths.tapsets), self._watcher.generation(paths.toolchain)
-
-    def _is_toolchain_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
-        paths = self._inputs.paths(job.release, job.settings)
-        return key.environment_digest is not None and self._generation(paths)[1] == key.generation[1]
 
     async def _is_unchanged(self, key: CacheKey, job: CompileJob) -> bool:
         """Whether nothing that a result depends on has changed since the key was made, not even briefly."""

@@ -49,10 +49,12 @@ _OPERATORS = frozenset(
     | {"@avg", "@count", "@hist_linear", "@hist_log", "@max", "@min", "@sum", "@variance"}
 )
 _KEYWORDS = frozenset({"function", "probe", "global", "private", "@define"})
-# Where a probe point begins.
+# Where a probe point begins, and where one ends.
 _BEFORE_POINT = frozenset({"probe", ",", "{", "!", "?", "=", "+="})
-# Where one ends.
 _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
+
+# For all tapsets, which are many files.
+_SCAN_TIMEOUT_S = 60.0
 
 # A tapset file without any of this sends stap nowhere by itself.
 _HOST_WORDS = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
@@ -265,10 +267,6 @@ def _is_word_part(token: _Token) -> bool:
     )
 
 
-# They are many files.
-_SCAN_TIMEOUT_S = 60.0
-
-
 class TapsetScanner:
     """Finds the names in tapsets that may make stap read host files, again only after a change."""
 
@@ -278,11 +276,7 @@ class TapsetScanner:
     async def names_reading_host_files(
         self, paths: tuple[WatchedPath, ...], generation: int, calls: BlockingCalls
     ) -> frozenset[str]:
-        """Return the names in the tapsets at some paths, whose generation differs after each change.
-
-        Raises:
-            OSError: a directory cannot be read, or not in time.
-        """
+        """Return the names in tapsets whose generation differs after each change; may raise OSError."""
         scanned = self._scanned.get(paths)
         if scanned is None or scanned[0] != generation:
             names = await calls.run(partial(scan_tapsets, paths), timeout_s=_SCAN_TIMEOUT_S)
@@ -291,11 +285,7 @@ class TapsetScanner:
 
 
 def scan_tapsets(paths: Iterable[WatchedPath]) -> frozenset[str]:
-    """Read all tapset files below some paths, and return the names that may make stap read host files.
-
-    Raises:
-        OSError: a directory cannot be read.
-    """
+    """Return the names in the tapsets below some paths that may make stap read host files."""
     texts = []
     for path in (file for top in paths for file in _tapset_files(top.path)):
         # A file that we cannot read, stap cannot either.

@@ -24,30 +24,25 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.key import CacheKey
 from stapsrv.system.blocking import BlockingCalls
 
+# In stap's own directory; all servers and supervisors of a user share it.
 CACHES_DIRECTORY = "server-stap-caches"
-"""In stap's own directory; all servers and supervisors of a user share it."""
 
 _MAX_DIRECTORIES = 8
 # One that was used in this time may be in use by another process: a compile takes ten minutes at most.
 _IN_USE_S = 3600.0
 _STALE = "stale"
+# stap itself keeps a cache within the megabytes that this file in it says.
 _SIZE_LIMIT_FILE, _SIZE_LIMIT_MB = "cache_mb_limit", 128
-"""stap itself keeps a cache within the megabytes that this file in it says."""
 _REMOVE_S = 60.0
 
 
 @attrs.define(eq=False)
 class StapCache:
-    """A cache directory of stap's.
-
-    Attributes:
-        generation: of the toolchain, when it was first used by this process.
-        is_stale: what is in it may be of another toolchain than its name says.
-    """
+    """A cache directory of stap's."""
 
     path: Path
-    generation: int
-    is_stale: bool = False
+    generation: int  # of the toolchain, when it was first used by this process
+    is_stale: bool = False  # what is in it may be of another toolchain than its name says
     users: int = 0
 
 
@@ -63,11 +58,7 @@ class StapCaches:
 
     @contextlib.asynccontextmanager
     async def use(self, key: CacheKey) -> AsyncIterator[StapCache]:
-        """Have the cache of a key's toolchain while the block runs.
-
-        Raises:
-            OSError: there is none, and none can be made.
-        """
+        """Have the cache of a key's toolchain while the block runs; an OSError if none can be made."""
         cache = self._find(key)
         while not await self._files.run(partial(self._prepare, cache.path)):
             # Another process has spoiled it.

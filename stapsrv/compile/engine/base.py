@@ -28,26 +28,19 @@ T_co = TypeVar("T_co", covariant=True)
 
 @attrs.frozen(kw_only=True)
 class CompileJob:
-    """One request, the release that it is compiled for, and the options of the server that it came to.
-
-    Attributes:
-        client: whose turn in the queue it takes.
-        record: the engines add durations and the source of the answer.
-        answered: set when the client has its answer.
-        background: run at low priority; nobody waits for it.
-        stap_cache: the directory of stap's own cache; None: where stap has it.
-        deadline_s: seconds that the compile may take.
-    """
+    """One request, the release that it is compiled for, and the options of the server that it came to."""
 
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
-    client: str = ""
+    client: str = ""  # whose turn in the queue it takes
     log: Log = attrs.field(factory=structlog.get_logger, eq=False, repr=False)
+    # The engines add durations and the source of the answer.
     record: RequestRecord = attrs.field(factory=RequestRecord, eq=False, repr=False)
+    # Set when the client has its answer.
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
-    background: bool = False
-    stap_cache: Path | None = None
+    background: bool = False  # run at low priority; nobody waits for it
+    stap_cache: Path | None = None  # None: where stap has it
     deadline_s: float = attrs.field()
 
     @deadline_s.default
@@ -62,37 +55,24 @@ class CompileJob:
 
 @attrs.frozen
 class CompileResult:
-    """What stap made of a job; the same bytes may answer later requests.
+    """What stap made of a job, without this host's private paths; it may answer later requests, too."""
 
-    Attributes:
-        status: stap's exit status; 128 + N when signal N ended it, as a shell says it.
-        stdout: without this host's private paths; so is ``stderr``.
-        files: what the answer carries.
-        limit_met: the resource limit that stap met, as far as its end shows one.
-    """
-
-    status: int
+    status: int  # 128 + N when signal N ended stap, as a shell says it
     stdout: bytes
     stderr: bytes
     files: tuple[ResponseFile, ...]
-    limit_met: str | None = None
+    limit_met: str | None = None  # the resource limit that stap met, as far as its end shows one
 
 
 @attrs.frozen
 class Compiled:
-    """A compile that has ended; what it left behind stays until it is released.
-
-    Attributes:
-        built: whether stap built the module; else it had it in its own cache.
-        read_dependencies: returns the files that the module was built from, if it was; OSError: their list
-            cannot be read in time.
-        release: removes what the compile left behind; whoever has this object awaits it exactly once.
-            TranslatorError: it could not be removed, or kept where that was wanted.
-    """
+    """A compile that has ended; what it left behind stays until it is released."""
 
     result: CompileResult
-    built: bool
+    built: bool  # else stap had the module in its own cache
+    # Returns the files that the module was built from, if it was; an OSError if their list cannot be read.
     read_dependencies: Callable[[], Awaitable[frozenset[str]]]
+    # Removes what the compile left behind, else a TranslatorError; to be awaited exactly once.
     release: Callable[[], Awaitable[None]]
 
 

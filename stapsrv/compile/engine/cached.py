@@ -29,13 +29,7 @@ _HEAD_START_S = 0.05
 
 
 class CachedEngine:
-    """Compiles for the requests of one server, within :meth:`open`.
-
-    Args:
-        engine: compiles what is not cached.
-        pool: who may compile.
-        cache: shared by the servers of a process; None to compile each time.
-    """
+    """Compiles for the requests of one server, within :meth:`open`; all servers share the ``cache``."""
 
     def __init__(self, engine: Engine[Compiled], pool: WorkerPool, cache: ResultCache | None = None) -> None:
         self._engine = engine

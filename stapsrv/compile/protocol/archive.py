@@ -54,16 +54,8 @@ _DOS_DIRECTORY = 0x10
 # What zipfile and zlib were seen to raise, or may raise, on bytes that are no zip (UnicodeDecodeError and
 # BytesIO's negative seeks are ValueErrors, NotImplementedError is a RuntimeError).
 _ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    ValueError,
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error),
+    *(EOFError, OSError, RuntimeError, ArithmeticError, LookupError, ValueError),
 )
 
 
@@ -87,12 +79,8 @@ def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
     """Unpack a request's zip, whose files have at most ``max_bytes`` together.
 
     Names are the bytes of the header, since a client whose locale is not UTF-8 names its files so in its
-    arguments, too; a backslash is one of them. Executable bits and times are ignored.
-
-    Raises:
-        ProtocolError: it breaks a rule; names the entry and what is wrong.
-
-    Source: PROTOCOL, the request zip and its limits.
+    arguments, too; a backslash is one of them. Executable bits and times are ignored. A zip that breaks a
+    rule is a ProtocolError. Source: PROTOCOL, the request zip and its limits.
     """
     announced, directory_offset = _check_end(payload)
     with _zip_errors(_ZIP):
@@ -126,9 +114,8 @@ class _Entry:
     def from_header(cls, header: zipfile.ZipInfo) -> _Entry:
         # The name's bytes as they stand in the header: both of zipfile's decodings are one to one.
         name = header.orig_filename.encode("utf-8" if header.flag_bits & _FLAG_UTF8 else _NAMES)
-        return cls(
-            header, name.removesuffix(b"/"), name.endswith(b"/"), f"{_ZIP} entry '{printable_bytes(name)}'"
-        )
+        title = f"{_ZIP} entry '{printable_bytes(name)}'"
+        return cls(header, name.removesuffix(b"/"), name.endswith(b"/"), title)
 
 
 def _check_end(payload: bytes) -> tuple[int, int]:
@@ -158,10 +145,8 @@ def _check_total(total: int, max_bytes: int) -> None:
     if 1 <= total <= max_bytes:
         return
     # Scripts look for these words (PROTOCOL, log lines).
-    problem = (
-        f"Uncompressed request size of {total} bytes is not within the expected range"
-        f" of 1 to {max_bytes} bytes."
-    )
+    expected = f"the expected range of 1 to {max_bytes} bytes."
+    problem = f"Uncompressed request size of {total} bytes is not within {expected}"
     if not total:
         raise ProtocolError(problem)
     raise ProtocolError(
@@ -173,10 +158,8 @@ def _check_packing(entry: _Entry) -> None:
     header = entry.header
     if header.flag_bits & _FLAGS_ENCRYPTED:
         raise _error(entry.title, "is encrypted")
-    if (
-        header.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-        or header.flag_bits & _FLAG_PATCH
-    ):
+    is_known = header.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+    if not is_known or header.flag_bits & _FLAG_PATCH:
         raise _error(entry.title, "is neither stored nor deflated")
     if header.volume or _has_zip64_field(header.extra):
         raise _error(entry.title, "is on another disk or in the zip64 format")
@@ -214,9 +197,8 @@ def _check_path(entry: _Entry) -> None:
         raise _error(entry.title, f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}")
     longest = max(map(len, components))
     if longest > MAX_COMPONENT_BYTES:
-        raise _error(
-            entry.title, f"has a component of {longest} bytes in its path, the limit is {MAX_COMPONENT_BYTES}"
-        )
+        limit = f"the limit is {MAX_COMPONENT_BYTES}"
+        raise _error(entry.title, f"has a component of {longest} bytes in its path, {limit}")
 
 
 def _check_overlaps(entries: Sequence[_Entry], directory_offset: int) -> None:

@@ -36,21 +36,15 @@ class ClientLocale:
 
 @attrs.frozen
 class ClientKeys:
-    """The keys that the client's kernel trusts, or that it has none; and the messages of refused lines.
+    """The keys that the client's kernel trusts, or that it has none; and the messages of refused lines."""
 
-    A fingerprint reads ``ab:01:…``, in lower case.
-    """
-
-    fingerprints: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()  # such as ab:01:..., in lower case
     missing: bool = False
     messages: tuple[str, ...] = ()
 
 
 def parse_locale(data: bytes) -> ClientLocale:
-    """Read ``KEY=VALUE`` lines; of two lines with one key the last holds.
-
-    Raises:
-        RequestRejected: more than ``MAX_LINES`` lines.
+    """Read ``KEY=VALUE`` lines; of two lines with one key the last holds. Too many: RequestRejected.
 
     Source: PROTOCOL, the request zip; the splitting at the first ``=`` was seen in the original.
     """
@@ -73,10 +67,7 @@ def parse_locale(data: bytes) -> ClientLocale:
 
 
 def parse_keys(data: bytes) -> ClientKeys:
-    """Read lines that are fingerprints or the word ``missing``.
-
-    Raises:
-        RequestRejected: more than ``MAX_LINES`` lines.
+    """Read lines that are fingerprints or the word ``missing``. Too many: RequestRejected.
 
     Source: PROTOCOL, the request zip and machine owner keys.
     """

@@ -35,11 +35,7 @@ class FrameReader:
         return bytes(self._body)
 
     def feed(self, data: bytes) -> None:
-        """Take a chunk of any size.
-
-        Raises:
-            ProtocolError: the frame announces more than ``max_bytes``, or bytes follow its end.
-        """
+        """Take a chunk; a ProtocolError if more than ``max_bytes`` are announced, or bytes follow the end."""
         if self._announced is None:
             missing = _LENGTH_BYTES - len(self._header)
             self._header += data[:missing]
@@ -49,7 +45,14 @@ class FrameReader:
             self._announced = int.from_bytes(self._header, "big")
             # Kept even when the check below fails: a peer hears why only after all that it sends is read.
             self._missing = self._announced - len(data)
-        self._check_length(self._announced)
+        if self._announced > self._max_bytes:
+            # Scripts look for the first words (PROTOCOL, log lines).
+            raise ProtocolError(
+                "Error size of (compressed) request file is too large:"
+                f" it announces {self._announced} bytes, the limit is {self._max_bytes}",
+                remedy="--max-compressed-request raises the limit",
+                reject_reason=RejectReason.REQUEST_SIZE,
+            )
         surplus = len(self._body) + len(data) - self._announced
         if surplus > 0:
             raise ProtocolError(
@@ -59,11 +62,7 @@ class FrameReader:
         self._missing = -surplus
 
     def feed_eof(self) -> None:
-        """Take the end of the stream; before the first byte it is no error.
-
-        Raises:
-            ProtocolError: it came within the frame.
-        """
+        """Take the end of the stream; a ProtocolError if it came within the frame."""
         if self._announced is not None and len(self._body) < self._announced:
             raise ProtocolError(
                 f"The request ended after {len(self._body)} of the {self._announced} bytes that it announces"
@@ -71,14 +70,4 @@ class FrameReader:
         if self._announced is None and self._header:
             raise ProtocolError(
                 f"The request ended after {len(self._header)} of the {_LENGTH_BYTES} bytes of its length"
-            )
-
-    def _check_length(self, announced: int) -> None:
-        if announced > self._max_bytes:
-            # Scripts look for the first words (PROTOCOL, log lines).
-            raise ProtocolError(
-                "Error size of (compressed) request file is too large:"
-                f" it announces {announced} bytes, the limit is {self._max_bytes}",
-                remedy="--max-compressed-request raises the limit",
-                reject_reason=RejectReason.REQUEST_SIZE,
             )

@@ -30,27 +30,17 @@ _ARGUMENT = re.compile(rb"argv([1-9][0-9]*)")
 
 @attrs.frozen(kw_only=True)
 class CompileRequest:
-    """What a client wants compiled, and from what.
-
-    Attributes:
-        release: the kernel's, as ``uname -r`` shows it on the client's host.
-        arguments: for stap, in order; any bytes but NUL, each at most ``MAX_ARGUMENT_BYTES``.
-        environment: the locale's variables to lay over the server's environment, names unique.
-        messages: lines ``Server: …`` for the standard error of the response, about what was not accepted.
-        fingerprints: of the machine owner keys that the client's kernel trusts.
-        mok_missing: the client has no such key and needs one.
-        files: all to be laid out under the request's root; arguments name them relatively.
-        directories: all that is needed for them, and empty ones; parents before children.
-    """
+    """What a client wants compiled, and from what."""
 
     version: str = _OLDEST_VERSION
-    release: str
+    release: str  # the kernel's, as ``uname -r`` shows it on the client's host
     arch: str
-    arguments: tuple[bytes, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
-    messages: tuple[str, ...] = ()
-    fingerprints: tuple[str, ...] = ()
-    mok_missing: bool = False
+    arguments: tuple[bytes, ...] = ()  # any bytes but NUL, each at most MAX_ARGUMENT_BYTES
+    environment: tuple[tuple[str, str], ...] = ()  # the locale's variables, names unique
+    messages: tuple[str, ...] = ()  # lines "Server: ..." for stderr, about what was not accepted
+    fingerprints: tuple[str, ...] = ()  # of the machine owner keys that the client's kernel trusts
+    mok_missing: bool = False  # the client has no such key and needs one
+    # To be laid out under the request's root, parents before children; arguments name them relatively.
     files: tuple[RequestFile, ...] = ()
     directories: tuple[bytes, ...] = ()
 
@@ -58,10 +48,7 @@ class CompileRequest:
 def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
     """Read the zip that a client sent, whose files have at most ``max_request_bytes`` together, unpacked.
 
-    Raises:
-        ProtocolError: no sound zip, or one that breaks a rule.
-        RequestRejected: it cannot be run: no system, a missing or impossible argument, no version.
-
+    No sound zip, or one that breaks a rule, is a ProtocolError; one that cannot be run meets RequestRejected.
     Source: PROTOCOL, the request zip.
     """
     archive = read_archive(payload, max_bytes=max_request_bytes)
