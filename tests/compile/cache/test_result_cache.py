@@ -16,7 +16,7 @@ import pytest
 from kit.service import LogLines
 
 from stapsrv.compile.cache.disk import DiskStore
-from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
+from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.key import CacheKey
@@ -199,7 +199,7 @@ async def world(directory: Path, *, lay_out: bool = True, **inputs: object) -> A
             tasks.cancel_scope.cancel()
 
 
-async def test_the_second_time_is_a_hit(tmp_path):
+async def test_equal_request_is_a_hit(tmp_path):
     async with world(tmp_path) as w:
         assert [await w.ask() for _ in range(3)] == ["stored", "hit", "hit"]
         assert len(w.runs) == 1
@@ -218,7 +218,7 @@ async def test_results_outlive_the_process(tmp_path):
         assert w.runs == []
 
 
-async def test_other_requests_and_other_settings_are_other_keys(tmp_path):
+async def test_other_request_or_settings_make_another_key(tmp_path):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
@@ -233,7 +233,7 @@ async def test_other_requests_and_other_settings_are_other_keys(tmp_path):
         assert await w.ask() == "hit"
 
 
-async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monkeypatch):
+async def test_rc_is_read_for_each_request_and_may_hang(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         job = w.job()
         await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
@@ -254,7 +254,7 @@ async def test_rc_is_looked_at_anew_for_each_request_and_may_hang(tmp_path, monk
 
 
 @pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])
-async def test_a_change_makes_another_key(tmp_path, changed):
+async def test_changed_input_makes_another_key(tmp_path, changed):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         (tmp_path / changed).write_text("changed")
@@ -262,7 +262,7 @@ async def test_a_change_makes_another_key(tmp_path, changed):
         assert await w.ask() == "hit"
 
 
-async def test_the_state_of_the_host_counts(tmp_path):
+async def test_changed_host_state_makes_another_key(tmp_path):
     async with world(tmp_path) as w:
         assert await w.ask() == "stored"
         w.inputs.stated = b"another"
@@ -271,14 +271,14 @@ async def test_the_state_of_the_host_counts(tmp_path):
         assert await w.ask() == "rc"
 
 
-async def test_what_keeps_changing_holds_a_request_up_for_a_bounded_time(tmp_path, monkeypatch):
+async def test_wait_for_inputs_that_keep_changing_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("stapsrv.compile.cache.result_cache._SCAN_S", 0.05)
     async with world(tmp_path) as w:
         monkeypatch.setattr(w.watcher, "fingerprint", lambda _places: None)
         assert (await w.cache.wait_key_for(w.job())).reason == "unknown yet"
 
 
-async def test_nothing_is_answered_before_the_first_look(tmp_path):
+async def test_changed_input_gives_no_hit_before_its_scan(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         (tmp_path / "tree" / "x.h").write_text("changed")
@@ -289,7 +289,7 @@ async def test_nothing_is_answered_before_the_first_look(tmp_path):
         assert key.environment_digest is not None
 
 
-async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
+async def test_request_during_the_store_gets_the_entry(tmp_path):
     async with world(tmp_path) as w:
         key = await w.cache.wait_key_for(w.job())
         found: list[CacheEntry | None] = []
@@ -306,7 +306,7 @@ async def test_whoever_asks_while_a_result_is_being_kept_gets_it(tmp_path):
         assert found == [miss.entry]
 
 
-async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
+async def test_result_whose_store_was_cancelled_is_not_stored(tmp_path):
     async with world(tmp_path) as w:
         key = await w.cache.wait_key_for(w.job())
         miss = await w.cache.compile(key, w.job(), FakeStap(w.run_stap))
@@ -335,7 +335,7 @@ async def test_a_result_that_nobody_could_judge_is_not_kept(tmp_path):
     ],
     ids=str,
 )
-async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
+async def test_result_that_may_differ_is_not_stored(tmp_path, attributes, arguments, reason):
     async with world(tmp_path) as w:
         for name, value in attributes.items():
             setattr(w, name, value)
@@ -344,13 +344,13 @@ async def test_what_is_never_kept(tmp_path, attributes, arguments, reason):
         assert len(w.runs) == 2
 
 
-async def test_a_program_is_seen_wherever_the_code_names_it(tmp_path):
+async def test_program_at_the_end_of_large_code_is_found(tmp_path):
     async with world(tmp_path) as w:
         w.code = b"/* */\n" * 200_000 + b'{ .procname="/bin/ls", }'
         assert await w.ask() == "outside"
 
 
-async def test_a_module_from_elsewhere_is_from_there_in_stap_s_cache_as_well(tmp_path):
+async def test_module_built_from_unwatched_file_is_not_stored_from_stap_s_cache(tmp_path):
     """Though what its C includes could be a header of the kernel's."""
     async with world(tmp_path) as w:
         w.outside = ("/opt/include/linux/mm.h",)
@@ -360,7 +360,7 @@ async def test_a_module_from_elsewhere_is_from_there_in_stap_s_cache_as_well(tmp
         assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
 
 
-async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
+async def test_file_behind_a_link_below_a_watched_path_is_watched(tmp_path):
     (tmp_path / "linked").mkdir()
     async with world(tmp_path) as w:
         (tmp_path / "tree" / "link").symlink_to("../linked")
@@ -372,7 +372,7 @@ async def test_what_a_link_below_a_place_leads_to_is_inside(tmp_path):
         assert await w.ask(b"-p4", b"-eprobe end {}") == "outside"
 
 
-async def test_a_change_during_the_compile_is_not_kept(tmp_path):
+async def test_result_of_compile_with_a_change_is_not_stored(tmp_path):
     async with world(tmp_path) as w:
         w.meddle = tmp_path / "tree" / "x.h"
         assert await w.ask() == "changed"
@@ -523,17 +523,17 @@ async def test_compile_before_the_first_scan_leaves_nothing_for_later_ones(tmp_p
         assert [job.stap_cache is None for job in w.runs] == [True, False]
 
 
-async def test_server_options_that_make_works_out_are_not_known(tmp_path):
+async def test_result_with_server_options_that_make_expands_is_not_stored(tmp_path):
     async with world(tmp_path) as w:
         assert await w.ask(build=("X=$(shell date)",)) == "server options"
 
 
-async def test_a_fault_of_the_surroundings_is_the_reason(tmp_path):
+async def test_fault_of_the_host_is_the_reason(tmp_path):
     async with world(tmp_path, fault="debuginfod") as w:
         assert await w.ask() == "debuginfod"
 
 
-async def test_a_module_from_stap_s_cache_is_kept_if_its_code_shows_where_it_is_from(tmp_path):
+async def test_module_from_stap_s_cache_is_stored_if_its_includes_are_watched(tmp_path):
     async with world(tmp_path) as w:
         w.built = False
         assert [await w.ask(), await w.ask()] == ["stored", "hit"]
@@ -547,9 +547,7 @@ async def test_a_module_from_stap_s_cache_is_kept_if_its_code_shows_where_it_is_
         ({}, {"build": ("CC=/x",)}, "server options"),
     ],
 )
-async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
-    tmp_path, inputs, settings, reason
-):
+async def test_request_after_change_does_not_join_older_compile(tmp_path, inputs, settings, reason):
     """Even where nothing is known for certain: no such request joins the compile of another."""
     async with world(tmp_path, **inputs) as w:
         job = w.job(**settings)
@@ -571,7 +569,7 @@ async def test_what_came_before_a_change_is_not_for_those_who_ask_after_it(
         assert flight() != changed
 
 
-async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
+async def test_damaged_entry_is_removed_and_compiled_again(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         for file in (tmp_path / "results").iterdir():
@@ -582,14 +580,14 @@ async def test_damaged_entries_are_dropped_and_never_served(tmp_path):
         assert await w.ask() == "hit"
 
 
-async def test_what_another_process_removes_is_gone_from_memory_as_well(tmp_path):
+async def test_entry_that_another_process_removed_is_no_hit(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         DiskStore(tmp_path / "results", max_bytes=1, max_age_s=1.0).clear()
         assert await w.ask() == "stored"
 
 
-async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_request(tmp_path):
+async def test_request_succeeds_where_the_disk_cannot_be_written(tmp_path):
     async with world(tmp_path) as w:
         (tmp_path / "results").mkdir(mode=0o500)
         assert await w.ask() == "disk"
@@ -606,29 +604,8 @@ async def test_memory_is_bounded(tmp_path, monkeypatch):
         assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
 
 
-def test_answers_are_kept_by_kind_and_signer():
-    known = CacheEntry(CompileResult(0, b"", b"", ()))
-    kind = ResponseVariant(deflate=True, signed=True, messages=())
-    one, other = object(), object()
-    known.keep_response(one, kind, b"zip")
-    assert known.response_for(one, kind) == b"zip"
-    assert known.response_for(other, kind) is None
-    assert known.response_for(one, attrs.evolve(kind, deflate=False)) is None
-    known.keep_response(one, None, b"zip")
-    assert known.response_for(one, None) is None
-    for number in range(10):
-        known.keep_response(one, attrs.evolve(kind, messages=(str(number),)), b"zip")
-    assert (
-        sum(
-            known.response_for(one, attrs.evolve(kind, messages=(str(number),))) is not None
-            for number in range(10)
-        )
-        <= 4
-    )
-
-
 @pytest.mark.parametrize("call", ["read", "write", "has", "touch", "statistics"])
-async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkeypatch, call):
+async def test_request_is_compiled_while_the_directory_hangs(tmp_path, monkeypatch, call):
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
     async with world(tmp_path) as w:
@@ -648,7 +625,7 @@ async def test_directory_that_hangs_costs_a_compile_and_no_more(tmp_path, monkey
         assert await w.ask(b"-p4", b"-eprobe error {}") == "hit"
 
 
-async def test_what_is_in_memory_ages_as_well(tmp_path):
+async def test_expired_entry_in_memory_is_no_hit(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         (file,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("note-"))
@@ -656,7 +633,7 @@ async def test_what_is_in_memory_ages_as_well(tmp_path):
         assert await w.ask() == "stored"
 
 
-async def test_a_result_may_leave_memory_while_it_is_looked_for(tmp_path, monkeypatch):
+async def test_entry_that_leaves_memory_during_the_look_up_is_a_hit(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         await w.ask()
         has = w.cache._storage._is_on_disk
