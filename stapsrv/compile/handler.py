@@ -144,14 +144,12 @@ class RequestHandler:
         )
 
     def _note_health(self, job: CompileJob, result: CompileResult) -> None:
-        """A module that was compiled now shows that its release can be compiled for."""
         health = self._service.release_health.get(job.release.name)
         is_compiled = self._record.source is not Source.HIT
         if health is not None and is_compiled and result.status == 0 and has_modules(result.files):
             health.set(Health.HEALTHY)
 
     async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
-        """Return the response that ``result`` makes, with the signatures that its modules need."""
         request = job.request
         messages = list(request.messages)
         if result.limit_met is not None:
@@ -168,24 +166,17 @@ class RequestHandler:
         if result.status != 0 or not has_modules(response.files):
             return response
         if request.fingerprints or request.mok_missing:
-            response = await self._sign_for_kernel(job, response)
+            signed = await self._service.kernel_signer.sign(
+                response.files, request.fingerprints, job.release.build_tree
+            )
+            self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
+            rc, stderr = response.rc if signed.trusted else 1, response.stderr + signed.message
+            response = attrs.evolve(response, rc=rc, stderr=stderr, files=signed.files)
         # Last, since it covers the module as it is loaded.
         if job.privilege in SIGNED_PRIVILEGES:
             files = await add_signatures(response.files, self._identity.sign)
             response = attrs.evolve(response, files=files)
         return response
-
-    async def _sign_for_kernel(self, job: CompileJob, response: CompileResponse) -> CompileResponse:
-        signed = await self._service.kernel_signer.sign(
-            response.files, job.request.fingerprints, job.release.build_tree
-        )
-        self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
-        return attrs.evolve(
-            response,
-            rc=response.rc if signed.trusted else 1,
-            stderr=response.stderr + signed.message,
-            files=signed.files,
-        )
 
     def _reject(self, exc: StapsrvError) -> CompileResponse:
         text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"

@@ -164,7 +164,6 @@ class Session:
     async def _answer(
         self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler
     ) -> bytes | None:
-        """Return the bytes to send; None if the peer did not wait for them."""
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
@@ -236,7 +235,6 @@ async def _discard(tls: TLSStream, announced: int) -> None:
 
 
 async def _close(tls: TLSStream) -> None:
-    """Send the end of the TLS connection, let the peer read it, and close the socket."""
     with anyio.move_on_after(_CLOSE_S), contextlib.suppress(*_BROKEN):
         await tls.unwrap()
     await anyio.aclose_forcefully(tls.transport_stream)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.script_scan import host_access_reason
 from stapsrv.compile.engine.base import CompileJob, CompileResult
-from stapsrv.compile.protocol.options import ParsedOptions, parse_options
+from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY
 
@@ -65,15 +65,15 @@ def request_uncacheable_reason(request: CompileRequest, host_names: frozenset[st
     parsed = parse_options(request.arguments)
     if parsed.fault is not None:
         return "option"
-    for name, value in parsed.options:
-        if not _is_repeatable(name, value or b"", request):
-            return "option"
+    if not all(_is_repeatable(name, value or b"", request) for name, value in parsed.options):
+        return "option"
     # The text of -E goes beside a script, and does not stand for one.
     has_text = any(name == "e" for name, _value in parsed.options)
     named = {file.path for file in request.files}
     if not has_text and parsed.operands and parsed.operands[0] not in named | {b"-"}:
         return "file"
-    texts = [*_texts(parsed), *(file.data for file in request.files)]
+    texts = [value or b"" for name, value in parsed.options if name in {"e", "E"}]
+    texts += [*parsed.operands, *(file.data for file in request.files)]
     arguments = parsed.operands if has_text else parsed.operands[1:]
     if _pastes(texts, arguments):
         return "argument"
@@ -153,11 +153,6 @@ def _is_repeatable(name: str, value: bytes, request: CompileRequest) -> bool:
         return not value.startswith(b"/") and b".." not in value.split(b"/")
     pattern = _OPTIONS.get(name)
     return pattern is not None and pattern.fullmatch(value) is not None
-
-
-def _texts(parsed: ParsedOptions) -> Iterator[bytes]:
-    yield from (value or b"" for name, value in parsed.options if name in {"e", "E"})
-    yield from parsed.operands
 
 
 def _pastes(texts: Sequence[bytes], arguments: Sequence[bytes]) -> bool:

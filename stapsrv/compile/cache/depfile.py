@@ -27,7 +27,7 @@ def parse_dependencies(text: bytes) -> tuple[str, ...]:
 
 
 def has_build(directory: Path) -> bool:
-    """Whether stap's temporary directory holds a whole build and no module from its cache; or raise OSError."""
+    """Whether stap's temporary directory holds a whole build, and no module from its cache."""
     modules = [path for path in directory.glob("*.ko") if path.is_file()]
     return bool(modules) and all((directory / f".{path.stem}_src.o.cmd").is_file() for path in modules)
 

@@ -83,7 +83,6 @@ class _Scanner:
         return self._sha.digest()
 
     def _scan_directory(self, directory: bytes) -> list[bytes]:
-        """Add a directory's entries, and return the directories that are to be scanned next."""
         try:
             self._watch(directory, None)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)

@@ -126,8 +126,7 @@ class ResultCache:
         """Return the entry of a key, if it is stored, or is about to be."""
         if key.environment_digest is None:
             return None
-        storing = self._storing.get(key.name)
-        if storing is not None:
+        if (storing := self._storing.get(key.name)) is not None:
             with anyio.move_on_after(_TIMEOUT_S):
                 await storing.stored.wait()
         return await self._storage.get(key.name)
@@ -211,13 +210,11 @@ class ResultCache:
         )
 
     async def _judge(self, miss: Miss) -> str | None:
-        """Return why a result cannot be stored, in a word; None if it can."""
         key, job, compiled = miss.key, miss.job, miss.compiled
         if miss.stap_cache is None:
             return _DISK
         reason = await self._result_reason(key, job, compiled.result)
-        reason = reason or await self._evidence_reason(miss, miss.stap_cache)
-        if reason is not None:
+        if reason := reason or await self._evidence_reason(miss, miss.stap_cache):
             return reason
         # Last, so that nothing but work of our own is between this check and the end of the compile.
         if not await self._is_unchanged(key, job) or not await self._stap_caches.is_intact(miss.stap_cache):
@@ -225,7 +222,6 @@ class ResultCache:
         return None
 
     async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
-        """Return why a result may differ the next time, in a word, as far as request and result show it."""
         tapsets = self._inputs.paths(job.release, job.settings).tapsets
         try:
             names = await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
@@ -260,13 +256,12 @@ class ResultCache:
 
 
 def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
-    """Return a digest of a server's options that decide on what stap keeps in its own cache."""
+    # Of the options that decide on what stap keeps in its own cache.
     single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
     return digest([digest(map(os.fsencode, settings.build)), *(os.fsencode(str(one)) for one in single)])
 
 
 def _options_digest(settings: ServerSettings) -> bytes:
-    """Return a digest of a server's other options that a result depends on."""
     limits = settings.limits
     lists = (settings.define, settings.include, limits.sandbox_read, limits.sandbox_write)
     return digest(digest(map(os.fsencode, values)) for values in lists)

@@ -154,7 +154,6 @@ class _Definition:
         )
 
     def _passes_host_path(self, number: int) -> bool:
-        """Whether a macro here is given a host path as an argument."""
         if not _is_macro(self.tokens[number]) or self._text(number + 1) != "(":
             return False
         end = self._ends.get(number + 1, -1)

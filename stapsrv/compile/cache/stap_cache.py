@@ -115,14 +115,12 @@ class StapCaches:
             shutil.copy2(known, path / known.parent.name)
 
     def _evict(self) -> None:
-        """Remove the caches that were not used for the longest, beyond the number that is kept."""
         used = {path: path.stat().st_mtime for path in self._parent.iterdir()}
         unused = (path for path in used if time.time() - used[path] > _IN_USE_S)
         for path in sorted(unused, key=used.__getitem__)[: max(0, len(used) - _MAX_DIRECTORIES)]:
             _remove(path)
 
     async def _retire(self, cache: StapCache) -> None:
-        """Mark a cache as stale, so that no process uses it from now on; remove it after its last user."""
         try:
             await self._files.run((cache.path / _STALE).touch)
             if not cache.users:

@@ -95,10 +95,9 @@ class ResultStorage:
             stored = await self._files.run(self._store.statistics)
         return CacheStatistics(
             directory=self._store.directory,
-            entries=stored.entries,
-            stored_bytes=stored.stored_bytes,
             evicted=self._evicted,
             damaged=self._damaged,
+            **stored._asdict(),
         )
 
     async def _is_on_disk(self, name: str) -> bool:

@@ -63,7 +63,7 @@ class CachedEngine:
         return flight.value.entry
 
     def _cache_for(self, job: CompileJob) -> ResultCache | None:
-        """Return the cache, unless the operator wants none, or wants to see what compiles leave behind."""
+        # None also for an operator who wants to see what compiles leave behind.
         wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
         return self._cache if wanted else None
 
@@ -101,7 +101,6 @@ class CachedEngine:
 
     @contextlib.asynccontextmanager
     async def _worker(self, job: CompileJob) -> AsyncIterator[None]:
-        """Hold a worker, after a bounded wait in the queue."""
         before = self._pool.statistics()
         if before.running >= before.workers:
             job.log.warning("request.overloaded")

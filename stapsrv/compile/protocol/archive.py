@@ -103,8 +103,6 @@ def read_archive(payload: bytes, *, max_bytes: int) -> Archive:
 
 @attrs.frozen
 class _Entry:
-    """An entry as its header states it."""
-
     header: zipfile.ZipInfo
     path: bytes  # without the slash that ends a directory's name
     is_directory: bool

@@ -87,7 +87,6 @@ def parse_keys(data: bytes) -> ClientKeys:
 
 
 def _lines(data: bytes, entry: str) -> list[bytes]:
-    """Split an entry at its newlines; a last line needs none."""
     lines = data.split(b"\n", MAX_LINES + 1)
     if not lines[-1]:
         lines.pop()

@@ -69,8 +69,7 @@ def parse_options(arguments: Sequence[bytes]) -> ParsedOptions:
 def requested_privilege(arguments: Sequence[bytes]) -> Privilege | None:
     """Return the privilege that a client asks for, or None where stap is bound to fail.
 
-    None means that the arguments cannot be read, name an unknown level, or name two: run stap, which
-    says so, and sign nothing.
+    None means that the arguments cannot be read, name an unknown level, or name two: nothing is signed.
     """
     parsed = parse_options(arguments)
     levels = {_level(name, value) for name, value in parsed.options if name in _PRIVILEGE_OPTIONS}
@@ -80,19 +79,14 @@ def requested_privilege(arguments: Sequence[bytes]) -> Privilege | None:
 
 
 def privilege_arguments(privilege: Privilege | None) -> tuple[bytes, ...]:
-    """Return what goes in front of ``--client-options`` so that stap cannot read another privilege.
-
-    Full privilege needs nothing: what comes of it is not signed, and the operator may have set a lower
-    one in stap's own rc file.
-    """
+    """Return what goes in front of ``--client-options`` so that stap cannot read another privilege."""
+    # Full privilege is not signed, and the operator may have set a lower one in stap's own rc file.
     if privilege is None or privilege is Privilege.STAPDEV:
         return ()
     return (b"--privilege=" + privilege.value.encode("ascii"),)
 
 
 class _Value(enum.Enum):
-    """Whether an option takes a value."""
-
     NONE = enum.auto()
     REQUIRED = enum.auto()
     OPTIONAL = enum.auto()
@@ -150,7 +144,6 @@ class _GrammarError(Exception):
 
 
 def _parse_long(argument: bytes, rest: list[bytes]) -> tuple[str, bytes | None]:
-    """Read ``--name``, ``--name=value`` or ``--name value``, taking the value from ``rest`` if need be."""
     stated, equals, attached = argument.removeprefix(b"--").partition(b"=")
     name = _long_name(stated)
     takes = _LONG[name]
@@ -178,7 +171,6 @@ def _long_name(stated: bytes) -> str:
 
 
 def _parse_cluster(argument: bytes, rest: list[bytes], options: list[tuple[str, bytes | None]]) -> None:
-    """Read ``-abc`` or ``-aVALUE`` into ``options``, taking a value from ``rest`` if need be."""
     letters = argument[1:]
     for position, letter in enumerate(letters, start=1):
         takes = _SHORT.get(letter)
