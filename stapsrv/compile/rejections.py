@@ -12,78 +12,67 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.rejection import RejectReason
 
-INTERVAL_S = 60.0  # between two lines of a kind
+INTERVAL_S = 60.0  # between two lines of one reason
 
 
 @attrs.define
-class _Kind:
+class _Logged:
     last_s: float
     suppressed: int = 0
-
-
-class ThrottledLog:
-    """Logs the first line of each kind, and in the next minute only counts those like it."""
-
-    def __init__(self, log: Log, *, clock: Callable[[], float] = anyio.current_time) -> None:
-        self._log = log
-        self._clock = clock
-        self._kinds: dict[str, _Kind] = {}
-
-    def log(self, kind: str, log_line: Callable[[], object]) -> None:
-        """Call ``log_line``, unless a line of this kind was logged less than a minute ago."""
-        last = self._kinds.get(kind)
-        if last is None:
-            self._kinds[kind] = _Kind(self._clock())
-        elif self._is_due(last):
-            self._log_count(kind, last)
-        else:
-            last.suppressed += 1
-            return
-        log_line()
-
-    def log_suppressed(self, *, at_once: bool = False) -> None:
-        """Log how many lines were suppressed of each kind whose minute is over, or of each ``at_once``."""
-        for kind, last in self._kinds.items():
-            if last.suppressed and (at_once or self._is_due(last)):
-                self._log_count(kind, last)
-
-    def _is_due(self, last: _Kind) -> bool:
-        return self._clock() - last.last_s >= INTERVAL_S
-
-    def _log_count(self, kind: str, last: _Kind) -> None:
-        now = self._clock()
-        if last.suppressed:
-            seconds = round(now - last.last_s)
-            self._log.warning("log.suppressed", kind=kind, suppressed=last.suppressed, seconds=seconds)
-        last.last_s, last.suppressed = now, 0
 
 
 class Rejections:
     """Counts a server's rejections, and in ``total`` all servers'; logs one of each reason a minute."""
 
-    def __init__(self, log: Log, total: Counter[RejectReason]) -> None:
-        # A port scan or a broken client would otherwise fill the log within minutes.
-        self._throttled = ThrottledLog(log)
+    def __init__(
+        self, log: Log, total: Counter[RejectReason], *, clock: Callable[[], float] = anyio.current_time
+    ) -> None:
         self.counts = Counter(dict.fromkeys(RejectReason, 0))
         self._total = total
+        self._log = log
+        self._clock = clock
+        # A port scan or a broken client would otherwise fill the log within minutes.
+        self._logged: dict[RejectReason, _Logged] = {}
 
     def count(self, reason: RejectReason | None, log_line: Callable[[], object]) -> None:
         """Count one rejection, and call ``log_line`` unless a like line was logged less than a minute ago.
 
         A fault without a reason is no rejection: it is not counted, and always logged.
         """
-        if reason is None:
-            log_line()
-            return
-        self.counts[reason] += 1
-        self._total[reason] += 1
-        self._throttled.log(reason.value, log_line)
+        if reason is not None:
+            self.counts[reason] += 1
+            self._total[reason] += 1
+            logged = self._logged.get(reason)
+            if logged is None:
+                self._logged[reason] = _Logged(self._clock())
+            elif self._is_due(logged):
+                self._log_suppressed(reason, logged)
+            else:
+                logged.suppressed += 1
+                return
+        log_line()
 
     async def log_suppressed(self) -> NoReturn:
         """Log once a minute how many lines were suppressed, until cancelled; then the rest."""
         try:
             while True:
                 await anyio.sleep(INTERVAL_S)
-                self._throttled.log_suppressed()
+                self.log_due()
         finally:
-            self._throttled.log_suppressed(at_once=True)
+            self.log_due(at_once=True)
+
+    def log_due(self, *, at_once: bool = False) -> None:
+        """Log how many lines were suppressed of each reason whose minute is over, or of each ``at_once``."""
+        for reason, logged in self._logged.items():
+            if logged.suppressed and (at_once or self._is_due(logged)):
+                self._log_suppressed(reason, logged)
+
+    def _is_due(self, logged: _Logged) -> bool:
+        return self._clock() - logged.last_s >= INTERVAL_S
+
+    def _log_suppressed(self, reason: RejectReason, logged: _Logged) -> None:
+        now, suppressed = self._clock(), logged.suppressed
+        if suppressed:
+            seconds = round(now - logged.last_s)
+            self._log.warning("log.suppressed", kind=reason.value, suppressed=suppressed, seconds=seconds)
+        logged.last_s, logged.suppressed = now, 0

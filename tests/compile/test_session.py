@@ -11,6 +11,7 @@ import struct
 import warnings
 
 import anyio
+import attrs
 import pytest
 import structlog
 from anyio.abc import SocketAttribute, SocketStream
