@@ -75,11 +75,7 @@ _ROWS: dict[str, Setting[Any]] = {row.option: row for rows in _GROUPS.values() f
 
 @attrs.frozen(kw_only=True)
 class DaemonOptions:
-    """What the command line asks for; None for as configured.
-
-    ``server`` is the one server to host; None hosts those that are configured. ``service`` has values for the
-    service, by attribute, which go before those of the global file.
-    """
+    """What the command line asks for; without a server the configured ones are hosted."""
 
     server: ServerSettings | None = None
     log: Path | None = None
@@ -92,15 +88,13 @@ class DaemonOptions:
     password_file: Path | None = None
     password_descriptor: int | None = None
     backend: str | None = None
+    # By attribute, what goes before the global file.
     service: Mapping[str, Any] = {}
     warnings: tuple[str, ...] = ()
 
 
 def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None = None) -> DaemonOptions:
-    """Read the command line; ``described`` are settings of the environment, for a server that it describes.
-
-    The text of a UsageError names the option that cannot be understood.
-    """
+    """Read the command line; ``described`` are the environment's settings, for a server that it describes."""
     values = vars(_parser().read(argv))
     typed = values.pop("typed")
     for option, text in typed:
@@ -117,10 +111,8 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
         return DaemonOptions(**daemon)
     for option, name in _FOR_CONFIGURED.items():
         if name in daemon:
-            raise UsageError(
-                f"a server is described, and {option} is for the configured ones",
-                remedy="leave one of the two out",
-            )
+            problem = f"a server is described, and {option} is for the configured ones"
+            raise UsageError(problem, remedy="leave one of the two out")
     settings = with_tuning({**(described or {}), **values})
     settings |= {name: value for name, value in (daemon | service).items() if name in _FOR_BOTH}
     return DaemonOptions(server=ServerSettings(**settings), **daemon)

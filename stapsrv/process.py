@@ -150,17 +150,14 @@ async def run_process_tree(
     return ProcessResult(exit_reason, tree.status, bytes(tree.stdout.data), bytes(tree.stderr.data))
 
 
+@attrs.frozen
 class ProcessTree:
     """A child with all that it starts; to be ended by :meth:`end`."""
 
-    def __init__(
-        self, child: subprocess.Popen[bytes], pidfd: int, stdout: OutputPipe, stderr: OutputPipe
-    ) -> None:
-        self._child = child
-        self._pidfd = pidfd
-        self.stdout = stdout
-        self.stderr = stderr
-        self._has_ended = False
+    _child: subprocess.Popen[bytes]
+    _pidfd: int
+    stdout: OutputPipe
+    stderr: OutputPipe
 
     @classmethod
     def spawn(
@@ -228,10 +225,7 @@ class ProcessTree:
             os.killpg(self._child.pid, number)
 
     async def end(self, grace_s: float) -> None:
-        """End the tree by TERM, after ``grace_s`` by KILL, and close its descriptors; may be called again."""
-        if self._has_ended:
-            return
-        self._has_ended = True
+        """End the tree by TERM, after ``grace_s`` by KILL, and close its descriptors; to be called once."""
         if self._child.returncode is None and grace_s > 0.0:
             self.signal(signal.SIGTERM)
             with anyio.move_on_after(grace_s):

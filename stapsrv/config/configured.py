@@ -38,11 +38,9 @@ def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
     except FileNotFoundError:
         return ()
     except OSError as exc:
-        raise ConfigError(
-            f"cannot be read ({exc.strerror})",
-            where=f"configuration directory {directory}",
-            remedy="make it readable, or set CONFIG_PATH to another in the global configuration file",
-        ) from exc
+        where = f"configuration directory {directory}"
+        remedy = "make it readable, or set CONFIG_PATH to another in the global configuration file"
+        raise ConfigError(f"cannot be read ({exc.strerror})", where=where, remedy=remedy) from exc
     return tuple(_read(path) for path in names)
 
 
@@ -64,11 +62,9 @@ def with_each_release(settings: ServerSettings) -> ServerSettings:
         return settings
     installed = installed_releases()
     if not installed:
-        raise ConfigError(
-            "there is no /lib/modules/RELEASE/build",
-            where=f"{PREFIX}RELEASE={_EACH_RELEASE}",
-            remedy="install kernel headers, or mount /lib/modules and /usr/src of a host that has them",
-        )
+        where = f"{PREFIX}RELEASE={_EACH_RELEASE}"
+        remedy = "install kernel headers, or mount /lib/modules and /usr/src of a host that has them"
+        raise ConfigError("there is no /lib/modules/RELEASE/build", where=where, remedy=remedy)
     return attrs.evolve(settings, releases=tuple(installed))
 
 
@@ -85,5 +81,4 @@ def _read(path: Path) -> ConfiguredFile:
     except ConfigError as exc:
         return ConfiguredFile(path, None, exc)
     except OSError as exc:
-        fault = ConfigError(f"cannot be read ({exc.strerror})", where=where)
-        return ConfiguredFile(path, None, fault)
+        return ConfiguredFile(path, None, ConfigError(f"cannot be read ({exc.strerror})", where=where))

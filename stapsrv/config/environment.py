@@ -22,6 +22,7 @@ PREFIX = "STAPSRV_"
 # Between our own programs, and for tests.
 _OTHERS = frozenset({"STAPSRV_DEFAULT_USER"})
 _FOR_TESTS = "STAPSRV_TEST_"
+_LINKS = ("SERVICE_HOST", "SERVICE_PORT", "PORT_")
 _LINK_REMEDY = (
     "give the pod enableServiceLinks: false (Kubernetes sets such variables for a service named stapsrv)"
 )
@@ -55,7 +56,7 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
         if name in ours or name.startswith(_FOR_TESTS) or not name.startswith(PREFIX):
             continue
         meant = nearest(name, known, cutoff=0.8)
-        if _is_link(name):
+        if name.removeprefix(PREFIX).startswith(_LINKS):
             remedy = _LINK_REMEDY
         else:
             remedy = f"did you mean {meant}?" if meant else f"remove it; there are {', '.join(known)}"
@@ -88,9 +89,3 @@ def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
     except ValueError as exc:
         remedy = _LINK_REMEDY if "://" in text else None
         raise ConfigError(f"expected {exc}", where=where, remedy=remedy) from exc
-
-
-def _is_link(name: str) -> bool:
-    # Kubernetes sets such variables, for the address of a service.
-    rest = name.removeprefix(PREFIX)
-    return rest.startswith(("SERVICE_HOST", "SERVICE_PORT", "PORT_"))

@@ -66,11 +66,8 @@ def decode_config(data: bytes, *, where: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
-        raise ConfigError(
-            f"byte 0x{data[exc.start]:02x} is not UTF-8 text",
-            where=f"{where}:{line}",
-            remedy="save the file as UTF-8",
-        ) from exc
+        problem = f"byte 0x{data[exc.start]:02x} is not UTF-8 text"
+        raise ConfigError(problem, where=f"{where}:{line}", remedy="save the file as UTF-8") from exc
 
 
 def parse_assignments(text: str, *, where: str) -> tuple[Assignment, ...]:
@@ -130,10 +127,7 @@ def value_in(row: Setting[Any], settings: ServerSettings) -> object:
 
 
 def encode_server_settings(settings: ServerSettings) -> str:
-    """Write a ``.stat`` file, which :func:`server_settings_from` reads back equal.
-
-    Raises ConfigError for a value that no line can hold: one with a line break, an empty one, or not text.
-    """
+    """Write a ``.stat`` file, which reads back equal; ConfigError for a value that no line can hold."""
     lines: list[str] = []
     for row in _STAT_ROWS:
         value = value_in(row, settings)

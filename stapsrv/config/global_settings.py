@@ -56,10 +56,7 @@ SYSTEM_SETTINGS = GlobalSettings()
 def global_defaults(
     environ: Mapping[str, str], *, euid: int, home: Path, can_write: Callable[[Path], bool]
 ) -> GlobalSettings:
-    """Return the settings before any file is read: the system's paths, or a plain user's own.
-
-    Raises ConfigError for an environment variable with a wrong value.
-    """
+    """Return the settings before files: the system's paths, or a plain user's own; may raise ConfigError."""
     if euid == 0:
         return global_from_environ(environ)
     # XDG Base Directory Specification: relative values are ignored. The run-time directory has no default,
@@ -94,41 +91,27 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
 def read_global_settings(
     defaults: GlobalSettings, config_file: Path | None, *, default_files: Iterable[Path] = DEFAULT_FILES
 ) -> GlobalSettings:
-    """Read the default files that exist, then ``config_file`` (the last ``-c``), each laid over the former.
-
-    Raises ConfigError if a file cannot be read or is wrong; only a default file may be missing.
-    """
+    """Read the default files that exist, then ``config_file`` (the last ``-c``); may raise ConfigError."""
     settings = defaults
-    for path in default_files:
+    for path in (*default_files, *filter(None, [config_file])):
+        where = str(path)
         try:
-            settings = _read_over(settings, path)
-        except FileNotFoundError:
-            continue
-    if config_file is None:
-        return settings
-    try:
-        return _read_over(settings, config_file)
-    except FileNotFoundError as exc:
-        raise ConfigError(
-            "no such file", where=str(config_file), remedy="give -c a global configuration file"
-        ) from exc
+            data = path.read_bytes()
+        except FileNotFoundError as exc:
+            if path is not config_file:
+                continue
+            remedy = "give -c a global configuration file"
+            raise ConfigError("no such file", where=where, remedy=remedy) from exc
+        except OSError as exc:
+            raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
+        settings = lay_over(settings, decode_config(data, where=where), where=where)
+    return settings
 
 
 def can_write(path: Path) -> bool:
     """Whether this process may write ``path``, or make it where it is missing."""
     existing = next(each for each in (path, *path.absolute().parents) if os.access(each, os.F_OK))
     return os.access(existing, os.W_OK | os.X_OK if existing.is_dir() else os.W_OK)
-
-
-def _read_over(settings: GlobalSettings, path: Path) -> GlobalSettings:
-    where = str(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as exc:
-        raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
-    return lay_over(settings, decode_config(data, where=where), where=where)
 
 
 def _absolute(directory: str | None) -> Path | None:

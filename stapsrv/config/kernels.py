@@ -82,20 +82,15 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
     if argument.startswith("/"):
         return _from_build_tree(Path(argument), arch=arch)
     if not is_release_name(argument):
-        raise ConfigError(
-            "is not a kernel release",
-            where=f"-r {argument!r}",
-            remedy="give a release such as 6.1.0-56-amd64, or the absolute path of a kernel build tree",
-        )
+        remedy = "give a release such as 6.1.0-56-amd64, or the absolute path of a kernel build tree"
+        raise ConfigError("is not a kernel release", where=f"-r {argument!r}", remedy=remedy)
     tree = modules / argument / "build"
     try:
         found = tree.is_dir()
     except OSError as exc:
-        raise ConfigError(
-            f"{tree} cannot be looked at: {exc.strerror}",
-            where=f"-r {argument}",
-            remedy="let the server's user read it; a service manager may hide it (ProtectKernelModules=)",
-        ) from exc
+        problem = f"{tree} cannot be looked at: {exc.strerror}"
+        remedy = "let the server's user read it; a service manager may hide it (ProtectKernelModules=)"
+        raise ConfigError(problem, where=f"-r {argument}", remedy=remedy) from exc
     if not found:
         raise ConfigError(
             f"{tree} is missing", where=f"-r {argument}", remedy=_remedy_for_missing_tree(argument, modules)
@@ -121,11 +116,9 @@ def _stated_release(tree: Path) -> str:
         name = stated.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
-        raise ConfigError(
-            f"no kernel release in {stated} ({reason})",
-            where=f"-r {tree}",
-            remedy="give a configured and prepared kernel build tree (make modules_prepare)",
-        ) from exc
+        problem = f"no kernel release in {stated} ({reason})"
+        remedy = "give a configured and prepared kernel build tree (make modules_prepare)"
+        raise ConfigError(problem, where=f"-r {tree}", remedy=remedy) from exc
     if not is_release_name(name):
         raise ConfigError(f"{stated} holds no kernel release", where=f"-r {tree}")
     return name

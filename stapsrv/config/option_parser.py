@@ -51,10 +51,8 @@ class OptionParser(argparse.ArgumentParser):
         raise UsageError(problem, where=option, remedy=None if about else f"see {self.prog} --help")
 
     def _attached(self, words: Sequence[str]) -> list[str]:
-        """Attach each option's value by "=", where argparse takes it for nothing else.
-
-        getopt takes the next word for the value even when it begins with a dash, and ``-n=x`` for "=x".
-        """
+        # By "=", where argparse takes it for nothing else: getopt takes the next word for the value even when
+        # it begins with a dash, and -n=x for "=x".
         with_value = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
         attached: list[str] = []
         rest = iter(words)

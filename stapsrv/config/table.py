@@ -28,7 +28,11 @@ from stapsrv.config.kinds import ABSOLUTE_PATH, SWITCH, Kind, choice, count, dur
 from stapsrv.config.service import LOG_FORMAT, Service
 from stapsrv.config.setting import Group, Setting
 
-_GIBI = 1024**3
+_MEBI, _GIBI = 1024**2, 1024**3
+_DIRECTORY = Kind("DIR", is_path=True)
+_USER = Kind("USER")
+_NO_LEAST = duration(least_s=0.0)
+_PRIORITY = count("a priority", least=0, most=19)
 _GRACE = duration(least_s=0.0, most_s=3600.0)
 _NETWORK = Kind("NETWORK", parse_network)
 _REQUEST_BYTES = Kind("BYTES", count("a number of bytes").parse)
@@ -60,22 +64,11 @@ class Description(Group):
         "ARCH", Kind("ARCH"), "the target architecture", default_text="this host's", option="-a"
     )
     user = Setting[Any](
-        "USER",
-        Kind("USER"),
-        "the user that it runs as",
-        default_text="STAP_USER",
-        option="-u",
-        by_process=False,
+        "USER", _USER, "the user that it runs as", default_text="STAP_USER", option="-u", by_process=False
     )
-    include = Setting[Any](
-        "INCLUDE", Kind("DIR", is_path=True), "a further directory with tapsets", option="-I", array=True
-    )
+    include = Setting[Any]("INCLUDE", _DIRECTORY, "a further directory with tapsets", option="-I", array=True)
     runtime = Setting[Any](
-        "RUNTIME",
-        Kind("DIR", is_path=True),
-        "SystemTap's runtime",
-        default_text="the installed one",
-        option="-R",
+        "RUNTIME", _DIRECTORY, "SystemTap's runtime", default_text="the installed one", option="-R"
     )
     build = Setting[Any](
         "BUILD", Kind("OPTION"), "an option for the make that builds modules", option="-B", array=True
@@ -186,13 +179,10 @@ class Limits(Group):
         "MAX_OUTPUT_SIZE",
         size(),
         "what stap may print for a request, on each of standard output and standard error",
-        default=16 * 1024 * 1024,
+        default=16 * _MEBI,
     )
     answer_bytes = Setting(
-        "MAX_ANSWER_SIZE",
-        size(),
-        "all files of an answer together, before compression",
-        default=64 * 1024 * 1024,
+        "MAX_ANSWER_SIZE", size(), "all files of an answer together, before compression", default=64 * _MEBI
     )
     temp_bytes = Setting("MAX_TEMP_SIZE", size(), "temporary files of a request together", default=_GIBI)
     result_cache = Setting(
@@ -211,10 +201,7 @@ class Limits(Group):
         default=2.0,
     )
     cpu_s = Setting(
-        "LIMIT_CPU",
-        duration(least_s=0.0),
-        "processor time of each process of a compile; 0: no limit",
-        default=600.0,
+        "LIMIT_CPU", _NO_LEAST, "processor time of each process of a compile; 0: no limit", default=600.0
     )
     memory_bytes = Setting(
         "LIMIT_MEMORY",
@@ -237,12 +224,7 @@ class Limits(Group):
         "cores that a compile may use up at the same time, in a control group; 0: no limit",
         default=0,
     )
-    nice = Setting(
-        "NICE",
-        count("a priority", least=0, most=19),
-        "how far compiles stand behind other programs",
-        default=5,
-    )
+    nice = Setting("NICE", _PRIORITY, "how far compiles stand behind other programs", default=5)
     sandbox_read = Setting[tuple[str, ...]](
         "SANDBOX_READ", ABSOLUTE_PATH, "a further file or directory that compiles may read", array=True
     )
@@ -285,10 +267,7 @@ class SharedLimits(Group):
         default=True,
     )
     result_cache_bytes = Setting(
-        "RESULT_CACHE_SIZE",
-        size(least=1024 * 1024),
-        "all cached results together, on disk",
-        default=256 * 1024 * 1024,
+        "RESULT_CACHE_SIZE", size(least=_MEBI), "all cached results together, on disk", default=256 * _MEBI
     )
     result_cache_s = Setting(
         "RESULT_CACHE_AGE",

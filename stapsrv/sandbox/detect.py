@@ -36,14 +36,11 @@ _REMEDY = (
 async def find_sandbox(
     wanted: str, stap: Path, environ: Mapping[str, str], *, home: Path, workspace: Path
 ) -> Sandbox:
-    """Return the best sandbox in which ``stap`` runs on this host, for this user, now.
-
-    ``wanted`` is the setting SANDBOX; a ConfigError says that it does not work, or that none does.
-    """
+    """Return the best sandbox that ``wanted`` allows and stap runs in here and now; ConfigError if none."""
     delegation = await anyio.to_thread.run_sync(find_delegation)
     if wanted == OFF:
         return Sandbox(None, await find_containment(), delegation)
-    policy = SandboxPolicy(stap=stap, environ=environ, home=home, build_trees=(), releases=())
+    policy = SandboxPolicy(stap=stap, environ=environ, home=home)
     reasons = []
     for backend in Backend:
         if wanted in (AUTO, backend.value):
@@ -52,15 +49,12 @@ async def find_sandbox(
                 containment = Containment.NAMESPACE if backend.has_namespaces else Containment.DEATH_SIGNAL
                 return Sandbox(backend, containment, delegation)
             reasons.append(f"{backend.value}: {reason}")
-    raise ConfigError(
-        f"requests cannot be contained on this host ({'; '.join(reasons)})",
-        where=f"SANDBOX={wanted}",
-        remedy=_REMEDY,
-    )
+    problem = f"requests cannot be contained on this host ({'; '.join(reasons)})"
+    raise ConfigError(problem, where=f"SANDBOX={wanted}", remedy=_REMEDY)
 
 
 async def _try(backend: Backend, policy: SandboxPolicy, workspace: Path) -> str | None:
-    """Run stap contained, write a file and read a hidden one; return why that went wrong, if it did."""
+    # Runs stap contained, writes a file and reads a hidden one.
     trial = Path(tempfile.mkdtemp(prefix="trial.", dir=workspace))
     try:
         directory, secret = trial / "request", trial / "secret"
@@ -85,7 +79,6 @@ async def _try(backend: Backend, policy: SandboxPolicy, workspace: Path) -> str 
 
 
 async def _run(backend: Backend, plan: MountPlan, command: Sequence[str], *, expected: int) -> str | None:
-    """Run a command contained; return why it did not end with the expected status, if it did not."""
     env = {
         b"PATH": os.fsencode(os.environ.get("PATH", os.defpath)),
         # Even for its version stap makes its directory; one that cannot be made does not stop it.

@@ -43,14 +43,13 @@ class MountPoint:
 
 @attrs.frozen(kw_only=True)
 class MountPlan:
-    """All that a contained program sees, beside ``/proc`` with its own processes and a small ``/dev``.
+    """All that a contained program sees, beside ``/proc`` with its own processes and a small ``/dev``."""
 
-    The shallow mounts and links come first. No mount repeats what the one above it gives already, and no link
-    lies in a directory that a mount shows. ``directory`` is the program's working directory.
-    """
-
+    # The shallow ones come first. No mount repeats what the one above it gives already, and no link lies in a
+    # directory that a mount shows.
     mounts: tuple[MountPoint, ...]
     links: tuple[Link, ...]
+    # The program's working directory.
     directory: Path
     network: bool
 

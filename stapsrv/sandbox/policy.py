@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.config.kernels import ServedRelease
 from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link, follow
 
@@ -48,18 +49,15 @@ _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale
 
 @attrs.frozen(kw_only=True)
 class SandboxPolicy:
-    """What the requests of one server may see and change, beside what every request may.
-
-    ``secret`` paths are hidden even where they lie in something that is shown.
-    """
+    """What the requests of one server may see and change, beside what every request may."""
 
     stap: Path
     environ: Mapping[str, str]
     home: Path
-    build_trees: tuple[Path, ...]
-    releases: tuple[str, ...]
+    release: ServedRelease | None = None
     read: tuple[Path, ...] = ()
     write: tuple[Path, ...] = ()
+    # Hidden even where they lie in something that is shown.
     secret: tuple[Path, ...] = ()
     own_stap_cache: Path | None = None  # None: where stap has it
 
@@ -142,11 +140,10 @@ def _readable(policy: SandboxPolicy) -> Iterator[Path]:
     yield policy.stap
     if policy.stap.parent.name == "bin":
         yield from (policy.stap.parent.parent / name for name in _INSTALLED)
-    for release in policy.releases:
-        yield from (Path("/boot", f"{name}-{release}") for name in KERNEL_FILES)
-        yield Path("/lib/modules", release)
-    for tree in policy.build_trees:
-        yield from _build_tree(tree)
+    if policy.release is not None:
+        yield from (Path("/boot", f"{name}-{policy.release.name}") for name in KERNEL_FILES)
+        yield Path("/lib/modules", policy.release.name)
+        yield from _build_tree(policy.release.build_tree)
     yield from policy.read
     yield from _debuginfo_caches(policy)
 

@@ -108,11 +108,9 @@ class Sandbox:
             return
         hidden = plan.hidden[0]
         shown = next(mount.path for mount in plan.mounts if mount.path in hidden.parents)
-        raise ConfigError(
-            f"holds {hidden}, which requests must not see, and {self.name} cannot hide a part of a directory",
-            where=str(shown),
-            remedy="move one of the two",
-        )
+        reason = f"{self.name} cannot hide a part of a directory"
+        problem = f"holds {hidden}, which requests must not see, and {reason}"
+        raise ConfigError(problem, where=str(shown), remedy="move one of the two")
 
 
 def _uncontained(cwd: Path) -> MountPlan:

@@ -39,8 +39,6 @@ class Directories:
             stap=Path("/usr/bin/stap"),
             environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(directory / "home")},
             home=directory / "home",
-            build_trees=(),
-            releases=(),
             read=(directory / "link",),
         )
 

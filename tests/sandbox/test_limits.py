@@ -46,8 +46,6 @@ async def run_limited(request, available, tmp_path):
         stap=Path("/usr/bin/stap"),
         environ={"PATH": "/usr/bin:/bin"},
         home=tmp_path / "home",
-        build_trees=(),
-        releases=(),
     )
     plan: MountPlan = sandbox.request_mounts(policy, directory, cwd=directory)
 

@@ -9,6 +9,7 @@ import attrs
 import pytest
 from kit.mounts import access_to
 
+from stapsrv.config.kernels import ServedRelease
 from stapsrv.sandbox.mount_plan import Access
 from stapsrv.sandbox.policy import SandboxPolicy, contained_environment, make_caches, request_mounts
 from stapsrv.system.symlinks import Link
@@ -31,7 +32,10 @@ def policy(tmp_path):
     tree = tmp_path / "kernels" / "tree"
     tree.mkdir(parents=True)
     return SandboxPolicy(
-        stap=Path("/usr/bin/stap"), environ={"PATH": "/usr/bin"}, home=home, build_trees=(tree,), releases=()
+        stap=Path("/usr/bin/stap"),
+        environ={"PATH": "/usr/bin"},
+        home=home,
+        release=ServedRelease("none", "x86_64", "none", tree),
     )
 
 
@@ -90,7 +94,7 @@ def test_environment_and_policy_name_further_paths(policy, tmp_path):
 
 def test_build_tree_brings_the_trees_it_refers_to(policy, tmp_path):
     """By links, as in Debian's headers; by its Makefile, as in one made with O=."""
-    (tree,) = policy.build_trees
+    tree = policy.release.build_tree
     for name in ("kbuild/scripts", "source", "beside"):
         (tmp_path / "kernels" / name).mkdir(parents=True)
     (tree / "scripts").symlink_to("../kbuild/scripts")
@@ -106,11 +110,14 @@ def test_tree_behind_links_is_seen_under_each_name(policy, tmp_path):
     modules = tmp_path / "modules" / "6.1"
     modules.mkdir(parents=True)
     (modules / "build").symlink_to("../link")
-    (tmp_path / "modules" / "link").symlink_to(policy.build_trees[0])
-    plan = request_mounts(attrs.evolve(policy, build_trees=(modules / "build",)), tmp_path / "run")
-    assert access_to(plan, policy.build_trees[0]) is READ
+    (tmp_path / "modules" / "link").symlink_to(policy.release.build_tree)
+    plan = request_mounts(
+        attrs.evolve(policy, release=attrs.evolve(policy.release, build_tree=modules / "build")),
+        tmp_path / "run",
+    )
+    assert access_to(plan, policy.release.build_tree) is READ
     assert Link(modules / "build", "../link") in plan.links
-    assert Link(tmp_path / "modules" / "link", str(policy.build_trees[0])) in plan.links
+    assert Link(tmp_path / "modules" / "link", str(policy.release.build_tree)) in plan.links
 
 
 def test_debuginfod_urls_bring_the_network(policy, tmp_path):

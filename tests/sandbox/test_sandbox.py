@@ -45,8 +45,6 @@ def test_landlock_refuses_to_hide_a_part_of_a_directory(tmp_path):
         stap=STAP,
         environ={"PATH": "/usr/bin"},
         home=tmp_path / "home",
-        build_trees=(),
-        releases=(),
         read=(tmp_path / "tapsets",),
         secret=(tmp_path / "tapsets" / "ssl",),
     )

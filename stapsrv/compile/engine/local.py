@@ -41,11 +41,7 @@ _SYSTEMTAP = Path("systemtap")
 
 
 class LocalEngine:
-    """Runs stap on this host, contained, each job in a directory of its own that is removed afterwards.
-
-    Compiles inherit ``environ``. Answers do not mention ``home``, the directory of the server's user, and no
-    compile sees a ``secret`` path.
-    """
+    """Runs stap on this host, contained, each job in a directory of its own that is removed afterwards."""
 
     def __init__(
         self,
@@ -79,8 +75,7 @@ class LocalEngine:
             stap=self.stap.path,
             environ=self._variables,
             home=self._home,
-            build_trees=(release.build_tree,),
-            releases=(release.name,),
+            release=release,
             read=tuple(map(Path, read)),
             write=tuple(map(Path, settings.limits.sandbox_write)),
             secret=(*self._secret, *(path for path in (settings.ssl, settings.log) if path is not None)),
@@ -93,11 +88,9 @@ class LocalEngine:
         try:
             plan = self.sandbox.request_mounts(policy, self.workspace.path, cwd=self.workspace.path)
         except OSError as exc:
-            raise ConfigError(
-                f"cannot be made: {exc.strerror}",
-                where=str(policy.stap_cache),
-                remedy="point SYSTEMTAP_DIR to a directory that the server's user may write to",
-            ) from exc
+            problem = f"cannot be made: {exc.strerror}"
+            remedy = "point SYSTEMTAP_DIR to a directory that the server's user may write to"
+            raise ConfigError(problem, where=str(policy.stap_cache), remedy=remedy) from exc
         self.sandbox.check_plan(plan)
 
     async def run(self, job: CompileJob) -> CompileResult:
@@ -124,11 +117,9 @@ class LocalEngine:
     async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
         limits, files, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
         plan = await files.run(functools.partial(self._prepare, job, directory))
+        run = functools.partial(self._run_stap, job, plan, directory)
         ended, limit_met = await self._temp_quota.enforce(
-            directory,
-            functools.partial(self._run_stap, job, plan, directory),
-            most_bytes=limits.temp_bytes,
-            files=files,
+            directory, run, most_bytes=limits.temp_bytes, files=files
         )
         _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
 
@@ -160,16 +151,10 @@ class LocalEngine:
     async def _run_stap(
         self, job: CompileJob, plan: MountPlan, directory: Path
     ) -> tuple[ProcessResult, str | None]:
-        """Run stap; return its end, and the message for the resource limit that it met, if it met one."""
-        settings = job.settings
+        settings, answer, arguments = job.settings, directory / _ANSWER, job.request.arguments
         limits = settings.limits
         command = stap_command(
-            self.stap,
-            settings,
-            job.release,
-            job.request.arguments,
-            privilege=job.privilege,
-            answer=directory / _ANSWER,
+            self.stap, settings, job.release, arguments, privilege=job.privilege, answer=answer
         )
         environ = self.sandbox.environment(
             self._environ, temporary=directory / _TEMPORARY, network=plan.network
@@ -198,7 +183,7 @@ class LocalEngine:
 
 @contextlib.contextmanager
 def _compile_errors() -> Iterator[None]:
-    """Make whole sentences for the client of the errors of :mod:`stapsrv.process`."""
+    # Makes whole sentences for the client of the errors of stapsrv.process.
     try:
         yield
     except TranslatorError as exc:
@@ -207,12 +192,8 @@ def _compile_errors() -> Iterator[None]:
 
 def _check_exit(result: ProcessResult, *, deadline_s: float, output_bytes: int) -> None:
     if result.exit_reason is ExitReason.TIMED_OUT:
-        raise TranslatorError(
-            f"The compile was ended: it took longer than {deadline_s:g} seconds",
-            reject_reason=RejectReason.COMPILE_TIMEOUT,
-        )
+        problem = f"The compile was ended: it took longer than {deadline_s:g} seconds"
+        raise TranslatorError(problem, reject_reason=RejectReason.COMPILE_TIMEOUT)
     if result.exit_reason is ExitReason.OUTPUT_LIMIT:
-        raise TranslatorError(
-            f"The compile was ended: it printed more than {output_bytes} bytes",
-            reject_reason=RejectReason.OUTPUT_SIZE,
-        )
+        problem = f"The compile was ended: it printed more than {output_bytes} bytes"
+        raise TranslatorError(problem, reject_reason=RejectReason.OUTPUT_SIZE)

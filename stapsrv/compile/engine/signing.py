@@ -111,10 +111,7 @@ class KernelSigner:
     async def sign(
         self, files: Sequence[ResponseFile], fingerprints: Sequence[str], build_tree: Path
     ) -> SignedForKernel:
-        """Sign modules with the first key that the client's kernel trusts, or offer it a key to trust.
-
-        ``fingerprints`` name the keys that it trusts; a TranslatorError says that neither could be done.
-        """
+        """Sign modules with a key that the kernel trusts, or offer it one; may raise TranslatorError."""
         key = await self._keys.find(fingerprints)
         if key is None:
             return await self._offer(files)

@@ -55,10 +55,8 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
     wanted = environ.get("SYSTEMTAP_STAP") or "stap"
     found = shutil.which(wanted, path=environ.get("PATH"))
     if found is None:
-        raise ConfigError(
-            f"{wanted} was not found",
-            remedy="install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP",
-        )
+        remedy = "install SystemTap (Debian: systemtap), or name it in SYSTEMTAP_STAP"
+        raise ConfigError(f"{wanted} was not found", remedy=remedy)
     # Even for its version stap makes its directory; one that cannot be made does not stop it.
     env = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     env[b"SYSTEMTAP_DIR"] = os.fsencode(os.devnull)
@@ -68,11 +66,8 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
         raise ConfigError(f"cannot be run: {exc.problem}", where=found) from exc
     match = _VERSION.search(result.stdout + result.stderr)
     if result.exit_reason is not ExitReason.EXITED or result.status != 0 or match is None:
-        raise ConfigError(
-            "does not say its version",
-            where=f"{found} --version",
-            remedy="name a working stap in SYSTEMTAP_STAP",
-        )
+        remedy = "name a working stap in SYSTEMTAP_STAP"
+        raise ConfigError("does not say its version", where=f"{found} --version", remedy=remedy)
     return StapProgram(Path(found), match[1].decode("ascii"))
 
 
@@ -118,10 +113,7 @@ def write_request(request: CompileRequest, root: Path) -> None:
 
 
 def read_answer(answer: Path, *, max_bytes: int) -> tuple[ResponseFile, ...]:
-    """Read the files of stap's directory that go to the client, by name; a TranslatorError if too much.
-
-    May raise OSError, also where the directory is gone.
-    """
+    """Read the files of stap's directory that go to the client; TranslatorError above ``max_bytes``."""
     answer.lstat()  # fails where somebody removed the directory, which a walk takes for empty
     found = []
     total = 0

@@ -42,10 +42,7 @@ class TempQuota:
     async def enforce(
         self, directory: Path, run: Callable[[], Awaitable[_T]], *, most_bytes: int, files: BlockingCalls
     ) -> _T:
-        """Return the result of ``run``, which is cancelled when ``directory`` holds more than ``most_bytes``.
-
-        Then, or when all together use too much, a TranslatorError is raised.
-        """
+        """Return the result of ``run``; cancel it and raise TranslatorError when too much space is used."""
         finished: list[_T] = []
         problems: list[Exception] = []
 
@@ -79,10 +76,8 @@ class TempQuota:
                 continue
             self._used[directory] = used
             if used > most_bytes:
-                return TranslatorError(
-                    f"The compile was ended: it used more than {most_bytes} bytes of temporary space",
-                    reject_reason=RejectReason.TEMP_SIZE,
-                )
+                problem = f"The compile was ended: it used more than {most_bytes} bytes of temporary space"
+                return TranslatorError(problem, reject_reason=RejectReason.TEMP_SIZE)
             if self.used_bytes > self._most_bytes and used == max(self._used.values()):
                 return TranslatorError(
                     "The compile was ended: the server has no more temporary space for it",

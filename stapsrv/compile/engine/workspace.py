@@ -61,11 +61,9 @@ class Workspace:
         try:
             return cls(*_make(memory or parent), kept_parent=parent)
         except OSError as exc:
-            raise ConfigError(
-                f"no temporary directory can be made: {exc.strerror}",
-                where=str(memory or parent),
-                remedy="point TMPDIR to a directory that the server's user may write to",
-            ) from exc
+            problem = f"no temporary directory can be made: {exc.strerror}"
+            remedy = "point TMPDIR to a directory that the server's user may write to"
+            raise ConfigError(problem, where=str(memory or parent), remedy=remedy) from exc
 
     @property
     def is_in_memory(self) -> bool:

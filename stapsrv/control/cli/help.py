@@ -145,27 +145,24 @@ def _options_of(group: Group) -> str:
 
 def _overview() -> str:
     width = max(map(len, ACTIONS))
-    lines = [f"  {action:{width}}  {what.partition(';')[0]}" for action, (what, _) in ACTIONS.items()]
-    return "\n".join(
-        [
-            "usage: stap-server ACTION [options]",
-            "       stap-server ctl ACTION [options]    only speak to what runs, start no supervisor",
-            "",
-            "Manage SystemTap compile servers.",
-            "",
-            "actions:",
-            *lines,
-            f"  {'cert, mok':{width}}  look after a server's certificate, and its machine owner keys",
-            f"  {'cache':{width}}  count, check or clear the results that servers keep",
-            f"  {'browse':{width}}  show the servers that the network tells of",
-            f"  {'doctor':{width}}  ask what stands between a client and its module, and say what to do",
-            f"  {'report':{width}}  put what a bug report needs into one archive",
-            "",
-            "stap-server ACTION --help tells more. Exit status: 0 done, 1 something failed, 2 bad usage,",
-            "3 (status) not running.",
-            "",
-            "example:",
-            "  stap-server start && stap-server status",
-            "",
-        ]
-    )
+    actions = "\n".join(f"  {name:{width}}  {what.partition(';')[0]}" for name, (what, _) in ACTIONS.items())
+    return f"""\
+usage: stap-server ACTION [options]
+       stap-server ctl ACTION [options]    only speak to what runs, start no supervisor
+
+Manage SystemTap compile servers.
+
+actions:
+{actions}
+  {"cert, mok":{width}}  look after a server's certificate, and its machine owner keys
+  {"cache":{width}}  count, check or clear the results that servers keep
+  {"browse":{width}}  show the servers that the network tells of
+  {"doctor":{width}}  ask what stands between a client and its module, and say what to do
+  {"report":{width}}  put what a bug report needs into one archive
+
+stap-server ACTION --help tells more. Exit status: 0 done, 1 something failed, 2 bad usage,
+3 (status) not running.
+
+example:
+  stap-server start && stap-server status
+"""

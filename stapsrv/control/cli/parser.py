@@ -58,11 +58,9 @@ _ACTIONS = {str(action): action for action in Action} | {
 
 
 def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocation:
-    """Read a command line, without the program's name; the text of a UsageError names the option.
-
-    Relative paths are made absolute with ``directory``, the caller's own: the supervisor that will use them
-    has another one. None refuses relative paths.
-    """
+    """Read a command line, without the program's name; the text of a UsageError names the option."""
+    # Relative paths are made absolute with the caller's directory: the supervisor that will use them has
+    # another one. None refuses them.
     running_only = bool(words) and words[0] == _CONTROL
     if running_only:
         words = words[1:]
@@ -71,10 +69,8 @@ def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocatio
         reader.take(option, value)
     invocation = reader.finish()._replace(running_only=running_only)
     if invocation.action is Action.RELOAD and invocation.specifications:
-        raise UsageError(
-            "reload takes no servers: it makes the running ones those that are configured",
-            remedy="name none, or restart those that you mean",
-        )
+        problem = "reload takes no servers: it makes the running ones those that are configured"
+        raise UsageError(problem, remedy="name none, or restart those that you mean")
     return invocation
 
 
@@ -86,48 +82,12 @@ def _parser() -> OptionParser:
     return parser
 
 
-class _Specifications:
-    def __init__(self) -> None:
-        self._done: list[ServerSpecification] = []
-        self._open = ServerSpecification()
-
-    def take(self, typed: TypedOption) -> None:
-        if typed.option not in (NICKNAME, PID):
-            self._open = self._open._replace(settings=(*self._open.settings, typed))
-            return
-        if self._open.name is not None:
-            self._close()
-        self._open = ServerSpecification(name=typed, earlier=self._open.settings)
-
-    def repeat_for_each_release(self) -> None:
-        self._open = self._open._replace(each_release=True)
-        self._close()
-
-    def finish(self) -> tuple[ServerSpecification, ...]:
-        if self._open != ServerSpecification():
-            self._refuse_too_late_for_each()
-            self._close()
-        return tuple(self._done)
-
-    def _refuse_too_late_for_each(self) -> None:
-        after_each = bool(self._done) and self._done[-1].each_release
-        typed = [setting.option for setting in self._open.settings]
-        if after_each and self._open.name is None and RELEASE not in typed:
-            raise UsageError(
-                f"{typed[0]} after -i applies to no server",
-                remedy="put it before -i, or name the further server with -r, -n or -p",
-            )
-
-    def _close(self) -> None:
-        self._done.append(self._open)
-        self._open = ServerSpecification()
-
-
 class _Reader:
     def __init__(self, action: Action, directory: str | None) -> None:
         self._invocation = Invocation(action)
         self._directory = directory
-        self._specifications = _Specifications()
+        self._specifications: list[ServerSpecification] = []
+        self._open = ServerSpecification()
         self._lists: dict[str, tuple[object, ...]] = {}
         self._flags: list[str] = []
 
@@ -135,7 +95,8 @@ class _Reader:
         if value is None:
             self._flags.append(option)
             if option == "-i":
-                self._specifications.repeat_for_each_release()
+                self._open = self._open._replace(each_release=True)
+                self._close()
             return
         if option in _PATHS and value and self._directory is not None:
             # Not pathlib: an absolute path stays exactly as it was typed.
@@ -148,8 +109,27 @@ class _Reader:
             self._invocation = self._invocation._replace(config_file=value)
         elif option == "--timeout":
             self._invocation = self._invocation._replace(timeout_s=_parse_timeout(value))
+        elif option in (NICKNAME, PID):
+            if self._open.name is not None:
+                self._close()
+            self._open = ServerSpecification(TypedOption(option, value), earlier=self._open.settings)
         else:
-            self._specifications.take(TypedOption(option, value))
+            settings = (*self._open.settings, TypedOption(option, value))
+            self._open = self._open._replace(settings=settings)
+
+    def _close(self) -> None:
+        self._specifications.append(self._open)
+        self._open = ServerSpecification()
+
+    def _close_last(self) -> None:
+        if self._open == ServerSpecification():
+            return
+        after_each = bool(self._specifications) and self._specifications[-1].each_release
+        typed = [setting.option for setting in self._open.settings]
+        if after_each and self._open.name is None and RELEASE not in typed:
+            remedy = "put it before -i, or name the further server with -r, -n or -p"
+            raise UsageError(f"{typed[0]} after -i applies to no server", remedy=remedy)
+        self._close()
 
     def finish(self) -> Invocation:
         flags = self._flags
@@ -158,9 +138,10 @@ class _Reader:
         shown = [_ACTIONS[flag] for flag in flags if flag in _ACTIONS]
         forms = [form for form in OutputForm if f"--{form}" in flags]
         waits = [flag == "--wait" for flag in flags if flag in ("--wait", "--no-wait")]
+        self._close_last()
         return self._invocation._replace(
             action=shown[0] if shown else self._invocation.action,
-            specifications=self._specifications.finish(),
+            specifications=tuple(self._specifications),
             lists=self._lists,
             keep_temporary="-k" in flags,
             use_password="-P" in flags,
