@@ -166,8 +166,7 @@ class HostInputs:
         self, release: ServedRelease, settings: ServerSettings
     ) -> Iterator[str | WatchedPath | None]:
         yield settings.runtime or self._environ.get("SYSTEMTAP_RUNTIME")
-        yield str(self._data / "runtime")
-        yield str(release.build_tree)
+        yield from (str(self._data / "runtime"), str(release.build_tree))
         yield from _kernel_sources(release.build_tree)
         # Where a client names its release, stap reads that tree instead.
         yield from _kernel_sources(Path("/lib/modules", release.name, "build"))

@@ -80,11 +80,7 @@ class Engine(Protocol[T_co]):
     """Somewhere to compile."""
 
     async def compile(self, job: CompileJob) -> T_co:
-        """Compile ``job``.
-
-        Raises:
-            TranslatorError: it could not be started, overran its deadline or made too much.
-            RequestRejected: no worker was free for it.
+        """Compile ``job``, or raise a TranslatorError, or RequestRejected where no worker was free for it.
 
         Cancellation: nothing of the compile is left running, or on disk.
         """

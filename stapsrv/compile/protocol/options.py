@@ -12,6 +12,7 @@ Source of the tables: PROTOCOL, privilege and signing; the real stap 4.8 agrees 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 
 import attrs
@@ -92,7 +93,8 @@ class _Value(enum.Enum):
     OPTIONAL = enum.auto()
 
 
-_SHORT_OPTIONS = b"hVvtp:I:e:E:o:R:r:a:m:kgPc:x:D:bs:uqiwl:d:L:FS:B:J:jWG:T:"
+# In getopt's own notation: a colon after each letter that takes a value.
+_SHORT_OPTIONS = "hVvtp:I:e:E:o:R:r:a:m:kgPc:x:D:bs:uqiwl:d:L:FS:B:J:jWG:T:"
 
 _WITHOUT_VALUE = """
     all-modules benchmark-sdt bpf check-version clean-cache client-options disable-cache dump-functions
@@ -117,25 +119,14 @@ _PRIVILEGE_OPTIONS = frozenset({"privilege", "unprivileged"})
 _LEVELS: Mapping[bytes | None, Privilege] = {level.value.encode("ascii"): level for level in Privilege}
 
 
-def _short_table(options: bytes) -> dict[int, _Value]:
-    """Read getopt's own notation: a colon after each letter that takes a value."""
-    pairs = zip(options, options[1:] + b" ", strict=True)
-    return {
-        letter: _Value.REQUIRED if after == ord(":") else _Value.NONE
-        for letter, after in pairs
-        if letter != ord(":")
-    }
-
-
-_SHORT = _short_table(_SHORT_OPTIONS)
+_SHORT = {
+    ord(letter): _Value.REQUIRED if colon else _Value.NONE
+    for letter, colon in re.findall("([^:])(:?)", _SHORT_OPTIONS)
+}
 _LONG = {
-    name: value
-    for names, value in (
-        (_WITHOUT_VALUE, _Value.NONE),
-        (_WITH_VALUE, _Value.REQUIRED),
-        (_WITH_OPTIONAL_VALUE, _Value.OPTIONAL),
-    )
-    for name in names.split()
+    **dict.fromkeys(_WITHOUT_VALUE.split(), _Value.NONE),
+    **dict.fromkeys(_WITH_VALUE.split(), _Value.REQUIRED),
+    **dict.fromkeys(_WITH_OPTIONAL_VALUE.split(), _Value.OPTIONAL),
 }
 
 
