@@ -29,7 +29,6 @@ class Verb(StrEnum):
 class Result(NamedTuple):
     """The outcome of one server."""
 
-    # The operation.
     verb: Verb
     # The server's, with its nickname; or those asked for.
     settings: SettingsInfo

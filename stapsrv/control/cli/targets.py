@@ -64,7 +64,6 @@ class Match:
     server: RunningServer | None = attrs.field(default=None, kw_only=True)
     # The file that configures it, if all its settings come from there.
     where: str | None = attrs.field(default=None, kw_only=True)
-    # Why it cannot be had.
     problem: str | None = attrs.field(default=None, kw_only=True)
     # The problem is a nickname that nobody has.
     unknown: bool = attrs.field(default=False, kw_only=True)

@@ -120,12 +120,9 @@ class SupervisorScan:
 
 
 def _ask(path: Path, answer_s: float) -> SupervisorInfo:
-    """Return the status of the supervisor that listens at ``path``.
+    """Return the status of the supervisor that listens at ``path``, or raise OSError or ValueError.
 
-    Raises:
-        FileNotFoundError, ConnectionRefusedError: there is none, or it is ending.
-        PermissionError: this user may not ask.
-        OSError, ValueError: it sends no status.
+    FileNotFoundError and ConnectionRefusedError: there is none, or it is ending.
     """
     with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as connection:
         # A deadline for the whole answer: other users' supervisors are asked, too.

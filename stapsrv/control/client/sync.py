@@ -71,11 +71,10 @@ class SyncControlClient:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             with address_of(path) as address:
                 self._socket.connect(address)
-        except OSError as exc:
+        except BaseException as exc:
             self._socket.close()
-            raise connect_error(exc, path) from exc
-        except BaseException:
-            self._socket.close()
+            if isinstance(exc, OSError):
+                raise connect_error(exc, path) from exc
             raise
 
     def __enter__(self) -> Self:
@@ -144,11 +143,7 @@ class SyncControlClient:
         return self._act("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
 
     def end(self, *, timeout_s: float = ACTION_S) -> None:
-        """Have the supervisor stop all servers and end; return when it has.
-
-        Raises:
-            ControlError: it is still there after ``timeout_s`` seconds (TIMED_OUT).
-        """
+        """Have the supervisor stop all servers and end; return when it has, or raise ControlError."""
         self.call("end", {}, EmptyInfo)
         deadline = time.monotonic() + timeout_s
         try:

@@ -3,11 +3,10 @@
 Each class below is one JSON object and each member one row, in the order of the columns of ``status``: its
 type, what it means in the words of ``docs/control.md``, and its columns. Everything else is derived:
 
-* mypy reads the types, and :mod:`stapsrv.control.protocol.validation` checks answers against them;
-* :func:`stapsrv.control.protocol.schema.supervisor_info` takes the values from the attributes of the same
-  names in :mod:`stapsrv.supervisor.status`;
-* :mod:`stapsrv.control.cli.table` makes its columns of :func:`columns`;
-* ``docs/control.md`` has the meanings in the same words, which a test compares.
+* :mod:`stapsrv.control.protocol.validation` checks answers against the types;
+* :mod:`stapsrv.control.protocol.schema` takes the values from the attributes of the same names in
+  :mod:`stapsrv.supervisor.status`;
+* :mod:`stapsrv.control.cli.table` makes its columns of :func:`columns`; a test compares the meanings.
 
 A new member is a row here, and the attribute that holds its value. One that an older supervisor does not send
 is NotRequired. ``stap-server status`` loads this module, so it needs :mod:`typing` only.

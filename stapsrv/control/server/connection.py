@@ -191,11 +191,9 @@ class Connection:
         return line
 
     async def _send(self, encode: Callable[[], bytes]) -> None:
-        """Send a line whatever is cancelled meanwhile: half of one would spoil all that follow.
-
-        It is encoded when its turn comes, so that a peer that does not read costs one line of memory. A peer
-        that does not accept it in time is disconnected.
-        """
+        """Send a line, or disconnect a peer that does not accept it in time."""
+        # Shielded, since half a line would spoil all that follow. Encoded when its turn comes, so that a
+        # peer that does not read costs one line of memory.
         with anyio.CancelScope(shield=True):
             async with self._writing:
                 if self._broken:

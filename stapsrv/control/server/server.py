@@ -59,13 +59,10 @@ async def serve_control(
     passed: socket.socket | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the control protocol at ``path`` until cancelled.
+    """Serve the control protocol at ``path`` until cancelled; ConfigError: the socket cannot be created.
 
     The caller holds the lock of the path's directory. ``defaults`` are for servers whose settings leave
     something out. ``passed`` is an inherited listener for ``path``; its file is left when it is closed.
-
-    Raises:
-        ConfigError: the socket cannot be created.
 
     Cancellation: requests in flight are answered within ``shutdown_grace_s``, most of them with
     SHUTTING_DOWN; running commands are cancelled.

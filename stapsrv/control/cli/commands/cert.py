@@ -69,11 +69,7 @@ def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
 
 
 def gen_cert() -> NoReturn:
-    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one.
-
-    Names may be separated by blanks or commas. The first argument is a directory only if it has a slash; the
-    original takes it for one whatever it is.
-    """
+    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one."""
     sys.exit(guarded("stap-gen-cert", lambda: _gen_cert(sys.argv[1:])))
 
 
@@ -224,6 +220,7 @@ def _gen_cert(argv: Sequence[str]) -> int:
         return 0
     if words and words[0].startswith("-"):
         raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
+    # The original takes the first argument for a directory whatever it is.
     directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
     names = [name for word in words for name in word.split(",") if name]
     owner = Owner.find(None, os.environ)
