@@ -187,8 +187,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
                     return
                 stopping.set()
 
-    # What follows the block is the end of the process: no late signal changes how it ends, and nothing holds
-    # it up.
+    # What follows the block is the end of the process: no late signal changes it, and nothing holds it up.
     with signals_received(*_SIGNALS) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(obey, signals, tasks.cancel_scope)

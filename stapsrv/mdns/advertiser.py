@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -46,17 +47,10 @@ def open_responder(network: Network) -> Responder:
     return Responder(network)
 
 
-def _random_delay_s() -> float:
-    return random.uniform(0, _MAX_CONFLICT_DELAY_S)  # noqa: S311 - no secret
-
-
+# The responder is opened, and the network read, in worker threads; the monitor may raise OSError.
 @attrs.define(eq=False)
 class Advertiser:
-    """Advertises the servers of one supervisor, on the named interfaces or on all that can multicast.
-
-    Services are named after ``host``, one label. ``log`` is for events of no single server. The responder is
-    opened, and the network read, in worker threads; opening the monitor may raise OSError.
-    """
+    """Advertises servers as ``host``, one label, on the given interfaces or on all that can multicast."""
 
     _host: str
     _interfaces: Sequence[str] = attrs.field(kw_only=True, default=())
@@ -64,7 +58,9 @@ class Advertiser:
     _open_responder: Callable[[Network], Responder] = attrs.field(kw_only=True, default=open_responder)
     _read_all: Callable[[], Network] = attrs.field(kw_only=True, default=read_network, alias="read_network")
     _open_monitor: Callable[[], LinkMonitor] = attrs.field(kw_only=True, default=LinkMonitor)
-    _conflict_delay_s: Callable[[], float] = attrs.field(kw_only=True, default=_random_delay_s)
+    _conflict_delay_s: Callable[[], float] = attrs.field(
+        kw_only=True, default=partial(random.uniform, 0, _MAX_CONFLICT_DELAY_S)
+    )
     _registry: EntryRegistry = attrs.field(init=False)
     _changed: Signal = attrs.field(init=False, factory=Signal)
     _workers: Workers = attrs.field(init=False, factory=Workers)

@@ -52,11 +52,9 @@ class FoundServer:
     moks: tuple[str, ...]
 
 
+# They answer within 0.2 s, or 1.2 s if somebody asked just before.
 def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
-    """Return the servers found on the network's links within ``wait_s``, sorted by name.
-
-    They answer within 0.2 s, or 1.2 s if somebody asked just before. Raises AdvertiseError.
-    """
+    """Return the servers found on the links within ``wait_s``, sorted by name; raises AdvertiseError."""
     silence_library()
     with translated():
         zeroconf = PerLinkZeroconf(network.links, lambda _error: None)

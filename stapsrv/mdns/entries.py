@@ -174,8 +174,7 @@ class ConflictBackoff:
     def add_conflict(self) -> None:
         """Count one more name that is taken."""
         now = self._clock()
-        # Without this, the delay itself would end the delay: at most two conflicts fit into ten seconds with
-        # it.
+        # Without this, the delay would end itself: with it, at most two conflicts fit into ten seconds.
         self._active = self.delay_s > 0
         self._times.append(now)
         self._active |= len(self._times) == _MANY_CONFLICTS and now - self._times[0] <= _WITHIN_S

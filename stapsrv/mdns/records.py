@@ -50,8 +50,7 @@ class Advertisement:
 
     @property
     def _fitting_options(self) -> int:
-        # Whole ones only, from the first: half an option is misleading. One blank less than there are
-        # options.
+        # Whole ones only, from the first: half an option is misleading. One blank less than options.
         room = STRING_BYTES - len("optinfo=")
         return _count_fitting((len(_encoded(option)) + 1 for option in self.options), room + 1)
 
@@ -141,7 +140,6 @@ def _string(key: str, value: str) -> bytes:
 
 
 def _count_fitting(sizes: Iterable[int], room: int) -> int:
-    """Return how many of ``sizes``, from the first, fit into ``room``."""
     return sum(1 for total in itertools.accumulate(sizes) if total <= room)
 
 

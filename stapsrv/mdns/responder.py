@@ -207,8 +207,8 @@ class Responder:
                     self._probes[record.key] = True
                 self._notify()
 
+    # Another host has just given up the name of a service of ours, with a goodbye.
     def _revoke_goodbye(self, goodbye: DNSRecord) -> None:
-        """Announce a service of ours again whose name another host has just given up, with a goodbye."""
         if isinstance(goodbye, DNSPointer) and goodbye.alias_key in self._names:
             info = self._infos.get(self._names[goodbye.alias_key])
             if info is not None:

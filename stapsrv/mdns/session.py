@@ -204,7 +204,6 @@ class Session:
                 await self._claim_host()
 
     async def _claim_host(self) -> None:
-        """Claim a host name that no other host has: the previous one, or a further one."""
         label = host_label(self.host, self._host_number)
         while not await self.workers.run(self.responder.claim_host, label):
             self._backoff.add_conflict()
@@ -228,8 +227,8 @@ class Session:
             if self.network.links != before.links:
                 self._set_host(self.host_state.label)
 
+    # The new generation has every service announced again.
     def _set_host(self, label: str) -> None:
-        """Have every service announced again, with this host name."""
         self.host_state = HostState(label, self.host_state.generation + 1)
         self.changed.notify()
 

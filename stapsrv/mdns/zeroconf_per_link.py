@@ -116,11 +116,9 @@ class PerLinkZeroconf(Zeroconf):
         """Announce the host name ``key`` again."""
         self._suppressed_hosts -= {key}
 
+    # An address of zeros stands for all of its protocol.
     def restrict(self, key: str, addresses: frozenset[bytes] | None) -> None:
-        """Announce the service ``key`` only where every address announced is among ``addresses``.
-
-        An address of zeros stands for all of its protocol, and None for all of both.
-        """
+        """Announce a service only where all addresses announced are among these; None lifts that."""
         # A client that heard of it elsewhere would connect to an address without a listener. The dict is
         # replaced, not changed: zeroconf's thread may be iterating over it.
         others = {name: limit for name, limit in self._restrictions.items() if name != key}
@@ -146,8 +144,7 @@ class PerLinkZeroconf(Zeroconf):
         transport: object = None,
     ) -> None:
         """Send the part of ``out`` that is valid on each link; zeroconf sends everything through here."""
-        # One that was given is found again among all of them: there it has zeroconf's own type, which is
-        # private.
+        # One that was given is found again among all of them: there it has zeroconf's own, private type.
         everywhere = (*self.engine.senders, *self.engine.readers)
         given = [each for each in everywhere if each is transport]
         for sender in self.engine.senders if transport is None else given:
@@ -212,7 +209,6 @@ class PerLinkZeroconf(Zeroconf):
         return None
 
     def _addresses_for_peer(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
-        """Return the addresses to announce to a peer that asked for a unicast answer."""
         address: Address = ipaddress.ip_address(peer.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address

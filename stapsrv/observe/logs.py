@@ -60,11 +60,9 @@ class Channel:
             self._dropped.entries += 1
 
 
+# A terminal also shows the entries of all logs but streams.
 class LogBook:
-    """The logs of one process: servers that name the same file share it.
-
-    Where a log does not say, entries look as ``style``. A terminal also shows the entries of all but streams.
-    """
+    """The logs of one process, by default in ``style``: servers that name the same file share it."""
 
     def __init__(
         self, style: LogFormat = LogFormat.CLASSIC, *, terminal: Sink | None = None, journal: Path = JOURNAL

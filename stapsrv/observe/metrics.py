@@ -51,7 +51,6 @@ def _single(read: Callable[[Snapshot], float | Histogram]) -> Read:
 
 
 def _by_label(read: Callable[[Snapshot], Mapping[Any, int]]) -> Read:
-    """Return samples of a counter for each value of its one label: a word of an enumeration, or a text."""
     return lambda snapshot: [((str(label),), count) for label, count in read(snapshot).items()]
 
 

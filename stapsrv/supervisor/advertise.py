@@ -88,8 +88,8 @@ class ServerAdvertiser:
             self._advertised.pop(server_id, None)
             await self._advertiser.withdraw(server_id)
 
+    # Nothing before its keys have been read.
     def _publish(self, server_id: int) -> None:
-        """Advertise what holds for a server now, once its keys have been read."""
         advertised = self._advertised[server_id]
         if advertised.directory not in self._followed and self._tasks is not None:
             self._followed.add(advertised.directory)

@@ -6,8 +6,7 @@ action went. A server that should be up and crashes backs off and is launched ag
 cannot be served has failed, which no retry mends, until somebody starts it again. A command during a
 stop only changes what is wanted: when the stop is over, the table looks at that.
 
-The table decides and does nothing: the shell in :mod:`stapsrv.supervisor.managed_server` performs the
-actions.
+The table decides and does nothing: the shell in :mod:`stapsrv.supervisor.managed_server` acts.
 """
 
 from __future__ import annotations

@@ -21,20 +21,19 @@ from stapsrv.supervisor.status import ServerStatus, ServerWork
 
 @attrs.define(eq=False, kw_only=True)
 class ManagedServer:
-    """One server of a supervisor, from the first start to the last stop; works in the tasks of that.
-
-    ``prepare`` raises ConfigError if a setting cannot be served, and IdentityError without a certificate.
-    ``changed`` is called after each change of state.
-    """
+    """One server of a supervisor, from the first start to the last stop."""
 
     id: int
     settings: ServerSettings
     origin: str | None
     # Asked for again by a server that may choose its port.
     last_port: int | None
+    # Raises ConfigError if a setting cannot be served, and IdentityError without a certificate.
     _prepare: Callable[[ServerSettings, Log, int | None], Awaitable[CompileServer]]
+    # The supervisor's.
     _tasks: TaskGroup
     _log: Log
+    # Called after each change of state.
     _changed: Callable[[ManagedServer], None]
     # Waited for, and bounded, before the listener is closed.
     _withdraw: Callable[[int], Awaitable[None]]

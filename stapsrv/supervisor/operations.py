@@ -24,11 +24,9 @@ class ServerSpec:
 
 @attrs.frozen
 class Outcome:
-    """What became of one server of a command.
+    """What became of one server of a command; ``already``: it was as wanted before."""
 
-    ``server`` is None if it was refused before it had an id; ``already``: it was as wanted before.
-    """
-
+    # None if it was refused before it had an id.
     server: ServerStatus | None
     already: bool
     error: str | None

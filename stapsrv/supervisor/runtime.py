@@ -141,6 +141,7 @@ class Runtime:
             ) from exc
 
 
+# No request sees the files of ``secret``. Without a log no results are cached.
 @contextlib.asynccontextmanager
 async def open_runtime(
     environ: Mapping[str, str],
@@ -151,10 +152,7 @@ async def open_runtime(
     secret: tuple[Path, ...] = (),
     log: Log | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Find stap and a sandbox, and hold a workspace for as long as the block runs; raises ConfigError.
-
-    No request sees the files and directories of ``secret``. Without a log no results are cached.
-    """
+    """Find stap and a sandbox, and hold a workspace while the block runs; raises ConfigError."""
     stap = await find_stap(environ)
     workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
     try:

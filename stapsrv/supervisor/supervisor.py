@@ -44,13 +44,10 @@ class SavedState:
 
 @attrs.define(eq=False)
 class Supervisor:
-    """Hosts servers; made for one run.
-
-    With ``saved`` None it hosts one server, which is named by this process and recorded nowhere. With
-    ``auto_end``, :meth:`run` returns when the last server is gone.
-    """
+    """Hosts servers; made for one run, which with ``auto_end`` is over when the last server is gone."""
 
     _runtime: Runtime
+    # None for one server, which is named by this process and recorded nowhere.
     _saved: SavedState | None
     _defaults: HostDefaults = attrs.field(kw_only=True)
     _open_log: Callable[[Path, LogFormat | None], Log] = attrs.field(kw_only=True)
@@ -219,7 +216,6 @@ class Supervisor:
         return server, False
 
     def _follow(self, server: ManagedServer, spec: ServerSpec) -> None:
-        """Apply what a server's file says now of its tuning."""
         server.origin = spec.origin
         if spec.settings != server.settings:
             server.apply_settings(spec.settings)
@@ -339,11 +335,11 @@ class Supervisor:
         if server.state is State.SERVING and server.settings.port == 0 and server.last_port is not None:
             saved.ports.remember(server.settings, server.last_port)
 
+    # A release is advertised only while it can be compiled for.
     def _health_changed(self, health: ReleaseHealth) -> None:
-        """Advertise a release only while it can be compiled for."""
         for server in self._servers.values():
-            serving = server.server
-            if server.state is State.SERVING and serving is not None and serving.serves_under(health):
+            serving = server.server if server.state is State.SERVING else None
+            if serving and any(health is other for other in serving.service.release_health.values()):
                 self._advertiser.advertise(server.id, serving)
 
     def _command_ended(self) -> None:

@@ -51,17 +51,15 @@ _GONE = frozenset(
 )
 
 
+# ``exhausted`` gets the reason, once each time that descriptors or memory run short. An OSError raised is
+# the listener's own.
 async def accept_forever(
     listener: socket.socket,
     take: Callable[[socket.socket, Any], None],
     *,
     exhausted: Callable[[str | None], None],
 ) -> NoReturn:
-    """Accept until cancelled.
-
-    ``take`` owns each accepted socket, non-blocking, and must not wait. ``exhausted`` gets the reason, once
-    each time that descriptors or memory run short. Raises OSError if the listener itself failed.
-    """
+    """Accept until cancelled; ``take`` owns each socket, non-blocking, and must not wait."""
     short = False
     while True:
         await anyio.wait_readable(listener)

@@ -59,15 +59,11 @@ class Admission:
         if self.open >= limits.connections:
             return Rejection(RejectReason.CONNECTIONS, f"{limits.connections} connections are open already")
         if self._by_client[client] >= limits.connections_per_address:
-            return Rejection(
-                RejectReason.ADDRESS_CONNECTIONS,
-                f"{limits.connections_per_address} connections from {client} are open already",
-            )
+            reason = f"{limits.connections_per_address} connections from {client} are open already"
+            return Rejection(RejectReason.ADDRESS_CONNECTIONS, reason)
         if self._budget.open >= self._budget.most:
-            return Rejection(
-                RejectReason.TOTAL_CONNECTIONS,
-                f"{self._budget.most} connections to all servers are open already",
-            )
+            reason = f"{self._budget.most} connections to all servers are open already"
+            return Rejection(RejectReason.TOTAL_CONNECTIONS, reason)
         return None
 
     def enter(self, client: str) -> None:

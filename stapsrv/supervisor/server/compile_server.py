@@ -32,12 +32,9 @@ from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 _MAX_DENIALS = 64
 
 
+# The listeners, listening and non-blocking, are closed when it stops accepting; the budget is shared.
 class CompileServer:
-    """Serves one port; used once.
-
-    The listeners, on one port, listening and non-blocking, are closed when the server stops accepting. With
-    ``identity`` None it is not advertised. The budget of connections is shared with other servers.
-    """
+    """Serves one port, once; it is not advertised without ``identity``."""
 
     def __init__(
         self,
@@ -69,11 +66,9 @@ class CompileServer:
         """Requests that arrived whole and are not answered yet."""
         return sum(session.outstanding for session in self._sessions)
 
+    # Cancellation ends every session and every compile first.
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve until :meth:`stop`; then finish what is outstanding, within ``drain_s``.
-
-        Cancellation ends every session and every compile first. Raises OSError if the listener failed.
-        """
+        """Accept and serve until :meth:`stop`, then finish requests within ``drain_s``; raises OSError."""
         log = self.service.log
         for address in self.addresses:
             log.info("server.listening", address=address)
@@ -134,10 +129,6 @@ class CompileServer:
             recent=self.service.latencies.times(),
             cache=self.service.engine.counts.snapshot(),
         )
-
-    def serves_under(self, health: ReleaseHealth) -> bool:
-        """Whether one of its releases has this very standing."""
-        return any(health is other for other in self.service.release_health.values())
 
     def stop(self) -> None:
         """Stop accepting; :meth:`serve` returns when outstanding requests are finished or overdue."""

@@ -97,6 +97,7 @@ def address_of(listener: socket.socket) -> Peer:
     return Peer.of(listener.getsockname())
 
 
+# A reset before the handshake is the one way to tell a client to come back (PROTOCOL, the connection).
 async def accept_connections(
     listener: socket.socket,
     *,
@@ -104,12 +105,7 @@ async def accept_connections(
     serve: Callable[[socket.socket, Peer], None],
     log: Log,
 ) -> NoReturn:
-    """Accept until cancelled; a peer that ``admit`` refuses is reset.
-
-    A reset before the handshake is the one way to tell a client to come back (PROTOCOL, the connection).
-    ``serve`` takes an accepted, non-blocking socket over and must not wait. Raises OSError if the listener
-    failed.
-    """
+    """Accept until cancelled; ``serve`` takes sockets over at once, what ``admit`` refuses is reset."""
 
     def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
         peer = Peer.of(sockaddr)

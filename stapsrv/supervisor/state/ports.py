@@ -70,7 +70,6 @@ class PortMemory:
 
 
 def _key(settings: ServerSettings) -> str:
-    """Name a server by all that it is asked to be, but for what can be tuned while it runs."""
     # A server keeps its port when its limits change.
     asked = attrs.evolve(settings, tuning=settings.tuning.identifying())
     return hashlib.sha256(encode_server_settings(asked).encode()).hexdigest()[:16]
