@@ -59,7 +59,7 @@ async def test_as_many_run_as_there_are_workers(tasks):
     assert pool.statistics() == PoolStatistics(workers=2, running=2, queued=0)
 
 
-async def test_a_client_that_has_nothing_at_work_waits_for_what_runs_and_no_more(tasks):
+async def test_client_with_nothing_running_waits_only_for_what_runs(tasks):
     requests = Requests(WorkerPool(1, queue_length=10), tasks)
     await requests.start("running", "greedy")
     for number in range(3):

@@ -298,7 +298,7 @@ async def test_equal_requests_share_a_compile_and_each_is_answered_for_itself():
     assert set(sources) == {None, "compiled", "shared"}
 
 
-async def test_a_crash_of_a_shared_compile_is_told_to_every_client_that_waits_for_it():
+async def test_crash_of_a_shared_compile_gives_each_client_a_response():
     async with running_server(max_threads=2) as running:
         running.engine.gate, running.engine.late_fault = anyio.Event(), RuntimeError("boom")
         async with await connect(running.port) as first, await connect(running.port) as second:

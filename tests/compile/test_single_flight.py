@@ -116,7 +116,7 @@ async def test_a_request_after_the_landing_begins_anew():
 
 
 @pytest.mark.parametrize("leaver", ["first", "second"])
-async def test_whoever_leaves_the_others_lose_nothing(leaver):
+async def test_others_get_their_value_when_one_request_leaves(leaver):
     stayer = {"first": "second", "second": "first"}[leaver]
     async with airport() as port:
         await port.ask("first", "x")
@@ -251,7 +251,7 @@ async def test_nobody_waits_for_the_finishing_up_but_the_worker():
         assert (port.begun, port.ended) == (["first", "second"], ["first"])
 
 
-async def test_the_end_waits_for_what_has_landed_to_be_tidied_up():
+async def test_end_waits_for_flights_with_a_value_to_finish():
     async with anyio.create_task_group() as tasks, airport() as port:
         port.finishing = anyio.Event()
         await port.ask("first", "x")

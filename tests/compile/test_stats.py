@@ -95,7 +95,7 @@ def test_releases_that_come_and_go_are_bounded():
     assert sum(tally.requests.values()) == 1000
 
 
-def test_what_is_expected_begins_at_zero_and_stays_what_it_is():
+def test_expected_releases_begin_at_zero_and_keep_their_counts():
     tally = ProcessCounters()
     tally.expect(["6.1"])
     assert tally.requests == {(release, result): 0 for release in ("6.1", OTHER) for result in Result}

@@ -52,7 +52,7 @@ def test_whatever_stap_is_given_counts(change):
     ],
     ids=str,
 )
-def test_what_is_between_client_and_server_does_not(change):
+def test_client_version_and_signing_make_no_other_digest(change):
     assert request_digest(attrs.evolve(REQUEST, **change)) == request_digest(REQUEST)
 
 

@@ -381,7 +381,7 @@ async def test_result_of_compile_with_a_change_is_not_stored(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["tree", "tapset"])
-async def test_what_came_and_went_during_the_compile_is_a_change(tmp_path, where):
+async def test_result_of_compile_with_a_passing_change_is_not_stored(tmp_path, where):
     """All places are what they were before, and stap may have read what was there in between."""
     async with world(tmp_path) as w:
         await w.watcher.wait_scanned(w.inputs.paths(w.job().release, w.job().settings).all)

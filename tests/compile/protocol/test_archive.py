@@ -370,7 +370,7 @@ def test_bomb_that_announces_little_takes_little_memory():
     assert peak < 8 * len(bomb)
 
 
-def test_too_many_entries_are_refused_before_any_is_looked_at(monkeypatch):
+def test_too_many_entries_are_refused_before_any_is_read(monkeypatch):
     monkeypatch.setattr(archive, "MAX_ENTRIES", 3)
     entries = [(f"e{number}", b"1") for number in range(4)]
     assert len(read_archive(make_zip(*entries[:3]), max_bytes=LIMIT).files) == 3
