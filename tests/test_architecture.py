@@ -1,8 +1,9 @@
-"""Arrows between the rooms point one way, from what joins to what is joined (docs/architecture.md)."""
+"""docs/architecture.md holds: imports point one way, the page shows today's tree, and the tests mirror it."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import stapsrv
 
-ROOT = Path(stapsrv.__file__).parent
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(stapsrv.__file__).parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+BESIDE = {"faults", "fuzz", "kit", "packaging", "real"}
+"""Directories of tests that mirror no package: by fault, by parser, by what a user does."""
 LAYERS = (
     {"errors", "rejection", "text"},
     {"system"},
@@ -25,7 +30,7 @@ LAYERS = (
     {"app"},
     {"daemon"},
 )
-"""From the bottom; a room imports from those below it, and from itself."""
+"""From the bottom; a package imports from those below it, and from itself."""
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -49,20 +54,20 @@ def is_for_types(node: ast.AST) -> bool:
 
 
 def layer_of(name: str) -> int:
-    room = name.partition(".")[0]
-    layers = [number for number, rooms in enumerate(LAYERS) if room in rooms]
-    assert layers, f"{room} is new, and has no layer above"
+    package = name.partition(".")[0]
+    layers = [number for number, packages in enumerate(LAYERS) if package in packages]
+    assert layers, f"{package} is new, and has no layer above"
     return layers[0]
 
 
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in sorted(ROOT.rglob("*.py"))
-    if path != ROOT / "__init__.py"
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
 }
 
 
-def test_each_arrow_points_down():
+def test_imports_point_down():
     back = [
         f"{module} -> {name}"
         for module, path in MODULES.items()
@@ -74,7 +79,7 @@ def test_each_arrow_points_down():
     assert back == []
 
 
-def test_the_command_line_knows_no_supervisor():
+def test_command_line_does_not_import_the_supervisor():
     known = [
         f"{module} -> {name}"
         for module, path in MODULES.items()
@@ -92,3 +97,46 @@ def test_pure_modules_import_nothing_that_waits_or_starts_programs():
     code = f"import sys, {names}\nprint({waits} & sys.modules.keys() or 'none')"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "none\n"
+
+
+def modules() -> set[Path]:
+    return {
+        path.relative_to(ROOT / "stapsrv")
+        for path in (ROOT / "stapsrv").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def test_page_shows_todays_tree():
+    check = [sys.executable, ROOT / "docs" / "tree", "--check"]
+    ran = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+
+
+def test_page_names_files_that_exist():
+    named = set(re.findall(r"`(stapsrv/[\w/.]+|tests/[\w/.]+|docs/[\w/.]+)`", PAGE))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_each_module_has_its_test_file():
+    tests = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    mirrored = {module.with_name(f"test_{module.name}") for module in modules()}
+    assert sorted(map(str, mirrored - tests)) == []
+
+
+def test_each_test_file_has_its_module():
+    own = {"test_architecture.py"}
+    stray = [
+        str(path.relative_to(ROOT / "tests"))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path.relative_to(ROOT / "tests").parts[0] not in BESIDE | own
+        and path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_")) not in modules()
+    ]
+    assert stray == []
+
+
+def test_module_sizes_are_readable():
+    """A module is one idea: neither a scrap nor two ideas in one file."""
+    sizes = {module: len((ROOT / "stapsrv" / module).read_text().splitlines()) for module in modules()}
+    assert {str(module): size for module, size in sizes.items() if not 30 <= size <= 400} == {}
