@@ -69,7 +69,13 @@ class Configuration:
         user: str,
         environ: Mapping[str, str],
     ) -> Configuration:
-        """Read the global files over ``base``; ``log`` replaces theirs. Raises ConfigError."""
+        """Read the global files over ``base``; ``log`` replaces the log file that they name.
+
+        ``STAPSRV_DEFAULT_USER`` in ``environ`` says whom configured servers run as if they do not say.
+
+        Raises:
+            ConfigError: one of the files cannot be used.
+        """
         settings = read_global_settings(base, config_file)
         return cls(
             base=base,
@@ -85,7 +91,11 @@ class Configuration:
     def of_one_server(
         cls, settings: ServerSettings, *, user: str, environ: Mapping[str, str]
     ) -> Configuration:
-        """Return what holds for a process that hosts the server of its command line; raises ConfigError."""
+        """Return what holds for a process that hosts the server of its command line.
+
+        Raises:
+            ConfigError: a setting in the environment cannot be used, or no release is installed.
+        """
         configured = global_from_environ(environ)
         server = attrs.evolve(
             with_each_release(settings),
@@ -123,8 +133,13 @@ class Configuration:
         )
 
     def read_servers(self, config_file: Path | None) -> ConfiguredServers:
-        """Read the configuration directory as it is now; raises ConfigError if it cannot be used."""
-        # STAT_PATH and LOG_FILE stay as they were.
+        """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
+
+        ``config_file`` is a global file in place of the one that the supervisor started with.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used.
+        """
         settings = read_global_settings(self.base, config_file or self.config_file)
         files = read_configured_or_environ(settings.config_path, self.environ)
         defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
@@ -208,8 +223,11 @@ class App:
     async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
         """Host servers until ``stopping`` is set, or until the last is gone if started on demand.
 
-        Outstanding requests are finished first. With ``socket`` None no commands are taken. Raises
-        ConfigError if the only server cannot be started, or not again after a crash.
+        Outstanding requests are finished first. With ``socket`` None no commands are taken.
+
+        Raises:
+            ConfigError: the configuration or a passed socket cannot be used, or the only server cannot be
+                started, or not again after a crash; in a group.
         """
         only = self._configuration.only_server
         ended = anyio.Event()
@@ -236,7 +254,10 @@ class App:
 
         Returns an outcome for each server that was stopped, each that is configured, and each file that
         cannot be used, whose server goes on as it is. With ``force``, every other server is stopped (manual
-        page, ``force-reload``). Raises ConfigError if the whole cannot be used; nothing is changed then.
+        page, ``force-reload``). ``config_file`` replaces the global file that the supervisor started with.
+
+        Raises:
+            ConfigError: the global file or the directory cannot be used; nothing was changed.
         """
         # While it comes up, readiness is reported once, when all servers are up.
         was_up = self._phase is not Phase.STARTING

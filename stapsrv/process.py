@@ -163,7 +163,14 @@ class ProcessTree:
     def spawn(
         cls, command: Sequence[str | bytes], *, cwd: Path | None, env: Mapping[bytes, bytes] | None
     ) -> ProcessTree:
-        """Start a command in a session of its own; to be called in the event loop's thread."""
+        """Start a command in a session of its own; to be called in the event loop's thread.
+
+        No shell is involved. None for ``cwd`` or ``env`` means this process's.
+
+        Raises:
+            TranslatorError: it could not be started.
+            RequestRejected: the arguments are too long for the system.
+        """
         with contextlib.ExitStack() as on_failure:
             try:
                 with contextlib.ExitStack() as child_ends:

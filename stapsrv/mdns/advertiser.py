@@ -40,17 +40,24 @@ _REPEAT_LOG_S = 3600.0
 
 
 def open_responder(network: Network) -> Responder:
-    """Open the real responder; raises AdvertiseError if multicast is not available."""
+    """Open the real responder, which the caller closes; to be called in a worker thread.
+
+    Raises:
+        AdvertiseError: multicast is not available.
+    """
     # Here, in a worker thread: it takes 60 to 90 ms, which a host that advertises nothing never pays.
     from stapsrv.mdns.responder import Responder  # noqa: PLC0415
 
     return Responder(network)
 
 
-# The responder is opened, and the network read, in worker threads; the monitor may raise OSError.
 @attrs.define(eq=False)
 class Advertiser:
-    """Advertises servers as ``host``, one label, on the given interfaces or on all that can multicast."""
+    """Advertises servers as ``host``, one label, on the given interfaces or on all that can multicast.
+
+    Interfaces are given by name or by address. The log gets what concerns no single server. The responder is
+    opened, and the network read, in worker threads; ``open_monitor`` may raise OSError.
+    """
 
     _host: str
     _interfaces: Sequence[str] = attrs.field(kw_only=True, default=())

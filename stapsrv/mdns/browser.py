@@ -52,9 +52,14 @@ class FoundServer:
     moks: tuple[str, ...]
 
 
-# They answer within 0.2 s, or 1.2 s if somebody asked just before.
 def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
-    """Return the servers found on the links within ``wait_s``, sorted by name; raises AdvertiseError."""
+    """Return the servers that are there after ``wait_s`` seconds on the links, sorted by name; blocks.
+
+    Servers answer within 0.2 s, or 1.2 s if somebody asked just before.
+
+    Raises:
+        AdvertiseError: multicast DNS is refused.
+    """
     silence_library()
     with translated():
         zeroconf = PerLinkZeroconf(network.links, lambda _error: None)

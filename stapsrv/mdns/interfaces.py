@@ -94,9 +94,11 @@ class Network:
     # The names and addresses that were asked for and that no link has.
     missing: tuple[str, ...] = ()
 
-    # Usual are those that are up and can multicast, tunnels excepted, or loopback where there is no other.
     def select(self, wanted: Sequence[str]) -> Network:
-        """Return the network with the links that have these names or addresses, or with the usual ones."""
+        """Return the network with the links that have these names or addresses, or with the usual ones.
+
+        Usual are links that are up and can multicast, tunnels excepted, or loopback where there is no other.
+        """
         links = _select(self.links, wanted)
         found = {link.name for link in links} | {each.ip for link in links for each in link.addresses}
         missing = tuple(word for word in wanted if word not in found and _parse(word) not in found)
@@ -127,7 +129,11 @@ def _parse(word: str) -> Address | None:
 
 
 def read_network() -> Network:
-    """Return every link and address of this network namespace; takes 0.1 ms. Raises OSError."""
+    """Return every link and address of this network namespace; takes 0.1 ms.
+
+    Raises:
+        OSError: the kernel does not list them, as in some sandboxes.
+    """
     # A sandbox may deny the socket's family.
     with _open_socket() as rtnetlink:
         rtnetlink.settimeout(_REPLY_TIMEOUT_S)
@@ -141,7 +147,11 @@ def read_network() -> Network:
 
 
 class LinkMonitor:
-    """Waits for links and addresses that come, go or change; raises OSError if the kernel refuses."""
+    """Waits for links and addresses that come, go or change (rtnetlink(7)).
+
+    Raises:
+        OSError: the kernel refuses.
+    """
 
     def __init__(self) -> None:
         self._socket = _open_socket()

@@ -52,7 +52,13 @@ _NO_MULTICAST = "no network interface takes multicast"
 
 
 class Responder:
-    """Announces services and detects hosts that claim their names; all of it may raise AdvertiseError."""
+    """Announces services on a network's links, and detects hosts that claim their names.
+
+    An address of this host is never a conflict.
+
+    Raises:
+        AdvertiseError: no network interface takes multicast; from its methods, also that zeroconf failed.
+    """
 
     def __init__(self, network: Network) -> None:
         silence_library()
@@ -278,7 +284,7 @@ class _Listener(RecordUpdateListener):
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Raise zeroconf's errors as AdvertiseError."""
+    """Raise zeroconf's errors, and OSError, as AdvertiseError."""
     try:
         yield
     except OSError as exc:

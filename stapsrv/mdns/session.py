@@ -97,7 +97,11 @@ class Session:
         self.host_state = HostState(self.host, 0)
 
     async def run(self) -> None:
-        """Keep what is announced equal to what is wanted; raises AdvertiseError, perhaps in a group."""
+        """Keep what is announced equal to what is wanted, until cancelled; nothing is withdrawn then.
+
+        Raises:
+            AdvertiseError: the responder failed, or there is no network any more; perhaps in a group.
+        """
         await self._claim_host()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._handle_events)

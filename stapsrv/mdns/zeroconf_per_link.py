@@ -62,7 +62,11 @@ _FILTER = (
 
 
 def drop_routed_packets(receiver: socket.socket) -> None:
-    """Have the kernel drop unicast packets that may have come through a router; OSError if it cannot."""
+    """Have the kernel drop unicast packets that may have come through a router (RFC 6762, 11).
+
+    Raises:
+        OSError: this kernel has no socket filters.
+    """
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(_FILTER), ctypes.addressof(instructions))
@@ -77,9 +81,15 @@ class _Sender(Protocol):
     sock_name: tuple[str, ...]
 
 
-# ``on_error`` gets, in zeroconf's thread, the errors that nothing else reports.
 class PerLinkZeroconf(Zeroconf):
-    """Zeroconf on the given links; making one raises OSError, and RuntimeError if a link goes away."""
+    """Zeroconf on the given links, each of which has an address.
+
+    ``on_error`` gets, in zeroconf's thread, the errors that nothing else reports.
+
+    Raises:
+        OSError: a socket was refused.
+        RuntimeError: a link went away meanwhile.
+    """
 
     def __init__(self, links: Sequence[NetworkLink], on_error: Callable[[str], None]) -> None:
         self._links = tuple(links)

@@ -195,7 +195,11 @@ def encode_classic(entry: LogEntry) -> bytes:
 
 
 def encode_json(entry: LogEntry) -> bytes:
-    """Return one JSON object on one line of ASCII; ``time`` is UTC, ``message`` the classic sentence."""
+    """Return one JSON object on one line of ASCII.
+
+    Its members are ``time`` (UTC, ISO 8601), ``level``, ``event``, ``message`` (the classic sentence), the
+    fields of the event and, where there is one, ``traceback``.
+    """
     when = datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds")
     record = {
         "time": when.replace("+00:00", "Z"),

@@ -62,7 +62,7 @@ class HttpServer:
     _accepting: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
 
     async def serve(self) -> None:
-        """Accept and answer until cancelled; raise OSError if the listener failed."""
+        """Accept and answer until cancelled; raise OSError, in a group, if the listener failed."""
         async with anyio.create_task_group() as tasks:
             while True:
                 await self._accept(tasks)

@@ -35,7 +35,11 @@ class DroppedEntries:
 
 
 class Channel:
-    """A sink and the format of its entries; those that it cannot take are counted."""
+    """A sink and the format of its entries.
+
+    A sink that cannot take entries costs these entries and nothing else. They are counted in ``dropped``, and
+    the sink gets the count as soon as it takes entries again.
+    """
 
     def __init__(
         self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, dropped: DroppedEntries | None = None
@@ -74,7 +78,13 @@ class LogBook:
         self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
-        """Return a logger to a file or stream, to standard error for None, or to the journal."""
+        """Return a logger to a file or stream, to standard error for None, or to the journal.
+
+        In the journal's format the path does not matter. The book closes what it opens.
+
+        Raises:
+            ConfigError: the file or stream cannot be written, or no journal listens.
+        """
         style = style or self._style
         place = self._journal if style is LogFormat.JOURNAL else path
         if place not in self._sinks:
@@ -88,7 +98,7 @@ class LogBook:
         return open_log(*channels)
 
     def reopen(self) -> None:
-        """Begin every file again at its name, as after SIGHUP."""
+        """Begin every file again at its name, as after SIGHUP; never raises."""
         for sink in self._sinks.values():
             # Each by its own name: what rotates logs has moved the old files away.
             sink.reopen()

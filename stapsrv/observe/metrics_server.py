@@ -59,12 +59,17 @@ class MetricsListener:
             tasks.cancel_scope.cancel()
 
 
-# At a path, a stale socket is replaced.
 @contextlib.contextmanager
 def open_metrics_listener(
     address: MetricsAddress, *, directory: Path | None = None
 ) -> Iterator[MetricsListener]:
-    """Listen for as long as the block runs; a relative path begins at ``directory``. Raises ConfigError."""
+    """Listen for as long as the block runs; a relative path begins at ``directory``.
+
+    At a path, a stale socket is replaced.
+
+    Raises:
+        ConfigError: it is in use or cannot be listened on, or a relative path has no directory.
+    """
     where = f"metrics address {address}"
     with contextlib.ExitStack() as held:
         try:

@@ -42,7 +42,13 @@ def standard_error() -> StreamSink:
 
 
 class StreamSink:
-    """Writes entries to an inherited descriptor, and never waits for its reader; raises ConfigError."""
+    """Writes entries to an inherited descriptor, and never waits for its reader.
+
+    Entries that do not fit while the reader is behind are refused; one that was begun is ended first.
+
+    Raises:
+        ConfigError: the descriptor is closed, or not for writing.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._begun = b""
@@ -104,7 +110,11 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """Appends to a file by its name; one that was moved away is begun anew. Raises ConfigError."""
+    """Appends to a file by its name; when that is moved away (log rotation), a new one is begun.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -153,7 +163,14 @@ class FileSink:
 
 
 class JournalSink:
-    """Sends entries to the systemd journal, by its own protocol: fields and all. Raises ConfigError."""
+    """Sends entries to the systemd journal, by its own protocol: fields and all.
+
+    An entry that is too long for a datagram travels in a sealed memory file, whose descriptor is sent in its
+    place (systemd, Native Journal Protocol).
+
+    Raises:
+        ConfigError: nobody listens at ``path``, the journal's socket.
+    """
 
     def __init__(self, path: Path = JOURNAL) -> None:
         self._path = str(path)

@@ -38,7 +38,11 @@ class PassedSockets:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, pid: int) -> PassedSockets:
-        """Take over the sockets of ``$LISTEN_FDS``, if meant for process ``pid``; raises ConfigError."""
+        """Take over the sockets of ``$LISTEN_FDS``, if they are meant for process ``pid``.
+
+        Raises:
+            ConfigError: the variables contradict each other, or a descriptor is no listening socket.
+        """
         if not environ.get("LISTEN_FDS") or _number(environ, "LISTEN_PID", 2**22) != pid:
             return cls()
         count = _number(environ, "LISTEN_FDS", _MAX_DESCRIPTORS)
@@ -58,7 +62,11 @@ class PassedSockets:
         return cls(sockets)
 
     def control(self, path: Path) -> socket.socket | None:
-        """Return the control socket, to be closed, or None; raise ConfigError if it is not at ``path``."""
+        """Return the control socket, which the caller closes, or None if none was passed.
+
+        Raises:
+            ConfigError: it does not listen at ``path``.
+        """
         passed = self._sockets.get(CONTROL)
         if passed is None:
             return None
@@ -69,7 +77,11 @@ class PassedSockets:
         return passed.dup()
 
     def port_of(self, settings: ServerSettings) -> socket.socket | None:
-        """Return the socket of a server's port, which the caller closes, if passed; raises ConfigError."""
+        """Return the socket of a server's port, which the caller closes, or None if none was passed.
+
+        Raises:
+            ConfigError: the settings name addresses, or another port.
+        """
         name = settings.nickname or CONTROL
         passed = None if name == CONTROL else self._sockets.get(name)
         if passed is None:
@@ -93,7 +105,11 @@ class PassedSockets:
                     _reset_waiting(port, log)
 
     def check_all_used(self, servers: Iterable[ServerSettings], *, controlled: bool) -> None:
-        """Raise ConfigError for a socket that nobody accepts from or that is not at its port."""
+        """Refuse a socket that nobody accepts from; ``controlled``: there is a control socket.
+
+        Raises:
+            ConfigError: there is such a socket, or one is not at its server's port.
+        """
         nicknames = set()
         for settings in servers:
             nicknames.add(settings.nickname)

@@ -51,7 +51,7 @@ class ServerAdvertiser:
 
     @classmethod
     def from_settings(cls, settings: GlobalSettings, *, log: Log) -> ServerAdvertiser:
-        """Return an advertiser as the operator wants it."""
+        """Return an advertiser as the operator wants it; one that does nothing where mDNS is off."""
         if settings.mdns_enabled is False:
             return cls(None, log=log)
         host, interfaces = settings.mdns_host or host_name(), settings.mdns_interfaces or ()

@@ -50,7 +50,7 @@ class CommandsUnderWay:
 
     @contextlib.contextmanager
     def begin(self, report: Report | None) -> Iterator[set[int]]:
-        """Have a command under way in the block; yields the set of ids whose changes are reported."""
+        """Have a command under way in the block; yields the set of ids to report, which the caller fills."""
         command = _Command(report)
         self._commands.append(command)
         try:

@@ -76,8 +76,11 @@ class Runtime:
         """Make a server ready to accept: build trees, port, certificate, the local client's trust.
 
         A server that may choose its port gets ``last_port``, if that is free. The pool ``shared`` bounds the
-        compiles of all. Raises ConfigError if a setting cannot be served, and IdentityError without a
-        certificate; nothing is left behind then, but for a certificate that was made on the way.
+        compiles of all. On failure nothing is left behind, but for a certificate that was made on the way.
+
+        Raises:
+            ConfigError: a setting cannot be served.
+            IdentityError: there is no certificate, and none could be made.
         """
         self._log_sandbox(log)
         releases = await self._look_up(settings)
@@ -141,7 +144,6 @@ class Runtime:
             ) from exc
 
 
-# No request sees the files of ``secret``. Without a log no results are cached.
 @contextlib.asynccontextmanager
 async def open_runtime(
     environ: Mapping[str, str],
@@ -152,7 +154,14 @@ async def open_runtime(
     secret: tuple[Path, ...] = (),
     log: Log | None = None,
 ) -> AsyncIterator[Runtime]:
-    """Find stap and a sandbox, and hold a workspace while the block runs; raises ConfigError."""
+    """Find stap and a sandbox, and hold a workspace while the block runs.
+
+    ``environ`` is the one that the process was started with, ``password`` that of certificate databases that
+    have one. No request sees the files of ``secret``. Without a log no results are cached.
+
+    Raises:
+        ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
+    """
     stap = await find_stap(environ)
     workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
     try:

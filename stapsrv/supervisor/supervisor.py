@@ -69,7 +69,10 @@ class Supervisor:
         self._runtime.warmup.on_health_change(self._health_changed)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Host servers until :meth:`end`, then stop all; also a cancelled run leaves none behind."""
+        """Host servers until :meth:`end`, or the last is gone with ``auto_end``; then stop all.
+
+        Cancellation: every server and every compile is ended before this returns.
+        """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             async with anyio.create_task_group() as background:
@@ -111,7 +114,14 @@ class Supervisor:
         )
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
-        """Start the servers that do not run yet; returns, in order, when each serves or has failed."""
+        """Start the servers that do not run yet; returns when each serves or has failed.
+
+        Two servers are the same if they differ in nickname and tuning at most (manual page, ``start``). Of
+        the tuning, LISTEN alone makes another one.
+
+        Returns:
+            One outcome for each spec, in order. One that is refused has no server, and its error says why.
+        """
         with self._commands.begin(report) as followed:
             outcomes = []
             # All are begun before the first is waited for: they start side by side.
@@ -154,8 +164,9 @@ class Supervisor:
     ) -> list[Outcome]:
         """Make the configured servers those of ``specs``; the unchanged go on and lose nothing.
 
-        With ``force``, every other server is stopped as well (manual page, ``force-reload``). Servers from
-        the files ``unreadable`` go on. Returns the outcomes of stops, then one for each spec.
+        With ``force``, every other server is stopped, also those that no file asked for (manual page,
+        ``force-reload``). Servers from the files ``unreadable`` go on. Returns the outcomes of stops, then
+        one for each spec.
         """
         with self._commands.begin(None):
             wanted = {self._identity(spec.settings): spec for spec in specs}

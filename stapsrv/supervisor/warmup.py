@@ -145,7 +145,7 @@ class Warmup:
             await anyio.sleep_forever()
 
     def health(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
-        """Return the health of a release; servers that compile for it in the same way share it."""
+        """Return the health of a release; servers that compile alike share it, and the first one's log."""
         key = WarmupKey.of(settings, release)
         target = self._targets.get(key)
         if target is None:

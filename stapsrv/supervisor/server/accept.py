@@ -24,7 +24,7 @@ _GOODBYE_S = 2.0
 # A reset would have the client come back (PROTOCOL, the connection), and so might a connection that is closed
 # while its first bytes are under way. A TLS alert before the handshake is final (RFC 8446, 6.2).
 async def deny(connection: socket.socket) -> None:
-    """Say that access is denied, wait for the client to leave, and close; takes 2 s at most."""
+    """Say that access is denied, wait for the client to leave, 2 s at most, and close in any case."""
     with contextlib.closing(connection), contextlib.suppress(OSError, anyio.BrokenResourceError):
         stream = await SocketStream.from_socket(connection.dup())
         try:
@@ -51,15 +51,19 @@ _GONE = frozenset(
 )
 
 
-# ``exhausted`` gets the reason, once each time that descriptors or memory run short. An OSError raised is
-# the listener's own.
 async def accept_forever(
     listener: socket.socket,
     take: Callable[[socket.socket, Any], None],
     *,
     exhausted: Callable[[str | None], None],
 ) -> NoReturn:
-    """Accept until cancelled; ``take`` owns each socket, non-blocking, and must not wait."""
+    """Accept until cancelled; ``take`` owns each socket, non-blocking, and must not wait.
+
+    ``exhausted`` gets the reason, once each time that descriptors or memory run short.
+
+    Raises:
+        OSError: the listener itself failed.
+    """
     short = False
     while True:
         await anyio.wait_readable(listener)

@@ -27,7 +27,7 @@ class Rejection(NamedTuple):
 
 
 def client_of(address: str) -> str:
-    """Return the client behind an address: all addresses of one IPv6 network of 64 bits are one client."""
+    """Return the client behind an address: an IPv6 network of 64 bits, or a link-local or IPv4 address."""
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv4Address) or parsed.is_link_local:
         return address

@@ -32,9 +32,12 @@ from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 _MAX_DENIALS = 64
 
 
-# The listeners, listening and non-blocking, are closed when it stops accepting; the budget is shared.
 class CompileServer:
-    """Serves one port, once; it is not advertised without ``identity``."""
+    """Serves one port, once; it is not advertised without ``identity``.
+
+    The listeners, listening and non-blocking, are its own: it closes them when it stops accepting. The budget
+    of connections is shared with other servers.
+    """
 
     def __init__(
         self,
@@ -66,9 +69,14 @@ class CompileServer:
         """Requests that arrived whole and are not answered yet."""
         return sum(session.outstanding for session in self._sessions)
 
-    # Cancellation ends every session and every compile first.
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Accept and serve until :meth:`stop`, then finish requests within ``drain_s``; raises OSError."""
+        """Accept and serve until :meth:`stop`, then finish outstanding requests within ``drain_s`` seconds.
+
+        Raises:
+            OSError: a listener failed for another reason than a shortage; in a group.
+
+        Cancellation: every session and every compile is ended before this returns.
+        """
         log = self.service.log
         for address in self.addresses:
             log.info("server.listening", address=address)

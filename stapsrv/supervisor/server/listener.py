@@ -50,7 +50,13 @@ class Peer:
 
 
 def open_listener(port: int) -> socket.socket:
-    """Listen on every address of this host, on one port or a free one for 0; raises ConfigError."""
+    """Listen on every IPv4 and IPv6 address of this host, on one port or a free one for 0.
+
+    The caller closes the socket, which is non-blocking.
+
+    Raises:
+        ConfigError: the port is in use, reserved for root, or cannot be listened on.
+    """
     try:
         return listen_at("::", port, only=False)
     except OSError as exc:
@@ -63,8 +69,13 @@ def open_listener(port: int) -> socket.socket:
 
 
 def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
-    """Listen on each address, or on all of this host's for none, on one port or a free one for 0."""
-    # The caller closes the sockets; raises ConfigError.
+    """Listen on each address, or on all of this host's for none, on one port or a free one for 0.
+
+    The caller closes the sockets, which are non-blocking.
+
+    Raises:
+        ConfigError: the port cannot be had on an address, or an address is not this host's.
+    """
     if not addresses:
         return (open_listener(port),)
     for _ in range(_ATTEMPTS if port == 0 else 0):
@@ -74,7 +85,14 @@ def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, 
 
 
 def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
-    """Return a listening, non-blocking socket at one address; at ``::`` with ``only`` on IPv6 alone."""
+    """Return a listening, non-blocking socket at one address; at ``::`` with ``only`` on IPv6 alone.
+
+    The caller closes it. An IPv6 address may name its link after a ``%``; port 0 lets the kernel choose. The
+    kernel completes up to ``backlog`` connections while the event loop is busy.
+
+    Raises:
+        OSError: the address or the port cannot be listened on.
+    """
     place = socket_address(address, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -105,7 +123,14 @@ async def accept_connections(
     serve: Callable[[socket.socket, Peer], None],
     log: Log,
 ) -> NoReturn:
-    """Accept until cancelled; ``serve`` takes sockets over at once, what ``admit`` refuses is reset."""
+    """Accept until cancelled; ``serve`` takes sockets over at once, what ``admit`` refuses is reset.
+
+    The sockets are non-blocking, and ``serve`` must not wait. Of a shortage of descriptors or memory there is
+    one line in the log.
+
+    Raises:
+        OSError: the listener itself failed.
+    """
 
     def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
         peer = Peer.of(sockaddr)

@@ -24,7 +24,12 @@ _MODE = 0o750
 
 @contextlib.contextmanager
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
-    """Hold the lock of ``user``'s supervisor; yields its directory. Raises ConfigError, LifecycleError."""
+    """Hold the lock of ``user``'s supervisor; yields its directory.
+
+    Raises:
+        ConfigError: the directory cannot be made or used, or is not this user's alone to write to.
+        LifecycleError: another supervisor holds the lock; the text has its process id.
+    """
     directory = stat_path / user
     try:
         stat_path.mkdir(mode=0o755, parents=True, exist_ok=True)

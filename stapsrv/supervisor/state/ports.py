@@ -37,7 +37,7 @@ class PortMemory:
         self._files = BlockingCalls(timeout_s=timeout_s)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Read the file, then write changes until cancelled; the last ones are written first."""
+        """Read the file, then write changes until cancelled; the last ones first, within ``timeout_s``."""
         with contextlib.suppress(OSError):
             self._written = self._ports = await self._files.run(self._memory.read)
         task_status.started()

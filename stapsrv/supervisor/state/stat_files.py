@@ -52,7 +52,11 @@ class StatFiles:
         self._last_id = FIRST_ID - 1
 
     def allocate_id(self) -> int:
-        """Return an id that no server in STAT_PATH has; raise ConfigError if it cannot be written."""
+        """Return an id that no server in STAT_PATH has, and that was not given out here before.
+
+        Raises:
+            ConfigError: STAT_PATH cannot be written.
+        """
         candidate = max([self._last_id, *self._ids()]) + 1
         while True:
             try:
@@ -89,7 +93,7 @@ class StatFiles:
             self._path(server_id).unlink()
 
     def read(self) -> tuple[list[Record], list[ConfigError]]:
-        """Return this user's records, and why others could not be read; those become ``ID.damaged``."""
+        """Return this user's records by id, and why others could not be read; those become ``ID.damaged``."""
         records, faults = [], []
         for server_id in sorted(self._ids()):
             path = self._path(server_id)
