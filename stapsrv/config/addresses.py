@@ -79,7 +79,11 @@ def parse_listen_address(text: str) -> str:
 
 
 def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
-    """Return what to bind a socket to for an address in its usual form; OSError without its interface."""
+    """Return what to bind a socket to for an address in its usual form.
+
+    Raises:
+        OSError: there is no such interface as the address names (ENODEV).
+    """
     import socket  # noqa: PLC0415 (see the module's docstring)
 
     name, _, zone = address.partition("%")
@@ -128,8 +132,7 @@ def parse_metrics_address(text: str) -> MetricsAddress:
 
 
 def parse_interfaces(text: str) -> tuple[str, ...]:
-    """Read names of interfaces and addresses, with commas or blanks between them."""
-    # Whether an interface exists is not checked: it may come later.
+    """Read names of interfaces and addresses, with commas or blanks between them; they need not exist."""
     words = tuple(dict.fromkeys(text.replace(",", " ").split()))
     for word in words:
         if not (_is_interface_name(word) or _is_address(word)):

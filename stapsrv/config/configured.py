@@ -31,8 +31,11 @@ class ConfiguredFile:
 
 
 def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
-    """Read every ``*.conf`` file of ``directory``, by name; raises ConfigError if it cannot be listed."""
-    # A bad file does not stop the others, and a directory that is missing holds none.
+    """Read every ``*.conf`` file of ``directory``, by name: none if it is missing; a bad file stops no other.
+
+    Raises:
+        ConfigError: the directory cannot be listed.
+    """
     try:
         names = sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
     except FileNotFoundError:
@@ -45,7 +48,11 @@ def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
 
 
 def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> tuple[ConfiguredFile, ...]:
-    """Read the directory; if it holds no file, the server of the environment; may raise ConfigError."""
+    """Read the directory; if it holds no file, the server of the environment.
+
+    Raises:
+        ConfigError: the directory cannot be read, a variable is unknown or wrong, or no release is installed.
+    """
     files = read_configured(directory)
     if files:
         return files
@@ -57,7 +64,11 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
 
 
 def with_each_release(settings: ServerSettings) -> ServerSettings:
-    """Replace the release ``installed``, of the environment, by those that are; ConfigError if none is."""
+    """Replace the release ``installed``, of the environment, by those that are.
+
+    Raises:
+        ConfigError: it is wanted, and none is installed.
+    """
     if settings.releases != (_EACH_RELEASE,):
         return settings
     installed = installed_releases()

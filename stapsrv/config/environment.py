@@ -29,12 +29,20 @@ _LINK_REMEDY = (
 
 
 def global_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of the whole service, by attribute; may raise ConfigError."""
+    """Return what the environment says of the whole service, by attribute; an empty value is none.
+
+    Raises:
+        ConfigError: a value is wrong; names the variable and what was expected.
+    """
     return _values(environ, GLOBAL_SETTINGS)
 
 
 def server_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of one server, by attribute; may raise ConfigError."""
+    """Return what the environment says of one server, by attribute; an empty value is none.
+
+    Raises:
+        ConfigError: a variable is unknown, or its value wrong.
+    """
     refuse_unknown(environ)
     # A name that both files have is the global file's.
     others = {row.variable for row in GLOBAL_SETTINGS}

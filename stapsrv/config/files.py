@@ -60,7 +60,11 @@ class Assignment(NamedTuple):
 
 
 def decode_config(data: bytes, *, where: str) -> str:
-    """Decode a file's content from UTF-8; a ConfigError names the line that is not."""
+    """Decode a file's content from UTF-8; a byte order mark is skipped.
+
+    Raises:
+        ConfigError: it is not UTF-8; names the line.
+    """
     data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         return data.decode("utf-8")
@@ -71,7 +75,11 @@ def decode_config(data: bytes, *, where: str) -> str:
 
 
 def parse_assignments(text: str, *, where: str) -> tuple[Assignment, ...]:
-    """Read the assignments of a file, whatever their variables are; raises ConfigFaults."""
+    """Read the assignments of a file, in order, whatever their variables are.
+
+    Raises:
+        ConfigFaults: lines that are neither assignment, comment nor blank.
+    """
     found = tuple(_scan(text, where))
     _raise_if_any(each for each in found if isinstance(each, ConfigError))
     return tuple(each for each in found if isinstance(each, Assignment))
@@ -81,7 +89,10 @@ def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[
     """Read a file that may set ``rows``: attribute to value, an array's values as a tuple.
 
     ``X=`` (and ``X=()`` of an array) takes back what came before; attributes that end up unset are left
-    out. Of several values for a variable that holds one, the last counts. Raises ConfigFaults.
+    out. Of several values for a variable that holds one, the last counts.
+
+    Raises:
+        ConfigFaults: everything that is wrong with the file.
     """
     known = {row.variable: row for row in rows}
     values: dict[str, Any] = {}
@@ -114,7 +125,11 @@ def retired_warning(name: str, *, where: str | None = None) -> str:
 
 
 def server_settings_from(text: str, *, where: str) -> ServerSettings:
-    """Read the settings of one server, from a ``.conf`` or a ``.stat`` file; raises ConfigFaults."""
+    """Read the settings of one server, from a ``.conf`` or a ``.stat`` file.
+
+    Raises:
+        ConfigFaults: everything that is wrong with the file.
+    """
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
     return ServerSettings(**with_tuning(values_from(text, where=where, rows=SERVER_SETTINGS)))
@@ -127,7 +142,11 @@ def value_in(row: Setting[Any], settings: ServerSettings) -> object:
 
 
 def encode_server_settings(settings: ServerSettings) -> str:
-    """Write a ``.stat`` file, which reads back equal; ConfigError for a value that no line can hold."""
+    """Write a ``.stat`` file, which reads back equal but for ``keep_temporary``, which has no variable.
+
+    Raises:
+        ConfigError: a value that no line can hold: with a line break, empty, or not text.
+    """
     lines: list[str] = []
     for row in _STAT_ROWS:
         value = value_in(row, settings)

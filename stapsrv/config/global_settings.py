@@ -56,7 +56,14 @@ SYSTEM_SETTINGS = GlobalSettings()
 def global_defaults(
     environ: Mapping[str, str], *, euid: int, home: Path, can_write: Callable[[Path], bool]
 ) -> GlobalSettings:
-    """Return the settings before files: the system's paths, or a plain user's own; may raise ConfigError."""
+    """Return the settings before files: the system's paths, or a plain user's own for those he cannot write.
+
+    That is the log in ``$XDG_STATE_HOME/stap-server`` (``~/.local/state``), and the state in
+    ``$XDG_RUNTIME_DIR/stap-server``, or in ``run`` beside the log. Environment variables go before all.
+
+    Raises:
+        ConfigError: an environment variable's value is wrong.
+    """
     if euid == 0:
         return global_from_environ(environ)
     # XDG Base Directory Specification: relative values are ignored. The run-time directory has no default,
@@ -72,7 +79,11 @@ def global_defaults(
 
 
 def global_from_environ(environ: Mapping[str, str], base: GlobalSettings = SYSTEM_SETTINGS) -> GlobalSettings:
-    """Return ``base`` with what the environment says laid over it; may raise ConfigError."""
+    """Return ``base`` with what the environment says laid over it.
+
+    Raises:
+        ConfigError: a variable's value is wrong.
+    """
     return with_values(base, global_values(environ), retired_in(environ))
 
 
@@ -83,7 +94,11 @@ def with_values(base: GlobalSettings, values: Mapping[str, Any], warnings: tuple
 
 
 def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
-    """Return ``base`` with what the global file ``text`` sets; raises ConfigFaults."""
+    """Return ``base`` with what the global file ``text`` sets; an empty value sets nothing.
+
+    Raises:
+        ConfigFaults: everything that is wrong with the file.
+    """
     values = values_from(text, where=where, rows=GLOBAL_SETTINGS)
     return with_values(base, values, retired_lines(text, where=where))
 
@@ -91,7 +106,11 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
 def read_global_settings(
     defaults: GlobalSettings, config_file: Path | None, *, default_files: Iterable[Path] = DEFAULT_FILES
 ) -> GlobalSettings:
-    """Read the default files that exist, then ``config_file`` (the last ``-c``); may raise ConfigError."""
+    """Read the default files that exist, then ``config_file`` (the last ``-c``), each laid over those before.
+
+    Raises:
+        ConfigError: a file cannot be read or is wrong; only a default file may be missing.
+    """
     settings = defaults
     for path in (*default_files, *filter(None, [config_file])):
         where = str(path)

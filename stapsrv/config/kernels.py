@@ -78,7 +78,11 @@ def installed_releases(modules: Path = MODULES) -> list[str]:
 
 
 def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
-    """Find the build tree that ``-r ARGUMENT`` means; raises ConfigError if none can be used."""
+    """Find the build tree that ``-r ARGUMENT`` means: a release, or the absolute path of a build tree.
+
+    Raises:
+        ConfigError: there is no build tree, or it was never configured.
+    """
     if argument.startswith("/"):
         return _from_build_tree(Path(argument), arch=arch)
     if not is_release_name(argument):

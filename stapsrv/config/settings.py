@@ -82,20 +82,26 @@ class ServerSettings:
         )
 
     def identity(self, defaults: HostDefaults) -> ServerSettings:
-        """Return what two servers have in common if they are the same one."""
-        # Manual page, start: to start one while the other runs changes nothing.
+        """Return what two servers have in common if they are the same one: to start one changes nothing then.
+
+        The nickname does not count, nor do the order of releases, ``-k`` and what can be tuned while a server
+        runs. Source: manual page, ``start``.
+        """
         resolved = self.resolved(defaults)
         return attrs.evolve(
             resolved,
             **_NOT_IDENTIFYING,
-            # Neither does the order of releases count, nor -k, which no file records.
             releases=tuple(sorted(resolved.releases)),
             keep_temporary=False,
             tuning=resolved.tuning.identifying(),
         )
 
     def served_releases(self) -> tuple[ServedRelease, ...]:
-        """Find the build tree of each release; raises ConfigError if one has none that can be used."""
+        """Find the build tree of each release.
+
+        Raises:
+            ConfigError: a release has no usable build tree on this host.
+        """
         arch = self.arch or host_arch()
         return tuple(resolve_release(name, arch=arch) for name in self.releases or (host_release(),))
 

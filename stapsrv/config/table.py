@@ -140,7 +140,7 @@ class NetworkAccess(Group):
 class Limits(Group):
     """How long and how much: every wait and every buffer that a peer or a compile could stretch.
 
-    Durations are in seconds of the event loop's clock.
+    Durations are in seconds of the event loop's clock, sizes in bytes.
     """
 
     # A cold compile takes 10 to 15 s on a small host and some scripts minutes, so its time is generous; all

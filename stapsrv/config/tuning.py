@@ -12,7 +12,11 @@ BY_ATTRIBUTE: Mapping[str, Setting[Any]] = {row.attribute: row for row in TUNABL
 
 
 class Tuning(Mapping[str, Any]):
-    """What has been set: attribute to value. Immutable; the order of setting does not count."""
+    """What has been set: attribute to value. Immutable; the order of setting does not count.
+
+    Raises:
+        KeyError: the table has no such attribute.
+    """
 
     __slots__ = ("_values",)
 

@@ -125,8 +125,8 @@ async def load_or_create_identity(
 ) -> Identity:
     """Load the identity in ``directory``, or make a new one where it is missing, not valid now or damaged.
 
-    A new one, with the same password, appears all at once; other files in the directory stay. Of several
-    processes that do this at the same moment, one makes it and the others load it.
+    A new one, with the same password, appears all at once; other files in the directory, which is made if
+    missing, stay. Of several processes that do this at the same moment, one makes it and the others load it.
 
     Raises:
         IdentityError: the database is obsolete, locked or forbidden, has another password, or holds other
@@ -157,6 +157,8 @@ async def renew_identity(
 ) -> Identity:
     """Replace ``identity``, valid or not, with a new one; one that another process made is loaded.
 
+    The new one keeps the DNS names of the old one beside the host's.
+
     Raises:
         IdentityError: the database cannot be changed, or holds other certificates; nothing was changed.
 
@@ -177,13 +179,15 @@ async def renew_identity(
 async def make_identity(
     directory: Path, *, log: FilteringBoundLogger, extra_names: Sequence[str] = (), password: str = ""
 ) -> Identity:
-    """Make an identity in ``directory``, replacing one that may be there.
+    """Make an identity in ``directory``, made if missing, replacing one that may be there.
 
     ``extra_names`` are further DNS names for the certificate.
 
     Raises:
         IdentityError: the directory cannot be changed, or holds other certificates.
         ValueError: a name is not a DNS name.
+
+    Cancellation: the directory has either all of the new identity or what was there.
     """
     with explain_os_errors(directory):
         _refuse_obsolete(directory)

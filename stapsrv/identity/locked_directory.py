@@ -55,13 +55,14 @@ async def write_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> 
 async def read_lock(directory: Path, *, timeout_s: float = _LOCK_TIMEOUT_S) -> AsyncIterator[bool]:
     """Lock ``directory`` for reading; yields whether it is whole: no commit was interrupted.
 
+    There is no lock where it is missing, or not writable for this user: it is read as it is.
+
     Raises:
         IdentityError: another process was changing it for longer than ``timeout_s``.
     """
     try:
         lock = _open_lock(directory)
     except OSError:
-        # Missing, or not writable for this user, who then cannot lock it: it is read as it is.
         yield not path_exists(directory / _READY)
         return
     with lock:
@@ -93,7 +94,7 @@ def remove_leftovers(directory: Path) -> None:
 
 @contextmanager
 def staging_directory(directory: Path) -> Iterator[Path]:
-    """Hold a new private directory in which to stage a change of ``directory``."""
+    """Hold a new private directory in which to stage a change of ``directory``; it is removed at the end."""
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=directory))
     try:
         yield staging

@@ -155,12 +155,12 @@ class MokStore:
         self._reported: frozenset[str] = frozenset()
 
     async def find(self, fingerprints: Sequence[str]) -> Mok | None:
-        """Return the first key with one of the fingerprints, in their order."""
+        """Return the first usable key with one of the fingerprints, in their order; None if there is none."""
         found = {mok.fingerprint: mok for mok in await self._list()}
         return next((found[fingerprint] for fingerprint in fingerprints if fingerprint in found), None)
 
     async def get_or_create(self) -> Mok:
-        """Return a key to enrol on a client's host, made if there is none.
+        """Return a key to enrol on a client's host, made if there is none; of several processes one makes it.
 
         Raises:
             IdentityError: there is none, and none could be made.

@@ -61,7 +61,8 @@ class Database:
     """The NSS database in one directory, with the password of its private keys, empty for none.
 
     Every method may raise IdentityError: a tool is not installed or overran its deadline, the password is
-    wrong, the database is locked or refused; DamagedDatabase if its contents are lost.
+    wrong, the database is locked or refused; DamagedDatabase if its contents are lost. PermissionError passes
+    through.
     """
 
     directory: Path
@@ -84,7 +85,11 @@ class Database:
         return tuple(found)
 
     async def create(self, *, file_mode: int = 0o600) -> None:
-        """Make a new, empty database in the directory, which exists, unless there is one already."""
+        """Make a new, empty database in the directory, which exists; all its files appear at once.
+
+        Raises:
+            IdentityError: there is one already, or for the reasons of the class.
+        """
         if self.exists:
             raise IdentityError("holds a certificate database already", where=str(self.directory))
         async with replacing(self.directory) as staging:

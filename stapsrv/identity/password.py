@@ -19,12 +19,13 @@ _MAX_BYTES = 1024
 
 
 def obtain_password(environ: Mapping[str, str], *, file: Path | None, descriptor: int | None) -> str:
-    """Return the password (``-P``): the first line of the descriptor, the file or the credential, if given.
+    """Return the password (``-P``): the first line, without its end, of what is given.
 
-    Else the user is asked on the terminal.
+    In this order: ``descriptor``, which is closed; ``file``; the credential
+    ``$CREDENTIALS_DIRECTORY/stap-server-password``; the terminal, where the user is asked.
 
     Raises:
-        ConfigError: the file cannot be read, or others can; or there is no terminal.
+        ConfigError: the file cannot be read, others can read it, or it is not UTF-8; or there is no terminal.
     """
     if descriptor is not None:
         with os.fdopen(descriptor, "rb") as stream:

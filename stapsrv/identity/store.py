@@ -109,8 +109,9 @@ class LiveIdentity:
 class IdentityStore:
     """Loads each database directory once, renews its certificate, and loads it again when it was replaced.
 
-    ``password`` is that of the databases that have one, and of new ones. Without ``watcher``
-    (:func:`open_watcher`) changes are found one connection later.
+    ``environ`` names the default directories. ``password`` is that of the databases that have one, and of new
+    ones. ``clock`` tells the aware time. Without ``watcher`` (:func:`open_watcher`), which its owner closes,
+    changes are found one connection later.
     """
 
     def __init__(

@@ -32,7 +32,8 @@ def default_client_directory(environ: Mapping[str, str]) -> Path:
 async def authorize(certificate: x509.Certificate, directory: Path, *, log: FilteringBoundLogger) -> None:
     """Make the readers of the database in ``directory`` trust a server; logs ``trust.established``.
 
-    Others stay trusted. The database is made if it is missing. Several servers may do this at once.
+    Others stay trusted. The database is made, readable by all, if it is missing. Several servers may do this
+    at once. A failure is the caller's to log; the server can serve all the same.
     """
     # Read first: it may hold the certificate already, and only somebody else may write it.
     if not await is_trusted(certificate, directory):

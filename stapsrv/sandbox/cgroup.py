@@ -43,7 +43,11 @@ class Delegation:
         return f"{self.directory}{bounds}"
 
     def make_group(self, name: str, limits: Limits) -> RequestGroup:
-        """Make the group of one request, whose name no other has now; raises OSError if it cannot be made."""
+        """Make the group of one request, whose name no other has now; the caller removes it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         directory = self.directory / f"{_REQUEST}-{os.getpid()}-{name}"
         directory.mkdir()
         group = RequestGroup(directory)
@@ -64,7 +68,11 @@ class RequestGroup:
     directory: Path
 
     def add_tree(self, pid: int) -> None:
-        """Move a new process and all that it has started into the group; raises OSError if it cannot go."""
+        """Move a new process and all that it has started into the group.
+
+        Raises:
+            OSError: the process cannot be moved.
+        """
         (self.directory / "cgroup.procs").write_text(str(pid))
         # Only now are its children listed: one that is born from here on is in the group.
         children = _read(Path(f"/proc/{pid}/task/{pid}/children")).split()
@@ -74,7 +82,7 @@ class RequestGroup:
 
     @property
     def exceeded(self) -> str | None:
-        """The limit that the group met: ``memory`` or ``processes``."""
+        """The limit that the group met, ``memory`` or ``processes``; None if it met none."""
         if _read_counts(self.directory / "memory.events").get("oom_kill"):
             return "memory"
         if _read_counts(self.directory / "pids.events").get("max"):

@@ -36,7 +36,13 @@ _REMEDY = (
 async def find_sandbox(
     wanted: str, stap: Path, environ: Mapping[str, str], *, home: Path, workspace: Path
 ) -> Sandbox:
-    """Return the best sandbox that ``wanted`` allows and stap runs in here and now; ConfigError if none."""
+    """Return the best sandbox that ``wanted``, the setting SANDBOX, allows and stap runs in here and now.
+
+    ``environ`` and ``home`` are of the server and its user. The trials' files are in ``workspace`` meanwhile.
+
+    Raises:
+        ConfigError: none works, or the wanted one does not.
+    """
     delegation = await anyio.to_thread.run_sync(find_delegation)
     if wanted == OFF:
         return Sandbox(None, await find_containment(), delegation)

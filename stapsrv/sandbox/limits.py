@@ -60,7 +60,7 @@ def limit_command(limits: Limits, *, others: int = 0) -> list[str]:
 
 
 def explain_limit(limits: Limits, status: int, stderr: bytes, *, exceeded: str | None = None) -> str | None:
-    """Return the message for the limit that a program met, as far as its end shows one.
+    """Return the message for the limit that a program met; None if its end shows none.
 
     ``status`` is -N when signal N ended it, 128 + N from a program in between; ``exceeded`` is the limit that
     its control group met.

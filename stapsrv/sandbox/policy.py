@@ -115,7 +115,11 @@ def _resolve(wanted: Iterable[tuple[Path, Access]], cwd: Path, *, network: bool)
 
 
 def make_caches(policy: SandboxPolicy) -> None:
-    """Make the cache directories that stap would make itself, were it not contained; may raise OSError."""
+    """Make the cache directories that stap would make itself, were it not contained.
+
+    Raises:
+        OSError: one cannot be made.
+    """
     policy.stap_cache.mkdir(parents=True, exist_ok=True)
     if policy.network and not any(path.is_dir() for path in _debuginfo_caches(policy)):
         next(_debuginfo_caches(policy)).mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,11 @@ class Sandbox:
         return None if self.delegation is None else self.delegation.description
 
     def request_mounts(self, policy: SandboxPolicy, directory: Path, *, cwd: Path) -> MountPlan:
-        """Plan the mounts of the request in ``directory``, and make the shared caches; may raise OSError."""
+        """Plan the mounts of the request in ``directory``, and make the shared caches.
+
+        Raises:
+            OSError: a cache is missing and cannot be made.
+        """
         if self.backend is None:
             return _uncontained(cwd)
         make_caches(policy)
@@ -85,7 +89,13 @@ class Sandbox:
 
     @contextlib.asynccontextmanager
     async def request_cgroup(self, name: str, limits: Limits) -> AsyncIterator[RequestGroup | None]:
-        """Hold a control group for the block; None without delegation. May raise OSError."""
+        """Hold a control group for the block; None without delegation. No other request has ``name`` now.
+
+        Raises:
+            OSError: it cannot be made.
+
+        Cancellation: every process left in the group is killed, and the group removed.
+        """
         if self.delegation is None:
             yield None
             return

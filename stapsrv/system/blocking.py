@@ -25,7 +25,7 @@ class BlockingCalls:
     """Runs calls to one place, such as a temporary directory, so that others do not notice when it hangs.
 
     At most ``max_threads`` run at a time; the others wait, and their deadline runs. When ``max_abandoned``
-    hang, further calls fail at once.
+    hang, further calls fail at once. The end of the process does not wait for calls that hang.
     """
 
     # Not anyio's threads: on asyncio the end of the process waits for them, and on Trio an abandoned one
@@ -58,10 +58,13 @@ class BlockingCalls:
     ) -> _T:
         """Return what ``call`` returns, called in a thread.
 
-        ``cleanup`` gets that value, in a thread, when there is nobody left to return it to.
+        ``timeout_s`` goes before the object's own. ``cleanup`` gets the value, in a thread, when there is
+        nobody left to return it to; its OSError is ignored.
 
         Raises:
-            TimeoutError: an OSError with errno ETIMEDOUT: it did not end in time. It may still end later.
+            TimeoutError: an OSError with errno ETIMEDOUT: it did not end in time, or too many hang already.
+                It may still end later; what it did then stays done, unless ``cleanup`` undoes it.
+            OSError: no thread can be started (EAGAIN).
             BaseException: whatever it raises.
 
         Cancellation: the call gets ``grace_s`` to end; its value is cleaned up then, or whenever it ends.

@@ -128,7 +128,10 @@ class DirectoryWatcher(Generic[_K]):
         return frozenset(changed)
 
     async def wait_changed(self) -> frozenset[_K] | None:
-        """Wait until something has changed; returns what :meth:`changed` does."""
+        """Wait until something has changed; returns what :meth:`changed` does.
+
+        Cancellation: no change is lost.
+        """
         while True:
             await anyio.wait_readable(self.descriptor)
             changed = self.changed()

@@ -41,6 +41,9 @@ class Event(NamedTuple):
 class Inotify:
     """One queue of events; to be closed.
 
+    The kernel queues an event before the call that made the change returns: who reads the queue, which never
+    waits, and finds nothing, knows that nothing had changed when they looked.
+
     Raises:
         OSError: this user has too many already (``fs.inotify.max_user_instances``).
     """

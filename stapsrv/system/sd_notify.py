@@ -57,7 +57,7 @@ class Notifier:
 
 
 async def feed_watchdog(notifier: Notifier, environ: Mapping[str, str]) -> None:
-    """Call :meth:`Notifier.alive` as often as the service manager wants (``$WATCHDOG_USEC``)."""
+    """Call :meth:`Notifier.alive` as often as the service manager wants (``$WATCHDOG_USEC``), if it does."""
     allowed, pid = environ.get("WATCHDOG_USEC", ""), str(os.getpid())
     if not (allowed.isascii() and allowed.isdigit()) or environ.get("WATCHDOG_PID", pid) != pid:
         return

@@ -50,7 +50,7 @@ def make_file(path: Path, ownership: Ownership) -> None:
 
 
 def open_lock(directory: Path, name: str, uid: int) -> int:
-    """Open a lock file of user ``uid``, made where it is missing; returns its descriptor."""
+    """Open a lock file of user ``uid``, made where it is missing; the caller closes the descriptor."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     path = directory / name
     with _open_parent(path) as parent, _as_config_error(path):

@@ -26,7 +26,11 @@ _TOOLS = {
 
 
 def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> int:
-    """Run a command line; return the exit status, or raise StapsrvError if it cannot be carried out."""
+    """Run a command line; return the exit status.
+
+    Raises:
+        StapsrvError: it cannot be understood, or not be carried out at all.
+    """
     if words[:1] == ["help"] and len(words) > 1:
         console.write(usage(words[1]))
         return 0

@@ -66,7 +66,11 @@ _BROKEN_PIPE = 141
 
 
 def main() -> NoReturn:
-    """Run ``stap-server`` with this program's arguments and exit (manual page; PROTOCOL 10)."""
+    """Run ``stap-server`` with this program's arguments and exit (manual page; PROTOCOL 10).
+
+    Exit status: 0 done; 1 something failed; 2 bad usage; 3 from ``status`` if a server that was asked for
+    does not run, or none runs.
+    """
     # Modules are no garbage: looking for some while they load would take a thirtieth of a status.
     gc.disable()
     from stapsrv.control.cli.console import Console  # noqa: PLC0415 - see above

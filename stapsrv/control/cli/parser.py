@@ -58,9 +58,14 @@ _ACTIONS = {str(action): action for action in Action} | {
 
 
 def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocation:
-    """Read a command line, without the program's name; the text of a UsageError names the option."""
-    # Relative paths are made absolute with the caller's directory: the supervisor that will use them has
-    # another one. None refuses them.
+    """Read a command line, without the program's name.
+
+    ``directory``, the caller's, makes relative paths absolute: the supervisor that will use them has another
+    one. None refuses them.
+
+    Raises:
+        UsageError: it cannot be understood; the text names the option.
+    """
     running_only = bool(words) and words[0] == _CONTROL
     if running_only:
         words = words[1:]

@@ -43,10 +43,14 @@ def caller_name() -> str:
 
 
 def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:
-    """Return the account for servers of user ``name``, or raise ConfigError if this process may start none.
+    """Return the account for servers of user ``name``, if this process may start servers there.
 
     ``where`` is the file and line that names the user. ``STAP_PR11197_OVERRIDE=1``, for tests, lets root run
     servers as root.
+
+    Raises:
+        ConfigError: there is no such user, or it is root; or it is another user than the caller, and the
+            caller is not root or that user is not in group stap-server.
 
     Source: manual page, ``-u`` and SAFETY AND SECURITY.
     """

@@ -44,7 +44,10 @@ _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
 
 
 def find_sockets(stat_path: Path) -> list[Path]:
-    """Return the control sockets below STAT_PATH, by user name; only connecting shows if somebody listens."""
+    """Return the control sockets below STAT_PATH, by user name; only connecting shows if somebody listens.
+
+    Each is in a directory with the name of its supervisor's user. Unreadable directories are left out.
+    """
     found = []
     with contextlib.suppress(OSError):
         for directory in sorted(stat_path.iterdir()):
@@ -58,8 +61,8 @@ def find_sockets(stat_path: Path) -> list[Path]:
 class SupervisorScan:
     """The supervisors and the servers' ``.stat`` files found below some STAT_PATHs, if readable.
 
-    Each supervisor may take ``answer_s`` seconds, by default ten; ``problems`` has a line for each that runs
-    and does not answer.
+    Each supervisor may take ``answer_s`` seconds, by default ten. ``supervisors`` has the status of each
+    that answers, ``problems`` a line for each that runs and does not answer.
     """
 
     def __init__(self, stat_paths: Iterable[Path], *, answer_s: float | None = None) -> None:

@@ -54,7 +54,13 @@ class Launch(NamedTuple):
 
 
 def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ: Mapping[str, str]) -> _Found:
-    """Return what ``reach`` finds, after starting a supervisor if it finds none; may raise StapsrvError."""
+    """Return what ``reach`` finds, after starting a supervisor if it finds none.
+
+    ``reach`` returns None if no supervisor runs.
+
+    Raises:
+        StapsrvError: none runs, and none could be started, or it does not answer; the text says why.
+    """
     prepare(launch)
     deadline = time.monotonic() + _READY_S
     silent = StapsrvError(
@@ -79,9 +85,12 @@ def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ:
 
 
 def prepare(launch: Launch) -> None:
-    """Create the directories and the log that a supervisor cannot create itself, or raise ConfigError.
+    """Create the directories and the log that a supervisor cannot create itself, where they are missing.
 
     All members of group stap-server may write STAT_PATH; its sticky bit protects each one's files.
+
+    Raises:
+        ConfigError: one of them cannot be made.
     """
     own = Ownership(-1, -1, 0o750)
     if launch.account.is_caller:
@@ -99,8 +108,12 @@ def prepare(launch: Launch) -> None:
 def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
     """Start a supervisor that ends with its last server; return when it accepts commands.
 
-    It inherits no terminal, no open file and no working directory. If it does not start, StapsrvError has its
-    own reason.
+    It inherits no terminal, no open file and no working directory, and its environment comes from
+    :func:`~stapsrv.control.client.accounts.environment_for`.
+
+    Raises:
+        DaemonEnded: it did not start; the text is its own reason.
+        StapsrvError: it was not ready in time, and was killed.
     """
     account = launch.account
     options = [] if launch.config_file is None else ["-c", launch.config_file]

@@ -48,6 +48,8 @@ class SupervisorNotRunning(StapsrvError):
 class SyncControlClient:
     """A connection to one supervisor, made within ``timeout_s``, for one call at a time and one thread.
 
+    A ``with`` block closes it. All requests raise ControlError as :meth:`call` does.
+
     Raises:
         SupervisorNotRunning: nobody listens there.
         ControlError: this user may not connect (NOT_PERMITTED), or it took too long (TIMED_OUT).
@@ -104,9 +106,9 @@ class SyncControlClient:
     ) -> list[OutcomeInfo]:
         """Start servers that do not run yet; return one outcome for each, in order.
 
-        Returns when each serves or has failed, or after ``timeout_s`` seconds: the action goes on then, and
-        the outcomes say what is not done. 0 only begins. ``on_progress`` is called with each change of a
-        server.
+        Each of ``servers`` has its settings by the configuration files' names of variables. Returns when each
+        serves or has failed, or after ``timeout_s`` seconds: the action goes on then, and the outcomes say
+        what is not done. With 0 it only begins. ``on_progress`` is called with each change of a server.
         """
         return self._act("start", {"servers": list(servers)}, timeout_s, on_progress)
 
@@ -118,10 +120,11 @@ class SyncControlClient:
         timeout_s: float = ACTION_S,
         on_progress: OnProgress | None = None,
     ) -> list[OutcomeInfo]:
-        """Stop, restart, drain or undrain servers; return one outcome for each when it is done.
+        """Stop, restart, drain or undrain servers; return one outcome for each id, in order, when it is done.
 
-        Stopping a stopping server ends its requests; a restarted one keeps its id and port. For ``"all"``
-        there is one outcome for each server there is. See :meth:`start` for the rest.
+        A stop is done when the server is gone, a drain when it is idle: it finishes its requests and takes no
+        more until it is undrained. Stopping a stopping server ends its requests; a restarted one keeps its id
+        and port. For ``"all"`` there is one outcome for each server there is. See :meth:`start` for the rest.
         """
         return self._act(command, {"ids": ids if ids == "all" else list(ids)}, timeout_s, on_progress)
 
@@ -135,15 +138,19 @@ class SyncControlClient:
     ) -> list[OutcomeInfo]:
         """Have the configuration read again and applied; unchanged servers go on. See :meth:`start`.
 
-        ``config_file`` replaces the supervisor's global file. ``force`` stops every server that is not
-        configured. There is one outcome for each server that was stopped or is configured, and for each bad
-        file.
+        ``config_file``, an absolute path, replaces the supervisor's global file. ``force`` stops every server
+        that is not configured, also one that :meth:`start` started. There is one outcome for each server that
+        was stopped or is configured, and for each bad file.
         """
         path = None if config_file is None else str(config_file)
         return self._act("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
 
     def end(self, *, timeout_s: float = ACTION_S) -> None:
-        """Have the supervisor stop all servers and end; return when it has, or raise ControlError."""
+        """Have the supervisor stop all servers and end; return when it has.
+
+        Raises:
+            ControlError: it is still there after ``timeout_s`` seconds (TIMED_OUT), or as for :meth:`call`.
+        """
         self.call("end", {}, EmptyInfo)
         deadline = time.monotonic() + timeout_s
         try:

@@ -106,7 +106,11 @@ class LineBuffer:
         self._data += data
 
     def next_line(self) -> bytes | None:
-        """Return the next line without its end, None until one is complete; ControlError: too long."""
+        """Return the next line without its end, None until one is complete.
+
+        Raises:
+            ControlError: it is too long, complete or not; nothing more can be read.
+        """
         end = self._data.find(b"\n", self._searched)
         self._searched = len(self._data) if end < 0 else 0
         if max(end, self._searched) > self._max_bytes:
@@ -149,7 +153,12 @@ def encode_progress(request_id: RequestId, server: object) -> bytes:
 
 
 def decode_request(line: bytes) -> Request:
-    """Parse a line from a client strictly, or raise RequestRefused."""
+    """Parse a line from a client strictly.
+
+    Raises:
+        RequestRefused: it is no request: INVALID_PARAMS if only the parameters are no object, else
+            PARSE_ERROR or INVALID_REQUEST.
+    """
     try:
         message = _parse(line)
     except ValueError as exc:
@@ -182,7 +191,11 @@ def decode_request(line: bytes) -> Request:
 
 
 def decode_answer(line: bytes) -> Reply | Progress:
-    """Parse a line from a supervisor, accepting unknown members, or raise ControlError (INTERNAL_ERROR)."""
+    """Parse a line from a supervisor, accepting unknown members.
+
+    Raises:
+        ControlError: it is no answer (INTERNAL_ERROR).
+    """
     try:
         message = _parse(line)
     except ValueError as exc:

@@ -38,7 +38,10 @@ class HelloInfo(TypedDict):
 
 
 class OutcomeInfo(TypedDict):
-    """The outcome for one server; ``server`` is None if it was refused or is unknown."""
+    """The outcome for one server; ``server`` is None if it was refused or is unknown.
+
+    ``already``: it was as wanted before. ``error``: why it is not as wanted, or None.
+    """
 
     server: ServerInfo | None
     already: bool
@@ -128,9 +131,13 @@ def setting_info(row: Setting[Any], value: object) -> int | str | list[str]:
 
 
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
-    """Parse settings, or raise ControlError (INVALID_PARAMS); ``where`` names the object in messages.
+    """Parse settings; ``where`` names the object in messages.
 
-    Paths must be absolute, since the supervisor's working directory is not the peer's.
+    A number may also be a text of its digits. Paths must be absolute, since the supervisor's working
+    directory is not the peer's.
+
+    Raises:
+        ControlError: an unknown variable, or a value that it cannot have (INVALID_PARAMS).
     """
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415 (see the module's docstring)
 
@@ -153,7 +160,11 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
 
 
 def checked_text(value: str, *, where: str) -> str:
-    """Return a text that fits into a line of a settings file, or raise ControlError (INVALID_PARAMS)."""
+    """Return a text if it fits into a line of a settings file.
+
+    Raises:
+        ControlError: it does not (INVALID_PARAMS).
+    """
     reason = unwritable_reason(value)
     if reason is not None:
         raise _invalid(f"{where}: {shown(value)} {reason}")

@@ -38,10 +38,13 @@ class ShapeError(ValueError):
 
 
 def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _Shape:
-    """Return a decoded value as one of ``shape``, or raise ShapeError with ``name`` for the whole value.
+    """Return a decoded value as one of ``shape``; ``name`` stands for the whole value in messages.
 
     The shape is a ``TypedDict`` of strings, numbers, booleans, None, lists, dicts, literals, unions of these,
     and other such classes. Unless ``exact``, unknown members are accepted: the supervisor may be newer.
+
+    Raises:
+        ShapeError: it has another shape.
     """
     _check(value, shape, name, exact=exact)
     return cast(_Shape, value)

@@ -60,7 +60,11 @@ class Policy(NamedTuple):
 
 
 def read_peer(connection: socket.socket) -> Peer:
-    """Return the peer's credentials, from the kernel; raises OSError if it has none."""
+    """Return the peer's credentials when it connected, from the kernel (unix(7), SO_PEERCRED).
+
+    Raises:
+        OSError: the kernel has none.
+    """
     pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_OPTION_BYTES)
@@ -73,7 +77,7 @@ def read_peer(connection: socket.socket) -> Peer:
 
 @cache
 def user_name(uid: int) -> str:
-    """Return a user's name, or the number if there is none."""
+    """Return a user's name, or the number if there is none; the answer is cached for ever."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

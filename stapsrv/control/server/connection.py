@@ -29,7 +29,13 @@ _READ_BYTES = 65_536
 
 
 async def receive(connection: socket.socket) -> bytes:
-    """Return received data, or nothing at the end of the input; cancellation loses no data."""
+    """Return received data, or nothing at the end of the input.
+
+    Raises:
+        OSError: the connection is broken.
+
+    Cancellation: no data is lost.
+    """
     # A peer that always has something to say must not keep everybody else from their turn.
     await anyio.lowlevel.checkpoint()
     while True:
@@ -40,7 +46,13 @@ async def receive(connection: socket.socket) -> bytes:
 
 
 async def send_all(connection: socket.socket, data: bytes) -> None:
-    """Send all of ``data``; a cancellation may leave a part of it sent."""
+    """Send all of ``data``.
+
+    Raises:
+        OSError: the connection is broken.
+
+    Cancellation: a part of the data may have been sent.
+    """
     view = memoryview(data)
     while view:
         try:
@@ -94,7 +106,7 @@ class RateLimiter:
 
 @attrs.define(eq=False)
 class Connection:
-    """A connection and its requests; closes the socket at the end."""
+    """A connection and its requests. The socket, accepted and non-blocking, is closed at the end."""
 
     _socket: socket.socket
     caller: Caller

@@ -86,7 +86,12 @@ class RpcHandlers:
         }
 
     async def call(self, request: Request, caller: Caller, notify: Notify) -> object:
-        """Carry out a request and return its result, ready for JSON, or raise ControlError.
+        """Carry out a request and return its result, ready for JSON.
+
+        ``notify``, which may wait, is called with changes of servers if the request wants progress.
+
+        Raises:
+            ControlError: it cannot be done; the code says why, INVALID_PARAMS for bad parameters.
 
         Cancellation: a command that has begun goes on.
         """

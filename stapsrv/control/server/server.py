@@ -32,7 +32,11 @@ _BACKLOG = 128
 
 @contextlib.contextmanager
 def open_control_socket(path: Path) -> Iterator[socket.socket]:
-    """Listen at ``path``, replacing a stale socket; closed and removed at the end."""
+    """Listen at ``path``, replacing a stale socket. The listener is non-blocking; the block's end removes it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     # The caller holds the directory's lock, so no other supervisor listens.
     with contextlib.ExitStack() as held:
         try:
@@ -59,10 +63,14 @@ async def serve_control(
     passed: socket.socket | None = None,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the control protocol at ``path`` until cancelled; ConfigError: the socket cannot be created.
+    """Serve the control protocol at ``path`` until cancelled.
 
     The caller holds the lock of the path's directory. ``defaults`` are for servers whose settings leave
     something out. ``passed`` is an inherited listener for ``path``; its file is left when it is closed.
+    ``task_status`` is started when the socket accepts.
+
+    Raises:
+        ConfigError: the socket cannot be created.
 
     Cancellation: requests in flight are answered within ``shutdown_grace_s``, most of them with
     SHUTTING_DOWN; running commands are cancelled.

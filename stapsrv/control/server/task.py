@@ -38,7 +38,11 @@ class CommandTask:
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
-        """The outcomes of a command that has ended; raises ControlError if it failed or crashed."""
+        """The outcomes of a command that has ended.
+
+        Raises:
+            ControlError: it could not be carried out (FAILED), or crashed (INTERNAL_ERROR).
+        """
         if self._error is not None:
             raise self._error
         assert self._outcomes is not None, "asked before the end"  # noqa: S101
@@ -64,7 +68,7 @@ class CommandTask:
                 self._log.warning("control.failed", reason=outcome.error)
 
     async def wait_step(self, deadline: float) -> ServerStatus | None:
-        """Return the next change of a server; None at the deadline, and when there will be no more."""
+        """Return the next change of a server; None at ``deadline`` (the loop's clock), or if no more come."""
         while not self._steps and not self.ended:
             self._changed = anyio.Event()
             try:

@@ -69,7 +69,11 @@ def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
 
 
 def gen_cert() -> NoReturn:
-    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one."""
+    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one.
+
+    The directory is the user's own unless the first argument has a slash in it (SystemTap's program takes the
+    first argument for the directory whatever it is). Names may be separated by blanks or commas.
+    """
     sys.exit(guarded("stap-gen-cert", lambda: _gen_cert(sys.argv[1:])))
 
 
