@@ -42,7 +42,11 @@ def send(
 ) -> ssl.SSLSocket:
     """Send a request for what the stand-in is to do; :func:`receive` takes the answer."""
     tls = connect(port, source=source, timeout=timeout)
-    tls.sendall(frame(request("-e", script, release=release)))
+    try:
+        tls.sendall(frame(request("-e", script, release=release)))
+    except BaseException:
+        tls.close()
+        raise
     return tls
 
 

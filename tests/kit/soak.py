@@ -152,8 +152,9 @@ class Soak:
                 self.count("came back")
                 self._over.wait(0.2)
                 continue
-            tls.sendall(payload)
-            return receive(tls)
+            with tls:
+                tls.sendall(payload)
+                return receive(tls)
         raise ConnectionResetError(f"{source} was not let in")
 
     def _slow(self) -> None:
@@ -230,15 +231,15 @@ class Soak:
         else:
             stream = changed(stream, some_changes(self._chance, (), [stream]))
         with contextlib.suppress(*_GONE):
-            tls = connect(self._server.port, source="127.0.0.75", timeout=60)
-            try:
-                with contextlib.suppress(*_GONE):
-                    tls.sendall(stream)
-                receive(tls)
-            except zipfile.BadZipFile:
-                self.count("malformed, unanswered")
-            except TimeoutError:
-                self.complain(f"a malformed request was neither answered nor ended: {stream!r}")
+            with connect(self._server.port, source="127.0.0.75", timeout=60) as tls:
+                try:
+                    with contextlib.suppress(*_GONE):
+                        tls.sendall(stream)
+                    receive(tls)
+                except zipfile.BadZipFile:
+                    self.count("malformed, unanswered")
+                except TimeoutError:
+                    self.complain(f"a malformed request was neither answered nor ended: {stream!r}")
         self.count("malformed")
 
     def _leave(self) -> None:
@@ -270,16 +271,15 @@ class Soak:
         """Begin something, and kill a process of it."""
         mark = f"victim {self._next()}"
         with contextlib.suppress(*_GONE):
-            tls = send(self._server.port, f"sleep 20 # {mark}", source="127.0.0.78")
-            for _ in range(100):
-                if self._over.wait(0.02) or self._kill_one(mark):
-                    break
-            tls.settimeout(1 if self.is_over else 60)
-            with contextlib.suppress(zipfile.BadZipFile):
-                answer = receive(tls)
-                if answer.rc == 0:
-                    self.complain(f"{mark} was answered {answer}")
-            tls.close()
+            with send(self._server.port, f"sleep 20 # {mark}", source="127.0.0.78") as tls:
+                for _ in range(100):
+                    if self._over.wait(0.02) or self._kill_one(mark):
+                        break
+                tls.settimeout(1 if self.is_over else 60)
+                with contextlib.suppress(zipfile.BadZipFile):
+                    answer = receive(tls)
+                    if answer.rc == 0:
+                        self.complain(f"{mark} was answered {answer}")
         self.count("killed")
 
     def _kill_one(self, mark: str) -> bool:
