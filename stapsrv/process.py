@@ -27,6 +27,7 @@ import anyio.to_thread
 import attrs
 
 from stapsrv.errors import RequestRejected, TranslatorError
+from stapsrv.system.readiness import wait_readable
 
 if TYPE_CHECKING:
     from stapsrv.sandbox.cgroup import RequestGroup
@@ -203,7 +204,7 @@ class ProcessTree:
     async def wait(self) -> None:
         """Wait until the first process has ended, and reap it."""
         while self._child.poll() is None:
-            await anyio.wait_readable(self._pidfd)
+            await wait_readable(self._pidfd)
 
     async def move_to_cgroup(self, group: RequestGroup) -> None:
         """Move all processes of the tree into a control group; raises TranslatorError if they cannot go."""
@@ -266,10 +267,11 @@ class OutputPipe:
     async def read_all(self, limit: int, scope: anyio.CancelScope) -> None:
         """Read until end of file; more than ``limit`` bytes cancel ``scope``."""
         while True:
+            # Before each: a child that prints without end must not keep everybody else from their turn.
+            await wait_readable(self.fd)
             try:
                 chunk = os.read(self.fd, _READ_BYTES)
             except BlockingIOError:
-                await anyio.wait_readable(self.fd)
                 continue
             if not chunk:
                 return

@@ -12,14 +12,16 @@ import textwrap
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
+from kit.loops import every_loop
 from kit.trees import Witness, shell
 
 from stapsrv import process
 from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.process import Containment, ExitReason, ProcessResult, find_containment, run_process_tree
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, every_loop]
 
 
 @pytest.fixture(params=[Containment.NAMESPACE, Containment.DEATH_SIGNAL, Containment.SESSION])
@@ -45,8 +47,14 @@ def has_children() -> bool:
     return True
 
 
+@pytest.fixture(autouse=True, scope="module")
+def uvloop_has_run():
+    """The first loop of uvloop's opens descriptors for good."""
+    anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+
+
 @pytest.fixture(autouse=True)
-def no_descriptor_is_left():
+def no_descriptor_is_left(uvloop_has_run):
     before = set(os.listdir("/proc/self/fd"))
     yield
     assert set(os.listdir("/proc/self/fd")) <= before

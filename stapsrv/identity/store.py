@@ -27,6 +27,7 @@ from stapsrv.identity.trust import authorize, default_client_directory
 from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
+from stapsrv.system.readiness import wait_readable
 
 RENEW_BEFORE = timedelta(days=30)
 # Between checks of the clock; a connection has everything checked at once.
@@ -167,7 +168,7 @@ class IdentityStore:
 
     async def _listen(self, watcher: DirectoryWatcher[Path]) -> NoReturn:
         while True:
-            await anyio.wait_readable(watcher.descriptor)
+            await wait_readable(watcher.descriptor)
             self._take_changes()
 
     async def _check_all(self, log: FilteringBoundLogger) -> NoReturn:

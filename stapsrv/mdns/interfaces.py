@@ -9,8 +9,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import anyio
 import attrs
+
+from stapsrv.system.readiness import wait_readable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # An address and the network that it is in.
@@ -44,6 +45,8 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 65536
+# Taken at a time; more are another change.
+_MAX_NOTICES = 1000
 # The kernel answers at once; this only keeps a worker thread from waiting for ever.
 _REPLY_TIMEOUT_S = 5.0
 
@@ -164,10 +167,10 @@ class LinkMonitor:
 
     async def wait_changed(self) -> None:
         """Wait for a change; several at once are one."""
-        await anyio.wait_readable(self._socket)
+        await wait_readable(self._socket)
         try:
-            while self._socket.recv(_RECEIVE_BYTES):
-                pass
+            for _ in range(_MAX_NOTICES):
+                self._socket.recv(_RECEIVE_BYTES)
         except OSError:
             # Drained (EAGAIN), or more notices than the socket could hold (ENOBUFS): a change in either case.
             return

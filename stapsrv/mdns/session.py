@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.mdns.entries import ConflictBackoff, Entry, EntryRegistry, HostState, Step
 from stapsrv.mdns.interfaces import LinkMonitor, Network
 from stapsrv.mdns.records import host_label
+from stapsrv.system.readiness import wait_readable
 
 if TYPE_CHECKING:
     # At run time only the advertiser imports it, late: it loads zeroconf.
@@ -195,7 +196,7 @@ class Session:
 
     async def _handle_events(self) -> NoReturn:
         while True:
-            await anyio.wait_readable(self.responder.events_fd)
+            await wait_readable(self.responder.events_fd)
             events = self.responder.take_events()
             for error in events.errors:
                 self.log.warning("mdns.responder_error", reason=error)

@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-import anyio
-
 from stapsrv.system import inotify
 from stapsrv.system.mount_table import Mounts
+from stapsrv.system.readiness import wait_readable
 from stapsrv.system.symlinks import follow
 
 _K = TypeVar("_K", bound=Hashable)
@@ -133,7 +132,7 @@ class DirectoryWatcher(Generic[_K]):
         Cancellation: no change is lost.
         """
         while True:
-            await anyio.wait_readable(self.descriptor)
+            await wait_readable(self.descriptor)
             changed = self.changed()
             if changed is None or changed:
                 return changed

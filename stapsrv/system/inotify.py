@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 from typing import NamedTuple
 
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -66,11 +69,11 @@ class Inotify:
     def read(self) -> list[Event]:
         """Return the events so far, without waiting."""
         events: list[Event] = []
-        while True:
-            try:
-                data = os.read(self.descriptor, _READ_BYTES)
-            except BlockingIOError:
-                return events
+        # No more than there are now: others may make changes as fast as they are read.
+        left = self._queued_bytes()
+        while left > 0:
+            data = os.read(self.descriptor, _READ_BYTES)
+            left -= len(data)
             offset = 0
             while offset < len(data):
                 watch, mask, _cookie, length = _HEADER.unpack_from(data, offset)
@@ -78,6 +81,12 @@ class Inotify:
                 name = data[offset : offset + length].rstrip(b"\0")
                 offset += length
                 events.append(Event(watch, mask, name))
+        return events
+
+    def _queued_bytes(self) -> int:
+        queued = array.array("i", [0])
+        fcntl.ioctl(self.descriptor, termios.FIONREAD, queued)
+        return queued[0]
 
     def close(self) -> None:
         """Close the queue."""

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncGenerator, Iterator
 from types import FrameType
 
-import anyio
+from stapsrv.system.readiness import wait_readable
 
 _READ_BYTES = 64
 
@@ -31,7 +31,7 @@ def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal
 
     async def receive() -> AsyncGenerator[signal.Signals, None]:
         while True:
-            await anyio.wait_readable(reader)
+            await wait_readable(reader)
             for number in os.read(reader, _READ_BYTES):
                 pending.discard(number)
                 yield signal.Signals(number)

@@ -17,6 +17,7 @@ import structlog
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 from kit.client import Answer, connect, exchange, frame, read_answer, request, trusting
+from kit.loops import every_loop
 from kit.service import Shown, running_server
 
 from stapsrv.compile.cache.entry import CacheEntry
@@ -127,6 +128,7 @@ async def test_crash_outside_of_a_request_ends_one_connection_alone(monkeypatch)
 STOPPING = "Server: The compile was ended: the server is stopping; try again later\n"
 
 
+@every_loop
 @pytest.mark.parametrize("end", ["stopped", "cancelled"])
 async def test_clients_get_a_response_when_the_server_s_end_ends_their_requests(end):
     """One request compiles, another waits for its turn."""
@@ -152,6 +154,7 @@ async def test_clients_get_a_response_when_the_server_s_end_ends_their_requests(
     assert [entry["result"] for entry in summaries] == ["refused rc=1"] * 2
 
 
+@every_loop
 async def test_stop_does_not_wait_for_a_client_that_does_not_read(monkeypatch):
     monkeypatch.setattr("stapsrv.compile.session._STOPPING_S", 0.2)
     async with running_server(drain_s=0.0) as running:
@@ -165,6 +168,7 @@ async def test_stop_does_not_wait_for_a_client_that_does_not_read(monkeypatch):
             await anyio.aclose_forcefully(tls)
 
 
+@every_loop
 async def test_silent_peers_cost_no_worker():
     async with running_server(max_threads=1, handshake_s=30, request_s=30) as running:
         silent = [await anyio.connect_tcp("127.0.0.1", running.port) for _ in range(5)]
@@ -174,6 +178,7 @@ async def test_silent_peers_cost_no_worker():
             await anyio.aclose_forcefully(stream)
 
 
+@every_loop
 async def test_handshake_has_a_deadline():
     async with running_server(handshake_s=0.2) as running:
         async with await anyio.connect_tcp("127.0.0.1", running.port) as silent:
@@ -182,6 +187,7 @@ async def test_handshake_has_a_deadline():
     assert running.lines.reasons("connection.failed") == ["no TLS handshake within 0.2 seconds"]
 
 
+@every_loop
 async def test_arrival_has_a_deadline():
     async with running_server(request_s=0.2) as running:
         async with await connect(running.port) as slow:
@@ -192,6 +198,7 @@ async def test_arrival_has_a_deadline():
     ]
 
 
+@every_loop
 async def test_sending_has_a_deadline():
     async with running_server(send_s=0.3) as running:
         running.engine.gate = anyio.Event()
@@ -213,6 +220,7 @@ async def test_sending_has_a_deadline():
     ]
 
 
+@every_loop
 async def test_queue_has_a_deadline():
     async with running_server(max_threads=1, queue_s=0.2) as running:
         running.engine.gate = anyio.Event()
@@ -228,6 +236,7 @@ async def test_queue_has_a_deadline():
     assert "request.overloaded" in running.lines.events()
 
 
+@every_loop
 @pytest.mark.parametrize("manner", ["close_notify", "fin", "reset", "chatter"])
 async def test_client_that_leaves_takes_its_compile_along(manner):
     async with running_server(max_threads=1) as running:
@@ -252,6 +261,7 @@ async def test_client_that_leaves_takes_its_compile_along(manner):
         assert (await exchange(running.port, request("-p1"))).rc == 0
 
 
+@every_loop
 async def test_client_that_leaves_the_queue_leaves_its_place():
     async with running_server(max_threads=1) as running:
         running.engine.gate = anyio.Event()

@@ -11,11 +11,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
+from kit.loops import every_loop
 from kit.service import LogLines
 
 from stapsrv.observe.http import HttpLimits, HttpServer, Page
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, every_loop]
 
 PATIENT = HttpLimits(request_s=60, total_s=60)
 LARGE = b"x" * 16_000_000
@@ -165,3 +166,34 @@ async def test_a_client_that_leaves_early_is_no_error():
                 await stream.send(words or b"\r\n")
         assert (await server.get("/a"))[0] == 200
         assert server.lines.entries == []
+
+
+async def test_clients_that_come_all_at_once_stay_within_the_limit():
+    """They wait in the kernel's queue before the server begins, so that it is ready each time."""
+    running, most, crowd = 0, 0, 60
+
+    async def find_slowly(_path: str) -> Page:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        running -= 1
+        return Page.of_lines(HTTPStatus.OK, "")
+
+    limits = HttpLimits(connections=4, request_s=60, total_s=60)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, anyio.fail_after(60):
+        listener.setblocking(False)
+        async with contextlib.AsyncExitStack() as clients, anyio.create_task_group() as tasks:
+            streams = [
+                await clients.enter_async_context(await anyio.connect_tcp(*listener.getsockname()))
+                for _ in range(crowd)
+            ]
+            for stream in streams:
+                await stream.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            server = HttpServer(listener, find_slowly, log=LogLines().log, limits=limits)
+            tasks.start_soon(server.serve)
+            answers = [await read_all(stream) for stream in streams]
+            tasks.cancel_scope.cancel()
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    assert most == 4

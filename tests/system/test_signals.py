@@ -7,10 +7,11 @@ import signal
 
 import anyio
 import pytest
+from kit.loops import every_loop
 
 from stapsrv.system.signals import signals_received
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, every_loop]
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from stapsrv.compile.cache.fingerprint import TooLargeError, WatchedPath, finger
 from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
+from stapsrv.system.readiness import wait_readable
 
 RESCAN_S = 900.0
 # How long a path must be left alone before it is scanned again: installing packages takes its time.
@@ -115,7 +116,7 @@ class InputWatcher:
 
     async def _follow_changes(self) -> None:
         while True:
-            await anyio.wait_readable(self._directories.descriptor)
+            await wait_readable(self._directories.descriptor)
             self._read_events()
 
     async def _rescan(self) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 
 import anyio
-import anyio.lowlevel
 import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
@@ -24,6 +23,7 @@ from stapsrv.control.protocol.jsonrpc import Code, LineBuffer, Request, RequestR
 from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.server.handlers import Caller, RpcHandlers
 from stapsrv.errors import ControlError
+from stapsrv.system.readiness import wait_readable, wait_writable
 
 _READ_BYTES = 65_536
 
@@ -36,13 +36,10 @@ async def receive(connection: socket.socket) -> bytes:
 
     Cancellation: no data is lost.
     """
-    # A peer that always has something to say must not keep everybody else from their turn.
-    await anyio.lowlevel.checkpoint()
     while True:
-        try:
+        await wait_readable(connection)
+        with contextlib.suppress(BlockingIOError):
             return connection.recv(_READ_BYTES)
-        except BlockingIOError:
-            await anyio.wait_readable(connection)
 
 
 async def send_all(connection: socket.socket, data: bytes) -> None:
@@ -55,10 +52,9 @@ async def send_all(connection: socket.socket, data: bytes) -> None:
     """
     view = memoryview(data)
     while view:
-        try:
+        await wait_writable(connection)
+        with contextlib.suppress(BlockingIOError):
             view = view[connection.send(view) :]
-        except BlockingIOError:
-            await anyio.wait_writable(connection)
 
 
 # After these the start of the next request is unknown.

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import SocketStream
+
+from stapsrv.system.readiness import wait_readable
 
 # A TLS record: alert, of two bytes: fatal, access_denied (49).
 _ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
@@ -34,6 +37,8 @@ async def deny(connection: socket.socket) -> None:
                 # Closing on bytes that were not read would reset the connection, and the alert with it.
                 with contextlib.suppress(anyio.EndOfStream):
                     while True:
+                        # The stream's own need not be one while data keeps coming.
+                        await anyio.lowlevel.checkpoint()
                         await stream.receive()
         finally:
             await anyio.aclose_forcefully(stream)
@@ -57,7 +62,7 @@ async def accept_forever(
     *,
     exhausted: Callable[[str | None], None],
 ) -> NoReturn:
-    """Accept until cancelled; ``take`` owns each socket, non-blocking, and must not wait.
+    """Accept until cancelled, also in a flood; ``take`` owns each socket, non-blocking, and must not wait.
 
     ``exhausted`` gets the reason, once each time that descriptors or memory run short.
 
@@ -66,7 +71,7 @@ async def accept_forever(
     """
     short = False
     while True:
-        await anyio.wait_readable(listener)
+        await wait_readable(listener)
         try:
             accepted, address = listener.accept()
         except BlockingIOError:

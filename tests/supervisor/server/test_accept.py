@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 
 import anyio
+import anyio.lowlevel
 import pytest
+from kit.loops import every_loop
 
-from stapsrv.supervisor.server.accept import accept_forever
+from stapsrv.supervisor.server.accept import accept_forever, deny
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, every_loop]
 
 
 class Failing:
@@ -85,3 +88,38 @@ async def test_connection_that_cannot_be_taken_is_closed(listener):
         with pytest.raises(ZeroDivisionError):
             await accept_forever(listener, take, exhausted=lambda _: None)
         assert client.recv(1) == b""
+
+
+async def test_flood_does_not_hold_off_the_end(listener):
+    """A listener that is ready each time, as in a flood, which would be over only much later."""
+    flood = Failing(listener, errno.ECONNABORTED, 20_000)
+    with socket.create_connection(listener.getsockname()):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(accepted_by_alone, flood)
+            while flood.failures > 19_990:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    assert flood.failures > 0
+
+
+async def test_denied_client_that_floods_is_left_in_time(monkeypatch):
+    monkeypatch.setattr("stapsrv.supervisor.server.accept._GOODBYE_S", 0.2)
+    ours, theirs = socket.socketpair()
+
+    def flood() -> bool:
+        give_up = time.monotonic() + 15
+        with theirs:
+            theirs.settimeout(15)
+            while time.monotonic() < give_up:
+                try:
+                    theirs.send(bytes(65_536))
+                except ConnectionError:
+                    return True
+        return False
+
+    ended = []
+    ours.setblocking(False)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deny, ours)
+        ended.append(await anyio.to_thread.run_sync(flood))
+    assert ended == [True]

@@ -13,12 +13,13 @@ import anyio
 import attrs
 import pytest
 from kit.client import connect, exchange, frame, is_reset, request
+from kit.loops import every_loop
 from kit.service import running_server
 
 from stapsrv.errors import TranslatorError
 from stapsrv.rejection import RejectReason
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, every_loop]
 
 OTHER = "127.0.0.2"
 """Loopback is a whole network: a client of its own."""
