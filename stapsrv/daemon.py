@@ -138,7 +138,7 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
             connections = tuning.effective("total_connections") or tuning.effective("connections")
             warn_of_few_files(connections, log)
             async with (
-                _obeying_signals(log, hangup=app.hang_up) as stopping,
+                _obeying_signals(log, book.flush, hangup=app.hang_up) as stopping,
                 metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
             ):
                 await app.run(supervisor_dir and supervisor_dir / CONTROL_SOCKET, stopping)
@@ -170,7 +170,9 @@ def _open_metrics(
 
 
 @contextlib.asynccontextmanager
-async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIterator[anyio.Event]:
+async def _obeying_signals(
+    log: Log, flush: Callable[[], None], *, hangup: Callable[[], None]
+) -> AsyncIterator[anyio.Event]:
     """Set the yielded event at the first TERM or INT, end the block at the second; HUP calls ``hangup``."""
     stopping = anyio.Event()
 
@@ -182,7 +184,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
                     continue
                 log.info("server.signal", signal=int(number))
                 if stopping.is_set():
-                    force_exit_after(log)
+                    force_exit_after(log, flush)
                     everything.cancel()
                     return
                 stopping.set()
@@ -193,7 +195,7 @@ async def _obeying_signals(log: Log, *, hangup: Callable[[], None]) -> AsyncIter
             tasks.start_soon(obey, signals, tasks.cancel_scope)
             yield stopping
             tasks.cancel_scope.cancel()
-    force_exit_after(log)
+    force_exit_after(log, flush)
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:

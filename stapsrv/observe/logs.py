@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -22,16 +23,27 @@ from stapsrv.observe.sinks import (
     standard_error,
     stream_descriptor,
 )
+from stapsrv.observe.writer import LogWriter
 
 # What every room logs through: a constant event name and fields.
 Log = FilteringBoundLogger
 
 
-@attrs.define
+# For what waits to be written when a process ends: a log that hangs must not hold up the end.
+FLUSH_S = 2.0
+
+
+@attrs.define(eq=False)
 class DroppedEntries:
-    """The number of entries that were lost since the process began."""
+    """The number of entries that were lost since the process began; counted in several threads."""
 
     entries: int = 0
+    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+
+    def add(self, entries: int) -> None:
+        """Count entries."""
+        with self._lock:
+            self.entries += entries
 
 
 class Channel:
@@ -51,6 +63,14 @@ class Channel:
 
     def write(self, entry: LogEntry) -> None:
         """Pass an entry on; never raises."""
+        self.append(self.encoded(entry))
+
+    def encoded(self, entry: LogEntry) -> bytes:
+        """Return an entry as the sink gets it."""
+        return self._encode(entry)
+
+    def append(self, data: bytes) -> None:
+        """Pass an encoded entry on; never raises."""
         try:
             # As soon as the sink takes entries again, after a full disk say, it is told how many it missed.
             if self._lost:
@@ -58,57 +78,102 @@ class Channel:
                 lost = LogEntry(time=time.time(), level="warning", event="log.lost", fields=fields)
                 self._sink.write(self._encode(lost))
                 self._lost = 0
-            self._sink.write(self._encode(entry))
+            self._sink.write(data)
         except OSError:
-            self._lost += 1
-            self._dropped.entries += 1
+            self.lose(1)
+            self._dropped.add(1)
+
+    def lose(self, entries: int) -> None:
+        """Tell the sink before the next entry that so many are missing."""
+        self._lost += entries
+
+
+class QueuedChannel(Channel):
+    """A channel whose sink is written to in the thread of ``writer``: an entry that finds it full is lost."""
+
+    def __init__(self, writer: LogWriter, style: LogFormat, *, dropped: DroppedEntries | None = None) -> None:
+        super().__init__(writer.sink, style, dropped=dropped)
+        self._writer = writer
+        self._refused = 0
+
+    def write(self, entry: LogEntry) -> None:
+        """Have an entry written soon; never raises, and never waits."""
+        data, refused = self.encoded(entry), self._refused
+
+        def append() -> None:
+            self.lose(refused)
+            self.append(data)
+
+        if self._writer.offer(append):
+            self._refused = 0
+        else:
+            self._refused += 1
+            self._dropped.add(1)
 
 
 # A terminal also shows the entries of all logs but streams.
 class LogBook:
-    """The logs of one process, by default in ``style``: servers that name the same file share it."""
+    """The logs of one process, by default in ``style``: servers that name the same file share it.
+
+    Each is written to in a thread of its own.
+    """
 
     def __init__(
         self, style: LogFormat = LogFormat.CLASSIC, *, terminal: Sink | None = None, journal: Path = JOURNAL
     ) -> None:
         self._style = style
-        self._terminal = terminal
+        self._terminal = None if terminal is None else LogWriter(terminal)
         self._journal = journal
-        self._sinks: dict[Path | None, Sink] = {}
+        self._writers: dict[Path | None, LogWriter] = {}
         self.dropped = DroppedEntries()
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
         """Return a logger to a file or stream, to standard error for None, or to the journal.
 
-        In the journal's format the path does not matter. The book closes what it opens.
+        In the journal's format the path does not matter. The book closes what it opens. May be called in any
+        thread, and waits for the file system of a file that is not open yet.
 
         Raises:
             ConfigError: the file or stream cannot be written, or no journal listens.
         """
         style = style or self._style
         place = self._journal if style is LogFormat.JOURNAL else path
-        if place not in self._sinks:
-            self._sinks[place] = _open_sink(place, style)
-        sink = self._sinks[place]
-        channels = [Channel(sink, style, dropped=self.dropped)]
+        writer = self._writers.get(place)
+        if writer is None:
+            made = LogWriter(_open_sink(place, style))
+            # Another thread may have been faster.
+            writer = self._writers.setdefault(place, made)
+            if writer is not made:
+                made.end()
+        channels = [QueuedChannel(writer, style, dropped=self.dropped)]
         # A stream is read as it is; it may even be that terminal.
-        if self._terminal is not None and not isinstance(sink, StreamSink):
+        if self._terminal is not None and not isinstance(writer.sink, StreamSink):
             shown = LogFormat.CLASSIC if style is LogFormat.JOURNAL else style
-            channels.append(Channel(self._terminal, shown))
+            channels.append(QueuedChannel(self._terminal, shown))
         return open_log(*channels)
 
     def reopen(self) -> None:
-        """Begin every file again at its name, as after SIGHUP; never raises."""
-        for sink in self._sinks.values():
+        """Begin every file again at its name, as after SIGHUP; never raises, and never waits."""
+        for writer in list(self._writers.values()):
             # Each by its own name: what rotates logs has moved the old files away.
-            sink.reopen()
+            writer.insist(writer.sink.reopen)
+
+    def flush(self) -> None:
+        """Wait until all is written that was logged so far, or until :data:`FLUSH_S` is over."""
+        deadline = time.monotonic() + FLUSH_S
+        for writer in self._all():
+            writer.flush(deadline=deadline)
 
     def close(self) -> None:
-        """Close every file, and the terminal."""
-        for sink in self._sinks.values():
-            sink.close()
-        if self._terminal is not None:
-            self._terminal.close()
+        """Write what waits and close every file, and the terminal; what takes longer than FLUSH_S is lost."""
+        deadline = time.monotonic() + FLUSH_S
+        for writer in self._all():
+            writer.end()
+        for writer in self._all():
+            writer.wait_ended(deadline=deadline)
+
+    def _all(self) -> list[LogWriter]:
+        return [*self._writers.values(), *filter(None, [self._terminal])]
 
 
 def open_log(*channels: Channel) -> Log:

@@ -1,6 +1,7 @@
 """Where log entries go: a file that survives rotation, an inherited descriptor, the systemd journal.
 
-A sink that cannot take an entry raises OSError at once and never waits: a server goes on without its log.
+A sink that cannot take an entry raises OSError: a server goes on without its log. Only a file system makes it
+wait, which is why a process writes its logs in threads (:mod:`stapsrv.observe.writer`).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -12,14 +13,20 @@ FORCE_EXIT_S = 19.0
 _LOGGING_S = 1.0
 
 
-def force_exit_after(log: Log, *, within_s: float = FORCE_EXIT_S) -> None:
-    """Start timers that end this process in ``within_s`` seconds, with status 1 and a line in the log."""
+def force_exit_after(
+    log: Log, flush: Callable[[], object] = lambda: None, *, within_s: float = FORCE_EXIT_S
+) -> None:
+    """Start timers that end this process in ``within_s`` seconds, with status 1 and a line in the log.
+
+    ``flush`` has the line written.
+    """
 
     # The event loop and the interpreter's exit wait for their threads; one that is in a call into a dead file
     # system never returns. Compiles end with this process (their death signal), and the next start removes
     # their files.
     def report() -> None:
         log.error("server.hangs", seconds=within_s)
+        flush()
         end()
 
     def end() -> None:

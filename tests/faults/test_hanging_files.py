@@ -125,6 +125,29 @@ def test_hanging_certificates_leave_the_loaded_identity_serving(
     assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.parametrize("recovers", [True, False])
+def test_hanging_log_costs_lines_and_no_answer(tmp_path, build_tree, identity, backend, gate, recovers):
+    """Neither does it hold up the end, which waits for it a bounded time."""
+    patch = patched(gate, "stapsrv.observe.sinks.FileSink.write").replace(
+        "contextlib,", "stapsrv.observe.sinks, contextlib,"
+    )
+    with faulty_server(tmp_path, build_tree, identity, patch=patch, backend=backend) as server:
+        gate.shut()
+        for _ in range(3):
+            assert server.ask(MAKES).rc == 0
+        before = server.log_text()
+        server.process.send_signal(signal.SIGHUP)
+        assert server.ask(MAKES).rc == 0
+        assert server.log_text() == before
+        if recovers:
+            gate.open()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+    told = server.log_text().count("Options passed from the client")
+    assert told == (4 if recovers else 0)
+    assert "Traceback" not in server.log_text()
+
+
 def test_hanging_build_tree_fails_the_start_in_one_line(tmp_path, build_tree, identity, backend, gate):
     gate.shut()
     patch = patched(gate, "stapsrv.config.settings.ServerSettings.served_releases")

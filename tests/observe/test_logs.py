@@ -47,6 +47,7 @@ def sentences(path: Path, style: LogFormat) -> list[str]:
 
 def test_classic_line(book, path):
     book.open(path).bind(peer="p").info("request.version", version="4.8")
+    book.flush()
     assert re.fullmatch(PREFIX + "Client version is 4.8\n", path.read_text())
 
 
@@ -56,6 +57,7 @@ def test_traceback_follows_its_line(book, path):
         raise ValueError("odd\nvalue")
     except ValueError:
         log.exception("server.crashed")
+    book.flush()
     first, *rest = path.read_text().splitlines()
     assert first.endswith(": The server crashed:")
     assert rest[0] == "  Traceback (most recent call last):"
@@ -69,6 +71,7 @@ def test_json_line(book, path):
         raise ValueError("odd\nvalue")
     except ValueError:
         log.bind(peer=Path("/p")).exception("request.options", options="a\nb", running=1)
+    book.flush()
     record = json.loads(path.read_text())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
     assert record.pop("traceback").endswith("ValueError: odd\nvalue")
@@ -100,11 +103,11 @@ def test_terminal_shows_what_goes_elsewhere(tmp_path, path, journal):
     book = LogBook(LogFormat.JSON, terminal=terminal, journal=tmp_path / "journal")
     book.open(path).info("server.serial")
     book.open(path, LogFormat.JOURNAL).info("server.serial")
+    book.flush()
     own, of_journal = (tmp_path / "terminal").read_text().splitlines()
     assert own == path.read_text().rstrip()
     assert re.fullmatch(PREFIX + "Concurrency disabled", of_journal)
     book.close()
-    terminal.close()
 
 
 def test_standard_error(book, capfd):
@@ -118,8 +121,10 @@ def test_standard_error(book, capfd):
 def test_new_file_after_rotation(book, path, style):
     log = book.open(path, style)
     log.info("one")
+    book.flush()
     path.rename(path.with_suffix(".1"))
     log.info("two")
+    book.flush()
     assert sentences(path, style) == ["two"]
     assert sentences(path.with_suffix(".1"), style) == ["one"]
 
@@ -128,10 +133,12 @@ def test_new_file_after_rotation(book, path, style):
 def test_reopen_begins_at_the_name_again(book, path, style):
     log = book.open(path, style)
     log.info("one")
+    book.flush()
     before = os.listdir("/proc/self/fd")
     path.write_text("")
     book.reopen()
     log.info("two")
+    book.flush()
     assert sentences(path, style) == ["two"]
     assert os.listdir("/proc/self/fd") == before
 
@@ -140,6 +147,7 @@ def test_servers_share_a_file(book, path):
     book.open(path).info("one")
     before = os.listdir("/proc/self/fd")
     book.open(path, LogFormat.JSON).info("two")
+    book.flush()
     assert os.listdir("/proc/self/fd") == before
     assert len(path.read_text().splitlines()) == 2
 
@@ -160,8 +168,10 @@ def test_full_disk_loses_entries_and_nothing_else(book, path, style):
     log = book.open(path, style)
     log.info("lost")
     log.info("lost too")
+    book.flush()
     path.unlink()
     log.info("kept")
+    book.flush()
     assert sentences(path, style) == ["2 log lines were lost while the log could not be written", "kept"]
     assert book.dropped.entries == 2
 
@@ -198,6 +208,7 @@ def test_journal_that_was_started_again(tmp_path, path, journal, make_journal):
     log.info("lost")
     (tmp_path / "journal").unlink()
     log.info("lost too")
+    book.flush()
     with make_journal() as again:
         log.info("kept")
         told, kept = (journal_fields(again.recv(65536))["MESSAGE"] for _ in range(2))

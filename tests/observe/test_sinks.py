@@ -95,6 +95,7 @@ def test_lines_arrive(ends):
     log.info("server.signal", signal=15)
     book.reopen()
     log.info("server.signal", signal=1)
+    book.flush()
     lines = read_all(reading).splitlines()
     assert [line.partition(": ")[2] for line in lines] == [
         "Received signal 15, exiting",
@@ -127,6 +128,7 @@ def test_a_stream_is_not_doubled_on_the_terminal(ends, tmp_path):
     terminal = FileSink(tmp_path / "terminal")
     book = LogBook(terminal=terminal)
     book.open(Path(f"/dev/fd/{writing}")).info("x")
+    book.flush()
     assert read_all(reading).endswith(": x\n")
     assert terminal.path.read_text() == ""
     book.close()
