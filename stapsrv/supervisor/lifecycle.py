@@ -125,8 +125,13 @@ _TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.STARTING, _E.REFUSED): Transition(_S.FAILED, None),
     (_S.SERVING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.DRAINING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
-    # It was told to end before it was ready: readiness that comes too late changes nothing.
-    (_S.STOPPING, _E.READY): Transition(_S.STOPPING, None),
+    # It has been served, so it is worth another try: the launch says if it cannot be any more.
+    (_S.SERVING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.DRAINING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    # An end that nobody asked for is a crash.
+    (_S.STARTING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.SERVING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.DRAINING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.BACKING_OFF, _E.DELAY_OVER): Transition(_S.STARTING, None, (_A.LAUNCH,)),
 }
 
@@ -139,15 +144,17 @@ _ENDS = frozenset({_E.ENDED, _E.CRASHED, _E.REFUSED})
 
 
 def transition(wanted: Wanted, state: State, event: Event) -> Transition:
-    """Return what ``event`` means for a server; raises LifecycleError if it does not fit the state."""
+    """Return what ``event`` means for a server; raises LifecycleError for a command that it cannot obey.
+
+    A fact never raises: one that comes too late, after a command in the same turn of the event loop, changes
+    nothing.
+    """
     if state is State.STOPPING and event in _ENDS:
         return _AFTER_STOP[wanted]
     found = _TABLE.get((state, event))
-    if found is None:
-        if event in COMMANDS:
-            raise LifecycleError(f"cannot {event.value} a server that is {state.value}")
-        raise LifecycleError(f"'{event.value}' was reported of a server that is {state.value}")
-    return found
+    if found is None and event in COMMANDS:
+        raise LifecycleError(f"cannot {event.value} a server that is {state.value}")
+    return found or Transition(state, None)
 
 
 FIRST_DELAY_S = 1.0

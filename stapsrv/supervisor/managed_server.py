@@ -134,15 +134,14 @@ class ManagedServer:
             self._log.error("server.refused", reason=reason)
         except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
             end, reason = Event.CRASHED, repr(first_error(crash))
-            self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
             self._log.exception("server.crashed", exc_info=crash)
         else:
             # One that is the whole process ends with it, and the line about the signal says so.
             if self.id != os.getpid():
                 self._log.info("server.stopped")
         self.server = None
-        if scope.cancel_called or end is not Event.ENDED or self.state is State.STOPPING:
-            self.handle(end, reason=reason)
+        self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
+        self.handle(end, reason=reason)
 
     async def _serve(self) -> None:
         settings = self.settings
@@ -167,4 +166,6 @@ class ManagedServer:
             delay_s = back_off_s(self._crashes)
             self._log.warning("server.backing_off", seconds=delay_s)
             await anyio.sleep(delay_s)
+        # A command in the turn in which the delay ends comes too late to interrupt the sleep.
+        if not scope.cancel_called:
             self.handle(Event.DELAY_OVER)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+import types
 
 import anyio
 import pytest
 from kit.client import exchange, request
 
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor import managed_server
-from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.lifecycle import COMMANDS, Event, State
+from stapsrv.supervisor.managed_server import ManagedServer
 from stapsrv.supervisor.operations import ServerSpec
 
 pytestmark = pytest.mark.anyio
@@ -77,3 +82,116 @@ async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
         (undrained,) = await supervisor.undrain([outcome.server.id])
         assert undrained.server.state is State.SERVING
         assert (await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))).rc == 0
+
+
+class Play:
+    """A real managed server over a fake compile server: the test decides what happens, and when.
+
+    What is under way waits for its gate; a fact opens that, and whoever waited there goes on a turn later.
+    """
+
+    def __init__(self, tasks, log):
+        self.launched = 0
+        self._launch = self._delay = anyio.Event()
+        self._error = None
+        self.address = types.SimpleNamespace(port=1)
+        self.server = ManagedServer(
+            id=1,
+            settings=ServerSettings(nickname="one"),
+            origin=None,
+            last_port=None,
+            prepare=self._prepare,
+            tasks=tasks,
+            log=log,
+            changed=lambda _: None,
+            withdraw=self._withdraw,
+        )
+
+    def happen(self, what):
+        """Give a command, or let what is under way come to an end, if there is any."""
+        if what in COMMANDS:
+            try:
+                self.server.handle(what)
+            except LifecycleError:
+                assert what in {Event.DRAIN, Event.UNDRAIN}
+        elif what is Event.DELAY_OVER:
+            self._delay.set()
+        else:
+            errors = {Event.CRASHED: ZeroDivisionError("a fault"), Event.REFUSED: ConfigError("refused")}
+            self._error = errors.get(what)
+            self._launch.set()
+
+    async def sleep(self, _seconds):
+        self._delay = gate = anyio.Event()
+        await gate.wait()
+
+    async def serve(self, *, task_status):
+        task_status.started()
+        await self._pass()
+
+    def stop(self):
+        self._launch.set()
+
+    def drain(self):
+        pass
+
+    undrain = drain
+
+    async def _withdraw(self, _id):
+        await anyio.lowlevel.checkpoint()
+
+    async def _prepare(self, _settings, _log, _port):
+        await self._pass()
+        return self
+
+    async def _pass(self):
+        self.launched += 1
+        assert self.launched == 1, "two launches at once"
+        try:
+            self._launch = gate = anyio.Event()
+            await gate.wait()
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+        finally:
+            self.launched -= 1
+
+
+WAYS = {
+    State.STARTING: [Event.START],
+    State.SERVING: [Event.START, None, Event.READY],
+    State.DRAINING: [Event.START, None, Event.READY, None, Event.DRAIN],
+    State.STOPPING: [Event.START, None, Event.READY, None, Event.STOP],
+    State.BACKING_OFF: [Event.START, None, Event.CRASHED],
+    State.FAILED: [Event.START, None, Event.REFUSED],
+}
+
+
+async def turn(turns=1):
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("state", WAYS)
+async def test_whatever_happens_in_whichever_turn_harms_no_neighbour(bench, monkeypatch, state):
+    """Every three events from every state, in one turn of the event loop or in two; None is a turn."""
+    events = [*(event for event in Event), None]
+    async with anyio.create_task_group() as tasks:
+        for rest in itertools.product(events[:-1], events, events[:-1]):
+            play = Play(tasks, bench.lines.log)
+            monkeypatch.setattr(anyio, "sleep", play.sleep)
+            for what in WAYS[state]:
+                await turn(8) if what is None else play.happen(what)
+            if state is not State.STOPPING:
+                await turn(8)
+                assert play.server.state is state
+            for what in rest:
+                await turn() if what is None else play.happen(what)
+            await turn(8)
+            assert play.launched == (play.server.state in {State.STARTING, State.SERVING, State.DRAINING})
+            for _ in range(2):
+                play.happen(Event.STOP)
+                play.happen(Event.ENDED)
+                await turn(8)
+            assert play.server.state is State.STOPPED, rest
+            assert play.launched == 0
