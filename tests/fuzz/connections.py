@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 import anyio
-from kit.control import DEFAULTS, FakeCommands, server_status
 from kit.service import LogLines
+from kit.supervisor import DEFAULTS, FakeSupervisor, server_status
 
 from stapsrv.control.server.auth import Access
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter, receive, send_all
@@ -25,14 +25,14 @@ async def converse(data: bytes) -> bytes:
     ours, theirs = socket.socketpair()
     limits = ControlLimits(requests_per_s=1e6, burst=1_000_000)
     lines = LogLines()
-    commands = FakeCommands(server_status(7), server_status(8))
+    supervisor = FakeSupervisor(server_status(7), server_status(8))
     came = bytearray()
     with ours, theirs, anyio.fail_after(_WHOLE_S):
         for end in (ours, theirs):
             end.setblocking(False)
         async with anyio.create_task_group() as tasks:
             methods = RpcHandlers(
-                commands, reload=commands.reload, defaults=DEFAULTS, tasks=tasks, log=lines.log
+                supervisor, reload=supervisor.reload, defaults=DEFAULTS, tasks=tasks, log=lines.log
             )
             connection = Connection(
                 theirs,

@@ -1,155 +1,37 @@
-"""A control socket with a supervisor behind it that does as it is told, and a peer that speaks in lines."""
+"""A control socket with the fake supervisor behind it, and a peer that speaks in lines."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pwd
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 import attrs
-from anyio.abc import SocketStream
+from anyio.abc import SocketStream, TaskStatus
+from anyio.from_thread import start_blocking_portal
 
-from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.control.protocol.jsonrpc import MAX_REQUEST_BYTES, LineBuffer
 from stapsrv.control.server.auth import Peer, Policy, read_peer
-from stapsrv.control.server.connection import ControlLimits
-from stapsrv.control.server.server import serve_control
-from stapsrv.supervisor.lifecycle import State, Wanted
-from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
-from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
-from stapsrv.system.unix_socket import address_of
+from stapsrv.control.server.connection import ControlLimits, receive, send_all
+from stapsrv.control.server.server import open_control_socket, serve_control
 
 from .service import LogLines
+from .supervisor import DEFAULTS, PID, FakeSupervisor, ServerStatus, Then
 
-DEFAULTS = HostDefaults(arch="x86_64", release="6.1.0-test", user="me", log=Path("/log"))
-SINCE = datetime(2026, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
 OWNER, READER_GROUP = 1001, 2001
 POLICY = Policy(owner=OWNER, readers=READER_GROUP)
 OWN_PEER = Peer(pid=1, uid=OWNER, groups=frozenset({OWNER}))
 READING_PEER = Peer(pid=2, uid=1002, groups=frozenset({1002, READER_GROUP}))
 STRANGE_PEER = Peer(pid=3, uid=1003, groups=frozenset({1003}))
 
-
-def server_status(server_id: int, state: State = State.SERVING, **facts: object) -> ServerStatus:
-    values = {
-        "nickname": str(server_id),
-        "settings": ServerSettings(port=server_id).resolved(DEFAULTS),
-        "origin": None,
-        "wanted": Wanted.UP,
-        "since": SINCE,
-        "reason": None,
-        "port": server_id,
-    }
-    work = {field.name: facts.pop(field.name) for field in attrs.fields(ServerWork) if field.name in facts}
-    return ServerStatus(id=server_id, state=state, work=ServerWork(**work), **(values | facts))
-
-
-def supervisor_status(*servers: ServerStatus, **facts: object) -> SupervisorStatus:
-    values = {
-        "pid": 4242,
-        "user": "me",
-        "version": "0.1",
-        "stap_version": "4.8",
-        "sandbox": "bubblewrap",
-        "containment": "namespace",
-        "cgroup": None,
-        "since": SINCE,
-        "compiles": 0,
-        "max_compiles": 2,
-    }
-    return SupervisorStatus(servers=servers, **(values | facts))
-
-
-class FakeCommands:
-    """A supervisor without servers: they change their states when told, or when the gate opens.
-
-    Attributes:
-        servers: by id.
-        told: each command as ``(method, argument)``.
-        gate: an action is done when it is open; None is open.
-        fault: what every command raises.
-        ended: set by ``end``.
-        finished: counts the actions that are done.
-    """
-
-    def __init__(self, *servers: ServerStatus) -> None:
-        self.servers = {server.id: server for server in servers}
-        self.told: list[tuple[str, object]] = []
-        self.gate: anyio.Event | None = None
-        self.fault: Exception | None = None
-        self.ended = anyio.Event()
-        self.finished = 0
-        self.began = anyio.Event()
-
-    def status(self) -> SupervisorStatus:
-        if isinstance(self.fault, ZeroDivisionError):
-            raise self.fault
-        return supervisor_status(*self.servers.values())
-
-    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
-        self._note("start", list(specs))
-        ids = range(10, 10 + len(specs))
-        for server_id, spec in zip(ids, specs, strict=True):
-            self.servers[server_id] = server_status(server_id, State.STARTING, settings=spec.settings)
-        return await self._all(list(ids), State.STARTING, State.SERVING, report)
-
-    async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
-        self._note("stop", list(ids))
-        return await self._all(ids, State.STOPPING, State.STOPPED, report)
-
-    async def restart(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
-        self._note("restart", list(ids))
-        return await self._all(ids, State.STOPPING, State.SERVING, report)
-
-    async def drain(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
-        self._note("drain", list(ids))
-        return await self._all(ids, State.DRAINING, State.DRAINING, report)
-
-    async def undrain(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
-        self._note("undrain", list(ids))
-        return await self._all(ids, State.SERVING, State.SERVING, report)
-
-    async def reload(
-        self, config_file: Path | None, /, *, force: bool, report: Report | None
-    ) -> list[Outcome]:
-        self._note("reload", (config_file, force))
-        return await self._all(list(self.servers), State.STOPPING, State.SERVING, report)
-
-    def end(self) -> None:
-        self.told.append(("end", None))
-        self.ended.set()
-
-    def move(self, server_id: int, state: State, report: Report | None) -> None:
-        self.servers[server_id] = attrs.evolve(self.servers[server_id], state=state)
-        if report is not None:
-            report(self.servers[server_id])
-
-    def _note(self, method: str, argument: object) -> None:
-        self.told.append((method, argument))
-        self.began.set()
-        if self.fault is not None:
-            raise self.fault
-
-    async def _all(
-        self, ids: Sequence[int], on_the_way: State, done: State, report: Report | None
-    ) -> list[Outcome]:
-        for server_id in ids:
-            self.move(server_id, on_the_way, report)
-        if self.gate is not None:
-            await self.gate.wait()
-        for server_id in ids:
-            self.move(server_id, done, report)
-        self.finished += 1
-        outcomes = [Outcome(self.servers[server_id], already=False, error=None) for server_id in ids]
-        if done is State.STOPPED:
-            for server_id in ids:
-                del self.servers[server_id]
-        return outcomes
+# Of a slow peer, between two bytes.
+_TRICKLE_S = 0.01
 
 
 @attrs.frozen
@@ -157,10 +39,73 @@ class Control:
     """A control socket that accepts."""
 
     path: Path
-    commands: FakeCommands
+    supervisor: FakeSupervisor
     lines: LogLines
-    scope: anyio.CancelScope
     closed: anyio.Event
+
+    @property
+    def scope(self) -> anyio.CancelScope:
+        """Of the serving."""
+        assert self.supervisor.serving is not None
+        return self.supervisor.serving
+
+
+async def serve(
+    supervisor: FakeSupervisor,
+    path: Path,
+    lines: LogLines,
+    *,
+    identify: Callable[[socket.socket], Peer] = lambda _connection: OWN_PEER,
+    policy: Policy = POLICY,
+    limits: ControlLimits | None = None,
+    task_status: TaskStatus[None],
+) -> None:
+    """Serve a supervisor at ``path`` until its scope is cancelled."""
+
+    def accept(connection: socket.socket) -> Peer:
+        supervisor.connection = connection
+        return identify(connection)
+
+    with anyio.CancelScope() as supervisor.serving:
+        if supervisor.raw is not None:
+            await _serve_raw(supervisor, path, task_status)
+            return
+        await serve_control(
+            path,
+            supervisor,
+            reload=supervisor.reload,
+            defaults=DEFAULTS,
+            policy=policy,
+            log=lines.log,
+            limits=limits,
+            identify=accept,
+            task_status=task_status,
+        )
+
+
+async def _serve_raw(supervisor: FakeSupervisor, path: Path, task_status: TaskStatus[None]) -> None:
+    """Let one client connect, and send it what the supervisor has for it, whatever it asks."""
+    assert supervisor.raw is not None
+    with open_control_socket(path) as listener:
+        task_status.started()
+        await anyio.wait_readable(listener)
+        connection, _ = listener.accept()
+        # The client may leave in the middle of an answer.
+        with contextlib.suppress(OSError), connection:
+            connection.setblocking(False)
+            asked = LineBuffer(MAX_REQUEST_BYTES)
+            for answer in supervisor.raw:
+                while asked.next_line() is None:
+                    data = await receive(connection)
+                    if not data:
+                        return
+                    asked.feed(data)
+                await send_all(connection, answer)
+            if supervisor.then is Then.SILENCE:
+                await anyio.sleep_forever()
+            while supervisor.then is Then.TRICKLE:
+                await send_all(connection, b" ")
+                await anyio.sleep(_TRICKLE_S)
 
 
 @contextlib.asynccontextmanager
@@ -171,7 +116,7 @@ async def running_control(
     policy: Policy | None = None,
     **limits: float,
 ) -> AsyncIterator[Control]:
-    """Serve until the block ends.
+    """Serve a supervisor in this event loop until the block ends.
 
     Args:
         directory: of the socket.
@@ -188,29 +133,52 @@ async def running_control(
             raise peer
         return peer
 
-    commands, lines = FakeCommands(*servers), LogLines()
-    with anyio.fail_after(60):
+    control = Control(directory / "control.sock", FakeSupervisor(*servers), LogLines(), anyio.Event())
+
+    async def serve_until_closed(*, task_status: TaskStatus[None]) -> None:
+        await serve(
+            control.supervisor,
+            control.path,
+            control.lines,
+            identify=read_peer if policy else identify,
+            policy=policy or POLICY,
+            limits=ControlLimits(**limits),
+            task_status=task_status,
+        )
+        control.closed.set()
+
+    with anyio.fail_after(100):
         async with anyio.create_task_group() as tasks:
-            control = Control(directory / "control.sock", commands, lines, anyio.CancelScope(), anyio.Event())
-
-            async def serve(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-                with control.scope:
-                    await serve_control(
-                        control.path,
-                        commands,
-                        reload=commands.reload,
-                        defaults=DEFAULTS,
-                        policy=policy or POLICY,
-                        log=lines.log,
-                        limits=ControlLimits(**limits),
-                        identify=read_peer if policy else identify,
-                        task_status=task_status,
-                    )
-                control.closed.set()
-
-            await tasks.start(serve)
+            await tasks.start(serve_until_closed)
             yield control
             control.scope.cancel()
+
+
+@contextlib.contextmanager
+def listening(supervisor: FakeSupervisor, stat_path: Path) -> Iterator[FakeSupervisor]:
+    """Serve a supervisor at its place below STAT_PATH, in a thread, until the block ends."""
+    supervisor_dir = stat_path / supervisor.user
+    supervisor_dir.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            os.chown(supervisor_dir, pwd.getpwnam(supervisor.user).pw_uid, -1)
+    with listening_at(supervisor, supervisor_dir / "control.sock"):
+        yield supervisor
+
+
+@contextlib.contextmanager
+def listening_at(supervisor: FakeSupervisor, path: Path) -> Iterator[None]:
+    """Serve a supervisor at ``path``, in a thread, until the block ends; nothing of it may crash."""
+    lines = LogLines()
+    with start_blocking_portal() as portal:
+        served, _ = portal.start_task(partial(serve, supervisor, path, lines))
+        try:
+            yield
+        finally:
+            assert supervisor.serving is not None
+            portal.call(supervisor.serving.cancel)
+            served.result()
+    assert "control.crashed" not in lines.events()
 
 
 class LinePeer:
@@ -260,39 +228,6 @@ async def peer_of(control: Control) -> AsyncIterator[LinePeer]:
         yield LinePeer(stream)
 
 
-@contextlib.contextmanager
-def scripted_supervisor(path: Path, *answers: bytes, hang_up: bool = True) -> Iterator[None]:
-    """Let one client connect; answer each line that it sends with the next of ``answers``, then hang up.
-
-    Without ``hang_up`` the connection stays open until the block ends.
-    """
-    over = threading.Event()
-    with socket.socket(socket.AF_UNIX) as listener:
-        with address_of(path) as address:
-            listener.bind(address)
-        listener.listen()
-        listener.settimeout(20)
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            # The client may leave in the middle of an answer.
-            with contextlib.suppress(OSError), connection, connection.makefile("rb") as lines:
-                connection.settimeout(20)
-                for answer in answers:
-                    lines.readline()
-                    connection.sendall(answer)
-                if not hang_up:
-                    over.wait(20)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(20)
-
-
 def descriptors() -> int:
     """Return how many file descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
@@ -306,16 +241,16 @@ def error_of(message: dict, *, request_id: object = 1) -> tuple[int, str]:
 
 async def answers(peer: LinePeer) -> None:
     """Check that a peer is served."""
-    assert (await peer.call("hello"))["result"]["pid"] == 4242
+    assert (await peer.call("hello"))["result"]["pid"] == PID
 
 
 def end_with_the_command(control) -> None:
     """Let the end of the command that waits at the gate end everything, in the same turn of the loop."""
-    move = control.commands.move
+    move = control.supervisor.move
 
     def end_and_move(server_id, state, report):
         control.scope.cancel()
         move(server_id, state, report)
 
-    control.commands.move = end_and_move
-    control.commands.gate.set()
+    control.supervisor.move = end_and_move
+    control.supervisor.gate.set()

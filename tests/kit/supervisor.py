@@ -1,30 +1,247 @@
-"""A supervisor that hosts nothing: it answers on a real control socket and remembers what it was told."""
+"""A supervisor without servers, and what it says of them; :mod:`kit.control` serves it at a socket."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import Enum, auto
 from pathlib import Path
 
+import anyio
+import attrs
+
+from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.protocol import schema
-from stapsrv.control.protocol.jsonrpc import (
-    Code,
-    decode_request,
-    encode_error,
-    encode_progress,
-    encode_result,
-)
-from stapsrv.errors import ControlError
-from stapsrv.system.unix_socket import address_of
+from stapsrv.errors import LifecycleError
+from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
+from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
 
-from .control import server_status, supervisor_status
+DEFAULTS = HostDefaults(arch="x86_64", release="6.1.0-test", user="me", log=Path("/log"))
+SINCE = datetime(2026, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
+PID = 4242
+FIRST_ID = 4194305
+# Where a server that was given no port listens.
+ASSIGNED_PORT = 40000
+EXPIRES = datetime(2027, 2, 3, 4, 5, 6, tzinfo=UTC)
 
-EXPIRES = "2027-02-03T04:05:06.000Z"
+
+class Fault(Enum):
+    """What a command meets instead of being obeyed."""
+
+    # The connection ends without an answer; the supervisor goes on.
+    HANG_UP = auto()
+    # The connection ends without an answer, and so does the supervisor.
+    VANISH = auto()
+    # The supervisor ends in the middle of the command, and says so.
+    SHUT_DOWN = auto()
+
+
+class Then(Enum):
+    """What comes after raw answers: the end of the connection, nothing, or a blank now and then for ever."""
+
+    HANG_UP = auto()
+    SILENCE = auto()
+    TRICKLE = auto()
+
+
+def server_status(server_id: int, state: State = State.SERVING, **facts: object) -> ServerStatus:
+    settings = facts.pop("settings", ServerSettings(port=server_id).resolved(DEFAULTS))
+    values = {
+        "nickname": settings.nickname or str(server_id),
+        "settings": settings,
+        "origin": None,
+        "wanted": Wanted.UP,
+        "since": SINCE,
+        "reason": None,
+        "port": settings.port or ASSIGNED_PORT,
+    }
+    work = {field.name: facts.pop(field.name) for field in attrs.fields(ServerWork) if field.name in facts}
+    return ServerStatus(id=server_id, state=state, work=ServerWork(**work), **(values | facts))
+
+
+def supervisor_status(*servers: ServerStatus, **facts: object) -> SupervisorStatus:
+    values = {
+        "pid": PID,
+        "user": "me",
+        "version": "0.1",
+        "stap_version": "4.8",
+        "sandbox": "bubblewrap",
+        "containment": "namespace",
+        "cgroup": None,
+        "since": SINCE,
+        "compiles": 0,
+        "max_compiles": 2,
+    }
+    return SupervisorStatus(servers=servers, **(values | facts))
+
+
+class FakeSupervisor:
+    """A supervisor whose servers are records: they change their states when told, or when the gate opens.
+
+    It stands for :class:`stapsrv.supervisor.supervisor.Supervisor`, and for what reads the configuration.
+
+    Attributes:
+        servers: by id; one that is started gets the id after the highest, from FIRST_ID on.
+        told: each command as ``(method, argument)``.
+        gate: an action is done when it is open; None is open.
+        fault: what every command raises.
+        faults: what the next commands meet, one each, before anything is noted.
+        errors: by nickname or releases, why a server cannot be started, or is not as wanted afterwards.
+        reloaded: the outcomes of a reload; None restarts every server.
+        began: set by the first command.
+        ended: set by ``end``.
+        finished: counts the actions that are done.
+        raw: what it sends for each line that it reads, instead of speaking the protocol, and ``then``.
+        connection: the last that was accepted, set by who serves it.
+        serving: the scope of who serves it.
+    """
+
+    def __init__(
+        self,
+        *servers: ServerStatus,
+        user: str = "me",
+        pid: int = PID,
+        raw: Sequence[bytes] | None = None,
+        then: Then = Then.HANG_UP,
+    ) -> None:
+        self.servers = {server.id: server for server in servers}
+        self.user = user
+        self.pid = pid
+        self.raw = raw
+        self.then = then
+        self.told: list[tuple[str, object]] = []
+        self.gate: anyio.Event | None = None
+        self.fault: Exception | None = None
+        self.faults: list[Fault] = []
+        self.errors: dict[str, str] = {}
+        self.reloaded: list[Outcome] | None = None
+        self.began = anyio.Event()
+        self.ended = anyio.Event()
+        self.finished = 0
+        self.connection: socket.socket | None = None
+        self.serving: anyio.CancelScope | None = None
+
+    @property
+    def told_names(self) -> list[tuple[str, object]]:
+        """``told``, with servers to start by nickname or releases."""
+        return [
+            (method, [_name(spec.settings) for spec in argument] if method == "start" else argument)
+            for method, argument in self.told
+        ]
+
+    def change(self, server_id: int, **facts: object) -> None:
+        """Change what is on record of a server."""
+        server = self.servers[server_id]
+        work = {name: facts.pop(name) for name in list(facts) if hasattr(server.work, name)}
+        self.servers[server_id] = attrs.evolve(server, work=attrs.evolve(server.work, **work), **facts)
+
+    def status(self) -> SupervisorStatus:
+        if isinstance(self.fault, ZeroDivisionError):
+            raise self.fault
+        return supervisor_status(*self.servers.values(), user=self.user, pid=self.pid)
+
+    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
+        await self._begin("start", list(specs))
+        outcomes: list[Outcome | int] = []
+        for spec in specs:
+            same = [
+                server
+                for server in self.servers.values()
+                if server.settings.identity(DEFAULTS) == spec.settings.identity(DEFAULTS)
+            ]
+            error = self.errors.get(_name(spec.settings))
+            if same:
+                outcomes.append(Outcome(same[0], already=True, error=None))
+            elif error is not None:
+                outcomes.append(Outcome(None, already=False, error=error))
+            else:
+                server_id = max([FIRST_ID - 1, *self.servers]) + 1
+                self.servers[server_id] = server_status(
+                    server_id, State.STARTING, settings=spec.settings, origin=spec.origin
+                )
+                outcomes.append(server_id)
+        ids = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        done = iter(await self._all(ids, State.STARTING, State.SERVING, report))
+        return [next(done) if isinstance(outcome, int) else outcome for outcome in outcomes]
+
+    async def stop(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
+        await self._begin("stop", list(ids))
+        outcomes = await self._all(ids, State.STOPPING, State.STOPPED, report)
+        for server_id in ids:
+            del self.servers[server_id]
+        return outcomes
+
+    async def restart(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
+        await self._begin("restart", list(ids))
+        return await self._all(ids, State.STOPPING, State.SERVING, report)
+
+    async def drain(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
+        await self._begin("drain", list(ids))
+        return await self._all(ids, State.DRAINING, State.DRAINING, report)
+
+    async def undrain(self, ids: Sequence[int], report: Report | None = None, /) -> list[Outcome]:
+        await self._begin("undrain", list(ids))
+        return await self._all(ids, State.SERVING, State.SERVING, report)
+
+    async def reload(
+        self, config_file: Path | None, /, *, force: bool, report: Report | None
+    ) -> list[Outcome]:
+        await self._begin("reload", (config_file, force))
+        if self.reloaded is not None:
+            return self.reloaded
+        return await self._all(list(self.servers), State.STOPPING, State.SERVING, report)
+
+    def end(self) -> None:
+        self.told.append(("end", None))
+        self.ended.set()
+
+    def move(self, server_id: int, state: State, report: Report | None) -> None:
+        wanted = Wanted.DOWN if state is State.STOPPED else self.servers[server_id].wanted
+        self.servers[server_id] = attrs.evolve(self.servers[server_id], state=state, wanted=wanted)
+        if report is not None:
+            report(self.servers[server_id])
+
+    async def _begin(self, method: str, argument: object) -> None:
+        if self.faults:
+            await self._meet(self.faults.pop(0))
+        self.told.append((method, argument))
+        self.began.set()
+        if self.fault is not None:
+            raise self.fault
+
+    async def _meet(self, fault: Fault) -> None:
+        assert self.connection is not None, "nobody serves it"
+        assert self.serving is not None
+        if fault is not Fault.SHUT_DOWN:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        if fault is not Fault.HANG_UP:
+            self.serving.cancel()
+            await anyio.sleep_forever()
+        raise LifecycleError("the connection has ended")
+
+    async def _all(
+        self, ids: Sequence[int], on_the_way: State, done: State, report: Report | None
+    ) -> list[Outcome]:
+        for server_id in ids:
+            self.move(server_id, on_the_way, report)
+        if self.gate is not None:
+            await self.gate.wait()
+        for server_id in ids:
+            self.move(server_id, done, report)
+        self.finished += 1
+        servers = [self.servers[server_id] for server_id in ids]
+        return [Outcome(each, already=False, error=self.errors.get(each.nickname)) for each in servers]
+
+
+def _name(settings: ServerSettings) -> str:
+    return settings.nickname or ",".join(settings.releases)
+
+
+# What clients read.
 
 
 def server_info(server_id: int, **facts: object) -> dict[str, object]:
@@ -32,180 +249,19 @@ def server_info(server_id: int, **facts: object) -> dict[str, object]:
     settings = facts.get("settings", {})
     assert isinstance(settings, Mapping)
     return {
-        **schema.server_info(server_status(server_id)),
+        **schema.server_info(server_status(server_id, certificate_expires=EXPIRES)),
         "nickname": settings.get("NICKNAME", str(server_id)),
         "settings": {},
-        "port": settings.get("PORT", 40000),
-        "certificate_expires": EXPIRES,
+        "port": settings.get("PORT", ASSIGNED_PORT),
         **facts,
     }
 
 
-def supervisor_info(user: str, *servers: dict[str, object], pid: int = 4711) -> dict[str, object]:
+def supervisor_info(user: str, *servers: dict[str, object]) -> dict[str, object]:
     """What a supervisor says, but for its sandbox, of which older ones say nothing."""
-    info = {**schema.supervisor_info(supervisor_status(pid=pid, user=user)), "servers": list(servers)}
+    info = {**schema.supervisor_info(supervisor_status(user=user)), "servers": list(servers)}
     del info["sandbox"]
     return info
-
-
-class FakeSupervisor:
-    """Starts and stops servers by noting it; each server that it starts serves at once.
-
-    Attributes:
-        servers: by id.
-        told: each command as ``(method, what)``: the nicknames or releases of wishes, ids, or parameters.
-        errors: by nickname, why a server cannot be started.
-        refusals: what it answers to the next commands instead of obeying; None hangs up.
-        leaves: whether it is gone after a refusal.
-        reloaded: outcomes of a reload.
-    """
-
-    def __init__(self, user: str, *servers: dict[str, object], pid: int = 4711) -> None:
-        self.user = user
-        self.pid = pid
-        self.servers = {int(str(server["id"])): server for server in servers}
-        self.told: list[tuple[str, object]] = []
-        self.errors: dict[str, str] = {}
-        self.refusals: list[ControlError | None] = []
-        self.leaves = False
-        self.left = False
-        self.reloaded: list[dict[str, object]] = []
-        self.next_id = 4194305 + len(servers)
-
-    def answer(self, line: bytes, tell: Callable[[object], None]) -> bytes | None:
-        request = decode_request(line)
-        if request.method == "status":
-            info = supervisor_info(self.user, *self.servers.values(), pid=self.pid)
-            return encode_result(request.id, info)
-        if self.refusals:
-            refusal = self.refusals.pop(0)
-            self.left = self.leaves
-            return None if refusal is None else encode_error(request.id, refusal)
-        outcomes = getattr(self, f"_{request.method}")(request.params, tell)
-        return encode_result(request.id, {"outcomes": outcomes})
-
-    def _start(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("start", [self._called(spec["settings"]) for spec in params["servers"]]))
-        return [self._start_one(spec, tell) for spec in params["servers"]]
-
-    def _start_one(self, spec: dict, tell: Callable[[object], None]) -> dict[str, object]:
-        settings = spec["settings"]
-        same = [
-            server for server in self.servers.values() if _identity(server["settings"]) == _identity(settings)
-        ]
-        if same:
-            return {"server": same[0], "already": True, "error": None}
-        error = self.errors.get(self._called(settings))
-        if error is not None:
-            return {"server": None, "already": False, "error": error}
-        server = server_info(self.next_id, settings=settings, origin=spec.get("origin"))
-        self.servers[self.next_id] = server
-        self.next_id += 1
-        tell({**server, "state": "starting"})
-        tell(server)
-        return {"server": server, "already": False, "error": None}
-
-    def _stop(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        ids = list(self.servers) if params["ids"] == "all" else params["ids"]
-        self.told.append(("stop", ids))
-        outcomes = []
-        for server_id in ids:
-            server = {**self.servers.pop(server_id), "state": "stopped", "wanted": "down"}
-            tell(server)
-            outcomes.append({"server": server, "already": False, "error": None})
-        return outcomes
-
-    def _restart(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("restart", params["ids"]))
-        for server_id in params["ids"]:
-            tell({**self.servers[server_id], "state": "stopping"})
-            tell(self.servers[server_id])
-        return [self._outcome(server_id) for server_id in params["ids"]]
-
-    def _drain(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("drain", params["ids"]))
-        for server_id in params["ids"]:
-            self.servers[server_id] = {**self.servers[server_id], "state": "draining"}
-            tell(self.servers[server_id])
-        return [self._outcome(server_id) for server_id in params["ids"]]
-
-    def _undrain(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("undrain", params["ids"]))
-        return [self._outcome(server_id) for server_id in params["ids"]]
-
-    def _reload(self, params: dict, tell: Callable[[object], None]) -> list[dict[str, object]]:
-        self.told.append(("reload", (params["config_file"], params["force"])))
-        return self.reloaded
-
-    def _outcome(self, server_id: int) -> dict[str, object]:
-        server = self.servers[server_id]
-        error = self.errors.get(str(server["nickname"]))
-        return {"server": server, "already": False, "error": error}
-
-    @staticmethod
-    def _called(settings: Mapping[str, object]) -> str:
-        releases = settings.get("RELEASE", [])
-        assert isinstance(releases, list)
-        return str(settings.get("NICKNAME", ",".join(releases)))
-
-
-@contextlib.contextmanager
-def listening(supervisor: FakeSupervisor, stat_path: Path) -> Iterator[FakeSupervisor]:
-    """Let a supervisor answer at its place below STAT_PATH until the block ends."""
-    supervisor_dir = stat_path / supervisor.user
-    supervisor_dir.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() == 0:
-        with contextlib.suppress(KeyError):
-            os.chown(supervisor_dir, pwd.getpwnam(supervisor.user).pw_uid, -1)
-    path = supervisor_dir / "control.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        bind_socket(listener, path)
-        listener.listen()
-        thread = threading.Thread(target=_accept, args=(listener, supervisor))
-        thread.start()
-        try:
-            yield supervisor
-        finally:
-            if not supervisor.left:
-                listener.shutdown(socket.SHUT_RDWR)
-            thread.join(timeout=10)
-            path.unlink()
-
-
-def bind_socket(unbound: socket.socket, path: Path) -> None:
-    """Bind a socket to a path that may be longer than an address can be."""
-    with address_of(path) as address:
-        unbound.bind(address)
-
-
-def _accept(listener: socket.socket, supervisor: FakeSupervisor) -> None:
-    while not supervisor.left:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        with connection, connection.makefile("rb") as lines:
-            for line in lines:
-                answer = supervisor.answer(line, partial(_tell, connection, decode_request(line).id))
-                if supervisor.left:
-                    listener.close()
-                if answer is not None:
-                    connection.sendall(answer)
-                if supervisor.left or answer is None:
-                    break
-
-
-def _tell(connection: socket.socket, request_id: int | str, server: object) -> None:
-    connection.sendall(encode_progress(request_id, server))
-
-
-def _identity(settings: object) -> dict[str, object]:
-    assert isinstance(settings, dict)
-    return {name: value for name, value in settings.items() if name != "NICKNAME"}
-
-
-def shutting_down() -> ControlError:
-    return ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
 
 
 def here() -> str:

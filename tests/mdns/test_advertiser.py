@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
 from kit.advertising import FIRST, NAME, SECOND, advertising
 from kit.daemon import start
@@ -70,9 +71,26 @@ async def test_advertising_resumes_when_the_network_is_back(fake):
         await bench.lines.wait("mdns.failed")
         problem = "no network interface is up and has an address"
         assert bench.lines_of("mdns.failed")[0]["reason"] == problem
+        await fake.wait(lambda: not fake.announced)
         fake.network = ETHERNET
         bench.monitor.notify()
         await bench.lines.wait("mdns.established", 2)
+        await bench.wait_announced(**{"": FIRST})
+        assert fake.calls("open") == ["eth0", "eth0"]
+        assert len(bench.lines_of("mdns.failed")) == 1
+
+
+@pytest.mark.parametrize(("healthy_s", "reports"), [(0.0, 2), (1e6, 1)])
+async def test_problem_is_reported_again_only_after_a_recovery(fake, monkeypatch, healthy_s, reports):
+    monkeypatch.setattr(module, "_HEALTHY_S", healthy_s)
+    async with advertising(fake) as bench:
+        bench.advertiser.set(1, (FIRST,))
+        for outages in (1, 2):
+            await bench.lines.wait("mdns.established", outages)
+            fake.faults["update"] = [REFUSED]
+            bench.advertiser.set(1, (attrs.evolve(FIRST, port=5001 + outages),))
+        await bench.lines.wait("mdns.established", 3)
+        assert bench.lines.reasons("mdns.failed") == [str(REFUSED)] * reports
 
 
 async def test_missing_interface_is_logged_once(fake):

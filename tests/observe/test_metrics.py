@@ -9,8 +9,8 @@ from pathlib import Path
 
 import attrs
 import pytest
-from kit.control import server_status, supervisor_status
 from kit.http import read_samples
+from kit.supervisor import server_status, supervisor_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from stapsrv.compile.health import Health

@@ -15,8 +15,8 @@ import anyio
 import attrs
 import pytest
 from kit.client import exchange, request
-from kit.control import server_status, supervisor_status
 from kit.service import LogLines, running_server
+from kit.supervisor import server_status, supervisor_status
 
 from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.addresses import MetricsAddress

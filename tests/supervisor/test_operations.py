@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from kit.control import server_status
+from kit.supervisor import server_status
 
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import CommandsUnderWay, ServerSpec

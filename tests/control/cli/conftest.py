@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from kit.supervisor import FakeSupervisor, listening, server_info
+from kit.control import listening
+from kit.supervisor import FIRST_ID, FakeSupervisor, server_status
 
 from stapsrv.config.kernels import host_arch
+from stapsrv.config.settings import ServerSettings
 
 ARCH = host_arch()
 
@@ -26,24 +28,22 @@ def title(command_line, user):
 def settings(command_line, user):
     """What a supervisor has on record for a server."""
 
-    def recorded(release: str, **others: object) -> dict[str, object]:
-        base = {"ARCH": ARCH, "RELEASE": [release], "USER": user, "LOG": str(command_line.log)}
-        return {**base, **others}
+    def recorded(release: str, **others: object) -> ServerSettings:
+        return ServerSettings(arch=ARCH, releases=(release,), user=user, log=command_line.log, **others)
 
     return recorded
 
 
 @pytest.fixture
 def supervisor(command_line, user):
-    with listening(FakeSupervisor(user), command_line.stat_path) as supervisor:
+    with listening(FakeSupervisor(user=user), command_line.stat_path) as supervisor:
         yield supervisor
 
 
 @pytest.fixture
 def hosting(supervisor, settings):
     """The supervisor, with two servers: ``web``, and one without a nickname."""
-    web = server_info(4194305, settings=settings("5.10", NICKNAME="web", PORT=7001))
-    plain = server_info(4194306, settings=settings("6.1"))
-    supervisor.servers = {4194305: web, 4194306: plain}
-    supervisor.next_id = 4194307
+    web = server_status(FIRST_ID, settings=settings("5.10", nickname="web", port=7001))
+    plain = server_status(FIRST_ID + 1, settings=settings("6.1"))
+    supervisor.servers = {server.id: server for server in (web, plain)}
     return supervisor

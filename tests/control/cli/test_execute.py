@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from kit.supervisor import lines, server_info
+import attrs
+from kit.supervisor import lines, server_status
+
+from stapsrv.config.settings import ServerSettings
+from stapsrv.supervisor.lifecycle import State, Wanted
+from stapsrv.supervisor.operations import Outcome
 
 
 def test_stop_prints_each_server(command_line, hosting, title):
@@ -31,13 +36,13 @@ def test_restart_that_fails_did_stop(command_line, hosting, title):
 
 def test_reload_prints_what_became_of_each(command_line, hosting, title):
     web, plain = hosting.servers.values()
-    gone = {**web, "state": "stopped", "wanted": "down"}
-    broken = {**server_info(9, settings={"NICKNAME": "new"}), "state": "failed"}
+    gone = attrs.evolve(web, state=State.STOPPED, wanted=Wanted.DOWN)
+    broken = server_status(9, State.FAILED, settings=ServerSettings(nickname="new"))
     hosting.reloaded = [
-        {"server": gone, "already": False, "error": None},
-        {"server": plain, "already": True, "error": None},
-        {"server": broken, "already": False, "error": "port 80: not permitted"},
-        {"server": None, "already": False, "error": "b.conf:1: unknown variable 'X'"},
+        Outcome(gone, already=False, error=None),
+        Outcome(plain, already=True, error=None),
+        Outcome(broken, already=False, error="port 80: not permitted"),
+        Outcome(None, already=False, error="b.conf:1: unknown variable 'X'"),
     ]
     ran = command_line.run("force-reload")
     assert ran.status == 1
@@ -52,13 +57,13 @@ def test_reload_prints_what_became_of_each(command_line, hosting, title):
     assert ran.err == lines(
         "stap-server: new: port 80: not permitted", "stap-server: b.conf:1: unknown variable 'X'"
     )
-    assert hosting.told == [("reload", (str(command_line.config_file), True))]
+    assert hosting.told == [("reload", (command_line.config_file, True))]
 
 
 def test_bad_files_are_told_of_once_by_a_reload(command_line, hosting):
     command_line.configure(bad="nonsense\n")
     bad = command_line.directory / "conf.d" / "bad.conf"
     fault = f"{bad}:1: expected VARIABLE=VALUE, found 'nonsense'; begin comments with '#' and leave no blank"
-    hosting.reloaded = [{"server": None, "already": False, "error": f"{fault} before the '='"}]
+    hosting.reloaded = [Outcome(None, already=False, error=f"{fault} before the '='")]
     ran = command_line.run("reload")
     assert (ran.status, ran.err) == (1, f"stap-server: {fault} before the '='\n")

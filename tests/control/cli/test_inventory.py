@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from kit.supervisor import FakeSupervisor, listening, server_info
+from kit.control import listening
+from kit.supervisor import FIRST_ID, FakeSupervisor, server_status
+
+from stapsrv.config.settings import ServerSettings
 
 
 def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
@@ -14,14 +17,14 @@ def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
     assert ran.status == 1
     assert "native: " in ran.err
     assert "PORT=abc" in ran.err
-    assert supervisor.told == [("start", ["other"])]
+    assert supervisor.told_names == [("start", ["other"])]
 
 
 def test_other_users_servers_are_left_alone(command_line, user, title):
     if os.geteuid() == 0:
         pytest.skip("root may command everybody's")
-    theirs = server_info(4194305, settings={"NICKNAME": "web", "USER": "nobody"})
-    with listening(FakeSupervisor("nobody", theirs), command_line.stat_path) as supervisor:
+    theirs = server_status(FIRST_ID, settings=ServerSettings(nickname="web", user="nobody"))
+    with listening(FakeSupervisor(theirs, user="nobody"), command_line.stat_path) as supervisor:
         named = command_line.run("stop", "-n", "web")
         everything = command_line.run("stop")
         assert supervisor.told == []

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
-from kit.supervisor import lines, server_info, shutting_down
+from kit.supervisor import Fault, lines
+
+from stapsrv.control.cli import supervisors
 
 PROGRAM = "from stapsrv.control.cli.main import main; main()"
 
@@ -69,10 +72,10 @@ def test_ctl_starts_no_supervisor(command_line, user, title):
 
 
 def test_a_supervisor_that_hung_up_is_asked_once_more(command_line, supervisor, title):
-    supervisor.refusals = [None]
+    supervisor.faults = [Fault.HANG_UP]
     ran = command_line.run("start", "-r", "5.10", "-n", "x")
-    assert (ran.status, ran.err, supervisor.told) == (0, "", [("start", ["x"])])
-    supervisor.refusals = [None, None]
+    assert (ran.status, ran.err, supervisor.told_names) == (0, "", [("start", ["x"])])
+    supervisor.faults = [Fault.HANG_UP, Fault.HANG_UP]
     ran = command_line.run("start", "-r", "6.1", "-n", "y")
     assert ran.status == 1
     assert (
@@ -81,27 +84,26 @@ def test_a_supervisor_that_hung_up_is_asked_once_more(command_line, supervisor, 
     )
 
 
-@pytest.mark.parametrize("refusal", [None, shutting_down()])
-def test_servers_of_a_supervisor_that_ends_have_stopped(command_line, hosting, refusal):
-    hosting.refusals, hosting.leaves = [refusal], True
+@pytest.mark.parametrize("fault", [Fault.VANISH, Fault.SHUT_DOWN])
+def test_servers_of_a_supervisor_that_ends_have_stopped(command_line, hosting, fault, monkeypatch):
+    monkeypatch.setattr(supervisors, "_VANISH_S", 60.0)
+    hosting.faults = [fault]
     ran = command_line.run("stop", "-n", "web")
     assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
 
 
-def test_a_supervisor_that_hung_up_and_lives_did_not_stop_anything(command_line, hosting):
-    hosting.refusals = [None]
+def test_a_supervisor_that_hung_up_and_lives_did_not_stop_anything(command_line, hosting, monkeypatch):
+    monkeypatch.setattr(supervisors, "_VANISH_S", 0.2)
+    hosting.faults = [Fault.HANG_UP]
     ran = command_line.run("stop", "-n", "web")
     assert (ran.status, ran.out.splitlines()[-1]) == (1, "FAILED")
     assert ran.err.startswith("stap-server: web: stop: the connection ended before the supervisor's answer")
 
 
-def test_no_wait_is_content_with_what_is_under_way(command_line, supervisor, settings):
-    slow = server_info(1, settings=settings("5.10"), state="starting")
-    supervisor._start = lambda params, tell: [
-        {"server": slow, "already": False, "error": "is still starting after 0 s"}
-    ]
-    waiting = command_line.run("start", "-r", "5.10", "--timeout", 1)
+def test_no_wait_is_content_with_what_is_under_way(command_line, supervisor):
+    supervisor.gate = anyio.Event()
+    waiting = command_line.run("start", "-r", "5.10", "--timeout", 0.2)
     assert (waiting.status, waiting.out.splitlines()[-1]) == (1, "FAILED")
-    assert waiting.err == "stap-server: 5.10: is still starting after 0 s\n"
-    begun = command_line.run("start", "-r", "5.10", "--no-wait")
+    assert waiting.err == "stap-server: 5.10: is still starting after 0.2 s\n"
+    begun = command_line.run("start", "-r", "6.1", "--no-wait")
     assert (begun.status, begun.out.splitlines()[-1], begun.err) == (0, "OK", "")

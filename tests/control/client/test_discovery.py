@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from kit.control import scripted_supervisor
-from kit.supervisor import (
-    FakeSupervisor,
-    bind_socket,
-    listening,
-    server_info,
-    shutting_down,
-    supervisor_info,
-)
+from kit.control import listening
+from kit.supervisor import FakeSupervisor, Then, server_info, server_status, supervisor_info
 
 from stapsrv.control.client import discovery, find_sockets
 from stapsrv.control.client.discovery import PORT_MARK, RECORD_MARK, SupervisorScan
@@ -58,17 +47,13 @@ def test_directories_of_others_are_left_out(tmp_path):
 
 @pytest.fixture
 def supervisor(command_line, user):
-    servers = server_info(4194305), server_info(4194306)
-    with listening(FakeSupervisor(user, *servers), command_line.stat_path) as supervisor:
+    servers = server_status(7), server_status(8)
+    with listening(FakeSupervisor(*servers, user=user), command_line.stat_path) as supervisor:
         yield supervisor
 
 
-@contextlib.contextmanager
-def strange(directory: Path, answer: bytes) -> Iterator[None]:
-    """Answer the next connection with bytes of the test's choice."""
-    (directory / "strange").mkdir(parents=True)
-    with scripted_supervisor(directory / "strange" / "control.sock", answer):
-        yield
+def strange(answer: bytes) -> FakeSupervisor:
+    return FakeSupervisor(user="strange", raw=[answer])
 
 
 def strange_release(release: object) -> bytes:
@@ -94,7 +79,7 @@ def strange_release(release: object) -> bytes:
     ],
 )
 def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, answer, problem):
-    with strange(command_line.stat_path, answer):
+    with listening(strange(answer), command_line.stat_path):
         ran = command_line.run("status")
     assert ran.status == 1
     assert ran.err.startswith(f"stap-server: the supervisor of user strange does not answer: {problem}")
@@ -103,37 +88,34 @@ def test_a_strange_answer_is_a_problem_and_no_crash(command_line, supervisor, an
 
 @pytest.mark.parametrize(
     "answer",
-    [shutting_down(), ControlError("you may not", code=Code.NOT_PERMITTED)],
+    [
+        ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN),
+        ControlError("you may not", code=Code.NOT_PERMITTED),
+    ],
     ids=lambda error: str(error),
 )
 def test_one_that_ends_or_does_not_speak_with_us_is_passed_over(command_line, answer):
-    with strange(command_line.stat_path, encode_error(None, answer)):
+    with listening(strange(encode_error(None, answer)), command_line.stat_path):
         ran = command_line.run("status")
     assert (ran.status, ran.err) == (3, "")
 
 
-@contextlib.contextmanager
-def silent(supervisor_dir: Path) -> Iterator[socket.socket]:
-    """Listen where a supervisor would, and say nothing."""
-    supervisor_dir.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as listener:
-        bind_socket(listener, supervisor_dir / "control.sock")
-        listener.listen()
-        yield listener
+@pytest.fixture
+def silent(command_line):
+    with listening(FakeSupervisor(user="silent", raw=[], then=Then.SILENCE), command_line.stat_path):
+        yield
 
 
-def test_silence_has_an_end(command_line, monkeypatch):
+def test_silence_has_an_end(command_line, silent, monkeypatch):
     monkeypatch.setattr(discovery, "_ANSWER_S", 0.05)
-    with silent(command_line.stat_path / "silent"):
-        (problem,) = SupervisorScan([command_line.stat_path]).problems
+    (problem,) = SupervisorScan([command_line.stat_path]).problems
     assert problem == "the supervisor of user silent does not answer: timed out"
 
 
 @pytest.mark.parametrize("words", [["status"], ["status", "-n", "native"], ["check"]], ids=" ".join)
-def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
+def test_how_long_to_wait_can_be_said(command_line, silent, monkeypatch, words):
     monkeypatch.setattr(discovery, "_ANSWER_S", 3600.0)
-    with silent(command_line.stat_path / "silent"):
-        ran = command_line.run(*words, "--timeout", "0.05")
+    ran = command_line.run(*words, "--timeout", "0.05")
     # What only looks at the configuration has no word for supervisors.
     assert ("the supervisor of user silent does not answer: timed out" in ran.err) == (words != ["check"])
 
@@ -141,22 +123,8 @@ def test_how_long_to_wait_can_be_said(command_line, monkeypatch, words):
 def test_a_trickle_has_an_end(command_line, monkeypatch):
     """Each piece comes in time, and they never end."""
     monkeypatch.setattr(discovery, "_ANSWER_S", 0.3)
-    asked = threading.Event()
-    with silent(command_line.stat_path / "slow") as slow:
-
-        def trickle() -> None:
-            connection, _ = slow.accept()
-            with connection, contextlib.suppress(OSError):
-                while not asked.wait(0.01):
-                    connection.send(b" ")
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        try:
-            (problem,) = SupervisorScan([command_line.stat_path]).problems
-        finally:
-            asked.set()
-            thread.join()
+    with listening(FakeSupervisor(user="slow", raw=[], then=Then.TRICKLE), command_line.stat_path):
+        (problem,) = SupervisorScan([command_line.stat_path]).problems
     assert problem == "the supervisor of user slow does not answer: timed out"
 
 

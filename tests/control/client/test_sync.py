@@ -16,12 +16,11 @@ import pytest
 from kit.control import (
     READING_PEER,
     descriptors,
+    listening_at,
     peer_of,
     running_control,
-    scripted_supervisor,
-    server_status,
-    supervisor_status,
 )
+from kit.supervisor import FIRST_ID, FakeSupervisor, Then, server_status, supervisor_status
 
 from stapsrv.control import client
 from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
@@ -82,7 +81,7 @@ async def test_hello_and_status(tmp_path, dial):
     ):
         hello = await supervisor.hello()
         assert (hello["pid"], hello["access"]) == (4242, "all")
-        assert await supervisor.status() == supervisor_info(control.commands.status())
+        assert await supervisor.status() == supervisor_info(control.supervisor.status())
 
 
 async def test_start_with_progress(tmp_path, dial):
@@ -94,8 +93,10 @@ async def test_start_with_progress(tmp_path, dial):
         )
         assert [outcome["error"] for outcome in outcomes] == [None, None]
         assert [outcome["server"]["settings"]["PORT"] for outcome in outcomes[:1]] == [5001]
-        assert steps == [(10, "starting"), (11, "starting"), (10, "serving"), (11, "serving")]
-        ((method, told),) = control.commands.told
+        assert steps == [
+            (server_id, state) for state in ("starting", "serving") for server_id in (FIRST_ID, FIRST_ID + 1)
+        ]
+        ((method, told),) = control.supervisor.told
         assert method == "start"
         assert [(spec.settings.nickname, spec.origin) for spec in told] == [
             (None, None),
@@ -113,7 +114,7 @@ async def test_commands(tmp_path, dial, method):
         assert (outcome["server"]["id"], outcome["error"]) == (8, None)
         assert absent == {"server": None, "already": False, "error": "no server has the id 9"}
         await supervisor.command(method, "all")
-        assert control.commands.told == [(method, [8]), (method, [7] if method == "stop" else [7, 8])]
+        assert control.supervisor.told == [(method, [8]), (method, [7] if method == "stop" else [7, 8])]
 
 
 async def test_reload(tmp_path, dial):
@@ -124,7 +125,7 @@ async def test_reload(tmp_path, dial):
         steps: list[str] = []
         await supervisor.reload(on_progress=lambda server: steps.append(server["state"]))
         await supervisor.reload(Path("/etc/x"), force=True)
-        assert control.commands.told == [("reload", (None, False)), ("reload", (Path("/etc/x"), True))]
+        assert control.supervisor.told == [("reload", (None, False)), ("reload", (Path("/etc/x"), True))]
         assert steps == ["stopping", "serving"]
 
 
@@ -132,7 +133,7 @@ async def test_end_returns_when_the_supervisor_has_gone(tmp_path, dial):
     async with running_control(tmp_path) as control, await dial(control.path) as supervisor:
 
         async def go_when_told() -> None:
-            await control.commands.ended.wait()
+            await control.supervisor.ended.wait()
             control.scope.cancel()
 
         async with anyio.create_task_group() as tasks:
@@ -181,7 +182,7 @@ async def test_time_out_is_the_supervisors_to_tell(tmp_path, dial):
         running_control(tmp_path, server_status(7)) as control,
         await dial(control.path) as supervisor,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         (outcome,) = await supervisor.command("stop", [7], timeout_s=0.05)
         assert outcome["error"] == "is still stopping after 0.05 s"
 
@@ -319,7 +320,7 @@ async def test_session_of_socat(tmp_path):
     ],
 )
 async def test_invalid_answer_is_an_error_with_a_code(path, dial, answer, code, text):
-    with scripted_supervisor(path, answer):
+    with listening_at(FakeSupervisor(raw=[answer]), path):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:
                 await supervisor.hello()
@@ -334,13 +335,13 @@ async def test_answers_to_other_calls_are_skipped(path, dial):
         + encode_progress(97, {"id": "x"})
         + encode_result(1, status | {"later": 1})
     )
-    with scripted_supervisor(path, answer):
+    with listening_at(FakeSupervisor(raw=[answer]), path):
         async with await dial(path) as supervisor:
             assert (await supervisor.status())["servers"] == status["servers"]
 
 
 async def test_call_without_answer_times_out(path, dial):
-    with scripted_supervisor(path, b"", hang_up=False):
+    with listening_at(FakeSupervisor(raw=[], then=Then.SILENCE), path):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:
                 await supervisor.call("hello", {}, HelloInfo, wait_s=0.05)
@@ -352,7 +353,7 @@ async def test_call_without_answer_times_out(path, dial):
 
 async def test_endless_progress_does_not_extend_the_wait(path, dial):
     step = encode_progress(1, server_info(server_status(7)))
-    with scripted_supervisor(path, step * 20_000, hang_up=False):
+    with listening_at(FakeSupervisor(raw=[step * 20_000], then=Then.SILENCE), path):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:
                 await supervisor.call("hello", {}, HelloInfo, wait_s=0.05)

@@ -10,7 +10,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.control import SINCE, FakeCommands, server_status
+from kit.supervisor import SINCE, FakeSupervisor, server_status
 
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import CacheCounts, RecentTimes
@@ -241,7 +241,7 @@ def test_status_of_a_server():
         "state": "backing-off",
         "since": "2026-02-03T04:05:06.789Z",
         "reason": "it crashed",
-        "port": 7,
+        "port": 5001,
         "running": 0,
         "queued": 0,
         "done": 0,
@@ -264,7 +264,7 @@ def test_times_are_read_back_by_the_standard_library():
 def test_everything_that_a_status_knows_is_told():
     server, supervisor = (
         server_info(server_status(7)),
-        supervisor_info(FakeCommands(server_status(7)).status()),
+        supervisor_info(FakeSupervisor(server_status(7)).status()),
     )
     *own, work = (field.name for field in attrs.fields(ServerStatus))
     told = {*own, *(field.name for field in attrs.fields(ServerWork))}
@@ -281,5 +281,5 @@ def test_what_is_sent_has_the_shape_that_clients_expect():
         "error": None,
     }
     assert outcome_info(Outcome(None, already=False, error="no"))["server"] is None
-    info = supervisor_info(FakeCommands(server_status(7)).status())
+    info = supervisor_info(FakeSupervisor(server_status(7)).status())
     checked(info, SupervisorInfo, name="status", exact=True)

@@ -9,7 +9,7 @@ from typing import Annotated, NotRequired, get_args, is_typeddict
 
 import attrs
 import pytest
-from kit.control import server_status, supervisor_status
+from kit.supervisor import server_status, supervisor_status
 
 from stapsrv.control.cli import table
 from stapsrv.control.cli.console import StatusReport

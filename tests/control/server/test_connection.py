@@ -13,8 +13,8 @@ from kit.control import (
     error_of,
     peer_of,
     running_control,
-    server_status,
 )
+from kit.supervisor import server_status
 
 from stapsrv.control.protocol.jsonrpc import MAX_REQUEST_BYTES, Code
 from stapsrv.control.server.connection import ControlLimits, RateLimiter, receive, send_all
@@ -120,11 +120,11 @@ async def test_longest_line_is_taken(tmp_path):
 
 async def test_requests_before_a_bad_line_are_answered(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await peer.request("stop", {"ids": [7]}, request_id="stop")
         await peer.send(b"nonsense\n")
         assert error_of(await peer.receive(), request_id=None)[0] == Code.PARSE_ERROR
-        control.commands.gate.set()
+        control.supervisor.gate.set()
         assert (await peer.receive())["id"] == "stop"
         assert await peer.wait_closed() == b""
 
@@ -195,7 +195,7 @@ async def test_peer_that_waits_for_an_answer_is_not_idle(tmp_path):
         running_control(tmp_path, server_status(7), idle_s=0.5) as control,
         peer_of(control) as peer,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         reply = await peer.call("stop", {"ids": [7], "timeout_s": 0.8})
         assert "is still stopping" in reply["result"]["outcomes"][0]["error"]
 
@@ -215,14 +215,14 @@ async def test_peer_that_never_reads_is_disconnected(tmp_path):
 
 async def test_requests_in_flight_are_bounded(tmp_path):
     async with running_control(tmp_path, server_status(7), in_flight=2) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         for number in (1, 2):
             await peer.request("restart", {"ids": [7]}, request_id=number)
         assert error_of(await peer.call("hello", request_id=3), request_id=3) == (
             Code.BUSY,
             "2 requests of this connection are in flight already",
         )
-        control.commands.gate.set()
+        control.supervisor.gate.set()
         assert {(await peer.receive())["id"], (await peer.receive())["id"]} == {1, 2}
         await answers(peer)
 
@@ -273,10 +273,10 @@ async def test_last_answer_has_the_shutdown_grace(tmp_path):
         running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
         peer_of(control) as silent,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await silent.request("restart", {"ids": "all"})
         with anyio.fail_after(20):
-            await control.commands.began.wait()
+            await control.supervisor.began.wait()
         end_with_the_command(control)
         with anyio.fail_after(5):
             await control.closed.wait()

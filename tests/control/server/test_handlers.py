@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
-import attrs
 import pytest
-from kit.control import DEFAULTS, SINCE, LinePeer, peer_of, running_control, server_status
+from kit.control import LinePeer, peer_of, running_control
 from kit.service import LogLines
+from kit.supervisor import DEFAULTS, FIRST_ID, SINCE, server_status
 
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.protocol.jsonrpc import Code
@@ -121,7 +121,7 @@ async def test_wrong_parameters_are_named(tmp_path, method, params, text):
         assert (error["code"], error["message"]) == (Code.INVALID_PARAMS, text)
         # The connection and everything else are as before.
         assert "result" in await peer.call("hello")
-        assert control.commands.told == []
+        assert control.supervisor.told == []
         assert control.lines.entries == []
 
 
@@ -151,11 +151,11 @@ async def test_start_hands_on_wishes_with_all_defaults_filled_in(tmp_path):
             {"settings": {}, "origin": None},
         ]
         assert await outcomes(peer, "start", {"servers": servers}) == [
-            (10, "serving", None),
-            (11, "serving", None),
+            (FIRST_ID, "serving", None),
+            (FIRST_ID + 1, "serving", None),
         ]
         one = ServerSettings(nickname="one", define=("A=1",), keep_temporary=True).resolved(DEFAULTS)
-        assert control.commands.told == [
+        assert control.supervisor.told == [
             (
                 "start",
                 [ServerSpec(one, "/conf.d/one.conf"), ServerSpec(ServerSettings().resolved(DEFAULTS), None)],
@@ -182,7 +182,7 @@ async def test_commands_take_ids_or_all(tmp_path, method, state):
         rest = [7] if method == "stop" else [7, 8]
         assert await outcomes(peer, method, {"ids": "all"}) == [(each, state, None) for each in rest]
         assert await outcomes(peer, method, {"ids": []}) == []
-        assert control.commands.told == [(method, [8]), (method, rest), (method, [])]
+        assert control.supervisor.told == [(method, [8]), (method, rest), (method, [])]
 
 
 async def test_reload_hands_on_what_it_was_told(tmp_path):
@@ -190,7 +190,7 @@ async def test_reload_hands_on_what_it_was_told(tmp_path):
         assert await outcomes(peer, "reload", {}) == [(7, "serving", None)]
         await peer.call("reload", {"config_file": "/etc/x", "force": True, "timeout_s": None})
         await peer.call("reload", {"config_file": None})
-        assert control.commands.told == [
+        assert control.supervisor.told == [
             ("reload", (None, False)),
             ("reload", (Path("/etc/x"), True)),
             ("reload", (None, False)),
@@ -200,7 +200,7 @@ async def test_reload_hands_on_what_it_was_told(tmp_path):
 async def test_end_ends_and_refuses_what_comes_after(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
         assert (await peer.call("end"))["result"] == {}
-        assert control.commands.ended.is_set()
+        assert control.supervisor.ended.is_set()
         assert await refused(peer, "restart", {"ids": "all"}) == (
             Code.SHUTTING_DOWN,
             "the supervisor is shutting down",
@@ -212,7 +212,7 @@ async def test_end_ends_and_refuses_what_comes_after(tmp_path):
 @pytest.mark.parametrize("fault", [ConfigError("is bad", where="/x:1"), LifecycleError("cannot now")])
 async def test_what_cannot_be_carried_out_is_said_why(tmp_path, fault):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.commands.fault = fault
+        control.supervisor.fault = fault
         assert await refused(peer, "reload") == (Code.FAILED, str(fault))
         assert "result" in await peer.call("hello")
     entry = control.lines.entries[-1]
@@ -222,7 +222,7 @@ async def test_what_cannot_be_carried_out_is_said_why(tmp_path, fault):
 
 async def test_crash_of_a_command_is_logged_and_ends_nothing(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.commands.fault = TypeError("a fault of ours")
+        control.supervisor.fault = TypeError("a fault of ours")
         assert await refused(peer, "stop", {"ids": [7]}) == (
             Code.INTERNAL_ERROR,
             "internal error; see the supervisor's log",
@@ -240,10 +240,10 @@ async def test_progress_comes_in_order_and_before_the_result(tmp_path):
         running_control(tmp_path, server_status(7), server_status(8)) as control,
         peer_of(control) as peer,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await peer.request("restart", {"ids": [8, 7], "progress": True}, request_id="r")
         steps = [await peer.receive(), await peer.receive()]
-        control.commands.gate.set()
+        control.supervisor.gate.set()
         steps += [await peer.receive(), await peer.receive()]
         assert [(step["method"], step["params"]["id"]) for step in steps] == [("progress", "r")] * 4
         assert all("id" not in step for step in steps)
@@ -268,11 +268,11 @@ async def test_requests_of_one_connection_do_not_wait_for_each_other(tmp_path):
         running_control(tmp_path, server_status(7), server_status(8)) as control,
         peer_of(control) as peer,
     ):
-        gate = control.commands.gate = anyio.Event()
+        gate = control.supervisor.gate = anyio.Event()
         await peer.request("restart", {"ids": [7]}, request_id="slow")
         with anyio.fail_after(20):
-            await control.commands.began.wait()
-        control.commands.gate = None
+            await control.supervisor.began.wait()
+        control.supervisor.gate = None
         assert (await peer.call("status", request_id="quick"))["id"] == "quick"
         assert (await peer.call("drain", {"ids": [8]}, request_id="drain"))["id"] == "drain"
         gate.set()
@@ -293,17 +293,17 @@ async def test_command_goes_on_after_its_time_out(tmp_path, method, expected):
         running_control(tmp_path, server_status(7, running=1)) as control,
         peer_of(control) as peer,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         began = anyio.current_time()
         assert await outcomes(peer, method, {"ids": [7, 9], "timeout_s": 0.05}) == [
             *expected,
             (None, None, "no server has the id 9"),
         ]
         assert anyio.current_time() - began < 10
-        assert control.commands.finished == 0
-        control.commands.gate.set()
+        assert control.supervisor.finished == 0
+        control.supervisor.gate.set()
         with anyio.fail_after(20):
-            while not control.commands.finished:
+            while not control.supervisor.finished:
                 await peer.call("hello")
 
 
@@ -324,21 +324,19 @@ def hold_time_out(monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
 async def test_time_out_of_a_start(tmp_path, monkeypatch):
     due = hold_time_out(monkeypatch)
     async with running_control(tmp_path) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
-        start = control.commands.start
+        control.supervisor.gate = anyio.Event()
+        start = control.supervisor.start
 
         async def start_or_refuse(specs, report):
             return [Outcome(None, already=False, error="nickname"), *await start(specs[1:], report)]
 
-        control.commands.start = start_or_refuse
+        control.supervisor.start = start_or_refuse
         servers = [{"settings": {"PORT": port}} for port in (1, 2, 3, 4)]
         await peer.request("start", {"servers": servers, "timeout_s": 0, "progress": True})
         for _ in range(3):
             await peer.receive()
-        control.commands.servers[11] = attrs.evolve(
-            control.commands.servers[11], state=State.FAILED, reason="no build tree"
-        )
-        control.commands.servers[12] = attrs.evolve(control.commands.servers[12], state=State.SERVING)
+        control.supervisor.change(FIRST_ID + 1, state=State.FAILED, reason="no build tree")
+        control.supervisor.change(FIRST_ID + 2, state=State.SERVING)
         due.set()
         found = (await peer.receive())["result"]["outcomes"]
         assert [outcome["error"] for outcome in found] == [
@@ -347,9 +345,14 @@ async def test_time_out_of_a_start(tmp_path, monkeypatch):
             "no build tree",
             None,
         ]
-        assert [outcome["server"] and outcome["server"]["id"] for outcome in found] == [None, 10, 11, 12]
+        assert [outcome["server"] and outcome["server"]["id"] for outcome in found] == [
+            None,
+            FIRST_ID,
+            FIRST_ID + 1,
+            FIRST_ID + 2,
+        ]
         # What the peer could not be told is in the log.
-        control.commands.gate.set()
+        control.supervisor.gate.set()
         await control.lines.wait("control.failed")
     assert control.lines.entries[-1] == {
         "level": "warning",
@@ -363,12 +366,12 @@ async def test_time_out_of_a_reload_tells_of_every_server(tmp_path, monkeypatch)
     due = hold_time_out(monkeypatch)
     servers = [server_status(number) for number in (7, 8, 9)]
     async with running_control(tmp_path, *servers) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await peer.request("reload", {"timeout_s": 0.2, "progress": True})
         for _ in servers:
             await peer.receive()
-        control.commands.servers[7] = server_status(7, State.BACKING_OFF)
-        del control.commands.servers[8]
+        control.supervisor.servers[7] = server_status(7, State.BACKING_OFF)
+        del control.supervisor.servers[8]
         due.set()
         found = (await peer.receive())["result"]["outcomes"]
         assert {
@@ -385,14 +388,14 @@ async def test_servers_that_are_gone_at_the_time_out(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
 
         async def stop(ids, _report):
-            del control.commands.servers[7]
+            del control.supervisor.servers[7]
             await anyio.sleep_forever()
 
         async def start(specs, report):
             report(server_status(8, State.FAILED, settings=specs[0].settings, reason="no build tree"))
             await anyio.sleep_forever()
 
-        control.commands.stop, control.commands.start = stop, start
+        control.supervisor.stop, control.supervisor.start = stop, start
         assert await outcomes(peer, "stop", {"ids": [7], "timeout_s": 0.05}) == [(7, "stopped", None)]
         params = {"servers": [{"settings": {}}], "timeout_s": 0.05}
         assert await outcomes(peer, "start", params) == [(8, "failed", "no build tree")]

@@ -20,8 +20,8 @@ from kit.control import (
     error_of,
     peer_of,
     running_control,
-    server_status,
 )
+from kit.supervisor import server_status
 
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.server import server
@@ -65,7 +65,7 @@ async def test_reader_may_not_command(tmp_path, method):
             f"{method}: not permitted to user 1002; ask as the user that the supervisor runs as, or as root",
         )
         await answers(peer)
-        assert control.commands.told == []
+        assert control.supervisor.told == []
     assert control.lines.entries == [
         {
             "level": "warning",
@@ -250,29 +250,29 @@ async def test_other_failures_end_the_endpoint(tmp_path, monkeypatch):
 
 async def test_command_goes_on_when_its_peer_leaves(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         async with peer_of(control) as peer:
             await peer.request("stop", {"ids": [7], "progress": True})
             assert (await peer.receive())["params"]["server"]["state"] == "stopping"
-        control.commands.gate.set()
+        control.supervisor.gate.set()
         async with peer_of(control) as other:
             with anyio.fail_after(20):
                 while (await other.call("status"))["result"]["servers"]:
                     pass
-    assert control.commands.finished == 1
+    assert control.supervisor.finished == 1
 
 
 async def test_progress_to_disconnected_peer_is_dropped(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         async with peer_of(control) as peer:
             await peer.request("restart", {"ids": [7], "progress": True})
             await peer.receive()
         async with peer_of(control) as other:
-            control.commands.gate.set()
+            control.supervisor.gate.set()
             await answers(other)
             await answers(other)
-    assert control.commands.finished == 1
+    assert control.supervisor.finished == 1
     assert control.lines.events() == ["control.command"]
 
 
@@ -282,7 +282,7 @@ async def test_cancelled_server_answers_waiting_requests(tmp_path):
         peer_of(control) as peer,
         peer_of(control) as silent,
     ):
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await answers(silent)
         await peer.request("stop", {"ids": [7], "progress": True})
         await peer.receive()
@@ -298,10 +298,10 @@ async def test_cancelled_server_answers_waiting_requests(tmp_path):
 async def test_outcome_at_cancellation_is_still_sent(tmp_path):
     """The end of the last server may end the supervisor."""
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.commands.gate = anyio.Event()
+        control.supervisor.gate = anyio.Event()
         await peer.request("stop", {"ids": [7]})
         with anyio.fail_after(20):
-            await control.commands.began.wait()
+            await control.supervisor.began.wait()
         end_with_the_command(control)
         (outcome,) = (await peer.receive())["result"]["outcomes"]
         assert outcome["server"]["state"] == "stopped"
@@ -312,10 +312,10 @@ async def test_crash_of_a_status_ends_its_connection_alone(tmp_path):
     async with running_control(tmp_path) as control:
         async with peer_of(control) as peer, peer_of(control) as neighbour:
             await answers(neighbour)
-            control.commands.fault = ZeroDivisionError()
+            control.supervisor.fault = ZeroDivisionError()
             await peer.request("status")
             assert await peer.wait_closed() == b""
-            control.commands.fault = None
+            control.supervisor.fault = None
             await answers(neighbour)
     (entry,) = control.lines.entries
     assert (entry["level"], entry["event"], entry["user"]) == ("error", "control.crashed", "1001")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from kit.control import server_status
 from kit.service import LogLines
+from kit.supervisor import server_status
 
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.server.task import CommandTask

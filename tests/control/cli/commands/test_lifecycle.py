@@ -12,7 +12,7 @@ def test_start_of_specified_servers(command_line, supervisor, title):
     ran = command_line.run("start", "-r", "5.10", "--port", 7001, "-n", "new")
     assert ran.out == lines(f"Starting {title('5.10', 'new', 7001)}", "OK")
     assert (ran.status, ran.err) == (0, "")
-    assert supervisor.told == [("start", ["new"])]
+    assert supervisor.told_names == [("start", ["new"])]
 
 
 def test_start_of_one_that_runs_changes_nothing(command_line, hosting, title):
@@ -39,7 +39,7 @@ def test_start_of_configured_servers_starts_the_good_and_tells_of_the_bad(comman
     bad = command_line.directory / "conf.d" / "b.conf"
     assert ran.err.startswith(f"stap-server: {bad}:1: PORT=abc: expected a port number")
     assert ran.err.count("\n") == 1
-    origins = [server["origin"] for server in supervisor.servers.values()]
+    origins = [server.origin for server in supervisor.servers.values()]
     assert origins == [str(command_line.directory / "conf.d" / name) for name in ("a.conf", "c.conf")]
 
 
@@ -77,7 +77,7 @@ def test_bad_files_alone_make_no_default_server(command_line, supervisor, action
 def test_what_a_supervisor_is_told(command_line, hosting, words, told, status):
     ran = command_line.run(*words)
     assert (ran.status, ran.err) == (status, "")
-    assert [(method, what[1] if method == "reload" else what) for method, what in hosting.told] == told
+    assert [(method, what[1] if method == "reload" else what) for method, what in hosting.told_names] == told
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.supervisor import (
-    FakeSupervisor,
-    bind_socket,
-    here,
-    listening,
-    server_info,
-)
+from kit.control import listening
+from kit.supervisor import FIRST_ID, FakeSupervisor, here, server_status
+
+from stapsrv.compile.health import Health
+from stapsrv.config.settings import ServerSettings
+from stapsrv.control.protocol.schema import server_info, settings_from
+from stapsrv.supervisor.lifecycle import State
+from stapsrv.supervisor.status import ReleaseStatus
+from stapsrv.system.unix_socket import address_of
 
 WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": "me", "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
 PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": "me", "LOG": "/log"}
@@ -27,8 +29,11 @@ PLAIN_LINE = 'stap-server -a "x86_64" -r "6.1" -u "me" -n "4194306" --log "/log"
 
 @pytest.fixture
 def supervisor(command_line, user):
-    servers = server_info(4194305, settings=WEB), server_info(4194306, settings=PLAIN)
-    with listening(FakeSupervisor(user, *servers), command_line.stat_path) as supervisor:
+    servers = [
+        server_status(server_id, settings=settings_from(settings, where="settings"))
+        for server_id, settings in ((FIRST_ID, WEB), (FIRST_ID + 1, PLAIN))
+    ]
+    with listening(FakeSupervisor(*servers, user=user), command_line.stat_path) as supervisor:
         yield supervisor
 
 
@@ -54,7 +59,7 @@ def test_the_original_s_lines(command_line, supervisor):
         (["-p", "4194306"], [f"{PLAIN_LINE} running as PID 4194306"], 0),
         (["-n", "web", "-n", "4194306"], ["running as PID 4194305", "running as PID 4194306"], 0),
         (["-p", "9"], ["No stap-server running as pid 9"], 1),
-        (["-p", "4711"], ["Process 4711 hosts 2 servers; name one by its own id: 4194305, 4194306"], 1),
+        (["-p", "4242"], ["Process 4242 hosts 2 servers; name one by its own id: 4194305, 4194306"], 1),
         (["-n", "x"], ["No configuration found for the nickname 'x'"], 3),
         (["-r", "9.9"], ["is not running"], 3),
         (["-n", "web", "-r", "9.9", "-n", "x"], ["No configuration found for the nickname 'x'"], 3),
@@ -73,7 +78,7 @@ def test_nobody_runs(command_line):
 
 
 def test_a_failed_server_is_told_with_its_reason(command_line, supervisor):
-    supervisor.servers[4194305] |= {"state": "failed", "reason": "port 7001: is in use"}
+    supervisor.change(FIRST_ID, state=State.FAILED, reason="port 7001: is in use")
     ran = command_line.run("status")
     assert ran.out.splitlines()[0] == f"{WEB_LINE} started as PID 4194305 is no longer running"
     assert (ran.status, ran.err) == (1, "stap-server: web: port 7001: is in use\n")
@@ -81,12 +86,9 @@ def test_a_failed_server_is_told_with_its_reason(command_line, supervisor):
 
 @pytest.mark.parametrize("form", ["table", "lines"])
 def test_a_release_that_cannot_be_compiled_for_is_told_with_its_reason(command_line, supervisor, form):
-    supervisor.servers[4194305] |= {
-        "releases": [
-            {"name": "6.1.0", "health": "healthy", "reason": None},
-            {"name": "6.2.0", "health": "unhealthy", "reason": "x.h:3: error: no such\x1bthing"},
-        ]
-    }
+    healthy = ReleaseStatus("6.1.0", Health.HEALTHY, None)
+    broken = ReleaseStatus("6.2.0", Health.UNHEALTHY, "x.h:3: error: no such\x1bthing")
+    supervisor.change(FIRST_ID, releases=(healthy, broken))
     ran = command_line.run("status", terminal=form == "table")
     told = "web: cannot compile for 6.2.0: x.h:3: error: no such\\x1bthing"
     assert told in (ran.out if form == "table" else ran.err)
@@ -98,20 +100,22 @@ def test_json(command_line, supervisor, user):
     document = json.loads(command_line.run("status", "--json").out)
     (told,) = document["supervisors"]
     assert told["user"] == user
-    assert told["servers"] == list(supervisor.servers.values())
+    assert told["servers"] == [server_info(server) for server in supervisor.servers.values()]
     (one,) = json.loads(command_line.run("status", "--json", "-n", "web").out)["supervisors"]
-    assert one["servers"] == [supervisor.servers[4194305]]
+    assert one["servers"] == [server_info(supervisor.servers[FIRST_ID])]
 
 
 def test_a_terminal_gets_a_table(command_line, supervisor):
     ran = command_line.run("status", terminal=True)
-    assert [line.split()[0] for line in ran.out.splitlines()] == ["NICKNAME", "web", "4194306"]
+    *table, gap, containment = ran.out.splitlines()
+    assert [line.split()[0] for line in table] == ["NICKNAME", "web", "4194306"]
+    assert (gap, containment) == ("", "requests are contained by bubblewrap")
     classic = command_line.run("status", "--classic", terminal=True)
     assert classic.out == command_line.run("status").out
 
 
 def test_servers_of_several_supervisors(command_line, supervisor):
-    theirs = FakeSupervisor("zoe", server_info(7, settings={"NICKNAME": "zoe"}), pid=4712)
+    theirs = FakeSupervisor(server_status(7, settings=ServerSettings(nickname="zoe")), user="zoe", pid=4712)
     with listening(theirs, command_line.stat_path):
         ran = command_line.run("status")
         named = command_line.run("status", "-n", "zoe")
@@ -123,7 +127,8 @@ def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor
     supervisor_dir = command_line.stat_path / "dead"
     supervisor_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        bind_socket(dead, supervisor_dir / "control.sock")
+        with address_of(supervisor_dir / "control.sock") as address:
+            dead.bind(address)
     assert command_line.run("status").status == 0
 
 
