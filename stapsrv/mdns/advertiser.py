@@ -33,7 +33,7 @@ _CLOSE_S = 2.0
 _MAX_CONFLICT_DELAY_S = 1.5
 _FIRST_RETRY_S = 2.0
 _MAX_RETRY_S = 300.0
-# A session of this length resets the retry delay.
+# After a session of this length all is well: the next failure is a new one, retried soon and logged.
 _HEALTHY_S = 60.0
 # The same failure is logged again after this time.
 _REPEAT_LOG_S = 3600.0
@@ -105,7 +105,9 @@ class Advertiser:
                 except* Exception as crash:  # noqa: BLE001 - the one net below advertising
                     problem = repr(first_error(crash))
                     self._log.exception("mdns.crashed", exc_info=crash)
-                self._failures = 1 if anyio.current_time() - began >= _HEALTHY_S else self._failures + 1
+                if anyio.current_time() - began >= _HEALTHY_S:
+                    self._failures, self._logged = 0, None
+                self._failures += 1
                 await self._wait_retry(monitor, problem)
 
     async def _run_session(self, monitor: LinkMonitor | None) -> None:
