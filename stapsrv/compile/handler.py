@@ -167,7 +167,11 @@ class RequestHandler:
             return response
         if request.fingerprints or request.mok_missing:
             signed = await self._service.kernel_signer.sign(
-                response.files, request.fingerprints, job.release.build_tree
+                response.files,
+                request.fingerprints,
+                job.release.build_tree,
+                client=job.client,
+                limits=job.settings.limits,
             )
             self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
             rc, stderr = response.rc if signed.trusted else 1, response.stderr + signed.message

@@ -1,13 +1,14 @@
 """Bounded workers and a bounded, fair queue in front of them.
 
-A worker is a permission to run one compile. Requests that find none free wait by client; a freed worker goes
-to the client that was served longest ago. A client with nothing running counts as served just before the
-last one that was: a hundred requests of one client delay another's single one by what runs already, and a
-stream of newcomers keeps nobody waiting for ever.
+A worker is a permission to run one compile, or to sign one answer. Requests that find none free wait by
+client; a freed worker goes to the client that was served longest ago. A client with nothing running counts as
+served just before the last one that was: a hundred requests of one client delay another's single one by what
+runs already, and a stream of newcomers keeps nobody waiting for ever.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -60,17 +61,28 @@ class WorkerPool:
         return PoolStatistics(self._workers, held - waiting, self._queued + waiting)
 
     @asynccontextmanager
-    async def worker(self, client: Hashable) -> AsyncIterator[None]:
-        """Hold a worker, for which the client waits in its turn; RequestRejected if the queue is full."""
+    async def worker(self, client: Hashable, *, wait_s: float = math.inf) -> AsyncIterator[None]:
+        """Hold a worker, for which the client waits in its turn.
+
+        Raises:
+            RequestRejected: the queue is full, or no worker was free within ``wait_s``.
+        """
         async with AsyncExitStack() as held:
-            await self._acquire(client)
-            held.callback(self._release, client)
-            if self._parent is not None:
-                self._waiting_for_parent += 1
-                try:
-                    await held.enter_async_context(self._parent.worker(self))
-                finally:
-                    self._waiting_for_parent -= 1
+            with anyio.move_on_after(wait_s) as scope:
+                await self._acquire(client)
+                held.callback(self._release, client)
+                if self._parent is not None:
+                    self._waiting_for_parent += 1
+                    try:
+                        await held.enter_async_context(self._parent.worker(self))
+                    finally:
+                        self._waiting_for_parent -= 1
+            if scope.cancelled_caught:
+                raise RequestRejected(
+                    f"The server is busy: no worker was free within {wait_s:g} seconds",
+                    remedy="try again later",
+                    reject_reason=RejectReason.QUEUE_TIMEOUT,
+                )
             yield
 
     async def _acquire(self, client: Hashable) -> None:

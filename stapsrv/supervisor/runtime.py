@@ -30,7 +30,7 @@ from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.kernels import ServedRelease
-from stapsrv.config.settings import ServerSettings
+from stapsrv.config.settings import ServerSettings, total_compiles
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
@@ -62,6 +62,8 @@ class Runtime:
     counters: ProcessCounters = attrs.field(factory=ProcessCounters)
     # The budget of all servers together.
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
+    # Of modules, for kernels that want them signed.
+    signers: WorkerPool = attrs.field(factory=lambda: WorkerPool(1, queue_length=None))
     # For directories, which may be on a file system that hangs.
     files: BlockingCalls = attrs.field(factory=BlockingCalls)
 
@@ -105,6 +107,7 @@ class Runtime:
                     MokStore(moks_directory(identity.loaded.directory), log),
                     self.engine.workspace,
                     self.engine.sandbox,
+                    self.signers,
                 ),
                 log=log,
                 counters=self.counters,
@@ -196,6 +199,7 @@ async def open_runtime(
                 sockets=sockets or PassedSockets(),
                 cache=cache,
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
+                signers=WorkerPool(total_compiles(tuning), queue_length=None),
             )
     finally:
         with anyio.CancelScope(shield=True), contextlib.suppress(TimeoutError):

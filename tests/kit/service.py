@@ -206,7 +206,9 @@ async def running_server(
         engine=CachedEngine(engine, pool),
         pool=pool,
         identity=identity if isinstance(identity, Shown) else Shown(identity),
-        kernel_signer=KernelSigner(MokStore(moks, lines.log), workspace, Sandbox(None)),
+        kernel_signer=KernelSigner(
+            MokStore(moks, lines.log), workspace, Sandbox(None), WorkerPool(1, queue_length=None)
+        ),
         log=lines.log,
     )
     server = CompileServer(service, [open_listener(0)], budget=ConnectionBudget(most_connections))

@@ -21,8 +21,6 @@ from stapsrv.compile.engine.base import Compiled, CompileJob, Engine
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.single_flight import SingleFlight
 from stapsrv.compile.stats import CacheCounts, Source, timed
-from stapsrv.errors import RequestRejected
-from stapsrv.rejection import RejectReason
 
 # What follows a compile takes the processor from the answer, which is still to be signed and sent.
 _HEAD_START_S = 0.05
@@ -104,16 +102,10 @@ class CachedEngine:
         before = self._pool.statistics()
         if before.running >= before.workers:
             job.log.warning("request.overloaded")
-        queue_s = job.settings.limits.queue_s
         async with contextlib.AsyncExitStack() as held:
-            with timed(job.record, "queue_s"), anyio.move_on_after(queue_s) as scope:
-                await held.enter_async_context(self._pool.worker(job.client))
-            if scope.cancelled_caught:
-                raise RequestRejected(
-                    f"The server is busy: no worker was free within {queue_s:g} seconds",
-                    remedy="try again later",
-                    reject_reason=RejectReason.QUEUE_TIMEOUT,
-                )
+            worker = self._pool.worker(job.client, wait_s=job.settings.limits.queue_s)
+            with timed(job.record, "queue_s"):
+                await held.enter_async_context(worker)
             running = self._pool.statistics().running
             if running > 1:
                 job.log.info("request.many", running=running)

@@ -25,11 +25,12 @@ import anyio.to_thread
 import attrs
 
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import Privilege, parse_options
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
+from stapsrv.config.table import Limits
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
 from stapsrv.process import ExitReason, check_program, run_process_tree
-from stapsrv.sandbox.limits import NO_LIMITS
 from stapsrv.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -100,27 +101,44 @@ class SignedForKernel:
 
 
 class KernelSigner:
-    """Signs modules for kernels that load no others."""
+    """Signs modules for kernels that load no others; ``signers`` bounds how many answers at once.
 
-    def __init__(self, keys: MokStore, workspace: Workspace, sandbox: Sandbox) -> None:
+    All servers share the signers. They are none of the workers, which a client whose answer is being signed
+    may still hold for what follows its compile.
+    """
+
+    def __init__(self, keys: MokStore, workspace: Workspace, sandbox: Sandbox, signers: WorkerPool) -> None:
         self._keys = keys
         self._workspace = workspace
+        self._signers = signers
         # The kernel's program reads a module that a client had made.
         self._sandbox = sandbox
 
     async def sign(
-        self, files: Sequence[ResponseFile], fingerprints: Sequence[str], build_tree: Path
+        self,
+        files: Sequence[ResponseFile],
+        fingerprints: Sequence[str],
+        build_tree: Path,
+        *,
+        client: str,
+        limits: Limits,
     ) -> SignedForKernel:
-        """Sign modules with a key that the kernel trusts, or offer it one; may raise TranslatorError."""
+        """Sign modules with a key that the kernel trusts, or offer it one.
+
+        Raises:
+            TranslatorError: they cannot be signed, or there is no key to offer.
+            RequestRejected: it was not the client's turn within the time that a request may wait.
+        """
         key = await self._keys.find(fingerprints)
         if key is None:
             return await self._offer(files)
-        signed = [
-            attrs.evolve(file, data=await self._append(file.data, key, build_tree))
-            if _is_module(file)
-            else file
-            for file in files
-        ]
+        async with self._signers.worker(client, wait_s=limits.queue_s):
+            signed = [
+                attrs.evolve(file, data=await self._append(file.data, key, build_tree, limits))
+                if _is_module(file)
+                else file
+                for file in files
+            ]
         message = f"Server: The module is signed with the machine owner key (MOK) {key.fingerprint}\n"
         return SignedForKernel(tuple(signed), key.fingerprint, trusted=True, message=message.encode())
 
@@ -134,18 +152,18 @@ class KernelSigner:
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
 
-    async def _append(self, module: bytes, key: Mok, build_tree: Path) -> bytes:
+    async def _append(self, module: bytes, key: Mok, build_tree: Path, limits: Limits) -> bytes:
         try:
             async with self._workspace.request_directory(keep=False) as directory:
                 path = directory / "module.ko"
                 await self._workspace.files.run(functools.partial(path.write_bytes, module))
-                await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path)
+                await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path, limits)
                 return await self._workspace.files.run(path.read_bytes)
         except (OSError, TranslatorError) as exc:
             # Where and why is for the log, not for the client.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
 
-    async def _run_sign_file(self, program: Path, key: Mok, module: Path) -> None:
+    async def _run_sign_file(self, program: Path, key: Mok, module: Path, limits: Limits) -> None:
         """Run the kernel's own program, which knows the signatures that this kernel reads, on a file."""
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
@@ -153,11 +171,13 @@ class KernelSigner:
             functools.partial(self._sandbox.tool_mounts, read, module.parent)
         )
         command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
-        result = await run_process_tree(
-            self._sandbox.command(plan, NO_LIMITS, command),
-            deadline_s=_SIGN_FILE_S,
-            env=_SIGN_FILE_ENVIRONMENT,
-        )
+        async with self._sandbox.request_cgroup(module.parent.name, limits) as group:
+            result = await run_process_tree(
+                self._sandbox.command(plan, limits, command),
+                deadline_s=_SIGN_FILE_S,
+                env=_SIGN_FILE_ENVIRONMENT,
+                group=group,
+            )
         if result.exit_reason is ExitReason.TIMED_OUT:
             raise TranslatorError(f"did not end within {_SIGN_FILE_S:g} seconds", where=str(program))
         if result.exit_reason is not ExitReason.EXITED or result.status != 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+import anyio
 import pytest
 from kit.moks import make_mok, make_sign_file
 from kit.service import LogLines
@@ -17,7 +19,9 @@ from stapsrv.compile.engine.signing import (
     without_signatures,
 )
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.response import ResponseFile
+from stapsrv.config.table import Limits
 from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.identity.mok import Mok, MokStore
 from stapsrv.sandbox.sandbox import Sandbox
@@ -39,6 +43,9 @@ OTHERS = tuple(
         "stap000000/x\n.koo",
     )
 )
+
+
+FOR_CLIENT = {"client": "192.0.2.1", "limits": Limits({})}
 
 
 def sign(module: bytes) -> bytes:
@@ -107,11 +114,14 @@ class TestKernelSigner:
 
     @pytest.fixture
     def signer(self, made: Mok, workspace: Workspace) -> KernelSigner:
-        return KernelSigner(MokStore(made.directory.parent, LogLines().log), workspace, Sandbox(None))
+        keys = MokStore(made.directory.parent, LogLines().log)
+        return KernelSigner(keys, workspace, Sandbox(None), WorkerPool(2, queue_length=None))
 
     async def test_modules_are_signed_by_the_kernel_s_program(self, signer, made, tmp_path):
         make_sign_file(tmp_path, 'echo "$1 $2 $3" >>"$4"; env >>"$4"')
-        signed = await signer.sign((MODULE, *OTHERS, UPROBES), ("00:11", made.fingerprint), tmp_path)
+        signed = await signer.sign(
+            (MODULE, *OTHERS, UPROBES), ("00:11", made.fingerprint), tmp_path, **FOR_CLIENT
+        )
         first, *others, last = signed.files
         told = f"sha512 {made.directory}/signing_key.priv {made.directory}/signing_key.x509\n".encode()
         assert (first.path, last.path) == (MODULE.path, UPROBES.path)
@@ -127,7 +137,7 @@ class TestKernelSigner:
     @pytest.mark.parametrize("fingerprints", [(), ("00:11",)], ids=["missing", "unknown"])
     async def test_key_is_offered_if_none_is_trusted(self, signer, made, tmp_path, fingerprints):
         """No sign-file is there: nothing is signed."""
-        signed = await signer.sign((MODULE,), fingerprints, tmp_path)
+        signed = await signer.sign((MODULE,), fingerprints, tmp_path, **FOR_CLIENT)
         assert signed.files == (MODULE, ResponseFile("signing_key.x509", made.der))
         assert (signed.key, signed.trusted) == (made.fingerprint, False)
         lines = signed.message.decode().splitlines()
@@ -136,9 +146,10 @@ class TestKernelSigner:
         assert "reboot" in signed.message.decode()
 
     async def test_key_that_cannot_be_made_is_an_error(self, workspace, tmp_path):
-        signer = KernelSigner(MokStore(Path("/dev/null/moks"), LogLines().log), workspace, Sandbox(None))
+        keys = MokStore(Path("/dev/null/moks"), LogLines().log)
+        signer = KernelSigner(keys, workspace, Sandbox(None), WorkerPool(1, queue_length=None))
         with pytest.raises(TranslatorError) as caught:
-            await signer.sign((MODULE,), (), tmp_path)
+            await signer.sign((MODULE,), (), tmp_path, **FOR_CLIENT)
         assert caught.value.problem == (
             "The module is not signed: this server has no machine owner key (MOK) that your system trusts,"
             " and could not make one"
@@ -164,8 +175,42 @@ class TestKernelSigner:
         if script == "sleep 1000":
             monkeypatch.setattr(signing, "_SIGN_FILE_S", 0.2)
         with pytest.raises(TranslatorError) as caught:
-            await signer.sign((MODULE,), (made.fingerprint,), tmp_path)
+            await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **FOR_CLIENT)
         # The client reads no path of this host.
         assert caught.value.problem == "The module could not be signed for your system's kernel"
         assert caught.value.remedy is None
         assert reason in str(caught.value)
+
+    async def test_as_many_answers_are_signed_at_once_as_there_are_signers(self, signer, made, tmp_path):
+        """Each notes that it has begun and how many others are there; two signers work for eight answers."""
+        ours = tmp_path / "signing"
+        ours.mkdir()
+        make_sign_file(
+            tmp_path, f"mkdir {ours}/$$; ls {ours} | wc -l >>{tmp_path}/seen; sleep 0.1; rmdir {ours}/$$"
+        )
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                arguments = (MODULE,), (made.fingerprint,), tmp_path
+                for_one = FOR_CLIENT | {"client": f"192.0.2.{number}"}
+                tasks.start_soon(functools.partial(signer.sign, *arguments, **for_one))
+        seen = [int(line) for line in (tmp_path / "seen").read_text().split()]
+        assert len(seen) == 8
+        assert max(seen) <= 2
+
+    async def test_turn_that_comes_too_late_is_a_rejection(self, signer, made, tmp_path):
+        make_sign_file(tmp_path, "sleep 1000")
+        at_once = {"client": "192.0.2.2", "limits": Limits({"queue_s": 0.1})}
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                arguments = (MODULE,), (made.fingerprint,), tmp_path
+                tasks.start_soon(functools.partial(signer.sign, *arguments, **FOR_CLIENT))
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(RequestRejected, match="no worker was free within"):
+                await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **at_once)
+            tasks.cancel_scope.cancel()
+
+    async def test_signing_is_held_to_the_limits_of_compiles(self, signer, made, tmp_path):
+        make_sign_file(tmp_path, 'echo "$(ulimit -t) $(ulimit -v)" >>"$4"')
+        held = {"client": "192.0.2.1", "limits": Limits({"cpu_s": 7.0, "memory_bytes": 1 << 30})}
+        signed = await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **held)
+        assert signed.files[0].data == b"module7 1048576\n"
