@@ -36,7 +36,7 @@ async def test_the_detector_sees_what_blocks(tmp_path):
         await anyio.to_thread.run_sync(workspace.sweep, tmp_path)
         assert found == []
         workspace.sweep(tmp_path)
-    assert any("compile/engine/workspace.py sweep" in call for call in found), found
+    assert any("compile/engine/workspace.py" in call for call in found), found
 
 
 async def test_requests_and_status(bench, tmp_path):

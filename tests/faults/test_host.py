@@ -133,18 +133,21 @@ def test_stopped_server_meets_its_deadlines_when_continued(serve, fifo):
 )
 def test_compiles_are_in_memory_if_there_is_room(serve, options, most_bytes):
     expected = None if most_bytes is None else Tmpfs().find_directory(most_bytes)
-    server = serve("-k", *options, TMPDIR="")
+    server = serve(*options, TMPDIR="")
     said = "Requests are compiled in memory, in /dev/shm"
     assert (said in server.log_lines()) == (expected is not None)
-    assert server.ask(f'{MAKES} echo "$PWD" >"$answer/where.c"').rc == 0
+    where = server.ask(f'{MAKES} echo "$PWD" >"$answer/where.c"').entries["stap000000/where.c"].decode()
+    assert where.startswith(f"{expected or tempfile.gettempdir()}/stap-server.")
+
+
+def test_directories_are_kept_on_disk(serve):
+    server = serve("-k", "--max-total-temp-size", "1M", TMPDIR="")
+    assert server.ask(MAKES).rc == 0
     server.wait_log("left its temporary directory")
     (kept,) = re.findall(r"left its temporary directory (\S+)$", server.log_text(), re.MULTILINE)
-    try:
-        where = (Path(kept) / "response" / "stap000000" / "where.c").read_text()
-        assert where.startswith(f"{expected or tempfile.gettempdir()}/stap-server.")
-        assert Path(kept).parent == Path(tempfile.gettempdir())
-    finally:
-        shutil.rmtree(kept)
+    assert Path(kept).parent == Path(tempfile.gettempdir())
+    assert (Path(kept) / "response" / "stap000000").is_dir()
+    shutil.rmtree(kept)
 
 
 def test_killed_server_leaves_nothing_to_the_next(tmp_path, build_tree, identity, backend, fifo):

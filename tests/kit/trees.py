@@ -1,4 +1,4 @@
-"""Child trees for tests: what runs in them, and how to see that nothing of one is left."""
+"""Trees for tests: of processes, and how to see that nothing of one is left; and of directories."""
 
 from __future__ import annotations
 
@@ -90,3 +90,19 @@ class ProcessObserver:
 def shell(script: str, *arguments: object) -> list[str]:
     """Return a command that runs ``script`` with these arguments."""
     return ["/bin/sh", "-c", textwrap.dedent(script), "sh", *map(str, arguments)]
+
+
+# More than Python's own bound on recursion.
+DEPTH = 1100
+
+
+def make_deep(top: Path, depth: int = DEPTH) -> None:
+    """Make a chain of directories as a compile can: its path is longer than the kernel takes."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d" * 100, dir_fd=here)
+        below = os.open("d" * 100, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)

@@ -72,7 +72,7 @@ class Compiled:
     built: bool  # else stap had the module in its own cache
     # Returns the files that the module was built from, if it was; an OSError if their list cannot be read.
     read_dependencies: Callable[[], Awaitable[frozenset[str]]]
-    # Removes what the compile left behind, else a TranslatorError; to be awaited exactly once.
+    # Removes what the compile left behind; to be awaited exactly once.
     release: Callable[[], Awaitable[None]]
 
 

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import functools
 import os
-import shutil
 import stat
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.engine.tmpfs import Tmpfs
 from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.system import trees
 from stapsrv.system.blocking import BlockingCalls
 
 _PREFIX = "stap-server."
@@ -74,19 +74,22 @@ class Workspace:
     async def request_directory(self, *, keep: bool, log: Log | None = None) -> AsyncIterator[Path]:
         """Hold an empty directory for the block; with ``keep`` (``-k``) it stays, and ``log`` says where.
 
-        A TranslatorError says that none can be made, or not in time, or that it cannot be kept.
+        A TranslatorError says that none can be made, or not in time.
         Cancellation: it is removed; where that takes long, nobody waits for the end.
         """
-        discard = functools.partial(self.discard, keep=keep)
+        make = functools.partial(self.make_request_directory, keep=keep)
         with self.translate_errors():
-            path = await self.files.run(self.make_request_directory, cleanup=discard)
+            path = await self.files.run(make, cleanup=None if keep else self.remove)
         try:
             yield path
         finally:
-            with anyio.CancelScope(shield=True), self.translate_errors(), contextlib.suppress(TimeoutError):
-                kept = await self.files.run(functools.partial(discard, path), timeout_s=_REMOVAL_S)
-                if kept is not None and log is not None:
-                    log.info("request.kept", directory=kept)
+            if not keep:
+                self._add_unremoved(path)
+                # Where that fails, the next removal or the end repeats it.
+                with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
+                    await self.files.run(self._remove_left, timeout_s=_REMOVAL_S)
+            elif log is not None:
+                log.info("request.kept", directory=path)
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
@@ -98,40 +101,39 @@ class Workspace:
                 f"The server has trouble with its temporary directory: {exc.strerror}", where=str(self.path)
             ) from exc
 
-    def make_request_directory(self) -> Path:
+    def make_request_directory(self, *, keep: bool = False) -> Path:
         """Make an empty directory for one request, mode 0700; may raise OSError."""
+        if keep:
+            # On disk at once: a tree that a compile has shaped is never copied there.
+            return Path(tempfile.mkdtemp(prefix=f"{self.path.name}.", dir=self._kept_parent))
         try:
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
         except FileNotFoundError:
             self._remake()
             return Path(tempfile.mkdtemp(prefix=_REQUEST, dir=self.path))
 
-    def discard(self, path: Path, *, keep: bool) -> Path | None:
-        """Remove a request's directory, or keep it on disk; return where it was kept."""
-        if not keep:
-            self._remove(path)
-            return None
-        kept = self._kept_parent / f"{path.parent.name}.{path.name.removeprefix(_REQUEST)}"
-        try:
-            shutil.move(path, kept)
-        except FileNotFoundError:
-            return None
-        return kept
+    def remove(self, path: Path) -> None:
+        """Remove a request's directory, and those that could not be removed before."""
+        self._add_unremoved(path)
+        self._remove_left()
 
-    def _remove(self, path: Path) -> None:
-        # Also what could not be removed before: without a free descriptor nothing can.
+    def _add_unremoved(self, path: Path) -> None:
         with self._removing:
-            trees, self._unremoved = [*self._unremoved, path], []
-        for tree in trees:
-            if not _remove_tree(tree):
-                with self._removing:
-                    self._unremoved.append(tree)
+            self._unremoved.append(path)
+
+    def _remove_left(self) -> None:
+        with self._removing:
+            paths, self._unremoved = self._unremoved, []
+        # Without a free descriptor nothing can be removed, for example.
+        left = [path for path in paths if not trees.remove(path)]
+        with self._removing:
+            self._unremoved += left
 
     def close(self) -> None:
-        """Remove the directory and all that is left in it."""
+        """Remove the directory and all that is left in it; what cannot be removed is swept later."""
         with self._remaking:
             self._closed = True
-            _remove_tree(self.path)
+            _remove_with_lock(self.path)
             self._unlock()
 
     def _remake(self) -> None:
@@ -152,7 +154,7 @@ def _make(parent: Path) -> tuple[Path, int, int]:
     # Locked before it has the name that sweep() looks for: nobody finds it unlocked.
     unnamed = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent))
     with contextlib.ExitStack() as on_failure:
-        on_failure.callback(_remove_tree, unnamed)
+        on_failure.callback(trees.remove, unnamed)
         lock_fd = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         on_failure.callback(os.close, lock_fd)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,13 +175,9 @@ def sweep(parent: Path) -> list[Path]:
     SystemTap's own server, stay.
     """
     swept = []
-    for path in (*parent.glob(f"{_PREFIX}*"), *parent.glob(f".{_PREFIX}*")):
+    for path in _own_directories(parent):
         try:
-            status = path.lstat()
-            being_made = path.name.startswith(".") and time.time() - status.st_ctime < _MAKING_S
-            if status.st_uid != os.geteuid() or being_made or not stat.S_ISDIR(status.st_mode):
-                continue
-            lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             if path.name.startswith("."):
                 with contextlib.suppress(OSError):
@@ -187,26 +185,38 @@ def sweep(parent: Path) -> list[Path]:
             continue
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if _remove_with_lock(path):
+                swept.append(path)
+        except OSError:
+            # It is locked.
             continue
-        else:
-            _remove_tree(path)
-            swept.append(path)
         finally:
             os.close(lock_fd)
     return swept
 
 
-def _remove_tree(path: Path) -> bool:
-    """Remove a tree, also one with directories that a compile made unreadable; return whether it is gone."""
-    shutil.rmtree(path, ignore_errors=True)
-    if not path.exists():
-        return True
-    with contextlib.suppress(OSError):
-        path.chmod(0o700)
-        for parent, names, _ in os.walk(path):
-            for directory in (Path(parent, name) for name in names):
-                if not directory.is_symlink():
-                    directory.chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)
-    return not path.exists()
+def _own_directories(parent: Path) -> list[Path]:
+    """Return the directories of this user's processes in ``parent``, but for one that is being made."""
+    found = []
+    # What cannot be listed cannot be swept, and need not be: this process can be given another directory.
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if not entry.name.removeprefix(".").startswith(_PREFIX):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                being_made = entry.name.startswith(".") and time.time() - status.st_ctime < _MAKING_S
+                if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode) and not being_made:
+                    found.append(parent / entry.name)
+    return found
+
+
+def _remove_with_lock(path: Path) -> bool:
+    # The lock last: what stays is known by it.
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.name != _LOCK]
+    except OSError:
+        return False
+    removed = [trees.remove(path / name) for name in names]
+    return all(removed) and trees.remove(path)

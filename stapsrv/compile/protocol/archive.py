@@ -25,6 +25,8 @@ from stapsrv.text import printable, printable_bytes
 
 # Of one request, directories counted. SystemTap's own tapset, more than people send, has about 700.
 MAX_ENTRIES = 10_000
+# No tapset or script lies deeper, and every program that meets the tree has to follow it down.
+MAX_COMPONENTS = 100
 MAX_COMPONENT_BYTES = 255  # Linux's NAME_MAX
 # Linux's PATH_MAX less 256 bytes for the directory that a request is laid out in.
 MAX_PATH_BYTES = 3_840
@@ -193,6 +195,9 @@ def _check_path(entry: _Entry) -> None:
         raise _error(entry.title, "has an empty component or . in its path")
     if len(path) > MAX_PATH_BYTES:
         raise _error(entry.title, f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}")
+    if len(components) > MAX_COMPONENTS:
+        limit = f"the limit is {MAX_COMPONENTS}"
+        raise _error(entry.title, f"has a path of {len(components)} components, {limit}")
     longest = max(map(len, components))
     if longest > MAX_COMPONENT_BYTES:
         limit = f"the limit is {MAX_COMPONENT_BYTES}"

@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kit.trees import make_deep
 
 from stapsrv.compile.engine.tmpfs import Tmpfs
 from stapsrv.compile.engine.workspace import Workspace, sweep
 from stapsrv.errors import ConfigError
+from stapsrv.system import trees
+from stapsrv.system.trees import remove
 
 
 @pytest.fixture
@@ -39,42 +42,81 @@ def test_close_removes_everything(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_discard_removes_unreadable_directories(workspace):
+def test_remove_removes_unreadable_directories(workspace):
     request = workspace.make_request_directory()
     (request / "sealed" / "deeper").mkdir(parents=True)
     (request / "sealed" / "deeper" / "file").write_text("x")
     (request / "sealed" / "deeper").chmod(0)
     (request / "sealed").chmod(0)
-    assert workspace.discard(request, keep=False) is None
+    workspace.remove(request)
     assert not request.exists()
 
 
-def test_discard_follows_no_link(workspace, tmp_path):
+def test_remove_follows_no_link(workspace, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("x")
     request = workspace.make_request_directory()
     (request / "link").symlink_to(precious)
-    workspace.discard(request, keep=False)
+    workspace.remove(request)
     assert (precious / "file").exists()
+
+
+def test_deep_directories_end_neither_remove_nor_close_nor_sweep(tmp_path):
+    workspace = Workspace.open(tmp_path)
+    request = workspace.make_request_directory()
+    make_deep(request)
+    workspace.remove(request)
+    assert not request.exists()
+    make_deep(workspace.make_request_directory())
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+    dead = tmp_path / "stap-server.dead"
+    (dead / "request.x").mkdir(parents=True)
+    (dead / "lock").touch()
+    make_deep(dead / "request.x")
+    assert sweep(tmp_path) == [dead]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_swept_later(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path)
+    request = workspace.make_request_directory()
+    with monkeypatch.context() as patched:
+        patched.setattr(trees, "remove", lambda path: path != request and remove(path))
+        workspace.close()
+        assert sweep(tmp_path) == []
+    assert request.exists()
+    assert sweep(tmp_path) == [workspace.path]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_directory_that_no_thread_could_remove_goes_with_the_next(workspace, monkeypatch):
+    with monkeypatch.context() as patched:
+        async with workspace.request_directory(keep=False) as first:
+            patched.setattr(workspace.files, "max_abandoned", 0)
+    assert first.exists()
+    async with workspace.request_directory(keep=False):
+        pass
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
 
 
 def test_failed_removal_is_repeated_with_the_next(workspace, monkeypatch):
     """Without a free descriptor nothing can be removed."""
     first, second = workspace.make_request_directory(), workspace.make_request_directory()
     with monkeypatch.context() as patched:
-        patched.setattr("shutil.rmtree", lambda *_arguments, **_options: None)
-        workspace.discard(first, keep=False)
+        patched.setattr("stapsrv.system.trees.remove", lambda _path: False)
+        workspace.remove(first)
     assert first.exists()
-    workspace.discard(second, keep=False)
+    workspace.remove(second)
     assert [path.name for path in workspace.path.iterdir()] == ["lock"]
 
 
 def test_kept_directory_outlives_workspace_and_sweep(tmp_path):
     workspace = Workspace.open(tmp_path)
-    request = workspace.make_request_directory()
-    (request / "file").write_text("x")
-    kept = workspace.discard(request, keep=True)
+    kept = workspace.make_request_directory(keep=True)
+    (kept / "file").write_text("x")
     workspace.close()
     assert sweep(tmp_path) == []
     assert (kept / "file").read_text() == "x"
@@ -132,7 +174,7 @@ def test_directory_that_was_removed_is_made_again(tmp_path):
     assert request.parent == workspace.path != former
     assert [path.stat().st_mode & 0o777 for path in (workspace.path, request)] == [0o700, 0o700]
     assert sweep(tmp_path) == []
-    workspace.discard(request, keep=False)
+    workspace.remove(request)
     workspace.close()
     assert list(tmp_path.iterdir()) == []
     assert os.listdir("/proc/self/fd") == before
@@ -193,13 +235,8 @@ def test_workspace_in_memory_keeps_directories_on_disk(tmp_path):
     workspace = Workspace.open(disk, memory=memory)
     assert workspace.is_in_memory
     assert workspace.path.parent == memory
-    path = workspace.make_request_directory()
-    (path / "file").write_text("kept\n")
-    kept = workspace.discard(path, keep=True)
-    assert kept is not None
-    assert kept.parent == disk
-    assert (kept / "file").read_text() == "kept\n"
-    assert workspace.discard(path, keep=True) is None
+    assert workspace.make_request_directory().parent.parent == memory
+    assert workspace.make_request_directory(keep=True).parent == disk
     workspace.close()
     assert list(memory.iterdir()) == []
     dead = Path(tempfile.mkdtemp(prefix="stap-server.", dir=Tmpfs().directory))

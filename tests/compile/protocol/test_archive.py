@@ -137,6 +137,7 @@ def test_repr_does_not_show_contents():
         ("x" * 256, "has a component of 256 bytes in its path, the limit is 255"),
         ("ü" * 128, "has a component of 256 bytes in its path, the limit is 255"),
         (("y" * 100 + "/") * 39, "has a path of 3938 bytes, the limit is 3840"),
+        ("z/" * 101, "has a path of 101 components, the limit is 100"),
     ],
 )
 def test_unsafe_path_is_refused(name, problem):
@@ -150,6 +151,7 @@ def test_longest_path_and_component_are_accepted():
     read = read_archive(make_zip((path, b"1")), max_bytes=LIMIT)
     assert read.files[0].path == path.encode()
     assert len(read.directories) == 14
+    read_archive(make_zip(("z/" * 99 + "z", b"1")), max_bytes=LIMIT)
 
 
 @pytest.mark.parametrize("system", [0, 3, 11, 19])
