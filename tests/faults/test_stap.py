@@ -30,7 +30,7 @@ FAULTS = {
     "forking away": ("setsid sh -c 'setsid sleep 1000 & setsid sleep 1001 &' & exit 3", 3, ""),
     "leaving its output open": ("sleep 1002 & exit 4", 4, ""),
     "taking away its own directory": ('rm -r "$answer"', 1, "trouble with its temporary directory"),
-    "sealing its directory": ('mkdir -p "$answer/a/b"; chmod 0 "$answer/a"; exit 5', 5, ""),
+    "sealing its directory": ('mkdir -p "$answer/a/b"; chmod 0 "$answer/a"', 1, "Permission denied"),
 }
 
 

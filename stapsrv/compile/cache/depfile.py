@@ -9,12 +9,26 @@ Source: scripts/basic/fixdep.c of the kernel; seen with Linux 6.1.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 from pathlib import Path
 
+from stapsrv.compile.protocol.archive import MAX_COMPONENTS
+from stapsrv.system import trees
+
 _LIST = re.compile(rb"^(?:deps|source)_\S+ := ?((?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE)
-_WILDCARD = re.compile(rb"\$\(wildcard [^)]*\)")
+# No name in it has a blank, so that what never ends is not searched for its end from each beginning.
+_WILDCARD = re.compile(rb"\$\(wildcard [^()\s]*\)")
+_RECORD = ".o.cmd"
+_MODULE = ".ko"
+
+# What a compile left is foreign. A list of the kernel's build has about 100 KB and 1500 files; a script that
+# asks for every tracepoint of a kernel takes some hundred lists of the same files.
+_MAX_RECORD_BYTES = 4 << 20
+_MAX_BYTES = 128 << 20
+_MAX_PATHS = 50_000
 
 
 def parse_dependencies(text: bytes) -> tuple[str, ...]:
@@ -26,25 +40,39 @@ def parse_dependencies(text: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def has_build(directory: Path) -> bool:
-    """Whether stap's temporary directory holds a whole build, and no module from its cache."""
-    modules = [path for path in directory.glob("*.ko") if path.is_file()]
-    return bool(modules) and all((directory / f".{path.stem}_src.o.cmd").is_file() for path in modules)
+def has_build(answer: int) -> bool:
+    """Whether stap's temporary directory, an open one, holds a whole build, and no module from its cache."""
+    with os.scandir(answer) as entries:
+        files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    modules = [name.removesuffix(_MODULE) for name in files if name.endswith(_MODULE)]
+    return bool(modules) and all(f".{module}_src.o.cmd" in files for module in modules)
 
 
-def read_dependencies(directory: Path, build_tree: Path) -> frozenset[str]:
+def read_dependencies(directory: Path, below: Path, build_tree: Path) -> frozenset[str]:
     """Return the absolute paths of all files that a build in stap's temporary directory has read.
 
-    They are as the compiler opened them, so ``..`` may follow a symbolic link. Files of the temporary
-    directory itself are left out. May raise OSError.
+    That is ``below`` a job's ``directory``; files in it are left out. The paths are as the compiler opened
+    them, so ``..`` may follow a symbolic link. May raise OSError, also where no real build leaves so much.
     """
-    own, tree = f"{directory}/", str(build_tree)
-    paths = set()
-    for record in directory.rglob(".*.o.cmd"):
-        for named in parse_dependencies(record.read_bytes()):
-            path = os.path.join(tree, named.removeprefix("./"))  # noqa: PTH118 - thousands of them
-            if not path.startswith(own):
-                paths.add(path)
-    # stap compiles a user's header without a list of what that read, so the outcome stands for it.
-    paths.update(str(path) for path in directory.rglob("typequery*.so"))
+    top, tree = directory / below, str(build_tree)
+    paths: set[str] = set()
+    left = _MAX_BYTES
+    with (
+        trees.open_directory(directory, below) as answer,
+        contextlib.closing(trees.walk(answer, max_depth=MAX_COMPONENTS)) as entries,
+    ):
+        for entry in entries:
+            if entry.name.startswith("typequery") and entry.name.endswith(".so"):
+                # stap compiles a user's header without a list of what that read: the outcome stands for it.
+                paths.add(f"{top}/{entry.path}")
+            if not entry.name.startswith(".") or not entry.name.endswith(_RECORD):
+                continue
+            record = trees.read_file(entry.directory, entry.name, max_bytes=min(left, _MAX_RECORD_BYTES))
+            left -= len(record)
+            for named in parse_dependencies(record):
+                path = os.path.join(tree, named.removeprefix("./"))  # noqa: PTH118 - thousands of them
+                if not path.startswith(f"{top}/"):
+                    paths.add(path)
+            if len(paths) > _MAX_PATHS:
+                raise OSError(errno.EFBIG, f"more than {_MAX_PATHS} files are listed")
     return frozenset(paths)

@@ -32,6 +32,7 @@ from stapsrv.sandbox.limits import explain_limit
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
 from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.system import trees
 
 # In a job's directory: what the client sent, what it gets, the compiler's own files, and stap's.
 _REQUEST = Path("request")
@@ -105,10 +106,9 @@ class LocalEngine:
             directory = await leaving.enter_async_context(
                 self.workspace.request_directory(keep=job.settings.keep_temporary, log=job.log)
             )
-            answer = directory / _ANSWER
             with self.workspace.translate_errors():
                 result, built = await self._compile(job, directory)
-            read = functools.partial(read_dependencies, answer, job.release.build_tree)
+            read = functools.partial(read_dependencies, directory, _ANSWER, job.release.build_tree)
             # From here on the directory is the caller's to remove.
             return Compiled(
                 result, built, functools.partial(self.workspace.files.run, read), leaving.pop_all().aclose
@@ -124,7 +124,9 @@ class LocalEngine:
         _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
 
         def read() -> tuple[tuple[ResponseFile, ...], bool]:
-            return read_answer(answer, max_bytes=limits.answer_bytes), has_build(answer)
+            # The compile could have put a link there.
+            with trees.open_directory(directory, _ANSWER) as opened:
+                return read_answer(opened, max_bytes=limits.answer_bytes), has_build(opened)
 
         answered, built = await files.run(read)
         hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)

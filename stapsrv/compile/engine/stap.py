@@ -5,23 +5,27 @@ The facts are those of PROTOCOL, "Running stap".
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import attrs
 
+from stapsrv.compile.protocol.archive import MAX_COMPONENTS, MAX_PATH_BYTES
 from stapsrv.compile.protocol.options import Privilege, privilege_arguments
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import ResponseFile
+from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.rejection import RejectReason
+from stapsrv.system import trees
 
 _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
@@ -30,8 +34,11 @@ _VERSION_S = 20.0
 # What the people and programs behind a client use: modules, generated source and headers. Signatures are
 # this server's to add, and none is taken from here. All else in stap's directory is what the kernel's build
 # leaves behind: objects, dependency lists, a Makefile and NAME.mod.c.
-_ANSWERED = frozenset({".ko", ".so", ".bo", ".c", ".h"})
+_ANSWERED = (".ko", ".so", ".bo", ".c", ".h")
 _LEFTOVERS = (".mod.c",)
+# A script that asks for every tracepoint of a kernel leaves some thousands.
+_MAX_FILES = 10_000
+_MAX_ENTRIES = 50_000
 
 # Meant for this process by the service manager and no business of a compiler; and the variable that
 # makes stap read its options in another order than clients and this server do.
@@ -112,29 +119,38 @@ def write_request(request: CompileRequest, root: Path) -> None:
             stream.write(file.data)
 
 
-def read_answer(answer: Path, *, max_bytes: int) -> tuple[ResponseFile, ...]:
-    """Read the files of stap's directory that go to the client; TranslatorError above ``max_bytes``."""
-    answer.lstat()  # fails where somebody removed the directory, which a walk takes for empty
-    found = []
-    total = 0
-    for path in sorted(answer.rglob("*")):
-        if path.suffix not in _ANSWERED or path.name.endswith(_LEFTOVERS) or not _is_text(path.name):
-            continue
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as stream:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
+def read_answer(answer: int, *, max_bytes: int) -> tuple[ResponseFile, ...]:
+    """Read the files of stap's directory, an open one, that go to the client, in the order of their paths.
+
+    Raises:
+        TranslatorError: they are larger than ``max_bytes``, or too many.
+        OSError: not all of them can be read.
+    """
+    found: list[ResponseFile] = []
+    left = max_bytes
+    with contextlib.closing(trees.walk(answer, max_depth=MAX_COMPONENTS)) as entries:
+        for seen, entry in enumerate(entries, start=1):
+            if seen > _MAX_ENTRIES or len(found) > _MAX_FILES:
+                raise _too_large("has too many files")
+            if not _is_answered(entry.name) or not stat.S_ISREG(entry.status.st_mode):
                 continue
-            total += status.st_size
-            if total > max_bytes:
-                raise TranslatorError(
-                    f"The answer is larger than {max_bytes} bytes",
-                    remedy="ask for less at once",
-                    reject_reason=RejectReason.ANSWER_SIZE,
-                )
-            data = stream.read(status.st_size)
-        found.append(ResponseFile(f"{answer.name}/{path.relative_to(answer)}", data))
-    return tuple(found)
+            left -= entry.status.st_size
+            if left < 0 or len(entry.path) > MAX_PATH_BYTES:
+                raise _too_large(f"is larger than {max_bytes} bytes")
+            data = trees.read_file(entry.directory, entry.name, max_bytes=entry.status.st_size)
+            found.append(ResponseFile(f"{RESPONSE_DIRECTORY}/{entry.path}", data))
+    return tuple(sorted(found, key=attrgetter("path")))
+
+
+def _too_large(problem: str) -> TranslatorError:
+    remedy = "ask for less at once"
+    return TranslatorError(f"The answer {problem}", remedy=remedy, reject_reason=RejectReason.ANSWER_SIZE)
+
+
+def _is_answered(name: str) -> bool:
+    # All names that stap and the kernel's build give are UTF-8.
+    is_text = not any("\udc80" <= character <= "\udcff" for character in name)
+    return is_text and name.endswith(_ANSWERED) and not name.endswith(_LEFTOVERS)
 
 
 def redact(text: bytes, paths: Sequence[Path]) -> bytes:
@@ -144,11 +160,6 @@ def redact(text: bytes, paths: Sequence[Path]) -> bytes:
         if path.strip(b"/"):
             text = text.replace(path, _SERVER)
     return text
-
-
-def _is_text(name: str) -> bool:
-    # All names that stap and the kernel's build give are UTF-8.
-    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def private_paths(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:

@@ -6,23 +6,30 @@ between two walks is not seen in time; ``LIMIT_FILE`` bounds a single file at on
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
+from stapsrv.compile.protocol.archive import MAX_COMPONENTS
 from stapsrv.errors import TranslatorError
 from stapsrv.rejection import RejectReason
+from stapsrv.system import trees
 from stapsrv.system.blocking import BlockingCalls
 
 _INTERVAL_S = 0.5
 # The unit of st_blocks (stat(3type)).
 _BLOCK_BYTES = 512
 # Of anything that has a name: an empty file costs an inode, and a walk costs time for each.
-_LEAST_BYTES = 4096
+_LEAST_BYTES = 16 << 10
+# A request's own directories, and some around them.
+_MAX_DEPTH = MAX_COMPONENTS + 10
+# No honest compile makes a directory that its own user cannot read, or nests them so deep, or moves them.
+_EVADED = frozenset({errno.EACCES, errno.ELOOP, errno.ESTALE})
 
 _T = TypeVar("_T")
 
@@ -71,8 +78,9 @@ class TempQuota:
             await anyio.sleep(_INTERVAL_S)
             try:
                 used = await files.run(measure)
-            except TimeoutError:
-                # A file system that hangs fills nothing, and the compile that waits for it has a deadline.
+            except OSError:
+                # A file system that hangs fills nothing, and without a descriptor a compile gets no further
+                # either; it has a deadline.
                 continue
             self._used[directory] = used
             if used > most_bytes:
@@ -87,27 +95,21 @@ class TempQuota:
 
 
 def measure_bytes(directory: Path, *, enough: int) -> int:
-    """Return the space that a directory uses on disk; stops counting above ``enough``."""
+    """Return the space that a directory uses on disk; stops counting above ``enough``. May raise OSError."""
     total = 0
-    waiting: list[str] = [str(directory)]
-    while waiting and total <= enough:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                        is_directory = entry.is_dir(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    total += max(status.st_blocks * _BLOCK_BYTES, _LEAST_BYTES)
-                    if is_directory:
-                        waiting.append(entry.path)
-                    if total > enough:
-                        break
-        except PermissionError:
-            # No honest compile makes a directory that its own user cannot read.
+    try:
+        with (
+            trees.open_directory(directory) as top,
+            contextlib.closing(trees.walk(top, max_depth=_MAX_DEPTH)) as entries,
+        ):
+            for entry in entries:
+                total += max(entry.status.st_blocks * _BLOCK_BYTES, _LEAST_BYTES)
+                if total > enough:
+                    break
+    except FileNotFoundError:
+        return total
+    except OSError as exc:
+        if exc.errno in _EVADED:
             return enough + 1
-        except OSError:
-            # Gone meanwhile, or too deep to have a name.
-            continue
+        raise
     return total

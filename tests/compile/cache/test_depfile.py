@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
+from kit.trees import make_deep
 
+from stapsrv.compile.cache import depfile
 from stapsrv.compile.cache.depfile import has_build, parse_dependencies, read_dependencies
+from stapsrv.system import trees
 
 # As Linux 6.1 writes them, shortened.
 OBJECT = b"""\
@@ -53,10 +58,15 @@ def leave_build(directory: Path) -> None:
     (directory / ".stap_1_src.o.cmd").write_bytes(OBJECT.replace(b"/tmp/x", str(directory).encode()))
 
 
+def is_build(directory: Path) -> bool:
+    with trees.open_directory(directory) as opened:
+        return has_build(opened)
+
+
 def test_dependencies_are_absolute_and_not_of_the_build(tmp_path):
     leave_build(tmp_path / "x")
-    assert has_build(tmp_path / "x")
-    dependencies = read_dependencies(tmp_path / "x", Path("/lib/modules/1/build"))
+    assert is_build(tmp_path / "x")
+    dependencies = read_dependencies(tmp_path, Path("x"), Path("/lib/modules/1/build"))
     assert dependencies == {
         "/usr/src/common/include/linux/kconfig.h",
         "/lib/modules/1/build/include/generated/autoconf.h",
@@ -72,17 +82,52 @@ def test_dependencies_of_builds_beside_the_module_count(tmp_path):
     query.mkdir()
     (query / ".query.o.cmd").write_bytes(b"deps_q := \\\n  /opt/trace.h \\\n\n")
     (tmp_path / "x" / "typequery_7.so").write_bytes(b"")
-    dependencies = read_dependencies(tmp_path / "x", Path("/b"))
+    dependencies = read_dependencies(tmp_path, Path("x"), Path("/b"))
     assert dependencies >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
 
 
 def test_module_from_stap_s_cache_has_no_build(tmp_path):
     leave_build(tmp_path / "x")
     (tmp_path / "x" / ".stap_1_src.o.cmd").unlink()
-    assert not has_build(tmp_path / "x")
+    assert not is_build(tmp_path / "x")
 
 
 def test_directory_without_a_module_has_no_build(tmp_path):
     leave_build(tmp_path / "x")
     (tmp_path / "x" / "stap_1.ko").unlink()
-    assert not has_build(tmp_path / "x")
+    assert not is_build(tmp_path / "x")
+
+
+def test_wildcard_that_never_ends_takes_linear_time():
+    """Searched for its end from each of its beginnings, this would take minutes."""
+    began = time.process_time()
+    parse_dependencies(b"deps_x := " + b"$(wildcard " * 100_000)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "large", "many", "deep"])
+def test_records_that_no_build_leaves_are_not_read(tmp_path, monkeypatch, kind):
+    """Whoever reads a result's inputs then gives up, in time; a result without them is not stored."""
+    leave_build(tmp_path / "x")
+    record = tmp_path / "x" / ".stap_1_src.o.cmd"
+    content = record.read_bytes()
+    if kind in {"large", "many"}:
+        monkeypatch.setattr(depfile, {"large": "_MAX_RECORD_BYTES", "many": "_MAX_PATHS"}[kind], 2)
+    elif kind == "deep":
+        make_deep(tmp_path / "x")
+    else:
+        record.unlink()
+        (tmp_path / "secret").write_bytes(content)
+        make = {"link": lambda: record.symlink_to("../secret"), "fifo": lambda: os.mkfifo(record)}
+        make.get(kind, record.mkdir)()
+        assert not is_build(tmp_path / "x")
+    with pytest.raises(OSError, match=r"\S"):
+        read_dependencies(tmp_path, Path("x"), Path("/b"))
+    trees.remove(tmp_path / "x")
+
+
+def test_directory_of_records_is_not_followed(tmp_path):
+    leave_build(tmp_path / "elsewhere")
+    (tmp_path / "x").symlink_to("elsewhere")
+    with pytest.raises(NotADirectoryError):
+        read_dependencies(tmp_path, Path("x"), Path("/b"))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from kit.stap import make_stap
+from kit.trees import make_deep
 
+from stapsrv.compile.engine import stap as stap_module
 from stapsrv.compile.engine.stap import (
     StapProgram,
     find_stap,
@@ -21,9 +23,12 @@ from stapsrv.compile.engine.stap import (
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.options import Privilege
 from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.rejection import RejectReason
+from stapsrv.system import trees
 
 STAP = StapProgram(Path("/usr/bin/stap"), "4.8")
 RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/lib/modules/6.1/build"))
@@ -90,6 +95,11 @@ def test_request_is_written_privately(tmp_path):
     assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*")} == {0}
 
 
+def read(answer: Path, max_bytes: int = 1000) -> tuple[ResponseFile, ...]:
+    with trees.open_directory(answer) as opened:
+        return read_answer(opened, max_bytes=max_bytes)
+
+
 def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
     answer = tmp_path / "stap000000"
     (answer / "uprobes").mkdir(parents=True)
@@ -107,7 +117,7 @@ def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
         "modules.order",
     ):
         (answer / name).write_text("left over")
-    files = {file.path: file.data for file in read_answer(answer, max_bytes=1000)}
+    files = {file.path: file.data for file in read(answer)}
     wanted = ("a.ko", "a_src.c", "b.bo", "d.so", "stapconf_1.h", "uprobes/uprobes.ko")
     assert files == {f"stap000000/{name}": name.encode() for name in wanted}
 
@@ -115,12 +125,37 @@ def test_answer_holds_what_clients_use_and_no_leftovers(tmp_path):
 def test_answer_never_follows_a_link_or_waits_on_a_pipe(tmp_path):
     answer = tmp_path / "stap000000"
     answer.mkdir()
-    (tmp_path / "secret").write_text("key")
+    (tmp_path / "secret.c").write_text("key")
     os.mkfifo(answer / "pipe.c")
-    assert read_answer(answer, max_bytes=1000) == ()
-    (answer / "link.c").symlink_to(tmp_path / "secret")
-    with pytest.raises(OSError, match="symbolic links"):
-        read_answer(answer, max_bytes=1000)
+    (answer / "link.c").symlink_to(tmp_path / "secret.c")
+    (answer / "directory").symlink_to(tmp_path)
+    assert read(answer) == ()
+
+
+def test_too_many_files_are_an_error_before_they_are_read(tmp_path, monkeypatch):
+    for number in range(20):
+        (tmp_path / f"{number}.c").touch()
+    for name, bound in (("_MAX_FILES", 10), ("_MAX_ENTRIES", 19)):
+        with monkeypatch.context() as patched:
+            patched.setattr(stap_module, name, bound)
+            with pytest.raises(TranslatorError, match="answer has too many files") as caught:
+                read(tmp_path)
+        assert caught.value.reject_reason is RejectReason.ANSWER_SIZE
+    assert len(read(tmp_path)) == 20
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_answer_that_cannot_be_read_whole_is_an_error(tmp_path):
+    (tmp_path / "sealed").mkdir(mode=0)
+    with pytest.raises(PermissionError):
+        read(tmp_path)
+
+
+def test_deep_answer_is_an_error(tmp_path):
+    make_deep(tmp_path)
+    with pytest.raises(OSError, match="nested more than 100 deep"):
+        read(tmp_path)
+    trees.remove(tmp_path)
 
 
 def test_answer_above_the_limit_is_an_error(tmp_path):
@@ -129,7 +164,7 @@ def test_answer_above_the_limit_is_an_error(tmp_path):
     (answer / "a.ko").write_bytes(bytes(600))
     (answer / "b.ko").write_bytes(bytes(600))
     with pytest.raises(TranslatorError) as caught:
-        read_answer(answer, max_bytes=1000)
+        read(answer)
     assert str(caught.value) == "The answer is larger than 1000 bytes; ask for less at once"
 
 

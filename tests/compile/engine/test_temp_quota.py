@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import anyio
 import pytest
+from kit.trees import make_deep
 
 from stapsrv.compile.engine import temp_quota
 from stapsrv.compile.engine.temp_quota import TempQuota, measure_bytes
 from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.rejection import RejectReason
+from stapsrv.system import trees
 from stapsrv.system.blocking import BlockingCalls
 
 pytestmark = pytest.mark.anyio
@@ -40,13 +43,13 @@ def test_disk_use_counts_and_links_are_not_followed(tmp_path):
 def test_empty_files_count(tmp_path):
     for number in range(100):
         (tmp_path / str(number)).touch()
-    assert measure_bytes(tmp_path, enough=2**40) == 100 * 4096
+    assert measure_bytes(tmp_path, enough=2**40) == 100 * 16 * KIBI
 
 
 def test_counting_stops_above_enough(tmp_path):
     for number in range(100):
         (tmp_path / str(number)).touch()
-    assert measure_bytes(tmp_path, enough=10 * 4096) == 11 * 4096
+    assert measure_bytes(tmp_path, enough=160 * KIBI) == 176 * KIBI
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root looks everywhere")
@@ -57,6 +60,33 @@ def test_unreadable_directory_counts_as_more_than_enough(tmp_path):
         assert measure_bytes(tmp_path, enough=10**9) == 10**9 + 1
     finally:
         hidden.chmod(0o700)
+
+
+def test_directories_without_a_name_count_as_more_than_enough(tmp_path):
+    """What is below a path that the kernel does not take is not looked at."""
+    make_deep(tmp_path, 110)
+    assert measure_bytes(tmp_path, enough=10**9) < 10**9
+    (tmp_path / "other").mkdir()
+    make_deep(tmp_path / "other", 110)
+    assert measure_bytes(tmp_path, enough=10**9) == 10**9 + 1
+    trees.remove(tmp_path)
+
+
+async def test_failed_measurement_is_repeated(tmp_path, monkeypatch):
+    write(tmp_path / "file", 100 * KIBI)
+    measure, failed = measure_bytes, []
+
+    def fail_once(*arguments: object, **options: object) -> int:
+        if not failed:
+            failed.append(True)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(temp_quota, "measure_bytes", fail_once)
+    quota = TempQuota(10**9)
+    with anyio.fail_after(20), pytest.raises(TranslatorError, match="more than 1000 bytes"):
+        await quota.enforce(tmp_path, anyio.sleep_forever, most_bytes=1000, files=BlockingCalls())
+    assert failed
 
 
 def test_missing_directory_counts_nothing(tmp_path):
