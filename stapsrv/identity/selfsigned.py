@@ -18,6 +18,10 @@ from cryptography.x509.name import _ASN1Type
 
 _KEY_BITS = 3072
 _LIFETIME = timedelta(days=365)
+# Clients know a server by its serial number (certinfo), and `--use-server=SERIAL` takes one of exactly five
+# octets in DER, where the first bit is the sign. At random: also the certificates of many servers, and of
+# their renewals, which all have the same issuer, differ (two in 2**39; NSS would refuse the second).
+_LEAST_SERIAL, _END_OF_SERIALS = 2**31, 2**39
 _SUBJECT = x509.Name(
     [
         x509.NameAttribute(oid, value, _type=_ASN1Type.PrintableString)
@@ -47,8 +51,7 @@ def make_certificate(
     alternative_name = x509.SubjectAlternativeName([x509.DNSName(name) for name in dict.fromkeys(names)])
     extensions = [(alternative_name, False), (_NETSCAPE_CERT_TYPE, True)]
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
-    # Clients know a server by this number (certinfo). Eight bytes, as positive in DER as they are here.
-    serial = secrets.randbelow(2**63 - 1) + 1
+    serial = _LEAST_SERIAL + secrets.randbelow(_END_OF_SERIALS - _LEAST_SERIAL)
     return self_signed(key, _SUBJECT, extensions, serial=serial, begin=now, lifetime=_LIFETIME), key
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from stapsrv.identity.certificate import Identity
+from stapsrv.identity.certificate import Identity, serial_pairs
 from stapsrv.identity.selfsigned import host_name, make_certificate
 
 
@@ -36,10 +37,16 @@ def test_names_and_purpose():
     assert certificate.not_valid_after_utc == datetime(2027, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
-def test_serial_numbers_are_positive_short_and_differ(made: Identity, another: Identity):
-    for identity in (made, another):
-        assert 0 < identity.certificate.serial_number < 2**63
+def test_serial_numbers_differ(made: Identity, another: Identity):
     assert made.serial != another.serial
+
+
+@pytest.mark.parametrize("drawn", ["least", "most"])
+def test_serial_number_has_five_octets(monkeypatch: pytest.MonkeyPatch, drawn: str):
+    """No other number is one to clients (PROTOCOL, Certificates)."""
+    monkeypatch.setattr(secrets, "randbelow", lambda end: 0 if drawn == "least" else end - 1)
+    certificate, _key = make_certificate("weaver", datetime(2026, 2, 3, tzinfo=UTC))
+    assert serial_pairs(certificate) == {"least": "00:80:00:00:00", "most": "7f:ff:ff:ff:ff"}[drawn]
 
 
 @pytest.mark.parametrize(

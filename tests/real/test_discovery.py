@@ -90,6 +90,21 @@ def test_client_uses_the_server_for_its_release(service):
     assert vermagic(service.lan.home / "found.ko") == release
 
 
+@pytest.mark.parametrize("with_port", [False, True], ids=["serial", "serial and port"])
+def test_client_finds_a_server_by_serial_number(service, with_port):
+    """Both servers have the certificate; the port tells them apart."""
+    (serial,) = {seen.strings("certinfo")[0] for seen in service.seen.values()}
+    newest, other = (service.seen[release] for release in service.lan.installation.releases[:2])
+    wanted = f"{serial}:{other.port}" if with_port else serial
+    listed = service.lan.stap(f"--use-server={wanted}", "--list-servers=specified")
+    assert f" address={SERVER_ADDRESS} port={other.port} " in listed
+    assert (f" port={newest.port} " in listed) is not with_port
+    release = other.sysinfo.partition(" ")[0]
+    words = ("-p4", "-m", "numbered", "-r", release, "-e", "probe begin { exit() }")
+    service.lan.stap(f"--use-server={wanted}", *words)
+    assert vermagic(service.lan.home / "numbered.ko") == release
+
+
 def test_browse_lists_what_the_client_finds(service):
     lan = service.lan
     known = {seen.name: seen for seen in lan.client.look() if seen.protocol == "IPv4"}
