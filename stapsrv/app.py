@@ -151,6 +151,7 @@ class Configuration:
                 if resolved.user == self.user
             ),
             faults={str(file.path): file.fault for file in files if file.fault is not None},
+            warnings=tuple(warning for file in files for warning in file.warnings),
             nothing_configured=not files,
         )
 
@@ -161,6 +162,7 @@ class ConfiguredServers:
 
     specs: tuple[ServerSpec, ...]
     faults: Mapping[str, StapsrvError]
+    warnings: tuple[str, ...]
     nothing_configured: bool
 
 
@@ -185,7 +187,7 @@ class App:
         configuration = self._configuration
         self.log = self._book.open(configuration.log_file)
         for warning in configuration.settings.warnings:
-            self.log.warning("configuration.retired", warning=warning)
+            self.log.warning("configuration.warning", warning=warning)
         only = configuration.only_server
         tuning = configuration.settings.tuning
         # The workers of an only server are its bound, however few cores this host has.
@@ -357,6 +359,8 @@ class App:
         self._faults = tuple(str(fault) for fault in found.faults.values())
         for fault in found.faults.values():
             self.log.error("configuration.refused", reason=fault)
+        for warning in found.warnings:
+            self.log.warning("configuration.warning", warning=warning)
         return found
 
     def _summary(self) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pwd
 import signal
+import stat
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ import attrs
 
 from stapsrv.app import App, Configuration
 from stapsrv.config.addresses import OFF, MetricsAddress
-from stapsrv.config.environment import server_values
-from stapsrv.config.global_settings import can_write, global_defaults, with_values
+from stapsrv.config.environment import PREFIX, server_values
+from stapsrv.config.global_settings import GlobalSettings, can_write, global_defaults, with_values
 from stapsrv.config.kinds import LogFormat
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError, first_error
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from stapsrv.observe.metrics_server import MetricsListener
 
 CONTROL_SOCKET = "control.sock"
+_LOG_FILE = f"{PREFIX}LOG_FILE"
+_STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -117,7 +120,7 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
     style = configuration.settings.log_format or LogFormat.CLASSIC
     tuning = configuration.settings.tuning
     with contextlib.ExitStack() as held:
-        book = held.enter_context(contextlib.closing(LogBook(style, terminal=_terminal())))
+        book = held.enter_context(contextlib.closing(LogBook(style, terminal=_terminal(configuration))))
         supervisor_dir = None
         if configuration.only_server is None:
             if style is not LogFormat.JOURNAL:
@@ -145,18 +148,20 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
 
 
 def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
-    user = pwd.getpwuid(os.geteuid())
-    name = user.pw_name
+    name = pwd.getpwuid(os.geteuid()).pw_name
     if options.server is not None:
         configuration = Configuration.of_one_server(options.server, user=name, environ=environ)
     else:
-        home = Path(environ.get("HOME") or user.pw_dir)
-        base = global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
         configuration = Configuration.read(
-            base, options.config_file, log=options.log, user=name, environ=environ
+            _defaults(environ), options.config_file, log=options.log, user=name, environ=environ
         )
     settings = with_values(configuration.settings, options.service, options.warnings)
     return attrs.evolve(configuration, settings=settings)
+
+
+def _defaults(environ: Mapping[str, str]) -> GlobalSettings:
+    home = Path(environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
+    return global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
 
 
 def _open_metrics(
@@ -204,9 +209,18 @@ def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
     )
 
 
-def _terminal() -> Sink | None:
-    # A terminal shows log lines beside the files.
-    return standard_error() if sys.stderr is not None and sys.stderr.isatty() else None
+def _terminal(configuration: Configuration) -> Sink | None:
+    """Return standard error as a sink if it gets log lines beside the files."""
+    if sys.stderr is None:
+        return None
+    if os.isatty(_STDERR):
+        return standard_error()
+    # Where no log is named, the original logs to whatever this is: `stap-serverd >log 2>&1`. A service
+    # manager's socket would have each line twice.
+    mode = os.fstat(_STDERR).st_mode
+    unnamed = _defaults({**configuration.environ, _LOG_FILE: ""}).log_file
+    is_unnamed = configuration.only_server is None and configuration.log_file == unnamed
+    return standard_error() if is_unnamed and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)) else None
 
 
 def _make_parent(log_file: Path) -> None:

@@ -131,6 +131,33 @@ def test_bad_file_is_reported_and_hinders_no_other(site):
     assert f"{site.conf_d}/bad.conf:4: PORT=many: expected a port number" in site.log.read_text()
 
 
+def test_redirected_standard_error_has_the_log_where_none_is_named(site, tmp_path):
+    """``stap-serverd >log 2>&1``, which is all that the original logs to then."""
+    site.configure("one", f"LOG={tmp_path}/own\n")
+    written = tmp_path / "written"
+    words = [sys.executable, "-m", "stapsrv.daemon"]
+    program = ["sh", "-c", f'exec "$@" 2>{written}', "sh", *words]
+    named = site.config.read_text()
+    site.config.write_text(named.replace(f"LOG_FILE={site.log}\n", ""))
+    with start(["-c", site.config], site.environ, program=program) as server:
+        stop(server)
+    lines = written.read_text().splitlines()
+    assert lines[0].endswith(f" starting as {site.user} =====")
+    assert any(line.endswith(": Received signal 15, exiting") for line in lines)
+    site.config.write_text(named)
+    with start(["-c", site.config], site.environ, program=program) as server:
+        stop(server)
+    assert written.read_text() == ""
+
+
+def test_blanks_at_the_end_of_a_line_are_dropped_and_told(site):
+    site.configure("one", f"LOG={site.log}2 \n")
+    with site.start() as server:
+        stop(server)
+    assert site.log.with_name("log2").exists()
+    assert f"{site.conf_d}/one.conf:4: blanks at the end of LOG are no part of" in site.log.read_text()
+
+
 def test_retired_setting_does_not_stop_a_server_and_is_one_warning(site):
     site.configure("one")
     with site.config.open("a") as config:

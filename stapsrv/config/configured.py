@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from stapsrv.config.environment import PREFIX, server_values
-from stapsrv.config.files import decode_config, server_settings_from
+from stapsrv.config.files import decode_config, server_settings_from, warnings_about
 from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.config.tuning import with_tuning
@@ -23,11 +23,12 @@ _ENVIRONMENT = Path("environment")
 
 @attrs.frozen
 class ConfiguredFile:
-    """One file (or ``environment``), and the settings of its server or the reason why it cannot be used."""
+    """One file (or ``environment``): the settings of its server, or the reason why it cannot be used."""
 
     path: Path
     settings: ServerSettings | None
     fault: ConfigError | None
+    warnings: tuple[str, ...] = ()
 
 
 def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
@@ -88,7 +89,8 @@ def _read(path: Path) -> ConfiguredFile:
     where = str(path)
     try:
         text = decode_config(path.read_bytes(), where=where)
-        return ConfiguredFile(path, server_settings_from(text, where=where), None)
+        settings = server_settings_from(text, where=where)
+        return ConfiguredFile(path, settings, None, warnings_about(text, where=where))
     except ConfigError as exc:
         return ConfiguredFile(path, None, exc)
     except OSError as exc:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stapsrv.config.files import retired_warning, unwritable_reason
+from stapsrv.config.kinds import BLANKS
 from stapsrv.config.table import GLOBAL_SETTINGS, RETIRED, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
 from stapsrv.text import nearest
@@ -82,6 +83,7 @@ def _values(environ: Mapping[str, str], rows: Iterable[Setting[Any]]) -> dict[st
 def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
     # The values of an array have blanks between them; quotes keep blanks together.
     where = f"{PREFIX}{row.variable}={text!r}"
+    text = text.rstrip(BLANKS)
     reason = unwritable_reason(text)
     if reason is not None:
         raise ConfigError(reason, where=where)
@@ -93,7 +95,7 @@ def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:
         raise ConfigError(f"{str(exc).lower()} in a list of words", where=where) from exc
     try:
         for word in words:
-            row.add(values, word)
+            row.add(values, word.rstrip(BLANKS))
     except ValueError as exc:
         remedy = _LINK_REMEDY if "://" in text else None
         raise ConfigError(f"expected {exc}", where=where, remedy=remedy) from exc

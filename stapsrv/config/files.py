@@ -1,9 +1,8 @@
 """The ``VARIABLE=VALUE`` grammar: of the global file, of each server's file, and of ``.stat`` files.
 
-The grammar (manual page, CONFIGURATION) is no shell's: a value is all that follows the ``=``, blanks, quotes
-and tildes included. Around it the original forgives blanks before a variable and before a ``#``, and so does
-this module; it drops blanks after a value, which this module keeps, since the value would no longer be as
-written.
+The grammar (manual page, CONFIGURATION) is no shell's: a value is all that follows the ``=``, quotes and
+tildes included. Like the original's, this parser skips blanks before a variable and before a ``#``, and drops
+those at the end of a line.
 
 Light to import, for the command line's ``status``.
 """
@@ -14,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stapsrv.config.kinds import BLANKS
 from stapsrv.config.table import RETIRED, SERVER_SETTINGS, SharedLimits
 from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import ConfigError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from stapsrv.config.settings import ServerSettings
 
 _ASSIGNMENT = re.compile(r"(?P<variable>[A-Za-z_][A-Za-z0-9_]*)(?P<adds>\+?)=(?P<value>.*)", re.DOTALL)
-_BLANKS = " \t"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EMPTY_ARRAY = ("", "()")
 _SHOWN_CHARACTERS = 60  # of a wrong line, in the message about it
@@ -57,6 +56,8 @@ class Assignment(NamedTuple):
     variable: str
     value: str
     adds: bool
+    # Blanks at its end were dropped.
+    trimmed: bool = False
 
 
 def decode_config(data: bytes, *, where: str) -> str:
@@ -110,12 +111,14 @@ def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[
     return values
 
 
-def retired_lines(text: str, *, where: str) -> tuple[str, ...]:
-    """Return a warning for each line of a file that sets a variable without effect."""
+def warnings_about(text: str, *, where: str) -> tuple[str, ...]:
+    """Return a warning for each line of a file that sets a variable without effect, or ends in blanks."""
     return tuple(
         retired_warning(found.variable, where=f"{where}:{found.line}")
+        if found.variable in RETIRED
+        else f"{where}:{found.line}: blanks at the end of {found.variable} are no part of its value"
         for found in _scan(text, where)
-        if isinstance(found, Assignment) and found.variable in RETIRED
+        if isinstance(found, Assignment) and (found.variable in RETIRED or found.trimmed)
     )
 
 
@@ -168,6 +171,8 @@ def unwritable_reason(value: str) -> str | None:
     for character, name in _UNWRITABLE.items():
         if character in value:
             return f"holds {name}"
+    if value.endswith(tuple(BLANKS)):
+        return "ends with a blank"
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -190,7 +195,8 @@ def _scan(text: str, where: str) -> Iterator[Assignment | ConfigError]:
             returned = True
             remedy = "save the file with Unix line ends"
             yield ConfigError("a carriage return cannot stand in a value", where=place, remedy=remedy)
-        statement = whole.replace("\r", "").lstrip(_BLANKS)
+        line = whole.replace("\r", "").lstrip(BLANKS)
+        statement = line.rstrip(BLANKS)
         if not statement or statement.startswith("#"):
             continue
         found = _ASSIGNMENT.fullmatch(statement)
@@ -199,7 +205,8 @@ def _scan(text: str, where: str) -> Iterator[Assignment | ConfigError]:
             remedy = "begin comments with '#' and leave no blank before the '='"
             yield ConfigError(problem, where=place, remedy=remedy)
         else:
-            yield Assignment(number, found["variable"], found["value"], bool(found["adds"]))
+            adds, trimmed = bool(found["adds"]), statement != line
+            yield Assignment(number, found["variable"], found["value"], adds, trimmed)
 
 
 def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, Setting[Any]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stapsrv.config.environment import global_values, retired_in
-from stapsrv.config.files import decode_config, retired_lines, values_from
+from stapsrv.config.files import decode_config, values_from, warnings_about
 from stapsrv.config.service import Service
 from stapsrv.config.table import GLOBAL_SETTINGS
 from stapsrv.config.tuning import NOTHING_SET, Tuning, with_tuning
@@ -28,7 +28,8 @@ DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-ser
 class GlobalSettings(NamedTuple):
     """The rows of :class:`~stapsrv.config.service.Service`, and what is set of the tunables.
 
-    ``warnings`` has a line for each variable and option that has no effect any more.
+    ``warnings`` has a line for each variable and option that has no effect any more, or whose value ends in
+    blanks.
     """
 
     config_path: Path = Service.config_path.default
@@ -100,7 +101,7 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
         ConfigFaults: everything that is wrong with the file.
     """
     values = values_from(text, where=where, rows=GLOBAL_SETTINGS)
-    return with_values(base, values, retired_lines(text, where=where))
+    return with_values(base, values, warnings_about(text, where=where))
 
 
 def read_global_settings(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 # Python refuses to convert thousands of digits, and a number of more than this is a mistake anyway.
 _MAX_DIGITS = 18
-_BLANKS = " \t"
+BLANKS = " \t"
 # Compiled when a value is read: a status, which mostly reads none, would wait for half a millisecond.
 _NUMBER = rf"[0-9]{{1,{_MAX_DIGITS}}}"
 _DURATION = rf"([0-9]{{1,{_MAX_DIGITS}}}(?:\.[0-9]{{1,6}})?)(ms|s|m|h|d)?"
@@ -53,7 +53,7 @@ def count(what: str, *, least: int = 1, most: int | None = None, note: str = "")
     bounds = f", {least} or more" if most is None else f" from {least} to {most}"
 
     def parse(text: str) -> int:
-        digits = text.strip(_BLANKS)
+        digits = text.strip(BLANKS)
         number = int(digits) if re.fullmatch(_NUMBER, digits) else -1
         if number < least or (most is not None and number > most):
             raise ValueError(f"{what}{bounds}{note}")
@@ -66,7 +66,7 @@ def duration(*, least_s: float = 0.1, most_s: float = 86_400.0) -> Kind:
     """Return the kind of durations in seconds: ``30``, ``0.5``, ``30s``, ``5m``, ``2h``, ``500ms``."""
 
     def parse(text: str) -> float:
-        found = re.fullmatch(_DURATION, text.strip(_BLANKS))
+        found = re.fullmatch(_DURATION, text.strip(BLANKS))
         seconds = -1.0 if found is None else float(found[1]) * _SECONDS[found[2]]
         if not least_s <= seconds <= most_s:
             bounds = f"from {least_s:g} seconds to {encode_duration(most_s)}"
@@ -80,7 +80,7 @@ def size(*, least: int = 1024) -> Kind:
     """Return the kind of sizes in bytes: ``65536``, ``64k``, ``64M``, ``1G`` (powers of 1024)."""
 
     def parse(text: str) -> int:
-        found = re.fullmatch(_SIZE, text.strip(_BLANKS))
+        found = re.fullmatch(_SIZE, text.strip(BLANKS))
         number = -1
         if found is not None:
             number = int(found[1]) * _KIBI ** _POWERS.get((found[2] or "").lower(), 0)

@@ -26,11 +26,13 @@ _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
 
 async def check_configuration(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that the configured servers can be started."""
-    servers, problems = find_problems(context.invocation, context.environ)
+    servers, problems, warnings = find_problems(context.invocation, context.environ)
     for problem in problems:
         yield error("configured servers", problem)
     if not problems:
         yield ok("configured servers", f"{servers}, no problem")
+    for line in warnings:
+        yield warning("configured servers", line, "change the line")
 
 
 async def check_supervisor(context: DoctorContext) -> AsyncIterator[Finding]:

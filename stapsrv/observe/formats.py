@@ -23,7 +23,7 @@ from stapsrv.text import printable
 
 CLASSIC: Mapping[str, str] = {
     "configuration.refused": "Configuration refused: {reason}",
-    "configuration.retired": "{warning}",
+    "configuration.warning": "{warning}",
     "server.starting": "===== compile server pid {pid} starting as {user} =====",
     "server.listening": "Using network address {address}",
     "server.threads": "Using a maximum of {threads} threads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,9 @@ from stapsrv.config.files import (
     decode_config,
     encode_server_settings,
     parse_assignments,
-    retired_lines,
     server_settings_from,
     unwritable_reason,
+    warnings_about,
 )
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import SERVER_SETTINGS
@@ -38,7 +39,9 @@ def read(text: str) -> ServerSettings:
         pytest.param("ARCH=i386", [("ARCH", "i386", False)], id="plain"),
         pytest.param("BUILD='A=1 B=2'", [("BUILD", "'A=1 B=2'", False)], id="quotes belong to the value"),
         pytest.param("LOG=~me/$X", [("LOG", "~me/$X", False)], id="no shell"),
-        pytest.param("LOG= /log ", [("LOG", " /log ", False)], id="blanks around the value belong to it"),
+        pytest.param("LOG= /log", [("LOG", " /log", False)], id="blanks before the value belong to it"),
+        pytest.param("LOG=/log \t ", [("LOG", "/log", False, True)], id="blanks after the value do not"),
+        pytest.param("LOG= ", [("LOG", "", False, True)], id="nothing but blanks is empty"),
         pytest.param("DEFINE+=A=1", [("DEFINE", "A=1", True)], id="adds; the first = counts"),
         pytest.param("ARCH=", [("ARCH", "", False)], id="empty"),
         pytest.param("ARCH=#x", [("ARCH", "#x", False)], id="a comment is a whole line"),
@@ -50,7 +53,7 @@ def read(text: str) -> ServerSettings:
         pytest.param("NOBODY=knows", [("NOBODY", "knows", False)], id="the grammar knows no variables"),
     ],
 )
-def test_line_gives_assignments(line: str, assignments: list[tuple[str, str, bool]]) -> None:
+def test_line_gives_assignments(line: str, assignments: list[tuple[Any, ...]]) -> None:
     expected = tuple(Assignment(2, *assignment) for assignment in assignments)
     assert parse_assignments(f"\n{line}\n", where=WHERE) == expected
     assert parse_assignments(f"\n{line}", where=WHERE) == expected, "the last line needs no line break"
@@ -282,5 +285,14 @@ def test_variable_of_the_global_file_is_refused_in_a_server_s() -> None:
 def test_retired_variable_is_accepted_with_a_warning() -> None:
     text = "PORT=1\nSTANDBY=2\n"
     assert read(text) == ServerSettings(port=1)
-    assert retired_lines(text, where="g") == ("g:2: STANDBY has no effect any more and can be removed",)
-    assert retired_lines("PORT=1\n", where="g") == ()
+    assert warnings_about(text, where="g") == ("g:2: STANDBY has no effect any more and can be removed",)
+    assert warnings_about("PORT=1\n", where="g") == ()
+
+
+def test_blanks_at_the_end_of_a_line_are_dropped_with_a_warning() -> None:
+    text = "# comment \n\nNICKNAME=web \t\nRELEASE+=5.10 \nPORT=1\n"
+    assert read(text) == ServerSettings(nickname="web", releases=("5.10",), port=1)
+    assert warnings_about(text, where="g") == (
+        "g:3: blanks at the end of NICKNAME are no part of its value",
+        "g:4: blanks at the end of RELEASE are no part of its value",
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.ports import quiet_port
 from kit.real import PATIENCE_S, FollowedLog, Stap, vermagic, wait_until
 
 SCRIPT = ("-e", "probe begin { exit() }")
@@ -82,6 +83,19 @@ def test_one_server_for_each_installed_release(command):
     assert f"Target kernel version {releases[0]} x86_64 is not supported by this server" in strange.stderr
     after = command.servers()
     assert [after[release]["done"] for release in releases[:2]] == [1, 1]
+
+
+def test_one_server_on_one_port_for_all_installed_releases(command):
+    releases = command.stap.installation.releases
+    if len(releases) < 2:
+        pytest.skip("headers of two kernel releases are needed; run packaging/setup")
+    port = quiet_port()
+    command("start", "-i", "-R", command.stap.installation.runtime, "--port", port)
+    (server,) = command.supervisors()[0]["servers"]
+    assert server["port"] == port
+    for release in releases[:2]:
+        analysed = command.stap.via(port, "-p2", *SCRIPT, release=release)
+        assert (analysed.status, "# probes" in analysed.stdout) == (0, True), analysed.stderr
 
 
 def test_killed_supervisor_serves_the_client_again_on_the_same_port(command):

@@ -50,7 +50,7 @@ OPTIONS = (
     OptionText(
         "-i",
         None,
-        "one for each installed kernel release, with the -I -R -B -D -u before it",
+        "one for each installed kernel release, or, with one --port, one for all",
         Group.DESCRIBING,
     ),
     *(OptionText.of(row, Group.DESCRIBING) for row in _DESCRIBING),

@@ -15,6 +15,7 @@ from stapsrv.config.table import SERVER_SETTINGS, Description
 NICKNAME = Description.nickname.option
 RELEASE = Description.releases.option
 ARCH = Description.arch.option
+PORT = Description.port.option
 PID = "-p"
 # The servers named get one value each of these, in turn.
 LIST_OPTIONS: Mapping[str, Setting[Any]] = {

@@ -7,8 +7,7 @@ The order of the options means something, so the result keeps it as far as it do
 * ``-n`` and ``-p`` name a server whose settings take the place of what described this one before; what
   follows overrides them. A second ``-n`` or ``-p`` begins a further server.
 * ``-i`` means one server for each installed release, with the ``-I -R -B -D -u`` typed before it. What
-  follows describes a further server, which ``-r``, ``-n`` or ``-p`` must then name, so that an option that
-  came too late for ``-i`` does not start a server of its own.
+  follows describes a further server if ``-r``, ``-n`` or ``-p`` names one, else those of ``-i``, too.
 * All but ``-a`` and ``-r`` stay in force for further servers (manual page: "the server(s)"); see
   :mod:`stapsrv.control.cli.targets`.
 * ``--log --port --ssl --max-threads --max-request-size --max-compressed-request`` make lists, of which each
@@ -27,6 +26,7 @@ import os.path
 from collections.abc import Sequence
 
 from stapsrv.config.files import unwritable_reason
+from stapsrv.config.kinds import BLANKS
 from stapsrv.config.option_parser import Append, OptionParser
 from stapsrv.config.table import Description
 from stapsrv.control.cli.help import OPTIONS
@@ -103,6 +103,8 @@ class _Reader:
                 self._open = self._open._replace(each_release=True)
                 self._close()
             return
+        # As from a file, where it will be recorded.
+        value = value.rstrip(BLANKS)
         if option in _PATHS and value and self._directory is not None:
             # Not pathlib: an absolute path stays exactly as it was typed.
             value = os.path.join(self._directory, value)  # noqa: PTH118
@@ -132,8 +134,8 @@ class _Reader:
         after_each = bool(self._specifications) and self._specifications[-1].each_release
         typed = [setting.option for setting in self._open.settings]
         if after_each and self._open.name is None and RELEASE not in typed:
-            remedy = "put it before -i, or name the further server with -r, -n or -p"
-            raise UsageError(f"{typed[0]} after -i applies to no server", remedy=remedy)
+            last = self._specifications.pop()
+            self._open = last._replace(settings=(*last.settings, *self._open.settings))
         self._close()
 
     def finish(self) -> Invocation:

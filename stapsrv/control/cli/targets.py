@@ -17,6 +17,7 @@ from stapsrv.control.cli.invocation import (
     DESCRIBING_OPTIONS,
     LIST_OPTIONS,
     PID,
+    PORT,
     RELEASE,
     ServerSpecification,
     TypedOption,
@@ -130,6 +131,11 @@ class ListOptions:
         dealt = {LIST_OPTIONS[option]: values.pop(0) for option, values in self._left.items() if values}
         return {row.attribute: row.default if value is None else value for row, value in dealt.items()}
 
+    @property
+    def has_one_port(self) -> bool:
+        """Whether one port is left, for one server."""
+        return sum(bool(port) for port in self._left.get(PORT, ())) == 1
+
     def warnings(self) -> Iterator[str]:
         """Yield a warning for each value that no server took."""
         for option, values in self._left.items():
@@ -186,12 +192,19 @@ def _overridden(
 def _for_each_release(
     base: Match, typed: Iterable[TypedOption], index: ServerIndex, list_options: ListOptions
 ) -> Iterator[Match]:
-    """Yield a server like ``base`` for each installed release and the host's architecture (``-i``)."""
+    """Yield a server like ``base`` for each installed release and the host's architecture (``-i``).
+
+    With one port it is one server for all of them, which the original of 4.8 starts in any case.
+    """
     alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
-    if not index.host.installed:
+    installed = index.host.installed
+    if not installed:
         yield Match(alike, problem="-i means no server: no kernel release is installed")
-    for release in index.host.installed:
-        yield Match(changed(attrs.evolve(alike, releases=(release,)), list_options.next_values()))
+    elif list_options.has_one_port:
+        yield Match(changed(attrs.evolve(alike, releases=installed), list_options.next_values()))
+    else:
+        for release in installed:
+            yield Match(changed(attrs.evolve(alike, releases=(release,)), list_options.next_values()))
 
 
 # What is typed for one server and stays in force for those after it.

@@ -373,6 +373,22 @@ MANUAL = [
         id="--port and --log are applied in turn to each server, then the defaults",
     ),
     pytest.param(
+        "start --port 7001 -i -R /r --log /a",
+        [],
+        [],
+        ["start releases=5.10,6.1 runtime=/r log=/a port=7001"],
+        0,
+        id="-i with one port: one server for all releases, options in any order",
+    ),
+    pytest.param(
+        "start -r /b -i --port 7001 --port 7002 --port 7003",
+        [],
+        [],
+        ["start releases=/b port=7001", "start releases=5.10 port=7002", "start port=7003"],
+        0,
+        id="-i with a port for each release",
+    ),
+    pytest.param(
         "start -i --ssl /s --max-threads 0 --max-request-size 9 --max-compressed-request 8",
         [],
         [],

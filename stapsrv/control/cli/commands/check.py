@@ -36,37 +36,46 @@ _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
 def run_check(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
-    """Print every problem, one a line; return 1 if there is any, else 0.
+    """Print every problem and warning, one a line; return 1 if there is a problem, else 0.
 
     ``--json`` prints an object: ``problems``, an array of ``where`` (a file and line, an option, or null),
-    ``problem`` and ``remedy`` (or null); ``servers``, the number of servers checked; ``exit_status``.
+    ``problem`` and ``remedy`` (or null); ``warnings``, an array of lines about what has no effect;
+    ``servers``, the number of servers checked; ``exit_status``.
     """
-    servers, problems = find_problems(invocation, environ)
+    servers, problems, warnings = find_problems(invocation, environ)
     status = _FAILED if problems else 0
     if invocation.output is OutputForm.JSON:
         members = ("where", "problem", "remedy")
         found = [{name: getattr(problem, name) for name in members} for problem in problems]
-        console.write(encode_document({"problems": found, "servers": servers, "exit_status": status}))
+        console.write(
+            encode_document(
+                {"problems": found, "warnings": warnings, "servers": servers, "exit_status": status}
+            )
+        )
         return status
-    for problem in problems:
-        console.say(str(problem))
+    for line in (*problems, *(f"warning: {warning}" for warning in warnings)):
+        console.say(str(line))
     if not problems:
         console.say(f"{servers} server{'' if servers == 1 else 's'}, no problem")
     return status
 
 
-def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[int, list[ConfigError]]:
-    """Return the number of servers, and their problems in the files' order."""
+def find_problems(
+    invocation: Invocation, environ: Mapping[str, str]
+) -> tuple[int, list[ConfigError], tuple[str, ...]]:
+    """Return the number of servers, their problems in the files' order, and warnings that hinder none."""
     try:
         inventory = Inventory(invocation, environ)
         faults = [] if invocation.specifications else [file.fault for file in inventory.files if file.fault]
         configured = inventory.configured
     except ConfigError as exc:
         # A wrong global file ends the check: what follows from it is unknown.
-        return 0, _single_faults(exc)
+        return 0, _single_faults(exc), ()
+    files = () if invocation.specifications else inventory.files
+    warnings = (*inventory.settings.warnings, *(warning for file in files for warning in file.warnings))
     problems = [problem for fault in faults for problem in _single_faults(fault)]
     if inventory.nothing_usable and not invocation.specifications:
-        return 0, problems
+        return 0, problems, warnings
     plan = make_plan(
         invocation,
         running=inventory.found,
@@ -77,7 +86,7 @@ def find_problems(invocation: Invocation, environ: Mapping[str, str]) -> tuple[i
     problems += (ConfigError(warning) for warning in plan.warnings)
     for target in plan.targets:
         problems += checker.check(target)
-    return len(plan.targets), problems
+    return len(plan.targets), problems, warnings
 
 
 class _Checker:

@@ -141,6 +141,19 @@ def test_servers_of_the_command_line(command_line, build_tree, monkeypatch, tmp_
     ]
 
 
+def test_blanks_at_the_end_of_a_line_hinder_nobody(command_line, files):
+    path = files(a="TREE \nNICKNAME=x\n")["a"]
+    command_line.config_file.write_text(command_line.config_file.read_text() + "MAX_COMPILES=2\t\n")
+    warnings = [
+        f"{command_line.config_file}:4: blanks at the end of MAX_COMPILES are no part of its value",
+        f"{path}:1: blanks at the end of RELEASE are no part of its value",
+    ]
+    ran = command_line.run("check")
+    expected = [*(f"warning: {line}" for line in warnings), "1 server, no problem"]
+    assert (ran.status, ran.out.splitlines()) == (0, expected)
+    assert json.loads(command_line.run("check", "--json").out)["warnings"] == warnings
+
+
 def test_json(command_line, files):
     path = files(a="TREE\nINCLUDE=/missing\n")["a"]
     ran = command_line.run("check", "--json")
@@ -152,6 +165,7 @@ def test_json(command_line, files):
                 "remedy": "give an existing directory",
             }
         ],
+        "warnings": [],
         "servers": 1,
         "exit_status": 1,
     }
