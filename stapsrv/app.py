@@ -181,7 +181,6 @@ class App:
     _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _phase: Phase = attrs.field(init=False, default=Phase.STARTING)
-    _faults: tuple[str, ...] = attrs.field(init=False, default=())
 
     def __attrs_post_init__(self) -> None:
         configuration = self._configuration
@@ -216,7 +215,6 @@ class App:
         """Return what is known of this process now."""
         return Snapshot(
             phase=self._phase,
-            faults=self._faults,
             status=self.supervisor.status(),
             counters=self._runtime.counters,
             dropped_entries=self._book.dropped.entries,
@@ -356,7 +354,7 @@ class App:
                 where="the configuration",
                 remedy="see which file system hangs, or what this host is short of",
             ) from exc
-        self._faults = tuple(str(fault) for fault in found.faults.values())
+        self.supervisor.refused = {path: str(fault) for path, fault in found.faults.items()}
         for fault in found.faults.values():
             self.log.error("configuration.refused", reason=fault)
         for warning in found.warnings:

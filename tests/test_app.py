@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from kit.daemon import ServerProcess, passing, start
 from kit.http import get_page
 
 from stapsrv.system.unix_socket import address_of
+
+STAP_SERVER = "from stapsrv.control.cli.main import main; main()"
 
 
 class Site:
@@ -156,6 +159,44 @@ def test_blanks_at_the_end_of_a_line_are_dropped_and_told(site):
         stop(server)
     assert site.log.with_name("log2").exists()
     assert f"{site.conf_d}/one.conf:4: blanks at the end of LOG are no part of" in site.log.read_text()
+
+
+def test_configured_server_that_is_refused_is_told_of_everywhere(site):
+    site.configure("web")
+    (site.conf_d / "z.conf").write_text((site.conf_d / "web.conf").read_text() + "MAXTHREADS=1\n")
+    reason = f"{site.conf_d}/z.conf: nickname 'web' is that of server "
+    with site.start("--metrics", "unix:metrics.sock") as server:
+        status, reasons = get_page(site.stat / site.user / "metrics.sock", "/readyz")
+        assert (status, reasons.count("\n")) == (503, 1)
+        assert reasons.startswith(f"configuration refused: {reason}")
+        command = [sys.executable, "-c", STAP_SERVER, "status", "-c", str(site.config)]
+        told = subprocess.run(
+            command, env=site.environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert told.returncode == 1
+        assert told.stderr.startswith(f"stap-server: {reason}")
+        assert "running as PID" in told.stdout
+        stop(server)
+    assert f"Configuration refused: {reason}" in site.log.read_text()
+
+
+def test_recorded_server_whose_log_is_gone_keeps_no_supervisor_from_starting(site):
+    logs = site.log.with_name("logs")
+    logs.mkdir()
+    site.configure("one", f"LOG={logs}/one\n")
+    site.configure("two", "MAXTHREADS=1\n")
+    with site.start() as server:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    shutil.rmtree(logs)
+    with site.start() as server:
+        servers = site.status()
+        assert {name: found["state"] for name, found in servers.items()} == {
+            "one": "failed",
+            "two": "serving",
+        }
+        assert servers["one"]["reason"].startswith(f"log file {logs}/one: cannot be written")
+        stop(server)
 
 
 def test_retired_setting_does_not_stop_a_server_and_is_one_warning(site):

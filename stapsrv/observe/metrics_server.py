@@ -96,7 +96,7 @@ def reasons_not_ready(snapshot: Snapshot) -> tuple[str, ...]:
         if server.wanted is Wanted.UP and server.state is not State.SERVING:
             why = f": {server.reason}" if server.reason else ""
             reasons.append(f"server {server.nickname} is {server.state.value}{why}")
-    reasons += [f"configuration refused: {fault}" for fault in snapshot.faults]
+    reasons += [f"configuration refused: {fault}" for fault in snapshot.status.refused]
     return tuple(printable(reason) for reason in reasons)
 
 

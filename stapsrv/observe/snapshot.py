@@ -57,8 +57,6 @@ class Snapshot:
     status: SupervisorStatus
     counters: ProcessCounters
     dropped_entries: int = 0
-    # Why configured servers are not hosted.
-    faults: tuple[str, ...] = ()
     lag: Histogram = attrs.field(factory=Histogram)
     # Process ids; None where the kernel does not list them.
     children: frozenset[int] | None = None

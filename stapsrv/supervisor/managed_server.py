@@ -14,7 +14,16 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, IdentityError, first_error
-from stapsrv.supervisor.lifecycle import HEALTHY_S, Action, Event, State, Wanted, back_off_s, transition
+from stapsrv.supervisor.lifecycle import (
+    COMMANDS,
+    HEALTHY_S,
+    Action,
+    Event,
+    State,
+    Wanted,
+    back_off_s,
+    transition,
+)
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.status import ServerStatus, ServerWork
 
@@ -30,7 +39,9 @@ class ManagedServer:
     last_port: int | None
     # Raises ConfigError if a setting cannot be served, and IdentityError without a certificate.
     _prepare: Callable[[ServerSettings, Log, int | None], Awaitable[CompileServer]]
-    # The supervisor's.
+    # Of its own, opened anew for each launch; raises ConfigError.
+    _open_log: Callable[[ServerSettings], Awaitable[Log]]
+    # The supervisor's; the log says what happens before the server's own is open.
     _tasks: TaskGroup
     _log: Log
     # Called after each change of state.
@@ -40,8 +51,11 @@ class ManagedServer:
     state: State = attrs.field(init=False, default=State.STOPPED)
     wanted: Wanted = attrs.field(init=False, default=Wanted.DOWN)
     has_served: bool = attrs.field(init=False, default=False)
+    # Until somebody says otherwise; a crash and a reload are no such word.
+    is_drained: bool = attrs.field(init=False, default=False)
     # The compile server that serves now, if any.
     server: CompileServer | None = attrs.field(init=False, default=None)
+    _own_log: Log | None = attrs.field(init=False, default=None)
     _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _reason: str | None = attrs.field(init=False, default=None)
     _run: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
@@ -93,6 +107,8 @@ class ManagedServer:
         if step.state is not self.state:
             self._since = datetime.now(UTC)
             self._reason = reason
+        if event in COMMANDS:
+            self.is_drained = event is Event.DRAIN
         self.state = step.state
         self.wanted = step.wanted or self.wanted
         for action in step.actions:
@@ -100,6 +116,10 @@ class ManagedServer:
         self._waiters.set()
         self._waiters = anyio.Event()
         self._changed(self)
+
+    @property
+    def _logged(self) -> Log:
+        return self._own_log or self._log
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -116,10 +136,10 @@ class ManagedServer:
             case Action.FINISH if self.server is not None:
                 self._tasks.start_soon(self._finish, self.server)
             case Action.PAUSE_ACCEPT if self.server is not None:
-                self._log.info("server.accept_paused")
+                self._logged.info("server.accept_paused")
                 self.server.drain()
             case Action.RESUME_ACCEPT if self.server is not None:
-                self._log.info("server.accept_resumed")
+                self._logged.info("server.accept_resumed")
                 self.server.undrain()
 
     async def _live(self, scope: anyio.CancelScope) -> None:
@@ -131,21 +151,23 @@ class ManagedServer:
                 await self._serve()
         except* (ConfigError, IdentityError) as refusals:
             end, reason = Event.REFUSED, str(first_error(refusals))
-            self._log.error("server.refused", reason=reason)
+            self._logged.error("server.refused", reason=reason)
         except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
             end, reason = Event.CRASHED, repr(first_error(crash))
-            self._log.exception("server.crashed", exc_info=crash)
+            self._logged.exception("server.crashed", exc_info=crash)
         else:
             # One that is the whole process ends with it, and the line about the signal says so.
             if self.id != os.getpid():
-                self._log.info("server.stopped")
+                self._logged.info("server.stopped")
         self.server = None
         self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
         self.handle(end, reason=reason)
 
     async def _serve(self) -> None:
         settings = self.settings
-        server = await self._prepare(settings, self._log, self.last_port)
+        self._own_log = None
+        self._own_log = log = await self._open_log(settings)
+        server = await self._prepare(settings, log, self.last_port)
         async with anyio.create_task_group() as serving:
             await serving.start(server.serve)
             self.server = server
@@ -155,6 +177,8 @@ class ManagedServer:
             self.last_port = server.address.port
             self.has_served = True
             self.handle(Event.READY)
+            if self.is_drained and self.state is State.SERVING:
+                self.handle(Event.DRAIN)
 
     async def _finish(self, server: CompileServer) -> None:
         # Clients that browse should not find a port that is about to be closed.
@@ -164,7 +188,7 @@ class ManagedServer:
     async def _back_off(self, scope: anyio.CancelScope) -> None:
         with scope:
             delay_s = back_off_s(self._crashes)
-            self._log.warning("server.backing_off", seconds=delay_s)
+            self._logged.warning("server.backing_off", seconds=delay_s)
             await anyio.sleep(delay_s)
         # A command in the turn in which the delay ends comes too late to interrupt the sleep.
         if not scope.cancel_called:

@@ -79,4 +79,6 @@ class SupervisorStatus:
     since: datetime
     compiles: int
     max_compiles: int
+    # Why configured servers are not hosted, a line each.
+    refused: tuple[str, ...] = ()
     servers: tuple[ServerStatus, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -32,6 +33,7 @@ from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import Record, StatFiles
 from stapsrv.supervisor.status import SupervisorStatus
+from stapsrv.system.blocking import BlockingCalls
 
 
 @attrs.frozen
@@ -60,6 +62,10 @@ class Supervisor:
     _servers: dict[int, ManagedServer] = attrs.field(init=False, factory=dict)
     _tasks: TaskGroup | None = attrs.field(init=False, default=None)
     _commands: CommandsUnderWay = attrs.field(init=False)
+    # Why configured servers are not hosted, by their files.
+    refused: dict[str, str] = attrs.field(init=False, factory=dict)
+    # A file system that hangs under one log concerns no other file.
+    _log_files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _ending: anyio.Event = attrs.field(init=False, factory=anyio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -110,11 +116,17 @@ class Supervisor:
             since=self._since,
             compiles=compiles.running,
             max_compiles=compiles.workers,
+            refused=tuple(self.refused.values()),
             servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
         )
 
-    async def start(self, specs: Sequence[ServerSpec], report: Report | None = None) -> list[Outcome]:
+    async def start(
+        self, specs: Sequence[ServerSpec], report: Report | None = None, *, undrain: bool = True
+    ) -> list[Outcome]:
         """Start the servers that do not run yet; returns when each serves or has failed.
+
+        One that is drained is not started again without ``undrain``. A configured one that is refused is
+        logged, and named in the status.
 
         Two servers are the same if they differ in nickname and tuning at most (manual page, ``start``). Of
         the tuning, LISTEN alone makes another one.
@@ -125,7 +137,7 @@ class Supervisor:
         with self._commands.begin(report) as followed:
             outcomes = []
             # All are begun before the first is waited for: they start side by side.
-            for begun in [self._begin(spec, followed) for spec in specs]:
+            for begun in [self._begin(spec, followed, undrain=undrain) for spec in specs]:
                 if isinstance(begun, Outcome):
                     outcomes.append(begun)
                 else:
@@ -179,7 +191,7 @@ class Supervisor:
                     continue
                 elif force or server.origin is not None:
                     leaving.append(server.id)
-            return await self.stop(leaving, report) + await self.start(specs, report)
+            return await self.stop(leaving, report) + await self.start(specs, report, undrain=False)
 
     async def wait_failed(self, server_id: int) -> str:
         """Wait until a server has failed; returns why. Of one that is stopped meanwhile, wait for ever."""
@@ -207,7 +219,10 @@ class Supervisor:
             for record in self._saved.servers.read()[0]:
                 self._saved.servers.forget(record.id)
 
-    def _begin(self, spec: ServerSpec, followed: set[int]) -> tuple[ManagedServer, bool] | Outcome:
+    def _begin(
+        self, spec: ServerSpec, followed: set[int], *, undrain: bool
+    ) -> tuple[ManagedServer, bool] | Outcome:
+        self.refused.pop(spec.origin or "", None)
         try:
             self._check_not_ending()
             self._check_user(spec.settings)
@@ -217,10 +232,14 @@ class Supervisor:
                 followed.add(same.id)
                 if spec.origin is not None and spec.origin == same.origin:
                     self._follow(same, spec)
-                same.handle(Event.START)
+                if undrain or not same.is_drained:
+                    same.handle(Event.START)
                 return same, already
             server = self._add_new(spec)
         except (ConfigError, LifecycleError) as exc:
+            if spec.origin is not None and not self._ending.is_set():
+                self.refused[spec.origin] = f"{spec.origin}: {exc}"
+                self._log.error("configuration.refused", reason=self.refused[spec.origin])
             return Outcome(None, already=False, error=str(exc))
         followed.add(server.id)
         server.handle(Event.START)
@@ -288,14 +307,25 @@ class Supervisor:
             last_port=last_port,
             prepare=self._prepare,
             tasks=self._tasks,
-            log=self._open_log(spec.settings.log or self._defaults.log, spec.settings.log_format).bind(
-                server=server_id, nickname=spec.settings.nickname or str(server_id)
-            ),
+            log=self._log.bind(server=server_id, nickname=spec.settings.nickname or str(server_id)),
+            open_log=partial(self._open_log_of, server_id),
             changed=self._changed,
             withdraw=self._advertiser.withdraw,
         )
         self._servers[server_id] = server
         return server
+
+    async def _open_log_of(self, server_id: int, settings: ServerSettings) -> Log:
+        path = settings.log or self._defaults.log
+        try:
+            log = await self._log_files.run(partial(self._open_log, path, settings.log_format))
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot be opened: {exc.strerror}",
+                where=f"log file {path}",
+                remedy="see which file system hangs",
+            ) from exc
+        return log.bind(server=server_id, nickname=settings.nickname or str(server_id))
 
     async def _prepare(self, settings: ServerSettings, log: Log, last_port: int | None) -> CompileServer:
         log.info("server.starting", pid=os.getpid(), user=self._runtime.user)

@@ -16,6 +16,7 @@ from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.errors import ConfigError
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.advertise import ServerAdvertiser
@@ -49,6 +50,7 @@ class Bench:
         self.build_tree = build_tree
         self.identity = identity
         self.opened: list[Path] = []
+        self.unwritable: set[Path] = set()
         self.defaults = HostDefaults(arch="x86_64", release=str(build_tree), user=USER, log=directory / "log")
         environ = {"SYSTEMTAP_DIR": str(directory / "systemtap"), "PATH": os.environ["PATH"]}
         stap = StapProgram(make_stap(directory / "stap", "echo compiled"), "4.8")
@@ -102,6 +104,8 @@ class Bench:
 
     def _open_log(self, path: Path, _style: object) -> object:
         self.opened.append(path)
+        if path in self.unwritable:
+            raise ConfigError("cannot be written", where=f"log file {path}")
         return self.lines.log
 
 

@@ -32,8 +32,8 @@ pytestmark = pytest.mark.anyio
 CROWD = 300
 
 
-def snapshot(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **more: object) -> Snapshot:
-    return Snapshot(phase=phase, status=supervisor_status(*servers), counters=ProcessCounters(), **more)
+def snapshot(*servers: ServerStatus, phase: Phase = Phase.RUNNING, **facts: object) -> Snapshot:
+    return Snapshot(phase=phase, status=supervisor_status(*servers, **facts), counters=ProcessCounters())
 
 
 class Process:
@@ -95,7 +95,7 @@ async def test_pages():
             [r"server 1 is failed: no such\nrelease", "server three is draining"],
         ),
         (
-            snapshot(server_status(1), faults=("/etc/x.conf:1: unknown variable",)),
+            snapshot(server_status(1), refused=("/etc/x.conf:1: unknown variable",)),
             ["configuration refused: /etc/x.conf:1: unknown variable"],
         ),
     ],

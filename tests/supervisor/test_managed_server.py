@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import types
+from pathlib import Path
 
 import anyio
 import pytest
@@ -84,6 +85,24 @@ async def test_drain_resets_newcomers_and_undrain_lets_them_in(bench):
         assert (await exchange(outcome.server.port, request("-p4", release="6.1.0-test"))).rc == 0
 
 
+async def test_a_log_that_cannot_be_opened_is_its_servers_own_failure(bench):
+    async with bench.supervisor() as supervisor:
+        bench.unwritable.add(Path("/unwritable/log"))
+        bad = bench.settings(nickname="bad", log=Path("/unwritable/log"))
+        good = bench.settings(nickname="good", max_threads=1)
+        first, second = await supervisor.start([ServerSpec(bad, "/bad.conf"), ServerSpec(good, "/good.conf")])
+        assert (first.server.state, first.error) == (
+            State.FAILED,
+            "log file /unwritable/log: cannot be written",
+        )
+        assert second.error is None
+        # In the supervisor's own log, since it has none.
+        assert bench.lines.reasons("server.refused") == ["log file /unwritable/log: cannot be written"]
+        bench.unwritable.clear()
+        (again,) = await supervisor.restart([first.server.id])
+        assert (again.error, again.server.state) == (None, State.SERVING)
+
+
 class Play:
     """A real managed server over a fake compile server: the test decides what happens, and when.
 
@@ -92,6 +111,7 @@ class Play:
 
     def __init__(self, tasks, log):
         self.launched = 0
+        self._log = log
         self._launch = self._delay = anyio.Event()
         self._error = None
         self.address = types.SimpleNamespace(port=1)
@@ -101,6 +121,7 @@ class Play:
             origin=None,
             last_port=None,
             prepare=self._prepare,
+            open_log=self._open_log,
             tasks=tasks,
             log=log,
             changed=lambda _: None,
@@ -139,6 +160,9 @@ class Play:
 
     async def _withdraw(self, _id):
         await anyio.lowlevel.checkpoint()
+
+    async def _open_log(self, _settings):
+        return self._log
 
     async def _prepare(self, _settings, _log, _port):
         await self._pass()
@@ -195,3 +219,20 @@ async def test_whatever_happens_in_whichever_turn_harms_no_neighbour(bench, monk
                 await turn(8)
             assert play.server.state is State.STOPPED, rest
             assert play.launched == 0
+
+
+async def test_a_drained_server_that_crashes_comes_back_drained(bench, monkeypatch):
+    async with anyio.create_task_group() as tasks:
+        play = Play(tasks, bench.lines.log)
+        monkeypatch.setattr(anyio, "sleep", play.sleep)
+        for what in [*WAYS[State.DRAINING], Event.CRASHED, Event.DELAY_OVER, Event.READY]:
+            await turn(8)
+            if what is not None:
+                play.happen(what)
+        await turn(8)
+        assert play.server.state is State.DRAINING
+        for what in [Event.RESTART, Event.READY]:
+            play.happen(what)
+            await turn(8)
+        assert play.server.state is State.SERVING
+        play.happen(Event.STOP)

@@ -6,8 +6,11 @@ import socket
 
 import pytest
 
-from stapsrv.errors import ConfigError
+from stapsrv.errors import ConfigError, IdentityError
+from stapsrv.identity.store import IdentityStore
+from stapsrv.supervisor import runtime
 from stapsrv.supervisor.operations import ServerSpec
+from stapsrv.supervisor.server.listener import open_listeners
 
 pytestmark = pytest.mark.anyio
 
@@ -32,13 +35,30 @@ async def test_remembered_port_that_is_taken_is_no_hindrance(bench):
 
 
 @pytest.mark.parametrize(("option", "setting"), [("-R", "runtime"), ("-I", "include")])
-async def test_missing_directory_is_refused_by_its_option_and_leaves_no_listener(bench, option, setting):
+async def test_missing_directory_is_refused_by_its_option(bench, option, setting):
     missing = str(bench.stat_path / "missing")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     value = missing if setting == "runtime" else (missing,)
-    settings = bench.settings(port=port, **{setting: value})
+    settings = bench.settings(**{setting: value})
     with pytest.raises(ConfigError, match=f"^{option} {missing}: is not a directory"):
         await bench.runtime.prepare(settings, bench.lines.log)
-    with socket.create_server(("127.0.0.1", port)):
-        pass
+
+
+async def test_server_that_cannot_be_made_ready_leaves_no_listener(bench, monkeypatch):
+    """Whatever fails once it listens; the error with its frames must not be what keeps the socket open."""
+    opened = []
+
+    def open_and_note(*arguments):
+        listeners = open_listeners(*arguments)
+        opened.extend(listeners)
+        return listeners
+
+    async def refuse(*_arguments):
+        assert all(listener.fileno() != -1 for listener in opened)
+        raise IdentityError("no certificate")
+
+    monkeypatch.setattr(runtime, "open_listeners", open_and_note)
+    monkeypatch.setattr(IdentityStore, "get", refuse)
+    with pytest.raises(IdentityError):
+        await bench.runtime.prepare(bench.settings(), bench.lines.log)
+    assert opened
+    assert all(listener.fileno() == -1 for listener in opened)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import anyio
 import pytest
@@ -176,6 +177,54 @@ async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
         assert resumed == [(server.id, server.nickname, server.port, server.origin) for server in before]
         (fresh,) = await supervisor.start([ServerSpec(bench.settings(max_threads=7))])
         assert fresh.server.id > before[-1].id
+
+
+async def test_resume_of_a_server_whose_log_cannot_be_opened_harms_no_other(bench):
+    with anyio.CancelScope() as killed:
+        async with bench.supervisor() as supervisor:
+            specs = [
+                ServerSpec(bench.settings(nickname="one", log=Path("/gone/log"))),
+                ServerSpec(bench.settings(nickname="two", max_threads=1)),
+            ]
+            await supervisor.start(specs)
+            killed.cancel()
+            await anyio.lowlevel.checkpoint()
+    bench.unwritable.add(Path("/gone/log"))
+    async with bench.supervisor() as supervisor:
+        supervisor.resume()
+        (outcome,) = await supervisor.start(specs[1:])
+        assert outcome.error is None
+        await supervisor._servers[FIRST_ID].wait_for({State.FAILED})
+        assert states(supervisor) == {"one": State.FAILED, "two": State.SERVING}
+
+
+async def test_configured_server_that_is_refused_is_logged_and_in_the_status(bench):
+    async with bench.supervisor() as supervisor:
+        specs = [
+            ServerSpec(bench.settings(nickname="web"), "/a.conf"),
+            ServerSpec(bench.settings(nickname="web", max_threads=1), "/b.conf"),
+        ]
+        await supervisor.start(specs)
+        (reason,) = supervisor.status().refused
+        assert reason.startswith(
+            f"/b.conf: nickname 'web' is that of server {FIRST_ID}, which has other settings"
+        )
+        assert bench.lines.reasons("configuration.refused") == [reason]
+        await supervisor.stop([FIRST_ID])
+        await supervisor.start(specs[1:])
+        assert supervisor.status().refused == ()
+
+
+async def test_a_reload_leaves_a_drained_server_drained_and_a_start_does_not(bench):
+    async with bench.supervisor() as supervisor:
+        spec = ServerSpec(bench.settings(nickname="web"), "/web.conf")
+        (outcome,) = await supervisor.start([spec])
+        await supervisor.drain([outcome.server.id])
+        (reloaded,) = await supervisor.reload([spec], force=False)
+        assert (reloaded.error, reloaded.server.state) == (None, State.DRAINING)
+        assert await is_reset(outcome.server.port)
+        (started,) = await supervisor.start([spec])
+        assert started.server.state is State.SERVING
 
 
 async def test_damaged_record_is_put_aside_and_told(bench):

@@ -83,7 +83,7 @@ class StatusReport(NamedTuple):
         """1 if a server should be up and is not, or a supervisor does not answer; 3 if no server runs."""
         if self.known_status is not None:
             return self.known_status
-        if self.problems or self.orphaned or any(map(is_down, self.servers())):
+        if self.problems or self.orphaned or self.refused() or any(map(is_down, self.servers())):
             return _FAILED
         return _NOT_RUNNING if self.is_empty else 0
 
@@ -91,6 +91,10 @@ class StatusReport(NamedTuple):
     def is_empty(self) -> bool:
         """Whether there is no server to show."""
         return not self.orphaned and not any(supervisor["servers"] for supervisor in self.supervisors)
+
+    def refused(self) -> list[str]:
+        """Return why configured servers are not hosted, a line each."""
+        return [line for supervisor in self.supervisors for line in supervisor.get("refused", ())]
 
     def servers(self) -> Iterator[ServerInfo]:
         """Yield the servers of all supervisors."""
@@ -128,7 +132,7 @@ def status_lines(report: StatusReport) -> list[str]:
 
 def problem_lines(report: StatusReport) -> list[str]:
     """Return a line for each server that should be up and is not, and each release that one cannot serve."""
-    down = [
+    down = report.refused() + [
         f"{server['nickname']}: {server['reason'] or 'is ' + server['state']}"
         for server in report.servers()
         if is_down(server)

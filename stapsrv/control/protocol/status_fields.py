@@ -177,6 +177,9 @@ class SupervisorInfo(TypedDict):
     since: Annotated[str, "when it started"]
     compiles: Annotated[int, "requests that compile now, over all servers"]
     max_compiles: Annotated[int, "the most that may compile at once"]
+    refused: NotRequired[
+        Annotated[list[str], "why configured servers are not among its servers, a line for each"]
+    ]
     servers: Annotated[list[ServerInfo], "an array of its [servers](#a-server), in order of their ids"]
 
 
