@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -21,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from stapsrv.errors import IdentityError
+from stapsrv.system import trees
 from stapsrv.system.atomic_file import sync
 
 # The holder makes an RSA key and runs a few short programs: some ten seconds on a slow host.
@@ -86,7 +86,7 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what crashed processes staged in a directory, unless it is locked now."""
     # It may hold private keys, and the next write_lock() may be a long time away.
     with suppress(OSError):
-        if any(directory.glob(f"{_STAGING}*")):
+        if _staged(directory):
             with _open_lock(directory) as lock:
                 if _lock_nowait(lock, fcntl.LOCK_EX):
                     _sweep(directory)
@@ -99,7 +99,7 @@ def staging_directory(directory: Path) -> Iterator[Path]:
     try:
         yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        trees.remove(staging)
 
 
 @asynccontextmanager
@@ -184,8 +184,13 @@ def _lock_nowait(lock: FileIO, kind: int) -> bool:
 
 def _sweep(directory: Path) -> None:
     # The caller has the lock, so no process that runs is staging these.
-    for left_over in directory.glob(f"{_STAGING}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in _staged(directory):
+        trees.remove(left_over)
+
+
+def _staged(directory: Path) -> list[Path]:
+    # Not by a glob, which finds nothing where it may not look.
+    return [path for path in directory.iterdir() if path.name.startswith(_STAGING)]
 
 
 def _user_name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from stapsrv.sandbox.limits import NO_LIMITS
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy, request_mounts
 from stapsrv.sandbox.sandbox import OFF, Sandbox
+from stapsrv.system import trees
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.text import error_line
 
@@ -81,7 +81,7 @@ async def _try(backend: Backend, policy: SandboxPolicy, workspace: Path) -> str 
             return "it does not hide what it should"
         return reason if (directory / "status").exists() else reason or "it allows no file to be written"
     finally:
-        await anyio.to_thread.run_sync(partial(shutil.rmtree, trial, ignore_errors=True))
+        await anyio.to_thread.run_sync(trees.remove, trial)
 
 
 async def _run(backend: Backend, plan: MountPlan, command: Sequence[str], *, expected: int) -> str | None:

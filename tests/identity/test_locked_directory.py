@@ -7,6 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import TaskStatus
+from kit.trees import make_deep
 
 from stapsrv.errors import IdentityError
 from stapsrv.identity import locked_directory
@@ -108,6 +109,7 @@ async def test_leftovers_are_removed_unless_the_directory_is_locked(tmp_path: Pa
         remove_leftovers(tmp_path)
         assert names(tmp_path) == [".lock", ".new-alive"]
     (tmp_path / ".new-alive" / "key4.db").write_text("secret")
+    make_deep(tmp_path / ".new-alive")
     (tmp_path / "cert9.db").write_text("theirs")
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".lock", "cert9.db"]
