@@ -19,7 +19,7 @@ import attrs
 from fuzz.connections import converse
 from fuzz.getopt import Getopt
 from stapsrv.compile.cache.script_scan import host_access_reason, names_reading_host_files
-from stapsrv.compile.protocol.archive import MAX_ENTRIES, MAX_PATH_BYTES, read_archive
+from stapsrv.compile.protocol.archive import MAX_COMPONENTS, MAX_ENTRIES, MAX_PATH_BYTES, read_archive
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.options import NEWER_LONG_OPTIONS, Privilege, parse_options, requested_privilege
 from stapsrv.compile.protocol.request import (
@@ -93,6 +93,7 @@ def check_zip(data: bytes) -> None:
         assert not {b"", b".", b".."} & set(components)
         assert b"\0" not in path
         assert len(path) <= MAX_PATH_BYTES
+        assert len(components) <= MAX_COMPONENTS
         assert len(components) == 1 or b"/".join(components[:-1]) in directories
     assert list(archive.directories) == sorted(directories)
     if len(archive.files) <= 64:

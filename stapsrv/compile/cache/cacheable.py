@@ -42,6 +42,7 @@ _OPTIONS = {
 _MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+)\.ko")
 # How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
 _PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
+_PATH_MAX = 4096  # Linux's own
 _INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MULTILINE)
 _HEADER = re.compile(rb'[ \t]*[<"]([^<>"\\]+)[>"][ \t]*(?://.*|/\*.*\*/[ \t]*)?\r?')
 
@@ -117,6 +118,9 @@ def find_unwatched_file(
     real_roots = {os.path.realpath(path) for path in roots}
     inside: dict[str, bool] = {}
     for path in sorted({*dependencies, *named}):
+        if "\0" in path or len(path) > _PATH_MAX:
+            # No file has it, so somebody made it up.
+            return path[:_PATH_MAX]
         directory = os.path.dirname(path)  # noqa: PTH120 - a thousand of them
         if directory not in inside:
             # All that links below a root lead to is watched with it; after ".." only the real path tells.

@@ -28,7 +28,7 @@ _MODULE = ".ko"
 # asks for every tracepoint of a kernel takes some hundred lists of the same files.
 _MAX_RECORD_BYTES = 4 << 20
 _MAX_BYTES = 128 << 20
-_MAX_PATHS = 50_000
+_MAX_PATHS_BYTES = 4 << 20
 
 
 def parse_dependencies(text: bytes) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def read_dependencies(directory: Path, below: Path, build_tree: Path) -> frozens
     """
     top, tree = directory / below, str(build_tree)
     paths: set[str] = set()
-    left = _MAX_BYTES
+    left, paths_left = _MAX_BYTES, _MAX_PATHS_BYTES
     with (
         trees.open_directory(directory, below) as answer,
         contextlib.closing(trees.walk(answer, max_depth=MAX_COMPONENTS)) as entries,
@@ -71,8 +71,9 @@ def read_dependencies(directory: Path, below: Path, build_tree: Path) -> frozens
             left -= len(record)
             for named in parse_dependencies(record):
                 path = os.path.join(tree, named.removeprefix("./"))  # noqa: PTH118 - thousands of them
-                if not path.startswith(f"{top}/"):
+                if path not in paths and not path.startswith(f"{top}/"):
                     paths.add(path)
-            if len(paths) > _MAX_PATHS:
-                raise OSError(errno.EFBIG, f"more than {_MAX_PATHS} files are listed")
+                    paths_left -= len(path)
+            if paths_left < 0:
+                raise OSError(errno.EFBIG, "too many files are listed")
     return frozenset(paths)

@@ -6,11 +6,15 @@ import pytest
 
 from stapsrv.compile.cache.cacheable import (
     are_build_options_cacheable,
+    find_unwatched_file,
     is_rc_cacheable,
     request_uncacheable_reason,
 )
+from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.engine.base import CompileResult
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.protocol.response import ResponseFile
 
 PLAIN = b"probe begin { exit() }"
 
@@ -121,3 +125,13 @@ def test_build_options_that_make_expands_are_not_cacheable():
     assert not are_build_options_cacheable(("CC=/opt/gcc/bin/gcc",), ())
     assert are_build_options_cacheable((), ("HEADER=linux/mm.h",))
     assert not are_build_options_cacheable((), ("X=`date`",))
+
+
+@pytest.mark.parametrize("path", ["/usr/a\0b", "/usr/" + "x/" * 5000])
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_path_that_no_file_has_is_not_watched(path, is_listed):
+    """It comes from what a compile left, or from C in a script, and goes into the log."""
+    source = ResponseFile("stap000000/x.c", b"" if is_listed else f'.path = "{path}"'.encode())
+    result = CompileResult(0, b"", b"", (source,))
+    found = find_unwatched_file(result, {path} if is_listed else (), (WatchedPath("/usr"),))
+    assert found == path[:4096]

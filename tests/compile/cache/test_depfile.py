@@ -112,7 +112,7 @@ def test_records_that_no_build_leaves_are_not_read(tmp_path, monkeypatch, kind):
     record = tmp_path / "x" / ".stap_1_src.o.cmd"
     content = record.read_bytes()
     if kind in {"large", "many"}:
-        monkeypatch.setattr(depfile, {"large": "_MAX_RECORD_BYTES", "many": "_MAX_PATHS"}[kind], 2)
+        monkeypatch.setattr(depfile, {"large": "_MAX_RECORD_BYTES", "many": "_MAX_PATHS_BYTES"}[kind], 2)
     elif kind == "deep":
         make_deep(tmp_path / "x")
     else:
