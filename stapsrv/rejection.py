@@ -20,6 +20,7 @@ class RejectReason(enum.StrEnum):
     TOTAL_CONNECTIONS = "total_connections"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     REQUEST_TIMEOUT = "request_timeout"
+    TLS_RECORDS = "tls_records"
     REQUEST_SIZE = "request_size"
     QUEUE_LENGTH = "queue_length"
     QUEUE_TIMEOUT = "queue_timeout"

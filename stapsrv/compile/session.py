@@ -15,27 +15,24 @@ from collections.abc import Iterator
 import anyio
 import anyio.to_thread
 from anyio.abc import SocketAttribute, SocketStream
-from anyio.streams.tls import TLSStream
 
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.response import encode_response
 from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
+from stapsrv.compile.tls import BROKEN, TlsConnection
 from stapsrv.errors import ProtocolError, StapsrvError
 from stapsrv.rejection import RejectReason
 
-_READ_BYTES = 65536
 # Of a frame that is too large: read and dropped, so that the client can read its response.
 _DISCARD_BYTES = 16 * 1024 * 1024
-# For the client to acknowledge the end of the connection.
-_CLOSE_S = 2.0
+# For the client to send that, and then end its connection.
+_DISCARD_S = 2.0
 # For the result to be stored: the log says whether it was. On a busy host that takes seconds.
 _STORE_S = 10.0
 # For a client to read that its request was broken off, when the server stops.
 _STOPPING_S = 1.0
-
-_BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, ConnectionError, ssl.SSLError)
 
 
 class Session:
@@ -48,6 +45,8 @@ class Session:
         self._client = client
         self._log = service.log.bind(peer=peer)
         self._arriving = anyio.CancelScope()
+        self._working = anyio.CancelScope()
+        self._is_sending = False
         self._outcome = ConnectionOutcome.ENDED
         # Whether a whole request has arrived and its answer is not sent yet.
         self.outstanding = False
@@ -55,6 +54,11 @@ class Session:
     def give_up_arrival(self) -> None:
         """End the connection, unless its request has arrived whole."""
         self._arriving.cancel()
+
+    def break_off(self) -> None:
+        """End the request, and say so to its client, unless its answer is under way."""
+        if not self._is_sending:
+            self._working.cancel()
 
     async def run(self, connection: socket.socket) -> None:
         """Serve ``connection``, which is accepted and non-blocking, and close it.
@@ -68,7 +72,7 @@ class Session:
         except ProtocolError as exc:
             self._fail(str(exc), exc.reject_reason)
         # TimeoutError: the peer's host is gone, as TCP has found out.
-        except (TimeoutError, *_BROKEN) as exc:
+        except (TimeoutError, *BROKEN) as exc:
             self._fail(_describe(exc))
         except Exception:  # noqa: BLE001 - the one net below a connection; its neighbours never notice
             self._outcome = ConnectionOutcome.CRASHED
@@ -86,7 +90,7 @@ class Session:
             # Once: what this peer is sent is signed by the certificate that it was shown.
             identity = await self._service.identity.current()
             tls = await self._handshake(stream, identity)
-            received = await self._receive(tls)
+            received = await self._receive(stream, tls)
             self.outstanding = received is not None
         if self._arriving.cancelled_caught:
             return
@@ -100,29 +104,38 @@ class Session:
             self._service, client=self._client, identity=identity, record=record, log=self._log
         )
         try:
-            await self._serve_request(tls, received, handler, record)
-            async with anyio.create_task_group() as closing:
-                closing.start_soon(_close, tls)
-                with anyio.move_on_after(_STORE_S):
-                    await handler.finish()
+            with self._working:
+                # To a client on this host nothing is gained by a smaller response.
+                await self._serve_request(tls, received, handler, record, deflate=not _is_local(stream))
+                async with anyio.create_task_group() as closing:
+                    closing.start_soon(tls.close)
+                    with anyio.move_on_after(_STORE_S):
+                        await handler.finish()
         finally:
             self._log.info("request.summary", **summary(record))
             self._service.latencies.add(record)
             self._service.counters.count_request(record, served=self._service.releases)
 
     async def _serve_request(
-        self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler, record: RequestRecord
+        self,
+        tls: TlsConnection,
+        received: bytes | StapsrvError,
+        handler: RequestHandler,
+        record: RequestRecord,
+        *,
+        deflate: bool,
     ) -> None:
         is_taken = False
         try:
             try:
-                answer = await self._answer(tls, received, handler)
+                answer = await self._answer(tls, received, handler, deflate=deflate)
             except anyio.get_cancelled_exc_class():
                 is_taken = await self._send_stopping(tls, handler)
                 raise
             if answer is None:
                 self._log.info("request.abandoned")
                 return
+            self._is_sending = True
             record.answer_bytes = len(answer)
             missed = "the client did not take its answer"
             began = anyio.current_time()
@@ -136,21 +149,19 @@ class Session:
             if not is_taken:
                 record.outcome = Outcome.ABANDONED
 
-    async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TLSStream:
+    async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TlsConnection:
         with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
-            return await TLSStream.wrap(
-                stream, server_side=True, ssl_context=identity.context, standard_compatible=False
-            )
+            return await TlsConnection.accept(stream, identity.context)
 
-    async def _receive(self, tls: TLSStream) -> bytes | StapsrvError | None:
+    async def _receive(self, stream: SocketStream, tls: TlsConnection) -> bytes | StapsrvError | None:
         """Return the request's zip, or why it cannot be received; None if the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
         missed = "the request did not arrive whole"
         with _deadline(self._limits.request_s, missed, RejectReason.REQUEST_TIMEOUT):
             while (payload := frame.payload) is None:
-                _acknowledge_now(tls)
+                _acknowledge_now(stream)
                 try:
-                    data = await tls.receive(_READ_BYTES)
+                    data = await tls.receive()
                 except anyio.EndOfStream:
                     frame.feed_eof()
                     return None
@@ -162,24 +173,32 @@ class Session:
         return payload or None
 
     async def _answer(
-        self, tls: TLSStream, received: bytes | StapsrvError, handler: RequestHandler
+        self, tls: TlsConnection, received: bytes | StapsrvError, handler: RequestHandler, *, deflate: bool
     ) -> bytes | None:
         answer = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_watch_departure, tls, tasks.cancel_scope)
-            # To a client on this host nothing is gained by a smaller response.
-            answer = await handler.handle(received, deflate=not _is_local(tls))
+            tasks.start_soon(self._watch_departure, tls, tasks.cancel_scope)
+            answer = await handler.handle(received, deflate=deflate)
             tasks.cancel_scope.cancel()
         return answer
 
-    async def _send_stopping(self, tls: TLSStream, handler: RequestHandler) -> bool:
+    async def _watch_departure(self, tls: TlsConnection, waiting: anyio.CancelScope) -> None:
+        """Cancel ``waiting`` when the peer closes, or breaks the protocol by sending more."""
+        try:
+            with contextlib.suppress(*BROKEN):
+                await tls.receive(1)
+        except ProtocolError as exc:
+            self._fail(str(exc), exc.reject_reason)
+        waiting.cancel()
+
+    async def _send_stopping(self, tls: TlsConnection, handler: RequestHandler) -> bool:
         """Respond to a client whose request is broken off; return whether it was still there."""
         is_sent = False
-        with anyio.move_on_after(_STOPPING_S, shield=True), contextlib.suppress(*_BROKEN):
+        with anyio.move_on_after(_STOPPING_S, shield=True), contextlib.suppress(*BROKEN):
             await tls.send(encode_response(handler.reject_stopping()))
             self._log.info("request.interrupted")
             is_sent = True
-            await tls.unwrap()
+            await tls.close()
         return is_sent
 
 
@@ -202,7 +221,7 @@ def _deadline(seconds: float, missed: str, reason: RejectReason) -> Iterator[Non
         raise ProtocolError(f"{missed} within {seconds:g} seconds", reject_reason=reason)
 
 
-def _is_local(stream: TLSStream) -> bool:
+def _is_local(stream: SocketStream) -> bool:
     """Whether the peer is on this host, which then is at both ends under one address."""
     ends = (SocketAttribute.local_address, SocketAttribute.remote_address)
     # One that has reset its connection has no address any more.
@@ -210,7 +229,7 @@ def _is_local(stream: TLSStream) -> bool:
     return here is not None and there is not None and here[0] == there[0]
 
 
-def _acknowledge_now(stream: TLSStream) -> None:
+def _acknowledge_now(stream: SocketStream) -> None:
     """Acknowledge the peer's last segment, and each one until something is sent to it, without delay."""
     # The real client sends the end of the handshake, the length and the request one by one, and its kernel
     # holds each back until the one before is acknowledged (Nagle), which ours would put off for 40 ms.
@@ -219,25 +238,12 @@ def _acknowledge_now(stream: TLSStream) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-async def _watch_departure(tls: TLSStream, waiting: anyio.CancelScope) -> None:
-    """Cancel ``waiting`` when the peer closes, or breaks the protocol by sending more."""
-    with contextlib.suppress(*_BROKEN):
-        await tls.receive(1)
-    waiting.cancel()
-
-
-async def _discard(tls: TLSStream, announced: int) -> None:
+async def _discard(tls: TlsConnection, announced: int) -> None:
     # To close on unread data would reset the connection, and take the response from the peer.
     left = min(announced, _DISCARD_BYTES)
-    with contextlib.suppress(*_BROKEN), anyio.move_on_after(_CLOSE_S):
+    with contextlib.suppress(*BROKEN), anyio.move_on_after(_DISCARD_S):
         while left > 0:
-            left -= len(await tls.receive(_READ_BYTES))
-
-
-async def _close(tls: TLSStream) -> None:
-    with anyio.move_on_after(_CLOSE_S), contextlib.suppress(*_BROKEN):
-        await tls.unwrap()
-    await anyio.aclose_forcefully(tls.transport_stream)
+            left -= len(await tls.receive())
 
 
 def _describe(exc: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 A server accepts until it is told to stop, or cancelled. Stopping closes the listener, sends away the
 peers whose request has not arrived, and lets those with a request finish for a while; what is left
-then is cancelled, and with it every compile's process tree.
+then is broken off, and with it every compile's process tree, but for answers that are under way.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
 # At work at once; more are reset, and come back a few times.
 _MAX_DENIALS = 64
+# For clients to take the answers that are under way when the time of the others is over.
+_SENDING_S = 3.0
 
 
 class CompileServer:
@@ -72,6 +74,8 @@ class CompileServer:
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Accept and serve until :meth:`stop`, then finish outstanding requests within ``drain_s`` seconds.
 
+        An answer that is under way then has three seconds more.
+
         Raises:
             OSError: a listener failed for another reason than a shortage; in a group.
 
@@ -98,7 +102,11 @@ class CompileServer:
             for session in self._sessions:
                 # A client whose request has not arrived whole loses nothing: it tries again.
                 session.give_up_arrival()
-            sessions.cancel_scope.deadline = anyio.current_time() + self.service.settings.limits.drain_s
+            with anyio.move_on_after(self.service.settings.limits.drain_s):
+                await self.wait_idle()
+            for session in self._sessions:
+                session.break_off()
+            sessions.cancel_scope.deadline = anyio.current_time() + _SENDING_S
 
     def drain(self) -> None:
         """Reset new connections, and finish what is outstanding, until :meth:`undrain`."""

@@ -10,9 +10,12 @@ import ssl
 import struct
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
-from kit.client import connect, exchange, frame, is_reset, request
+from anyio.abc import SocketStream
+from anyio.streams.tls import TLSStream
+from kit.client import Answer, connect, exchange, frame, is_reset, read_answer, request, trusting
 from kit.loops import every_loop
 from kit.service import running_server
 
@@ -218,3 +221,47 @@ async def test_networks_change_while_a_server_serves():
         with pytest.raises(ssl.SSLError):
             await connect(running.port)
         assert (await exchange(running.port, request("-p1"), source=OTHER)).rc == 0
+
+
+@contextlib.asynccontextmanager
+async def answer_under_way(running):
+    """A client that has read nothing of an answer of 16 MB, which the server is sending."""
+    running.engine.module = bytes(16 * 1024 * 1024)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(("127.0.0.1", running.port))
+        client.setblocking(False)
+        stream = await SocketStream.from_socket(client.dup())
+        tls = await TLSStream.wrap(
+            stream, server_side=False, ssl_context=trusting(), standard_compatible=False
+        )
+        await tls.send(frame(request("-p1")))
+        with anyio.fail_after(20):
+            while running.service.counts.done < 1:
+                await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        yield tls
+        await anyio.aclose_forcefully(tls)
+
+
+async def test_answer_that_is_under_way_at_the_end_is_sent_to_its_end(monkeypatch):
+    """On a busy host that takes longer than it should."""
+    monkeypatch.setattr("stapsrv.supervisor.server.compile_server._SENDING_S", 60)
+    async with running_server(drain_s=0.0) as running, answer_under_way(running) as tls:
+        running.server.stop()
+        await running.lines.wait("server.draining")
+        await anyio.wait_all_tasks_blocked()
+        answer = Answer.of(await read_answer(tls))
+        assert answer.files == {"stap_x.ko": running.engine.module}
+        await running.ended.wait()
+    assert "request.complete" in running.lines.events()
+
+
+async def test_end_waits_a_bounded_time_for_an_answer_that_nobody_reads(monkeypatch):
+    monkeypatch.setattr("stapsrv.supervisor.server.compile_server._SENDING_S", 0.2)
+    async with running_server(drain_s=0.0, send_s=600) as running, answer_under_way(running):
+        running.server.stop()
+        with anyio.fail_after(20):
+            await running.ended.wait()
+    (line,) = (entry for entry in running.lines.entries if entry["event"] == "request.summary")
+    assert line["outcome"] == "abandoned"
