@@ -25,6 +25,7 @@ class LogWriter:
         self._max_entries = max_entries
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def offer(self, call: Callable[[], object]) -> bool:
         """Have ``call`` made soon; return False if too many wait already."""
@@ -34,14 +35,8 @@ class LogWriter:
 
     def insist(self, call: Callable[[], object]) -> bool:
         """Have ``call`` made after those before, however many wait; return False if the process is ending."""
-        if self._thread is None:
-            # The interpreter's end waits for no daemon thread; one in a dead file system would hold it up.
-            thread = threading.Thread(target=self._run, name="log writer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                return False
-            self._thread = thread
+        if self._thread is None and not self._start():
+            return False
         self._calls.put(call)
         return True
 
@@ -64,6 +59,19 @@ class LogWriter:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _start(self) -> bool:
+        # Two threads would write in any order, and only one of them would be ended.
+        with self._starting:
+            if self._thread is None:
+                # The interpreter's end waits for no daemon thread; a dead file system would hold others up.
+                thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False
+                self._thread = thread
+        return True
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -64,7 +64,7 @@ async def test_a_log_that_hangs_holds_up_no_loop_and_no_other_log(gate, path, tm
     log, other = book.open(path), book.open(tmp_path / "other")
     gate.shut()
     log.info("first")
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         assert await anyio.to_thread.run_sync(gate.met.wait, 30)
         # On the event loop: each of them would wait for ever.
         for number in range(MAX_ENTRIES + 100):
@@ -104,7 +104,7 @@ def test_rotation_is_in_the_order_of_the_entries(gate, path):
 
 
 def test_the_end_writes_what_waits_and_is_bounded(gate, path, tmp_path, monkeypatch):
-    monkeypatch.setattr("stapsrv.observe.logs.FLUSH_S", 0.5)
+    monkeypatch.setattr("stapsrv.observe.logs.FLUSH_S", 2.0)
     book = LogBook()
     log, other = book.open(path), book.open(tmp_path / "other")
     gate.shut()
@@ -133,19 +133,43 @@ def test_a_file_that_two_threads_open_at_once_is_one_log(path):
     opened = threading.Barrier(2)
 
     def use() -> None:
-        opened.wait(30)
+        opened.wait(60)
         book.open(path).info("x")
 
     threads = [threading.Thread(target=use) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     book.flush()
     links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     assert texts(path) == ["x", "x"]
     assert links.count(str(path)) == 1
     book.close()
+
+
+def test_two_first_entries_at_once_start_one_thread(path, monkeypatch):
+    book = LogBook()
+    log = book.open(path)
+    second = threading.Thread(target=log.info, args=("second",))
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_slowly(thread: threading.Thread) -> None:
+        if thread.name == "log writer":
+            started.append(thread)
+            if len(started) == 1:
+                start(second)
+                # It waits for this start, or starts another thread at once.
+                second.join(0.5)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    log.info("first")
+    second.join(60)
+    book.close()
+    assert len(started) == 1
+    assert sorted(texts(path)) == ["first", "second"]
 
 
 def test_a_thread_that_cannot_be_started_costs_the_entry(path, monkeypatch):
