@@ -11,6 +11,7 @@ import anyio
 import hypothesis
 import pytest
 import structlog
+from kit.keys import quick_keys  # noqa: F401 - a fixture
 from kit.real import Stap
 from kit.warm import open_warm_stap
 

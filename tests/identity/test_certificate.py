@@ -39,16 +39,16 @@ from .conftest import (
     write,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_keys")]
 
 
 @pytest.fixture
-def quick_keys(another: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+def ready_key(another: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give new certificates a key that is there already."""
     monkeypatch.setattr(rsa, "generate_private_key", lambda **_kwargs: another.key)
 
 
-quickly = pytest.mark.usefixtures("quick_keys")
+quickly = pytest.mark.usefixtures("ready_key")
 FRESH_MODES = {".": 0o755, **dict.fromkeys(DATABASE_FILES, 0o600), "stap.cert": 0o644}
 FOUND = ["identity.found", "identity.not_before", "identity.not_after"]
 

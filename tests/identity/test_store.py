@@ -25,7 +25,7 @@ from stapsrv.identity.store import (
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("quick_keys")]
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ async def test_crash_of_a_check_leaves_the_old_one_in_service(set_store, databas
             )
             assert live.loaded is before
             patched.undo()
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while not live.is_current():
                     await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
@@ -389,7 +389,7 @@ async def test_crash_of_a_check_leaves_the_old_one_in_service(set_store, databas
 
 async def test_clock_set_and_set_back_renews_nothing(set_store, database, lines, wall, monkeypatch):
     # The clock is to be set while the store waits, and set back before it looks again.
-    monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 0.5)
+    monkeypatch.setattr("stapsrv.identity.store._CHECK_S", 1.0)
     live = await set_store.get(database, lines.log)
     # Not by current(): that has the store check at once.
     before, right = live.loaded, wall.now

@@ -110,7 +110,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, identity: Path, build_tree: Path):
+def bench(tmp_path: Path, identity: Path, build_tree: Path, quick_keys: None):
     workspace = Workspace.open(tmp_path)
     with open_watcher(None) as watch:
         assert watch is not None
