@@ -47,7 +47,7 @@ class Site:
         """Ask the supervisor; returns its servers by nickname."""
         (path,) = self.stat.glob("*/control.sock")
         with socket.socket(socket.AF_UNIX) as control, address_of(path) as address:
-            control.settimeout(30)
+            control.settimeout(60)
             control.connect(address)
             control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"status"}\n')
             with control.makefile() as lines:
@@ -386,7 +386,7 @@ def test_sockets_of_the_service_manager_are_served_and_left_open(site):
                 assert site.status()["native"]["port"] == port.getsockname()[1]
                 stop(server)
             assert (seat / "control.sock").stat().st_ino == inode
-            with socket.create_connection(port.getsockname(), timeout=10):
+            with socket.create_connection(port.getsockname(), timeout=60):
                 pass
 
 
@@ -397,12 +397,12 @@ def test_connections_to_a_stopped_servers_port_are_reset(site):
         with site.start_with(passed=[("native", port)]) as server:
             (path,) = site.stat.glob("*/control.sock")
             with socket.socket(socket.AF_UNIX) as control:
-                control.settimeout(30)
+                control.settimeout(60)
                 with address_of(path) as address:
                     control.connect(address)
                 control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"stop","params":{"ids":"all"}}\n')
                 assert b'"error":null' in control.recv(65536)
-            with socket.create_connection(port.getsockname(), timeout=30) as client:
+            with socket.create_connection(port.getsockname(), timeout=60) as client:
                 with pytest.raises(ConnectionResetError):
                     client.recv(1)
             stop(server)
@@ -431,7 +431,7 @@ def test_socket_that_no_server_wants_is_one_line_and_no_start(site):
 
 def is_reset(port: int) -> bool:
     """Say nothing, and see whether the server resets the connection rather than wait."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         try:
             client.recv(1)
         except ConnectionResetError:

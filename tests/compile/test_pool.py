@@ -41,7 +41,7 @@ class Requests:
 
 @pytest.fixture
 async def tasks():
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             yield group
             group.cancel_scope.cancel()

@@ -84,7 +84,7 @@ class Airport:
 @contextlib.asynccontextmanager
 async def airport(workers: int = 2, queue: int = 8) -> AsyncIterator[Airport]:
     flights: SingleFlight[str] = SingleFlight()
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with flights.open(), anyio.create_task_group() as tasks:
             yield Airport(flights, tasks, workers=workers, queue=queue)
             tasks.cancel_scope.cancel()
@@ -169,7 +169,7 @@ async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
 
         landed.append(await flights.run("x", "a", worker=held, work=quick, finish=nothing))
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with flights.open(), anyio.create_task_group() as tasks:
             tasks.start_soon(first)
             await anyio.wait_all_tasks_blocked()
@@ -301,7 +301,7 @@ async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_
         assert (await flights.run("x", client, worker=worker, work=work, finish=nothing)).value == "work"
         landed.set()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with flights.open(), anyio.create_task_group() as tasks:
             tasks.start_soon(ask, "a", late)
             tasks.start_soon(ask, "b", refused)

@@ -20,7 +20,7 @@ FORK = "process.py spawn: "
 
 def ask(port: int, payload: bytes) -> bytes:
     """Ask as another process would: this runs in a thread of its own."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         with trusting().wrap_socket(connection) as tls:
             tls.sendall(frame(payload))
             answer = bytearray()

@@ -32,7 +32,7 @@ def hanging(owner, name):
         return called(*args, **names)
     setattr(owner, name, call)
 limits = stapsrv.system.blocking.BlockingCalls.__init__.__kwdefaults__
-limits.update(timeout_s=0.5, grace_s=0.1, max_abandoned=4)
+limits.update(timeout_s=1.0, grace_s=0.1, max_abandoned=4)
 """
 
 
@@ -81,14 +81,14 @@ def test_hanging_temporary_directory_refuses_clients_in_time(tmp_path, build_tre
         for client in clients:
             told = receive(client).stderr
             assert told.startswith("Server: The server has trouble with its temporary directory: ")
-            assert told.endswith(("no answer within 0.5 seconds\n", " calls hang already\n"))
+            assert told.endswith(("no answer within 1 seconds\n", " calls hang already\n"))
         took = []
         for _ in range(3):
             began = time.monotonic()
             assert "calls hang already" in server.ask(MAKES).stderr
             took.append(time.monotonic() - began)
         # Had they waited, it would have been for this long at least, however busy this machine is.
-        assert min(took) < 0.5
+        assert min(took) < 1.0
         gate.open()
         # Directories that were made when nobody waited for them any more are removed.
         assert server.left_over(threads=2) == []
@@ -116,7 +116,7 @@ def test_hanging_certificates_leave_the_loaded_identity_serving(
         for _ in range(3):
             assert server.ask(MAKES).rc == 0
         server.wait_log("could not be renewed")
-        assert f"{identity}: its file system hangs: no answer within 0.5 seconds" in server.log_text()
+        assert f"{identity}: its file system hangs: no answer within 1 seconds" in server.log_text()
         assert server.ask(MAKES).rc == 0
         gate.open()
         assert server.left_over(threads=2) == []
@@ -159,13 +159,13 @@ def test_hanging_build_tree_fails_the_start_in_one_line(tmp_path, build_tree, id
         env=environment(tmp_path, tmp_path / "tmp"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1] == (
         "stap-serverd: a build tree, or another directory of the server, cannot be looked at: "
-        "no answer within 0.5 seconds; see which file system hangs"
+        "no answer within 1 seconds; see which file system hangs"
     )
     assert "Traceback" not in failed.stderr
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -111,7 +111,7 @@ def test_exhausted_descriptors_refuse_or_delay_clients(serve):
 def test_stopped_server_meets_its_deadlines_when_continued(serve, fifo):
     """Deadlines go by the monotonic clock; requests with time left go on."""
     server = serve("--handshake-timeout", "2")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent:
         compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 2; echo made")
         with fifo.open("rb") as held:
             server.process.send_signal(signal.SIGSTOP)

@@ -86,9 +86,9 @@ def trusting(**bounds: ssl.TLSVersion) -> ssl.SSLContext:
 async def is_reset(port: int, *, source: str = "127.0.0.1") -> bool:
     """Connect, say nothing, and return whether the server resets the connection rather than wait or close."""
     target = "::1" if ":" in source else "127.0.0.1"
-    with socket.create_connection((target, port), timeout=10, source_address=(source, 0)) as client:
+    with socket.create_connection((target, port), timeout=60, source_address=(source, 0)) as client:
         client.setblocking(False)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await anyio.wait_readable(client)
         try:
             client.recv(1)

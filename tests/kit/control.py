@@ -182,14 +182,14 @@ def listening_at(supervisor: FakeSupervisor, path: Path) -> Iterator[None]:
 
 
 class LinePeer:
-    """A peer that sends what it likes and reads line by line; every wait ends after 20 seconds."""
+    """A peer that sends what it likes and reads line by line; every wait ends after a minute."""
 
     def __init__(self, stream: SocketStream) -> None:
         self.stream = stream
         self._data = b""
 
     async def send(self, data: bytes) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await self.stream.send(data)
 
     async def request(self, method: str, params: object = None, *, request_id: object = 1) -> None:
@@ -200,7 +200,7 @@ class LinePeer:
 
     async def receive(self) -> dict:
         """Return the next message."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while b"\n" not in self._data:
                 self._data += await self.stream.receive()
         line, _, self._data = self._data.partition(b"\n")
@@ -214,7 +214,7 @@ class LinePeer:
 
     async def wait_closed(self) -> bytes:
         """Wait until the other side has closed; returns what came before."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             try:
                 while True:
                     self._data += await self.stream.receive()

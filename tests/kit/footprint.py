@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @attrs.frozen(kw_only=True)

@@ -13,7 +13,7 @@ from stapsrv.system.unix_socket import address_of
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
+        super().__init__("localhost", timeout=60)
         self._path = path
 
     def connect(self) -> None:
@@ -26,7 +26,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def get_page(place: int | Path, path: str) -> tuple[int, str]:
     """Return status and text of a page; ``place`` is a port of 127.0.0.1, or a socket's path."""
     if isinstance(place, int):
-        connection = http.client.HTTPConnection("127.0.0.1", place, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", place, timeout=60)
     else:
         connection = _UnixConnection(place)
     try:

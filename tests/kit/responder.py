@@ -92,7 +92,7 @@ class FakeNetwork:
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is checked after each call and each read."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not condition():
                 await anyio.wait_readable(self._changed)
                 os.eventfd_read(self._changed)
@@ -128,7 +128,7 @@ class FakeResponder:
         self._announce("update", service)
 
     def withdraw(self, name: str) -> None:
-        assert self._fake.gate.wait(20)
+        assert self._fake.gate.wait(60)
         self._fake.record("withdraw", name)
         self._fake.on_withdraw(self._fake.announced[name])
         del self._fake.announced[name]
@@ -152,7 +152,7 @@ class FakeResponder:
         self._fake.record("close", "")
 
     def _announce(self, kind: str, service: Service) -> None:
-        assert self._fake.gate.wait(20)
+        assert self._fake.gate.wait(60)
         # The effect before the record: a test that waits for the call may look at once.
         if not self._fake.faults.get(kind):
             self._fake.announced[service.name] = service

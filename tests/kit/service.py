@@ -82,7 +82,7 @@ class FakeEngine:
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not condition():
                 await self._changed.wait()
 
@@ -114,7 +114,7 @@ class LogLines:
         return [str(entry["reason"]) for entry in self.entries if entry["event"] == event]
 
     async def wait(self, event: str, count: int = 1) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while self.events().count(event) < count:
                 await self._changed.wait()
 

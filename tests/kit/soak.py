@@ -34,9 +34,11 @@ OPTIONS = (
 )
 """For a daemon that is to meet all this within seconds."""
 
-SETTLING_S = 30.0
+SETTLING_S = 60.0
 _FLOOD = 48
-_RETRIES = 10
+# How long a good client comes back for, and how long it waits before each time.
+_INSIST_S = 60.0
+_PAUSE_S = 0.2
 _GONE = (OSError, ssl.SSLError)
 
 Actor = Callable[[], None]
@@ -145,12 +147,13 @@ class Soak:
     def _insist(self, script: str, source: str, *options: str) -> Answer:
         """Ask as the real client does: again, when the connection is reset before the handshake."""
         payload = frame(request(*options, "-e", script))
-        for _ in range(_RETRIES):
+        deadline = time.monotonic() + _INSIST_S
+        while time.monotonic() < deadline:
             try:
                 tls = connect(self._server.port, source=source)
             except ConnectionResetError:
                 self.count("came back")
-                self._over.wait(0.2)
+                time.sleep(_PAUSE_S)
                 continue
             with tls:
                 tls.sendall(payload)
@@ -171,7 +174,7 @@ class Soak:
         with contextlib.ExitStack() as held, contextlib.suppress(*_GONE):
             for _ in range(5):
                 raw = socket.create_connection(
-                    ("127.0.0.1", self._server.port), timeout=5, source_address=("127.0.0.71", 0)
+                    ("127.0.0.1", self._server.port), timeout=60, source_address=("127.0.0.71", 0)
                 )
                 held.enter_context(raw)
             held.enter_context(connect(self._server.port, source="127.0.0.71"))
@@ -184,7 +187,7 @@ class Soak:
             for _ in range(_FLOOD):
                 with contextlib.suppress(OSError):
                     raw = socket.create_connection(
-                        ("127.0.0.1", self._server.port), timeout=5, source_address=("127.0.0.72", 0)
+                        ("127.0.0.1", self._server.port), timeout=60, source_address=("127.0.0.72", 0)
                     )
                     held.enter_context(raw)
                 self.count("flood")
@@ -215,7 +218,7 @@ class Soak:
         greeting = outgoing.read()
         with contextlib.suppress(OSError):
             raw = socket.create_connection(
-                ("127.0.0.1", self._server.port), timeout=5, source_address=("127.0.0.74", 0)
+                ("127.0.0.1", self._server.port), timeout=60, source_address=("127.0.0.74", 0)
             )
             with raw:
                 raw.sendall(greeting[: self.done["cut handshakes"] % (len(greeting) + 1)])
@@ -245,7 +248,7 @@ class Soak:
     def _leave(self) -> None:
         """Have something compiled, and not wait for it."""
         with contextlib.suppress(*_GONE):
-            tls = send(self._server.port, f"sleep 30 # {self._next()}", source="127.0.0.76")
+            tls = send(self._server.port, f"sleep 1000 # {self._next()}", source="127.0.0.76")
             with tls:
                 self._over.wait(self._chance.random())
         self.count("left")
@@ -271,7 +274,7 @@ class Soak:
         """Begin something, and kill a process of it."""
         mark = f"victim {self._next()}"
         with contextlib.suppress(*_GONE):
-            with send(self._server.port, f"sleep 20 # {mark}", source="127.0.0.78") as tls:
+            with send(self._server.port, f"sleep 1000 # {mark}", source="127.0.0.78") as tls:
                 for _ in range(100):
                     if self._over.wait(0.02) or self._kill_one(mark):
                         break

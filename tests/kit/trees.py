@@ -29,14 +29,14 @@ class Witness:
 
     async def wait_line(self) -> str:
         """Wait until somebody of the tree has written a line."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 await anyio.wait_readable(self._fd)
                 if line := os.read(self._fd, 4096):
                     return line.decode()
 
     async def wait_gone(self) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 await anyio.wait_readable(self._fd)
                 try:

@@ -213,7 +213,7 @@ def receiving(family: socket.AddressFamily) -> Iterator[socket.socket]:
             # For both protocols, as zeroconf has it.
             receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         receiver.bind(("", 0))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         drop_routed_packets(receiver)
         yield receiver
 

@@ -30,7 +30,7 @@ def make_journal(tmp_path: Path) -> Callable[[], socket.socket]:
     def make() -> socket.socket:
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         receiver.bind(str(tmp_path / "journal"))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         return receiver
 
     return make

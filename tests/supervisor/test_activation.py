@@ -122,7 +122,7 @@ def test_port_of_a_server_outlives_its_users(port):
         ConfigError, match=rf"^socket 'native': listens on port {number}, and the server's is 1;"
     ):
         sockets.port_of(ServerSettings(nickname="native", port=1))
-    with socket.create_connection(port.getsockname(), timeout=10):
+    with socket.create_connection(port.getsockname(), timeout=60):
         pass
 
 

@@ -70,7 +70,7 @@ class Healths:
         self._changed = anyio.Event()
 
     async def wait(self, health: Health, count: int = 1) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while self.seen.count(health) < count:
                 await self._changed.wait()
 

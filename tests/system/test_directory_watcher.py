@@ -40,7 +40,7 @@ class TestDirectories:
             yield watcher
 
     async def wait_changed(self, watcher: DirectoryWatcher[str]) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert await watcher.wait_changed() == {"it"}
 
     @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_process_ends_though_its_log_hangs_or_fails(then, after):
         [sys.executable, "-c", PROGRAM.format(then=then)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, b"server.hangs 0.1\n" + after)

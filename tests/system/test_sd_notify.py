@@ -22,7 +22,7 @@ def manager(request, tmp_path):
     address = f"{tmp_path}/notify" if request.param == "path" else f"@stapsrv-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address.replace("@", "\0"))
-        receiver.settimeout(10)
+        receiver.settimeout(60)
         yield receiver, Notifier({"NOTIFY_SOCKET": address})
 
 

@@ -25,7 +25,7 @@ def handler():
 async def test_signals_are_received_in_order():
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        with signals_received(signal.SIGUSR1, signal.SIGUSR2) as received, anyio.fail_after(20):
+        with signals_received(signal.SIGUSR1, signal.SIGUSR2) as received, anyio.fail_after(60):
             os.kill(os.getpid(), signal.SIGUSR1)
             assert await anext(received) is signal.SIGUSR1
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -39,7 +39,7 @@ async def test_signal_sent_twice_before_it_is_received_comes_once():
     with signals_received(signal.SIGUSR1) as received:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGUSR1)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert await anext(received) is signal.SIGUSR1
         with anyio.move_on_after(0.01) as scope:
             await anext(received)

@@ -189,7 +189,7 @@ async def world(directory: Path, *, lay_out: bool = True, **inputs: object) -> A
         (directory / "tapset" / "a.stp").write_text('probe user.begin = process("/bin/ls").begin {}')
         (directory / "tree" / "x.h").write_text("/* */")
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
+    with anyio.fail_after(60), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
         surroundings = FakeInputs(directory, **inputs)
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(surroundings, watcher, store, log=lines.log)

@@ -43,7 +43,7 @@ async def watching(
     *paths: WatchedPath, rescan_s: float = 900.0
 ) -> AsyncIterator[tuple[InputWatcher, LogLines]]:
     lines = LogLines()
-    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log, rescan_s=rescan_s)) as watcher:
+    with anyio.fail_after(60), contextlib.closing(InputWatcher(log=lines.log, rescan_s=rescan_s)) as watcher:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watcher.run)
             await watcher.wait_scanned(paths)

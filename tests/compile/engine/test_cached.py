@@ -87,7 +87,7 @@ async def running(directory: Path, *, workers: int = 2) -> AsyncIterator[Running
     (directory / "tapset").mkdir()
     lines, compiler, pool = LogLines(), FakeEngine(), WorkerPool(workers, queue_length=4)
     compiler.more_files = (ResponseFile("stap000000/stap_x_src.c", b"#include <linux/mm.h>\n"),)
-    with anyio.fail_after(30), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
+    with anyio.fail_after(60), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(Inputs(directory), watcher, store, log=lines.log)
         engine = CachedEngine(compiler, pool, cache)

@@ -383,7 +383,7 @@ class TestRealStap:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            timeout=30,
+            timeout=60,
         )
         if b"Privilege level may be set only once" in done.stderr:
             return Verdict.CONFLICT, done.stderr

@@ -173,7 +173,7 @@ def test_a_server_s_life(service, options):
         r'Starting stap-server -a "\w+" -r ".*" -u ".*" -n "one" --log ".*" --ssl ".*"\nOK\n', started
     )
     (one,) = service.servers()
-    with socket.create_connection(("127.0.0.1", one["port"]), timeout=10):
+    with socket.create_connection(("127.0.0.1", one["port"]), timeout=60):
         pass
     assert service.ok("status").rstrip().endswith(f"running as PID {FIRST_ID}")
     assert service.ok("start", *options, "-n", "another") == started.replace('"one"', '"another"')

@@ -138,7 +138,7 @@ async def test_end_returns_when_the_supervisor_has_gone(tmp_path, dial):
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(go_when_told)
-            await supervisor.end(timeout_s=20)
+            await supervisor.end(timeout_s=60)
             assert control.scope.cancel_called
 
 
@@ -257,7 +257,7 @@ async def test_script_of_a_blocking_program(tmp_path):
     )
     (tmp_path / "me").mkdir()
     async with running_control(tmp_path / "me", server_status(7)):
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             run = await anyio.run_process([sys.executable, "-P", "-c", script, str(tmp_path)])
     assert run.stdout == b"me 7 7 serving\n"
 

@@ -36,7 +36,7 @@ async def test_much_data_goes_through(pair):
     ours, theirs = pair
     data = bytes(range(256)) * 10_000
     received = b""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send_all, ours, data)
             while len(received) < len(data):
@@ -171,7 +171,7 @@ async def test_line_that_does_not_end_in_time(tmp_path):
 async def test_trickle_does_not_extend_a_line(tmp_path):
     async with running_control(tmp_path, line_s=0.2) as control, peer_of(control) as peer:
         refusal = None
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while refusal is None:
                 with contextlib.suppress(anyio.BrokenResourceError):
                     await peer.stream.send(b" ")
@@ -192,16 +192,16 @@ async def test_idle_peer_is_disconnected(tmp_path):
 
 async def test_peer_that_waits_for_an_answer_is_not_idle(tmp_path):
     async with (
-        running_control(tmp_path, server_status(7), idle_s=0.5) as control,
+        running_control(tmp_path, server_status(7), idle_s=1.0) as control,
         peer_of(control) as peer,
     ):
         control.supervisor.gate = anyio.Event()
-        reply = await peer.call("stop", {"ids": [7], "timeout_s": 0.8})
+        reply = await peer.call("stop", {"ids": [7], "timeout_s": 1.3})
         assert "is still stopping" in reply["result"]["outcomes"][0]["error"]
 
 
 async def test_peer_that_never_reads_is_disconnected(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
+    many = [server_status(number, reason="x" * 8000) for number in range(1, 200)]
     async with running_control(tmp_path, *many, write_s=0.2) as control:
         async with peer_of(control) as silent, peer_of(control) as neighbour:
             for number in range(4):
@@ -253,9 +253,9 @@ def test_rate_limiter_recovers(monkeypatch):
 
 
 async def test_shutdown_waits_shortly_for_peer_that_does_not_read(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
+    many = [server_status(number, reason="x" * 8000) for number in range(1, 200)]
     async with (
-        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
+        running_control(tmp_path, *many, write_s=3600, shutdown_grace_s=0.1) as control,
         peer_of(control) as silent,
         peer_of(control) as neighbour,
     ):
@@ -263,22 +263,22 @@ async def test_shutdown_waits_shortly_for_peer_that_does_not_read(tmp_path):
             await silent.request("status", request_id=number)
         await answers(neighbour)
         control.scope.cancel()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await control.closed.wait()
 
 
 async def test_last_answer_has_the_shutdown_grace(tmp_path):
-    many = [server_status(number, reason="x" * 1000) for number in range(1, 2000)]
+    many = [server_status(number, reason="x" * 8000) for number in range(1, 200)]
     async with (
-        running_control(tmp_path, *many, shutdown_grace_s=0.1) as control,
+        running_control(tmp_path, *many, write_s=3600, shutdown_grace_s=0.1) as control,
         peer_of(control) as silent,
     ):
         control.supervisor.gate = anyio.Event()
         await silent.request("restart", {"ids": "all"})
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await control.supervisor.began.wait()
         end_with_the_command(control)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await control.closed.wait()
 
 

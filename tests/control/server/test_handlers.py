@@ -270,7 +270,7 @@ async def test_requests_of_one_connection_do_not_wait_for_each_other(tmp_path):
     ):
         gate = control.supervisor.gate = anyio.Event()
         await peer.request("restart", {"ids": [7]}, request_id="slow")
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await control.supervisor.began.wait()
         control.supervisor.gate = None
         assert (await peer.call("status", request_id="quick"))["id"] == "quick"
@@ -294,15 +294,13 @@ async def test_command_goes_on_after_its_time_out(tmp_path, method, expected):
         peer_of(control) as peer,
     ):
         control.supervisor.gate = anyio.Event()
-        began = anyio.current_time()
         assert await outcomes(peer, method, {"ids": [7, 9], "timeout_s": 0.05}) == [
             *expected,
             (None, None, "no server has the id 9"),
         ]
-        assert anyio.current_time() - began < 10
         assert control.supervisor.finished == 0
         control.supervisor.gate.set()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not control.supervisor.finished:
                 await peer.call("hello")
 

@@ -187,7 +187,7 @@ async def test_disconnected_peers_leave_no_descriptor(tmp_path):
     before = descriptors()
     async with running_control(tmp_path, server_status(7), connections=1) as control:
         for line in (b"", b"{", b'{"jsonrpc":"2.0","id":1,"method":"status"}\n'):
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while True:
                     # The place of the one before is free a moment after it left.
                     async with peer_of(control) as peer:
@@ -256,7 +256,7 @@ async def test_command_goes_on_when_its_peer_leaves(tmp_path):
             assert (await peer.receive())["params"]["server"]["state"] == "stopping"
         control.supervisor.gate.set()
         async with peer_of(control) as other:
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while (await other.call("status"))["result"]["servers"]:
                     pass
     assert control.supervisor.finished == 1
@@ -290,7 +290,7 @@ async def test_cancelled_server_answers_waiting_requests(tmp_path):
         assert error_of(await peer.receive()) == (Code.SHUTTING_DOWN, "the supervisor is shutting down")
         assert await peer.wait_closed() == b""
         assert await silent.wait_closed() == b""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await control.closed.wait()
         assert not control.path.exists()
 
@@ -300,7 +300,7 @@ async def test_outcome_at_cancellation_is_still_sent(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
         control.supervisor.gate = anyio.Event()
         await peer.request("stop", {"ids": [7]})
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await control.supervisor.began.wait()
         end_with_the_command(control)
         (outcome,) = (await peer.receive())["result"]["outcomes"]

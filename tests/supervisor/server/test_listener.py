@@ -50,7 +50,7 @@ class Accepted:
         self._more = anyio.Event()
 
     async def wait(self, count: int) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.sockets) < count:
                 await self._more.wait()
 
@@ -67,7 +67,7 @@ def accepted():
 
 
 def connect(listener: socket.socket, host: str = "127.0.0.1") -> socket.socket:
-    return socket.create_connection((host, address_of(listener).port), timeout=10)
+    return socket.create_connection((host, address_of(listener).port), timeout=60)
 
 
 def ipv6_works() -> bool:
@@ -96,7 +96,7 @@ async def test_refused_peer_sees_a_reset(listener, accepted, log):
         tasks.start_soon(lambda: accept_connections(listener, admit=lambda _: False, serve=accepted, log=log))
         with connect(listener) as client:
             client.setblocking(False)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await anyio.wait_readable(client)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
@@ -148,10 +148,10 @@ def test_a_server_may_listen_on_some_addresses_on_one_port(addresses, reached, u
     try:
         (port,) = {address_of(listener).port for listener in listeners}
         for host in reached:
-            socket.create_connection((host, port), timeout=10).close()
+            socket.create_connection((host, port), timeout=60).close()
         for host in unreached:
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((host, port), timeout=10)
+                socket.create_connection((host, port), timeout=60)
     finally:
         for listener in listeners:
             listener.close()

@@ -24,7 +24,7 @@ ONE, TWO = ServerSettings(releases=("6.1",)), ServerSettings(releases=("6.2",))
 async def remembering(file: Path, **options: float) -> AsyncIterator[PortMemory]:
     """Have a memory for as long as one process lives."""
     memory = PortMemory(file, **options)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             await tasks.start(memory.run)
             yield memory
