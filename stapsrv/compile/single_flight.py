@@ -66,6 +66,16 @@ class SingleFlight(Generic[T]):
                     flight.cancel()
                 tasks.cancel_scope.deadline = anyio.current_time() + _FINISH_S
 
+    @property
+    def begun(self) -> int:
+        """The number of requests whose flight has a worker and no value yet."""
+        return sum(flight.waiting for flight in self._flights.values() if flight.begun)
+
+    def has_begun(self, key: Hashable) -> bool:
+        """Whether the flight that a request with this key would join has a worker."""
+        flight = self._flights.get(key)
+        return flight is not None and flight.begun
+
     async def run(
         self, key: Hashable, client: Hashable, *, worker: Worker, work: Work[T], finish: Finish[T]
     ) -> FlightResult[T]:

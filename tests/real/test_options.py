@@ -111,18 +111,21 @@ def test_options_of_server_and_client_reach_stap_in_order(serve, stap, records, 
     assert given[len(own) + 1 :] == ["--client-options", *theirs]
 
 
+@pytest.mark.parametrize("equal", [False, True], ids=["different", "equal"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_six_requests_at_once(serve, stap, records, backend):
-    """None of them can be answered before all are seen to be in work."""
+def test_six_requests_at_once(serve, stap, records, backend, equal):
+    """None of them can be answered before all are seen to be in work, also where one compile is for all."""
     server = serve(*records.options, "--max-threads=6", backend=backend, SYSTEMTAP_STAP=str(records.program))
     assert server.log.count("^Using a maximum of 6 threads$") == 1
     records.hold()
-    scripts = [f"probe begin {{ println({number}) exit() }}" for number in range(1000, 1006)]
+    numbers = [1000] * 6 if equal else range(1000, 1006)
+    scripts = [f"probe begin {{ println({number}) exit() }}" for number in numbers]
     clients = [stap.begin_via(server.port, "-p1", "-e", script) for script in scripts]
     server.log.wait(r": Processing 6 concurrent requests\.\.\.$")
     records.release()
     answers = [finish(client).stdout for client in clients]
-    assert all(f"println({number})" in answer for number, answer in enumerate(answers, 1000))
+    assert records.begun == (1 if equal else 6)
+    assert all(f"println({number})" in answer for number, answer in zip(numbers, answers, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -49,6 +49,8 @@ class CachedEngine:
             job.record.source = Source.HIT
             self.counts.hits += 1
             return entry
+        if self._single_flight.has_begun(key.flight_key):
+            _log_begun(job, self._single_flight.begun + 1)
         flight = await self._single_flight.run(
             key.flight_key,
             job.client,
@@ -66,6 +68,7 @@ class CachedEngine:
         return self._cache if wanted else None
 
     async def _compile(self, cache: ResultCache | None, key: CacheKey, job: CompileJob) -> Miss:
+        _log_begun(job, self._single_flight.begun)
         with timed(job.record, "compile_s"):
             if cache is None:
                 compiled = await self._engine.compile(job)
@@ -106,9 +109,12 @@ class CachedEngine:
             worker = self._pool.worker(job.client, wait_s=job.settings.limits.queue_s)
             with timed(job.record, "queue_s"):
                 await held.enter_async_context(worker)
-            running = self._pool.statistics().running
-            if running > 1:
-                job.log.info("request.many", running=running)
-            else:
-                job.log.info("request.one")
             yield
+
+
+def _log_begun(job: CompileJob, running: int) -> None:
+    # With those that share a compile: each has a thread of its own in the original, which counts threads.
+    if running > 1:
+        job.log.info("request.many", running=running)
+    else:
+        job.log.info("request.one")

@@ -155,6 +155,20 @@ async def test_requests_that_share_a_compile_are_counted_and_share_the_entry(tmp
         assert r.engine.counts.shared == 1
 
 
+async def test_all_requests_in_work_are_logged_as_concurrent(tmp_path):
+    """Also those that share a compile, which the original would give a thread each."""
+    async with running(tmp_path) as r:
+        r.compiler.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for number, client in enumerate("abcc"):
+                tasks.start_soon(r.engine.compile, r.job(client=client))
+                await r.lines.wait("request.one" if number == 0 else "request.many", max(1, number))
+            tasks.start_soon(r.engine.compile, r.job(b"-p4", b"-eprobe end {}"))
+            await r.lines.wait("request.many", 4)
+            r.compiler.gate.set()
+        assert [entry["running"] for entry in r.lines.entries if "running" in entry] == [2, 3, 4, 5]
+
+
 async def test_request_after_the_response_waits_for_the_entry_that_is_being_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("stapsrv.compile.engine.cached._HEAD_START_S", 10.0)
     async with running(tmp_path) as r:
