@@ -15,7 +15,7 @@ from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.errors import IdentityError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, serial_pairs
 from stapsrv.identity.store import RENEW_BEFORE
-from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory, is_trusted
+from stapsrv.identity.trust import ALL_CLIENTS, can_use, default_client_directory, is_trusted
 from stapsrv.system.blocking import BlockingCalls
 
 # Longer than the deadlines of a lock and of certutil: what takes longer hangs in a file system.
@@ -66,6 +66,9 @@ async def check_trust(
             return error("trust", exc)
         except TimeoutError as exc:
             return failure("trust", f"{database}: {exc.strerror}", "see which file system hangs")
+        if trusted and database == ALL_CLIENTS and not can_use(ALL_CLIENTS):
+            unusable = "of no use to clients that cannot write it (SEC_ERROR_READ_ONLY)"
+            return failure("trust", f"only {ALL_CLIENTS} trusts it, {unusable}", remedy)
         if trusted:
             return ok("trust", f"{database} trusts it")
     return failure("trust", distrust, remedy)

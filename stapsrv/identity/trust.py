@@ -5,6 +5,7 @@ Where a database is damaged, locked or forbidden, an IdentityError says so, and 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,12 @@ async def revoke(certificate: x509.Certificate, directory: Path) -> bool:
                     if other != certificate:
                         await database.import_certificate(other, NICKNAME, _PEER_TRUST)
     return True
+
+
+def can_use(directory: Path) -> bool:
+    """Whether a client of this process's user can use a database."""
+    # Since SystemTap 4.0 it opens it for writing.
+    return all(os.access(directory / name, os.W_OK) for name in DATABASE_FILES)
 
 
 async def is_trusted(certificate: x509.Certificate, directory: Path) -> bool:

@@ -70,6 +70,21 @@ def test_certificate_is_trusted_once_it_was_authorized(certificate, environ):
     assert (finding.verdict, finding.answer) == (Verdict.OK, f"{directory} trusts it")
 
 
+def test_trust_of_all_clients_is_of_no_use_to_who_cannot_write_it(
+    certificate, environ, tmp_path, monkeypatch
+):
+    anyio.run(lambda: authorize(certificate, tmp_path / "all", log=LogLines().log))
+    finding = trust(certificate, environ)
+    assert (finding.verdict, finding.answer) == (Verdict.OK, f"{tmp_path}/all trusts it")
+    # For root, who may write all.
+    monkeypatch.setattr("os.access", lambda path, _mode: not str(path).endswith(".db"))
+    finding = trust(certificate, environ)
+    assert (finding.verdict, finding.remedy) == (Verdict.FAILURE, "trust it")
+    assert finding.answer.startswith(
+        f"only {tmp_path}/all trusts it, of no use to clients that cannot write it"
+    )
+
+
 def test_missing_certutil_is_a_warning(certificate, environ, monkeypatch):
     directory = default_client_directory(environ)
     directory.mkdir(parents=True)

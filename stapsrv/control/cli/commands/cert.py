@@ -43,6 +43,10 @@ _WHOM = {
     "all": "every user's client (root)",
     "signer": "staprun, as module signer (root)",
 }
+_OF_NO_USE = """\
+Clients since SystemTap 4.0 use that only for users who can write there; others get SEC_ERROR_READ_ONLY.
+Each of these runs: stap-authorize-cert {} ~/.systemtap/ssl/client
+"""
 _HELP = frozenset({"-h", "--help"})
 _GEN_HELP = """\
 usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
@@ -194,6 +198,8 @@ async def _change_trust(verb: str, directory: Path, place: Path) -> None:
     if verb == "authorize":
         await authorize(certificate, place, log=silent_log())
         sys.stdout.write(f"{place} trusts {serial_pairs(certificate)}\n")
+        if place == ALL_CLIENTS:
+            sys.stdout.write(_OF_NO_USE.format(directory / CERTIFICATE_FILE))
     elif await revoke(certificate, place):
         sys.stdout.write(f"{place} no longer trusts {serial_pairs(certificate)}\n")
     else:
