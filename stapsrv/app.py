@@ -19,6 +19,7 @@ from stapsrv.config.global_settings import (
 )
 from stapsrv.config.kernels import host_arch, host_release
 from stapsrv.config.settings import HostDefaults, ServerSettings, total_compiles
+from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.server.auth import Policy
 from stapsrv.control.server.server import serve_control
 from stapsrv.daemon_options import PROGRAM, DaemonOptions
@@ -145,6 +146,7 @@ class Configuration:
         defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
+            settings=settings,
             specs=tuple(
                 ServerSpec(resolved, str(file.path))
                 for file, resolved in usable
@@ -160,6 +162,7 @@ class Configuration:
 class ConfiguredServers:
     """The servers of this user in the configuration directory, and by file why others cannot be used."""
 
+    settings: GlobalSettings
     specs: tuple[ServerSpec, ...]
     faults: Mapping[str, StapsrvError]
     warnings: tuple[str, ...]
@@ -181,6 +184,8 @@ class App:
     _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _phase: Phase = attrs.field(init=False, default=Phase.STARTING)
+    # What the run that is to follow this one is started with, if any.
+    successor: DaemonOptions | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         configuration = self._configuration
@@ -221,7 +226,7 @@ class App:
         )
 
     async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
-        """Host servers until ``stopping`` is set, or until the last is gone if started on demand.
+        """Host servers until ``stopping`` is set, there is a successor, or the last is gone if on demand.
 
         Outstanding requests are finished first. With ``socket`` None no commands are taken.
 
@@ -253,8 +258,9 @@ class App:
         """Read the configuration again and make the configured servers what it says.
 
         Returns an outcome for each server that was stopped, each that is configured, and each file that
-        cannot be used, whose server goes on as it is. With ``force``, every other server is stopped (manual
-        page, ``force-reload``). ``config_file`` replaces the global file that the supervisor started with.
+        cannot be used, whose server goes on as it is. With ``force``, every server is stopped, and the run
+        ends for a successor to begin anew with what the files say by then (manual page, ``force-reload``).
+        ``config_file`` replaces the global file that the supervisor started with.
 
         Raises:
             ConfigError: the global file or the directory cannot be used; nothing was changed.
@@ -265,15 +271,32 @@ class App:
             self._notifier.reloading()
         try:
             found = await self._read_servers(config_file)
-            specs = self._or_default(found) if force else found.specs
+            if force:
+                self._check_control_socket(found.settings.stat_path)
+                return await self._give_way(config_file, report)
             outcomes = await self.supervisor.reload(
-                specs, force=force, unreadable=found.faults.keys(), report=report
+                found.specs, unreadable=found.faults.keys(), report=report
             )
             faults = found.faults.values()
             return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in faults]
         finally:
-            if was_up:
+            if was_up and self.successor is None:
                 self._notifier.ready(self._summary())
+
+    def _check_control_socket(self, stat_path: Path) -> None:
+        passed = self._runtime.sockets.control(stat_path / self._configuration.user / SOCKET_NAME)
+        if passed is not None:
+            passed.close()
+
+    async def _give_way(self, config_file: Path | None, report: Report | None) -> list[Outcome]:
+        servers = self.supervisor.status().servers
+        outcomes = await self.supervisor.stop([server.id for server in servers], report)
+        # Unless it is the whole process that ends.
+        if self._phase is not Phase.STOPPING:
+            self._phase = Phase.STARTING
+            self.successor = attrs.evolve(self._options, config_file=config_file or self._options.config_file)
+            self.supervisor.end()
+        return outcomes
 
     def _or_default(self, found: ConfiguredServers) -> tuple[ServerSpec, ...]:
         default = ServerSpec(default_server(self._configuration.defaults))
@@ -342,6 +365,7 @@ class App:
     async def _stop_when(self, stopping: anyio.Event) -> None:
         await stopping.wait()
         self._phase = Phase.STOPPING
+        self.successor = None
         self._notifier.stopping()
         self.supervisor.end()
 

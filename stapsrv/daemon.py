@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import pwd
@@ -11,7 +12,7 @@ import stat
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import anyio
 import attrs
@@ -21,10 +22,13 @@ from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import PREFIX, server_values
 from stapsrv.config.global_settings import GlobalSettings, can_write, global_defaults, with_values
 from stapsrv.config.kinds import LogFormat
+from stapsrv.control.client.discovery import SOCKET_NAME
+from stapsrv.control.client.whereabouts import note_stat_path
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError, first_error
+from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.identity.password import obtain_password
-from stapsrv.observe.logs import Log, LogBook
+from stapsrv.observe.logs import LogBook
 from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.runtime import open_runtime
@@ -40,10 +44,11 @@ from stapsrv.system.stdio import guard_stdout
 if TYPE_CHECKING:
     from stapsrv.observe.metrics_server import MetricsListener
 
-CONTROL_SOCKET = "control.sock"
 _LOG_FILE = f"{PREFIX}LOG_FILE"
 _STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_Signals: TypeAlias = AsyncGenerator[signal.Signals, None]
 
 
 @attrs.frozen
@@ -113,6 +118,21 @@ def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:
 
 
 async def _serve(options: DaemonOptions, start: _Start) -> None:
+    """Run supervisors one after the other: each but the last was told to begin anew."""
+    successor: DaemonOptions | None = options
+    with contextlib.ExitStack() as held:
+        # For all of them: a signal that comes in between is the next one's. The first one's start it kills.
+        @functools.cache
+        def receiving() -> Callable[[], _Signals]:
+            return held.enter_context(signals_received(*_SIGNALS))
+
+        while successor is not None:
+            successor = await _run(successor, start, receiving)
+
+
+async def _run(
+    options: DaemonOptions, start: _Start, receiving: Callable[[], Callable[[], _Signals]]
+) -> DaemonOptions | None:
     environ = start.environ
     configuration = _configuration(options, environ)
     if configuration.only_server is not None:
@@ -127,6 +147,9 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
                 _make_parent(configuration.log_file)
             lock = hold_instance_lock(configuration.settings.stat_path, configuration.user)
             supervisor_dir = held.enter_context(lock)
+            note_stat_path(
+                systemtap_directory(environ), options.config_file, configuration.settings.stat_path
+            )
         metrics = _open_metrics(configuration.settings.metrics, supervisor_dir, held)
         log = book.open(configuration.log_file)
         async with open_runtime(
@@ -141,10 +164,11 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
             connections = tuning.effective("total_connections") or tuning.effective("connections")
             warn_of_few_files(connections, log)
             async with (
-                _obeying_signals(log, book.flush, hangup=app.hang_up) as stopping,
+                _obeying_signals(receiving()(), app, book.flush) as stopping,
                 metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
             ):
-                await app.run(supervisor_dir and supervisor_dir / CONTROL_SOCKET, stopping)
+                await app.run(supervisor_dir and supervisor_dir / SOCKET_NAME, stopping)
+    return app.successor
 
 
 def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
@@ -176,31 +200,33 @@ def _open_metrics(
 
 @contextlib.asynccontextmanager
 async def _obeying_signals(
-    log: Log, flush: Callable[[], None], *, hangup: Callable[[], None]
+    signals: _Signals, app: App, flush: Callable[[], None]
 ) -> AsyncIterator[anyio.Event]:
-    """Set the yielded event at the first TERM or INT, end the block at the second; HUP calls ``hangup``."""
+    """Set the yielded event at the first TERM or INT, end the block at the second; HUP is the app's."""
     stopping = anyio.Event()
 
-    async def obey(signals: AsyncGenerator[signal.Signals, None], everything: anyio.CancelScope) -> None:
+    async def obey(everything: anyio.CancelScope) -> None:
         async with contextlib.aclosing(signals):
             async for number in signals:
                 if number == signal.SIGHUP:
-                    hangup()
+                    app.hang_up()
                     continue
-                log.info("server.signal", signal=int(number))
+                app.log.info("server.signal", signal=int(number))
                 if stopping.is_set():
-                    force_exit_after(log, flush)
+                    force_exit_after(app.log, flush)
                     everything.cancel()
                     return
                 stopping.set()
 
-    # What follows the block is the end of the process: no late signal changes it, and nothing holds it up.
-    with signals_received(*_SIGNALS) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(obey, signals, tasks.cancel_scope)
-            yield stopping
-            tasks.cancel_scope.cancel()
-    force_exit_after(log, flush)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(obey, tasks.cancel_scope)
+        yield stopping
+        tasks.cancel_scope.cancel()
+    if stopping.is_set():
+        app.successor = None
+    # Without one, the end of the process follows: no late signal changes it, and nothing holds it up.
+    if app.successor is None:
+        force_exit_after(app.log, flush)
 
 
 def _secrets(options: DaemonOptions) -> tuple[Path, ...]:

@@ -45,14 +45,24 @@ class Site:
 
     def status(self) -> dict[str, dict]:
         """Ask the supervisor; returns its servers by nickname."""
+        return {server["nickname"]: server for server in self.ask()["servers"]}
+
+    def ask(self, method: str = "status", params: object = (), *, member: str = "result") -> dict:
         (path,) = self.stat.glob("*/control.sock")
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}}
         with socket.socket(socket.AF_UNIX) as control, address_of(path) as address:
             control.settimeout(60)
             control.connect(address)
-            control.sendall(b'{"jsonrpc":"2.0","id":1,"method":"status"}\n')
+            control.sendall(f"{json.dumps(request)}\n".encode())
             with control.makefile() as lines:
-                result = json.loads(lines.readline())["result"]
-        return {server["nickname"]: server for server in result["servers"]}
+                return json.loads(lines.readline())[member]
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run stap-server."""
+        command = [sys.executable, "-c", STAP_SERVER, *words, "-c", str(self.config)]
+        return subprocess.run(
+            command, env=self.environ, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def start(self, *options: str):
         return start(["-c", self.config, *options], self.environ)
@@ -169,10 +179,7 @@ def test_configured_server_that_is_refused_is_told_of_everywhere(site):
         status, reasons = get_page(site.stat / site.user / "metrics.sock", "/readyz")
         assert (status, reasons.count("\n")) == (503, 1)
         assert reasons.startswith(f"configuration refused: {reason}")
-        command = [sys.executable, "-c", STAP_SERVER, "status", "-c", str(site.config)]
-        told = subprocess.run(
-            command, env=site.environ, capture_output=True, text=True, timeout=60, check=False
-        )
+        told = site.command("status")
         assert told.returncode == 1
         assert told.stderr.startswith(f"stap-server: {reason}")
         assert "running as PID" in told.stdout
@@ -463,4 +470,42 @@ def test_limits_of_the_global_file_hold_at_the_start_and_change_with_a_reload(si
         assert after["one"]["settings"]["MAX_CONNECTIONS"] == 3
         assert after["one"]["settings"]["COMPILE_TIMEOUT"] == "6m"
         assert [found["since"] for found in after.values()] == [found["since"] for found in before.values()]
+        stop(server)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_forced_reload_begins_anew_with_all_that_the_files_say(site, backend):
+    """In the same process, which a service manager watches: also what concerns all servers of it."""
+    site.configure("one")
+    with site.start("--backend", backend) as server:
+        log, stat = site.log.with_name("new-log"), site.stat.with_name("new")
+        text, old_stat = site.config.read_text(), site.stat
+        changed = text.replace(str(site.log), str(log)).replace(f"={site.stat}", f"={stat}")
+        site.config.write_text(f"{changed}COMPILE_TIMEOUT=7m\nMAX_COMPILES=3\n")
+        ran = site.command("force-reload")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        words = [line.split()[0] for line in ran.stdout.splitlines()]
+        assert words == ["Stopping", "OK", "Starting", "OK"]
+        assert not (old_stat / site.user / "control.sock").exists()
+        site.stat = stat
+        (after,) = site.status().values()
+        assert after["settings"]["COMPILE_TIMEOUT"] == "7m"
+        told = site.ask()
+        assert (told["pid"], told["max_compiles"]) == (server.pid, 3)
+        assert "Using network address" in log.read_text()
+        server.send_signal(signal.SIGHUP)
+        server.wait_told("READY=1")
+        stop(server)
+    assert "Received signal 15, exiting" in log.read_text()
+
+
+def test_forced_reload_with_a_wrong_global_file_stops_nothing(site):
+    site.configure("one")
+    with site.start() as server:
+        before = site.status()
+        text = site.config.read_text()
+        site.config.write_text(f"{text}MAX_COMPILES=many\n")
+        answer = site.ask("reload", {"force": True}, member="error")
+        assert "MAX_COMPILES=many" in answer["message"]
+        assert site.status() == before
         stop(server)

@@ -170,15 +170,13 @@ class Supervisor:
         self,
         specs: Sequence[ServerSpec],
         *,
-        force: bool,
         unreadable: Collection[str] = (),
         report: Report | None = None,
     ) -> list[Outcome]:
         """Make the configured servers those of ``specs``; the unchanged go on and lose nothing.
 
-        With ``force``, every other server is stopped, also those that no file asked for (manual page,
-        ``force-reload``). Servers from the files ``unreadable`` go on. Returns the outcomes of stops, then
-        one for each spec.
+        Servers from the files ``unreadable`` go on, too, and those that no file asked for. Returns the
+        outcomes of stops, then one for each spec.
         """
         with self._commands.begin(None):
             wanted = {self._identity(spec.settings): spec for spec in specs}
@@ -187,9 +185,7 @@ class Supervisor:
                 spec = wanted.get(self._identity(server.settings))
                 if spec is not None:
                     self._follow(server, spec)
-                elif server.origin in unreadable:
-                    continue
-                elif force or server.origin is not None:
+                elif server.origin is not None and server.origin not in unreadable:
                     leaving.append(server.id)
             return await self.stop(leaving, report) + await self.start(specs, report, undrain=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from types import FrameType
 
 from stapsrv.system.readiness import wait_readable
@@ -14,9 +14,12 @@ _READ_BYTES = 64
 
 
 @contextlib.contextmanager
-def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal.Signals, None]]:
+def signals_received(
+    *numbers: signal.Signals,
+) -> Iterator[Callable[[], AsyncGenerator[signal.Signals, None]]]:
     """Receive signals while the block runs, and ignore them afterwards: the process is about to end.
 
+    They come from what the yielded function returns, one receiver at a time; until there is one, they wait.
     A signal that is sent again before it was received is received once, like the kernel's own (signal(7)).
     """
     # Not by the event loops' own means: when these end, the default action holds for a moment, and a signal
@@ -39,7 +42,7 @@ def signals_received(*numbers: signal.Signals) -> Iterator[AsyncGenerator[signal
     for number in numbers:
         signal.signal(number, enqueue)
     try:
-        yield receive()
+        yield receive
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)

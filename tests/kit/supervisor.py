@@ -6,7 +6,7 @@ import os
 import pwd
 import socket
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
 
@@ -91,7 +91,8 @@ class FakeSupervisor:
         fault: what every command raises.
         faults: what the next commands meet, one each, before anything is noted.
         errors: by nickname or releases, why a server cannot be started, or is not as wanted afterwards.
-        reloaded: the outcomes of a reload; None restarts every server.
+        since: when it began, which is anew with a forced reload.
+        reloaded: the outcomes of another reload; None restarts every server.
         began: set by the first command.
         ended: set by ``end``.
         finished: counts the actions that are done.
@@ -111,6 +112,7 @@ class FakeSupervisor:
         self.servers = {server.id: server for server in servers}
         self.user = user
         self.pid = pid
+        self.since = SINCE
         self.raw = raw
         self.then = then
         self.told: list[tuple[str, object]] = []
@@ -142,7 +144,7 @@ class FakeSupervisor:
     def status(self) -> SupervisorStatus:
         if isinstance(self.fault, ZeroDivisionError):
             raise self.fault
-        return supervisor_status(*self.servers.values(), user=self.user, pid=self.pid)
+        return supervisor_status(*self.servers.values(), user=self.user, pid=self.pid, since=self.since)
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
         await self._begin("start", list(specs))
@@ -191,6 +193,11 @@ class FakeSupervisor:
         self, config_file: Path | None, /, *, force: bool, report: Report | None
     ) -> list[Outcome]:
         await self._begin("reload", (config_file, force))
+        if force:
+            self.since += timedelta(seconds=1)
+            stopped = await self._all(list(self.servers), State.STOPPING, State.STOPPED, report)
+            self.servers.clear()
+            return stopped
         if self.reloaded is not None:
             return self.reloaded
         return await self._all(list(self.servers), State.STOPPING, State.SERVING, report)

@@ -67,7 +67,6 @@ status -c {C}
 OTHER_WORDS = {
     "stop -p 999": "a command that failed ends with FAILED here, whatever failed",
     "start -p 1": "the same",
-    "force-reload -c {C}": "servers whose settings did not change are not stopped here, so no stop is told",
     "start -u nobody -r {A}": "the original lets runuser complain, and goes on to the next step",
 }
 

@@ -108,7 +108,7 @@ async def test_a_reload_tunes_servers_that_go_on_serving(bench):
         (before,) = await supervisor.start([ServerSpec(bench.settings(), origin)])
         spec = ServerSpec(bench.settings(tuning={"answer_bytes": 4096, "connections": 1}), origin)
         changes = []
-        (after,) = await supervisor.reload([spec], force=False, report=changes.append)
+        (after,) = await supervisor.reload([spec], report=changes.append)
         assert (after.error, after.already) == (None, True)
         assert (after.server.id, after.server.port) == (before.server.id, before.server.port)
         assert State.STOPPING not in [change.state for change in changes]
@@ -220,7 +220,7 @@ async def test_a_reload_leaves_a_drained_server_drained_and_a_start_does_not(ben
         spec = ServerSpec(bench.settings(nickname="web"), "/web.conf")
         (outcome,) = await supervisor.start([spec])
         await supervisor.drain([outcome.server.id])
-        (reloaded,) = await supervisor.reload([spec], force=False)
+        (reloaded,) = await supervisor.reload([spec])
         assert (reloaded.error, reloaded.server.state) == (None, State.DRAINING)
         assert await is_reset(outcome.server.port)
         (started,) = await supervisor.start([spec])
@@ -247,23 +247,12 @@ async def test_reload_changes_the_difference_only(bench):
         before = {server.nickname: server for server in supervisor.status().servers}
         renamed = ServerSpec(bench.settings(nickname="renamed"), "same.conf")
         new = ServerSpec(bench.settings(nickname="new", max_threads=2), "new.conf")
-        await supervisor.reload([renamed, new], force=False, unreadable={"broken.conf"})
+        await supervisor.reload([renamed, new], unreadable={"broken.conf"})
         after = {server.nickname: server for server in supervisor.status().servers}
         assert set(after) == {"renamed", "new", "by-hand", "broken"}
         assert after["renamed"].id == before["same"].id
         assert after["renamed"].since == before["same"].since
         assert "renamed" in bench.records()[after["renamed"].id]
-
-
-async def test_force_reload_stops_what_is_not_configured(bench):
-    async with bench.supervisor() as supervisor:
-        same = ServerSpec(bench.settings(nickname="same"), "same.conf")
-        by_hand = ServerSpec(bench.settings(nickname="by-hand", max_threads=3))
-        await supervisor.start([same, by_hand])
-        before = supervisor.status().servers[0]
-        outcomes = await supervisor.reload([same], force=True)
-        assert [outcome.server.nickname for outcome in outcomes] == ["by-hand", "same"]
-        assert supervisor.status().servers == (before,)
 
 
 async def test_auto_end_when_the_last_server_is_gone(bench):

@@ -25,7 +25,8 @@ def handler():
 async def test_signals_are_received_in_order():
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        with signals_received(signal.SIGUSR1, signal.SIGUSR2) as received, anyio.fail_after(60):
+        with signals_received(signal.SIGUSR1, signal.SIGUSR2) as receive, anyio.fail_after(60):
+            received = receive()
             os.kill(os.getpid(), signal.SIGUSR1)
             assert await anext(received) is signal.SIGUSR1
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -36,7 +37,8 @@ async def test_signals_are_received_in_order():
 
 
 async def test_signal_sent_twice_before_it_is_received_comes_once():
-    with signals_received(signal.SIGUSR1) as received:
+    with signals_received(signal.SIGUSR1) as receive:
+        received = receive()
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGUSR1)
         with anyio.fail_after(60):
@@ -48,6 +50,15 @@ async def test_signal_sent_twice_before_it_is_received_comes_once():
 
 
 async def test_signal_after_the_block_is_ignored():
-    with signals_received(signal.SIGUSR1) as received:
-        await received.aclose()
+    with signals_received(signal.SIGUSR1):
+        pass
     os.kill(os.getpid(), signal.SIGUSR1)
+
+
+async def test_signal_between_two_receivers_waits_for_the_second():
+    with signals_received(signal.SIGUSR1) as receive, anyio.fail_after(60):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            received = receive()
+            assert await anext(received) is signal.SIGUSR1
+            await received.aclose()

@@ -86,11 +86,15 @@ class Executor:
             verb, targets, lambda user, group: self._supervisors.command(command, user, _ids(group))
         )
 
-    def reload(self, user: str, *, force: bool) -> None:
-        """Have a user's supervisor, started if there is none, apply the configuration."""
+    def reload(self, user: str, *, anew: bool = False) -> None:
+        """Have a user's supervisor apply the configuration, or stop its servers and begin ``anew``.
+
+        To apply it, one is started if there is none.
+        """
         self._reporter.begin(Verb.RELOAD, [f"the servers of user {user}"])
+        ask = self._supervisors.begin_anew if anew else self._supervisors.reload
         try:
-            outcomes = self._supervisors.reload(user, force=force)
+            outcomes = ask(user)
         except StapsrvError as exc:
             self.complain(str(exc))
             return

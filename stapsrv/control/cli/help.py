@@ -95,7 +95,7 @@ ACTIONS = {
         "stap-server condrestart -n native",
     ),
     "force-reload": (
-        "stop all servers and start what the configuration says now; the unchanged ones lose no request",
+        "stop all servers, read all configuration files again and start what is configured",
         "stap-server force-reload",
     ),
     "reload": ("start, stop or change only what the configuration says otherwise now", "stap-server reload"),

@@ -48,7 +48,7 @@ class Inventory:
         # What is begun has a deadline of its own, and begins with who is there.
         only_asks = invocation.action in {Action.STATUS, Action.CHECK}
         scan = SupervisorScan(
-            readable_stat_paths(self.settings, invocation.config_file),
+            readable_stat_paths(self.settings, invocation.config_file, environ),
             answer_s=invocation.timeout_s if only_asks else None,
         )
         self.problems = scan.problems

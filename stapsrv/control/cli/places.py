@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from pathlib import Path
@@ -14,6 +15,7 @@ from stapsrv.config.global_settings import (
     global_defaults,
     read_global_settings,
 )
+from stapsrv.control.client.whereabouts import noted_stat_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,12 +28,25 @@ def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalS
     return read_global_settings(base, _path(config_file))
 
 
-def readable_stat_paths(own: GlobalSettings, config_file: str | None) -> list[Path]:
+def own_stat_paths(
+    own: GlobalSettings, config_file: str | None, environ: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """Return where this user's supervisors are: in STAT_PATH, or in the one before it was changed."""
+    former = None
+    with contextlib.suppress(KeyError):
+        user = own.default_user(pwd.getpwuid(os.geteuid()).pw_name, euid=os.geteuid())
+        former = noted_stat_path(user, _path(config_file), environ)
+    return (own.stat_path,) if former in {None, own.stat_path} else (own.stat_path, former)
+
+
+def readable_stat_paths(
+    own: GlobalSettings, config_file: str | None, environ: Mapping[str, str]
+) -> list[Path]:
     """Return the directories to search for supervisors, this user's own first; may raise ConfigError."""
     # A plain user who cannot write the system's STAT_PATH has one of his own. In group stap-server he may
     # still ask the system's supervisors for their status.
     system = read_global_settings(SYSTEM_SETTINGS, _path(config_file)).stat_path
-    return [own.stat_path] if own.stat_path == system else [own.stat_path, system]
+    return list(dict.fromkeys((*own_stat_paths(own, config_file, environ), system)))
 
 
 def _path(config_file: str | None) -> Path | None:

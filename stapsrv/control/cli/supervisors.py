@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from stapsrv.config.global_settings import GlobalSettings
 from stapsrv.control.cli.invocation import Invocation
+from stapsrv.control.cli.places import own_stat_paths
 from stapsrv.control.client.accounts import caller_name, runnable_account
 from stapsrv.control.client.discovery import SOCKET_NAME
-from stapsrv.control.client.launch import Launch, reach_or_launch
+from stapsrv.control.client.launch import Launch, prepare, reach_or_launch
 from stapsrv.control.client.sync import ACTION_S, Command, SupervisorNotRunning, SyncControlClient
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.errors import ControlError, StapsrvError
@@ -24,7 +25,7 @@ from stapsrv.identity.password import obtain_password
 
 if TYPE_CHECKING:
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
-    from stapsrv.control.protocol.status_fields import ServerInfo
+    from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 
 # The longest timeout_s that a supervisor accepts.
 _LONGEST_WAIT_S = 86_400.0
@@ -59,6 +60,7 @@ class Supervisors:
         self._settings = settings
         self._invocation = invocation
         self._environ = environ
+        self._stat_paths = own_stat_paths(settings, invocation.config_file, environ)
         self._on_step = on_step
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         self._timeout_s = wait_s if invocation.wait else 0.0
@@ -69,15 +71,39 @@ class Supervisors:
             user, lambda client: client.start(specs, timeout_s=self._timeout_s, on_progress=self._on_step)
         )
 
-    def reload(self, user: str, *, force: bool) -> list[OutcomeInfo]:
+    def reload(self, user: str) -> list[OutcomeInfo]:
         """Have the supervisor of ``user``, started if there is none, apply the configuration."""
+        return self._ask(user, lambda client: self._reload(client, force=False))
+
+    def begin_anew(self, user: str) -> list[OutcomeInfo]:
+        """Have the running supervisor of ``user`` stop its servers, and read all of its configuration again.
+
+        Returns what became of the servers, when it takes commands again.
+        """
+        # Where a user may not make the STAT_PATH or LOG_FILE that the files name by now.
+        prepare(self._launch(user))
+        with self._connect(user) as client:
+            former = client.status()
+            outcomes = self._reload(client, force=True)
+        deadline = time.monotonic() + _END_S
+        while not self._has_followed(user, former):
+            if time.monotonic() > deadline:
+                raise StapsrvError(f"the supervisor of user {user} does not come back", remedy="see its log")
+            time.sleep(_POLL_S)
+        return outcomes
+
+    def _reload(self, client: SyncControlClient, *, force: bool) -> list[OutcomeInfo]:
         config_file = None if self._invocation.config_file is None else Path(self._invocation.config_file)
-        return self._ask(
-            user,
-            lambda client: client.reload(
-                config_file, force=force, timeout_s=self._timeout_s, on_progress=self._on_step
-            ),
-        )
+        return client.reload(config_file, force=force, timeout_s=self._timeout_s, on_progress=self._on_step)
+
+    def _has_followed(self, user: str, former: SupervisorInfo) -> bool:
+        """Whether a supervisor answers that began after ``former``; raises StapsrvError if none will."""
+        # Gone, or going.
+        with contextlib.suppress(SupervisorNotRunning, ControlError), self._connect(user) as client:
+            return client.status()["since"] != former["since"]
+        if not Path(f"/proc/{former['pid']}").exists():
+            raise StapsrvError(f"the supervisor of user {user} could not begin anew", remedy="see its log")
+        return False
 
     def stop(self, user: str, ids: Sequence[int]) -> list[OutcomeInfo]:
         """Stop servers of ``user``; those of a supervisor that is gone have stopped."""
@@ -154,16 +180,17 @@ class Supervisors:
                 code=Code.FAILED,
                 remedy="leave ctl out, or start the service",
             )
-        launch = Launch(
+        launch = self._launch(user)._replace(password=self._password)
+        return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
+
+    def _launch(self, user: str) -> Launch:
+        return Launch(
             account=runnable_account(user, self._environ),
             stat_path=self._settings.stat_path,
             log_file=self._settings.log_file,
             config_file=self._invocation.config_file,
             default_user=self._settings.default_user(caller_name(), euid=os.geteuid()),
-            password=self._password,
         )
-
-        return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
 
     def _connect_if_running(self, user: str) -> SyncControlClient | None:
         with contextlib.suppress(SupervisorNotRunning):
@@ -178,8 +205,18 @@ class Supervisors:
         return obtain_password(self._environ, file=None, descriptor=None)
 
     def _connect(self, user: str) -> SyncControlClient:
-        """Connect to the supervisor of ``user``; refuse a directory that is another user's."""
-        supervisor_dir = self._settings.stat_path / user
+        """Connect to the supervisor of ``user``, which may have been started with another STAT_PATH."""
+        try:
+            return self._connect_at(self._settings.stat_path / user, user)
+        except SupervisorNotRunning:
+            for stat_path in self._stat_paths[1:]:
+                with contextlib.suppress(SupervisorNotRunning):
+                    return self._connect_at(stat_path / user, user)
+            raise
+
+    @staticmethod
+    def _connect_at(supervisor_dir: Path, user: str) -> SyncControlClient:
+        """Connect to a supervisor; refuse a directory that is another user's."""
         with contextlib.suppress(OSError, KeyError):
             if supervisor_dir.stat().st_uid != pwd.getpwnam(user).pw_uid:
                 raise ControlError(

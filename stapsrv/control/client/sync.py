@@ -138,9 +138,9 @@ class SyncControlClient:
     ) -> list[OutcomeInfo]:
         """Have the configuration read again and applied; unchanged servers go on. See :meth:`start`.
 
-        ``config_file``, an absolute path, replaces the supervisor's global file. ``force`` stops every server
-        that is not configured, also one that :meth:`start` started. There is one outcome for each server that
-        was stopped or is configured, and for each bad file.
+        ``config_file``, an absolute path, replaces the supervisor's global file. There is one outcome for
+        each server that was stopped or is configured, and for each bad file. With ``force`` all servers stop,
+        and the supervisor begins anew, with all that the files say: one outcome for each that was stopped.
         """
         path = None if config_file is None else str(config_file)
         return self._act("reload", {"config_file": path, "force": force}, timeout_s, on_progress)

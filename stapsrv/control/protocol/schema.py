@@ -86,7 +86,7 @@ class IdsParams(ActionParams):
 
 
 class ReloadParams(ActionParams):
-    """Parameters of ``reload``; ``force`` also stops servers that are not configured."""
+    """Parameters of ``reload``; with ``force`` all servers are stopped, and the process begins anew."""
 
     # An absolute path, in place of the supervisor's own file.
     config_file: NotRequired[str | None]

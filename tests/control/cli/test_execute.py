@@ -44,7 +44,7 @@ def test_reload_prints_what_became_of_each(command_line, hosting, title):
         Outcome(broken, already=False, error="port 80: not permitted"),
         Outcome(None, already=False, error="b.conf:1: unknown variable 'X'"),
     ]
-    ran = command_line.run("force-reload")
+    ran = command_line.run("reload")
     assert ran.status == 1
     assert ran.out == lines(
         f"Stopping {title('5.10', 'web', 7001)}",
@@ -57,7 +57,28 @@ def test_reload_prints_what_became_of_each(command_line, hosting, title):
     assert ran.err == lines(
         "stap-server: new: port 80: not permitted", "stap-server: b.conf:1: unknown variable 'X'"
     )
-    assert hosting.told == [("reload", (command_line.config_file, True))]
+    assert hosting.told == [("reload", (command_line.config_file, False))]
+
+
+def test_forced_reload_stops_all_and_starts_what_is_configured(command_line, hosting, title):
+    command_line.configure(a="RELEASE=5.10\nNICKNAME=one\n", b="RELEASE=6.1\nNICKNAME=bad\n")
+    hosting.errors["bad"] = "port 80: not permitted"
+    ran = command_line.run("force-reload")
+    assert ran.out == lines(
+        f"Stopping {title('5.10', 'web', 7001)}",
+        "OK",
+        f"Stopping {title('6.1', nickname='4194306')}",
+        "OK",
+        f"Starting {title('5.10', nickname='one')}",
+        "OK",
+        f"Starting {title('6.1', nickname='bad')}",
+        "FAILED",
+    )
+    assert (ran.status, ran.err) == (1, "stap-server: bad: port 80: not permitted\n")
+    assert hosting.told_names == [
+        ("reload", (command_line.config_file, True)),
+        ("start", ["one", "bad"]),
+    ]
 
 
 def test_bad_files_are_told_of_once_by_a_reload(command_line, hosting):

@@ -10,7 +10,8 @@ import pytest
 
 from stapsrv.config.global_settings import SYSTEM_SETTINGS
 from stapsrv.control.cli import places
-from stapsrv.control.cli.places import own_settings, readable_stat_paths
+from stapsrv.control.cli.places import own_settings, own_stat_paths, readable_stat_paths
+from stapsrv.control.client.whereabouts import note_stat_path
 
 
 @pytest.fixture
@@ -25,18 +26,33 @@ def test_stat_path_of_the_file_is_the_only_one(tmp_path, plain_user):
     settings = own_settings({"HOME": "/home/me"}, str(tmp_path / "global.conf"))
     assert settings.stat_path == tmp_path / "stat"
     assert settings.log_file == Path("/home/me/.local/state/stap-server/log")
-    assert readable_stat_paths(settings, str(tmp_path / "global.conf")) == [tmp_path / "stat"]
+    assert readable_stat_paths(settings, str(tmp_path / "global.conf"), {}) == [tmp_path / "stat"]
 
 
 def test_plain_user_reads_his_own_stat_path_and_the_system_s(plain_user):
     settings = own_settings({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/4711"}, None)
     own = Path("/run/user/4711/stap-server")
-    assert readable_stat_paths(settings, None) == [own, SYSTEM_SETTINGS.stat_path]
+    assert readable_stat_paths(settings, None, {}) == [own, SYSTEM_SETTINGS.stat_path]
 
 
 def test_root_reads_the_system_s_stat_path(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert readable_stat_paths(own_settings({}, None), None) == [SYSTEM_SETTINGS.stat_path]
+    assert readable_stat_paths(own_settings({}, None), None, {}) == [SYSTEM_SETTINGS.stat_path]
+
+
+def test_a_changed_stat_path_leaves_the_former_one_in_sight(tmp_path):
+    config = tmp_path / "global.conf"
+    config.write_text(f"STAT_PATH={tmp_path}/new\n")
+    environ = {
+        "SYSTEMTAP_DIR": str(tmp_path / "systemtap"),
+        "STAPSRV_STAP_USER": pwd.getpwuid(os.geteuid()).pw_name,
+    }
+    for config_file in (config, None):
+        note_stat_path(tmp_path / "systemtap", config_file, tmp_path / f"old-{config_file is None}")
+    settings = own_settings(environ, str(config))
+    assert own_stat_paths(settings, str(config), environ) == (tmp_path / "new", tmp_path / "old-False")
+    note_stat_path(tmp_path / "systemtap", config, tmp_path / "new")
+    assert own_stat_paths(settings, str(config), environ) == (tmp_path / "new",)
 
 
 def test_home_comes_from_the_user_database_where_the_environment_has_none(monkeypatch):

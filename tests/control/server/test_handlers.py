@@ -469,7 +469,8 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
 
     async def reload(_config_file, *, force, report):
         spec = ServerSpec(ServerSettings(nickname="configured").resolved(DEFAULTS), "/conf.d/x.conf")
-        return await supervisor.reload([spec], force=force, report=report)
+        assert not force
+        return await supervisor.reload([spec], report=report)
 
     async def host_and_serve(*, task_status) -> None:
         async def run_supervisor(*, task_status) -> None:
@@ -520,10 +521,10 @@ async def test_real_supervisor_from_start_to_end(tmp_path):
         (undrained,) = (await peer.call("undrain", {"ids": "all"}))["result"]["outcomes"]
         assert (undrained["error"], undrained["server"]["state"]) == (None, "serving")
 
-        reloaded = (await peer.call("reload", {"force": True}))["result"]["outcomes"]
+        reloaded = (await peer.call("reload"))["result"]["outcomes"]
         assert [outcome["error"] for outcome in reloaded] == [None] * len(reloaded)
         status = (await peer.call("status"))["result"]
-        assert [server["origin"] for server in status["servers"]] == ["/conf.d/x.conf"]
+        assert "/conf.d/x.conf" in [server["origin"] for server in status["servers"]]
         assert (await peer.call("end"))["result"] == {}
         assert await peer.wait_closed() == b""
 

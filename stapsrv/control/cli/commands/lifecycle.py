@@ -102,20 +102,33 @@ class _Command:
         own = [supervisor for supervisor in inventory.supervisors if inventory.owns(supervisor)]
         for supervisor in own:
             if supervisor["user"] in configured or not force:
-                executor.reload(supervisor["user"], force=force)
+                executor.reload(supervisor["user"], anew=force)
             else:
                 # None of its servers is configured, so force stops them all.
                 hosted = [server for server in inventory.found if server.supervisor is supervisor]
                 executor.stop([Target(operation=Operation.STOP, server=server) for server in hosted])
-        users = {supervisor["user"] for supervisor in own}
-        for user in [user for user in configured if user not in users]:
-            error = self._user_error(user, configured[user])
-            if error is not None:
-                executor.complain(error)
-            else:
-                # Where nothing is configured, only a forced reload comes to the default server.
-                executor.reload(user, force=force or not inventory.files)
+        absent = configured.keys() - {supervisor["user"] for supervisor in own}
+        if force or (absent and not inventory.files):
+            # Manual page, force-reload: as if start was specified.
+            self._start_configured()
+        else:
+            for user in sorted(absent):
+                error = self._user_error(user, configured[user])
+                if error is None:
+                    executor.reload(user)
+                else:
+                    executor.complain(error)
         return _FAILED if executor.failed else 0
+
+    def _start_configured(self) -> None:
+        inventory = self._inventory
+        if inventory.nothing_usable:
+            return
+        start = self._invocation._replace(action=Action.START)
+        plan = make_plan(start, running=[], configured=inventory.configured, host=inventory.host)
+        for warning in plan.warnings:
+            self._reporter.complain(f"warning: {warning}")
+        self._executor.start([target for target in plan.targets if self._is_to_be_done(target)])
 
     def _configured_users(self) -> dict[str, str | None]:
         """Return the users of the configured servers, each with a file; or the default user."""

@@ -59,7 +59,7 @@ def status_of_all(
 ) -> StatusReport:
     """Ask every supervisor that this user may ask; each may take ``answer_s`` seconds, by default ten."""
     settings = own_settings(environ, config_file)
-    scan = SupervisorScan(readable_stat_paths(settings, config_file), answer_s=answer_s)
+    scan = SupervisorScan(readable_stat_paths(settings, config_file, environ), answer_s=answer_s)
     return StatusReport(scan.supervisors, scan.orphaned(), problems=scan.problems)
 
 

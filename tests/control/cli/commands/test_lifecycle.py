@@ -7,6 +7,8 @@ import os
 import pytest
 from kit.supervisor import lines
 
+from stapsrv.config.kernels import host_release
+
 
 def test_start_of_specified_servers(command_line, supervisor, title):
     ran = command_line.run("start", "-r", "5.10", "--port", 7001, "-n", "new")
@@ -65,7 +67,7 @@ def test_bad_files_alone_make_no_default_server(command_line, supervisor, action
         (["drain", "-n", "web"], [("drain", [4194305])], 0),
         (["drain", "-r", "9.9"], [], 1),
         (["undrain"], [("undrain", [4194305, 4194306])], 0),
-        (["force-reload"], [("reload", True)], 0),
+        (["force-reload"], [("reload", True), ("start", [host_release()])], 0),
         (["reload"], [("reload", False)], 0),
         (["force-reload", "-r", "6.1"], [("stop", [4194305]), ("restart", [4194306])], 0),
         (["force-reload", "-r", "9.9"], [("stop", [4194305, 4194306]), ("start", ["9.9"])], 0),
