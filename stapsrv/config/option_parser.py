@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stapsrv.errors import UsageError
 from stapsrv.text import nearest
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _ABOUT_OPTION = re.compile(r"argument (\S+): (.*)", re.DOTALL)
 _PLAINER = (
@@ -32,7 +36,14 @@ class Append(argparse.Action):
         namespace.typed = [*getattr(namespace, "typed", ()), (self.option_strings[0], value)]
 
 
-class OptionParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Argparse, whose help is written or fails: Python 3.12 and later ignore such an error."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        (file or sys.stderr).write(message)
+
+
+class OptionParser(Parser):
     """Argparse, with getopt's values and with errors of our own, one line each."""
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,7 @@ another. The other two are the fields of :class:`~stapsrv.config.global_settings
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,9 @@ class Limits(Group):
         "LIMIT_PROCESSES",
         count("a number of processes", least=0),
         "processes of a compile at the same time; 0: no limit",
-        default=512,
+        # stap has make work on one job at a time where the limit is 30 a core or less.
+        default=max(512, 32 * (os.cpu_count() or 1)),
+        default_text="512, or 32 for each core",
     )
     cores = Setting(
         "LIMIT_CORES",

@@ -29,6 +29,8 @@ from stapsrv.system.blocking import BlockingCalls
 _PROBE = (b"-p1", b"-e", b"probe begin { exit() }")
 # Tried one after the other, as a client does; each may take CONNECT_S.
 _MAX_ADDRESSES = 8
+# Module and staprun fit together if both are older than this version, or neither is.
+_MODULES_CHANGED = (5, 0)
 # Names in a certificate are parsed only when they are used, with any of these errors.
 _UNREADABLE = (
     *(ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType),
@@ -173,6 +175,12 @@ async def _check_version(response: ProbeResponse, environ: Mapping[str, str]) ->
         stap = await find_stap(environ)
     except StapsrvError as exc:
         return error("version", exc)
+    if (_number(response.version) < _MODULES_CHANGED) != (_number(stap.version) < _MODULES_CHANGED):
+        return failure(
+            "version",
+            f"the server's is {response.version}, {stap.version} here: this staprun cannot run its modules",
+            "use a server and a client of the same side of SystemTap 5.0",
+        )
     if _number(response.version) < _number(stap.version):
         return warning("version", f"the server's stap is {response.version}, older than {stap.version} here")
     return ok("version", f"{response.version} there, {stap.version} here")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import errno
+import io
+import os
+
 import pytest
 
 from stapsrv.config.option_parser import Append, OptionParser
@@ -31,6 +37,22 @@ def parser() -> OptionParser:
 )
 def test_options_are_appended_in_order(parser, words, typed):
     assert parser.read(words).typed == typed
+
+
+def test_help_that_cannot_be_written_is_an_error(monkeypatch, parser):
+    def print_and_ignore(_parser, message, file=None):
+        with contextlib.suppress(OSError):
+            file.write(message)
+
+    # As Python 3.12 and later have it.
+    monkeypatch.setattr(argparse.ArgumentParser, "_print_message", print_and_ignore)
+
+    class FullDisk(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        parser.print_help(FullDisk())
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,20 @@ def test_rows_are_fit_for_people(row):
     assert row.help
     assert not row.help.endswith(".")
     assert row.kind.metavar
-    if row.tunable and row.default_text and row.default is not None:
+    # The number of processes goes by this host's cores.
+    depends_on_host = row is Limits.processes
+    if row.tunable and row.default_text and row.default is not None and not depends_on_host:
         assert row.kind.parse(row.default_text) == row.default
+
+
+def test_stap_may_have_make_work_on_many_jobs_however_many_cores_there_are():
+    """It does where the limit is above 30 processes for each core."""
+    program = (
+        "import os; os.cpu_count = lambda: 64\n"
+        "from stapsrv.config.table import Limits; print(Limits.processes.default)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+    assert int(printed) > 30 * 64
 
 
 def test_names_are_unique():

@@ -103,6 +103,19 @@ async def test_other_service_is_a_failure(environ):
     assert found["conversation"].verdict is Verdict.FAILURE
 
 
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("4.9", Verdict.WARNING), ("4.8", Verdict.OK), ("5.0", Verdict.FAILURE)]
+)
+async def test_versions_on_both_sides_of_5_0_do_not_fit(environ, tmp_path, version, verdict):
+    program = tmp_path / "stap"
+    program.write_text(f"#!/bin/sh\necho 'Systemtap translator/driver (version {version}/0.188)'\n")
+    program.chmod(0o755)
+    async with running_server() as running:
+        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": str(program)})
+    assert found["version"].verdict is verdict
+    assert f"4.8, {version} here: this staprun" in found["version"].answer or verdict is not Verdict.FAILURE
+
+
 async def test_missing_stap_is_a_failure(environ):
     async with running_server() as running:
         found = await go(running.port, {**environ, "PATH": "/nowhere"})

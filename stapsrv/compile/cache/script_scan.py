@@ -57,7 +57,7 @@ _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 _SCAN_TIMEOUT_S = 60.0
 
 # A tapset file without any of this sends stap nowhere by itself.
-_HOST_WORDS = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|\bmodule\b")
+_HOST_WORDS = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|@enumname|\bmodule\b")
 
 
 def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:

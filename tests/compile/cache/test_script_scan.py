@@ -139,6 +139,15 @@ def test_names_are_followed_through_the_tapsets():
     }
 
 
+def test_operator_of_later_versions_that_is_given_a_path_counts():
+    def color(*module: str) -> bytes:
+        arguments = ", ".join(['"color"', "n", *module])
+        return f"function color:string (n:long) {{ return @enumname({arguments}) }}".encode()
+
+    assert names_reading_host_files([color('"/usr/bin/paint"')]) == {"color"}
+    assert names_reading_host_files([color(), color('"kernel"')]) == frozenset()
+
+
 def test_order_of_tapset_files_does_not_count():
     assert names_reading_host_files(TAPSETS) == names_reading_host_files(TAPSETS[::-1])
 

@@ -55,6 +55,23 @@ def test_a_changed_stat_path_leaves_the_former_one_in_sight(tmp_path):
     assert own_stat_paths(settings, str(config), environ) == (tmp_path / "new",)
 
 
+def test_the_former_place_stays_in_sight_where_the_system_s_becomes_writable(tmp_path, monkeypatch):
+    """As when the package is installed: what its user had started before can be stopped."""
+    monkeypatch.setattr(places, "can_write", lambda path: False)
+    environ = {
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "STAPSRV_STAP_USER": pwd.getpwuid(os.geteuid()).pw_name,
+    }
+    if os.geteuid() == 0:
+        pytest.skip("root's place is the system's")
+    before = own_settings(environ, None).stat_path
+    note_stat_path(tmp_path / ".systemtap", None, before)
+    monkeypatch.setattr(places, "can_write", lambda path: True)
+    after = own_settings(environ, None)
+    assert own_stat_paths(after, None, environ) == (SYSTEM_SETTINGS.stat_path, before)
+
+
 def test_home_comes_from_the_user_database_where_the_environment_has_none(monkeypatch):
     if os.geteuid() == 0:
         pytest.skip("root's place is the system's")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import pwd
 import subprocess
@@ -16,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from stapsrv.config.global_settings import SERVICE_USER
+from stapsrv.config.option_parser import Parser
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
 from stapsrv.system.stdio import guard_stdout
 
@@ -74,7 +74,7 @@ class Owner:
                 return _interrupted(child)
 
 
-class LineParser(argparse.ArgumentParser):
+class LineParser(Parser):
     """An argparse parser whose errors are one line and a UsageError."""
 
     def error(self, message: str) -> NoReturn:
