@@ -7,6 +7,7 @@ decides what happens to the servers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -22,6 +23,9 @@ from stapsrv.control.cli.invocation import (
     ServerSpecification,
     TypedOption,
 )
+
+if TYPE_CHECKING:
+    from stapsrv.config.setting import Setting
 
 
 @attrs.frozen(kw_only=True)
@@ -181,12 +185,32 @@ def _overridden(
     """Apply typed and listed settings, which may turn a named server into another one."""
     whole = changed(_described(base.settings, typed), next_values)
     named = base.server is not None or base.where is not None
+    if named:
+        whole = _typed_once(whole, base.settings)
     if named and index.identity(whole) == index.identity(base.settings):
         # The same server, though it may be tuned otherwise from its next start on.
         return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
     if named:
         return Match(changed(_described(_inherited(base.settings), typed), next_values))
     return attrs.evolve(base, settings=whole)
+
+
+def _typed_once(whole: ServerSettings, named: ServerSettings) -> ServerSettings:
+    """Return ``whole`` without the values of lists that were typed for the named server already.
+
+    ``start -n web -I /i`` twice means one server: it has these directories, and the last of them is /i.
+    """
+    for row in DESCRIBING_OPTIONS.values():
+        before, after = value_in(row, named), value_in(row, whole)
+        if isinstance(before, tuple) and isinstance(after, tuple) and after[: len(before)] == before:
+            typed = after[len(before) :]
+            if typed and before[-len(typed) :] == typed:
+                whole = changed(whole, _with_value(row, before, whole))
+    return whole
+
+
+def _with_value(row: Setting[Any], value: object, settings: ServerSettings) -> dict[str, object]:
+    return {"tuning": {**settings.tuning, row.attribute: value}} if row.tunable else {row.attribute: value}
 
 
 def _for_each_release(
