@@ -327,7 +327,7 @@ class App:
             return
         found = await self._read_servers(None)
         self._runtime.sockets.check_all_used([spec.settings for spec in found.specs], controlled=True)
-        await self.supervisor.start(self._or_default(found))
+        await self.supervisor.start(self._or_default(found), undrain=False)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 

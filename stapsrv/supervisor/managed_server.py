@@ -101,6 +101,13 @@ class ManagedServer:
             work=ServerWork() if self.server is None else self.server.work(),
         )
 
+    def start(self, *, undrain: bool) -> None:
+        """Begin a start; without ``undrain`` a drained server stays so, or comes back so."""
+        drained = self.is_drained and not undrain
+        if not (drained and self.state is State.DRAINING):
+            self.handle(Event.START)
+            self.is_drained = drained
+
     def handle(self, event: Event, *, reason: str | None = None) -> None:
         """Begin what a command or a fact means; raises LifecycleError if it does not fit the state."""
         step = transition(self.wanted, self.state, event)

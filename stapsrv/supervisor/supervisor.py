@@ -207,7 +207,9 @@ class Supervisor:
                 continue
             self._log.info("server.resumed", id=record.id)
             spec = ServerSpec(record.settings, record.origin)
-            self._add(record.id, spec, last_port=record.port).handle(Event.START)
+            server = self._add(record.id, spec, last_port=record.port)
+            server.is_drained = record.drained
+            server.start(undrain=False)
 
     def forget_records(self) -> None:
         """Take off the record what a supervisor that died was hosting, in place of resuming it."""
@@ -228,8 +230,7 @@ class Supervisor:
                 followed.add(same.id)
                 if spec.origin is not None and spec.origin == same.origin:
                     self._follow(same, spec)
-                if undrain or not same.is_drained:
-                    same.handle(Event.START)
+                same.start(undrain=undrain)
                 return same, already
             server = self._add_new(spec)
         except (ConfigError, LifecycleError) as exc:
@@ -361,7 +362,11 @@ class Supervisor:
     def _record(self, server: ManagedServer, saved: SavedState) -> None:
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
             record = Record(
-                id=server.id, settings=server.settings, origin=server.origin, port=server.last_port
+                id=server.id,
+                settings=server.settings,
+                origin=server.origin,
+                port=server.last_port,
+                drained=server.is_drained,
             )
             try:
                 saved.servers.write(record)

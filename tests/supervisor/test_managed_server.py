@@ -231,6 +231,14 @@ async def test_a_drained_server_that_crashes_comes_back_drained(bench, monkeypat
                 play.happen(what)
         await turn(8)
         assert play.server.state is State.DRAINING
+        play.happen(Event.CRASHED)
+        await turn(8)
+        play.server.start(undrain=False)
+        assert play.server.state is State.STARTING
+        await turn(8)
+        play.happen(Event.READY)
+        await turn(8)
+        assert play.server.state is State.DRAINING
         for what in [Event.RESTART, Event.READY]:
             play.happen(what)
             await turn(8)

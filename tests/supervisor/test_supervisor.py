@@ -179,6 +179,23 @@ async def test_resume_takes_up_where_a_killed_supervisor_left(bench):
         assert fresh.server.id > before[-1].id
 
 
+async def test_resumed_server_is_as_drained_as_it_was(bench):
+    specs = [ServerSpec(bench.settings(nickname="one")), ServerSpec(bench.settings(max_threads=1))]
+    with anyio.CancelScope() as killed:
+        async with bench.supervisor() as supervisor:
+            await supervisor.start(specs)
+            await supervisor.drain([FIRST_ID])
+            killed.cancel()
+            await anyio.lowlevel.checkpoint()
+    async with bench.supervisor() as supervisor:
+        supervisor.resume()
+        first, second = await supervisor.start(specs, undrain=False)
+        await supervisor._servers[FIRST_ID].wait_for({State.DRAINING})
+        assert (first.error, second.error, second.server.state) == (None, None, State.SERVING)
+        await supervisor.undrain([FIRST_ID])
+        assert "drained" not in bench.records()[FIRST_ID]
+
+
 async def test_resume_of_a_server_whose_log_cannot_be_opened_harms_no_other(bench):
     with anyio.CancelScope() as killed:
         async with bench.supervisor() as supervisor:

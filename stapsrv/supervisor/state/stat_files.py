@@ -5,6 +5,7 @@ commands of the original). What the format has no variable for stands in comment
 
     # stapsrv origin: /etc/stap-server/conf.d/native.conf
     # stapsrv port: assigned
+    # stapsrv drained
 
 A file that outlives its supervisor says which server to resume. Servers of several users share the
 directory; each supervisor minds the files of its own user that carry our mark.
@@ -30,6 +31,7 @@ FIRST_ID = 4_194_305
 _MARK = "# stapsrv server"
 _ORIGIN = "# stapsrv origin: "
 _ASSIGNED = "# stapsrv port: assigned"
+_DRAINED = "# stapsrv drained"
 _NAME = re.compile(r"([0-9]{1,18})\.stat")
 _MODE = 0o644
 
@@ -42,6 +44,7 @@ class Record:
     settings: ServerSettings
     origin: str | None
     port: int | None
+    drained: bool = False
 
 
 class StatFiles:
@@ -78,6 +81,8 @@ class StatFiles:
             marks.append(_ORIGIN + record.origin)
         if settings.port == 0 and record.port is not None:
             marks.append(_ASSIGNED)
+        if record.drained:
+            marks.append(_DRAINED)
         written = attrs.evolve(
             settings, nickname=settings.nickname or str(record.id), port=record.port or settings.port
         )
@@ -149,4 +154,5 @@ def _parse(server_id: int, text: str, *, where: str) -> Record:
         ),
         origin=origin,
         port=port,
+        drained=_DRAINED in marks,
     )
