@@ -272,26 +272,26 @@ class App:
         try:
             found = await self._read_servers(config_file)
             if force:
-                self._check_control_socket(found.settings.stat_path)
+                self._check_sockets(found)
                 return await self._give_way(config_file, report)
-            outcomes = await self.supervisor.reload(
-                found.specs, unreadable=found.faults.keys(), report=report
-            )
+            outcomes = await self.supervisor.reload(found.specs, unreadable=found.faults, report=report)
             faults = found.faults.values()
             return outcomes + [Outcome(None, already=False, error=str(fault)) for fault in faults]
         finally:
             if was_up and self.successor is None:
                 self._notifier.ready(self._summary())
 
-    def _check_control_socket(self, stat_path: Path) -> None:
-        passed = self._runtime.sockets.control(stat_path / self._configuration.user / SOCKET_NAME)
-        if passed is not None:
-            passed.close()
+    def _check_sockets(self, found: ConfiguredServers) -> None:
+        sockets = self._runtime.sockets
+        if control := sockets.control(found.settings.stat_path / self._configuration.user / SOCKET_NAME):
+            control.close()
+        # With one, a socket may be that server's, whose failure is its own.
+        if not found.faults:
+            sockets.check_all_used([spec.settings for spec in found.specs], controlled=True)
 
     async def _give_way(self, config_file: Path | None, report: Report | None) -> list[Outcome]:
         servers = self.supervisor.status().servers
         outcomes = await self.supervisor.stop([server.id for server in servers], report)
-        # Unless it is the whole process that ends.
         if self._phase is not Phase.STOPPING:
             self._phase = Phase.STARTING
             self.successor = attrs.evolve(self._options, config_file=config_file or self._options.config_file)
@@ -326,7 +326,7 @@ class App:
             self.supervisor.end_if_unused()
             return
         found = await self._read_servers(None)
-        self._runtime.sockets.check_all_used([spec.settings for spec in found.specs], controlled=True)
+        self._check_sockets(found)
         await self.supervisor.start(self._or_default(found), undrain=False)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())

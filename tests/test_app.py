@@ -436,6 +436,19 @@ def test_socket_that_no_server_wants_is_one_line_and_no_start(site):
     )
 
 
+def test_server_that_cannot_have_its_socket_hinders_no_other(site):
+    site.configure("one")
+    site.configure("native", "PORT=1\n")
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        for state in ("failed", None):
+            with site.start_with(passed=[("native", port)]) as server:
+                servers = site.status()
+                assert servers["one"]["state"] == "serving"
+                assert servers.get("native", {}).get("state") == state
+                stop(server)
+            site.configure("native", "nonsense\n")
+
+
 def is_reset(port: int) -> bool:
     """Say nothing, and see whether the server resets the connection rather than wait."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:

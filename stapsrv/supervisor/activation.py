@@ -108,12 +108,13 @@ class PassedSockets:
         """Refuse a socket that nobody accepts from; ``controlled``: there is a control socket.
 
         Raises:
-            ConfigError: there is such a socket, or one is not at its server's port.
+            ConfigError: there is such a socket, or the only server's is not at its port.
         """
         nicknames = set()
         for settings in servers:
             nicknames.add(settings.nickname)
-            port = self.port_of(settings)
+            # One that is commanded says so itself when it is launched, and hinders no other.
+            port = None if controlled else self.port_of(settings)
             if port is not None:
                 port.close()
         for name in self._sockets:
