@@ -12,7 +12,7 @@ place of their own in the queue; the flight begins with the first worker that an
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -44,11 +44,12 @@ class FlightResult(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """The flights of one server; to be used within :meth:`open`."""
+    """The flights of one server, used within :meth:`open`; ``max_finishing`` may finish without a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_finishing: int) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
         self._tasks: TaskGroup | None = None
+        self._finishing = anyio.Semaphore(max_finishing)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -117,17 +118,19 @@ class SingleFlight(Generic[T]):
         works = False
         try:
             with place:
-                async with worker():
+                async with AsyncExitStack() as landed, worker():
                     works = not flight.begun
                     if works:
                         flight.begin(place)
-                        value = await flight.work()
-                        flight.values.append(value)
+                        flight.values.append(await flight.work())
+                        # All requests have their value now, and the next one gets the worker; but not
+                        # where many finish already, so that what compiles leave behind stays bounded.
                         self._done(key, flight)
-                        # All requests have their value now. The worker is held until the rest is done as
-                        # well: it takes processor and disk like a compile, and so there are never more
-                        # request directories than workers.
-                        await flight.finish(value)
+                        try:
+                            await self._finishing.acquire()
+                            landed.callback(self._finishing.release)
+                        finally:
+                            landed.push_async_callback(flight.finish, flight.values[0])
         except Exception as exc:
             if works and flight.done.is_set():
                 raise

@@ -83,7 +83,7 @@ class Airport:
 
 @contextlib.asynccontextmanager
 async def airport(workers: int = 2, queue: int = 8) -> AsyncIterator[Airport]:
-    flights: SingleFlight[str] = SingleFlight()
+    flights: SingleFlight[str] = SingleFlight(max_finishing=1)
     with anyio.fail_after(60):
         async with flights.open(), anyio.create_task_group() as tasks:
             yield Airport(flights, tasks, workers=workers, queue=queue)
@@ -138,7 +138,7 @@ async def test_the_last_to_leave_ends_the_work_and_gives_the_worker_back():
 
 
 async def test_an_ended_flight_s_clean_up_does_not_forget_its_successor():
-    flights: SingleFlight[str] = SingleFlight()
+    flights: SingleFlight[str] = SingleFlight(max_finishing=1)
     pool = WorkerPool(4, queue_length=0)
     cleaning, cleaned = anyio.Event(), anyio.Event()
     leaving = anyio.CancelScope()
@@ -238,17 +238,30 @@ async def test_a_full_queue_refuses_those_who_wait_for_it_alone():
         assert port.answers["second"] == FlightResult("work of first", joined=True)
 
 
-async def test_nobody_waits_for_the_finishing_up_but_the_worker():
+async def test_worker_is_free_while_a_flight_finishes():
     async with airport(workers=1) as port:
         port.finishing = anyio.Event()
         await port.ask("first", "x")
         await port.open_gate("first")
         assert port.answers == {"first": FlightResult("work of first", joined=False)}
+        assert port.pool.statistics().running == 0
         await port.ask("second", "x")
-        assert (port.begun, port.pool.statistics().queued) == (["first"], 1)
+        assert (port.begun, port.ended) == (["first", "second"], [])
+        port.finishing.set()
+
+
+async def test_worker_is_held_where_too_many_flights_finish_already():
+    async with airport(workers=1) as port:
+        port.finishing = anyio.Event()
+        for name in ("first", "second"):
+            await port.ask(name, "x")
+            await port.open_gate(name)
+        assert list(port.answers) == ["first", "second"]
+        await port.ask("third", "x")
+        assert (port.begun, port.pool.statistics().queued) == (["first", "second"], 1)
         port.finishing.set()
         await anyio.wait_all_tasks_blocked()
-        assert (port.begun, port.ended) == (["first", "second"], ["first"])
+        assert (port.begun, port.ended) == (["first", "second", "third"], ["first", "second"])
 
 
 async def test_end_waits_for_flights_with_a_value_to_finish():
@@ -277,7 +290,7 @@ async def test_the_end_does_not_wait_for_ever(monkeypatch):
 
 
 async def test_a_place_in_the_queue_that_is_refused_after_the_landing_is_nobody_s_fault():
-    flights: SingleFlight[str] = SingleFlight()
+    flights: SingleFlight[str] = SingleFlight(max_finishing=1)
     queueing, landed = anyio.Event(), anyio.Event()
 
     @contextlib.asynccontextmanager
@@ -318,6 +331,6 @@ async def test_cancelling_everything_leaves_nothing():
 async def test_nothing_flies_from_a_closed_server():
     pool = WorkerPool(1, queue_length=0)
     with pytest.raises(TranslatorError, match="closed"):
-        await SingleFlight[None]().run(
+        await SingleFlight[None](max_finishing=1).run(
             "x", "a", worker=lambda: pool.worker("a"), work=anyio.lowlevel.checkpoint, finish=nothing
         )

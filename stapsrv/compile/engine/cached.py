@@ -33,7 +33,7 @@ class CachedEngine:
         self._engine = engine
         self._pool = pool
         self._cache = cache
-        self._single_flight: SingleFlight[Miss] = SingleFlight()
+        self._single_flight: SingleFlight[Miss] = SingleFlight(max_finishing=pool.statistics().workers)
         self.counts = CacheCounts()
 
     def open(self) -> AbstractAsyncContextManager[None]:
