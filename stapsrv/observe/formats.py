@@ -63,6 +63,8 @@ CLASSIC: Mapping[str, str] = {
     "clock.jumped": "The clock was set; certificates are judged by it after a minute",
     "trust.established": "The local client trusts this server: {directory}",
     "trust.failed": "The local client could not be made to trust this server: {directory}: {reason}",
+    "release.found": "Found out the {what} of kernel release {release} for all compiles, in {seconds} s",
+    "release.unfound": "Cannot find out the {what} of kernel release {release} for all compiles: {reason}",
     "release.healthy": "Kernel release {release} can be compiled for; a first compile took {seconds} s",
     "release.unhealthy": "Kernel release {release} cannot be compiled for: {reason}",
     "release.crashed": "Kernel release {release} was not looked after any more: an error of this program:",

@@ -59,7 +59,8 @@ class SandboxPolicy:
     write: tuple[Path, ...] = ()
     # Hidden even where they lie in something that is shown.
     secret: tuple[Path, ...] = ()
-    own_stap_cache: Path | None = None  # None: where stap has it
+    # Shown even there.
+    known: tuple[Path, ...] = ()
 
     @property
     def network(self) -> bool:
@@ -71,11 +72,6 @@ class SandboxPolicy:
         """The directory of stap, as stap finds it."""
         return Path(self.environ.get("SYSTEMTAP_DIR") or self.home / ".systemtap").absolute()
 
-    @property
-    def stap_cache(self) -> Path:
-        """The cache of stap, which requests share."""
-        return self.own_stap_cache or self.systemtap_directory / "cache"
-
 
 def request_mounts(policy: SandboxPolicy, directory: Path, *, cwd: Path | None = None) -> MountPlan:
     """Plan the mounts of the request in ``directory``, which is also the default of ``cwd``; takes 1 ms."""
@@ -86,7 +82,7 @@ def request_mounts(policy: SandboxPolicy, directory: Path, *, cwd: Path | None =
         *((path, Access.EMPTY_DIRECTORY) for path in (policy.systemtap_directory, *policy.secret)),
         # The last of several counts: these are there whatever the policy hides.
         (policy.systemtap_directory / "rc", Access.READ),
-        (policy.stap_cache, Access.WRITE),
+        *((path, Access.READ) for path in policy.known),
         (directory, Access.WRITE),
     ]
     return _resolve(wanted, cwd or directory, network=policy.network)
@@ -115,12 +111,7 @@ def _resolve(wanted: Iterable[tuple[Path, Access]], cwd: Path, *, network: bool)
 
 
 def make_caches(policy: SandboxPolicy) -> None:
-    """Make the cache directories that stap would make itself, were it not contained.
-
-    Raises:
-        OSError: one cannot be made.
-    """
-    policy.stap_cache.mkdir(parents=True, exist_ok=True)
+    """Make the cache that debuginfod's client would make itself, were it not contained; may raise OSError."""
     if policy.network and not any(path.is_dir() for path in _debuginfo_caches(policy)):
         next(_debuginfo_caches(policy)).mkdir(parents=True, exist_ok=True)
 

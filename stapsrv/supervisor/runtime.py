@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
 from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.cache.result_cache import ResultCache
-from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY, restrict_users_cache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.cached import CachedEngine
@@ -182,14 +182,15 @@ async def open_runtime(
             temp_quota=TempQuota(tuning.effective("total_temp_bytes")),
         )
         systemtap = systemtap_directory(environ)
+        with contextlib.suppress(OSError):
+            await workspace.files.run(partial(restrict_users_cache, systemtap))
         async with contextlib.AsyncExitStack() as opened:
             inputs = cache = None
             if log is not None:
                 inputs = await opened.enter_async_context(_watch_inputs(log))
             if log is not None and inputs is not None:
                 cache = await _open_cache(stap, environ, tuning, inputs, log)
-            stap_cache = systemtap / ("cache" if cache is None else CACHES_DIRECTORY)
-            memory = WarmMemory(systemtap / "warm-releases", stap_cache)
+            memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             databases = opened.enter_context(open_watcher(log))
             yield Runtime(
                 user=entry.pw_name,

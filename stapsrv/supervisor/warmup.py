@@ -4,6 +4,9 @@ stap needs ten seconds to get to know a kernel, and keeps what it has found out.
 that, each release is compiled for once when its first server has started: with low priority, one release at a
 time over the whole process, without a worker, and not at all where the file of warm releases has it.
 
+What stap finds out for a client's compile is not kept: no client's compile changes another's. Instead the
+same is found out once more, in the background, with a script of the server's own.
+
 A release that cannot be compiled for is unhealthy until a compile succeeds: the next attempt, after a change
 of the kernel's build tree or of the runtime or after some time; or that of a client, whose requests are
 attempted all the same.
@@ -24,12 +27,14 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
 from stapsrv.compile.cache.result_cache import ResultCache
+from stapsrv.compile.cache.stap_cache import Finding, StapCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
+from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -39,7 +44,13 @@ from stapsrv.system.blocking import BlockingCalls
 from stapsrv.text import error_line
 
 _DEFAULT_RUNTIME = "/usr/share/systemtap/runtime"
-_ARGUMENTS = (b"-p4", b"-e", b"probe begin { exit() }")
+# The shortest scripts with which stap finds out what it keeps.
+_ARGUMENTS = {
+    Finding.FEATURES: (b"-p4", b"-e", b"probe begin { exit() }"),
+    Finding.TRACEPOINTS: (b"-p2", b"-e", b'probe kernel.trace("sched_switch") { exit() }'),
+}
+# Until the same is found out again, where a client's compile still did not have it.
+_FIND_AGAIN_S = 600.0
 _FIRST_DELAY_S, _MAX_DELAY_S = 60.0, 3600.0
 # A package comes in many files; this long after the first change the next attempt begins.
 _SETTLE_S = 2.0
@@ -132,6 +143,13 @@ class Warmup:
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _tasks: TaskGroup | None = attrs.field(init=False, default=None)
     _listeners: list[Callable[[ReleaseHealth], None]] = attrs.field(init=False, factory=list)
+    # What was found out for clients, and when that began.
+    _found: dict[tuple[WarmupKey, StapCache | None, Finding, bool], float] = attrs.field(
+        init=False, factory=dict
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self._engine.on_findings = self._find
 
     def on_health_change(self, changed: Callable[[ReleaseHealth], None]) -> None:
         """Call ``changed`` after each change of a release's health."""
@@ -177,6 +195,41 @@ class Warmup:
     def _notify(self, health: ReleaseHealth) -> None:
         for listener in self._listeners:
             listener(health)
+
+    def _find(self, job: CompileJob, findings: frozenset[Finding]) -> None:
+        """Find out, in the background, what a client's compile had to find out for itself."""
+        now = anyio.current_time()
+        self._found = {what: began for what, began in self._found.items() if now - began < _FIND_AGAIN_S}
+        key = WarmupKey.of(job.settings, job.release)
+        # stap keeps it for each of its modes.
+        is_guru = any(name == "g" for name, _value in parse_options(job.request.arguments).options)
+        for finding in findings:
+            what = (key, job.stap_cache, finding, is_guru)
+            if self._tasks is not None and what not in self._found:
+                self._found[what] = now
+                arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]
+                own = _own_job(job.release, job.settings, arguments)
+                self._tasks.start_soon(self._find_out, own, finding, job.log)
+
+    async def _find_out(self, job: CompileJob, finding: Finding, log: Log) -> None:
+        fault = None
+        began = anyio.current_time()
+        try:
+            async with self._one_at_a_time:
+                result = await self._run(job)
+            if not result.succeeded:
+                fault = error_line(result.stderr)
+        except (OSError, RequestRejected, TranslatorError) as exc:
+            fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
+        except Exception:
+            log.exception("release.crashed", release=job.release.name)
+            return
+        seconds = round(anyio.current_time() - began, 1)
+        what = finding.name.lower()
+        if fault is None:
+            log.info("release.found", release=job.release.name, what=what, seconds=seconds)
+        else:
+            log.warning("release.unfound", release=job.release.name, what=what, reason=fault)
 
     def _begin(self, target: WarmupTarget) -> None:
         if self._tasks is not None and target.wanted_by and target.scope is None:
@@ -233,25 +286,24 @@ class Warmup:
     async def _compile(self, target: WarmupTarget) -> None:
         # Until done, or until a client's request has succeeded.
         release = target.key.release
-        request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
-        # There is no client who would look for it.
-        settings = attrs.evolve(target.settings, keep_temporary=False)
-        job = CompileJob(request=request, release=release, settings=settings, background=True)
+        job = _own_job(release, target.settings, _ARGUMENTS[Finding.FEATURES])
         if target.health.health is Health.UNTRIED:
             target.health.set(Health.WARMING)
         began = anyio.current_time()
         result: CompileResult | None = None
         with anyio.CancelScope() as scope, target.health.when_healthy(scope.cancel):
-            if self._cache is not None and settings.limits.result_cache:
-                result = await self._cache.run(job, self._engine)
-            else:
-                result = await self._engine.run(job)
+            result = await self._run(job)
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):
             raise TranslatorError(error_line(result.stderr))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
+
+    async def _run(self, job: CompileJob) -> CompileResult:
+        if self._cache is not None and job.settings.limits.result_cache:
+            return await self._cache.run(job, self._engine)
+        return await self._engine.run(job)
 
     async def _wait_for_change(self, target: WarmupTarget, delay_s: float) -> bool:
         changed = False
@@ -264,3 +316,10 @@ class Warmup:
             changed = True
             await anyio.sleep(_SETTLE_S)
         return changed
+
+
+def _own_job(release: ServedRelease, settings: ServerSettings, arguments: tuple[bytes, ...]) -> CompileJob:
+    request = CompileRequest(release=release.name, arch=release.arch, arguments=arguments)
+    # There is no client who would look for it.
+    settings = attrs.evolve(settings, keep_temporary=False)
+    return CompileJob(request=request, release=release, settings=settings, background=True)

@@ -28,9 +28,9 @@ TROUBLE = "Server: The server has trouble with its temporary directory: "
 
 @pytest.fixture
 def fifo(tmp_path):
-    """A named pipe that compiles open: opening it waits for one of them."""
-    path = tmp_path / "systemtap" / "cache" / "fifo"
-    path.parent.mkdir(parents=True)
+    """A named pipe in a SANDBOX_WRITE directory, which compiles open: opening it waits for one of them."""
+    path = tmp_path / "shared" / "fifo"
+    path.parent.mkdir()
     os.mkfifo(path)
     return path
 
@@ -70,7 +70,8 @@ def test_full_disk_refuses_requests_and_counts_lost_log_lines(serve, tmp_path, f
         pytest.skip("this host lets its users mount nothing")
     mount = f'mount -t tmpfs -o size=3m tmpfs {disk} && mkdir {disk}/tmp && exec "$@"'
     program = (*namespace, "sh", "-c", mount, "sh", *PROGRAM)
-    server = serve("--max-threads", 4, temporary=disk / "tmp", log=disk / "log", program=program)
+    options = ("--max-threads", 4, "--sandbox-write", fifo.parent)
+    server = serve(*options, temporary=disk / "tmp", log=disk / "log", program=program)
     inside = Path(f"/proc/{server.pid}/root") / str(disk).lstrip("/")
     assert server.ask(MAKES).rc == 0
     hog = server.send(f"{FILL} read x <{fifo}; exit 3")
@@ -110,7 +111,7 @@ def test_exhausted_descriptors_refuse_or_delay_clients(serve):
 
 def test_stopped_server_meets_its_deadlines_when_continued(serve, fifo):
     """Deadlines go by the monotonic clock; requests with time left go on."""
-    server = serve("--handshake-timeout", "2")
+    server = serve("--handshake-timeout", "2", "--sandbox-write", fifo.parent)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent:
         compile_ = server.send(f"{MAKES} exec 3>{fifo}; sleep 2; echo made")
         with fifo.open("rb") as held:
@@ -155,7 +156,9 @@ def test_killed_server_leaves_nothing_to_the_next(tmp_path, build_tree, identity
     temporary, stat, configured = tmp_path / "tmp", tmp_path / "stat", tmp_path / "conf.d"
     temporary.mkdir()
     configured.mkdir()
-    (configured / "one.conf").write_text(f"RELEASE={build_tree}\nSSL={identity}\nMAXTHREADS=4\n")
+    (configured / "one.conf").write_text(
+        f"RELEASE={build_tree}\nSSL={identity}\nMAXTHREADS=4\nSANDBOX_WRITE={fifo.parent}\n"
+    )
     config = tmp_path / "global.conf"
     config.write_text(f"CONFIG_PATH={configured}\nSTAT_PATH={stat}\nLOG_FILE={tmp_path}/log\n")
     arguments = ["-c", config, "--backend", backend, "--max-compiles", 4]

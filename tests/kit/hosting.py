@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
@@ -62,7 +63,7 @@ class Bench:
 
     def new_runtime(self) -> Runtime:
         """Return what the next process has."""
-        memory = WarmMemory(self._directory / "warm", self._directory / "systemtap" / "cache")
+        memory = WarmMemory(self._directory / "warm", self._directory / "systemtap" / CACHES_DIRECTORY)
         return Runtime(
             user=USER,
             engine=self._engine,

@@ -47,6 +47,7 @@ class FakeEngine:
         self.module = b"module" * 1000
         self.module_path = "stap000000/stap_x.ko"
         self.more_files: tuple[ResponseFile, ...] = ()
+        self.dependencies: frozenset[str] = frozenset()
         self.status = 0
         self.limit_met: str | None = None
         self._changed = anyio.Event()
@@ -68,7 +69,7 @@ class FakeEngine:
         module = ResponseFile(self.module_path, self.module)
         files = (module, *self.more_files)
         result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
-        return Compiled(result, built=False, read_dependencies=self._read_dependencies, release=self._release)
+        return Compiled(result, self._read_dependencies, self._keep_findings, self._release)
 
     async def _release(self) -> None:
         self.released += 1
@@ -78,7 +79,10 @@ class FakeEngine:
             raise self.last_fault
 
     async def _read_dependencies(self) -> frozenset[str]:
-        raise AssertionError("nothing was built")
+        return self.dependencies
+
+    async def _keep_findings(self) -> None:
+        raise AssertionError("no job is the server's own")
 
     async def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""

@@ -24,6 +24,8 @@ def policy(tmp_path):
     for directory in (
         "home/.systemtap/ssl/server",
         "home/.systemtap/cache",
+        "home/.systemtap/toolchains/1",
+        "home/.systemtap/toolchains/2",
         "run/request.1",
         "run/request.2",
     ):
@@ -36,6 +38,7 @@ def policy(tmp_path):
         environ={"PATH": "/usr/bin"},
         home=home,
         release=ServedRelease("none", "x86_64", "none", tree),
+        known=(home / ".systemtap" / "toolchains" / "1",),
     )
 
 
@@ -47,7 +50,7 @@ def seen(policy: SandboxPolicy, tmp_path: Path):
 def test_request_sees_its_directory_and_what_stap_needs(policy, tmp_path):
     access = seen(policy, tmp_path)
     assert access("run/request.1/response") is WRITE
-    assert access("home/.systemtap/cache") is WRITE
+    assert access("home/.systemtap/toolchains/1/ab") is READ
     assert access("home/.systemtap/rc") is READ
     assert access("kernels/tree/Makefile") is READ
     plan = request_mounts(policy, tmp_path)
@@ -57,7 +60,11 @@ def test_request_sees_its_directory_and_what_stap_needs(policy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["run/request.2", "home", "home/.bashrc", "home/.systemtap/ssl/server/key4.db", "kernels/other"]
+    "path",
+    [
+        *("run/request.2", "home", "home/.bashrc", "kernels/other", "home/.systemtap/ssl/server/key4.db"),
+        *("home/.systemtap/cache", "home/.systemtap/toolchains/2"),
+    ],
 )
 def test_request_sees_nothing_else_of_the_user(policy, tmp_path, path):
     assert seen(policy, tmp_path)(path) is None
@@ -77,19 +84,20 @@ def test_secrets_stay_hidden_in_a_shown_directory(policy, tmp_path):
     assert access("home/tapset/x.stp") is READ
     assert access("home/.systemtap/ssl/server/key4.db") is Access.EMPTY_DIRECTORY
     assert access("home/log") is Access.EMPTY_FILE
-    assert access("home/.systemtap/cache/ab") is WRITE
+    assert access("home/.systemtap/cache") is Access.EMPTY_DIRECTORY
+    assert access("home/.systemtap/toolchains/1/ab") is READ
 
 
 def test_environment_and_policy_name_further_paths(policy, tmp_path):
-    for name in ("st/cache", "opt", "ccache"):
+    for name in ("st", "opt", "ccache"):
         (tmp_path / name).mkdir(parents=True)
     environ = {"SYSTEMTAP_DIR": str(tmp_path / "st"), "SYSTEMTAP_TAPSET": f"{tmp_path / 'opt'}:relative"}
     policy = attrs.evolve(policy, environ=environ, write=(tmp_path / "ccache",))
     access = seen(policy, tmp_path)
-    assert access("st/cache/x") is WRITE
+    assert access("st/rc") is None
     assert access("opt/x.stp") is READ
     assert access("ccache/x") is WRITE
-    assert access("home/.systemtap/cache") is None
+    assert access("home/.systemtap/rc") is None
 
 
 def test_build_tree_brings_the_trees_it_refers_to(policy, tmp_path):
@@ -161,7 +169,8 @@ def test_environment_keeps_only_known_variables():
     assert b"https_proxy" in contained_environment(environ, temporary=Path("/own"), network=True)
 
 
-def test_stap_cache_is_made(policy, tmp_path):
-    policy = attrs.evolve(policy, environ={"SYSTEMTAP_DIR": str(tmp_path / "new" / "st")})
+def test_cache_of_debuginfod_is_made_where_it_is_used(policy, tmp_path):
     make_caches(policy)
-    assert os.access(tmp_path / "new" / "st" / "cache", os.W_OK)
+    assert not (tmp_path / "home" / ".cache").exists()
+    make_caches(attrs.evolve(policy, environ={"DEBUGINFOD_URLS": "https://debuginfod.example"}))
+    assert os.access(tmp_path / "home" / ".cache" / "debuginfod_client", os.W_OK)

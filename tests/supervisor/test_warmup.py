@@ -16,6 +16,7 @@ from kit.stap import make_stap
 from kit.trees import Witness
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
@@ -37,9 +38,8 @@ class Kernel:
         self.answer(MODULE)
         make_stap(
             bench.runtime.engine.stap.path,
-            f"echo >>{self._runs}; . {self._script}",
+            f'echo "$*" >>{self._runs}; . {self._script}',
         )
-        (directory / "systemtap" / "cache").mkdir(parents=True)
 
     def answer(self, script: str) -> None:
         new = self._script.with_suffix(".new")
@@ -137,7 +137,7 @@ async def test_it_has_the_lowest_priority(bench, kernel):
         await healths.wait(Health.HEALTHY)
 
 
-@pytest.mark.parametrize("what", ["build tree", "stap's cache", "stap"])
+@pytest.mark.parametrize("what", ["build tree", "what stap knew", "stap"])
 async def test_it_is_compiled_for_again_after_a_change(bench, kernel, tmp_path, what):
     async with started(bench) as (_, _, healths):
         await healths.wait(Health.HEALTHY)
@@ -146,11 +146,59 @@ async def test_it_is_compiled_for_again_after_a_change(bench, kernel, tmp_path, 
     elif what == "stap":
         os.utime(bench.runtime.engine.stap.path)
     else:
-        (tmp_path / "systemtap" / "cache").rename(tmp_path / "systemtap" / "old")
-        (tmp_path / "systemtap" / "cache").mkdir()
+        known = tmp_path / "systemtap" / CACHES_DIRECTORY
+        known.rename(tmp_path / "systemtap" / "old")
+        known.mkdir()
     async with started(bench) as (_, _, healths):
         await healths.wait(Health.HEALTHY)
     assert len(kernel.runs) == 2
+
+
+FEATURES, TRACEPOINTS = f"ab/stapconf_{'ab' * 16}_714.h", f"cd/tracequery_{'cd' * 16}_1.o"
+# As far as it is not there, which is also how stap does it.
+FINDS = f"""
+    find_out() {{ mkdir -p "$SYSTEMTAP_DIR/cache/${{1%/*}}"; cat "$SYSTEMTAP_DIR/cache/$1" 2>&1 ||
+        echo "$2" >"$SYSTEMTAP_DIR/cache/$1"; }}
+    case "$*" in *' -p2 '*) what={TRACEPOINTS} ;; *) what={FEATURES} ;; esac
+    case "$script" in *planted*) find_out {FEATURES} planted; find_out {TRACEPOINTS} planted ;;
+        *) find_out $what found ;; esac
+    {MODULE}
+"""
+
+
+def known(tmp_path: Path) -> dict[str, str]:
+    """Return what later compiles begin with."""
+    top = tmp_path / "systemtap" / CACHES_DIRECTORY / "unwatched"
+    return {str(path.relative_to(top)): path.read_text() for path in top.rglob("*") if path.is_file()}
+
+
+class TestFindings:
+    async def test_of_a_client_are_found_out_again_by_the_server(self, bench, kernel, tmp_path):
+        kernel.answer(FINDS)
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            assert (await exchange(server.port, request("-p4", "-e", "planted"))).rc == 0
+            await bench.lines.wait("release.found", 2)
+            assert known(tmp_path) == {FEATURES: "found\n", TRACEPOINTS: "found\n"}
+            answer = await exchange(server.port, request("-p4", "-e", "planted"))
+            assert answer.stdout == "found\nfound\n"
+        assert len(kernel.runs) == 4
+
+    async def test_of_guru_mode_are_found_out_in_guru_mode(self, bench, kernel):
+        kernel.answer(FINDS)
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            assert (await exchange(server.port, request("-g", "-p4", "-e", "planted"))).rc == 0
+            await bench.lines.wait("release.found", 2)
+        assert all(" -g " in run for run in kernel.runs)
+
+    async def test_are_not_found_out_again_and_again(self, bench, kernel, tmp_path):
+        kernel.answer(f'case "$script" in *planted*) true ;; *) {BROKEN} ;; esac; {FINDS}')
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            for _ in range(3):
+                assert (await exchange(server.port, request("-p4", "-e", "planted"))).rc == 0
+            await bench.lines.wait("release.unfound", 2)
+            assert known(tmp_path) == {}
+        assert len(kernel.runs) == 5
+        assert bench.lines.reasons("release.unfound") == ["x.h:3: error: no such thing"] * 2
 
 
 async def test_equal_servers_share_one(bench, kernel):

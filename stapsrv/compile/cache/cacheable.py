@@ -2,7 +2,7 @@
 
 The request must hold nothing but options and words that are known to be repeatable; the lists name what is
 allowed. The result must show that nothing was read but what is watched: in the compiler's own lists of files,
-or in the includes and probe points of the C that stap made.
+and in the probe points of the C that stap made.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ _MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+)\.ko")
 # How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
 _PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
 _PATH_MAX = 4096  # Linux's own
-_INCLUDE = re.compile(rb"^[ \t]*(?:#|%:)[ \t]*include(?:_next)?([^\n]*)", re.MULTILINE)
-_HEADER = re.compile(rb'[ \t]*[<"]([^<>"\\]+)[>"][ \t]*(?://.*|/\*.*\*/[ \t]*)?\r?')
 
 
 def uncacheable_reason(job: CompileJob, result: CompileResult, host_names: frozenset[str]) -> str | None:
@@ -129,19 +127,6 @@ def find_unwatched_file(
         if not inside[directory]:
             return path
     return None
-
-
-def includes_are_watched(result: CompileResult) -> bool:
-    """Whether the C that stap made includes only what is found in the kernel's and the runtime's headers."""
-    # The kernel is compiled without any other directories of headers (-nostdinc).
-    sources = [file.data for file in result.files if file.path.endswith("_src.c")]
-    includes = [match for source in sources for match in _INCLUDE.findall(source)]
-    return bool(sources) and all(
-        (named := _HEADER.fullmatch(include)) is not None
-        and not named[1].startswith(b"/")
-        and b".." not in named[1].split(b"/")
-        for include in includes
-    )
 
 
 def module_name(result: CompileResult) -> str | None:

@@ -1,8 +1,7 @@
 """Reads the compiler's own lists of the files that a module was built from.
 
 Beside each object file ``NAME.o`` the kernel's build leaves ``.NAME.o.cmd``: the command, and under
-``deps_…`` every file that the compiler opened. stap leaves all that in its temporary directory, unless it
-took the module from its own cache and there was nothing to build.
+``deps_…`` every file that the compiler opened. stap leaves all that in its temporary directory.
 
 Source: scripts/basic/fixdep.c of the kernel; seen with Linux 6.1.
 """
@@ -22,7 +21,6 @@ _LIST = re.compile(rb"^(?:deps|source)_\S+ := ?((?:[^\n]*\\\n)*[^\n]*)", re.MULT
 # No name in it has a blank, so that what never ends is not searched for its end from each beginning.
 _WILDCARD = re.compile(rb"\$\(wildcard [^()\s]*\)")
 _RECORD = ".o.cmd"
-_MODULE = ".ko"
 
 # What a compile left is foreign. A list of the kernel's build has about 100 KB and 1500 files; a script that
 # asks for every tracepoint of a kernel takes some hundred lists of the same files.
@@ -38,14 +36,6 @@ def parse_dependencies(text: bytes) -> tuple[str, ...]:
         listed = _WILDCARD.sub(b"", match[1].replace(b"\\\n", b" "))
         found += [os.fsdecode(path) for path in listed.split()]
     return tuple(found)
-
-
-def has_build(answer: int) -> bool:
-    """Whether stap's temporary directory, an open one, holds a whole build, and no module from its cache."""
-    with os.scandir(answer) as entries:
-        files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
-    modules = [name.removesuffix(_MODULE) for name in files if name.endswith(_MODULE)]
-    return bool(modules) and all(f".{module}_src.o.cmd" in files for module in modules)
 
 
 def read_dependencies(directory: Path, below: Path, build_tree: Path) -> frozenset[str]:

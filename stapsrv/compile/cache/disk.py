@@ -21,8 +21,6 @@ from stapsrv.system.atomic_file import replace_file
 
 # In a user's $SYSTEMTAP_DIR: beside stap's own cache, and out of the reach of what compiles.
 RESULTS_DIRECTORY = "server-results"
-# Begins the names of entries that are no results: these do not age, and are not counted or cleared.
-NOTE_PREFIX = "note-"
 
 _MAGIC = b"stapsrv result 1\n"
 _HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
@@ -37,7 +35,7 @@ _EVICT_FRACTION = 0.9
 
 
 class StoreStatistics(NamedTuple):
-    """What a directory holds, without notes."""
+    """What a directory holds."""
 
     entries: int
     stored_bytes: int
@@ -58,7 +56,6 @@ class _File(NamedTuple):
     path: Path
     status: os.stat_result
     is_finished: bool
-    is_note: bool
 
 
 class DiskStore:
@@ -76,7 +73,7 @@ class DiskStore:
         """Return what was written, unless it has expired; what is damaged is removed, with a DamagedError."""
         path = self._path(name)
         try:
-            if self._is_expired(name, path.stat()):
+            if self._is_expired(path.stat()):
                 path.unlink(missing_ok=True)
                 return None
             content = path.read_bytes()
@@ -93,7 +90,7 @@ class DiskStore:
     def has(self, name: str) -> bool:
         """Whether there is an entry of this name that has not expired, sound or not."""
         try:
-            return not self._is_expired(name, self._path(name).stat())
+            return not self._is_expired(self._path(name).stat())
         except OSError:
             return False
 
@@ -117,14 +114,13 @@ class DiskStore:
 
     def evict(self) -> int:
         """Remove what has expired, and the least recently used until there is room; return how many."""
-        # Notes last: without them stap's own cache would be taken for up to date.
-        files = sorted(self._files(), key=lambda file: (file.is_note, file.status.st_atime))
+        files = sorted(self._files(), key=lambda file: file.status.st_atime)
         total = sum(file.status.st_size for file in files)
         limit = self._max_bytes * _EVICT_FRACTION if total > self._max_bytes else self._max_bytes
         evicted = 0
-        for path, status, is_finished, _is_note in files:
+        for path, status, is_finished in files:
             if is_finished:
-                goes = total > limit or self._is_expired(path.name, status)
+                goes = total > limit or self._is_expired(status)
             else:
                 goes = time.time() - status.st_mtime > _MAX_UNFINISHED_S
             if goes:
@@ -135,8 +131,8 @@ class DiskStore:
         return evicted
 
     def clear(self) -> int:
-        """Remove all but notes; return how many results there were."""
-        files = [file for file in self._files() if not file.is_note]
+        """Remove all; return how many results there were."""
+        files = list(self._files())
         for file in files:
             file.path.unlink(missing_ok=True)
         self._scanned_bytes = None
@@ -158,14 +154,14 @@ class DiskStore:
 
     def statistics(self) -> StoreStatistics:
         """Count the results."""
-        sizes = [file.status.st_size for file in self._files() if file.is_finished and not file.is_note]
+        sizes = [file.status.st_size for file in self._files() if file.is_finished]
         return StoreStatistics(len(sizes), sum(sizes))
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}{_ENTRY}"
 
-    def _is_expired(self, name: str, status: os.stat_result) -> bool:
-        return time.time() - status.st_mtime > self._max_age_s and not name.startswith(NOTE_PREFIX)
+    def _is_expired(self, status: os.stat_result) -> bool:
+        return time.time() - status.st_mtime > self._max_age_s
 
     def _files(self) -> Iterator[_File]:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
@@ -176,8 +172,7 @@ class DiskStore:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
-                        is_note = entry.name.startswith(NOTE_PREFIX)
-                        yield _File(Path(entry.path), status, is_finished, is_note)
+                        yield _File(Path(entry.path), status, is_finished)
 
 
 def _sealed(body: bytes, name: str) -> bytes:

@@ -4,14 +4,12 @@ A result is found by its :class:`~stapsrv.compile.cache.key.CacheKey`: what the 
 options, and the state of this host as far as stap looks at it (:mod:`stapsrv.compile.cache.inputs`).
 Whether it depends on anything else is not guessed. The request has to be one that is known to be repeatable
 (:mod:`stapsrv.compile.cache.cacheable`), the compiler's own lists must name no file from elsewhere
-(:mod:`stapsrv.compile.cache.depfile`), and the C that stap made no program of a user's. A module from stap's
-own cache has no such lists: then all that its C includes must be found in the known headers. Results are
-stored as stap made them, without any signature.
+(:mod:`stapsrv.compile.cache.depfile`), and the C that stap made no program of a user's. Results are stored as
+stap made them, without any signature.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -24,16 +22,14 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.cacheable import (
     are_build_options_cacheable,
     find_unwatched_file,
-    includes_are_watched,
-    module_name,
     uncacheable_reason,
 )
-from stapsrv.compile.cache.disk import NOTE_PREFIX, DiskStore
+from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.inputs import UNREAD_RC, HostInputs, InputPaths
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
 from stapsrv.compile.cache.script_scan import TapsetScanner
-from stapsrv.compile.cache.stap_cache import StapCache, StapCaches
+from stapsrv.compile.cache.stap_cache import StapCache
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
@@ -58,7 +54,6 @@ class Miss:
     job: CompileJob
     compiled: Compiled
     entry: CacheEntry
-    stap_cache: StapCache | None = None  # None where the toolchain is not known
 
 
 class ResultCache:
@@ -68,7 +63,6 @@ class ResultCache:
         self._inputs = inputs
         self._watcher = watcher
         self._storage = ResultStorage(store, log=log)
-        self._stap_caches = StapCaches(inputs.systemtap, log=log)
         self._log = log
         self._storing: dict[str, CacheEntry] = {}
         self._tapsets = TapsetScanner()
@@ -136,24 +130,11 @@ class ResultCache:
         if key.environment_digest is None:
             compiled = await engine.compile(job)
             return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
-        async with contextlib.AsyncExitStack() as leaving:
-            stap_cache = await self._enter_stap_cache(leaving, key)
-            if stap_cache is not None:
-                job = attrs.evolve(job, stap_cache=stap_cache.path)
-            try:
-                compiled = await engine.compile(job)
-            finally:
-                paths = self._inputs.paths(job.release, job.settings)
-                if stap_cache is not None and self._generation(paths)[1] != key.generation[1]:
-                    stap_cache.is_stale = True
-            leaving.push_async_callback(compiled.release)
-            if stap_cache is not None and compiled.result.limit_met is not None:
-                # What stap found out about the kernel may be wrong, also where it made no module.
-                stap_cache.is_stale = True
-            # Before any request has the result: the next equal one waits for the entry.
-            entry = self._storing[key.name] = CacheEntry(compiled.result)
-            compiled = attrs.evolve(compiled, release=leaving.pop_all().aclose)
-            return Miss(key, job, compiled, entry, stap_cache)
+        cache = StapCache.of(self._inputs.systemtap, key.toolchain_digest)
+        compiled = await engine.compile(attrs.evolve(job, stap_cache=cache))
+        # Before any request has the result: the next equal one waits for the entry.
+        entry = self._storing[key.name] = CacheEntry(compiled.result)
+        return Miss(key, job, compiled, entry)
 
     async def store(self, miss: Miss) -> None:
         """Store a result if that is right, and say in its entry why not if it is not."""
@@ -164,10 +145,17 @@ class ResultCache:
             miss.entry.finish(reason)
 
     async def run(self, job: CompileJob, engine: Engine[Compiled]) -> CompileResult:
-        """Compile a job for no request, with stap's own cache of the toolchain of now."""
+        """Compile a script of the server's own, and keep what stap finds out about the toolchain."""
         miss = await self.compile(await self.wait_key_for(job), job, engine)
         self.close(miss)
-        await miss.compiled.release()
+        try:
+            if (
+                miss.compiled.result.succeeded
+                and self._generation(self._inputs.paths(job.release, job.settings)) == miss.key.generation
+            ):
+                await miss.compiled.keep_findings()
+        finally:
+            await miss.compiled.release()
         return miss.compiled.result
 
     def close(self, miss: Miss) -> None:
@@ -176,13 +164,6 @@ class ResultCache:
             miss.entry.finish(NOT_SCANNED)
         if self._storing.get(miss.key.name) is miss.entry:
             del self._storing[miss.key.name]
-
-    async def _enter_stap_cache(self, leaving: contextlib.AsyncExitStack, key: CacheKey) -> StapCache | None:
-        try:
-            return await leaving.enter_async_context(self._stap_caches.use(key))
-        except OSError as exc:
-            self._log.warning("cache.unwritable", reason=exc)
-            return None
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; reads the directory."""
@@ -211,15 +192,11 @@ class ResultCache:
 
     async def _judge(self, miss: Miss) -> str | None:
         key, job, compiled = miss.key, miss.job, miss.compiled
-        if miss.stap_cache is None:
-            return _DISK
         reason = await self._result_reason(key, job, compiled.result)
-        if reason := reason or await self._evidence_reason(miss, miss.stap_cache):
+        if reason := reason or await self._evidence_reason(job, compiled):
             return reason
         # Last, so that nothing but work of our own is between this check and the end of the compile.
-        if not await self._is_unchanged(key, job) or not await self._stap_caches.is_intact(miss.stap_cache):
-            return "changed"
-        return None
+        return None if await self._is_unchanged(key, job) else "changed"
 
     async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
         tapsets = self._inputs.paths(job.release, job.settings).tapsets
@@ -230,16 +207,8 @@ class ResultCache:
             return _DISK
         return await anyio.to_thread.run_sync(uncacheable_reason, job, result, names)
 
-    async def _evidence_reason(self, miss: Miss, stap_cache: StapCache) -> str | None:
+    async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return, in a word, how the compile shows that a result depends on more than the known inputs."""
-        job, compiled = miss.job, miss.compiled
-        # Once stap has a module in its cache, nothing shows any more that it was made from a file elsewhere.
-        module = (module_name(compiled.result) or "").encode()
-        note = NOTE_PREFIX + digest((stap_cache.path.name.encode(), module)).hex()
-        if not compiled.built:
-            if await self._storage.read(note) is not None:
-                return "outside"
-            return None if includes_are_watched(compiled.result) else "no evidence"
         paths = self._inputs.paths(job.release, job.settings).all
         try:
             dependencies = await compiled.read_dependencies()
@@ -248,11 +217,10 @@ class ResultCache:
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK
-        if outside is None:
-            return None
-        self._log.info("cache.outside", file=outside)
-        await self._storage.write(note, os.fsencode(outside))
-        return "outside"
+        if outside is not None:
+            self._log.info("cache.outside", file=outside)
+            return "outside"
+        return None if dependencies else "no evidence"
 
 
 def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:

@@ -1,135 +1,157 @@
-"""stap's own caches: one directory for each state of the toolchain.
+"""What stap has found out about each toolchain, kept for later compiles; only the server writes it.
 
-stap takes no notice of changed headers and compilers: it finds a module again by a digest of the script, and
-what it has found out about a kernel and the types in its headers by their names. So it gets a cache directory
-that is named by the toolchain's digest. One that a change of the toolchain, or a resource limit, may have
-spoiled is marked as stale, and never used again. Seen with SystemTap 4.8.
+stap keeps modules and what it finds out about a kernel under their names, and trusts what it finds there. So
+each compile has a cache of its own, in its own directory, which is removed with it. It begins with links to
+what the server knows of the toolchain: the features of a kernel and its tracepoints, both dear. That was made
+by compiles of the server's own scripts, and nothing of a client's compile ever gets there. Seen with
+SystemTap 4.8, which also takes no notice of changed headers and compilers: so each toolchain has its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
-import secrets
+import re
 import shutil
+import stat
 import time
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import attrs
-from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.key import CacheKey
-from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.atomic_file import replace_file
 
 # In stap's own directory; all servers and supervisors of a user share it.
-CACHES_DIRECTORY = "server-stap-caches"
+CACHES_DIRECTORY = "server-toolchains"
+# Of what nobody watches: what stap's own names tell apart.
+_UNWATCHED = "unwatched"
 
 _MAX_DIRECTORIES = 8
 # One that was used in this time may be in use by another process: a compile takes ten minutes at most.
 _IN_USE_S = 3600.0
-_STALE = "stale"
-# stap itself keeps a cache within the megabytes that this file in it says.
-_SIZE_LIMIT_FILE, _SIZE_LIMIT_MB = "cache_mb_limit", 128
-_REMOVE_S = 60.0
+_MAX_FILES = 2000  # Linux 6.1 has two hundred headers of tracepoints
+_MAX_FILE_BYTES = 16 << 20
+_MAX_BYTES = 256 << 20
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-@attrs.define(eq=False)
+class Finding(enum.Enum):
+    """What stap finds out about a toolchain and keeps for all scripts: how it names the files."""
+
+    FEATURES = r"stapconf_[0-9a-f]{32}_[0-9]+\.h"
+    TRACEPOINTS = r"tracequery_[0-9a-f]{32}_[0-9]+\.o"
+
+
+_DIRECTORY = re.compile(r"[0-9a-f]{2}")
+_NAMES = {finding: re.compile(finding.value) for finding in Finding}
+
+
+@attrs.frozen
 class StapCache:
-    """A cache directory of stap's."""
+    """What is known of one toolchain, at ``path``, which need not exist; the methods block on files."""
 
     path: Path
-    generation: int  # of the toolchain, when it was first used by this process
-    is_stale: bool = False  # what is in it may be of another toolchain than its name says
-    users: int = 0
 
+    @classmethod
+    def of(cls, systemtap: Path, toolchain: bytes = b"") -> StapCache:
+        """Return that of a toolchain's digest, or of what is not watched, below stap's own directory."""
+        return cls(systemtap / CACHES_DIRECTORY / (toolchain.hex()[:32] or _UNWATCHED))
 
-class StapCaches:
-    """The cache directories of stap below its own, ``systemtap``, which need not exist."""
+    def lend(self, directory: Path) -> None:
+        """Make ``directory``, the cache of one compile, with links to what is known; may raise OSError."""
+        directory.mkdir(mode=0o700)
+        with contextlib.suppress(OSError):
+            if not self.path.is_dir():
+                self._make()
+            os.utime(self.path)
+        for path in _findings(self.path, others=False):
+            own = directory / path.parent.name
+            own.mkdir(mode=0o700, exist_ok=True)
+            (own / path.name).symlink_to(path)
 
-    def __init__(self, systemtap: Path, *, log: Log) -> None:
-        self._parent = systemtap / CACHES_DIRECTORY
-        self._users_cache = systemtap / "cache"
-        self._log = log
-        self._current: dict[bytes, StapCache] = {}
-        self._files = BlockingCalls()
+    def keep(self, directory: Path) -> None:
+        """Take what a compile of the server's own script has found out in its cache; blocks on files."""
+        # stap from 5.1 on lets others write there, but others cannot get there.
+        self._copy(directory, others=True)
 
-    @contextlib.asynccontextmanager
-    async def use(self, key: CacheKey) -> AsyncIterator[StapCache]:
-        """Have the cache of a key's toolchain while the block runs; an OSError if none can be made."""
-        cache = self._find(key)
-        while not await self._files.run(partial(self._prepare, cache.path)):
-            # Another process has spoiled it.
-            cache.is_stale = True
-            cache = self._find(key)
-        cache.users += 1
-        try:
-            yield cache
-        finally:
-            cache.users -= 1
-            if cache.is_stale:
-                with anyio.CancelScope(shield=True):
-                    await self._retire(cache)
+    def missed_by(self, directory: Path) -> frozenset[Finding]:
+        """Return what a compile with that cache had to find out by itself; blocks on files."""
+        # stap writes anew also what it has found there.
+        made = _findings(directory, others=True)
+        names = [path.name for path in made if not (self.path / path.parent.name / path.name).exists()]
+        return frozenset(found for found, name in _NAMES.items() if any(map(name.fullmatch, names)))
 
-    async def is_intact(self, cache: StapCache) -> bool:
-        """Whether no process has spoiled a cache that is in use."""
-        if cache.is_stale:
-            return False
-        try:
-            return await self._files.run(lambda: cache.path.is_dir() and not (cache.path / _STALE).exists())
-        except OSError:
-            return False
+    def _make(self) -> None:
+        is_first = not self.path.parent.is_dir()
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        if is_first or self.path.name == _UNWATCHED:
+            # What stap's user has found out by himself, ten seconds' work, where nobody else can write.
+            self._copy(self.path.parent.parent / "cache", others=False)
+        self._evict()
 
-    def _find(self, key: CacheKey) -> StapCache:
-        digest, generation = key.toolchain_digest, key.generation[1]
-        cache = self._current.get(digest)
-        if cache is None or cache.is_stale or cache.generation != generation:
-            name = digest.hex()[:32]
-            if cache is not None:
-                # A toolchain that has come back: compiles from before may still write to its first directory.
-                name = f"{name}.{secrets.token_hex(4)}"
-            cache = self._current[digest] = StapCache(self._parent / name, generation)
-        return cache
-
-    def _prepare(self, path: Path) -> bool:
-        """Make a cache unless it is there; return whether it can be used."""
-        if not path.is_dir():
-            is_first = not self._parent.is_dir()
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (path / _SIZE_LIMIT_FILE).write_text(f"{_SIZE_LIMIT_MB}\n")
-            if is_first:
-                self._adopt(path)
-            self._evict()
-        os.utime(path)
-        return not (path / _STALE).exists()
-
-    def _adopt(self, path: Path) -> None:
-        """Copy what stap knows of kernels' features, ten seconds' work, from its user's own cache.
-
-        What that has when this program sees it for the first time is taken as it is, as stap does.
-        """
-        for known in self._users_cache.glob("*/stapconf_*"):
-            (path / known.parent.name).mkdir(mode=0o700, exist_ok=True)
-            shutil.copy2(known, path / known.parent.name)
+    def _copy(self, source: Path, *, others: bool) -> None:
+        left = _MAX_BYTES
+        for path in _findings(source, others=others):
+            target = self.path / path.parent.name / path.name
+            with contextlib.suppress(OSError):
+                data = None if target.exists() else _read(path, min(left, _MAX_FILE_BYTES), others=others)
+                if data is not None:
+                    left -= len(data)
+                    target.parent.mkdir(mode=0o700, exist_ok=True)
+                    replace_file(target, data, mode=0o400)
 
     def _evict(self) -> None:
-        used = {path: path.stat().st_mtime for path in self._parent.iterdir()}
+        used = {}
+        for path in self.path.parent.iterdir():
+            # Another process may remove or rename any of them at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                used[path] = path.stat().st_mtime
         unused = (path for path in used if time.time() - used[path] > _IN_USE_S)
         for path in sorted(unused, key=used.__getitem__)[: max(0, len(used) - _MAX_DIRECTORIES)]:
-            _remove(path)
+            shutil.rmtree(path, ignore_errors=True)
 
-    async def _retire(self, cache: StapCache) -> None:
+
+def restrict_users_cache(systemtap: Path) -> None:
+    """Close stap's own cache to other users, to whom stap from 5.1 on leaves it open; may raise OSError."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        fd = os.open(systemtap / "cache", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            await self._files.run((cache.path / _STALE).touch)
-            if not cache.users:
-                await self._files.run(partial(_remove, cache.path), timeout_s=_REMOVE_S)
-        except OSError as exc:
-            self._log.warning("cache.unwritable", reason=exc)
+            if os.fstat(fd).st_uid == os.geteuid():
+                os.fchmod(fd, 0o700)
+        finally:
+            os.close(fd)
 
 
-def _remove(path: Path) -> None:
-    # Under another name first: whoever makes it anew begins with an empty one.
-    gone = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-    shutil.rmtree(gone, ignore_errors=True)
+def _findings(cache: Path, *, others: bool) -> Iterator[Path]:
+    """Yield a bounded number of files that are named as findings; unless ``others``, where none can write."""
+    count = 0
+    with contextlib.suppress(OSError), os.scandir(cache) as directories:
+        for directory in directories:
+            is_named = _DIRECTORY.fullmatch(directory.name) and directory.is_dir(follow_symlinks=False)
+            if not is_named or not _is_own(directory.stat(follow_symlinks=False), others=others):
+                continue
+            with os.scandir(directory.path) as files:
+                for file in files:
+                    if any(name.fullmatch(file.name) for name in _NAMES.values()):
+                        count += 1
+                        if count > _MAX_FILES:
+                            return
+                        yield Path(file.path)
+
+
+def _read(path: Path, most_bytes: int, *, others: bool) -> bytes | None:
+    """Return the content of a regular file of this user's, if it is that; may raise OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not _is_own(status, others=others):
+            return None
+        data = file.read(most_bytes + 1)
+        return data if len(data) <= most_bytes else None
+
+
+def _is_own(status: os.stat_result, *, others: bool) -> bool:
+    return status.st_uid == os.geteuid() and (others or not status.st_mode & _WRITABLE_BY_OTHERS)

@@ -26,7 +26,7 @@ _TIMEOUT_S = 10.0
 
 
 class ResultStorage:
-    """The stored results, those used lately also in memory; and notes beside them."""
+    """The stored results, those used lately also in memory."""
 
     def __init__(self, store: DiskStore, *, log: Log) -> None:
         self._store = store
@@ -52,7 +52,7 @@ class ResultStorage:
         if entry is not None:
             # Another process removed it.
             self._forget(name)
-        body = await self.read(name)
+        body = await self._read(name)
         result = None if body is None else _decode_result(body)
         if result is None:
             return None
@@ -62,13 +62,13 @@ class ResultStorage:
 
     async def put(self, name: str, entry: CacheEntry) -> bool:
         """Store an entry; return whether it could be written."""
-        if not await self.write(name, _encode_result(entry.result)):
+        if not await self._write(name, _encode_result(entry.result)):
             return False
         self._remember(name, entry)
         return True
 
-    async def write(self, name: str, body: bytes) -> bool:
-        """Write a file of the store; return whether it could be written."""
+    async def _write(self, name: str, body: bytes) -> bool:
+        """Write an entry; return whether it could be written."""
         try:
             self._evicted += await self._files.run(partial(self._store.write, name, body))
         except OSError as exc:
@@ -76,7 +76,7 @@ class ResultStorage:
             return False
         return True
 
-    async def read(self, name: str) -> bytes | None:
+    async def _read(self, name: str) -> bytes | None:
         """Return the content of a file of the store, if it can be read."""
         try:
             return await self._files.run(partial(self._store.read, name))

@@ -8,7 +8,6 @@ stay on this side.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import anyio
@@ -16,6 +15,7 @@ import attrs
 import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache.stap_cache import StapCache
 from stapsrv.compile.protocol.options import Privilege, requested_privilege
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
@@ -40,7 +40,7 @@ class CompileJob:
     # Set when the client has its answer.
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
     background: bool = False  # run at low priority; nobody waits for it
-    stap_cache: Path | None = None  # None: where stap has it
+    stap_cache: StapCache | None = None  # of the toolchain; None where that is not known
     deadline_s: float = attrs.field()
 
     @deadline_s.default
@@ -63,15 +63,21 @@ class CompileResult:
     files: tuple[ResponseFile, ...]
     limit_met: str | None = None  # the resource limit that stap met, as far as its end shows one
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether stap did all that it was asked, and met no limit on the way."""
+        return self.status == 0 and self.limit_met is None
+
 
 @attrs.frozen
 class Compiled:
     """A compile that has ended; what it left behind stays until it is released."""
 
     result: CompileResult
-    built: bool  # else stap had the module in its own cache
-    # Returns the files that the module was built from, if it was; an OSError if their list cannot be read.
+    # Returns the files that the module was built from; an OSError if their list cannot be read.
     read_dependencies: Callable[[], Awaitable[frozenset[str]]]
+    # Keeps what stap found out about the toolchain for all later compiles; only for a script of the server's.
+    keep_findings: Callable[[], Awaitable[None]]
     # Removes what the compile left behind; to be awaited exactly once.
     release: Callable[[], Awaitable[None]]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from stapsrv.compile.cache.depfile import has_build, read_dependencies
+from stapsrv.compile.cache.depfile import read_dependencies
+from stapsrv.compile.cache.stap_cache import Finding, StapCache
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.stap import (
     StapProgram,
@@ -39,6 +40,7 @@ _REQUEST = Path("request")
 _ANSWER = Path("response", RESPONSE_DIRECTORY)
 _TEMPORARY = Path("tmp")
 _SYSTEMTAP = Path("systemtap")
+_CACHE = _SYSTEMTAP / "cache"
 
 
 class LocalEngine:
@@ -62,13 +64,14 @@ class LocalEngine:
         self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
         self._home = home
         self._private = private_paths(environ, home)
+        self._systemtap = Path(environ.get("SYSTEMTAP_DIR") or home / ".systemtap").absolute()
         self._secret = (*secret, workspace.path)
         self._temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
+        # Called with what the compile of a request had to find out for itself.
+        self.on_findings: Callable[[CompileJob, frozenset[Finding]], None] = lambda _job, _found: None
 
-    def policy(
-        self, settings: ServerSettings, release: ServedRelease, stap_cache: Path | None = None
-    ) -> SandboxPolicy:
-        """Return what the jobs of a server may see of this host."""
+    def policy(self, settings: ServerSettings, release: ServedRelease, *known: Path) -> SandboxPolicy:
+        """Return what the jobs of a server may see of this host; beside it, what is ``known`` to stap."""
         read = [*settings.include, *settings.limits.sandbox_read]
         if settings.runtime is not None:
             read.append(settings.runtime)
@@ -80,7 +83,7 @@ class LocalEngine:
             read=tuple(map(Path, read)),
             write=tuple(map(Path, settings.limits.sandbox_write)),
             secret=(*self._secret, *(path for path in (settings.ssl, settings.log) if path is not None)),
-            own_stap_cache=stap_cache,
+            known=known,
         )
 
     def check(self, settings: ServerSettings, release: ServedRelease) -> None:
@@ -90,13 +93,18 @@ class LocalEngine:
             plan = self.sandbox.request_mounts(policy, self.workspace.path, cwd=self.workspace.path)
         except OSError as exc:
             problem = f"cannot be made: {exc.strerror}"
-            remedy = "point SYSTEMTAP_DIR to a directory that the server's user may write to"
-            raise ConfigError(problem, where=str(policy.stap_cache), remedy=remedy) from exc
+            remedy = "point DEBUGINFOD_CACHE_PATH to a directory that the server's user may write to"
+            raise ConfigError(problem, where=str(exc.filename), remedy=remedy) from exc
         self.sandbox.check_plan(plan)
 
     async def run(self, job: CompileJob) -> CompileResult:
-        """Compile ``job``, remove what the compile left behind, and return the result."""
+        """Compile ``job``, of a script of the server's own, and return the result; nothing else is left.
+
+        But for what stap found out about the toolchain, where the job is to find that out (``background``).
+        """
         compiled = await self.compile(job)
+        if job.background and compiled.result.succeeded:
+            await compiled.keep_findings()
         await compiled.release()
         return compiled.result
 
@@ -107,14 +115,14 @@ class LocalEngine:
                 self.workspace.request_directory(keep=job.settings.keep_temporary, log=job.log)
             )
             with self.workspace.translate_errors():
-                result, built = await self._compile(job, directory)
+                result = await self._compile(job, directory)
             read = functools.partial(read_dependencies, directory, _ANSWER, job.release.build_tree)
+            keep = functools.partial(self._cache_for(job).keep, directory / _CACHE)
+            on_files = functools.partial(functools.partial, self.workspace.files.run)
             # From here on the directory is the caller's to remove.
-            return Compiled(
-                result, built, functools.partial(self.workspace.files.run, read), leaving.pop_all().aclose
-            )
+            return Compiled(result, on_files(read), on_files(keep), leaving.pop_all().aclose)
 
-    async def _compile(self, job: CompileJob, directory: Path) -> tuple[CompileResult, bool]:
+    async def _compile(self, job: CompileJob, directory: Path) -> CompileResult:
         limits, files, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
         plan = await files.run(functools.partial(self._prepare, job, directory))
         run = functools.partial(self._run_stap, job, plan, directory)
@@ -123,16 +131,24 @@ class LocalEngine:
         )
         _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
 
-        def read() -> tuple[tuple[ResponseFile, ...], bool]:
+        known = self._cache_for(job)
+
+        def read() -> tuple[tuple[ResponseFile, ...], frozenset[Finding]]:
             # The compile could have put a link there.
             with trees.open_directory(directory, _ANSWER) as opened:
-                return read_answer(opened, max_bytes=limits.answer_bytes), has_build(opened)
+                answered = read_answer(opened, max_bytes=limits.answer_bytes)
+            return answered, known.missed_by(directory / _CACHE)
 
-        answered, built = await files.run(read)
+        answered, found = await files.run(read)
+        if found and not job.background:
+            self.on_findings(job, found)
         hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
         status = 128 - ended.status if ended.status < 0 else ended.status
         stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
-        return CompileResult(status, stdout, stderr, answered, limit_met), built
+        return CompileResult(status, stdout, stderr, answered, limit_met)
+
+    def _cache_for(self, job: CompileJob) -> StapCache:
+        return job.stap_cache or StapCache.of(self._systemtap)
 
     def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
         with _compile_errors():
@@ -142,12 +158,12 @@ class LocalEngine:
         root = directory / _REQUEST
         root.mkdir(mode=0o700)
         write_request(job.request, root)
-        policy = self.policy(job.settings, job.release, job.stap_cache)
-        if job.stap_cache is not None:
-            # stap has its cache in $SYSTEMTAP_DIR/cache, and nowhere else.
-            (directory / _SYSTEMTAP).mkdir(mode=0o700)
-            (directory / _SYSTEMTAP / "cache").symlink_to(job.stap_cache)
-            (directory / _SYSTEMTAP / "rc").symlink_to(policy.systemtap_directory / "rc")
+        known = self._cache_for(job)
+        policy = self.policy(job.settings, job.release, known.path)
+        # stap has its cache in $SYSTEMTAP_DIR/cache, and nowhere else.
+        (directory / _SYSTEMTAP).mkdir(mode=0o700)
+        (directory / _SYSTEMTAP / "rc").symlink_to(policy.systemtap_directory / "rc")
+        known.lend(directory / _CACHE)
         return self.sandbox.request_mounts(policy, directory, cwd=root)
 
     async def _run_stap(
@@ -162,8 +178,7 @@ class LocalEngine:
             self._environ, temporary=directory / _TEMPORARY, network=plan.network
         )
         environ = stap_environment(environ, job.request.environment)
-        if job.stap_cache is not None:
-            environ[b"SYSTEMTAP_DIR"] = os.fsencode(directory / _SYSTEMTAP)
+        environ[b"SYSTEMTAP_DIR"] = os.fsencode(directory / _SYSTEMTAP)
         async with self.sandbox.request_cgroup(directory.name, limits) as group:
             with _compile_errors():
                 result = await run_process_tree(

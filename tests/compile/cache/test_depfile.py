@@ -10,7 +10,7 @@ import pytest
 from kit.trees import make_deep
 
 from stapsrv.compile.cache import depfile
-from stapsrv.compile.cache.depfile import has_build, parse_dependencies, read_dependencies
+from stapsrv.compile.cache.depfile import parse_dependencies, read_dependencies
 from stapsrv.system import trees
 
 # As Linux 6.1 writes them, shortened.
@@ -58,14 +58,8 @@ def leave_build(directory: Path) -> None:
     (directory / ".stap_1_src.o.cmd").write_bytes(OBJECT.replace(b"/tmp/x", str(directory).encode()))
 
 
-def is_build(directory: Path) -> bool:
-    with trees.open_directory(directory) as opened:
-        return has_build(opened)
-
-
 def test_dependencies_are_absolute_and_not_of_the_build(tmp_path):
     leave_build(tmp_path / "x")
-    assert is_build(tmp_path / "x")
     dependencies = read_dependencies(tmp_path, Path("x"), Path("/lib/modules/1/build"))
     assert dependencies == {
         "/usr/src/common/include/linux/kconfig.h",
@@ -84,18 +78,6 @@ def test_dependencies_of_builds_beside_the_module_count(tmp_path):
     (tmp_path / "x" / "typequery_7.so").write_bytes(b"")
     dependencies = read_dependencies(tmp_path, Path("x"), Path("/b"))
     assert dependencies >= {"/opt/trace.h", f"{tmp_path}/x/typequery_7.so"}
-
-
-def test_module_from_stap_s_cache_has_no_build(tmp_path):
-    leave_build(tmp_path / "x")
-    (tmp_path / "x" / ".stap_1_src.o.cmd").unlink()
-    assert not is_build(tmp_path / "x")
-
-
-def test_directory_without_a_module_has_no_build(tmp_path):
-    leave_build(tmp_path / "x")
-    (tmp_path / "x" / "stap_1.ko").unlink()
-    assert not is_build(tmp_path / "x")
 
 
 def test_wildcard_that_never_ends_takes_linear_time():
@@ -120,7 +102,6 @@ def test_records_that_no_build_leaves_are_not_read(tmp_path, monkeypatch, kind):
         (tmp_path / "secret").write_bytes(content)
         make = {"link": lambda: record.symlink_to("../secret"), "fifo": lambda: os.mkfifo(record)}
         make.get(kind, record.mkdir)()
-        assert not is_build(tmp_path / "x")
     with pytest.raises(OSError, match=r"\S"):
         read_dependencies(tmp_path, Path("x"), Path("/b"))
     trees.remove(tmp_path / "x")

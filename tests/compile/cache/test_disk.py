@@ -166,27 +166,6 @@ def test_verify_removes_damaged_and_clear_removes_all(tmp_path):
     assert list(store.directory.iterdir()) == []
 
 
-def test_notes_do_not_age_and_are_not_cleared(tmp_path):
-    store = open_store(tmp_path, max_age_s=60.0)
-    store.write("note-a", b"toolchain")
-    store.write("a", BODY)
-    os.utime(file_of(store, "note-a"), (1000.0, 1000.0))
-    assert store.statistics().entries == 1
-    assert store.clear() == 1
-    assert store.evict() == 0
-    assert store.read("note-a") == b"toolchain"
-
-
-def test_notes_are_evicted_last(tmp_path):
-    store = open_store(tmp_path, max_bytes=MEBI)
-    store.write("note-a", b"toolchain")
-    os.utime(file_of(store, "note-a"), (1000.0, 1000.0))
-    for number in range(12):
-        store.write(f"{number}", bytes(100_000))
-    assert not store.has("0")
-    assert store.read("note-a") == b"toolchain"
-
-
 def test_failed_write_leaves_the_old_entry(tmp_path, monkeypatch):
     store = open_store(tmp_path)
     store.write("a", BODY)

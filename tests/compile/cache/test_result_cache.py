@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +20,6 @@ from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.cache.result_cache import Miss, ResultCache
-from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
@@ -48,10 +46,6 @@ class FakeInputs:
     @property
     def systemtap(self) -> Path:
         return self.directory / "systemtap"
-
-    @property
-    def stap_caches(self) -> Path:
-        return self.systemtap / CACHES_DIRECTORY
 
     def paths(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
         further = tuple(WatchedPath(include) for include in settings.include)
@@ -81,11 +75,13 @@ class World:
     lines: LogLines
     watcher: InputWatcher
     runs: list[CompileJob] = attrs.field(factory=list)
+    kept: list[CompileJob] = attrs.field(factory=list)
+    """Whose findings are kept."""
     released: int = 0
     status: int = 0
     limit_met: str | None = None
-    built: bool = True
-    """Whether stap's own cache has nothing."""
+    evidence: bool = True
+    """Whether the compiler leaves lists of the files that it read."""
     outside: tuple[str, ...] = ()
     code: bytes = b'#include "runtime.h"\n#include <linux/mm.h>\n'
     meddle: Path | None = None
@@ -140,11 +136,6 @@ class World:
 
     async def run_stap(self, job: CompileJob) -> Compiled:
         self.runs.append(job)
-        module = (job.stap_cache or self.directory / "cache") / self.name_of(job)
-        is_built = self.built and not module.exists()
-        if is_built:
-            module.parent.mkdir(exist_ok=True)
-            module.write_text((self.directory / "tree" / "x.h").read_text())
         if self.meddle is not None:
             self.meddle.write_text("meddled")
         if self.passing is not None:
@@ -153,27 +144,21 @@ class World:
 
         async def read_dependencies() -> frozenset[str]:
             await anyio.lowlevel.checkpoint()
-            return frozenset({f"{self.directory}/tree/x.h", *self.outside})
+            return frozenset({f"{self.directory}/tree/x.h", *self.outside} if self.evidence else ())
 
-        data = module.read_bytes() if module.exists() else b"/* */"
+        async def keep_findings() -> None:
+            self.kept.append(job)
+
         files = (
-            ResponseFile(f"stap000000/{module.name}.ko", data),
-            ResponseFile(f"stap000000/{module.name}_src.c", self.code),
+            ResponseFile("stap000000/stap_1.ko", (self.directory / "tree" / "x.h").read_bytes()),
+            ResponseFile("stap000000/stap_1_src.c", self.code),
         )
         result = CompileResult(self.status, b"out", b"err", files, self.limit_met)
 
         async def release() -> None:
             self.released += 1
 
-        return Compiled(result, is_built, read_dependencies, release)
-
-    @staticmethod
-    def name_of(job: CompileJob) -> str:
-        return f"stap_{hashlib.md5(job.request.arguments[-1]).hexdigest()}"
-
-    def stap_caches(self) -> list[str]:
-        """Return which of stap's caches there are."""
-        return sorted(path.name for path in self.inputs.stap_caches.iterdir())
+        return Compiled(result, read_dependencies, keep_findings, release)
 
     def uses(self) -> list[int]:
         """Return which cache of stap's each run had, as numbers in order of appearance."""
@@ -329,9 +314,7 @@ async def test_result_whose_store_was_cancelled_is_not_stored(tmp_path):
         ({"outside": ("TREE/../elsewhere.h",)}, (), "outside"),
         ({"code": b'{ .procname="/bin/ls", }'}, (), "outside"),
         ({"code": b'.path = "/usr/bin/ls",'}, (), "outside"),
-        ({"built": False, "code": b'#include "/etc/x.h"\n'}, (), "no evidence"),
-        ({"built": False, "code": b"#include SOME_MACRO\n"}, (), "no evidence"),
-        ({"built": False, "code": b"#include <../../etc/x.h>\n"}, (), "no evidence"),
+        ({"evidence": False}, (), "no evidence"),
     ],
     ids=str,
 )
@@ -348,16 +331,6 @@ async def test_program_at_the_end_of_large_code_is_found(tmp_path):
     async with world(tmp_path) as w:
         w.code = b"/* */\n" * 200_000 + b'{ .procname="/bin/ls", }'
         assert await w.ask() == "outside"
-
-
-async def test_module_built_from_unwatched_file_is_not_stored_from_stap_s_cache(tmp_path):
-    """Though what its C includes could be a header of the kernel's."""
-    async with world(tmp_path) as w:
-        w.outside = ("/opt/include/linux/mm.h",)
-        assert await w.ask() == "outside"
-        w.built = False
-        assert await w.ask() == "outside"
-        assert await w.ask(b"-p4", b"-eprobe end {}") == "stored"
 
 
 async def test_file_behind_a_link_below_a_watched_path_is_watched(tmp_path):
@@ -394,14 +367,29 @@ async def test_result_of_compile_with_a_passing_change_is_not_stored(tmp_path, w
         assert after.flight_key != before.flight_key
         w.passing = None
         assert await w.ask() == "stored"
-        # Of tapsets stap's own cache takes notice.
-        assert w.uses() == ([0, 1] if where == "tree" else [0, 0])
 
 
-SCRIPTS = [(b"-p4", b"-eprobe %s {}" % name) for name in (b"begin", b"end", b"error")]
+async def test_findings_of_requests_are_not_kept(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        await w.ask(b"-v", b"-eprobe begin {}")
+        assert w.kept == []
 
 
-async def test_module_of_stap_s_own_cache_is_of_the_toolchain_of_now(tmp_path):
+@pytest.mark.parametrize(
+    ("attributes", "kept"),
+    [({}, 1), ({"status": 1}, 0), ({"limit_met": "too many processes"}, 0), ({"meddle": "tree/x.h"}, 0)],
+    ids=str,
+)
+async def test_findings_of_the_server_s_own_script_are_kept_if_it_succeeds(tmp_path, attributes, kept):
+    async with world(tmp_path) as w:
+        for name, value in attributes.items():
+            setattr(w, name, tmp_path / value if name == "meddle" else value)
+        await w.cache.run(w.job(), FakeStap(w.run_stap))
+        assert (len(w.kept), w.released) == (kept, 1)
+
+
+async def test_what_stap_knows_is_of_the_toolchain_of_now(tmp_path):
     """stap itself takes no notice of a changed header."""
     async with world(tmp_path) as w:
         await w.ask()
@@ -416,100 +404,12 @@ async def test_module_of_stap_s_own_cache_is_of_the_toolchain_of_now(tmp_path):
         assert w.uses() == [0, 1, 1, 1, 1]
 
 
-async def test_tapset_change_leaves_stap_s_own_cache(tmp_path):
+async def test_tapset_change_leaves_what_stap_knows(tmp_path):
     async with world(tmp_path) as w:
         await w.ask()
         (tmp_path / "tapset" / "b.stp").write_text("")
         assert await w.ask() == "stored"
         assert w.uses() == [0, 0]
-
-
-async def test_stap_s_own_cache_is_removed_after_a_change_during_the_compile(tmp_path):
-    async with world(tmp_path) as w:
-        w.meddle = tmp_path / "tree" / "x.h"
-        assert await w.ask() == "changed"
-        assert w.stap_caches() == []
-        w.meddle = None
-        assert await w.ask() == "stored"
-        assert w.uses() == [0, 1]
-
-
-@pytest.mark.parametrize("cancelled", [False, True])
-async def test_stap_s_own_cache_is_removed_after_a_change_during_a_compile_that_was_ended(
-    tmp_path, cancelled
-):
-    async with world(tmp_path) as w:
-        assert await w.ask() == "stored"
-
-        async def run(_job: CompileJob) -> Compiled:
-            w.passing = tmp_path / "tree" / "passing.h"
-            await w._pass()
-            if not cancelled:
-                raise ValueError
-            scope.cancel()
-            await anyio.lowlevel.checkpoint()
-            raise AssertionError
-
-        job = w.job(*SCRIPTS[1])
-        with anyio.CancelScope() as scope, contextlib.suppress(ValueError):
-            await w.compile(w.cache.key_for(job), job, run)
-        assert w.stap_caches() == []
-        w.passing = None
-        assert await w.ask(*SCRIPTS[2]) == "stored"
-        assert w.uses() == [0, 1]
-
-
-async def test_compile_after_a_change_does_not_share_stap_s_cache_with_one_from_before(tmp_path):
-    """Though all inputs are what they were."""
-    async with world(tmp_path) as w:
-        job = w.job()
-        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
-        early = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
-        w.passing = tmp_path / "tree" / "passing.h"
-        await w._pass()
-        w.passing = None
-        assert await w.ask(*SCRIPTS[1]) == "stored"
-        await w.finish(early)
-        assert early.entry.reason == "changed"
-        assert w.uses() == [0, 1]
-
-
-async def test_compile_beside_another_that_met_a_limit_is_not_stored(tmp_path):
-    """It may have used what the other had found out of the kernel."""
-    async with world(tmp_path) as w:
-        job = w.job()
-        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
-        beside = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
-        w.limit_met, w.status = "too many processes", 1
-        assert await w.ask(*SCRIPTS[1]) == "failure"
-        w.limit_met, w.status = None, 0
-        assert await w.ask(*SCRIPTS[2]) == "stored"
-        await w.finish(beside)
-        assert beside.entry.reason == "changed"
-        assert w.uses() == [0, 0, 1]
-        assert len(w.stap_caches()) == 1
-
-
-async def test_compile_in_a_cache_of_stap_s_that_another_process_has_spoiled_is_not_stored(tmp_path):
-    async with world(tmp_path) as w:
-        job = w.job()
-        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
-        miss = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
-        (w.inputs.stap_caches / w.stap_caches()[0] / "stale").touch()
-        assert await w.ask(*SCRIPTS[1]) == "stored"
-        await w.finish(miss)
-        assert miss.entry.reason == "changed"
-        assert w.uses() == [0, 1]
-
-
-async def test_result_is_not_stored_where_stap_can_have_no_cache_of_its_own(tmp_path):
-    async with world(tmp_path) as w:
-        w.inputs.systemtap.mkdir()
-        w.inputs.stap_caches.write_text("no directory")
-        assert [await w.ask(), await w.ask()] == ["disk", "disk"]
-        assert "cache.unwritable" in w.lines.events()
-        w.inputs.stap_caches.unlink()
-        assert await w.ask() == "stored"
 
 
 async def test_compile_before_the_first_scan_leaves_nothing_for_later_ones(tmp_path):
@@ -531,12 +431,6 @@ async def test_result_with_server_options_that_make_expands_is_not_stored(tmp_pa
 async def test_fault_of_the_host_is_the_reason(tmp_path):
     async with world(tmp_path, fault="debuginfod") as w:
         assert await w.ask() == "debuginfod"
-
-
-async def test_module_from_stap_s_cache_is_stored_if_its_includes_are_watched(tmp_path):
-    async with world(tmp_path) as w:
-        w.built = False
-        assert [await w.ask(), await w.ask()] == ["stored", "hit"]
 
 
 @pytest.mark.parametrize(

@@ -1,84 +1,195 @@
-"""The cache directories of stap: their names, and when they go."""
+"""What is known of toolchains: lent to each compile, and changed by nothing but the server's own scripts."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import stat
 from pathlib import Path
 
 import pytest
-from kit.service import LogLines
 
-from stapsrv.compile.cache.key import CacheKey
-from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY, StapCaches
+from stapsrv.compile.cache.stap_cache import (
+    CACHES_DIRECTORY,
+    Finding,
+    StapCache,
+    restrict_users_cache,
+)
 
-pytestmark = pytest.mark.anyio
+FEATURES = f"ab/stapconf_{'ab' * 16}_714.h"
+TRACEPOINTS = f"cd/tracequery_{'cd' * 16}_1.o"
+MODULE = f"ef/stap_{'ef' * 16}_926.ko"
+
+
+def write(cache: Path, *names: str, text: str = "found") -> Path:
+    for name in names:
+        (cache / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (cache / name).write_text(text)
+        (cache / name).chmod(0o644)
+    return cache
+
+
+def names(cache: Path) -> set[str]:
+    return {str(path.relative_to(cache)) for path in cache.rglob("*") if not path.is_dir()}
 
 
 @pytest.fixture
-def caches(tmp_path: Path) -> StapCaches:
-    return StapCaches(tmp_path, log=LogLines().log)
+def known(tmp_path: Path) -> StapCache:
+    return StapCache.of(tmp_path / "st", bytes([1]) * 32)
 
 
-def key(toolchain: int, generation: int = 0) -> CacheKey:
-    return CacheKey(b"", b"known", bytes([toolchain]) * 32, (0, generation))
+def test_compile_begins_with_what_is_known_and_cannot_change_it(known, tmp_path):
+    known.keep(write(tmp_path / "own", FEATURES, TRACEPOINTS))
+    known.lend(tmp_path / "lent")
+    assert names(tmp_path / "lent") == set()
+    known.keep(tmp_path / "own")
+    known.lend(tmp_path / "again")
+    assert names(tmp_path / "again") == {FEATURES, TRACEPOINTS}
+    with pytest.raises(PermissionError):
+        (tmp_path / "again" / FEATURES).write_text("planted")
+    # As stap does it: under the same name anew.
+    write(tmp_path / "again", "x", text="planted").joinpath("x").rename(tmp_path / "again" / FEATURES)
+    assert (known.path / FEATURES).read_text() == "found"
 
 
-def kept(tmp_path: Path) -> set[str]:
-    return {path.name for path in (tmp_path / CACHES_DIRECTORY).iterdir()}
+def test_compile_that_had_to_find_out_something_shows_it(known, tmp_path):
+    known.lend(tmp_path / "lent")
+    known.keep(write(tmp_path / "own", FEATURES))
+    known.lend(tmp_path / "later")
+    write(tmp_path / "later", "x", MODULE).joinpath("x").rename(tmp_path / "later" / FEATURES)
+    assert known.missed_by(tmp_path / "later") == frozenset()
+    assert known.missed_by(write(tmp_path / "later", TRACEPOINTS)) == {Finding.TRACEPOINTS}
 
 
-async def test_each_toolchain_has_its_own_and_finds_it_again(caches, tmp_path):
-    async with caches.use(key(1)) as one, caches.use(key(2)) as two:
-        assert one.path != two.path
-    async with StapCaches(tmp_path, log=LogLines().log).use(key(1, generation=7)) as again:
-        assert again.path == one.path
-    assert (one.path / "cache_mb_limit").read_text() == "128\n"
+def test_nothing_but_findings_is_kept(known, tmp_path):
+    own = write(
+        tmp_path / "own", FEATURES, MODULE, "ab/stapconf_1.h", "abc/x", f"zz/stapconf_{'ab' * 16}_1.h"
+    )
+    write(tmp_path / "elsewhere", "secret", FEATURES)
+    (own / "12").mkdir()
+    (own / "12" / Path(FEATURES).name).symlink_to(tmp_path / "elsewhere" / "secret")
+    os.mkfifo(own / "12" / Path(TRACEPOINTS).name)
+    (own / "34").symlink_to(tmp_path / "elsewhere" / "ab")
+    known.lend(tmp_path / "lent")
+    known.keep(own)
+    assert names(known.path) == {FEATURES}
 
 
-async def test_first_one_begins_with_what_stap_knew_of_kernels(tmp_path):
-    (tmp_path / "cache" / "ab").mkdir(parents=True)
-    for name in ("stapconf_1.h", "stap_1.ko"):
-        (tmp_path / "cache" / "ab" / name).touch()
-    caches = StapCaches(tmp_path, log=LogLines().log)
-    async with caches.use(key(1)) as first, caches.use(key(2)) as second:
-        assert [path.name for path in first.path.rglob("stap*_*")] == ["stapconf_1.h"]
-        assert [path.name for path in second.path.rglob("stap*_*")] == []
+def test_large_files_and_many_are_not_kept(known, tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.cache.stap_cache._MAX_FILE_BYTES", 5)
+    known.lend(tmp_path / "lent")
+    known.keep(write(write(tmp_path / "own", FEATURES), TRACEPOINTS, text="larger"))
+    assert names(known.path) == {FEATURES}
+    monkeypatch.setattr("stapsrv.compile.cache.stap_cache._MAX_FILES", 1)
+    other = StapCache.of(tmp_path / "st", bytes([2]) * 32)
+    other.lend(tmp_path / "second")
+    other.keep(write(tmp_path / "more", FEATURES, TRACEPOINTS, text="f"))
+    assert len(names(other.path)) == 1
 
 
-async def test_toolchain_that_has_come_back_gets_a_new_one(caches):
-    async with caches.use(key(1)) as before, caches.use(key(1, generation=2)) as after:
-        assert after.path != before.path
+def test_what_is_known_is_not_replaced(known, tmp_path):
+    known.lend(tmp_path / "lent")
+    known.keep(write(tmp_path / "own", FEATURES))
+    known.keep(write(tmp_path / "later", FEATURES, text="other"))
+    assert (known.path / FEATURES).read_text() == "found"
 
 
-async def test_stale_one_goes_with_its_last_user_and_is_used_no_more(caches, tmp_path):
-    async with caches.use(key(1)) as outer:
-        async with caches.use(key(1)) as inner:
-            assert inner is outer
-            inner.is_stale = True
-        assert not await caches.is_intact(outer)
-        assert outer.path.is_dir()
-        async with caches.use(key(1)) as other:
-            assert other.path != outer.path
-    assert kept(tmp_path) == {other.path.name}
+def test_each_toolchain_has_its_own_for_its_user_alone(known, tmp_path):
+    other = StapCache.of(tmp_path / "st", bytes([2]) * 32)
+    assert len({known.path, other.path, StapCache.of(tmp_path / "st").path}) == 3
+    known.lend(tmp_path / "lent")
+    known.keep(write(tmp_path / "own", FEATURES))
+    for path in (known.path.parent, known.path, (known.path / FEATURES).parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-async def test_directory_that_another_process_removed_is_not_intact(caches):
-    async with caches.use(key(1)) as cache:
-        assert await caches.is_intact(cache)
-        for file in cache.path.iterdir():
-            file.unlink()
-        cache.path.rmdir()
-        assert not await caches.is_intact(cache)
+def test_compile_does_without_where_none_can_be_made(tmp_path):
+    (tmp_path / "st").write_text("no directory")
+    StapCache.of(tmp_path / "st").lend(tmp_path / "lent")
+    assert names(tmp_path / "lent") == set()
 
 
-async def test_their_number_is_bounded_but_for_those_in_use(caches, tmp_path, monkeypatch):
+def test_first_one_begins_with_what_stap_s_user_knows(known, tmp_path):
+    write(tmp_path / "st" / "cache", FEATURES, MODULE)
+    known.lend(tmp_path / "lent")
+    assert names(tmp_path / "lent") == {FEATURES}
+    StapCache.of(tmp_path / "st", bytes([2]) * 32).lend(tmp_path / "second")
+    assert names(tmp_path / "second") == set()
+    StapCache.of(tmp_path / "st").lend(tmp_path / "unwatched")
+    assert names(tmp_path / "unwatched") == {FEATURES}
+
+
+@pytest.mark.parametrize("open_to_others", ["ab", FEATURES])
+def test_what_others_can_have_written_is_not_taken(known, tmp_path, open_to_others):
+    users = write(tmp_path / "st" / "cache", FEATURES)
+    (users / open_to_others).chmod(0o777)
+    known.lend(tmp_path / "lent")
+    assert names(tmp_path / "lent") == set()
+
+
+def test_what_others_can_have_written_is_not_lent(known, tmp_path):
+    known.lend(tmp_path / "lent")
+    known.keep(write(tmp_path / "own", FEATURES))
+    (known.path / "ab").chmod(0o770)
+    known.lend(tmp_path / "later")
+    assert names(tmp_path / "later") == set()
+
+
+def test_stap_of_an_open_umask_is_believed_in_its_own_compile(known, tmp_path):
+    own = write(tmp_path / "own", FEATURES)
+    (own / "ab").chmod(0o777)
+    (own / FEATURES).chmod(0o666)
+    known.lend(tmp_path / "lent")
+    known.keep(own)
+    assert names(known.path) == {FEATURES}
+
+
+def test_their_number_is_bounded_but_for_those_in_use(tmp_path, monkeypatch):
     monkeypatch.setattr("stapsrv.compile.cache.stap_cache._MAX_DIRECTORIES", 3)
-    names = []
-    for number in range(6):
-        async with caches.use(key(number)) as cache:
-            names.append(cache.path.name)
-    assert kept(tmp_path) == set(names)
-    for number, name in enumerate(names[:4]):
-        os.utime(tmp_path / CACHES_DIRECTORY / name, (1000 + number, 1000 + number))
-    async with caches.use(key(9)) as cache:
-        assert kept(tmp_path) == {*names[4:], cache.path.name}
+    caches = [StapCache.of(tmp_path, bytes([number]) * 32) for number in range(7)]
+    for number, cache in enumerate(caches[:6]):
+        cache.lend(tmp_path / f"lent{number}")
+    assert all(cache.path.is_dir() for cache in caches[:6])
+    for number, cache in enumerate(caches[:4]):
+        os.utime(cache.path, (1000 + number, 1000 + number))
+    caches[6].lend(tmp_path / "lent6")
+    kept = {path.name for path in (tmp_path / CACHES_DIRECTORY).iterdir()}
+    assert kept == {cache.path.name for cache in caches[4:]}
+
+
+def test_one_that_another_process_removes_meanwhile_is_passed_over(known, tmp_path, monkeypatch):
+    StapCache.of(tmp_path / "st", bytes([2]) * 32).lend(tmp_path / "lent")
+    (gone,) = known.path.parent.iterdir()
+    listed, stated = Path.iterdir, Path.stat
+
+    def removing(path: Path, **keywords: bool) -> os.stat_result:
+        if path == gone and keywords == {}:
+            raise FileNotFoundError(errno.ENOENT, "removed")
+        return stated(path, **keywords)
+
+    def listing(path: Path) -> list[Path]:
+        found = list(listed(path))
+        shutil.rmtree(gone, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "iterdir", listing)
+    monkeypatch.setattr(Path, "stat", removing)
+    known.keep(write(tmp_path / "own", FEATURES))
+    known.lend(tmp_path / "later")
+    known.keep(tmp_path / "own")
+    monkeypatch.undo()
+    assert names(known.path) == {FEATURES}
+
+
+def test_cache_of_stap_s_user_is_closed_to_others(tmp_path):
+    restrict_users_cache(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    restrict_users_cache(tmp_path)
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    (tmp_path / "link").mkdir(mode=0o755)
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").symlink_to("link")
+    restrict_users_cache(tmp_path)
+    assert stat.S_IMODE((tmp_path / "link").stat().st_mode) == 0o755

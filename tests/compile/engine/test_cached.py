@@ -21,7 +21,6 @@ from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import CacheCounts, Source
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -86,7 +85,7 @@ class Running:
 async def running(directory: Path, *, workers: int = 2) -> AsyncIterator[Running]:
     (directory / "tapset").mkdir()
     lines, compiler, pool = LogLines(), FakeEngine(), WorkerPool(workers, queue_length=4)
-    compiler.more_files = (ResponseFile("stap000000/stap_x_src.c", b"#include <linux/mm.h>\n"),)
+    compiler.dependencies = frozenset({f"{directory}/tapset/read.h"})
     with anyio.fail_after(60), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(Inputs(directory), watcher, store, log=lines.log)
@@ -184,11 +183,13 @@ async def test_request_after_the_response_waits_for_the_entry_that_is_being_stor
         assert second.record.source is Source.HIT
 
 
-async def test_worker_is_held_until_what_the_compile_left_is_removed(tmp_path):
+async def test_worker_is_free_while_what_the_compile_left_is_removed(tmp_path):
     async with running(tmp_path, workers=1) as r:
         r.compiler.tidying = anyio.Event()
         assert await r.compile() == (Source.COMPILED, None)
-        assert r.pool.statistics().running == 1
+        assert r.pool.statistics().running == 0
+        assert (await r.engine.compile(r.job(b"-p4", b"-eprobe end {}"))).result.status == 0
+        assert "request.overloaded" not in r.lines.events()
         r.compiler.tidying.set()
 
 

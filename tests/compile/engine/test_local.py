@@ -17,6 +17,7 @@ from kit.service import LogLines
 from kit.stap import make_stap
 from kit.trees import Witness
 
+from stapsrv.compile.cache.stap_cache import Finding, StapCache
 from stapsrv.compile.engine import temp_quota
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.local import LocalEngine
@@ -66,6 +67,8 @@ def run(tmp_path, workspace, lines):
         files=(),
         environ=None,
         stap_cache=None,
+        background=False,
+        on_findings=None,
         **limits,
     ):
         stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
@@ -76,6 +79,8 @@ def run(tmp_path, workspace, lines):
             environ=environ or {"PATH": "/usr/bin:/bin"},
             home=Path("/home/nobody-here"),
         )
+        if on_findings is not None:
+            engine.on_findings = on_findings
         request = CompileRequest(
             release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
         )
@@ -86,6 +91,7 @@ def run(tmp_path, workspace, lines):
             settings=settings,
             deadline_s=deadline_s,
             stap_cache=stap_cache,
+            background=background,
             log=lines.log,
         )
         return await engine.run(job)
@@ -233,29 +239,76 @@ async def test_contained_compile_sees_only_its_own_directory(run, tmp_path):
     assert [file.data for file in result.files] == [b"module\n"]
 
 
-@pytest.mark.parametrize("contained", [False, True])
-async def test_stap_has_the_cache_that_it_is_given_and_its_user_s_options(run, tmp_path, contained):
-    for directory in ("st/cache", "st/caches/one", "st/caches/other"):
-        (tmp_path / directory).mkdir(parents=True)
+@pytest.mark.parametrize("mechanism", ["off", "bubblewrap", "landlock"])
+async def test_stap_has_a_cache_of_its_own_and_its_user_s_options(run, tmp_path, mechanism):
+    known = StapCache(tmp_path / "st" / "toolchains" / "one")
+    features = f"stapconf_{'ab' * 16}_714.h"
+    (known.path / "ab").mkdir(mode=0o700, parents=True)
+    (known.path / "ab" / features).write_text("known\n")
+    (tmp_path / "st" / "cache").mkdir()
     (tmp_path / "st" / "rc").write_text("-w\n")
+    (tmp_path / "home").mkdir()
     sandbox = Sandbox(None)
-    if contained:
-        sandbox = await find_sandbox("auto", Path("/usr/bin/true"), {}, home=tmp_path, workspace=tmp_path)
+    if mechanism != "off":
+        programs = {"PATH": os.environ["PATH"]}
+        sandbox = await find_sandbox(
+            mechanism, Path("/usr/bin/true"), programs, home=tmp_path, workspace=tmp_path
+        )
     result = await run(
-        'cat "$SYSTEMTAP_DIR/rc"; touch "$SYSTEMTAP_DIR/cache/made"; ls $SYSTEMTAP_USERS/caches;'
-        'echo "$SYSTEMTAP_DIR/cache/made" >&2',
+        """
+        cd "$SYSTEMTAP_DIR"; cat rc cache/ab/*.h
+        echo own >cache/ab/new; mv -f cache/ab/new cache/ab/*.h; cat cache/ab/*.h
+        echo "$PWD/cache/x" >&2
+        (echo planted >"$SYSTEMTAP_KNOWN"/ab/*.h; echo planted >"$SYSTEMTAP_KNOWN/x.h") 2>/dev/null; exit 0
+        """,
         sandbox=sandbox,
         environ={
             "PATH": "/usr/bin:/bin",
             "SYSTEMTAP_DIR": str(tmp_path / "st"),
-            "SYSTEMTAP_USERS": str(tmp_path / "st"),
+            "SYSTEMTAP_KNOWN": str(known.path),
         },
-        stap_cache=tmp_path / "st" / "caches" / "one",
+        stap_cache=known,
     )
-    assert result.stdout == b"-w\none\n" + (b"" if contained else b"other\n"), result
-    assert result.stderr == b"<server>/cache/made\n"
-    assert [path.name for path in (tmp_path / "st" / "caches" / "one").iterdir()] == ["made"]
+    assert result.stdout == b"-w\nknown\nown\n", result
+    assert result.stderr == b"<server>/cache/x\n"
+    if mechanism != "off":
+        assert [path.name for path in known.path.rglob("*.h")] == [features]
+        assert (known.path / "ab" / features).read_text() == "known\n"
     assert list((tmp_path / "st" / "cache").iterdir()) == []
+
+
+PLANTING = f"""
+    mkdir -p "$SYSTEMTAP_DIR/cache/ab" "$SYSTEMTAP_DIR/cache/cd"
+    echo planted >"$SYSTEMTAP_DIR/cache/ab/stapconf_{"ab" * 16}_714.h"
+    echo planted >"$SYSTEMTAP_DIR/cache/cd/stap_{"cd" * 16}_926.ko"
+"""
+
+
+async def test_what_one_compile_leaves_in_stap_s_cache_no_other_sees(run, tmp_path):
+    environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    await run(PLANTING, environ=environ)
+    seen = await run('ls -A "$SYSTEMTAP_DIR/cache"', environ=environ)
+    assert seen.stdout == b""
+
+
+async def test_what_the_server_s_own_script_finds_out_the_next_compile_knows(run, tmp_path):
+    environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    await run(PLANTING, environ=environ, background=True)
+    seen = await run('cd "$SYSTEMTAP_DIR/cache"; echo */*', environ=environ)
+    assert seen.stdout == f"ab/stapconf_{'ab' * 16}_714.h\n".encode()
+
+
+async def test_what_a_compile_had_to_find_out_is_told(run, tmp_path):
+    told: list[frozenset[Finding]] = []
+    environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    for background in (False, True, False):
+        await run(
+            PLANTING,
+            environ=environ,
+            background=background,
+            on_findings=lambda _job, found: told.append(found),
+        )
+    assert told == [{Finding.FEATURES}]
 
 
 async def test_missing_bubblewrap_is_an_error_and_no_answer(run, tmp_path):
