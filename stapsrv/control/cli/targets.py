@@ -98,6 +98,16 @@ class ServerIndex:
         """Return the running server that is the same as one with ``settings``."""
         return self._by_identity.get(self.identity(settings))
 
+    def serving_all(self, releases: Sequence[str], alike: ServerSettings) -> RunningServer | None:
+        """Return the running server for all of these releases that is ``alike`` but for what lists give."""
+        from_lists = {row.attribute: row.default for row in LIST_OPTIONS.values()}
+        wanted = self.identity(attrs.evolve(alike, releases=tuple(releases)))
+        for server in self.running:
+            settings = changed(server.settings, from_lists)
+            if self.identity(settings) == wanted:
+                return server
+        return None
+
     def named(self, name: TypedOption) -> Match:
         """Return the server that ``-n`` or ``-p`` names, or a problem."""
         return self._by_pid(name.value) if name.option == PID else self._by_nickname(name.value)
@@ -162,7 +172,7 @@ def specified(
         if server.name or not server.each_release or RELEASE in dict(naming):
             yield _overridden(base, server.settings, list_options.next_values(), index)
         if server.each_release:
-            yield from _for_each_release(base, server.settings, index, list_options)
+            yield from _for_each_release(base, server.settings, index, list_options, may_create=may_create)
         in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
 
 
@@ -214,16 +224,24 @@ def _with_value(row: Setting[Any], value: object, settings: ServerSettings) -> d
 
 
 def _for_each_release(
-    base: Match, typed: Iterable[TypedOption], index: ServerIndex, list_options: ListOptions
+    base: Match,
+    typed: Iterable[TypedOption],
+    index: ServerIndex,
+    list_options: ListOptions,
+    *,
+    may_create: bool,
 ) -> Iterator[Match]:
     """Yield a server like ``base`` for each installed release and the host's architecture (``-i``).
 
-    With one port it is one server for all of them, which the original of 4.8 starts in any case.
+    With one port it is one server for all of them, which the original of 4.8 starts in any case. Actions that
+    start nothing mean that one where it runs.
     """
     alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
     installed = index.host.installed
     if not installed:
         yield Match(alike, problem="-i means no server: no kernel release is installed")
+    elif not may_create and (running := index.serving_all(installed, alike)):
+        yield Match(running.settings, server=running)
     elif list_options.has_one_port:
         yield Match(changed(attrs.evolve(alike, releases=installed), list_options.next_values()))
     else:

@@ -397,6 +397,22 @@ MANUAL = [
         id="-i with one port: one server for all releases, options in any order",
     ),
     pytest.param(
+        "stop -i",
+        [attrs.evolve(PLAIN, releases=("5.10", "6.1"), port=7001)],
+        [],
+        ["stop 101"],
+        0,
+        id="-i: the server that -i with one port has started",
+    ),
+    pytest.param(
+        "stop -i -D d",
+        [attrs.evolve(PLAIN, releases=("5.10", "6.1"), port=7001)],
+        [],
+        ["absent releases=5.10 define=d", "absent define=d"],
+        0,
+        id="-i: not another server for all releases",
+    ),
+    pytest.param(
         "start -r /b -i --port 7001 --port 7002 --port 7003",
         [],
         [],
