@@ -47,7 +47,7 @@ _TOOL_TIMEOUT_S = 30.0
 _REAP_S = 5.0
 
 _ERROR_CODE = re.compile(r"\b(?:SEC|SSL|PR)_[A-Z0-9_]+")
-_LISTED = re.compile(r"(?P<nickname>\S.*?) +(?P<trust>[a-zA-Z]*,[a-zA-Z]*,[a-zA-Z]*)")
+_TRUST = re.compile(r"[a-zA-Z]*,[a-zA-Z]*,[a-zA-Z]*")
 _NO_SUCH_CERTIFICATE = "Could not find cert"
 _NO_KEY = ("no user certs from given nickname", "SEC_ERROR_UNKNOWN_CERT")
 
@@ -103,8 +103,10 @@ class Database:
         done = await _run(("certutil", "-L", *self._sql_option))
         self._check(done)
         lines = done.stdout.decode(errors="replace").splitlines()
-        matches = (_LISTED.fullmatch(line.rstrip()) for line in lines)
-        return [(match["nickname"], match["trust"]) for match in matches if match]
+        columns = (line.rstrip().rpartition(" ") for line in lines)
+        return [
+            (name.rstrip(" "), trust) for name, blank, trust in columns if blank and _TRUST.fullmatch(trust)
+        ]
 
     async def certificates(self, nickname: str) -> list[x509.Certificate]:
         """Return the certificates with this nickname: none, one, or several generations of one."""

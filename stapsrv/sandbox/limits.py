@@ -31,6 +31,8 @@ _MESSAGES = (
     ),
     ("processes", re.compile(rb"Resource temporarily unavailable|[Cc]annot fork")),
 )
+# How much is searched for them, from the end: who fails prints why among the last.
+_MESSAGES_BYTES = 256 * 1024
 _SIGNALS: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "file"}
 
 
@@ -70,7 +72,8 @@ def explain_limit(limits: Limits, status: int, stderr: bytes, *, exceeded: str |
         # It may have started others that met a limit, and done without what they should have found.
         return messages.get(exceeded)
     ended_by = _SIGNALS.get(-status if status < 0 else status - 128)
-    printed = (limit for limit, words in _MESSAGES if words.search(stderr))
+    last = stderr[-_MESSAGES_BYTES:]
+    printed = (limit for limit, words in _MESSAGES if words.search(last))
     met = (limit for limit in (exceeded, ended_by, *printed) if limit in messages)
     return next((messages[limit] for limit in met), None)
 

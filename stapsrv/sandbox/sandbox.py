@@ -28,7 +28,7 @@ from stapsrv.sandbox.policy import (
 
 OFF = "off"  # the value of SANDBOX that contains nothing
 # The first line of a wrapper's own error; stap's errors begin otherwise.
-_WRAPPER_ERROR = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .*")
+_WRAPPER_ERROR = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .{0,1000}")
 
 
 @attrs.frozen

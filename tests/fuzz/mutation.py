@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import attrs
 
-MAX_BYTES = 20_000
+MAX_BYTES = 50_000
+"""As large as a request is by default, unpacked."""
 
 
 @attrs.frozen
@@ -27,7 +28,9 @@ class Change:
     piece: bytes
 
 
-KINDS = 7
+REPEAT = 7
+"""The kind that repeats a piece up to the largest size; of large inputs alone, which take their time."""
+KINDS = REPEAT + 1
 
 
 def changed(data: bytes, changes: Sequence[Change]) -> bytes:
@@ -50,6 +53,10 @@ def changed(data: bytes, changes: Sequence[Change]) -> bytes:
                 data = data[:at] + bytes([rest[0] ^ 1 << change.length % 8]) + rest[1:]
             case 6 if rest:
                 data = data[:at] + bytes([(rest[0] + change.length - 32) % 256]) + rest[1:]
+            case 7:  # REPEAT
+                fragment = change.piece or rest[: change.length]
+                room = MAX_BYTES - len(data)
+                data = data[:at] + fragment * (room // max(len(fragment), 1)) + rest
     return data[:MAX_BYTES]
 
 

@@ -9,33 +9,23 @@ network, no stap and no particular user.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib.util
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
-INPUT_S = 5
-"""The longest that one input may take."""
 MEMORY_MB = 1024
 """The most that all inputs of a target may make of memory, the interpreter and its modules included."""
 BROKEN = 1
-
-
-class TooSlow(BaseException):
-    """One input took longer than it may."""
 
 
 def main() -> int:
@@ -80,8 +70,9 @@ def targets() -> list[str]:
 
 def by_chance(name: str, seconds: float, seed: int) -> bool:
     """Change saved inputs by chance; return whether one broke the check."""
+    from fuzz.cpu_time import TooSlow, bounded
     from fuzz.mutation import changed, some_changes
-    from fuzz.targets import CHECKS, WORDS, corpus
+    from fuzz.targets import CHECKS, INPUT_S, WORDS, corpus
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20, hard))
@@ -109,19 +100,6 @@ def by_chance(name: str, seconds: float, seed: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def bounded(seconds: int) -> Iterator[None]:
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise TooSlow
-
-    signal.signal(signal.SIGALRM, end)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-
-
 def guided(name: str, seconds: float) -> bool:
     """Run atheris; return whether something broke the check."""
     with tempfile.TemporaryDirectory(prefix="stapsrv-fuzz.") as directory:
@@ -143,8 +121,10 @@ def run_guided(name: str, seconds: float, work: Path) -> None:
     """Run in the process that atheris takes over."""
     import atheris
 
+    from fuzz.mutation import MAX_BYTES
+
     with atheris.instrument_imports(include=["stapsrv"]):
-        from fuzz.targets import CHECKS, WORDS
+        from fuzz.targets import CHECKS, INPUT_S, WORDS
     dictionary = work / "words"
     dictionary.write_text(
         "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in WORDS[name])
@@ -155,7 +135,7 @@ def run_guided(name: str, seconds: float, work: Path) -> None:
         f"-rss_limit_mb={MEMORY_MB}",
         f"-dict={dictionary}",
         f"-artifact_prefix={work}/",
-        "-max_len=20000",
+        f"-max_len={MAX_BYTES}",
         "-print_final_stats=1",
         "-verbosity=1",
     ]

@@ -46,6 +46,9 @@ from stapsrv.control.protocol.schema import IdsParams, ReloadParams, StartParams
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ConfigError, ControlError, ProtocolError, RequestRejected
 
+INPUT_S = 5
+"""The most processor time that one input may take."""
+
 CORPUS = Path(__file__).with_name("corpus")
 LIMIT = 50_000
 FRAME_LIMIT = 5_000

@@ -39,6 +39,11 @@ _OPTIONS = {
     "D": _DEFINE,
 }
 
+# What is scanned of a request, which takes a second at worst, and of the C that stap made of it.
+_MOST_SCRIPT_BYTES = 256 * 1024
+_MOST_SOURCE_BYTES = 16 * 1024 * 1024
+
+_SOURCES = (".c", ".h")
 _MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+)\.ko")
 # How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
 _PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
@@ -56,6 +61,8 @@ def uncacheable_reason(job: CompileJob, result: CompileResult, host_names: froze
         return "limit"
     if module_name(result) is None:
         return "no module"
+    if sum(len(file.data) for file in result.files if file.path.endswith(_SOURCES)) > _MOST_SOURCE_BYTES:
+        return "size"
     return request_uncacheable_reason(job.request, host_names)
 
 
@@ -73,6 +80,8 @@ def request_uncacheable_reason(request: CompileRequest, host_names: frozenset[st
         return "file"
     texts = [value or b"" for name, value in parsed.options if name in {"e", "E"}]
     texts += [*parsed.operands, *(file.data for file in request.files)]
+    if sum(map(len, texts)) > _MOST_SCRIPT_BYTES:
+        return "size"
     arguments = parsed.operands if has_text else parsed.operands[1:]
     if _pastes(texts, arguments):
         return "argument"
@@ -109,7 +118,7 @@ def find_unwatched_file(
     named = [
         os.fsdecode(name)
         for file in result.files
-        if file.path.endswith((".c", ".h"))
+        if file.path.endswith(_SOURCES)
         for name in _PROGRAM.findall(file.data)
     ]
     roots = [path.path for path in paths if path.recursive]

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from functools import partial
 
 import anyio
-import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -44,6 +43,8 @@ _SCAN_S = 10.0
 _TIMEOUT_S = 10.0
 _MANY_FILES_S = 60.0
 _DISK = "disk"
+# What is too large to be searched, or was not searched in time.
+_SIZE = "size"
 
 
 @attrs.frozen
@@ -205,7 +206,13 @@ class ResultCache:
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return _DISK
-        return await anyio.to_thread.run_sync(uncacheable_reason, job, result, names)
+        # The clients have their result already: a search that takes its time holds nobody up, a stop neither.
+        try:
+            return await self._files.run(
+                partial(uncacheable_reason, job, result, names), timeout_s=_MANY_FILES_S
+            )
+        except TimeoutError:
+            return _SIZE
 
     async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return, in a word, how the compile shows that a result depends on more than the known inputs."""

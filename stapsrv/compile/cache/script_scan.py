@@ -11,11 +11,12 @@ Source of the grammar: stapprobes(3stap), stap(1); seen in SystemTap 4.8.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,30 +54,29 @@ _KEYWORDS = frozenset({"function", "probe", "global", "private", "@define"})
 _BEFORE_POINT = frozenset({"probe", ",", "{", "!", "?", "=", "+="})
 _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 
-# For all tapsets, which are many files.
+# Of different words with wildcards in a script, and of each one's length. Scripts have a few.
+_MOST_WILDCARDS = 100
+_WILDCARD_CHARACTERS = 200
+
+# For all tapsets, which are many files; SystemTap's own have 4 MB.
 _SCAN_TIMEOUT_S = 60.0
+_MOST_TAPSET_BYTES = 64 * 1024 * 1024
 
 # A tapset file without any of this sends stap nowhere by itself.
 _HOST_WORDS = re.compile(rb"\bprocess\b|java|python[23]|@cast|@var|@define|@enumname|\bmodule\b")
+_WORD = re.compile(rb"[A-Za-z_][A-Za-z_0-9]*")
 
 
 def names_reading_host_files(texts: Iterable[bytes]) -> frozenset[str]:
     """Return what tapset files define that may make stap read host files, directly or through others."""
-    files = list(texts)
-    names: set[str] = set()
-    for text in files:
-        if _HOST_WORDS.search(text):
-            names |= _defined_names(item for item in _definitions(text) if item.reason(frozenset()))
-    while names:
-        mention = re.compile(rb"\b(?:%s)\b" % b"|".join(name.encode() for name in sorted(names)))
-        found = set(names)
-        for text in files:
-            if mention.search(text):
-                found |= _defined_names(item for item in _definitions(text) if names & item.words)
-        if found == names:
-            break
-        names = found
-    return frozenset(names)
+    files = _TapsetFiles(texts)
+    found = files.direct_names()
+    waiting = list(found)
+    while waiting:
+        new = files.names_defined_with(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return frozenset(found)
 
 
 def host_access_reason(text: bytes, host_names: frozenset[str]) -> str | None:
@@ -128,10 +128,7 @@ class _Definition:
             return "header"
         if any(self._casts_outside_kernel(number) or self._passes_host_path(number) for number in numbers):
             return "header"
-        names = host_names | _PROGRAMS
-        if any(fnmatch.fnmatchcase(name, word) for word in self._wildcards() for name in names):
-            return "program"
-        return None
+        return "program" if _matches_any(set(self._wildcards()), host_names | _PROGRAMS) else None
 
     def _names_program(self, number: int) -> bool:
         """Whether a component of a probe point here names a program, or a module by its path."""
@@ -217,6 +214,14 @@ class _Definition:
                 yield word
 
 
+def _matches_any(wildcards: Collection[str], names: Collection[str]) -> bool:
+    """Whether words with wildcards may mean one of some names; too many words, or too long ones, may."""
+    # Each costs the making of an expression, and a look at every name.
+    if len(wildcards) > _MOST_WILDCARDS or any(len(word) > _WILDCARD_CHARACTERS for word in wildcards):
+        return True
+    return any(fnmatch.fnmatchcase(name, word) for word in wildcards for name in names)
+
+
 def _tokens(text: bytes) -> Iterator[_Token]:
     for match in _TOKEN.finditer(text.decode("latin-1")):
         if match.lastgroup != "blank":
@@ -238,14 +243,50 @@ def _definitions(text: bytes) -> Iterator[_Definition]:
     yield _Definition(tokens)
 
 
-def _defined_names(definitions: Iterable[_Definition]) -> set[str]:
-    """Return the names that are defined; of a probe's alias, its first component."""
-    names = set()
-    for item in definitions:
-        words = [token.text for token in item.tokens if token.kind == "word"]
-        if words and words[0] in _KEYWORDS:
-            names.update(words[1:] if words[0] in {"global", "private"} else words[1:2])
-    return names - _KEYWORDS
+class _TapsetFiles:
+    """The definitions in tapset files; each file is split when it is needed, and once: most never are."""
+
+    def __init__(self, texts: Iterable[bytes]) -> None:
+        self._texts = list(texts)
+        # By word, the files that it stands in, and what the definitions that it stands in define.
+        self._mentions: dict[bytes, list[int]] = {}
+        self._defined_with: dict[str, list[set[str]]] = {}
+        self._split: set[int] = set()
+        for number, text in enumerate(self._texts):
+            for word in set(_WORD.findall(text)):
+                self._mentions.setdefault(word, []).append(number)
+
+    def direct_names(self) -> set[str]:
+        """Return the names of definitions that by themselves may make stap read host files."""
+        found: set[str] = set()
+        for number, text in enumerate(self._texts):
+            if _HOST_WORDS.search(text):
+                for definition, names in self._split_file(number):
+                    found |= names if definition.reason(frozenset()) else set()
+        return found
+
+    def names_defined_with(self, name: str) -> set[str]:
+        """Return the names of all definitions that a name stands in."""
+        for number in self._mentions.get(name.lstrip("@$").encode("latin-1"), ()):
+            if number not in self._split:
+                self._split_file(number)
+        return set().union(*self._defined_with.get(name, ()))
+
+    def _split_file(self, number: int) -> list[tuple[_Definition, set[str]]]:
+        self._split.add(number)
+        found = [(each, _defined_names(each)) for each in _definitions(self._texts[number])]
+        for definition, names in found:
+            for word in definition.words if names else ():
+                self._defined_with.setdefault(word, []).append(names)
+        return found
+
+
+def _defined_names(definition: _Definition) -> set[str]:
+    """Return the names that a definition defines; of a probe's alias, its first component."""
+    words = [token.text for token in definition.tokens if token.kind == "word"]
+    if not words or words[0] not in _KEYWORDS:
+        return set()
+    return set(words[1:] if words[0] in {"global", "private"} else words[1:2]) - _KEYWORDS
 
 
 def _is_macro(token: _Token) -> bool:
@@ -284,12 +325,20 @@ class TapsetScanner:
 
 
 def scan_tapsets(paths: Iterable[WatchedPath]) -> frozenset[str]:
-    """Return the names in the tapsets below some paths that may make stap read host files."""
+    """Return the names in the tapsets below some paths that may make stap read host files.
+
+    Raises:
+        OSError: they are too large.
+    """
     texts = []
+    left = _MOST_TAPSET_BYTES
     for path in (file for top in paths for file in _tapset_files(top.path)):
         # A file that we cannot read, stap cannot either.
-        with contextlib.suppress(OSError):
-            texts.append(path.read_bytes())
+        with contextlib.suppress(OSError), path.open("rb") as stream:
+            texts.append(stream.read(left + 1))
+            left -= len(texts[-1])
+        if left < 0:
+            raise OSError(errno.EFBIG, f"tapsets of more than {_MOST_TAPSET_BYTES} bytes")
     return names_reading_host_files(texts)
 
 

@@ -22,7 +22,7 @@ from stapsrv.compile.engine.stap import (
 )
 from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.workspace import Workspace
-from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
+from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tuning import NOTHING_SET
@@ -132,20 +132,21 @@ class LocalEngine:
         _check_exit(ended, deadline_s=job.deadline_s, output_bytes=limits.output_bytes)
 
         known = self._cache_for(job)
+        hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
+        status = 128 - ended.status if ended.status < 0 else ended.status
 
-        def read() -> tuple[tuple[ResponseFile, ...], frozenset[Finding]]:
+        def read() -> tuple[CompileResult, frozenset[Finding]]:
             # The compile could have put a link there.
             with trees.open_directory(directory, _ANSWER) as opened:
                 answered = read_answer(opened, max_bytes=limits.answer_bytes)
-            return answered, known.missed_by(directory / _CACHE)
+            stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
+            result = CompileResult(status, stdout, stderr, answered, limit_met)
+            return result, known.missed_by(directory / _CACHE)
 
-        answered, found = await files.run(read)
+        result, found = await files.run(read)
         if found and not job.background:
             self.on_findings(job, found)
-        hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
-        status = 128 - ended.status if ended.status < 0 else ended.status
-        stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
-        return CompileResult(status, stdout, stderr, answered, limit_met)
+        return result
 
     def _cache_for(self, job: CompileJob) -> StapCache:
         return job.stap_cache or StapCache.of(self._systemtap)

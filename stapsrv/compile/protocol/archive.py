@@ -27,6 +27,8 @@ from stapsrv.text import printable, printable_bytes
 MAX_ENTRIES = 10_000
 # No tapset or script lies deeper, and every program that meets the tree has to follow it down.
 MAX_COMPONENTS = 100
+# Of one entry; clients send 24. zipfile, and what looks for zip64 below, copy them for each field anew.
+MAX_EXTRA_BYTES = 1024
 MAX_COMPONENT_BYTES = 255  # Linux's NAME_MAX
 # Linux's PATH_MAX less 256 bytes for the directory that a request is laid out in.
 MAX_PATH_BYTES = 3_840
@@ -44,6 +46,10 @@ _END_SIGNATURE = b"PK\x05\x06"
 _ZIP64_LOCATOR_SIGNATURE = b"PK\x06\x07"
 _ZIP64_LOCATOR_BYTES = 20
 _ENTRY_SIGNATURE = b"PK\x01\x02"
+_ENTRY_HEADER_BYTES = 46
+# In it: lengths of the name, the extra fields and the comment.
+_ENTRY_LENGTHS = struct.Struct("<3H")
+_ENTRY_LENGTHS_AT = 28
 _LOCAL_HEADER_BYTES = 30
 _EXTRA_HEADER = struct.Struct("<HH")
 _ZIP64_FIELD = 0x0001
@@ -138,7 +144,17 @@ def _check_end(payload: bytes) -> tuple[int, int]:
     count = max(entries, payload.count(_ENTRY_SIGNATURE, offset, directory_end))
     if count > MAX_ENTRIES:
         raise _error(_ZIP, f"has {count} entries, the limit is {MAX_ENTRIES}")
+    _check_extra_fields(payload, offset, directory_end)
     return entries, offset
+
+
+def _check_extra_fields(payload: bytes, at: int, end: int) -> None:
+    """Refuse entries with long extra fields before zipfile reads them, which says what it cannot read."""
+    while at + _ENTRY_HEADER_BYTES <= end and payload.startswith(_ENTRY_SIGNATURE, at):
+        lengths = _ENTRY_LENGTHS.unpack_from(payload, at + _ENTRY_LENGTHS_AT)
+        if lengths[1] > MAX_EXTRA_BYTES:
+            raise _error(_ZIP, f"has an entry with {lengths[1]} bytes of extra fields")
+        at += _ENTRY_HEADER_BYTES + sum(lengths)
 
 
 def _check_total(total: int, max_bytes: int) -> None:

@@ -120,7 +120,7 @@ _LEVELS: Mapping[bytes | None, Privilege] = {level.value.encode("ascii"): level 
 
 
 _SHORT = {
-    ord(letter): _Value.REQUIRED if colon else _Value.NONE
+    ord(letter): (letter, _Value.REQUIRED if colon else _Value.NONE)
     for letter, colon in re.findall("([^:])(:?)", _SHORT_OPTIONS)
 }
 _LONG = {
@@ -164,10 +164,9 @@ def _long_name(stated: bytes) -> str:
 def _parse_cluster(argument: bytes, rest: list[bytes], options: list[tuple[str, bytes | None]]) -> None:
     letters = argument[1:]
     for position, letter in enumerate(letters, start=1):
-        takes = _SHORT.get(letter)
-        name = printable_bytes(bytes([letter]))
-        if takes is None:
-            raise _GrammarError(f"-{name} is unknown")
+        if letter not in _SHORT:
+            raise _GrammarError(f"-{printable_bytes(bytes([letter]))} is unknown")
+        name, takes = _SHORT[letter]
         if takes is _Value.NONE:
             options.append((name, None))
             continue

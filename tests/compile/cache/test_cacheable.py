@@ -76,6 +76,7 @@ def test_script_in_a_file_has_no_reason():
         ((b"-R/x", b"-e" + PLAIN), "option"),
         ((b"--poison-cache", b"-e" + PLAIN), "option"),
         ((b"--no-such-option", b"-e" + PLAIN), "option"),
+        ((b"-e" + PLAIN, b"9" * 300_000), "size"),
         ((b"-p4", b"/etc/passwd"), "file"),
         ((b"-p4", b"script/y.stp"), "file"),
         ((b"-E" + PLAIN, b"/etc/passwd"), "file"),

@@ -14,6 +14,7 @@ import attrs
 import pytest
 from kit.service import LogLines
 
+from stapsrv.compile.cache import result_cache
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.fingerprint import WatchedPath
@@ -236,6 +237,18 @@ async def test_rc_is_read_for_each_request_and_may_hang(tmp_path, monkeypatch):
         assert key.reason is None
         w.inputs.read_rc = lambda: RcFile(b"of another kind", is_cacheable=False)
         assert (await w.compile(key, job)).reason == "changed"
+
+
+async def test_search_that_takes_too_long_keeps_a_result_from_being_stored(tmp_path, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(result_cache, "uncacheable_reason", lambda *_: gate.wait())
+    monkeypatch.setattr(result_cache, "_MANY_FILES_S", 0.2)
+    async with world(tmp_path) as w:
+        w.cache._files = BlockingCalls(grace_s=0.1)
+        assert await w.ask() == "size"
+        # Nobody waits for the search any more, not even the end of the process.
+        assert w.cache._files.abandoned == 1
+        gate.set()
 
 
 @pytest.mark.parametrize("changed", ["tapset/a.stp", "tapset/new.stp", "tree/x.h", "tree/new"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.compile.cache import script_scan
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.script_scan import (
     TapsetScanner,
@@ -152,6 +153,24 @@ def test_order_of_tapset_files_does_not_count():
     assert names_reading_host_files(TAPSETS) == names_reading_host_files(TAPSETS[::-1])
 
 
+def test_long_chain_of_definitions_is_followed_in_linear_time():
+    """Each one stands in a file of its own, and leads to the next."""
+    count = 4000
+    chain = [b"function f%d() { return f%d() }" % (number, number + 1) for number in range(count)]
+    began = time.thread_time()
+    names = names_reading_host_files([*chain, b'probe f%d = process("/x") {}' % count])
+    assert len(names) == count + 1
+    assert time.thread_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    "script", ["".join(f"b{number}*a{number}(, " for number in range(101)), "a*" * 101 + "(1)"]
+)
+def test_more_wildcards_than_scripts_have_count_as_a_program(script):
+    """Each one costs the making of an expression."""
+    assert host_access_reason(script.encode(), NAMES) == "program"
+
+
 PROBES_PROGRAM = 'probe %s.begin = process("/bin/ls").begin {}'
 
 
@@ -170,6 +189,12 @@ def test_links_are_followed_and_circles_end(tmp_path, path):
     (tmp_path / "tapset" / "linux").symlink_to("../far")
     (tmp_path / "far" / "up").symlink_to("..")
     assert scan_tapsets([path, WatchedPath(str(tmp_path / "missing"))]) == {"user", "linked", "macro"}
+
+
+def test_tapsets_that_are_too_large_are_an_error(monkeypatch, path):
+    monkeypatch.setattr(script_scan, "_MOST_TAPSET_BYTES", 10)
+    with pytest.raises(OSError, match="tapsets of more than 10 bytes"):
+        scan_tapsets([path])
 
 
 @pytest.mark.anyio

@@ -9,6 +9,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -294,6 +295,17 @@ def test_zip64_is_refused_in_the_end_record_and_in_an_entry():
     info = header("a")
     info.extra = struct.pack("<HHHHQ", 0x5455, 0, 1, 8, 1)
     assert "is on another disk or in the zip64 format" in refusal(make_zip((info, b"1")))
+
+
+def test_long_extra_fields_are_refused_before_zipfile_copies_them():
+    """For each field it copies all that follow it."""
+    entries = [header(f"{number}") for number in range(200)]
+    for info in entries:
+        info.extra = struct.pack("<HH", 0x5455, 0) * 16_000
+    payload = make_zip(*((info, b"1") for info in entries))
+    began = time.thread_time()
+    assert refusal(payload) == "The request's zip has an entry with 64000 bytes of extra fields"
+    assert time.thread_time() - began < 1
 
 
 def test_overlapping_entries_are_refused():
