@@ -108,7 +108,9 @@ def title(settings: Mapping[str, object]) -> str:
     for variable, option in _OPTIONS.items():
         value = settings.get(variable)
         if value is not None:
-            words += (f'{option} "{one}"' for one in (value if isinstance(value, list) else [value]))
+            words += (
+                f'{option} "{_escaped(one)}"' for one in (value if isinstance(value, list) else [value])
+            )
     return " ".join(words)
 
 
@@ -169,6 +171,11 @@ def status_json(report: StatusReport) -> str:
 def encode_document(document: Mapping[str, object]) -> str:
     """Return an indented JSON text that ends with a line feed."""
     return json.dumps(document, indent=2) + "\n"
+
+
+def _escaped(value: object) -> str:
+    # As the original does, so that a shell reads the value as it is.
+    return str(value).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _running_as(server: ServerInfo) -> str:

@@ -52,6 +52,7 @@ def report(*servers: dict[str, object], **others) -> StatusReport:
             ' --max-request-size "7" --max-compressed-request "8"',
         ),
         ({"BUILD": ["A='x y'"], "RELEASE": []}, "stap-server -B \"A='x y'\""),
+        ({"DEFINE": ['S="a\\n"', "\\"], "LOG": '/a"b'}, r'stap-server -D "S=\"a\\n\"" -D "\\" --log "/a\"b"'),
     ],
 )
 def test_title(settings, line):
