@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stapsrv.errors import ConfigError
+from stapsrv.system.trusted_files import open_appending
 
 _STDERR = 2
 _NAMES = {"/dev/stdout": 1, "/dev/stderr": _STDERR}
@@ -148,8 +149,8 @@ class FileSink:
             self._lines = None
 
     def _open(self) -> _Lines:
-        # O_APPEND: other processes may log to the same file.
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Appending: other processes may log to the same file.
+        fd = open_appending(self.path, mode=0o644)
         self.close()
         self._lines = _Lines(fd)
         return self._lines

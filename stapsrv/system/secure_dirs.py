@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stapsrv.errors import ConfigError
+from stapsrv.system.trusted_files import open_owned_directory
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # The kernel's limit.
@@ -49,21 +50,29 @@ def make_file(path: Path, ownership: Ownership) -> None:
         os.close(fd)
 
 
-def open_lock(directory: Path, name: str, uid: int) -> int:
-    """Open a lock file of user ``uid``, made where it is missing; the caller closes the descriptor."""
+def open_lock(directory: Path, name: str, uid: int) -> int | None:
+    """Open a lock file in a directory of user ``uid``, made where it is missing; the caller closes it.
+
+    Returns None if there is no such directory.
+    """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    path = directory / name
-    with _open_parent(path) as parent, _as_config_error(path):
+    with _as_config_error(directory / name):
+        try:
+            parent = open_owned_directory(directory, uid)
+        except FileNotFoundError:
+            return None
         try:
             fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         except FileExistsError:
             return os.open(name, flags, dir_fd=parent)
+        finally:
+            os.close(parent)
         _give(fd, Ownership(uid, -1, 0o600))
         return fd
 
 
-def share_with_group(path: Path, group: str) -> None:
-    """Give ``path`` to a group if this user is a member of it."""
+def share_with_group(path: Path | int, group: str) -> None:
+    """Give a path or a descriptor to a group if this user is a member of it."""
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
 

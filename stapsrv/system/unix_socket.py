@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+# Not socket, which spends more time on enums of its constants than all the rest of a status.
+import _socket
 import contextlib
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 # Of sockaddr_un's path, less the NUL at its end.
 _MAX_ADDRESS_BYTES = 107
 _MODE = 0o660
+# Process id, user id and group id, four bytes each.
+_UCRED_BYTES = 12
 
 
 @contextlib.contextmanager
@@ -31,6 +37,28 @@ def address_of(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
         os.close(directory)
+
+
+@contextlib.contextmanager
+def address_of_socket(path: Path) -> Iterator[str]:
+    """Hold an address for ``connect`` of the socket that ``path`` names itself, and not by a link.
+
+    Raises:
+        OSError: there is none.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConnectionRefusedError("it is no socket")
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def peer_uid(connection: _socket.socket) -> int:
+    """Return the user id of the process that listens, when it began to (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _UCRED_BYTES)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
 
 
 @contextlib.contextmanager
@@ -55,11 +83,12 @@ def open_socket_file(path: Path, *, group: str, backlog: int) -> Iterator[socket
             with address_of(temporary) as address:
                 listener.bind(address)
             # Nobody can connect before listen(), so the mode that bind() gave was never of use.
-            temporary.chmod(_MODE)
-            share_with_group(temporary, group)
+            with address_of_socket(temporary) as made_here:
+                os.chmod(made_here, _MODE)  # noqa: PTH101 - by descriptor: the name may lead elsewhere by now
+                share_with_group(Path(made_here), group)
+                made = os.stat(made_here)  # noqa: PTH116
             listener.listen(backlog)
             listener.setblocking(False)  # noqa: FBT003 - positional in the standard library
-            made = temporary.lstat()
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):

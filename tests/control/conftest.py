@@ -13,6 +13,7 @@ from kit.supervisor import here
 
 from stapsrv.control.cli.console import Console
 from stapsrv.control.cli.main import run
+from stapsrv.control.client import discovery
 
 
 class Terminal(io.StringIO):
@@ -72,6 +73,12 @@ def command_line(tmp_path: Path) -> CommandLine:
     )
     environ = {name: os.environ[name] for name in ("PATH", "STAPSRV_MDNS")}
     return CommandLine(directory, {"HOME": str(tmp_path), **environ})
+
+
+@pytest.fixture
+def several_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, which is one user, be all of them."""
+    monkeypatch.setattr(discovery, "is_user", lambda _name, _uid: True)
 
 
 @pytest.fixture

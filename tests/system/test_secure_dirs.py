@@ -47,7 +47,7 @@ def test_file_and_its_directory_are_made(tmp_path):
 
 def test_lock_is_made_once_and_not_inherited(tmp_path):
     for _ in range(2):
-        fd = open_lock(tmp_path, "start.lock", -1)
+        fd = open_lock(tmp_path, "start.lock", os.geteuid())
         assert not os.get_inheritable(fd)
         os.close(fd)
     assert mode(tmp_path / "start.lock") == 0o600
@@ -91,7 +91,7 @@ def test_file_in_place_of_a_directory_is_an_error(tmp_path):
 def test_lock_that_is_a_link_is_an_error(tmp_path):
     (tmp_path / "start.lock").symlink_to("/etc/passwd")
     with pytest.raises(ConfigError, match="cannot be made or opened: Too many levels of symbolic links"):
-        open_lock(tmp_path, "start.lock", -1)
+        open_lock(tmp_path, "start.lock", os.geteuid())
 
 
 def test_unwritable_directory_is_an_error(tmp_path):
@@ -109,8 +109,8 @@ class TestAsRoot:
     def test_what_is_made_belongs_to_its_owner(self, tmp_path):
         make_directory(tmp_path / "a" / "b", Ownership(4711, 4712, 0o750))
         make_file(tmp_path / "a" / "log", Ownership(-1, 4712, 0o664))
-        os.close(open_lock(tmp_path / "a", "lock", 4711))
-        owners = [(tmp_path / name).stat() for name in ("a", "a/b", "a/log", "a/lock")]
+        os.close(open_lock(tmp_path / "a" / "b", "lock", 4711))
+        owners = [(tmp_path / name).stat() for name in ("a", "a/b", "a/log", "a/b/lock")]
         assert [(owner.st_uid, owner.st_gid) for owner in owners] == [
             (0, 0),
             (4711, 4712),

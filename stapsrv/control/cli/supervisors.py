@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +16,12 @@ from stapsrv.control.cli.invocation import Invocation
 from stapsrv.control.cli.places import own_stat_paths
 from stapsrv.control.client.accounts import caller_name, runnable_account
 from stapsrv.control.client.discovery import SOCKET_NAME
-from stapsrv.control.client.launch import Launch, prepare, reach_or_launch
+from stapsrv.control.client.launch import LOCK_NAME, SUPERVISOR_LOCK, Launch, prepare, reach_or_launch
 from stapsrv.control.client.sync import ACTION_S, Command, SupervisorNotRunning, SyncControlClient
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.identity.password import obtain_password
+from stapsrv.system.lock_files import locked_unless_missing, remove_locked_directory
 
 if TYPE_CHECKING:
     from stapsrv.control.protocol.schema import OutcomeInfo, ServerSpecInfo
@@ -124,9 +124,18 @@ class Supervisors:
     def forget(self, user: str, server_id: int) -> None:
         """Remove the record of a server whose supervisor is gone, unless one is starting and adopts it."""
         record = self._settings.stat_path / f"{server_id}.stat"
+        supervisor_dir = self._settings.stat_path / user
         try:
-            with _supervisor_dir_locked(self._settings.stat_path / user):
+            uid = pwd.getpwnam(user).pw_uid
+            with locked_unless_missing(supervisor_dir, SUPERVISOR_LOCK, uid=uid):
                 record.unlink(missing_ok=True)
+                # It was killed, and could not do so itself.
+                if self._is_silent(supervisor_dir, user):
+                    remove_locked_directory(
+                        supervisor_dir, [SOCKET_NAME], held=SUPERVISOR_LOCK, other=LOCK_NAME, uid=uid
+                    )
+        except KeyError as exc:
+            raise StapsrvError(f"there is no user {user}") from exc
         except BlockingIOError as exc:
             raise StapsrvError(f"a supervisor of user {user} is starting", remedy="try again") from exc
         except OSError as exc:
@@ -218,13 +227,23 @@ class Supervisors:
     def _connect_at(supervisor_dir: Path, user: str) -> SyncControlClient:
         """Connect to a supervisor; refuse a directory that is another user's."""
         with contextlib.suppress(OSError, KeyError):
-            if supervisor_dir.stat().st_uid != pwd.getpwnam(user).pw_uid:
+            if supervisor_dir.lstat().st_uid != pwd.getpwnam(user).pw_uid:
                 raise ControlError(
                     f"{supervisor_dir} belongs to somebody else than {user}",
                     code=Code.NOT_PERMITTED,
                     remedy="remove it",
                 )
         return SyncControlClient(supervisor_dir / SOCKET_NAME)
+
+    def _is_silent(self, supervisor_dir: Path, user: str) -> bool:
+        """Whether nobody listens there, also no service manager."""
+        try:
+            self._connect_at(supervisor_dir, user).close()
+        except SupervisorNotRunning:
+            return True
+        except ControlError:
+            pass
+        return False
 
     def _has_ended(self, user: str, error: ControlError) -> bool:
         """Whether a supervisor failed to answer because it has ended, after waiting for that end."""
@@ -241,19 +260,3 @@ class Supervisors:
         except SupervisorNotRunning:
             return True
         return False
-
-
-@contextlib.contextmanager
-def _supervisor_dir_locked(supervisor_dir: Path) -> Iterator[None]:
-    """Keep a supervisor from starting here; raises BlockingIOError if one runs."""
-    # The lock is the one of stapsrv.supervisor.state.lock.hold_instance_lock.
-    try:
-        lock = os.open(supervisor_dir / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)

@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from stapsrv.control.client.accounts import Account, environment_for, group_id
-from stapsrv.errors import ControlError, StapsrvError
+from stapsrv.errors import ConfigError, ControlError, StapsrvError
 from stapsrv.system.environ import started_environ
+from stapsrv.system.lock_files import is_current, remove_locked_directory
 from stapsrv.system.sd_notify import DaemonEnded, open_notifications
 from stapsrv.system.secure_dirs import Ownership, make_directory, make_file, open_lock
+from stapsrv.system.trusted_files import open_owned_directory
 
 DAEMON = "stap-serverd"
 LOCK_NAME = "start.lock"
+# Of a running supervisor (stapsrv.supervisor.state.lock).
+SUPERVISOR_LOCK = "lock"
 
 _BUSY = -32003
 # From the start to readiness; an on-demand supervisor makes no certificate first.
@@ -61,7 +65,6 @@ def reach_or_launch(launch: Launch, reach: Callable[[], _Found | None], environ:
     Raises:
         StapsrvError: none runs, and none could be started, or it does not answer; the text says why.
     """
-    prepare(launch)
     deadline = time.monotonic() + _READY_S
     silent = StapsrvError(
         f"the supervisor of user {launch.account.name} runs and does not answer",
@@ -90,19 +93,29 @@ def prepare(launch: Launch) -> None:
     All members of group stap-server may write STAT_PATH; its sticky bit protects each one's files.
 
     Raises:
-        ConfigError: one of them cannot be made.
+        ConfigError: one of them cannot be made, or the supervisor's directory is another user's.
     """
-    own = Ownership(-1, -1, 0o750)
     if launch.account.is_caller:
         make_directory(launch.stat_path, Ownership(-1, -1, 0o755))
-        make_directory(launch.supervisor_dir, own)
-        return
-    group = group_id()
-    shared = -1 if group is None else group
-    make_directory(launch.stat_path, Ownership(-1, shared, 0o1775))
-    make_directory(launch.supervisor_dir, Ownership(launch.account.uid, shared, 0o750))
-    make_directory(launch.log_file.parent, Ownership(-1, shared, 0o775))
-    make_file(launch.log_file, Ownership(-1, shared, 0o664))
+        make_directory(launch.supervisor_dir, Ownership(-1, -1, 0o750))
+    else:
+        group = group_id()
+        shared = -1 if group is None else group
+        make_directory(launch.stat_path, Ownership(-1, shared, 0o1775))
+        make_directory(launch.supervisor_dir, Ownership(launch.account.uid, shared, 0o750))
+        make_directory(launch.log_file.parent, Ownership(-1, shared, 0o775))
+        make_file(launch.log_file, Ownership(-1, shared, 0o664))
+    try:
+        os.close(open_owned_directory(launch.supervisor_dir, launch.account.uid))
+    except FileNotFoundError:
+        # An ending supervisor has removed it, and makes room for the next.
+        pass
+    except OSError as exc:
+        raise ConfigError(
+            f"belongs to somebody else than {launch.account.name}",
+            where=f"status directory {launch.supervisor_dir}",
+            remedy="remove it",
+        ) from exc
 
 
 def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
@@ -157,23 +170,51 @@ def _password_descriptors(password: str | None) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _start_lock(launch: Launch) -> Iterator[None]:
-    """Hold the lock for starting this user's supervisor; raises ControlError (BUSY) after ``_LOCK_S``."""
-    deadline = time.monotonic() + _LOCK_S
-    fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
+    """Hold the lock for starting this user's supervisor; raises ControlError (BUSY) after ``_LOCK_S``.
+
+    Where no supervisor could be started, the lock is removed, and the supervisor's directory with it.
+    """
+    fd = _wait_locked(launch, time.monotonic() + _LOCK_S)
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    raise ControlError(
-                        f"another command is starting {DAEMON} for user {launch.account.name}"
-                        f" and has not done so within {_LOCK_S:g} seconds",
-                        code=_BUSY,
-                        remedy="try again",
-                    ) from exc
-                time.sleep(_POLL_S)
         yield
+    except BaseException:
+        remove_locked_directory(
+            launch.supervisor_dir, held=LOCK_NAME, other=SUPERVISOR_LOCK, uid=launch.account.uid
+        )
+        raise
     finally:
         os.close(fd)
+
+
+def _wait_locked(launch: Launch, deadline: float) -> int:
+    while True:
+        prepare(launch)
+        fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
+        if fd is None:
+            continue
+        try:
+            _wait_for_lock(fd, launch, deadline)
+            # Whoever held it may have removed it.
+            if is_current(fd, launch.supervisor_dir / LOCK_NAME):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _wait_for_lock(fd: int, launch: Launch, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            if time.monotonic() > deadline:
+                raise ControlError(
+                    f"another command is starting {DAEMON} for user {launch.account.name}"
+                    f" and has not done so within {_LOCK_S:g} seconds",
+                    code=_BUSY,
+                    remedy="try again",
+                ) from exc
+            time.sleep(_POLL_S)
+        else:
+            return

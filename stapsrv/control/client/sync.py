@@ -23,7 +23,7 @@ from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, Ou
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ControlError, StapsrvError
-from stapsrv.system.unix_socket import address_of
+from stapsrv.system.unix_socket import address_of_socket, peer_uid
 
 # For an answer that needs no waiting, however busy the supervisor is.
 REPLY_S = 10.0
@@ -52,7 +52,8 @@ class SyncControlClient:
 
     Raises:
         SupervisorNotRunning: nobody listens there.
-        ControlError: this user may not connect (NOT_PERMITTED), or it took too long (TIMED_OUT).
+        ControlError: this user may not connect, or who listens is neither root nor the owner of the socket's
+            directory (NOT_PERMITTED), or it took too long (TIMED_OUT).
 
     Example::
 
@@ -71,8 +72,9 @@ class SyncControlClient:
             whole_s = int(timeout_s)
             limit = _TIMEVAL.pack(whole_s, max(1, int((timeout_s - whole_s) * 1e6)))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            with address_of(path) as address:
+            with address_of_socket(path) as address:
                 self._socket.connect(address)
+            _check_listener(self._socket, path)
         except BaseException as exc:
             self._socket.close()
             if isinstance(exc, OSError):
@@ -223,12 +225,26 @@ class SyncControlClient:
         return self._socket.recv(_READ_BYTES)
 
 
+class _NotTheOwner(OSError):
+    """Somebody else listens than the owner of the socket's directory."""
+
+
+def _check_listener(connection: socket.socket, path: Path) -> None:
+    # Root's is a service manager, which listens for the supervisor.
+    if peer_uid(connection) not in {0, path.parent.stat().st_uid}:
+        raise _NotTheOwner
+
+
 def connect_error(exc: OSError, path: Path) -> StapsrvError:
     """Return the error for a connection that could not be made."""
     where = f"control socket {path}"
     if isinstance(exc, FileNotFoundError | NotADirectoryError | ConnectionRefusedError):
         remedy = "start one with stap-server start"
         return SupervisorNotRunning("no supervisor listens there", where=where, remedy=remedy)
+    if isinstance(exc, _NotTheOwner):
+        return ControlError(
+            f"{where}: somebody else listens than the owner of its directory", code=Code.NOT_PERMITTED
+        )
     if isinstance(exc, PermissionError):
         return ControlError(
             f"{where}: you may not connect",

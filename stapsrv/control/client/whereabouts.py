@@ -10,11 +10,11 @@ import contextlib
 import json
 import os
 import pwd
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stapsrv.system.atomic_file import replace_file
+from stapsrv.system.trusted_files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,15 +53,12 @@ def _key(config_file: Path | None) -> str:
 
 def _read(file: Path, *, uid: int) -> dict[str, str]:
     """Return the notes in a user's file; none in one that is another's."""
-    with contextlib.suppress(OSError, ValueError):
-        # Root reads it, too: no link and no pipe of the user's leads or holds it up.
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as opened:  # noqa: PTH123 - a descriptor
-            status = os.fstat(fd)
-            if stat.S_ISREG(status.st_mode) and status.st_uid in {0, uid}:
-                found = json.loads(opened.read(_MOST_BYTES))
-                if isinstance(found, dict):
-                    return {name: path for name, path in found.items() if _is_path(path)}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        # Root reads it, too.
+        owner, data = read_file(file, max_bytes=_MOST_BYTES)
+        found = json.loads(data)
+        if owner in {0, uid} and isinstance(found, dict):
+            return {name: path for name, path in found.items() if _is_path(path)}
     return {}
 
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeGuard, TypeVar
 
 from stapsrv.system.atomic_file import replace_file
+from stapsrv.system.trusted_files import read_file
 
 _T = TypeVar("_T")
 
 # The one that was written longest ago is forgotten first.
 _MAX_FACTS = 500
+_MOST_BYTES = 1024 * 1024
 
 
 class JsonFile(Generic[_T]):
@@ -29,8 +32,9 @@ class JsonFile(Generic[_T]):
     def read(self) -> dict[str, _T]:
         """Return all facts by their names, the oldest first."""
         try:
-            found = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
+            owner, data = read_file(self._file, max_bytes=_MOST_BYTES)
+            found = json.loads(data) if owner == os.geteuid() else None
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(found, dict):
             return {}

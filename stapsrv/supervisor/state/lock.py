@@ -7,24 +7,31 @@ was killed stands in the way.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.system.lock_files import is_current, remove_locked_directory
 from stapsrv.system.secure_dirs import share_with_group
+from stapsrv.system.trusted_files import open_owned_directory
 
 # Its members may read the status of every supervisor.
 GROUP = "stap-server"
 
 _LOCK = "lock"
+# Of a command that starts a supervisor (stapsrv.control.client.launch).
+_START_LOCK = "start.lock"
 _MODE = 0o750
+# Each time another supervisor ended between two steps.
+_TRIES = 100
 
 
 @contextlib.contextmanager
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
-    """Hold the lock of ``user``'s supervisor; yields its directory.
+    """Hold the lock of ``user``'s supervisor; yields its directory, which is removed at the end.
 
     Raises:
         ConfigError: the directory cannot be made or used, or is not this user's alone to write to.
@@ -32,13 +39,7 @@ def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
     """
     directory = stat_path / user
     try:
-        stat_path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=_MODE)
-        _check_owner(directory)
-        share_with_group(directory, GROUP)
-        # O_NOFOLLOW: no link leads the lock to another file.
-        fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _take_lock(directory)
     except OSError as exc:
         raise ConfigError(
             f"cannot be used: {exc.strerror}",
@@ -46,28 +47,57 @@ def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
             remedy="let the server's user write there, or set STAT_PATH to a directory where it may",
         ) from exc
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-            raise LifecycleError(
-                f"a supervisor of user {user} runs already, as process {holder}",
-                where=str(directory),
-                remedy="command that one with stap-server",
-            ) from exc
-        # For people, and the message above; only the lock itself counts.
+        # For people, and the message of others; only the lock itself counts.
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield directory
     finally:
+        # The original takes whatever is in STAT_PATH for one of its servers.
+        remove_locked_directory(directory, held=_LOCK, other=_START_LOCK, uid=os.geteuid())
         os.close(fd)
 
 
-def _check_owner(directory: Path) -> None:
-    status = directory.lstat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022 or not directory.is_dir():
-        raise ConfigError(
-            "belongs to somebody else, or others may write to it",
-            where=f"status directory {directory}",
-            remedy="remove it",
-        )
+def _take_lock(directory: Path) -> int:
+    for _ in range(_TRIES):
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=_MODE)
+        with contextlib.suppress(FileNotFoundError):
+            fd = _open_lock(directory)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+                os.close(fd)
+                raise LifecycleError(
+                    f"a supervisor of user {directory.name} runs already, as process {holder}",
+                    where=str(directory),
+                    remedy="command that one with stap-server",
+                ) from exc
+            if is_current(fd, directory / _LOCK):
+                return fd
+            os.close(fd)
+    raise TimeoutError(errno.ETIMEDOUT, "other supervisors begin and end there all the time")
+
+
+def _open_lock(directory: Path) -> int:
+    try:
+        parent = open_owned_directory(directory, os.geteuid())
+    except (PermissionError, NotADirectoryError) as exc:
+        raise _not_ours(directory) from exc
+    try:
+        if os.fstat(parent).st_mode & 0o022:
+            raise _not_ours(directory)
+        share_with_group(parent, GROUP)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(_LOCK, flags, 0o600, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
+def _not_ours(directory: Path) -> ConfigError:
+    return ConfigError(
+        "belongs to somebody else, or others may write to it",
+        where=f"status directory {directory}",
+        remedy="remove it",
+    )

@@ -14,8 +14,10 @@ directory; each supervisor minds the files of its own user that carry our mark.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import secrets
 from pathlib import Path
 
 import attrs
@@ -24,6 +26,7 @@ from stapsrv.config.files import decode_config, encode_server_settings, server_s
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
 from stapsrv.system.atomic_file import replace_file
+from stapsrv.system.trusted_files import read_file
 
 # One above the largest process id that Linux can give out (2**22): a stand-in is never a process's.
 FIRST_ID = 4_194_305
@@ -34,6 +37,10 @@ _ASSIGNED = "# stapsrv port: assigned"
 _DRAINED = "# stapsrv drained"
 _NAME = re.compile(r"([0-9]{1,18})\.stat")
 _MODE = 0o644
+_MOST_BYTES = 64 * 1024
+# For an id that is free: first the next ones, then any of so many further ones.
+_TRIES = 200
+_WIDE = 1 << 30
 
 
 @attrs.frozen(kw_only=True)
@@ -60,18 +67,18 @@ class StatFiles:
         Raises:
             ConfigError: STAT_PATH cannot be written.
         """
-        candidate = max([self._last_id, *self._ids()]) + 1
-        while True:
+        for attempt in range(_TRIES):
+            # Not one more than the highest there: others may name files as they like.
+            self._last_id += 1 if attempt < _TRIES // 2 else 1 + secrets.randbelow(_WIDE)
             try:
                 # The maker of the file has the id: supervisors of other users share the directory.
-                os.close(os.open(self._path(candidate), os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE))
+                os.close(os.open(self._path(self._last_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE))
             except FileExistsError:
-                candidate += 1
+                continue
             except OSError as exc:
                 raise self._unwritable(exc) from exc
-            else:
-                self._last_id = candidate
-                return candidate
+            return self._last_id
+        raise self._unwritable(FileExistsError(errno.EEXIST, "all ids are taken"))
 
     def write(self, record: Record) -> None:
         """Write a server's record as a whole; raise ConfigError if STAT_PATH cannot be written."""
@@ -103,9 +110,11 @@ class StatFiles:
         for server_id in sorted(self._ids()):
             path = self._path(server_id)
             try:
-                if path.lstat().st_uid != os.geteuid():
+                owner, data = read_file(path, max_bytes=_MOST_BYTES)
+                if owner != os.geteuid():
                     continue
-                text = decode_config(path.read_bytes(), where=str(path))
+                self._last_id = max(self._last_id, server_id)
+                text = decode_config(data, where=str(path))
                 if not text.startswith(_MARK):
                     # An id that was allocated and not used: its supervisor was killed in between.
                     if not text and server_id >= FIRST_ID:

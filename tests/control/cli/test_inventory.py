@@ -20,7 +20,7 @@ def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
     assert supervisor.told_names == [("start", ["other"])]
 
 
-def test_other_users_servers_are_left_alone(command_line, user, title):
+def test_other_users_servers_are_left_alone(command_line, several_users):
     if os.geteuid() == 0:
         pytest.skip("root may command everybody's")
     theirs = server_status(FIRST_ID, settings=ServerSettings(nickname="web", user="nobody"))

@@ -20,7 +20,7 @@ from kit.control import (
     peer_of,
     running_control,
 )
-from kit.supervisor import FIRST_ID, FakeSupervisor, Then, server_status, supervisor_status
+from kit.supervisor import FIRST_ID, FakeSupervisor, Then, here, server_status, supervisor_status
 
 from stapsrv.control import client
 from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
@@ -255,11 +255,12 @@ async def test_script_of_a_blocking_program(tmp_path):
                     print(path.parent.name, server["id"], server["nickname"], server["state"])
         """
     )
-    (tmp_path / "me").mkdir()
-    async with running_control(tmp_path / "me", server_status(7)):
+    me = here()
+    (tmp_path / me).mkdir()
+    async with running_control(tmp_path / me, server_status(7)):
         with anyio.fail_after(60):
             run = await anyio.run_process([sys.executable, "-P", "-c", script, str(tmp_path)])
-    assert run.stdout == b"me 7 7 serving\n"
+    assert run.stdout == f"{me} 7 7 serving\n".encode()
 
 
 async def test_session_of_socat(tmp_path):

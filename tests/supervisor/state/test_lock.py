@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.supervisor.state import lock
 from stapsrv.supervisor.state.lock import hold_instance_lock
 
 
@@ -58,3 +60,29 @@ def test_unwritable_status_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"), hold_instance_lock(tmp_path / "file", "me"):
         pytest.fail("a file was taken for a directory")
+
+
+def test_directory_is_gone_with_the_last_supervisor(tmp_path):
+    """SystemTap's own stap-server takes whatever is in STAT_PATH for a server."""
+    with hold_instance_lock(tmp_path, "me"):
+        (tmp_path / "me" / "start.lock").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_that_its_holder_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """It was opened before the holder removed it, and locked after."""
+    first = hold_instance_lock(tmp_path, "me")
+    first.__enter__()
+    flock, ended = lock.fcntl.flock, []
+
+    def flock_late(fd: int, operation: int) -> None:
+        if not ended:
+            ended.append(True)
+            first.__exit__(None, None, None)
+        flock(fd, operation)
+
+    monkeypatch.setattr(lock, "fcntl", SimpleNamespace(**{**vars(lock.fcntl), "flock": flock_late}))
+    with hold_instance_lock(tmp_path, "me"):
+        with pytest.raises(LifecycleError), hold_instance_lock(tmp_path, "me"):
+            pytest.fail("two supervisors")
+        assert (tmp_path / "me" / "lock").exists()

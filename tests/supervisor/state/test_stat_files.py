@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,4 +93,38 @@ def test_unwritable_directory(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         registry.write(Record(id=1, settings=SETTINGS, origin=None, port=None))
     registry.forget(1)
+    assert registry.read() == ([], [])
+
+
+def test_file_named_with_a_huge_id_does_not_change_the_next_ids(registry, tmp_path):
+    (tmp_path / f"{10**17}.stat").touch()
+    assert registry.allocate_id() == FIRST_ID
+
+
+def test_ids_that_somebody_took_in_advance_are_passed_over(registry, tmp_path):
+    for number in range(300):
+        (tmp_path / f"{FIRST_ID + number}.stat").touch()
+    given = registry.allocate_id()
+    assert FIRST_ID + 300 <= given < FIRST_ID + 200 * 2**30
+
+
+def test_id_on_record_is_not_given_out_again(registry):
+    registry.write(Record(id=FIRST_ID + 3, settings=SETTINGS, origin=None, port=1))
+    registry.read()
+    registry.forget(FIRST_ID + 3)
+    assert registry.allocate_id() == FIRST_ID + 4
+
+
+def test_pipe_or_link_in_place_of_a_record_is_not_read(registry, tmp_path):
+    registry.write(Record(id=FIRST_ID, settings=SETTINGS, origin=None, port=1))
+    (tmp_path / f"{FIRST_ID}.stat").rename(tmp_path / "real")
+    (tmp_path / f"{FIRST_ID}.stat").symlink_to("real")
+    os.mkfifo(tmp_path / f"{FIRST_ID + 1}.stat")
+    assert registry.read() == ([], [])
+
+
+def test_record_of_another_user_is_not_resumed(registry, monkeypatch):
+    registry.write(Record(id=FIRST_ID, settings=SETTINGS, origin=None, port=1))
+    uid = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
     assert registry.read() == ([], [])

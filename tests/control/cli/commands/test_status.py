@@ -21,10 +21,10 @@ from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
 from stapsrv.system.unix_socket import address_of
 
-WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": "me", "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
-PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": "me", "LOG": "/log"}
-WEB_LINE = 'stap-server -a "x86_64" -r "5.10" -u "me" -n "web" --log "/log" --port "7001"'
-PLAIN_LINE = 'stap-server -a "x86_64" -r "6.1" -u "me" -n "4194306" --log "/log"'
+WEB = {"ARCH": "x86_64", "RELEASE": ["5.10"], "USER": here(), "NICKNAME": "web", "LOG": "/log", "PORT": 7001}
+PLAIN = {"ARCH": "x86_64", "RELEASE": ["6.1"], "USER": here(), "LOG": "/log"}
+WEB_LINE = f'stap-server -a "x86_64" -r "5.10" -u "{here()}" -n "web" --log "/log" --port "7001"'
+PLAIN_LINE = f'stap-server -a "x86_64" -r "6.1" -u "{here()}" -n "4194306" --log "/log"'
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_terminal_gets_a_table(command_line, supervisor):
     assert classic.out == command_line.run("status").out
 
 
-def test_servers_of_several_supervisors(command_line, supervisor):
+def test_servers_of_several_supervisors(command_line, several_users, supervisor):
     theirs = FakeSupervisor(server_status(7, settings=ServerSettings(nickname="zoe")), user="zoe", pid=4712)
     with listening(theirs, command_line.stat_path):
         ran = command_line.run("status")
@@ -123,7 +123,7 @@ def test_servers_of_several_supervisors(command_line, supervisor):
     assert named.out == 'stap-server -n "zoe" running as PID 7\n'
 
 
-def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor):
+def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, several_users, supervisor):
     supervisor_dir = command_line.stat_path / "dead"
     supervisor_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
@@ -134,7 +134,7 @@ def test_a_socket_that_nobody_listens_to_is_passed_over(command_line, supervisor
 
 # Records of servers whose supervisor is gone.
 
-RECORD = "# stapsrv server\nARCH=x86_64\nUSER=me\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\nPORT=7001\n"
+RECORD = f"# stapsrv server\nARCH=x86_64\nUSER={here()}\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\nPORT=7001\n"
 
 
 def test_a_record_without_a_supervisor(command_line):
@@ -171,7 +171,7 @@ def test_records_of_a_living_supervisor_are_its_own_business(command_line, super
 
 
 def test_stop_takes_a_lost_server_off_the_record(command_line, user):
-    path = record(command_line, 4194305, RECORD.replace("USER=me", f"USER={user}"))
+    path = record(command_line, 4194305, RECORD)
     other = record(command_line, 4194306, RECORD.replace("web", "other"))
     ran = command_line.run("stop", "-n", "web")
     assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
