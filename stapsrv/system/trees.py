@@ -176,8 +176,7 @@ def _open_to_change(parent: int, name: str) -> int:
 
 def _list(directory: int, above: str, below: list[str]) -> Iterator[Entry]:
     """Yield the entries of a directory, and add the names of the directories among them to ``below``."""
-    # A directory that was removed while it was open cannot be listed.
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+    with os.scandir(directory) as entries:
         for entry in entries:
             try:
                 status = entry.stat(follow_symlinks=False)

@@ -85,6 +85,21 @@ def test_walk_passes_over_what_is_removed_meanwhile(tmp_path):
     assert sorted(paths) == ["a", "b", "d"]
 
 
+def test_walk_passes_over_a_directory_that_is_removed_before_it_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").touch()
+    scandir = os.scandir
+
+    def remove_first(directory):
+        if os.readlink(f"/proc/self/fd/{directory}") == f"{tmp_path}/a":
+            (tmp_path / "a").rmdir()
+        return scandir(directory)
+
+    monkeypatch.setattr(os, "scandir", remove_first)
+    assert sorted(walk(tmp_path)) == ["a", "b"]
+    assert not (tmp_path / "a").exists()
+
+
 def test_walk_raises_when_it_was_led_away(tmp_path):
     """Otherwise it would go on in the directory that the one it is in was moved to."""
     (tmp_path / "a" / "b").mkdir(parents=True)
