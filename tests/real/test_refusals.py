@@ -43,6 +43,23 @@ def test_limits_can_be_raised(serve, stap):
     assert stap.via(server.port, "-p1", "noise.stp").status == 0
 
 
+def test_directories_that_are_nested_too_deep(serve, stap):
+    """The server goes on, and what it takes leaves nothing behind."""
+    server = serve("--max-request-size=1000000", "--max-compressed-request=1000000")
+    deep = stap.place.joinpath("tapset", *"d" * 80)
+    deep.mkdir(parents=True)
+    (deep / "deep.stp").write_text("function deep() { }")
+    arguments = ("-p1", "-I", stap.place / "tapset", *SCRIPT)
+    assert stap.via(server.port, *arguments).status == 0
+    deep.joinpath(*"d" * 40).mkdir(parents=True)
+    ran = without_client_lines(stap.via(server.port, *arguments))
+    assert (ran.status, ran.stdout) == (1, "")
+    assert re.fullmatch(
+        r"Server: The request's zip entry '\S+' has a path of \d+ components, the limit is 100\n", ran.stderr
+    )
+    assert stap.via(server.port, "-p1", *SCRIPT).status == 0
+
+
 def test_release_that_is_not_served(server, stap):
     ran = without_client_lines(stap.via(server.port, "-p4", *SCRIPT, release="1.2.3-none"))
     assert ran.status == 1
