@@ -63,6 +63,7 @@ class RequestRecord:
     uncacheable: str | None = None  # why the next equal request will be compiled again, in a word
     rc: int | None = None
     answer_bytes: int = 0
+    lookup_s: float = 0.0  # of a known result; with it come waits for scans, and for what is being stored
     queue_s: float = 0.0
     compile_s: float = 0.0  # 0 where the compile ran for another request
     sign_s: float = 0.0
@@ -103,6 +104,7 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
         "uncacheable": record.uncacheable,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,
+        "lookup_s": round(record.lookup_s, 3),
         **{f"{stage}_s": round(getattr(record, f"{stage}_s"), 3) for stage in _STAGES},
         "refusal": record.refusal,
     }

@@ -132,8 +132,8 @@ CLASSIC: Mapping[str, str] = {
     "request.complete": "Request from {peer} complete",
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
-        "{answer_bytes} out; queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, send {send_s} s; "
-        "refusal: {refusal}, uncacheable: {uncacheable}"
+        "{answer_bytes} out; lookup {lookup_s} s, queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, "
+        "send {send_s} s; refusal: {refusal}, uncacheable: {uncacheable}"
     ),
 }
 

@@ -190,6 +190,8 @@ async def open_runtime(
                 inputs = await opened.enter_async_context(_watch_inputs(log))
             if log is not None and inputs is not None:
                 cache = await _open_cache(stap, environ, tuning, inputs, log)
+            if cache is not None:
+                await opened.enter_async_context(cache.open())
             memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             databases = opened.enter_context(open_watcher(log))
             yield Runtime(

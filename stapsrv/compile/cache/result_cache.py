@@ -10,12 +10,14 @@ stap made them, without any signature.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 
 import anyio
 import attrs
+from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.cacheable import (
@@ -67,7 +69,15 @@ class ResultCache:
         self._log = log
         self._storing: dict[str, CacheEntry] = {}
         self._tapsets = TapsetScanner()
+        self._tasks: TaskGroup | None = None
         self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Read tapsets beside the first compile, and not after it, as long as the block runs."""
+        async with anyio.create_task_group() as self._tasks:
+            yield
+            self._tasks.cancel_scope.cancel()
 
     def watch(self, releases: Iterable[ServedRelease], settings: ServerSettings) -> None:
         """Begin to watch what a server's results depend on."""
@@ -131,6 +141,9 @@ class ResultCache:
         if key.environment_digest is None:
             compiled = await engine.compile(job)
             return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
+        if self._tasks is not None:
+            # A second's work, for which the next equal request would wait.
+            self._tasks.start_soon(self._names_reading_host_files, key, job)
         cache = StapCache.of(self._inputs.systemtap, key.toolchain_digest)
         compiled = await engine.compile(attrs.evolve(job, stap_cache=cache))
         # Before any request has the result: the next equal one waits for the entry.
@@ -200,11 +213,8 @@ class ResultCache:
         return None if await self._is_unchanged(key, job) else "changed"
 
     async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
-        tapsets = self._inputs.paths(job.release, job.settings).tapsets
-        try:
-            names = await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
-        except OSError as exc:
-            self._log.warning("cache.unreadable", reason=exc.strerror)
+        names = await self._names_reading_host_files(key, job)
+        if names is None:
             return _DISK
         # The clients have their result already: a search that takes its time holds nobody up, a stop neither.
         try:
@@ -213,6 +223,14 @@ class ResultCache:
             )
         except TimeoutError:
             return _SIZE
+
+    async def _names_reading_host_files(self, key: CacheKey, job: CompileJob) -> frozenset[str] | None:
+        tapsets = self._inputs.paths(job.release, job.settings).tapsets
+        try:
+            return await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
+        except OSError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+            return None
 
     async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return, in a word, how the compile shows that a result depends on more than the known inputs."""

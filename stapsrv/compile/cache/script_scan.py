@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
+
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.system.blocking import BlockingCalls
 
@@ -312,15 +314,17 @@ class TapsetScanner:
 
     def __init__(self) -> None:
         self._scanned: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
+        self._one_at_a_time = anyio.Lock()
 
     async def names_reading_host_files(
         self, paths: tuple[WatchedPath, ...], generation: int, calls: BlockingCalls
     ) -> frozenset[str]:
         """Return the names in tapsets whose generation differs after each change; may raise OSError."""
-        scanned = self._scanned.get(paths)
-        if scanned is None or scanned[0] != generation:
-            names = await calls.run(partial(scan_tapsets, paths), timeout_s=_SCAN_TIMEOUT_S)
-            scanned = self._scanned[paths] = (generation, names)
+        async with self._one_at_a_time:
+            scanned = self._scanned.get(paths)
+            if scanned is None or scanned[0] != generation:
+                names = await calls.run(partial(scan_tapsets, paths), timeout_s=_SCAN_TIMEOUT_S)
+                scanned = self._scanned[paths] = (generation, names)
         return scanned[1]
 
 

@@ -43,8 +43,11 @@ class CachedEngine:
     async def compile(self, job: CompileJob) -> CacheEntry:
         """Return the result of a job (see :class:`Engine`); the source goes on record."""
         cache = self._cache_for(job)
-        key = CacheKey(request_digest(job.request)) if cache is None else await cache.wait_key_for(job)
-        entry = None if cache is None else await cache.get(key)
+        key, entry = CacheKey(request_digest(job.request)), None
+        if cache is not None:
+            with timed(job.record, "lookup_s"):
+                key = await cache.wait_key_for(job)
+                entry = await cache.get(key)
         if entry is not None:
             job.record.source = Source.HIT
             self.counts.hits += 1

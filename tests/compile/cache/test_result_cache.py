@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import attrs
 import pytest
 from kit.service import LogLines
@@ -285,6 +286,27 @@ async def test_changed_input_gives_no_hit_before_its_scan(tmp_path):
         assert await w.cache.get(key) is None
         key = await w.cache.wait_key_for(w.job())
         assert key.environment_digest is not None
+
+
+async def test_tapsets_are_read_while_stap_compiles(tmp_path, monkeypatch):
+    """And by one at a time, whoever needs to know."""
+    reading, reads = threading.Event(), []
+
+    def read(paths: tuple[WatchedPath, ...]) -> frozenset[str]:
+        reads.append(paths)
+        reading.set()
+        return frozenset()
+
+    async def run(job: CompileJob) -> Compiled:
+        assert await anyio.to_thread.run_sync(reading.wait, 20)
+        return await w.run_stap(job)
+
+    monkeypatch.setattr("stapsrv.compile.cache.script_scan.scan_tapsets", read)
+    async with world(tmp_path) as w, w.cache.open():
+        key = await w.cache.wait_key_for(w.job())
+        assert (await w.compile(key, w.job(), run)).reason is None
+        assert reading.is_set()
+    assert len(reads) == 1
 
 
 async def test_request_during_the_store_gets_the_entry(tmp_path):
