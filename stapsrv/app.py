@@ -327,7 +327,7 @@ class App:
             return
         found = await self._read_servers(None)
         self._check_sockets(found)
-        await self.supervisor.start(self._or_default(found), undrain=False)
+        await self.supervisor.start(self._or_default(found), as_configured=True)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 

@@ -167,7 +167,8 @@ class ManagedServer:
             if self.id != os.getpid():
                 self._logged.info("server.stopped")
         self.server = None
-        self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
+        if self.state is not State.STOPPING:
+            self._crashes = 1 if anyio.current_time() - began >= HEALTHY_S else self._crashes + 1
         self.handle(end, reason=reason)
 
     async def _serve(self) -> None:

@@ -7,6 +7,7 @@ who stops waiting changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -121,12 +122,12 @@ class Supervisor:
         )
 
     async def start(
-        self, specs: Sequence[ServerSpec], report: Report | None = None, *, undrain: bool = True
+        self, specs: Sequence[ServerSpec], report: Report | None = None, *, as_configured: bool = False
     ) -> list[Outcome]:
         """Start the servers that do not run yet; returns when each serves or has failed.
 
-        One that is drained is not started again without ``undrain``. A configured one that is refused is
-        logged, and named in the status.
+        With ``as_configured`` files ask for them, and no person: one that runs becomes what they say, and
+        one that is drained stays so. A configured one that is refused is logged, and named in the status.
 
         Two servers are the same if they differ in nickname and tuning at most (manual page, ``start``). Of
         the tuning, LISTEN alone makes another one.
@@ -137,7 +138,7 @@ class Supervisor:
         with self._commands.begin(report) as followed:
             outcomes = []
             # All are begun before the first is waited for: they start side by side.
-            for begun in [self._begin(spec, followed, undrain=undrain) for spec in specs]:
+            for begun in [self._begin(spec, followed, as_configured=as_configured) for spec in specs]:
                 if isinstance(begun, Outcome):
                     outcomes.append(begun)
                 else:
@@ -184,10 +185,12 @@ class Supervisor:
             for server in list(self._servers.values()):
                 spec = wanted.get(self._identity(server.settings))
                 if spec is not None:
-                    self._follow(server, spec)
+                    # Its nickname may be that of a server that leaves: then it follows when that has.
+                    with contextlib.suppress(ConfigError):
+                        self._follow(server, spec)
                 elif server.origin is not None and server.origin not in unreadable:
                     leaving.append(server.id)
-            return await self.stop(leaving, report) + await self.start(specs, report, undrain=False)
+            return await self.stop(leaving, report) + await self.start(specs, report, as_configured=True)
 
     async def wait_failed(self, server_id: int) -> str:
         """Wait until a server has failed; returns why. Of one that is stopped meanwhile, wait for ever."""
@@ -218,7 +221,7 @@ class Supervisor:
                 self._saved.servers.forget(record.id)
 
     def _begin(
-        self, spec: ServerSpec, followed: set[int], *, undrain: bool
+        self, spec: ServerSpec, followed: set[int], *, as_configured: bool
     ) -> tuple[ManagedServer, bool] | Outcome:
         self.refused.pop(spec.origin or "", None)
         try:
@@ -228,9 +231,9 @@ class Supervisor:
             if same is not None:
                 already = same.wanted is Wanted.UP and same.state in RUNNING
                 followed.add(same.id)
-                if spec.origin is not None and spec.origin == same.origin:
+                if as_configured or (spec.origin is not None and spec.origin == same.origin):
                     self._follow(same, spec)
-                same.start(undrain=undrain)
+                same.start(undrain=not as_configured)
                 return same, already
             server = self._add_new(spec)
         except (ConfigError, LifecycleError) as exc:
@@ -243,6 +246,7 @@ class Supervisor:
         return server, False
 
     def _follow(self, server: ManagedServer, spec: ServerSpec) -> None:
+        self._check_nickname(spec.settings.nickname, server)
         server.origin = spec.origin
         if spec.settings != server.settings:
             server.apply_settings(spec.settings)
@@ -330,17 +334,19 @@ class Supervisor:
 
     def _find(self, spec: ServerSpec) -> ManagedServer | None:
         identity = self._identity(spec.settings)
-        nickname = spec.settings.nickname
         for server in self._servers.values():
             if self._identity(server.settings) == identity:
                 return server
+        self._check_nickname(spec.settings.nickname, None)
+        return None
+
+    def _check_nickname(self, nickname: str | None, owner: ManagedServer | None) -> None:
         for server in self._servers.values():
-            if nickname is not None and server.nickname == nickname:
+            if server is not owner and nickname is not None and server.nickname == nickname:
                 raise ConfigError(
                     f"nickname '{nickname}' is that of server {server.id}, which has other settings",
                     remedy="stop that one first, or give another nickname",
                 )
-        return None
 
     def _identity(self, settings: ServerSettings) -> ServerSettings:
         return settings.identity(self._defaults)

@@ -189,7 +189,7 @@ async def test_resumed_server_is_as_drained_as_it_was(bench):
             await anyio.lowlevel.checkpoint()
     async with bench.supervisor() as supervisor:
         supervisor.resume()
-        first, second = await supervisor.start(specs, undrain=False)
+        first, second = await supervisor.start(specs, as_configured=True)
         await supervisor._servers[FIRST_ID].wait_for({State.DRAINING})
         assert (first.error, second.error, second.server.state) == (None, None, State.SERVING)
         await supervisor.undrain([FIRST_ID])
@@ -229,6 +229,25 @@ async def test_configured_server_that_is_refused_is_logged_and_in_the_status(ben
         assert bench.lines.reasons("configuration.refused") == [reason]
         await supervisor.stop([FIRST_ID])
         await supervisor.start(specs[1:])
+        assert supervisor.status().refused == ()
+
+
+async def test_a_reload_gives_no_nickname_to_two_servers(bench):
+    async with bench.supervisor() as supervisor:
+        same = ServerSpec(bench.settings(nickname="same"), "/same.conf")
+        gone = ServerSpec(bench.settings(nickname="gone", max_threads=1), "/gone.conf")
+        await supervisor.start([same, gone, ServerSpec(bench.settings(nickname="by-hand", max_threads=3))])
+        renamed = ServerSpec(bench.settings(nickname="by-hand"), "/same.conf")
+        _stopped, refused = await supervisor.reload([renamed])
+        assert refused.error.startswith("nickname 'by-hand' is that of server ")
+        assert set(states(supervisor)) == {"same", "by-hand"}
+        assert len(supervisor.status().refused) == 1
+        await supervisor.start([gone])
+        (_stopped, done) = await supervisor.reload(
+            [ServerSpec(bench.settings(nickname="gone"), "/same.conf")]
+        )
+        assert done.error is None
+        assert set(states(supervisor)) == {"gone", "by-hand"}
         assert supervisor.status().refused == ()
 
 
