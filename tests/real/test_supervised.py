@@ -61,7 +61,26 @@ def command(stap: Stap) -> Iterator[Command]:
     yield made
     made("stop")
     # Whatever became of the supervisors, and of the test: they have ended when their sockets are gone.
-    wait_until(lambda: not list(made.place.glob("stat/*/control.sock")))
+    wait_until(lambda: not list(made.place.glob("stat*/*/control.sock")))
+
+
+def test_forced_reload_serves_the_client_with_what_the_files_say_by_then(command):
+    """Also where the supervisor's own directory moves, under which commands find it before and after."""
+    installation = command.stap.installation
+    (command.place / "conf.d" / "one.conf").write_text(
+        f"RELEASE={installation.releases[0]}\nRUNTIME={installation.runtime}\nNICKNAME=one\n"
+    )
+    command("start")
+    (before,) = command.supervisors()
+    assert command.stap.via(before["servers"][0]["port"], "-p4", *SCRIPT).status == 0
+    text = command.config.read_text()
+    command.config.write_text(text.replace("/stat\n", "/stat-of-now\n") + "MAX_COMPILES=1\n")
+    assert [found["pid"] for found in command.supervisors()] == [before["pid"]]
+    assert command("force-reload").split().count("OK") == 2
+    (after,) = command.supervisors()
+    assert (after["pid"], after["max_compiles"]) == (before["pid"], 1)
+    assert after["since"] != before["since"]
+    assert command.stap.via(after["servers"][0]["port"], "-p4", *SCRIPT).status == 0
 
 
 def test_one_server_for_each_installed_release(command):

@@ -38,10 +38,11 @@ def noted_stat_path(user: str, config_file: Path | None, environ: Mapping[str, s
     """Return where the last supervisor of ``user`` with this global file was started, if that is known."""
     with contextlib.suppress(KeyError):
         entry = pwd.getpwnam(user)
-        home = Path(entry.pw_dir)
+        directory = Path(entry.pw_dir, ".systemtap")
+        # Root's variables say nothing of another user's directories.
         if entry.pw_uid == os.geteuid():
-            home = Path(environ.get("HOME") or home)
-        directory = Path(environ.get("SYSTEMTAP_DIR") or home / ".systemtap")
+            own = Path(environ.get("HOME") or entry.pw_dir, ".systemtap")
+            directory = Path(environ.get("SYSTEMTAP_DIR") or own)
         noted = _read(directory / _NAME, uid=entry.pw_uid).get(_key(config_file))
         return None if noted is None else Path(noted)
     return None
