@@ -13,7 +13,6 @@ import contextlib
 import enum
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.system import trees
 from stapsrv.system.atomic_file import replace_file
 
 # In stap's own directory; all servers and supervisors of a user share it.
@@ -111,7 +111,7 @@ class StapCache:
                 used[path] = path.stat().st_mtime
         unused = (path for path in used if time.time() - used[path] > _IN_USE_S)
         for path in sorted(unused, key=used.__getitem__)[: max(0, len(used) - _MAX_DIRECTORIES)]:
-            shutil.rmtree(path, ignore_errors=True)
+            trees.remove(path)
 
 
 def restrict_users_cache(systemtap: Path) -> None:
