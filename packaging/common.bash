@@ -16,13 +16,14 @@ die() {
     exit 1
 }
 
-# The kernel releases whose headers are installed, oldest first; of one version, the plainest flavour last.
+# The kernel releases whose headers are installed, oldest first; of one version, the plainest flavour last. Flavours follow
+# the version, with or without a number between: 6.1.0-50-cloud-amd64, 6.12.118+deb13-cloud-amd64.
 header_releases() {
     local tree release
     for tree in /lib/modules/*/build; do
         [[ -e $tree/Makefile ]] || continue
         release=$(basename "$(dirname "$tree")")
-        printf '%s %d %s\n' "$(cut -d- -f1,2 <<<"$release")" "${#release}" "$release"
+        printf '%s %d %s\n' "$(sed -E 's/(-[a-z][^-]*)+$//' <<<"$release")" "${#release}" "$release"
     done | sort -k1,1V -k2,2nr | cut -d' ' -f3
 }
 
@@ -32,9 +33,9 @@ headers_want_patch() {
     grep -qsw task_work_cancel_func "$tree"/{build,source}/include/linux/task_work.h
 }
 
-# Does the runtime in directory $1 call it already?
+# Does the runtime in directory $1 call it already, as a patched copy and SystemTap 5.1 and later do?
 runtime_is_patched() {
-    grep -qsw 'task_work_cancel_func(task' "$1/stp_task_work.c"
+    grep -qsw task_work_cancel_func "$1/stp_task_work.c"
 }
 
 # What a patched copy is made from: it is out of date when this changes. The number is that of the patch.

@@ -443,7 +443,7 @@ def without_word_of_jobs(ran: Ran) -> Ran:
 
 def _age(release: str) -> tuple[list[int], int]:
     """Order releases from new to old; of one version, the plainest flavour first."""
-    version = "-".join(release.split("-")[:2])
+    version = re.sub(r"(-[a-z][^-]*)+$", "", release)
     return [-int(number) for number in re.findall(r"\d+", version)], len(release)
 
 
@@ -453,6 +453,8 @@ def _find_runtime(environ: Mapping[str, str], modules: Path) -> Path:
             return Path(candidate)
     # The kernel renamed a function that the runtime of SystemTap 4.8 uses (see packaging/patch-runtime).
     headers = [modules / tree / "include/linux/task_work.h" for tree in ("build", "source")]
-    if any("task_work_cancel_func" in header.read_text() for header in headers if header.exists()):
+    new_name = "task_work_cancel_func"
+    is_renamed = any(new_name in header.read_text() for header in headers if header.exists())
+    if is_renamed and new_name not in (STOCK_RUNTIME / "stp_task_work.c").read_text():
         raise Unavailable(f"{PATCHED_RUNTIME}, the patched runtime, is missing; run packaging/setup")
     return STOCK_RUNTIME
