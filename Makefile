@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-dependencies lint format demo serve bench fuzz soak install dist deb docs clean
+.PHONY: help setup test test-dependencies test-systems lint format demo serve bench fuzz soak install dist deb docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +17,10 @@ test: ## lint, check types, run the whole test suite (as stap-server where root 
 
 test-dependencies: setup ## test with the lowest and the newest versions of the libraries: ARGS=lowest for one
 	@packaging/test-dependencies $(ARGS)
+
+test-systems: ## run the tests of the real programs in roots of Debian 12, 13 and sid: ARGS=trixie for one
+	@packaging/setup --systems
+	@packaging/test-systems $(ARGS)
 
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check .

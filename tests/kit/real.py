@@ -191,9 +191,12 @@ def finish(process: subprocess.Popen[str], stdin: str = "") -> Ran:
 class FollowedLog:
     """A log file that is read as it grows; coreutils' ``tail`` is woken by the kernel when it does."""
 
-    def __init__(self, path: Path, tail: subprocess.Popen[bytes]) -> None:
+    def __init__(self, path: Path, tail: subprocess.Popen[bytes], writer: int) -> None:
         self.path = path
         self._tail = tail
+        self._writer = (
+            writer  # a pidfd, readable when the writer has ended, which tail does not see in a zombie
+        )
         self._text = ""
 
     @classmethod
@@ -202,11 +205,15 @@ class FollowedLog:
         """Follow a log, which need not exist yet, as long as process ``writer`` lives."""
         path.touch()
         command = ["tail", f"--pid={writer}", "--lines=+1", "--follow", str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
-            try:
-                yield cls(path, tail)
-            finally:
-                tail.kill()
+        pidfd = os.pidfd_open(writer)
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as tail:
+                try:
+                    yield cls(path, tail, pidfd)
+                finally:
+                    tail.kill()
+        finally:
+            os.close(pidfd)
 
     @property
     def lines(self) -> list[str]:
@@ -223,9 +230,13 @@ class FollowedLog:
         stream = self._tail.stdout
         assert stream is not None
         while len(found := list(re.finditer(pattern, self._text, re.MULTILINE))) < count:
-            new = b""
-            if select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                new = os.read(stream.fileno(), 65536)
+            ready, *_ = select.select([stream, self._writer], [], [], max(0.0, deadline - time.monotonic()))
+            if self._writer in ready:
+                self._text = self.path.read_text(errors="replace")
+                found = list(re.finditer(pattern, self._text, re.MULTILINE))
+                assert len(found) >= count, f"its writer ended before {pattern!r} was logged:\n{self._text}"
+                break
+            new = os.read(stream.fileno(), 65536) if ready else b""
             assert new, f"the log has not {count} times what matches {pattern!r}:\n{self._text}"
             self._text += new.decode(errors="replace")
         return found[count - 1]

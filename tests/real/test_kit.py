@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from kit.real import Installation, Ran, Unavailable, without_client_lines, without_word_of_jobs
+from kit.real import FollowedLog, Installation, Ran, Unavailable, without_client_lines, without_word_of_jobs
 
 
 @pytest.fixture
@@ -71,6 +73,8 @@ def test_headers_decide_whether_the_stock_runtime_will_do(
 ):
     monkeypatch.setattr("kit.real.PATCHED_RUNTIME", tmp_path / "missing")
     monkeypatch.setattr("kit.real.STOCK_RUNTIME", tmp_path / "stock")
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "stock/stp_task_work.c").write_text("twork = task_work_cancel(task, func);")
     del environ["STAPSRV_TEST_RUNTIME"]
     linux = modules / "6.1.0-56-amd64/source/include/linux"
     linux.mkdir(parents=True)
@@ -99,3 +103,12 @@ def test_word_of_other_jobs_goes_and_that_of_errors_stays():
     assert without_word_of_jobs(Ran(1, jobs, said)) == Ran(
         1, jobs, f"{error}make: *** [/x/Makefile:9: all] Error 2\n"
     )
+
+
+def test_log_of_a_writer_that_has_ended_is_not_waited_for(tmp_path):
+    """Also as long as nobody has waited for that process."""
+    with subprocess.Popen(["true"]) as writer, FollowedLog.open(tmp_path / "log", writer.pid) as log:
+        log.path.write_text("begun\n")
+        assert log.wait("begun")
+        with pytest.raises(AssertionError, match="its writer ended before 'done' was logged:\nbegun"):
+            log.wait("done")
