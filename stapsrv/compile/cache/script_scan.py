@@ -10,7 +10,6 @@ Source of the grammar: stapprobes(3stap), stap(1); seen in SystemTap 4.8.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fnmatch
 import itertools
@@ -332,24 +331,33 @@ def scan_tapsets(paths: Iterable[WatchedPath]) -> frozenset[str]:
     """Return the names in the tapsets below some paths that may make stap read host files.
 
     Raises:
-        OSError: they are too large.
+        OSError: they are too large, or cannot be read now, for want of a descriptor for example.
     """
     texts = []
     left = _MOST_TAPSET_BYTES
     for path in (file for top in paths for file in _tapset_files(top.path)):
-        # A file that we cannot read, stap cannot either.
-        with contextlib.suppress(OSError), path.open("rb") as stream:
-            texts.append(stream.read(left + 1))
-            left -= len(texts[-1])
+        try:
+            with path.open("rb") as stream:
+                texts.append(stream.read(left + 1))
+        except OSError as exc:
+            _raise_unless_unreadable(exc)
+            continue
+        left -= len(texts[-1])
         if left < 0:
             raise OSError(errno.EFBIG, f"tapsets of more than {_MOST_TAPSET_BYTES} bytes")
     return names_reading_host_files(texts)
 
 
+def _raise_unless_unreadable(exc: OSError) -> None:
+    # What is not there for us is not there for stap either.
+    if exc.errno not in {errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+        raise exc
+
+
 def _tapset_files(top: str) -> Iterator[Path]:
     """Yield the tapset files below a directory; links to directories are followed, as stap does."""
     seen: set[tuple[int, int]] = set()
-    for directory, below, names in os.walk(top, followlinks=True):
+    for directory, below, names in os.walk(top, onerror=_raise_unless_unreadable, followlinks=True):
         status = Path(directory).stat()
         if (status.st_dev, status.st_ino) in seen:
             below.clear()  # a link in a circle, or another one to the same place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -189,6 +191,27 @@ def test_links_are_followed_and_circles_end(tmp_path, path):
     (tmp_path / "tapset" / "linux").symlink_to("../far")
     (tmp_path / "far" / "up").symlink_to("..")
     assert scan_tapsets([path, WatchedPath(str(tmp_path / "missing"))]) == {"user", "linked", "macro"}
+
+
+@pytest.mark.parametrize("function", ["os.scandir", "io.open"])
+def test_tapsets_that_cannot_be_read_now_are_an_error(monkeypatch, path, function):
+    """What they read of the host would go unseen."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(function, fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        scan_tapsets([path])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_tapsets_that_stap_cannot_read_either_are_passed_over(tmp_path, path):
+    (tmp_path / "tapset" / "dangling.stp").symlink_to("nowhere")
+    (tmp_path / "tapset" / "circle.stp").symlink_to("circle.stp")
+    (tmp_path / "tapset" / "sealed.stp").touch(mode=0)
+    (tmp_path / "tapset" / "sealed").mkdir(mode=0)
+    assert scan_tapsets([path]) == {"user"}
 
 
 def test_tapsets_that_are_too_large_are_an_error(monkeypatch, path):
