@@ -119,6 +119,21 @@ def test_page_names_files_that_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_page_on_trust_names_tests_that_exist():
+    rules = [
+        line.split("|")[3].strip()
+        for line in (ROOT / "docs" / "trust.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("|") and "---" not in line and not line.startswith("| who ")
+    ]
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(rules) > 20
+    assert [rule for rule in rules if rule.strip("`") not in defined] == []
+
+
 def test_each_module_has_its_test_file():
     tests = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     mirrored = {module.with_name(f"test_{module.name}") for module in modules()}

@@ -29,7 +29,7 @@ from stapsrv.identity.diagnosis import DamagedDatabase
 from stapsrv.identity.locked_directory import explain_os_errors, path_exists, read_lock, replacing, write_lock
 from stapsrv.identity.memfd import memory_file
 from stapsrv.identity.nss import PUBLIC_MODE, Database, Fingerprint
-from stapsrv.identity.permissions import refuse_exposed
+from stapsrv.identity.permissions import refuse_exposed, tighten_own
 from stapsrv.identity.selfsigned import extra_names_of, host_name, key_in_pem, make_certificate
 
 NICKNAME = "stap-server"
@@ -137,6 +137,7 @@ async def load_or_create_identity(
     now = now or datetime.now(UTC)
     with explain_os_errors(directory):
         _refuse_obsolete(directory)
+        _tighten(directory, log)
         refuse_exposed(directory)
         async with read_lock(directory) as is_whole:
             found = await _find(directory, password) if is_whole else None
@@ -191,6 +192,7 @@ async def make_identity(
     """
     with explain_os_errors(directory):
         _refuse_obsolete(directory)
+        _tighten(directory, log)
         refuse_exposed(directory.parent)
         async with write_lock(directory):
             return await _replace(directory, password, datetime.now(UTC), log, extra_names=extra_names)
@@ -240,6 +242,11 @@ def _report(found: _Found, directory: Path, *, log: FilteringBoundLogger, now: d
             log.warning("identity.unusable", directory=directory, reason=found.problem)
         case Identity():
             report_identity(found, log=log, now=now)
+
+
+def _tighten(directory: Path, log: FilteringBoundLogger) -> None:
+    for path in tighten_own(directory):
+        log.warning("identity.tightened", directory=path)
 
 
 def _refuse_obsolete(directory: Path) -> None:

@@ -56,6 +56,7 @@ CLASSIC: Mapping[str, str] = {
     "identity.valid": "Certificate is valid",
     "identity.expired": "Certificate has expired (on {when} UTC)",
     "identity.not_yet_valid": "Certificate is not valid before {when} UTC",
+    "identity.tightened": "Others could write to {directory}; they cannot any more",
     "identity.unusable": "Certificate database {directory} cannot be used: {reason}",
     "identity.renewing": "Certificate expires on {when} UTC and is renewed",
     "identity.renewal_failed": "Certificate database {directory} could not be renewed: {reason}",

@@ -78,7 +78,7 @@ class Inventory:
 
     @cached_property
     def found(self) -> list[FoundServer]:
-        """The running servers, this user's first."""
+        """The running servers: those that this user may command first, and of them the default user's."""
         found = [
             FoundServer(
                 server_id=info["id"],
@@ -91,7 +91,7 @@ class Inventory:
             for supervisor in self.supervisors
             for info in supervisor["servers"]
         ]
-        return sorted(found, key=lambda server: not server.own)
+        return sorted(found, key=lambda server: (not server.own, self.user_of(server) != self.default_user))
 
     @cached_property
     def orphaned_servers(self) -> list[RunningServer]:
@@ -99,6 +99,38 @@ class Inventory:
         return [
             RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
             for lost in self.orphaned
+        ]
+
+    @property
+    def own_orphaned_servers(self) -> list[RunningServer]:
+        """Those of :attr:`orphaned_servers` that this user may take up or forget."""
+        return [
+            server
+            for server in self.orphaned_servers
+            if os.geteuid() == 0 or server.settings.user == self.caller
+        ]
+
+    def user_of(self, server: RunningServer) -> str:
+        """Return the user that a server runs or ran as."""
+        user = server.supervisor["user"] if isinstance(server, FoundServer) else server.settings.user
+        return user or self.default_user
+
+    def without_namesakes(self, running: Sequence[RunningServer]) -> list[RunningServer]:
+        """Leave out servers with a nickname that was typed and is, by the configuration, another user's.
+
+        Else a member of the group could have a name of the system's mean his own server.
+        """
+        names = {spec.name.value for spec in self.invocation.specifications if spec.name is not None}
+        others = {server for server in running if self.user_of(server) != self.default_user}
+        if names.isdisjoint(server.nickname for server in others):
+            return list(running)
+        users = {server.settings.nickname: server.settings.user for server in self.configured}
+        return [
+            server
+            for server in running
+            if server not in others
+            or server.nickname not in users
+            or (users[server.nickname] or self.default_user) == self.user_of(server)
         ]
 
     @cached_property

@@ -25,6 +25,8 @@ def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalS
     """Return the global settings for what this user starts; may raise ConfigError."""
     home = environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
     base = global_defaults(environ, euid=os.geteuid(), home=Path(home), can_write=can_write)
+    # As the original: a variable of the environment that the files may change.
+    base = base._replace(stap_user=environ.get("STAP_USER") or base.stap_user)
     return read_global_settings(base, _path(config_file))
 
 

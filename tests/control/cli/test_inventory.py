@@ -34,3 +34,24 @@ def test_other_users_servers_are_left_alone(command_line, several_users):
         "stap-server: web: is a server of user nobody; run stap-server as that user, or as root\n"
     )
     assert (everything.status, everything.out) == (0, "Stopping stap-server: OK\n")
+
+
+def test_configured_nickname_does_not_mean_another_users_server(command_line, several_users, supervisor):
+    command_line.configure(web="NICKNAME=web\nRELEASE=5.10\n")
+    settings = ServerSettings(releases=("6.1",), nickname="web", user="nobody")
+    theirs = server_status(FIRST_ID, nickname="web", settings=settings)
+    with listening(FakeSupervisor(theirs, user="nobody"), command_line.stat_path) as other:
+        ran = command_line.run("start", "-n", "web")
+    assert (ran.status, ran.err, other.told) == (0, "", [])
+    ((command, (spec,)),) = supervisor.told
+    assert (command, spec.settings.releases) == ("start", ("5.10",))
+
+
+def test_orphaned_servers_of_other_users_are_left_alone(command_line, several_users):
+    if os.geteuid() == 0:
+        pytest.skip("root may command everybody's")
+    command_line.stat_path.mkdir()
+    record = command_line.stat_path / "1.stat"
+    record.write_text("# stapsrv server\nUSER=nobody\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\n")
+    assert command_line.run("stop").out == "Stopping stap-server: OK\n"
+    assert record.exists()

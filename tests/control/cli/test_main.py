@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from stapsrv.system.secure_dirs import Ownership, make_directory
 
 PROGRAM = [sys.executable, "-c", "from stapsrv.control.cli.main import main; main()"]
 FIRST_ID = 4194305
@@ -421,3 +424,51 @@ class TestAsRoot:
         assert (ran.returncode, ran.stdout.splitlines()[-1]) == (1, "FAILED")
         assert ran.stderr.startswith(f"stap-server: x: {reason}")
         assert not shared.stat_path.exists()
+
+    def test_member_of_the_group_changes_nothing_for_root(self, shared, build_tree, pristine_identity):
+        """What one user planted in STAT_PATH is neither obeyed nor waited for."""
+        tree, identity = shared.directory / "tree", shared.directory / "identity"
+        shutil.copytree(build_tree, tree)
+        shutil.copytree(pristine_identity, identity)
+        for path in (identity, *identity.iterdir()):
+            shutil.chown(path, "stap-server", "stap-server")
+        shared.configure("native", f"NICKNAME=native\nRELEASE={tree}\nSSL={identity}\n")
+        make_directory(shared.stat_path, Ownership(0, grp.getgrnam("stap-server").gr_gid, 0o1775))
+        plant = (
+            "import os, socket\n"
+            "record = '# stapsrv server\\nUSER=stap-server\\nNICKNAME=native\\nRELEASE=9\\nBUILD=EVIL=1\\n'\n"
+            "open('4194999.stat', 'w').write(record)\n"
+            "open('999999999999999999.stat', 'w').write(record)\n"
+            "os.mkfifo('4194998.stat'); os.mkfifo('1.stat'); os.symlink('/etc/shadow', '2.stat')\n"
+            "for name in ('root', 'nobody'):\n"
+            "    os.mkdir(name); socket.socket(socket.AF_UNIX).bind(name + '/control.sock')\n"
+        )
+        member = ["runuser", "-u", "stap-test", "--", sys.executable, "-c", plant]
+        subprocess.run(member, cwd=shared.stat_path, check=True, timeout=60)
+        assert shared.run("status").returncode == 3
+        shared.ok("start", "-n", "native")
+        (server,) = shared.servers()
+        assert (server["id"], server["settings"]["USER"]) == (FIRST_ID, "stap-server")
+        assert server["settings"]["RELEASE"] == [str(tree)]
+        assert "BUILD" not in server["settings"]
+        shared.ok("condrestart")
+        (pid,) = shared.holders()
+        pidfd = os.pidfd_open(pid)
+        assert shared.ok("stop").count("OK") == 1
+        wait_ended(pidfd)
+        # Its directory is gone; what the member made is his own business.
+        assert not (shared.stat_path / "stap-server").exists()
+        assert (shared.stat_path / "4194999.stat").owner() == "stap-test"
+
+    def test_log_that_a_member_made_a_link_is_not_written_through(self, shared, build_tree):
+        private = shared.directory / "private"
+        private.touch()
+        shutil.chown(private, "stap-server", "stap-server")
+        log = shared.directory / "log"
+        make_directory(log, Ownership(0, grp.getgrnam("stap-server").gr_gid, 0o775))
+        link = ["runuser", "-u", "stap-test", "--", "ln", "-s", str(private), f"{log}/log"]
+        subprocess.run(link, check=True, timeout=60)
+        ran = shared.run("start", "-r", build_tree, "-n", "x")
+        assert ran.returncode == 1
+        assert f"log file {log}/log: cannot be written" in ran.stderr
+        assert private.read_text() == ""

@@ -78,3 +78,12 @@ def test_home_comes_from_the_user_database_where_the_environment_has_none(monkey
     monkeypatch.setattr(places, "can_write", lambda path: False)
     home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     assert own_settings({}, None).log_file == home / ".local" / "state" / "stap-server" / "log"
+
+
+def test_user_of_servers_comes_from_the_environment_where_no_file_names_one(tmp_path, plain_user):
+    environ = {"HOME": "/home/me", "STAP_USER": "eve"}
+    config = tmp_path / "global.conf"
+    config.write_text(f"STAT_PATH={tmp_path}\nSTAP_USER=\n")
+    assert own_settings(environ, str(config)).default_user("me", euid=0) == "eve"
+    config.write_text(f"STAT_PATH={tmp_path}\nSTAP_USER=adam\n")
+    assert own_settings(environ, str(config)).default_user("me", euid=0) == "adam"

@@ -147,7 +147,8 @@ class _Command:
         if wanted and inventory.nothing_usable:
             return Plan(invocation.action, ())
         if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
-            running += inventory.orphaned_servers
+            running += inventory.own_orphaned_servers
+        running = inventory.without_namesakes(running)
         plan = make_plan(
             invocation,
             running=running,
