@@ -33,6 +33,7 @@ from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.supervisor.state.lock import hold_instance_lock
+from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.environ import started_environ
 from stapsrv.system.force_exit import force_exit_after
 from stapsrv.system.init import fork_as_init
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 _LOG_FILE = f"{PREFIX}LOG_FILE"
 _STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_NOTING_S = 5.0
 
 _Signals: TypeAlias = AsyncGenerator[signal.Signals, None]
 
@@ -147,9 +150,13 @@ async def _run(
                 _make_parent(configuration.log_file)
             lock = hold_instance_lock(configuration.settings.stat_path, configuration.user)
             supervisor_dir = held.enter_context(lock)
-            note_stat_path(
-                systemtap_directory(environ), options.config_file, configuration.settings.stat_path
+            stat_path = configuration.settings.stat_path
+            noting = functools.partial(
+                note_stat_path, systemtap_directory(environ), options.config_file, stat_path
             )
+            # A home that hangs costs the note.
+            with contextlib.suppress(OSError):
+                await BlockingCalls().run(noting, timeout_s=_NOTING_S)
         metrics = _open_metrics(configuration.settings.metrics, supervisor_dir, held)
         log = book.open(configuration.log_file)
         async with open_runtime(
