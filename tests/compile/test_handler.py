@@ -11,6 +11,7 @@ import structlog
 from anyio.streams.tls import TLSAttribute
 from kit import openssl
 from kit.client import RELEASE, Answer, connect, exchange, frame, pack, read_answer, request
+from kit.keys import small_keys
 from kit.moks import make_mok, make_sign_file
 from kit.service import IDENTITY, Shown, running_server, tls_context
 
@@ -193,7 +194,8 @@ class TestSigning:
 @pytest.fixture(scope="module")
 def mok(tmp_path_factory: pytest.TempPathFactory) -> Mok:
     """A machine owner key of the server's."""
-    return make_mok(tmp_path_factory.mktemp("moks"))
+    with small_keys():
+        return make_mok(tmp_path_factory.mktemp("moks"))
 
 
 class TestKernelUnderSecureBoot:

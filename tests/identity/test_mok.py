@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from kit.keys import small_keys
 from kit.moks import make_mok
 
 from stapsrv.errors import IdentityError
@@ -27,20 +28,14 @@ from stapsrv.identity.mok import Mok, MokStore, create_mok, load_moks, moks_dire
 from .conftest import Log, contents, names, needs_permissions, umask
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def small_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of the real size take a second each to make and to load, on a busy machine."""
-    monkeypatch.setattr(mok_module, "_KEY_BITS", 2048)
+quickly = pytest.mark.usefixtures("quick_keys")
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mok, Mok]:
     """Two keys in a directory that no test may change, in order of their fingerprints."""
     directory = tmp_path_factory.mktemp("pristine") / "moks"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mok_module, "_KEY_BITS", 2048)
+    with small_keys():
         first, second = sorted((make_mok(directory), make_mok(directory)), key=lambda mok: mok.fingerprint)
     return first, second
 
@@ -66,23 +61,24 @@ def test_moks_are_beside_the_database():
     assert moks_directory(Path("/st/ssl/server")) == Path("/st/ssl/server/moks")
 
 
-class TestCreate:
-    def test_certificate_is_what_openssl_makes_by_the_configuration_beside_it(self, tmp_path, monkeypatch):
-        monkeypatch.undo()
-        mok = make_mok(tmp_path)
-        openssl(
-            *("req", "-new", "-x509", "-nodes", "-utf8", "-sha256", "-days", 36500, "-outform", "DER"),
-            *("-config", tmp_path / "x509.genkey", "-out", tmp_path / "theirs", "-keyout", tmp_path / "key"),
-        )
-        ours, theirs = (
-            openssl("x509", "-inform", "DER", "-in", path, "-noout", "-text")
-            for path in (mok.certificate_file, tmp_path / "theirs")
-        )
-        assert outline(ours) == outline(theirs)
-        assert "Public-Key: (4096 bit)" in ours
-        assert "CA:FALSE" in ours
-        assert mok.certificate.not_valid_after_utc - mok.certificate.not_valid_before_utc == timedelta(36500)
+def test_certificate_is_what_openssl_makes_by_the_configuration_beside_it(tmp_path):
+    mok = make_mok(tmp_path)
+    openssl(
+        *("req", "-new", "-x509", "-nodes", "-utf8", "-sha256", "-days", 36500, "-outform", "DER"),
+        *("-config", tmp_path / "x509.genkey", "-out", tmp_path / "theirs", "-keyout", tmp_path / "key"),
+    )
+    ours, theirs = (
+        openssl("x509", "-inform", "DER", "-in", path, "-noout", "-text")
+        for path in (mok.certificate_file, tmp_path / "theirs")
+    )
+    assert outline(ours) == outline(theirs)
+    assert "Public-Key: (4096 bit)" in ours
+    assert "CA:FALSE" in ours
+    assert mok.certificate.not_valid_after_utc - mok.certificate.not_valid_before_utc == timedelta(36500)
 
+
+@quickly
+class TestCreate:
     def test_directory_is_named_as_mokutil_shows_the_certificate(self, pristine):
         for mok in pristine:
             shown = openssl(
@@ -218,6 +214,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@quickly
 class TestLoad:
     @pytest.mark.parametrize("defect", DEFECTS)
     async def test_unusable_key_is_reported_and_left_alone(self, moks, store, log, pristine, defect):
@@ -275,6 +272,7 @@ class TestLoad:
         assert names(tmp_path) == []
 
 
+@quickly
 class TestStore:
     async def test_find_follows_the_client_s_order(self, store, pristine):
         first, second = (mok.fingerprint for mok in pristine)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import anyio.to_thread
 import pytest
@@ -16,11 +18,20 @@ _export = Database._private_keys
 
 
 @pytest.fixture
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let new keys be small, and each key be exported from equal databases once for all tests."""
-    for module in (mok, selfsigned):
-        monkeypatch.setattr(module, "_KEY_BITS", 2048)
     monkeypatch.setattr(Database, "_private_keys", _private_keys)
+    with small_keys():
+        yield
+
+
+@contextlib.contextmanager
+def small_keys() -> Iterator[None]:
+    """Let keys be small that are made within the block: those of the real size take a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (mok, selfsigned):
+            patch.setattr(module, "_KEY_BITS", 2048)
+        yield
 
 
 async def _private_keys(database: Database, nickname: str) -> list[PrivateKeyTypes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from kit.keys import small_keys
 from kit.moks import make_mok, make_sign_file
 from kit.service import LogLines
 
@@ -100,7 +101,8 @@ def test_sign_module_as_value_or_operand_is_accepted():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Mok:
-    return make_mok(tmp_path_factory.mktemp("moks"))
+    with small_keys():
+        return make_mok(tmp_path_factory.mktemp("moks"))
 
 
 @pytest.mark.anyio
