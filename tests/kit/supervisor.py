@@ -88,7 +88,7 @@ class FakeSupervisor:
         servers: by id; one that is started gets the id after the highest, from FIRST_ID on.
         told: each command as ``(method, argument)``.
         gate: an action is done when it is open; None is open.
-        fault: what every command raises.
+        raises: what every command raises, and ``status`` too where it is a ZeroDivisionError.
         faults: what the next commands meet, one each, before anything is noted.
         errors: by nickname or releases, why a server cannot be started, or is not as wanted afterwards.
         since: when it began, which is anew with a forced reload.
@@ -117,7 +117,7 @@ class FakeSupervisor:
         self.then = then
         self.told: list[tuple[str, object]] = []
         self.gate: anyio.Event | None = None
-        self.fault: Exception | None = None
+        self.raises: Exception | None = None
         self.faults: list[Fault] = []
         self.errors: dict[str, str] = {}
         self.reloaded: list[Outcome] | None = None
@@ -142,8 +142,8 @@ class FakeSupervisor:
         self.servers[server_id] = attrs.evolve(server, work=attrs.evolve(server.work, **work), **facts)
 
     def status(self) -> SupervisorStatus:
-        if isinstance(self.fault, ZeroDivisionError):
-            raise self.fault
+        if isinstance(self.raises, ZeroDivisionError):
+            raise self.raises
         return supervisor_status(*self.servers.values(), user=self.user, pid=self.pid, since=self.since)
 
     async def start(self, specs: Sequence[ServerSpec], report: Report | None = None, /) -> list[Outcome]:
@@ -217,8 +217,8 @@ class FakeSupervisor:
             await self._meet(self.faults.pop(0))
         self.told.append((method, argument))
         self.began.set()
-        if self.fault is not None:
-            raise self.fault
+        if self.raises is not None:
+            raise self.raises
 
     async def _meet(self, fault: Fault) -> None:
         assert self.connection is not None, "nobody serves it"

@@ -212,7 +212,7 @@ async def test_end_ends_and_refuses_what_comes_after(tmp_path):
 @pytest.mark.parametrize("fault", [ConfigError("is bad", where="/x:1"), LifecycleError("cannot now")])
 async def test_what_cannot_be_carried_out_is_said_why(tmp_path, fault):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.supervisor.fault = fault
+        control.supervisor.raises = fault
         assert await refused(peer, "reload") == (Code.FAILED, str(fault))
         assert "result" in await peer.call("hello")
     entry = control.lines.entries[-1]
@@ -222,7 +222,7 @@ async def test_what_cannot_be_carried_out_is_said_why(tmp_path, fault):
 
 async def test_crash_of_a_command_is_logged_and_ends_nothing(tmp_path):
     async with running_control(tmp_path, server_status(7)) as control, peer_of(control) as peer:
-        control.supervisor.fault = TypeError("a fault of ours")
+        control.supervisor.raises = TypeError("a fault of ours")
         assert await refused(peer, "stop", {"ids": [7]}) == (
             Code.INTERNAL_ERROR,
             "internal error; see the supervisor's log",

@@ -312,10 +312,10 @@ async def test_crash_of_a_status_ends_its_connection_alone(tmp_path):
     async with running_control(tmp_path) as control:
         async with peer_of(control) as peer, peer_of(control) as neighbour:
             await answers(neighbour)
-            control.supervisor.fault = ZeroDivisionError()
+            control.supervisor.raises = ZeroDivisionError()
             await peer.request("status")
             assert await peer.wait_closed() == b""
-            control.supervisor.fault = None
+            control.supervisor.raises = None
             await answers(neighbour)
     (entry,) = control.lines.entries
     assert (entry["level"], entry["event"], entry["user"]) == ("error", "control.crashed", "1001")
