@@ -30,11 +30,11 @@ class Call:
 
 
 def is_log(node: ast.expr) -> bool:
-    """Whether an expression is a log, by its name: ``log``, ``self._log``, ``entry.log``."""
+    """Whether an expression is a log, by its name: ``log``, ``self._log``, ``self._logged``."""
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         return node.func.attr == "bind" and is_log(node.func.value)
-    return name.strip("_") in {"log", "logger"}
+    return name.strip("_") in {"log", "logger", "logged"}
 
 
 def constants(node: ast.expr) -> Iterator[str]:
