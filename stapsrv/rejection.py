@@ -29,4 +29,5 @@ class RejectReason(enum.StrEnum):
     TEMP_SIZE = "temp_size"
     TOTAL_TEMP_SIZE = "total_temp_size"
     ANSWER_SIZE = "answer_size"
+    MEMORY = "memory"
     SEND_TIMEOUT = "send_timeout"

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.health import ReleaseHealth
+from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.rejections import Rejections
 from stapsrv.compile.stats import LatencyWindow, ProcessCounters
@@ -66,6 +67,7 @@ class CompileService:
     pool: WorkerPool  # the engine's
     identity: CurrentIdentity
     kernel_signer: KernelSigner
+    request_memory: MemoryBudget
     log: Log
     release_health: Mapping[str, ReleaseHealth] = attrs.field(factory=dict)  # of those that are warmed up
     counts: RequestCounts = attrs.field(factory=RequestCounts)

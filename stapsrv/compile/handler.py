@@ -6,6 +6,7 @@ status 1 and a line that begins with ``Server:``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import anyio
@@ -13,7 +14,7 @@ import anyio.to_thread
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
+from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.signing import (
@@ -25,14 +26,17 @@ from stapsrv.compile.engine.signing import (
 )
 from stapsrv.compile.health import Health
 from stapsrv.compile.protocol.request import CompileRequest, parse_request, render_arguments
-from stapsrv.compile.protocol.response import CompileResponse, encode_response
+from stapsrv.compile.protocol.response import CompileResponse, EncodedResponse, ResponseFile, encode_response
 from stapsrv.compile.stats import Outcome, RequestRecord, Source, digest_options, timed
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
 
 
 class RequestHandler:
-    """One request and its response, which ``identity`` signs; ``record`` is filled in on the way."""
+    """One request and its response, which ``identity`` signs; ``record`` is filled in on the way.
+
+    The memory of the response is held until ``held`` is closed.
+    """
 
     def __init__(
         self,
@@ -41,17 +45,19 @@ class RequestHandler:
         client: str,
         identity: ServedIdentity,
         record: RequestRecord,
+        held: contextlib.AsyncExitStack,
         log: Log,
     ) -> None:
         self._service = service
         self._client = client
         self._identity = identity
         self._record = record
+        self._held = held
         self._log = log
         self._answered = anyio.Event()
         self._entry: CacheEntry | None = None
 
-    async def handle(self, received: bytes | StapsrvError, *, deflate: bool) -> bytes:
+    async def handle(self, received: bytes | StapsrvError, *, deflate: bool) -> EncodedResponse:
         """Return the zip of stap's response, or of this server's own where stap made none.
 
         ``received`` is the request's zip, or why it could not be received.
@@ -103,7 +109,7 @@ class RequestHandler:
         self._log.info("request.options", options=render_arguments(request.arguments))
         return request
 
-    async def _compile(self, request: CompileRequest, *, deflate: bool) -> bytes:
+    async def _compile(self, request: CompileRequest, *, deflate: bool) -> EncodedResponse:
         release = self._served_release(request)
         refuse_signing_options(request.arguments)
         job = CompileJob(
@@ -115,19 +121,15 @@ class RequestHandler:
             answered=self._answered,
             log=self._log,
         )
-        entry = self._entry = await self._service.engine.compile(job)
+        entry = self._entry = await self._held.enter_async_context(self._service.engine.answer(job))
         self._record.uncacheable = entry.reason
         self._record.rc = entry.result.status
         self._note_health(job, entry.result)
-        variant = _response_variant(job, deflate=deflate)
-        encoded = entry.response_for(self._identity, variant)
-        if encoded is None:
-            with timed(self._record, "sign_s"):
-                response = await self._sign(job, entry.result)
-            self._record.rc = response.rc
-            encode = functools.partial(encode_response, response, deflate=deflate)
-            encoded = await anyio.to_thread.run_sync(encode)
-            entry.keep_response(self._identity, variant, encoded)
+        with timed(self._record, "sign_s"):
+            response = await self._sign(job, entry)
+        self._record.rc = response.rc
+        encode = functools.partial(encode_response, response, deflate=deflate)
+        encoded = await anyio.to_thread.run_sync(encode)
         self._record.outcome = Outcome.ANSWERED
         return encoded
 
@@ -149,8 +151,8 @@ class RequestHandler:
         if health is not None and is_compiled and result.status == 0 and has_modules(result.files):
             health.set(Health.HEALTHY)
 
-    async def _sign(self, job: CompileJob, result: CompileResult) -> CompileResponse:
-        request = job.request
+    async def _sign(self, job: CompileJob, entry: CacheEntry) -> CompileResponse:
+        request, result = job.request, entry.result
         messages = list(request.messages)
         if result.limit_met is not None:
             self._log.warning("request.limited", reason=result.limit_met)
@@ -159,40 +161,39 @@ class RequestHandler:
         response = CompileResponse(
             version=self._service.version,
             rc=result.status,
-            stdout=result.stdout,
-            stderr=own + result.stderr,
+            stdout=entry.stdout,
+            stderr=attrs.evolve(entry.stderr, before=own),
             files=without_signatures(result.files),
         )
         if result.status != 0 or not has_modules(response.files):
             return response
-        if request.fingerprints or request.mok_missing:
-            signed = await self._service.kernel_signer.sign(
-                response.files,
-                request.fingerprints,
-                job.release.build_tree,
-                client=job.client,
-                limits=job.settings.limits,
-            )
-            self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
-            rc, stderr = response.rc if signed.trusted else 1, response.stderr + signed.message
-            response = attrs.evolve(response, rc=rc, stderr=stderr, files=signed.files)
-        # Last, since it covers the module as it is loaded.
-        if job.privilege in SIGNED_PRIVILEGES:
-            files = await add_signatures(response.files, self._identity.sign)
-            response = attrs.evolve(response, files=files)
-        return response
+        # Last comes what covers the module as it is loaded.
+        is_certified = job.privilege in SIGNED_PRIVILEGES
+        if not request.fingerprints and not request.mok_missing:
+            return attrs.evolve(response, files=await self._certify(entry)) if is_certified else response
+        signed = await self._service.kernel_signer.sign(
+            response.files,
+            request.fingerprints,
+            job.release.build_tree,
+            client=job.client,
+            limits=job.settings.limits,
+        )
+        self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
+        files = await add_signatures(signed.files, self._identity.sign) if is_certified else signed.files
+        stderr = attrs.evolve(response.stderr, after=signed.message)
+        return attrs.evolve(response, rc=response.rc if signed.trusted else 1, stderr=stderr, files=files)
+
+    async def _certify(self, entry: CacheEntry) -> tuple[ResponseFile, ...]:
+        files = entry.signed_files(self._identity)
+        if files is None:
+            files = await add_signatures(without_signatures(entry.result.files), self._identity.sign)
+            entry.keep_signed(self._identity, files)
+        return files
 
     def _reject(self, exc: StapsrvError) -> CompileResponse:
         text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
         self._record.outcome = Outcome.REFUSED
         self._record.refusal = exc.problem
         self._record.rc = 1
-        return CompileResponse(version=self._service.version, rc=1, stderr=f"Server: {text}\n".encode())
-
-
-def _response_variant(job: CompileJob, *, deflate: bool) -> ResponseVariant | None:
-    """Return which of a result's responses a job gets; None if the response is made each time."""
-    request, signed = job.request, job.privilege in SIGNED_PRIVILEGES
-    if request.fingerprints or request.mok_missing:
-        return None
-    return ResponseVariant(deflate=deflate, signed=signed, messages=request.messages)
+        said = ResponseFile("stderr", f"Server: {text}\n".encode())
+        return CompileResponse(version=self._service.version, rc=1, stderr=said)

@@ -19,10 +19,10 @@ from anyio.abc import SocketAttribute, SocketStream
 from stapsrv.compile.context import CompileService, ServedIdentity
 from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.frames import FrameReader
-from stapsrv.compile.protocol.response import encode_response
+from stapsrv.compile.protocol.response import EncodedResponse, encode_response
 from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
 from stapsrv.compile.tls import BROKEN, TlsConnection
-from stapsrv.errors import ProtocolError, StapsrvError
+from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError
 from stapsrv.rejection import RejectReason
 
 # Of a frame that is too large: read and dropped, so that the client can read its response.
@@ -44,6 +44,8 @@ class Session:
         self._peer = peer
         self._client = client
         self._log = service.log.bind(peer=peer)
+        # The memory of the request and of its answer.
+        self._held = contextlib.AsyncExitStack()
         self._arriving = anyio.CancelScope()
         self._working = anyio.CancelScope()
         self._is_sending = False
@@ -67,7 +69,7 @@ class Session:
         """
         self._log.info("connection.accepted")
         try:
-            async with await _adopt(connection) as stream:
+            async with await _adopt(connection) as stream, self._held:
                 await self._serve(stream)
         except ProtocolError as exc:
             self._fail(str(exc), exc.reject_reason)
@@ -101,12 +103,18 @@ class Session:
         size = len(received) if isinstance(received, bytes) else 0
         record = RequestRecord(peer=str(self._peer), request_bytes=size)
         handler = RequestHandler(
-            self._service, client=self._client, identity=identity, record=record, log=self._log
+            self._service,
+            client=self._client,
+            identity=identity,
+            record=record,
+            held=self._held,
+            log=self._log,
         )
         try:
             with self._working:
                 # To a client on this host nothing is gained by a smaller response.
                 await self._serve_request(tls, received, handler, record, deflate=not _is_local(stream))
+                await self._held.aclose()
                 async with anyio.create_task_group() as closing:
                     closing.start_soon(tls.close)
                     with anyio.move_on_after(_STORE_S):
@@ -136,7 +144,7 @@ class Session:
                 self._log.info("request.abandoned")
                 return
             self._is_sending = True
-            record.answer_bytes = len(answer)
+            record.answer_bytes = answer.size
             missed = "the client did not take its answer"
             began = anyio.current_time()
             with _deadline(self._limits.send_s, missed, RejectReason.SEND_TIMEOUT):
@@ -165,16 +173,31 @@ class Session:
                 except anyio.EndOfStream:
                     frame.feed_eof()
                     return None
+                was_announced = frame.announced_bytes is not None
                 try:
                     frame.feed(data)
-                except ProtocolError as exc:
+                    if not was_announced and frame.announced_bytes is not None:
+                        await self._hold_request(frame.announced_bytes)
+                except (ProtocolError, RequestRejected) as exc:
                     await _discard(tls, frame.missing_bytes)
                     return exc
         return payload or None
 
+    async def _hold_request(self, compressed: int) -> None:
+        size = compressed + self._service.settings.max_request_bytes
+        # Not all of the time that the client has, so that it can still be told.
+        wait_s = self._limits.request_s / 2
+        claim = await self._service.request_memory.claim(self._client, size, wait_s=wait_s)
+        self._held.callback(claim.release)
+
     async def _answer(
-        self, tls: TlsConnection, received: bytes | StapsrvError, handler: RequestHandler, *, deflate: bool
-    ) -> bytes | None:
+        self,
+        tls: TlsConnection,
+        received: bytes | StapsrvError,
+        handler: RequestHandler,
+        *,
+        deflate: bool,
+    ) -> EncodedResponse | None:
         answer = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_departure, tls, tasks.cancel_scope)

@@ -18,6 +18,7 @@ import attrs
 from anyio.abc import ByteStream, SocketStream
 from anyio.streams.tls import TLSStream
 
+from stapsrv.compile.protocol.response import EncodedResponse
 from stapsrv.errors import ProtocolError
 from stapsrv.rejection import RejectReason
 
@@ -65,10 +66,10 @@ class TlsConnection:
         self._wire.note_data(len(data))
         return data
 
-    async def send(self, data: bytes) -> None:
-        """Send ``data``; cancellation: a part of it may have been sent."""
-        for begin in range(0, len(data), _BLOCK_BYTES):
-            await self._tls.send(data[begin : begin + _BLOCK_BYTES])
+    async def send(self, response: EncodedResponse) -> None:
+        """Send a response; cancellation: a part of it may have been sent."""
+        for block in response.blocks(_BLOCK_BYTES):
+            await self._tls.send(block)
 
     async def close(self) -> None:
         """End the connection in a way that the peer can tell from one that breaks, within two seconds."""

@@ -263,6 +263,12 @@ class SharedLimits(Group):
         "temporary files of all requests to all servers together; beyond it the largest request is ended",
         default=4 * _GIBI,
     )
+    total_request_bytes = Setting(
+        "MAX_TOTAL_REQUEST_MEMORY",
+        size(least=2 * _MEBI),
+        "memory for requests and answers of all servers together; beyond it requests wait",
+        default=_GIBI,
+    )
     temp_in_memory = Setting(
         "TEMP_IN_MEMORY",
         SWITCH,

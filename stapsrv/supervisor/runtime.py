@@ -27,6 +27,7 @@ from stapsrv.compile.engine.stap import StapProgram, find_stap
 from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.tmpfs import find_memory_directory
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.memory import RequestMemory
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.kernels import ServedRelease
@@ -62,6 +63,9 @@ class Runtime:
     counters: ProcessCounters = attrs.field(factory=ProcessCounters)
     # The budget of all servers together.
     connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
+    memory: RequestMemory = attrs.field(
+        factory=lambda: RequestMemory.of(NOTHING_SET.effective("total_request_bytes"))
+    )
     # Of modules, for kernels that want them signed.
     signers: WorkerPool = attrs.field(factory=lambda: WorkerPool(1, queue_length=None))
     # For directories, which may be on a file system that hangs.
@@ -100,7 +104,7 @@ class Runtime:
                     release.name: self.warmup.health(settings, release, log) for release in releases
                 },
                 version=self.engine.stap.version,
-                engine=CachedEngine(self.engine, pool, self.cache),
+                engine=CachedEngine(self.engine, pool, self.cache, memory=self.memory.answers),
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
@@ -110,6 +114,7 @@ class Runtime:
                     self.signers,
                 ),
                 log=log,
+                request_memory=self.memory.requests,
                 counters=self.counters,
             )
             if self.cache is not None and settings.limits.result_cache:
@@ -202,6 +207,7 @@ async def open_runtime(
                 sockets=sockets or PassedSockets(),
                 cache=cache,
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),
+                memory=RequestMemory.of(tuning.effective("total_request_bytes")),
                 signers=WorkerPool(total_compiles(tuning), queue_length=None),
             )
     finally:

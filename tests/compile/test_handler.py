@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import AsyncIterator
 
 import anyio
 import attrs
@@ -276,10 +278,11 @@ async def test_cached_response_is_signed_anew_after_renewal(tmp_path, monkeypatc
             CompileResult(0, b"out\n", b"err\n", (ResponseFile("stap000000/stap_x.ko", b"module"),))
         )
 
-        async def answer(_job: CompileJob) -> CacheEntry:
-            return entry
+        @contextlib.asynccontextmanager
+        async def answer(_job: CompileJob) -> AsyncIterator[CacheEntry]:
+            yield entry
 
-        monkeypatch.setattr(running.service.engine, "compile", answer)
+        monkeypatch.setattr(running.service.engine, "answer", answer)
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))

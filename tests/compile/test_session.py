@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import warnings
+from collections.abc import AsyncIterator
 
 import anyio
 import attrs
@@ -436,10 +437,11 @@ async def test_summary_waits_until_the_result_is_stored_or_not(monkeypatch):
     async with running_server() as running:
         entry = CacheEntry(CompileResult(0, b"out\n", b"err\n", ()))
 
-        async def compile_job(_job: CompileJob) -> CacheEntry:
-            return entry
+        @contextlib.asynccontextmanager
+        async def answer(_job: CompileJob) -> AsyncIterator[CacheEntry]:
+            yield entry
 
-        monkeypatch.setattr(running.service.engine, "compile", compile_job)
+        monkeypatch.setattr(running.service.engine, "answer", answer)
         assert (await exchange(running.port, request("-p4"))).rc == 0
         async with await connect(running.port) as tls:
             await tls.send(frame(request("-p4")))
@@ -455,10 +457,11 @@ async def test_summary_waits_a_bounded_time_for_the_store(monkeypatch):
     monkeypatch.setattr("stapsrv.compile.session._STORE_S", 0.05)
     async with running_server() as running:
 
-        async def compile_job(_job: CompileJob) -> CacheEntry:
-            return CacheEntry(CompileResult(0, b"out\n", b"err\n", ()))
+        @contextlib.asynccontextmanager
+        async def answer(_job: CompileJob) -> AsyncIterator[CacheEntry]:
+            yield CacheEntry(CompileResult(0, b"out\n", b"err\n", ()))
 
-        monkeypatch.setattr(running.service.engine, "compile", compile_job)
+        monkeypatch.setattr(running.service.engine, "answer", answer)
         assert (await exchange(running.port, request("-p4"))).rc == 0
         await running.lines.wait("request.summary")
         assert running.lines.entries[-1]["uncacheable"] == "unknown yet"

@@ -19,6 +19,7 @@ from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.memory import RequestMemory
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
@@ -186,6 +187,7 @@ async def running_server(
     moks: Path = NO_MOKS,
     workspace: Workspace = NO_WORKSPACE,
     most_connections: int = 1000,
+    memory: RequestMemory | None = None,
     **limits: float,
 ) -> AsyncIterator[RunningServer]:
     """Serve until the block ends; the limits given differ from the defaults.
@@ -198,16 +200,18 @@ async def running_server(
         moks: the directory of machine owner keys.
         workspace: needed to sign with one.
         most_connections: to all servers together.
+        memory: of all servers together.
         limits: those that differ from the defaults.
     """
     settings = ServerSettings(max_threads=max_threads, max_request_bytes=max_request_bytes, tuning=limits)
-    engine, lines = FakeEngine(), LogLines()
+    engine, lines, memory = FakeEngine(), LogLines(), memory or RequestMemory.of(1 << 30)
     pool = WorkerPool(settings.workers, queue_length=settings.limits.queue_length)
     service = CompileService(
         settings=settings,
         releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, build_tree)},
         version="4.8",
-        engine=CachedEngine(engine, pool),
+        engine=CachedEngine(engine, pool, memory=memory.answers),
+        request_memory=memory.requests,
         pool=pool,
         identity=identity if isinstance(identity, Shown) else Shown(identity),
         kernel_signer=KernelSigner(

@@ -1,4 +1,4 @@
-"""One cache entry: a result, whether it is stored, and the responses that were made of it."""
+"""One cache entry: a result, whether it is stored, what is made of it for clients, and its memory."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ import anyio
 import attrs
 
 from stapsrv.compile.cache.key import NOT_SCANNED
-from stapsrv.compile.engine.base import CompileResult
-
-# Clients of one kind ask for one or two of them: signed or not, compressed or not.
-_MAX_RESPONSES = 3
-
-
-@attrs.frozen
-class ResponseVariant:
-    """What a response is made for, beside the result and who signs it."""
-
-    deflate: bool
-    signed: bool  # by the certificate's key
-    messages: tuple[str, ...]  # the server's own
+from stapsrv.compile.engine.base import CompileJob, CompileResult
+from stapsrv.compile.memory import Claim, MemoryBudget
+from stapsrv.compile.protocol.response import ResponseFile
 
 
 @attrs.define(eq=False)
 class CacheEntry:
-    """A result, and the responses that were made of it."""
+    """A result, which all requests for it share, and what is made of it."""
 
     result: CompileResult
     # Why it is not stored, in a word; None if it is. Final once ``stored`` is set.
@@ -32,7 +22,21 @@ class CacheEntry:
     touched: float = 0.0
     # Set when it is stored, or is not going to be.
     stored: anyio.Event = attrs.field(factory=anyio.Event)
-    _responses: dict[ResponseVariant, tuple[object, bytes]] = attrs.field(factory=dict)
+    stdout: ResponseFile = attrs.field(init=False)
+    stderr: ResponseFile = attrs.field(init=False)
+    # The result's files with the signatures of the last signer.
+    _signed: tuple[object, tuple[ResponseFile, ...]] | None = None
+    _holders: int = 0
+    _claim: Claim | None = None
+    _claiming: anyio.Lock = attrs.field(factory=anyio.Lock)
+
+    @stdout.default
+    def _name_stdout(self) -> ResponseFile:
+        return ResponseFile("stdout", self.result.stdout)
+
+    @stderr.default
+    def _name_stderr(self) -> ResponseFile:
+        return ResponseFile("stderr", self.result.stderr)
 
     @classmethod
     def final(cls, result: CompileResult, reason: str | None = None) -> CacheEntry:
@@ -48,19 +52,33 @@ class CacheEntry:
 
     @property
     def size(self) -> int:
-        """In bytes, without its responses, which are no larger."""
+        """In bytes, without what it is deflated to, which is no larger."""
         result = self.result
         return len(result.stdout) + len(result.stderr) + sum(len(file.data) for file in result.files)
 
-    def response_for(self, signer: object, variant: ResponseVariant | None) -> bytes | None:
-        """Return the response that was made for this signer and variant before, if there is one."""
-        made = None if variant is None else self._responses.get(variant)
-        return made[1] if made is not None and made[0] is signer else None
+    async def hold(self, memory: MemoryBudget, job: CompileJob) -> None:
+        """Hold the memory of the entry, once for all who hold it, until :meth:`release`.
 
-    def keep_response(self, signer: object, variant: ResponseVariant | None, response: bytes) -> None:
-        """Keep a response for the next request of its variant; only the last signer's is kept."""
-        if variant is None:
-            return
-        if len(self._responses) >= _MAX_RESPONSES:
-            self._responses.clear()
-        self._responses[variant] = (signer, response)
+        Raises:
+            RequestRejected: there was none within the time that a request may wait.
+        """
+        async with self._claiming:
+            if self._claim is None:
+                wait_s = job.settings.limits.queue_s
+                self._claim = await memory.claim(job.client, 2 * self.size, wait_s=wait_s)
+            self._holders += 1
+
+    def release(self) -> None:
+        """Hold the entry no longer; the last to do so gives its memory back."""
+        self._holders -= 1
+        if not self._holders and self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    def signed_files(self, signer: object) -> tuple[ResponseFile, ...] | None:
+        """Return the files with the signatures of ``signer``, if they are known."""
+        return self._signed[1] if self._signed is not None and self._signed[0] is signer else None
+
+    def keep_signed(self, signer: object, files: tuple[ResponseFile, ...]) -> None:
+        """Keep the files with the signatures of ``signer`` for the next request; only the last signer's."""
+        self._signed = signer, files

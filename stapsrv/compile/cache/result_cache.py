@@ -128,13 +128,14 @@ class ResultCache:
         )
 
     async def get(self, key: CacheKey) -> CacheEntry | None:
-        """Return the entry of a key, if it is stored, or is about to be."""
-        if key.environment_digest is None:
-            return None
-        if (storing := self._storing.get(key.name)) is not None:
+        """Return the entry of a key, if it is stored."""
+        return None if key.environment_digest is None else await self._storage.get(key.name)
+
+    async def wait_stored(self, key: CacheKey) -> None:
+        """Wait for an entry that is being stored, for a bounded time."""
+        if key.environment_digest is not None and (storing := self._storing.get(key.name)) is not None:
             with anyio.move_on_after(_TIMEOUT_S):
                 await storing.stored.wait()
-        return await self._storage.get(key.name)
 
     async def compile(self, key: CacheKey, job: CompileJob, engine: Engine[Compiled]) -> Miss:
         """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`."""

@@ -18,7 +18,7 @@ from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import CacheStatistics
 from stapsrv.system.blocking import BlockingCalls
 
-# Of results, a hundred scripts; with their responses four times as much.
+# Of results, a hundred scripts; with what they are deflated to, less than twice as much.
 _MEMORY_BYTES = 16 * 1024 * 1024
 _TOUCH_S = 60.0
 # The directory may be on a file system that hangs: then a compile helps as well.

@@ -18,21 +18,34 @@ from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, request_digest
 from stapsrv.compile.cache.result_cache import Miss, ResultCache
 from stapsrv.compile.engine.base import Compiled, CompileJob, Engine
+from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.single_flight import SingleFlight
 from stapsrv.compile.stats import CacheCounts, Source, timed
 
 # What follows a compile takes the processor from the answer, which is still to be signed and sent.
 _HEAD_START_S = 0.05
+# Cached results that are read at the same time.
+_READERS = 4
 
 
 class CachedEngine:
     """Compiles for the requests of one server, within :meth:`open`; all servers share the ``cache``."""
 
-    def __init__(self, engine: Engine[Compiled], pool: WorkerPool, cache: ResultCache | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine[Compiled],
+        pool: WorkerPool,
+        cache: ResultCache | None = None,
+        *,
+        memory: MemoryBudget,
+    ) -> None:
         self._engine = engine
         self._pool = pool
         self._cache = cache
+        self._memory = memory
+        # A result that is read has its memory before the next one is.
+        self._reading = anyio.CapacityLimiter(_READERS)
         self._single_flight: SingleFlight[Miss] = SingleFlight(max_finishing=pool.statistics().workers)
         self.counts = CacheCounts()
 
@@ -40,14 +53,25 @@ class CachedEngine:
         """Serve requests while the block runs; at its end, compiles are cancelled and clean-up is bounded."""
         return self._single_flight.open()
 
-    async def compile(self, job: CompileJob) -> CacheEntry:
-        """Return the result of a job (see :class:`Engine`); the source goes on record."""
+    @contextlib.asynccontextmanager
+    async def answer(self, job: CompileJob) -> AsyncIterator[CacheEntry]:
+        """Yield the result of a job (see :class:`Engine`), whose memory is held for the block.
+
+        The source goes on record.
+        """
+        entry = await self._find(job)
+        try:
+            yield entry
+        finally:
+            entry.release()
+
+    async def _find(self, job: CompileJob) -> CacheEntry:
         cache = self._cache_for(job)
         key, entry = CacheKey(request_digest(job.request)), None
         if cache is not None:
             with timed(job.record, "lookup_s"):
                 key = await cache.wait_key_for(job)
-                entry = await cache.get(key)
+                entry = await self._read(cache, key, job)
         if entry is not None:
             job.record.source = Source.HIT
             self.counts.hits += 1
@@ -63,7 +87,16 @@ class CachedEngine:
         )
         job.record.source = Source.SHARED if flight.joined else Source.COMPILED
         self.counts.shared += flight.joined
+        await flight.value.entry.hold(self._memory, job)
         return flight.value.entry
+
+    async def _read(self, cache: ResultCache, key: CacheKey, job: CompileJob) -> CacheEntry | None:
+        await cache.wait_stored(key)
+        async with self._reading:
+            entry = await cache.get(key)
+            if entry is not None:
+                await entry.hold(self._memory, job)
+            return entry
 
     def _cache_for(self, job: CompileJob) -> ResultCache | None:
         # None also for an operator who wants to see what compiles leave behind.
@@ -75,17 +108,29 @@ class CachedEngine:
         with timed(job.record, "compile_s"):
             if cache is None:
                 compiled = await self._engine.compile(job)
-                return Miss(key, job, compiled, CacheEntry.final(compiled.result, "off"))
-            if key.environment_digest is None:
-                self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
+                miss = Miss(key, job, compiled, CacheEntry.final(compiled.result, "off"))
             else:
-                self.counts.misses += 1
-            return await cache.compile(key, job, self._engine)
+                if key.environment_digest is None:
+                    self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
+                else:
+                    self.counts.misses += 1
+                miss = await cache.compile(key, job, self._engine)
+        try:
+            # With the worker, so that there are never more results without memory than workers.
+            await miss.entry.hold(self._memory, job)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                if cache is not None:
+                    cache.close(miss)
+                await miss.compiled.release()
+            raise
+        return miss
 
     async def _finish(self, cache: ResultCache | None, miss: Miss) -> None:
         """Once the requests have their result: store it, and remove what the compile left behind."""
         try:
             async with contextlib.AsyncExitStack() as leaving:
+                leaving.callback(miss.entry.release)
                 leaving.push_async_callback(miss.compiled.release)
                 leaving.callback(self._count, cache, miss)
                 with anyio.move_on_after(_HEAD_START_S):

@@ -81,7 +81,7 @@ async def add_signatures(
     for file in files:
         signed.append(file)
         if _is_module(file):
-            signature = await anyio.to_thread.run_sync(sign, file.data)
+            signature = await anyio.to_thread.run_sync(_signature_of, file, sign)
             signed.append(ResponseFile(file.path + _SIGNATURE, signature))
     return tuple(signed)
 
@@ -134,7 +134,7 @@ class KernelSigner:
             return await self._offer(files)
         async with self._signers.worker(client, wait_s=limits.queue_s):
             signed = [
-                attrs.evolve(file, data=await self._append(file.data, key, build_tree, limits))
+                attrs.evolve(file, after=await self._signature(file.data, key, build_tree, limits))
                 if _is_module(file)
                 else file
                 for file in files
@@ -152,13 +152,14 @@ class KernelSigner:
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
 
-    async def _append(self, module: bytes, key: Mok, build_tree: Path, limits: Limits) -> bytes:
+    async def _signature(self, module: bytes, key: Mok, build_tree: Path, limits: Limits) -> bytes:
+        """Return what is to follow a module; all who are sent the module share the rest."""
         try:
             async with self._workspace.request_directory(keep=False) as directory:
                 path = directory / "module.ko"
                 await self._workspace.files.run(functools.partial(path.write_bytes, module))
                 await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path, limits)
-                return await self._workspace.files.run(path.read_bytes)
+                return await self._workspace.files.run(functools.partial(_read_from, path, len(module)))
         except (OSError, TranslatorError) as exc:
             # Where and why is for the log, not for the client.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
@@ -183,6 +184,16 @@ class KernelSigner:
         if result.exit_reason is not ExitReason.EXITED or result.status != 0:
             said = result.stderr.decode(errors="replace").strip() or f"status {result.status}"
             raise TranslatorError(said, where=str(program))
+
+
+def _signature_of(file: ResponseFile, sign: Callable[[bytes], bytes]) -> bytes:
+    return sign(file.whole)
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read()
 
 
 def _is_module(file: ResponseFile) -> bool:

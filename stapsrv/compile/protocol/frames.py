@@ -23,6 +23,11 @@ class FrameReader:
         self._body = bytearray()
 
     @property
+    def announced_bytes(self) -> int | None:
+        """How many bytes the peer has announced, once it has."""
+        return self._announced
+
+    @property
     def missing_bytes(self) -> int:
         """How many bytes the peer has announced and not sent yet, those beyond the limit included."""
         return max(0, self._missing)

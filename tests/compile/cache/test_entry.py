@@ -1,12 +1,19 @@
-"""Cache entries: whether they are stored, and the responses that were made of them."""
+"""Cache entries: whether they are stored, their signatures, and their memory."""
 
 from __future__ import annotations
 
-import attrs
+from pathlib import Path
 
-from stapsrv.compile.cache.entry import CacheEntry, ResponseVariant
-from stapsrv.compile.engine.base import CompileResult
+import pytest
+
+from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.engine.base import CompileJob, CompileResult
+from stapsrv.compile.memory import MemoryBudget
+from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import RequestRejected
 
 
 def test_entry_counts_the_bytes_of_outputs_and_files():
@@ -22,22 +29,37 @@ def test_entry_is_not_stored_until_finished():
     assert CacheEntry.final(entry.result, "option").reason == "option"
 
 
-def test_responses_are_kept_by_variant_and_signer():
+def test_signatures_are_kept_of_the_last_signer():
     entry = CacheEntry(CompileResult(0, b"", b"", ()))
-    variant = ResponseVariant(deflate=True, signed=True, messages=())
     one, other = object(), object()
-    entry.keep_response(one, variant, b"zip")
-    assert entry.response_for(one, variant) == b"zip"
-    assert entry.response_for(other, variant) is None
-    assert entry.response_for(one, attrs.evolve(variant, deflate=False)) is None
-    entry.keep_response(one, None, b"zip")
-    assert entry.response_for(one, None) is None
-    for number in range(10):
-        entry.keep_response(one, attrs.evolve(variant, messages=(str(number),)), b"zip")
-    assert (
-        sum(
-            entry.response_for(one, attrs.evolve(variant, messages=(str(number),))) is not None
-            for number in range(10)
-        )
-        <= 4
+    files = (ResponseFile("stap000000/a.ko.sgn", b"signed"),)
+    assert entry.signed_files(one) is None
+    entry.keep_signed(one, files)
+    assert (entry.signed_files(one), entry.signed_files(other)) == (files, None)
+    entry.keep_signed(other, ())
+    assert (entry.signed_files(one), entry.signed_files(other)) == (None, ())
+
+
+@pytest.mark.anyio
+async def test_memory_is_held_once_for_all_and_until_the_last_lets_go():
+    entry = CacheEntry(CompileResult(0, bytes(10), bytes(10), ()))
+    memory = MemoryBudget(50)
+    for client in ("a", "b"):
+        await entry.hold(memory, a_job(client))
+        assert memory.held_bytes == 40
+    with pytest.raises(RequestRejected, match="no memory was free"):
+        await CacheEntry(entry.result).hold(memory, a_job("c"))
+    for held in (40, 0):
+        entry.release()
+        assert memory.held_bytes == held
+    await entry.hold(memory, a_job("a"))
+    assert memory.held_bytes == 40
+
+
+def a_job(client: str) -> CompileJob:
+    return CompileJob(
+        request=CompileRequest(release="6.1", arch="x86_64", arguments=()),
+        release=ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere")),
+        settings=ServerSettings(tuning={"queue_s": 0.1}),
+        client=client,
     )

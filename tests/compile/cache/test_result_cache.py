@@ -315,6 +315,7 @@ async def test_request_during_the_store_gets_the_entry(tmp_path):
         found: list[CacheEntry | None] = []
 
         async def find() -> None:
+            await w.cache.wait_stored(key)
             found.append(await w.cache.get(key))
 
         async with anyio.create_task_group() as tasks:

@@ -19,6 +19,7 @@ from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.cached import CachedEngine
+from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.stats import CacheCounts, Source
@@ -76,9 +77,9 @@ class Running:
     async def compile(self, *arguments: bytes, **settings: object) -> tuple[Source | None, str | None]:
         """Compile a job to its very end; return where its result is from, and why it is not stored."""
         job = self.job(*arguments, **settings)
-        entry = await self.engine.compile(job)
-        await entry.stored.wait()
-        return job.record.source, entry.reason
+        async with self.engine.answer(job) as entry:
+            await entry.stored.wait()
+            return job.record.source, entry.reason
 
 
 @contextlib.asynccontextmanager
@@ -89,7 +90,7 @@ async def running(directory: Path, *, workers: int = 2) -> AsyncIterator[Running
     with anyio.fail_after(60), contextlib.closing(InputWatcher(log=lines.log)) as watcher:
         store = DiskStore(directory / "results", max_bytes=1 << 20, max_age_s=1000.0)
         cache = ResultCache(Inputs(directory), watcher, store, log=lines.log)
-        engine = CachedEngine(compiler, pool, cache)
+        engine = CachedEngine(compiler, pool, cache, memory=MemoryBudget(1 << 30))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watcher.run)
             async with engine.open():
@@ -139,7 +140,8 @@ async def test_requests_that_share_a_compile_are_counted_and_share_the_entry(tmp
         entries = []
 
         async def compile_job(job: CompileJob) -> None:
-            entries.append(await r.engine.compile(job))
+            async with r.engine.answer(job) as entry:
+                entries.append(entry)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(compile_job, first)
@@ -154,15 +156,20 @@ async def test_requests_that_share_a_compile_are_counted_and_share_the_entry(tmp
         assert r.engine.counts.shared == 1
 
 
+async def answer(running: Running, job: CompileJob) -> None:
+    async with running.engine.answer(job):
+        pass
+
+
 async def test_all_requests_in_work_are_logged_as_concurrent(tmp_path):
     """Also those that share a compile, which the original would give a thread each."""
     async with running(tmp_path) as r:
         r.compiler.gate = anyio.Event()
         async with anyio.create_task_group() as tasks:
             for number, client in enumerate("abcc"):
-                tasks.start_soon(r.engine.compile, r.job(client=client))
+                tasks.start_soon(answer, r, r.job(client=client))
                 await r.lines.wait("request.one" if number == 0 else "request.many", max(1, number))
-            tasks.start_soon(r.engine.compile, r.job(b"-p4", b"-eprobe end {}"))
+            tasks.start_soon(answer, r, r.job(b"-p4", b"-eprobe end {}"))
             await r.lines.wait("request.many", 4)
             r.compiler.gate.set()
         assert [entry["running"] for entry in r.lines.entries if "running" in entry] == [2, 3, 4, 5]
@@ -172,11 +179,12 @@ async def test_request_after_the_response_waits_for_the_entry_that_is_being_stor
     monkeypatch.setattr("stapsrv.compile.engine.cached._HEAD_START_S", 10.0)
     async with running(tmp_path) as r:
         first = attrs.evolve(r.job(), answered=anyio.Event())
-        entry = await r.engine.compile(first)
+        async with r.engine.answer(first) as entry:
+            pass
         assert not entry.stored.is_set()
         second = r.job()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(r.engine.compile, second)
+            tasks.start_soon(answer, r, second)
             await anyio.wait_all_tasks_blocked()
             assert second.record.source is None
             first.answered.set()
@@ -188,7 +196,8 @@ async def test_worker_is_free_while_what_the_compile_left_is_removed(tmp_path):
         r.compiler.tidying = anyio.Event()
         assert await r.compile() == (Source.COMPILED, None)
         assert r.pool.statistics().running == 0
-        assert (await r.engine.compile(r.job(b"-p4", b"-eprobe end {}"))).result.status == 0
+        async with r.engine.answer(r.job(b"-p4", b"-eprobe end {}")) as entry:
+            assert entry.result.status == 0
         assert "request.overloaded" not in r.lines.events()
         r.compiler.tidying.set()
 
@@ -199,6 +208,7 @@ async def test_entry_is_final_and_nothing_is_left_where_the_end_cuts_the_clean_u
     monkeypatch.setattr("stapsrv.compile.single_flight._FINISH_S", 0.0)
     monkeypatch.setattr("stapsrv.compile.engine.cached._HEAD_START_S", 1000.0)
     async with running(tmp_path) as r:
-        entry = await r.engine.compile(attrs.evolve(r.job(), answered=anyio.Event()))
+        async with r.engine.answer(attrs.evolve(r.job(), answered=anyio.Event())) as entry:
+            pass
     assert (entry.stored.is_set(), entry.reason) == (True, "unknown yet")
     assert r.compiler.released == 1

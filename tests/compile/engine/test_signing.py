@@ -127,9 +127,9 @@ class TestKernelSigner:
         first, *others, last = signed.files
         told = f"sha512 {made.directory}/signing_key.priv {made.directory}/signing_key.x509\n".encode()
         assert (first.path, last.path) == (MODULE.path, UPROBES.path)
-        assert first.data.startswith(b"module" + told)
-        assert last.data.startswith(b"uprobes" + told)
-        assert b"HOME" not in first.data
+        assert first.whole.startswith(b"module" + told)
+        assert last.whole.startswith(b"uprobes" + told)
+        assert b"HOME" not in first.whole
         assert tuple(others) == OTHERS
         assert (signed.key, signed.trusted) == (made.fingerprint, True)
         assert signed.message.decode() == (
@@ -215,4 +215,4 @@ class TestKernelSigner:
         make_sign_file(tmp_path, 'echo "$(ulimit -t) $(ulimit -v)" >>"$4"')
         held = {"client": "192.0.2.1", "limits": Limits({"cpu_s": 7.0, "memory_bytes": 1 << 30})}
         signed = await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **held)
-        assert signed.files[0].data == b"module7 1048576\n"
+        assert signed.files[0].whole == b"module7 1048576\n"

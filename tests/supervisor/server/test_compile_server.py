@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+import tracemalloc
 
 import anyio
 import anyio.lowlevel
@@ -19,6 +20,7 @@ from kit.client import Answer, connect, exchange, frame, is_reset, read_answer, 
 from kit.loops import every_loop
 from kit.service import running_server
 
+from stapsrv.compile.memory import MemoryBudget, RequestMemory
 from stapsrv.errors import TranslatorError
 from stapsrv.rejection import RejectReason
 
@@ -265,3 +267,105 @@ async def test_end_waits_a_bounded_time_for_an_answer_that_nobody_reads(monkeypa
             await running.ended.wait()
     (line,) = (entry for entry in running.lines.entries if entry["event"] == "request.summary")
     assert line["outcome"] == "abandoned"
+
+
+@contextlib.asynccontextmanager
+async def reading_nothing(running, arguments, number=1):
+    """Clients that ask the same, and read nothing of the answer."""
+    async with contextlib.AsyncExitStack() as clients:
+        for _ in range(number):
+            client = clients.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.connect(("127.0.0.1", running.port))
+            client.setblocking(False)
+            stream = await SocketStream.from_socket(client.dup())
+            tls = await TLSStream.wrap(
+                stream, server_side=False, ssl_context=trusting(), standard_compatible=False
+            )
+            clients.push_async_callback(anyio.aclose_forcefully, tls)
+            await tls.send(frame(request(*arguments)))
+        yield
+
+
+async def until(condition):
+    with anyio.fail_after(30):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+ANSWER = 8 * 1024 * 1024
+"""More than the kernel takes of an answer that nobody reads."""
+
+
+async def test_answers_that_nobody_reads_stay_within_the_memory_for_all():
+    """Two results fit, since each counts twice; the third waits until one of their clients has gone."""
+    memory = RequestMemory.of(2 * 5 * ANSWER)
+    async with running_server(memory=memory, send_s=600) as running, contextlib.AsyncExitStack() as held:
+        running.engine.module = bytes(ANSWER)
+        for number in range(2):
+            await held.enter_async_context(reading_nothing(running, [f"-p{number}"]))
+        await until(lambda: running.service.counts.done == 2)
+        # Of another address: that client holds nothing, and is next.
+        async with anyio.create_task_group() as tasks:
+            answers = []
+
+            async def ask() -> None:
+                answers.append(await exchange(running.port, request("-p4"), source=OTHER))
+
+            tasks.start_soon(ask)
+            await until(lambda: len(running.engine.jobs) == 3)
+            await anyio.wait_all_tasks_blocked()
+            assert answers == []
+            assert 4 * ANSWER < memory.answers.held_bytes <= 5 * ANSWER
+            await held.aclose()
+        assert answers[0].rc == 0
+        await until(lambda: not memory.answers.held_bytes and not memory.requests.held_bytes)
+
+
+async def test_clients_that_are_sent_one_result_share_its_memory():
+    """Sixteen of them cost less than three copies of it; each of its blocks is copied only to be sent."""
+    memory = RequestMemory.of(2 * (2 * ANSWER + 4096))
+    tracemalloc.start()
+    try:
+        async with running_server(memory=memory, send_s=600) as running:
+            running.engine.gate = anyio.Event()
+            async with reading_nothing(running, ["-p4"], 16):
+                await until(lambda: running.engine.jobs)
+                (flight,) = running.service.engine._single_flight._flights.values()
+                await until(lambda: flight.waiting == 16)
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
+                running.engine.module = os.urandom(ANSWER)
+                running.engine.gate.set()
+                await until(lambda: running.service.counts.done == 16)
+                await anyio.wait_all_tasks_blocked()
+                assert tracemalloc.get_traced_memory()[1] - before < 3 * ANSWER
+                assert memory.answers.held_bytes > 2 * ANSWER
+    finally:
+        tracemalloc.stop()
+
+
+async def test_request_that_finds_no_memory_is_told():
+    memory = RequestMemory.of(2 * 60_000)
+    async with running_server(memory=memory, request_s=1.0) as running:
+        held = await memory.requests.claim("another", 60_000, wait_s=1)
+        answer = await exchange(running.port, request("-p1"))
+        assert (answer.rc, answer.stderr) == (
+            1,
+            "Server: The server is busy: no memory was free within 0.5 seconds; try again later\n",
+        )
+        held.release()
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        assert counted(running) == {RejectReason.MEMORY: 1}
+    assert memory.requests.held_bytes == 0
+
+
+async def test_answer_that_finds_no_memory_is_told_and_nothing_is_left():
+    memory = RequestMemory(MemoryBudget(1 << 20), MemoryBudget(10_000))
+    async with running_server(memory=memory, queue_s=0.1) as running:
+        held = await memory.answers.claim("another", 10_000, wait_s=1)
+        answer = await exchange(running.port, request("-p1"))
+        assert answer.stderr.startswith("Server: The server is busy: no memory was free within 0.1 seconds")
+        assert running.engine.released == 1
+        held.release()
+    assert memory.answers.held_bytes == 0
