@@ -1,8 +1,8 @@
 """Time what containment costs a request: each sandbox that works on this host beside none.
 
 A request takes the way that it takes in a server: directories, command line, the run, the answer's files; but
-in this process, without a network. Two programs are timed: stap with a script that is in its cache, its
-quickest answer, and a program that does nothing, all of whose time is overhead. The sandboxes take turns, so
+in this process, without a network. Two programs are timed: stap up to pass 2, its quickest
+answer, and a program that does nothing, all of whose time is overhead. The sandboxes take turns, so
 that other load on the machine slows all of them alike.
 
 Run as a plain user, like the others: ``packaging/as-stap-server python bench/containment.py``.
@@ -59,7 +59,7 @@ async def measure(rounds: int, installation: Installation, place: Path) -> dict[
     nothing = StapProgram(Path("/usr/bin/true"), stap.version)
     sandboxes = await find_sandboxes(stap, environ, place)
     release = resolve_release(installation.release, arch="x86_64")
-    request = CompileRequest(release=release.name, arch=release.arch, arguments=(b"-p4", b"-e", SCRIPT))
+    request = CompileRequest(release=release.name, arch=release.arch, arguments=(b"-p2", b"-e", SCRIPT))
     job = CompileJob(
         request=request,
         release=release,

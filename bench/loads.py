@@ -118,9 +118,9 @@ class Bench:
         number = f"{next(self._scripts):06}"
         return f'probe begin {{ println("{number}") exit() }} probe timer.s(7) {{ exit() }}'
 
-    def payload(self, script: str) -> bytes:
+    def payload(self, script: str, passes: str = "-p4") -> bytes:
         """Return what a raw client sends for a script."""
-        return frame(request("-p4", "-e", script, release=self.installation.release))
+        return frame(request(passes, "-e", script, release=self.installation.release))
 
     def serving(
         self, *options: object, user: Stap | None = None, backend: str | None = None
@@ -170,11 +170,11 @@ class Bench:
         """Return how long the real client takes with a script (seconds)."""
         return timed(lambda: check(who, self.warm.via(f"[::1]:{port}", "-p4", "-e", script)))
 
-    def ask(self, who: str, port: int | None, script: str) -> float:
+    def ask(self, who: str, port: int | None, script: str, passes: str = "-p4") -> float:
         """Return how long a raw client takes with a script, or without a port a local stap (seconds)."""
         if port is None:
-            return timed(lambda: check(who, self.warm.local("-p4", "-e", script)))
-        return together(who, port, [self.payload(script)])
+            return timed(lambda: check(who, self.warm.local(passes, "-e", script)))
+        return together(who, port, [self.payload(script, passes)])
 
 
 def repeated_real(bench: Bench) -> list[Verdict]:
@@ -278,29 +278,23 @@ def equal_at_once(bench: Bench) -> list[Verdict]:
 def share(bench: Bench) -> list[Verdict]:
     """Find what a server adds to a plain local stap.
 
-    New scripts differ by more than that among themselves. So the same is also measured with a script that
-    stap has in its own cache, and of a server that keeps no results.
+    New scripts differ by more than that among themselves. So the same is also measured where stap compiles
+    nothing: up to pass 2.
     """
-    with (
-        bench.both() as ports,
-        bench.serving("--result-cache", "no") as forgetful,
-    ):
+    with bench.both() as ports:
         values = bench.alternate(
             max(bench.rounds, _SHARE_ROUNDS),
             lambda who: bench.ask(who, ports.get(who), bench.script()),
             (LOCAL, *ports),
         )
-        known = bench.script()
-        check(LOCAL, bench.warm.local("-p4", "-e", known))
-        ports[OURS] = forgetful.port
         short = bench.alternate(
             max(bench.rounds, _EXACT_ROUNDS),
-            lambda who: bench.ask(who, ports.get(who), known),
+            lambda who: bench.ask(who, ports.get(who), bench.script(), "-p2"),
             (LOCAL, *ports),
         )
     return [
         _share("new script, one client", values),
-        _share("the same where stap has the module in its cache and no result is kept", short),
+        _share("the same up to pass 2", short),
     ]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import attrs
+import pytest
+from kit.real import serving
+
 
 def test_each_release_is_compiled_for_once(serve, stap):
     server = serve("--warmup", "yes")
@@ -14,3 +18,16 @@ def test_each_release_is_compiled_for_once(serve, stap):
     assert ran.status == 0
     again.log.wait("Request from .* complete")
     assert not any(re.search("can be compiled for", line) for line in again.log.lines)
+
+
+@pytest.mark.timeout(900)  # the warm-up gives way to everything else on the machine
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "landlock"])
+def test_what_it_found_out_the_compiles_of_clients_have(stap, tmp_path, sandbox):
+    """A user's own stap, whose cache has nothing, has the server find it out."""
+    fresh = attrs.evolve(stap, directory=tmp_path / "fresh")
+    with serving(fresh, "--warmup", "yes", f"--sandbox={sandbox}") as server:
+        server.log.wait(r": Kernel release \S+ can be compiled for; ", timeout_s=800)
+        (known,) = fresh.directory.glob("server-toolchains/*/*/stapconf_*.h")
+        ran = fresh.via(server.port, "-p4", "-vv", "-e", "probe begin { exit() }")
+        assert ran.status == 0, ran.stderr
+        assert f"Pass 4: using cached <server>/cache/{known.parent.name}/{known.name}" in ran.stderr
