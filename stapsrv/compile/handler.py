@@ -30,6 +30,9 @@ from stapsrv.compile.protocol.response import CompileResponse, EncodedResponse, 
 from stapsrv.compile.stats import Outcome, RequestRecord, Source, digest_options, timed
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
+from stapsrv.text import printable
+
+_NOT_SHOWN = "is not shown to compiles; the operator can show it with SANDBOX_READ"
 
 
 class RequestHandler:
@@ -157,6 +160,9 @@ class RequestHandler:
         if result.limit_met is not None:
             self._log.warning("request.limited", reason=result.limit_met)
             messages.append(f"Server: {result.limit_met}")
+        for path in map(printable, result.hidden_paths):
+            self._log.warning("request.hidden", path=path)
+            messages.append(f"Server: {path} {_NOT_SHOWN}")
         own = "".join(f"{message}\n" for message in messages).encode()
         response = CompileResponse(
             version=self._service.version,

@@ -79,6 +79,8 @@ async def check_containment(context: DoctorContext) -> AsyncIterator[Finding]:
         )
     else:
         yield ok("containment", f"requests are isolated by {sandbox.name}")
+        shown = ", ".join(("/usr", "/opt", *context.settings.tuning.effective("sandbox_read")))
+        yield ok("user programs", f"compiles see those below {shown}; SANDBOX_READ shows further paths")
     yield ok("control groups", sandbox.cgroup or "none is delegated to this user: requests have limits only")
 
 

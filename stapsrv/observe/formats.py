@@ -47,6 +47,7 @@ CLASSIC: Mapping[str, str] = {
     "sandbox.found": "Requests are contained by {mechanism}",
     "workspace.memory": "Requests are compiled in memory, in {directory}",
     "sandbox.off": "Requests are not contained: SANDBOX=off",
+    "limits.both": "{both} in stap's rc file are set: the lower one holds",
     "sandbox.cgroup": "Requests get control groups of their own in {cgroup}",
     "identity.missing": "Certificate database {directory} does not exist",
     "identity.generating": "Generating a new certificate database directory in {directory}",
@@ -129,6 +130,7 @@ CLASSIC: Mapping[str, str] = {
     "request.crashed": "Request from {peer} failed: a fault of this program",
     "request.untidy": "What the request from {peer} left behind could not be tidied up",
     "request.limited": "Request from {peer} met a limit: {reason}",
+    "request.hidden": "Request from {peer} names {path}, hidden from compiles; SANDBOX_READ shows it",
     "request.kept": "Request from {peer} left its temporary directory {directory}",
     "request.complete": "Request from {peer} complete",
     "request.summary": (

@@ -6,10 +6,12 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stapsrv.config.kinds import encode_size
+from stapsrv.config.setting import Setting
 from stapsrv.config.table import Limits
 
 # Between XCPU, which lets a process tidy up, and the KILL that ends it.
@@ -61,13 +63,20 @@ def limit_command(limits: Limits, *, others: int = 0) -> list[str]:
     return ["prlimit", "--core=0", *_prlimit_options(wanted), "--"]
 
 
-def explain_limit(limits: Limits, status: int, stderr: bytes, *, exceeded: str | None = None) -> str | None:
+def explain_limit(
+    limits: Limits,
+    status: int,
+    stderr: bytes,
+    *,
+    exceeded: str | None = None,
+    stated: Mapping[str, str] | None = None,
+) -> str | None:
     """Return the message for the limit that a program met; None if its end shows none.
 
     ``status`` is -N when signal N ended it, 128 + N from a program in between; ``exceeded`` is the limit that
-    its control group met.
+    its control group met; ``stated`` are options of stap's ``rc`` file in place of limits, by attribute.
     """
-    messages = _messages(limits)
+    messages = _messages(limits, stated or {})
     if status == 0:
         # It may have started others that met a limit, and done without what they should have found.
         return messages.get(exceeded)
@@ -78,17 +87,21 @@ def explain_limit(limits: Limits, status: int, stderr: bytes, *, exceeded: str |
     return next((messages[limit] for limit in met), None)
 
 
-def _messages(limits: Limits) -> dict[str | None, str]:
+def _messages(limits: Limits, stated: Mapping[str, str]) -> dict[str | None, str]:
     memory, file = encode_size(limits.memory_bytes), encode_size(limits.file_bytes)
-    messages = {
-        "cpu": (limits.cpu_s, f"more than {limits.cpu_s:g} seconds of processor time (LIMIT_CPU"),
-        "memory": (limits.memory_bytes, f"more than {memory} of memory (LIMIT_MEMORY"),
-        "file": (limits.file_bytes, f"a file of more than {file} (LIMIT_FILE"),
-        "processes": (limits.processes, f"more than {limits.processes} processes (LIMIT_PROCESSES"),
+    needed: dict[str, tuple[Setting[Any], str]] = {
+        "cpu": (Limits.cpu_s, f"more than {limits.cpu_s:g} seconds of processor time"),
+        "memory": (Limits.memory_bytes, f"more than {memory} of memory"),
+        "file": (Limits.file_bytes, f"a file of more than {file}"),
+        "processes": (Limits.processes, f"more than {limits.processes} processes"),
     }
-    return {
-        name: f"The compile needed {what} of this server)" for name, (most, what) in messages.items() if most
-    }
+    messages: dict[str | None, str] = {}
+    for name, (row, what) in needed.items():
+        if option := stated.get(row.attribute):
+            messages[name] = f"The compile needed more than {option} in stap's rc file of this server allows"
+        elif getattr(limits, row.attribute):
+            messages[name] = f"The compile needed {what} ({row.variable} of this server)"
+    return messages
 
 
 def count_processes(loadavg: Path = Path("/proc/loadavg")) -> int:

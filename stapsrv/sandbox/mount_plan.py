@@ -58,6 +58,12 @@ class MountPlan:
         """The paths that are mounted only to hide what would be visible without that."""
         return tuple(mount.path for mount in self.mounts if mount.access.is_hidden)
 
+    def shows(self, path: Path) -> bool:
+        """Whether a program sees what the host has at ``path``, as far as that is no link to elsewhere."""
+        above = {path, *path.parents}
+        is_linked = any(link.path in above for link in self.links)
+        return is_linked or _access(path, {mount.path: mount.access for mount in self.mounts}) in _SHOWN
+
 
 def plan_mounts(
     mounts: Iterable[MountPoint], links: Iterable[Link], *, directory: Path, network: bool

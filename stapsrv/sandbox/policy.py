@@ -19,7 +19,7 @@ from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mount
 from stapsrv.system.symlinks import Link, follow
 
 # Programs, libraries, compilers, tapsets, kernel headers, debug information: the same for everybody.
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+SYSTEM = ("/usr", "/opt", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # What the dynamic linker, the C library, and stap for the running kernel read.
 SYSTEM_FILES = (
     *("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload"),

@@ -89,7 +89,7 @@ class Runtime:
             IdentityError: there is no certificate, and none could be made.
         """
         self._log_sandbox(log)
-        releases = await self._look_up(settings)
+        releases = await self._look_up(settings, log)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
             listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
@@ -135,21 +135,24 @@ class Runtime:
         if self.engine.workspace.is_in_memory:
             log.info("workspace.memory", directory=self.engine.workspace.path.parent)
 
-    async def _look_up(self, settings: ServerSettings) -> tuple[ServedRelease, ...]:
-        def look() -> tuple[ServedRelease, ...]:
+    async def _look_up(self, settings: ServerSettings, log: Log) -> tuple[ServedRelease, ...]:
+        def look() -> tuple[tuple[ServedRelease, ...], tuple[str, ...]]:
             releases = settings.served_releases()
             _check_directories(settings)
             for release in releases:
                 self.engine.check(settings, release)
-            return releases
+            return releases, self.engine.rc_limits(settings).remarks
 
         try:
-            return await self.files.run(look)
+            releases, remarks = await self.files.run(look)
         except TimeoutError as exc:
             raise ConfigError(
                 f"a build tree, or another directory of the server, cannot be looked at: {exc.strerror}",
                 remedy="see which file system hangs",
             ) from exc
+        for remark in remarks:
+            log.warning("limits.both", both=remark)
+        return releases
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 
 import pytest
@@ -46,3 +47,31 @@ def test_denied_client_reads_why_and_does_not_return(serve, stap):
     assert "Unable to connect to a server." in ran.stderr
     assert server.log.count("^Connection from 127.0.0.1:.* was denied: ") == 1
     assert server.log.count("^Using network address 127.0.0.[13]:") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "limit", "both"), [((), 850, 0), (("--limit-cpu=70",), 70, 1)], ids=["default", "set"]
+)
+def test_limit_in_the_file_of_stap_goes_with_the_server_s(serve, stap, tmp_path, options, limit, both):
+    """It goes before the server's default; of two that were set the lower one holds."""
+    rc = stap.directory / "rc"
+    rc.write_text("--rlimit-cpu=850\n")
+    program = tmp_path / "stap"
+    limits = tmp_path / "limits"
+    limits.mkdir()
+    # What make and the compiler inherit from stap, which shows in no answer.
+    program.write_text(
+        f'#!/bin/sh\n[ $1 = --version ] || {{ {shutil.which("stap")} "$@"; code=$?;'
+        f' ulimit -H -t >{limits}/hard; exit $code; }}\nexec {shutil.which("stap")} "$@"\n'
+    )
+    program.chmod(0o755)
+    try:
+        server = serve(*options, "--sandbox-write", tmp_path, SYSTEMTAP_STAP=str(program))
+        ran = stap.via(server.port, "-p1", "-e", f"probe begin {{ println({limit}) exit() }}")
+    finally:
+        rc.unlink()
+    assert ran.status == 0, ran.stderr
+    assert "Unable to set resource limits" not in ran.stderr
+    # Before stap starts, its limit is the server's, with five seconds to spare.
+    assert int((limits / "hard").read_text()) == limit + 5
+    assert server.log.count("^LIMIT_CPU=.* and --rlimit-cpu=850 in stap's rc file are set") == both

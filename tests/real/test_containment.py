@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,28 @@ def test_module_embeds_a_file_without_containment(stap, tmp_path):
         ran = stap.via(server.port, *embedded(incbin(files["another request's file"])))
         assert ran.status == 0, ran.stderr
         assert SECRET in (stap.place / ran.module).read_bytes()
+
+
+def test_client_of_a_hidden_program_reads_how_to_show_it(serve, stap, tmp_path):
+    """The same of one that does not exist; none of it where the program is shown."""
+    own = tmp_path / "own"
+    own.mkdir()
+    program, missing = own / "app", own / "no-such"
+    shutil.copy("/bin/true", program)
+    server = serve()
+
+    def ask(server, path: Path) -> Ran:
+        return stap.via(server.port, "-p2", "-e", f'probe process("{path}").begin {{}}')
+
+    for path in (program, missing):
+        ran = ask(server, path)
+        assert ran.status != 0
+        hint = f"Server: {path} is not shown to compiles; the operator can show it with SANDBOX_READ\n"
+        assert ran.stderr.count(hint) == 1
+        assert server.log.count(f"^Request from .* names {path}, hidden from compiles") == 1
+    assert "SANDBOX_READ" not in ask(server, Path("/opt/no-such")).stderr
+    assert "SANDBOX_READ" not in ask(server, Path("/bin/true")).stderr
+    assert "SANDBOX_READ" not in ask(serve("--sandbox-read", own), program).stderr
 
 
 def test_limit_that_was_met_is_named_to_the_client(serve, stap):

@@ -62,6 +62,7 @@ class CompileResult:
     stderr: bytes
     files: tuple[ResponseFile, ...]
     limit_met: str | None = None  # the resource limit that stap met, as far as its end shows one
+    hidden_paths: tuple[str, ...] = ()  # what the request names and stap, which failed, was not shown
 
     @property
     def succeeded(self) -> bool:

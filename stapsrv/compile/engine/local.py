@@ -11,6 +11,7 @@ from pathlib import Path
 from stapsrv.compile.cache.depfile import read_dependencies
 from stapsrv.compile.cache.stap_cache import Finding, StapCache
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.engine.stap import (
     StapProgram,
     private_paths,
@@ -32,6 +33,7 @@ from stapsrv.rejection import RejectReason
 from stapsrv.sandbox.limits import explain_limit
 from stapsrv.sandbox.mount_plan import MountPlan
 from stapsrv.sandbox.policy import SandboxPolicy
+from stapsrv.sandbox.rc_limits import RcLimits, apply_rc
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.system import trees
 
@@ -124,8 +126,8 @@ class LocalEngine:
 
     async def _compile(self, job: CompileJob, directory: Path) -> CompileResult:
         limits, files, answer = job.settings.limits, self.workspace.files, directory / _ANSWER
-        plan = await files.run(functools.partial(self._prepare, job, directory))
-        run = functools.partial(self._run_stap, job, plan, directory)
+        plan, rc = await files.run(functools.partial(self._prepare, job, directory))
+        run = functools.partial(self._run_stap, job, plan, rc, directory)
         ended, limit_met = await self._temp_quota.enforce(
             directory, run, most_bytes=limits.temp_bytes, files=files
         )
@@ -140,7 +142,8 @@ class LocalEngine:
             with trees.open_directory(directory, _ANSWER) as opened:
                 answered = read_answer(opened, max_bytes=limits.answer_bytes)
             stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
-            result = CompileResult(status, stdout, stderr, answered, limit_met)
+            hidden_from_it = hidden_paths(job.request, plan) if status else ()
+            result = CompileResult(status, stdout, stderr, answered, limit_met, hidden_from_it)
             return result, known.missed_by(directory / _CACHE)
 
         result, found = await files.run(read)
@@ -151,7 +154,16 @@ class LocalEngine:
     def _cache_for(self, job: CompileJob) -> StapCache:
         return job.stap_cache or StapCache.of(self._systemtap)
 
-    def _prepare(self, job: CompileJob, directory: Path) -> MountPlan:
+    def rc_limits(self, settings: ServerSettings) -> RcLimits:
+        """Return the limits of the requests of a server, as stap's ``rc`` file is now; blocks on files."""
+        try:
+            text = (self._systemtap / "rc").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            # One that we cannot read, stap cannot either.
+            text = ""
+        return apply_rc(text, settings.tuning)
+
+    def _prepare(self, job: CompileJob, directory: Path) -> tuple[MountPlan, RcLimits]:
         with _compile_errors():
             check_program(self.stap.path)
         (directory / _ANSWER).mkdir(mode=0o700, parents=True)
@@ -163,15 +175,20 @@ class LocalEngine:
         policy = self.policy(job.settings, job.release, known.path)
         # stap has its cache in $SYSTEMTAP_DIR/cache, and nowhere else.
         (directory / _SYSTEMTAP).mkdir(mode=0o700)
-        (directory / _SYSTEMTAP / "rc").symlink_to(policy.systemtap_directory / "rc")
+        rc = self.rc_limits(job.settings)
+        own_rc = directory / _SYSTEMTAP / "rc"
+        if rc.text is None:
+            own_rc.symlink_to(policy.systemtap_directory / "rc")
+        else:
+            own_rc.write_text(rc.text, encoding="utf-8", errors="surrogateescape")
         known.lend(directory / _CACHE)
-        return self.sandbox.request_mounts(policy, directory, cwd=root)
+        return self.sandbox.request_mounts(policy, directory, cwd=root), rc
 
     async def _run_stap(
-        self, job: CompileJob, plan: MountPlan, directory: Path
+        self, job: CompileJob, plan: MountPlan, rc: RcLimits, directory: Path
     ) -> tuple[ProcessResult, str | None]:
         settings, answer, arguments = job.settings, directory / _ANSWER, job.request.arguments
-        limits = settings.limits
+        limits = rc.limits
         command = stap_command(
             self.stap, settings, job.release, arguments, privilege=job.privilege, answer=answer
         )
@@ -196,7 +213,8 @@ class LocalEngine:
         error = self.sandbox.setup_error(result.status, result.stderr)
         if error is not None:
             raise TranslatorError("The compile could not be started", where=error)
-        return result, explain_limit(limits, result.status, result.stderr, exceeded=exceeded)
+        met = explain_limit(limits, result.status, result.stderr, exceeded=exceeded, stated=rc.stated)
+        return result, met
 
 
 @contextlib.contextmanager
