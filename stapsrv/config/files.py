@@ -158,9 +158,9 @@ def encode_server_settings(settings: ServerSettings) -> str:
         elif row.tunable and value is None:
             continue
         elif not row.tunable and value == row.default:
-            # As in the original, which writes every variable. Of the tunable ones only those that are set
-            # are written: the others follow the global file.
-            lines.append(f"{row.variable}=")
+            # As in the original, which writes every variable of its own, and refuses files with others. Of
+            # the tunable ones only those that are set are written: the others follow the global file.
+            lines += [f"{row.variable}="] if row.variable in _ORIGINAL_ORDER else []
         else:
             lines.append(f"{row.variable}={_writable(row, row.kind.encode(value))}")
     return "".join(f"{line}\n" for line in lines)

@@ -202,7 +202,7 @@ def test_stat_file_has_the_order_of_the_original() -> None:
     assert written == (
         "ARCH=x86_64\nUSER=stap-server\nBUILD+=-j2\nNICKNAME=one\nRUNTIME=\nRELEASE+=6.1.0-56-amd64\n"
         "RELEASE+=/build\nLOG=/var/log/stap-server/log\nPORT=7300\nSSL=\nMAXTHREADS=\nMAXREQSIZE=\n"
-        "MAXCOMPRESSEDREQ=\nLOG_FORMAT=\n"
+        "MAXCOMPRESSEDREQ=\n"
     )
 
 

@@ -1,6 +1,13 @@
-"""Certificate databases go back and forth between SystemTap's own server and this one."""
+"""Certificate databases and STAT_PATH go back and forth between SystemTap's own programs and these."""
 
 from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import attrs
 import pytest
@@ -33,3 +40,53 @@ def test_database_that_the_other_made(stranger, tmp_path, maker, other):
             ran = client.via(server.port, *REQUEST)
             assert ran.status == 0, ran.stderr
             assert ran.stdout.endswith(ANSWER)
+
+
+class StatusDirectory:
+    """A STAT_PATH that both programs are told of."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "stat"
+        self.config = directory / "global.conf"
+        self.config.write_text(
+            f"CONFIG_PATH={directory}/conf.d\nSTAT_PATH={self.path}\nLOG_FILE={directory}/log\n"
+        )
+        # The original reads no record with a setting that it does not know.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("STAPSRV_")}
+        self._environ = {**environ, "SYSTEMTAP_DIR": f"{directory}/systemtap", "STAPSRV_MDNS": "no"}
+
+    def ours(self, *words: object) -> None:
+        program = [sys.executable, "-c", "from stapsrv.control.cli.main import main; main()"]
+        command = [*program, *map(str, words), "-c", str(self.config)]
+        subprocess.run(command, env=self._environ, capture_output=True, timeout=120, check=True)
+
+    def original(self) -> str:
+        """What the original's ``status`` prints; it insists on its own directory below /var/log."""
+        command = ["bwrap", "--dev-bind", "/", "/", "--tmpfs", "/var/log", "/usr/bin/stap-server", "status"]
+        ran = subprocess.run(
+            [*command, "-c", str(self.config)], capture_output=True, text=True, timeout=120, check=False
+        )
+        return ran.stdout + ran.stderr
+
+    def supervisor(self) -> int:
+        """Return a descriptor that is readable when the supervisor has ended."""
+        (lock,) = self.path.glob("*/lock")
+        return os.pidfd_open(int(lock.read_text()))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.skipif(os.geteuid() == 0, reason="no server runs as root")
+def test_original_sees_no_server_when_the_last_is_gone(tmp_path, build_tree, identity, killed):
+    stat = StatusDirectory(tmp_path)
+    stat.ours("start", "-r", build_tree, "--ssl", identity, "-n", "one")
+    if not killed:
+        # It removes the record, whose number is no process.
+        assert '-n "one"' in stat.original()
+    supervisor = stat.supervisor()
+    if killed:
+        signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+        assert select.select([supervisor], [], [], 60)[0]
+    stat.ours("stop")
+    assert select.select([supervisor], [], [], 60)[0]
+    os.close(supervisor)
+    assert stat.original() == "No managed stap-server is running\n"
