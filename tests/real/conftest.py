@@ -7,7 +7,9 @@ release probes its features for more than ten seconds.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -83,10 +85,20 @@ def warm_stap(installation: Installation, tmp_path_factory: pytest.TempPathFacto
     """A user whose stap has compiled for the newest release before."""
     place = tmp_path_factory.mktemp("systemtap")
     stap = Stap(installation=installation, directory=place / "systemtap", place=place)
-    # stap finds out about the kernel for each of its two modes.
-    for mode in ((), ("-g",)):
-        ran = stap.local("-p4", *mode, "-e", "probe begin { exit() }")
-        assert ran.status == 0, ran.stderr
+    # All processes of one test run share what one of them has made.
+    run = tmp_path_factory.getbasetemp()
+    shared = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "warm-cache"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shared.exists():
+            shutil.copytree(shared, stap.directory / "cache")
+            return stap
+        # stap finds out about the kernel for each of its two modes.
+        for mode in ((), ("-g",)):
+            ran = stap.local("-p4", *mode, "-e", "probe begin { exit() }")
+            assert ran.status == 0, ran.stderr
+        shutil.copytree(stap.directory / "cache", place / "copy")
+        (place / "copy").rename(shared)
     return stap
 
 

@@ -28,7 +28,7 @@ def test_requests_are_in_the_metrics_and_one_log_line_each(serve, stap):
     server.log.wait("; refusal: .*$", count=3)
     lines = [line for line in server.log.lines if "; refusal: " in line]
     done, faulty, refused = sorted(lines, key=lambda line: re.search(r": (answered rc=\d|refused)", line)[1])
-    times = r"queue 0\.\d+ s, compile \d+\.\d+ s, sign 0\.\d+ s, send \d+\.\d+ s"
+    times = r"lookup \d+\.\d+ s, queue \d+\.\d+ s, compile \d+\.\d+ s, sign \d+\.\d+ s, send \d+\.\d+ s"
     for line, rc in ((done, 0), (faulty, 1)):
         assert re.fullmatch(
             rf"Request from \S+ for {release}, options \w+: answered rc={rc}, compiled, "
