@@ -13,6 +13,7 @@ from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, failure, ok, warning
 from stapsrv.errors import TranslatorError
 from stapsrv.process import ExitReason, run_process_tree
+from stapsrv.sandbox.detect import NAMESPACES_REMEDY
 from stapsrv.supervisor.runtime import open_runtime
 from stapsrv.system.rlimits import affordable_connections
 
@@ -78,6 +79,12 @@ async def check_containment(context: DoctorContext) -> AsyncIterator[Finding]:
             "containment", "is off: requests can read whatever the server's user can", "take SANDBOX=off back"
         )
     else:
+        for failed in sandbox.failures:
+            yield warning(
+                "containment",
+                f"a better way is installed and does not work here: {failed}",
+                NAMESPACES_REMEDY,
+            )
         yield ok("containment", f"requests are isolated by {sandbox.name}")
         shown = ", ".join(("/usr", "/opt", *context.settings.tuning.effective("sandbox_read")))
         yield ok("user programs", f"compiles see those below {shown}; SANDBOX_READ shows further paths")

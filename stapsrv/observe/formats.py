@@ -45,6 +45,7 @@ CLASSIC: Mapping[str, str] = {
     "stat_file.damaged": "A record of a running server is damaged: {reason}",
     "stat_file.unwritable": "A running server cannot be recorded: {reason}",
     "sandbox.found": "Requests are contained by {mechanism}",
+    "sandbox.failed": "A better way to contain requests is installed and does not work here: {failure}",
     "workspace.memory": "Requests are compiled in memory, in {directory}",
     "sandbox.off": "Requests are not contained: SANDBOX=off",
     "limits.both": "{both} in stap's rc file are set: the lower one holds",

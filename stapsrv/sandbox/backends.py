@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,11 @@ class Backend(enum.Enum):
     def has_namespaces(self) -> bool:
         """Whether it can hide a part of a directory that it shows, and all processes end with the first."""
         return self is Backend.BUBBLEWRAP
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its programs are there; the kernel may still refuse them what they need."""
+        return self is not Backend.BUBBLEWRAP or shutil.which("bwrap") is not None
 
     def command(self, plan: MountPlan, command: Sequence[str | bytes]) -> list[str | bytes]:
         """Return the command that runs ``command`` with that plan."""
@@ -73,10 +79,10 @@ def _kill_group_with_parent() -> Iterator[str]:
     # A death signal reaches one process only. ``timeout`` takes ALRM as the end of its time, and then kills
     # its group.
     yield from ("setpriv", "--pdeathsig", "ALRM", "--")
-    if os.access(".", os.R_OK | os.X_OK):
-        # Nothing begins if this process died before that was arranged. No namespace is entered, only its
-        # working directory, which a process that is no more does not have.
-        yield from ("nsenter", f"--target={os.getpid()}", "--wd", "--")
+    if os.access(".", os.X_OK):
+        # Nothing begins if this process died before that was arranged: one that is no more has no working
+        # directory to change to.
+        yield from ("env", f"--chdir=/proc/{os.getpid()}/cwd")
     yield from ("timeout", "--signal=KILL", "0")
 
 

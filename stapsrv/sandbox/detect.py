@@ -26,9 +26,12 @@ from stapsrv.text import error_line
 
 AUTO = "auto"  # the value of SANDBOX that takes the first backend that works
 _TRIAL_S = 20.0
+NAMESPACES_REMEDY = (
+    "let users make user namespaces (sysctl user.max_user_namespaces, "
+    "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+)
 _REMEDY = (
-    "install bubblewrap and let users make user namespaces (sysctl user.max_user_namespaces, "
-    "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or run a kernel with "
+    f"install bubblewrap and {NAMESPACES_REMEDY}, or run a kernel with "
     "Landlock; SANDBOX=off (--sandbox off) lets requests read whatever the server's user can, its keys too"
 )
 
@@ -47,14 +50,17 @@ async def find_sandbox(
     if wanted == OFF:
         return Sandbox(None, await find_containment(), delegation)
     policy = SandboxPolicy(stap=stap, environ=environ, home=home)
-    reasons = []
+    reasons: list[str] = []
+    failures: list[str] = []
     for backend in Backend:
         if wanted in (AUTO, backend.value):
             reason = await _try(backend, policy, workspace)
             if reason is None:
                 containment = Containment.NAMESPACE if backend.has_namespaces else Containment.DEATH_SIGNAL
-                return Sandbox(backend, containment, delegation)
+                return Sandbox(backend, containment, delegation, tuple(failures))
             reasons.append(f"{backend.value}: {reason}")
+            if backend.is_installed:
+                failures.append(reasons[-1])
     problem = f"requests cannot be contained on this host ({'; '.join(reasons)})"
     raise ConfigError(problem, where=f"SANDBOX={wanted}", remedy=_REMEDY)
 

@@ -39,6 +39,8 @@ class Sandbox:
     containment: Containment = Containment.SESSION
     # The control group to divide among requests, where the host delegates one.
     delegation: Delegation | None = None
+    # The better backends that are installed and do not work, a line each.
+    failures: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -130,6 +130,8 @@ class Runtime:
             log.warning("sandbox.off")
         else:
             log.info("sandbox.found", mechanism=sandbox.name)
+        for failure in sandbox.failures:
+            log.warning("sandbox.failed", failure=failure)
         if sandbox.cgroup is not None:
             log.info("sandbox.cgroup", cgroup=sandbox.cgroup)
         if self.engine.workspace.is_in_memory:

@@ -72,6 +72,8 @@ class SupervisorStatus:
     stap_version: str
     # The name of the mechanism, or ``off``.
     sandbox: str
+    # The better mechanisms that are installed and do not work, a line each.
+    sandbox_failures: tuple[str, ...] = ()
     # How a compile's process tree is held together.
     containment: str
     # The parent of compiles' control groups; None where the host grants none.

@@ -112,6 +112,7 @@ class Supervisor:
             version=__version__,
             stap_version=self._runtime.engine.stap.version,
             sandbox=sandbox.name,
+            sandbox_failures=sandbox.failures,
             containment=sandbox.containment.value,
             cgroup=sandbox.cgroup,
             since=self._since,

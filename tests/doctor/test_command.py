@@ -24,7 +24,7 @@ def test_sound_host_has_no_failures(site):
     assert findings.one("announced (mDNS)").answer.startswith("is off")
     assert findings.one("certificate").answer.startswith("none in ")
     assert findings.one("open files").verdict is Verdict.OK
-    assert findings.one("containment").verdict in {Verdict.OK, Verdict.WARNING}
+    assert {finding.verdict for finding in findings.of("containment")} <= {Verdict.OK, Verdict.WARNING}
     assert not findings.of("compiling for 6.1.0-test")
 
 

@@ -57,6 +57,14 @@ async def test_first_backend_that_works_is_taken(find, stand_in):
     assert (found.name, found.containment) == ("landlock", Containment.DEATH_SIGNAL)
 
 
+async def test_installed_backend_that_fails_is_told_and_a_missing_one_is_not(find, stand_in, monkeypatch):
+    stand_in(bubblewrap=("sh", "-c", "echo bwrap: no >&2; exit 1"), landlock=READER)
+    monkeypatch.setattr(backends.shutil, "which", lambda _name: "/usr/bin/bwrap")
+    assert (await find()).failures == ("bubblewrap: bwrap: no",)
+    monkeypatch.setattr(backends.shutil, "which", lambda _name: None)
+    assert (await find()).failures == ()
+
+
 async def test_no_working_backend_is_an_error_with_all_reasons(find, stand_in):
     stand_in(bubblewrap=("sh", "-c", "echo 'No permissions to create new namespace' >&2; exit 1"))
     with pytest.raises(ConfigError) as caught:

@@ -8,6 +8,8 @@ import pytest
 
 from stapsrv.errors import ConfigError, IdentityError
 from stapsrv.identity.store import IdentityStore
+from stapsrv.sandbox.backends import Backend
+from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor import runtime
 from stapsrv.supervisor.operations import ServerSpec
 from stapsrv.supervisor.server.listener import open_listeners
@@ -22,6 +24,16 @@ async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(be
             (outcome,) = await supervisor.start([ServerSpec(bench.settings(nickname="one"))])
             ports.append(outcome.server.port)
     assert ports[0] == ports[1]
+
+
+async def test_log_names_a_better_sandbox_that_is_installed_and_fails(bench):
+    bench.runtime.engine.sandbox = Sandbox(Backend.LANDLOCK, failures=("bubblewrap: no",))
+    async with bench.supervisor() as supervisor:
+        await supervisor.start([ServerSpec(bench.settings())])
+        status = supervisor.status()
+    (event,) = (entry for entry in bench.lines.entries if entry["event"] == "sandbox.failed")
+    assert (event["level"], event["failure"]) == ("warning", "bubblewrap: no")
+    assert status.sandbox_failures == ("bubblewrap: no",)
 
 
 async def test_remembered_port_that_is_taken_is_no_hindrance(bench):

@@ -204,7 +204,13 @@ def _as_server(lost: OrphanedServer) -> ServerInfo:
 def _sandboxes(report: StatusReport) -> list[str]:
     names = dict.fromkeys(supervisor.get("sandbox") for supervisor in report.supervisors)
     words = {"off": "requests are not contained: SANDBOX=off"}
-    return [words.get(name, f"requests are contained by {name}") for name in names if name is not None]
+    failures = dict.fromkeys(
+        failure for supervisor in report.supervisors for failure in supervisor.get("sandbox_failures", ())
+    )
+    return [
+        *(f"installed, and does not work here: {failure}" for failure in failures),
+        *(words.get(name, f"requests are contained by {name}") for name in names if name is not None),
+    ]
 
 
 def _moment(text: str, now: datetime) -> str:

@@ -168,6 +168,9 @@ class SupervisorInfo(TypedDict):
     sandbox: NotRequired[
         Annotated[str, "what keeps compiles from the rest of the host: `bubblewrap`, `landlock`, or `off`"]
     ]
+    sandbox_failures: NotRequired[
+        Annotated[list[str], "better mechanisms that are installed and do not work, a line for each"]
+    ]
     containment: Annotated[str, "how the process tree of a compile is held together"]
     cgroup: NotRequired[
         Annotated[

@@ -315,7 +315,7 @@ async def test_missing_bubblewrap_is_an_error_and_no_answer(run, tmp_path):
     """Where and why is for the log."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("choom", "nice", "setpriv", "nsenter", "timeout", "env", "sh"):
+    for name in ("choom", "nice", "setpriv", "timeout", "env", "sh"):
         (programs / name).symlink_to(f"/usr/bin/{name}")
     environ = {"PATH": str(programs), "SYSTEMTAP_DIR": str(tmp_path / "st")}
     with pytest.raises(TranslatorError) as caught:

@@ -65,6 +65,15 @@ def test_what_holds_requests_in(names, words):
     assert status_table(report, colour=False, now=NOW)[-len(words) :] == words
 
 
+def test_what_should_hold_requests_in_and_does_not():
+    info = {**supervisor_info("me", NATIVE), "sandbox": "landlock", "sandbox_failures": ["bubblewrap: no"]}
+    lines = status_table(StatusReport([info, info]), colour=False, now=NOW)
+    assert lines[-2:] == [
+        "installed, and does not work here: bubblewrap: no",
+        "requests are contained by landlock",
+    ]
+
+
 def test_table_of_several_users_with_reasons_below():
     report = StatusReport(
         [supervisor_info("me", NATIVE), supervisor_info("you", BROKEN)],
