@@ -11,6 +11,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.engine.cached import CachedEngine
+from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.memory import MemoryBudget
@@ -63,6 +64,7 @@ class CompileService:
     settings: ServerSettings
     releases: Mapping[str, ServedRelease]  # by name
     version: str  # the protocol version in responses: that of the installed stap
+    options: InstalledOptions  # of that stap
     engine: CachedEngine  # open as long as there are sessions
     pool: WorkerPool  # the engine's
     identity: CurrentIdentity

@@ -114,16 +114,17 @@ class RequestHandler:
 
     async def _compile(self, request: CompileRequest, *, deflate: bool) -> EncodedResponse:
         release = self._served_release(request)
-        refuse_signing_options(request.arguments)
         job = CompileJob(
             request=request,
             release=release,
+            table=await self._service.options.table_for(request.arguments),
             settings=self._service.settings,
             client=self._client,
             record=self._record,
             answered=self._answered,
             log=self._log,
         )
+        refuse_signing_options(job.options)
         entry = self._entry = await self._held.enter_async_context(self._service.engine.answer(job))
         self._record.uncacheable = entry.reason
         self._record.rc = entry.result.status
@@ -175,6 +176,8 @@ class RequestHandler:
             return response
         # Last comes what covers the module as it is loaded.
         is_certified = job.privilege in SIGNED_PRIVILEGES
+        if job.privilege is None:
+            self._log.warning("request.unsigned")
         if not request.fingerprints and not request.mok_missing:
             return attrs.evolve(response, files=await self._certify(entry)) if is_certified else response
         signed = await self._service.kernel_signer.sign(

@@ -52,7 +52,8 @@ async def check_compiling(context: DoctorContext) -> AsyncIterator[Finding]:
             if result.status == 0:
                 yield ok(question, "a script of one line compiles")
             else:
-                yield failure(question, error_line(result.stderr), _REMEDY)
+                remedy = runtime.engine.stap.explain_untested(job.release.name)
+                yield failure(question, error_line(result.stderr), remedy or _REMEDY)
 
 
 def _check_headers(name: str, settings: ServerSettings) -> Finding:

@@ -7,6 +7,7 @@ import resource
 import shutil
 from collections.abc import AsyncIterator
 
+from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.stap import find_stap
 from stapsrv.config.tuning import BY_ATTRIBUTE
 from stapsrv.doctor.context import DoctorContext
@@ -25,8 +26,9 @@ _TIME_ERROR = 5
 
 
 async def check_stap(context: DoctorContext) -> AsyncIterator[Finding]:
-    """Check that stap is there and prints its version."""
+    """Check that stap is there, and prints its version and its options."""
     stap = await find_stap(context.environ)
+    await InstalledOptions.read(stap, context.environ)
     yield ok("stap", f"{stap.path}, version {stap.version}")
 
 

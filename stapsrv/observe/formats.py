@@ -130,6 +130,7 @@ CLASSIC: Mapping[str, str] = {
     "request.interrupted": "Request from {peer} was broken off: the server is stopping",
     "request.crashed": "Request from {peer} failed: a fault of this program",
     "request.untidy": "What the request from {peer} left behind could not be tidied up",
+    "request.unsigned": "Request from {peer} has options that this server does not know: nothing is signed",
     "request.limited": "Request from {peer} met a limit: {reason}",
     "request.hidden": "Request from {peer} names {path}, hidden from compiles; SANDBOX_READ shows it",
     "request.kept": "Request from {peer} left its temporary directory {directory}",

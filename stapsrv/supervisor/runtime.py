@@ -21,6 +21,7 @@ from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY, restrict_users_ca
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.cached import CachedEngine
+from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.stap import StapProgram, find_stap
@@ -56,6 +57,7 @@ class Runtime:
 
     user: str
     engine: LocalEngine
+    options: InstalledOptions
     identities: IdentityStore
     warmup: Warmup
     sockets: PassedSockets = attrs.field(factory=PassedSockets)
@@ -104,6 +106,7 @@ class Runtime:
                     release.name: self.warmup.health(settings, release, log) for release in releases
                 },
                 version=self.engine.stap.version,
+                options=self.options,
                 engine=CachedEngine(self.engine, pool, self.cache, memory=self.memory.answers),
                 pool=pool,
                 identity=identity,
@@ -173,9 +176,11 @@ async def open_runtime(
     have one. No request sees the files of ``secret``. Without a log no results are cached.
 
     Raises:
-        ConfigError: stap is missing, requests cannot be contained, or no temporary directory can be made.
+        ConfigError: stap is missing or too old, requests cannot be contained, or there is no temporary
+            directory.
     """
     stap = await find_stap(environ)
+    options = await InstalledOptions.read(stap, environ)
     workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
     try:
         entry = pwd.getpwuid(os.geteuid())
@@ -207,6 +212,7 @@ async def open_runtime(
             yield Runtime(
                 user=entry.pw_name,
                 engine=engine,
+                options=options,
                 identities=IdentityStore(environ, password=password, watcher=databases),
                 warmup=Warmup(engine, memory, inputs, cache=cache),
                 sockets=sockets or PassedSockets(),

@@ -34,7 +34,6 @@ from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
-from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -202,7 +201,7 @@ class Warmup:
         self._found = {what: began for what, began in self._found.items() if now - began < _FIND_AGAIN_S}
         key = WarmupKey.of(job.settings, job.release)
         # stap keeps it for each of its modes.
-        is_guru = any(name == "g" for name, _value in parse_options(job.request.arguments).options)
+        is_guru = any(name == "g" for name, _value in job.options.options)
         for finding in findings:
             what = (key, job.stap_cache, finding, is_guru)
             if self._tasks is not None and what not in self._found:
@@ -261,7 +260,7 @@ class Warmup:
                 if digest is not None and not is_warm:
                     await self._files.run(partial(self._memory.remember, digest))
         except (OSError, RequestRejected, TranslatorError) as exc:
-            fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
+            fault = str(exc)
             target.log.warning("release.unhealthy", release=target.key.release.name, reason=fault)
             target.health.set(Health.UNHEALTHY, fault)
             return False
@@ -296,7 +295,8 @@ class Warmup:
         if result is None:
             return
         if result.status != 0 or not has_modules(result.files):
-            raise TranslatorError(error_line(result.stderr))
+            fault = error_line(result.stderr)
+            raise TranslatorError(fault, remedy=self._engine.stap.explain_untested(release.name))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
 

@@ -21,7 +21,7 @@ from fuzz.getopt import Getopt
 from stapsrv.compile.cache.script_scan import host_access_reason, names_reading_host_files
 from stapsrv.compile.protocol.archive import MAX_COMPONENTS, MAX_ENTRIES, MAX_PATH_BYTES, read_archive
 from stapsrv.compile.protocol.frames import FrameReader
-from stapsrv.compile.protocol.options import NEWER_LONG_OPTIONS, Privilege, parse_options, requested_privilege
+from stapsrv.compile.protocol.options import Privilege, parse_options, requested_privilege
 from stapsrv.compile.protocol.request import (
     MAX_ARGUMENT_BYTES,
     CompileRequest,
@@ -179,8 +179,6 @@ def check_options(data: bytes) -> None:
     arguments = data.split(b"\0")[:64]
     parsed = parse_options(arguments)
     oracle = GETOPT.read(arguments)
-    if any(name in NEWER_LONG_OPTIONS for name, _ in parsed.options) or _knows_newer(arguments):
-        return
     assert (parsed.fault is not None) == oracle.failed, parsed.fault
     assert parsed.options == oracle.options
     asked = requested_privilege(arguments)
@@ -200,14 +198,6 @@ def check_options(data: bytes) -> None:
         assert asked is Privilege.STAPDEV
     else:
         assert asked is (known.get(levels.pop() or b"") if len(levels) == 1 else None)
-
-
-def _knows_newer(arguments: Sequence[bytes]) -> bool:
-    """Whether an abbreviation could mean an option of a later stap, which 4.8 reads otherwise."""
-    stated = [
-        argument[2:].partition(b"=")[0].decode("latin-1") for argument in arguments if argument[:2] == b"--"
-    ]
-    return any(name and newer.startswith(name) for name in stated for newer in NEWER_LONG_OPTIONS)
 
 
 GETOPT = Getopt()

@@ -13,6 +13,7 @@ import pytest
 
 from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
+from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
@@ -67,6 +68,7 @@ class Bench:
         return Runtime(
             user=USER,
             engine=self._engine,
+            options=InstalledOptions(self._engine.stap.path, {}),
             identities=IdentityStore(self._environ, watcher=self._watch),
             warmup=Warmup(self._engine, memory, self.inputs, first_delay_s=self.first_delay_s),
         )

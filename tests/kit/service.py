@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from stapsrv.compile.engine.signing import KernelSigner
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.memory import RequestMemory
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.protocol.options import STAP_4_8, OptionTable
 from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
@@ -160,6 +161,13 @@ class TestIdentity:
         return b"%s signed %s" % (self.name, hashlib.sha256(module).hexdigest().encode())
 
 
+class KnownOptions:
+    """The options of SystemTap 4.8, without asking one."""
+
+    async def table_for(self, _arguments: Sequence[bytes]) -> OptionTable:
+        return STAP_4_8
+
+
 @attrs.define
 class Shown:
     """Who a server is, until a test says otherwise."""
@@ -210,6 +218,7 @@ async def running_server(
         settings=settings,
         releases={RELEASE: ServedRelease(RELEASE, "x86_64", RELEASE, build_tree)},
         version="4.8",
+        options=KnownOptions(),
         engine=CachedEngine(engine, pool, memory=memory.answers),
         request_memory=memory.requests,
         pool=pool,

@@ -5,11 +5,28 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from stapsrv.compile.protocol.options import STAP_4_8, OptionValue
+
 VERSION = "Systemtap translator/driver (version 4.8/0.188, stand-in)"
 
+
+def _patterns(value: OptionValue, suffix: str = "") -> str:
+    return "|".join(f"--{name}{suffix}" for name, takes in STAP_4_8.long.items() if takes is value)
+
+
+_NAMES = "".join(f" '--{name}'" for name in STAP_4_8.long)
 _PREAMBLE = f"""\
 #!/bin/sh
 if [ "$1" = --version ]; then echo '{VERSION}' >&2; exit 0; fi
+if [ "$1" = --client-options ]; then
+    case "$2" in
+    --=1) echo "stap: option '--=1' is ambiguous; possibilities:{_NAMES}";;
+    {_patterns(OptionValue.NONE, "=1")}) echo "stap: option '${{2%=1}}' doesn't allow an argument";;
+    {_patterns(OptionValue.OPTIONAL)}) echo "stap: option '--=1' is ambiguous; possibilities:";;
+    {_patterns(OptionValue.REQUIRED)}) [ $# != 2 ] || echo "stap: option '$2' requires an argument";;
+    esac >&2
+    exit 1
+fi
 for argument; do
     case "$argument" in --tmpdir=*) answer=${{argument#--tmpdir=}};; esac
     script=$argument
@@ -23,7 +40,7 @@ MAKES = 'echo module >"$answer/stap_x.ko"; '
 
 
 def make_stap(path: Path, script: str) -> Path:
-    """Write an executable that answers ``--version`` as stap does and else runs ``script``.
+    """Write an executable that states its version and its options as stap does and else runs ``script``.
 
     In it, ``$answer`` is the directory that ``--tmpdir`` names, and ``$script`` the last argument.
     """

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.script_scan import host_access_reason
 from stapsrv.compile.engine.base import CompileJob, CompileResult
-from stapsrv.compile.protocol.options import parse_options
+from stapsrv.compile.protocol.options import ParsedOptions, parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY
 
@@ -63,12 +63,13 @@ def uncacheable_reason(job: CompileJob, result: CompileResult, host_names: froze
         return "no module"
     if sum(len(file.data) for file in result.files if file.path.endswith(_SOURCES)) > _MOST_SOURCE_BYTES:
         return "size"
-    return request_uncacheable_reason(job.request, host_names)
+    return request_uncacheable_reason(job.request, job.options, host_names)
 
 
-def request_uncacheable_reason(request: CompileRequest, host_names: frozenset[str]) -> str | None:
+def request_uncacheable_reason(
+    request: CompileRequest, parsed: ParsedOptions, host_names: frozenset[str]
+) -> str | None:
     """Return why the result of a request may differ from time to time, in a word; None if it does not."""
-    parsed = parse_options(request.arguments)
     if parsed.fault is not None:
         return "option"
     if not all(_is_repeatable(name, value or b"", request) for name, value in parsed.options):

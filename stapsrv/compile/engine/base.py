@@ -16,7 +16,14 @@ import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.stap_cache import StapCache
-from stapsrv.compile.protocol.options import Privilege, requested_privilege
+from stapsrv.compile.protocol.options import (
+    STAP_4_8,
+    OptionTable,
+    ParsedOptions,
+    Privilege,
+    parse_options,
+    requested_privilege,
+)
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import RequestRecord
@@ -33,6 +40,7 @@ class CompileJob:
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
+    table: OptionTable = STAP_4_8  # the options of the stap that compiles it
     client: str = ""  # whose turn in the queue it takes
     log: Log = attrs.field(factory=structlog.get_logger, eq=False, repr=False)
     # The engines add durations and the source of the answer.
@@ -49,8 +57,13 @@ class CompileJob:
 
     @property
     def privilege(self) -> Privilege | None:
-        """What stap is held to; None where it is bound to refuse the arguments."""
-        return requested_privilege(self.request.arguments)
+        """What stap is held to; None where nothing may be signed."""
+        return requested_privilege(self.request.arguments, self.table)
+
+    @property
+    def options(self) -> ParsedOptions:
+        """The client's arguments, as stap reads them."""
+        return parse_options(self.request.arguments, self.table)
 
 
 @attrs.frozen

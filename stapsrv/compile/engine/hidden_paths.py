@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stapsrv.compile.protocol.options import parse_options
+from stapsrv.compile.protocol.options import ParsedOptions
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.sandbox.mount_plan import MountPlan
 
@@ -23,12 +23,12 @@ _MOST = 3
 _OWN = ("/proc", "/dev")
 
 
-def hidden_paths(request: CompileRequest, plan: MountPlan) -> tuple[str, ...]:
+def hidden_paths(request: CompileRequest, parsed: ParsedOptions, plan: MountPlan) -> tuple[str, ...]:
     """Return the first paths that a request names and a plan does not show; none if nothing is contained."""
     if not plan.mounts:
         return ()
     found: dict[str, None] = {}
-    for name in _named_paths(request):
+    for name in _named_paths(request, parsed):
         path = os.path.normpath(os.fsdecode(name))
         if not path.startswith(_OWN) and not plan.shows(Path(path)):
             found[path] = None
@@ -37,8 +37,7 @@ def hidden_paths(request: CompileRequest, plan: MountPlan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _named_paths(request: CompileRequest) -> Iterator[bytes]:
-    parsed = parse_options(request.arguments)
+def _named_paths(request: CompileRequest, parsed: ParsedOptions) -> Iterator[bytes]:
     left = _SEARCHED_BYTES
     texts = [value or b"" for name, value in parsed.options if name in {"e", "E"}]
     for text in (*texts, *(file.data for file in request.files)):

@@ -142,7 +142,7 @@ class LocalEngine:
             with trees.open_directory(directory, _ANSWER) as opened:
                 answered = read_answer(opened, max_bytes=limits.answer_bytes)
             stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
-            hidden_from_it = hidden_paths(job.request, plan) if status else ()
+            hidden_from_it = hidden_paths(job.request, job.options, plan) if status else ()
             result = CompileResult(status, stdout, stderr, answered, limit_met, hidden_from_it)
             return result, known.missed_by(directory / _CACHE)
 

@@ -26,7 +26,7 @@ import attrs
 
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
-from stapsrv.compile.protocol.options import Privilege, parse_options
+from stapsrv.compile.protocol.options import ParsedOptions, Privilege
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.config.table import Limits
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
@@ -56,10 +56,10 @@ Server:     sudo mokutil --import {OWNER_CERTIFICATE}
 """
 
 
-def refuse_signing_options(arguments: Sequence[bytes]) -> None:
+def refuse_signing_options(parsed: ParsedOptions) -> None:
     """Raise RequestRejected for ``--sign-module``, which would make stap use or make keys on this host."""
     # No real client sends it.
-    if any(name == "sign-module" for name, _value in parse_options(arguments).options):
+    if any(name == "sign-module" for name, _value in parsed.options):
         raise RequestRejected("--sign-module is not for clients: this server signs the modules that need it")
 
 

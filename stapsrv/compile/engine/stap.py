@@ -29,6 +29,8 @@ from stapsrv.system import trees
 
 _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
+_TESTED = re.compile(rb"tested kernel versions: (\S+ \.\.\. (\d+)\.(\d+)\S*)")
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
 _VERSION_S = 20.0
 
 # What the people and programs behind a client use: modules, generated source and headers. Signatures are
@@ -55,6 +57,18 @@ class StapProgram:
 
     path: Path
     version: str
+    # The kernels that it was tested with, in its own words, and the last one's number.
+    tested: str = attrs.field(default="", eq=False)
+    newest_tested: tuple[int, int] | None = attrs.field(default=None, eq=False)
+
+    def explain_untested(self, release: str) -> str | None:
+        """Return what to do where a kernel is newer than those that stap was tested with."""
+        named = _RELEASE.match(release)
+        if self.newest_tested is None or named is None:
+            return None
+        if (int(named[1]), int(named[2])) <= self.newest_tested:
+            return None
+        return f"stap {self.version} was tested with Linux {self.tested}; install a later SystemTap"
 
 
 async def find_stap(environ: Mapping[str, str]) -> StapProgram:
@@ -71,11 +85,17 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
         result = await run_process_tree([found, "--version"], deadline_s=_VERSION_S, env=env)
     except TranslatorError as exc:
         raise ConfigError(f"cannot be run: {exc.problem}", where=found) from exc
-    match = _VERSION.search(result.stdout + result.stderr)
+    printed = result.stdout + result.stderr
+    match = _VERSION.search(printed)
     if result.exit_reason is not ExitReason.EXITED or result.status != 0 or match is None:
         remedy = "name a working stap in SYSTEMTAP_STAP"
         raise ConfigError("does not say its version", where=f"{found} --version", remedy=remedy)
-    return StapProgram(Path(found), match[1].decode("ascii"))
+    version = match[1].decode("ascii")
+    tested = _TESTED.search(printed)
+    if tested is None:
+        return StapProgram(Path(found), version)
+    newest = (int(tested[2]), int(tested[3]))
+    return StapProgram(Path(found), version, tested[1].decode("ascii", "replace"), newest)
 
 
 def stap_command(

@@ -13,6 +13,7 @@ from stapsrv.compile.cache.cacheable import (
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.engine.base import CompileResult
 from stapsrv.compile.protocol.archive import RequestFile
+from stapsrv.compile.protocol.options import STAP_4_8, OptionTable, OptionValue, parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
 
@@ -20,12 +21,14 @@ PLAIN = b"probe begin { exit() }"
 
 
 def reason(
-    *arguments: bytes, script: bytes | None = None, host_names: frozenset[str] = frozenset()
+    *arguments: bytes,
+    script: bytes | None = None,
+    host_names: frozenset[str] = frozenset(),
+    table: OptionTable = STAP_4_8,
 ) -> str | None:
     files = () if script is None else (RequestFile(b"script/x.stp", script),)
-    return request_uncacheable_reason(
-        CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files), host_names
-    )
+    request = CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files)
+    return request_uncacheable_reason(request, parse_options(arguments, table), host_names)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,12 @@ def reason(
 )
 def test_repeatable_request_has_no_reason(arguments):
     assert reason(*arguments) is None
+
+
+@pytest.mark.parametrize("option", [b"--novel", b"--semantic-keep-going"])
+def test_option_of_a_later_stap_is_a_reason(option):
+    names = {"novel": OptionValue.NONE, "semantic-keep-going": OptionValue.NONE}
+    assert reason(option, b"-e", PLAIN, table=OptionTable({**STAP_4_8.long, **names})) == "option"
 
 
 def test_script_in_a_file_has_no_reason():

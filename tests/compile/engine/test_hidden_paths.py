@@ -10,6 +10,7 @@ import pytest
 
 from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.protocol.archive import RequestFile
+from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
 from stapsrv.system.symlinks import Link
@@ -25,7 +26,7 @@ PLAN = plan_mounts(
 def named(*arguments: bytes, script: bytes = b"", plan: MountPlan = PLAN) -> tuple[str, ...]:
     files = (RequestFile(b"script/x.stp", script),) if script else ()
     request = CompileRequest(release="6.1", arch="x86_64", arguments=arguments, files=files)
-    return hidden_paths(request, plan)
+    return hidden_paths(request, parse_options(request.arguments), plan)
 
 
 @pytest.mark.parametrize(

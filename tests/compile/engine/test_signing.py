@@ -21,6 +21,7 @@ from stapsrv.compile.engine.signing import (
 )
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
+from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.table import Limits
 from stapsrv.errors import RequestRejected, TranslatorError
@@ -89,14 +90,14 @@ def test_signatures_from_a_compile_are_dropped():
 )
 def test_sign_module_option_is_rejected(arguments):
     with pytest.raises(RequestRejected) as caught:
-        refuse_signing_options(arguments)
+        refuse_signing_options(parse_options(arguments))
     assert str(caught.value) == (
         "--sign-module is not for clients: this server signs the modules that need it"
     )
 
 
 def test_sign_module_as_value_or_operand_is_accepted():
-    refuse_signing_options((b"-e", b"--sign-module", b"x.stp", b"--", b"--sign-module=/x"))
+    refuse_signing_options(parse_options((b"-e", b"--sign-module", b"x.stp", b"--", b"--sign-module=/x")))
 
 
 @pytest.fixture(scope="module")

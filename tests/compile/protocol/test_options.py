@@ -15,12 +15,18 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stapsrv.compile.engine.installed_options import InstalledOptions
+from stapsrv.compile.engine.stap import find_stap
 from stapsrv.compile.protocol.options import (
-    NEWER_LONG_OPTIONS,
+    _SHORT_OPTIONS,
+    STAP_4_8,
+    OptionTable,
+    OptionValue,
     ParsedOptions,
     Privilege,
     parse_options,
@@ -184,6 +190,41 @@ def test_every_argument_is_accounted_for(arguments):
         assert requested_privilege([*privilege_arguments(STAPSYS), *arguments]) is None
 
 
+LATER = {
+    "build-as": OptionValue.REQUIRED,
+    "debug": OptionValue.NONE,
+    "language-server": OptionValue.NONE,
+    "novel": OptionValue.NONE,
+    "semantic-keep-going": OptionValue.NONE,
+    "unasked": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "privilege"),
+    [
+        ((b"--semantic-keep-going", b"--privilege=stapusr"), STAPUSR),
+        ((b"--debug", b"--sema", b"--unpriv"), STAPUSR),
+        ((b"--semantic-keep-going",), STAPDEV),
+        ((b"--build-as", b"--unprivileged", b"x.stp"), STAPDEV),
+        # What it does is not known.
+        ((b"--novel", b"--privilege=stapusr"), None),
+        ((b"--novel",), None),
+        ((b"--unasked", b"--privilege=stapusr"), None),
+        # Only an abbreviation in one version, not in the other.
+        ((b"--s=x", b"--privilege=stapusr"), None),
+        ((b"--un", b"x.stp"), None),
+    ],
+)
+def test_table_of_the_stap_decides(arguments, privilege):
+    assert requested_privilege(arguments, OptionTable({**STAP_4_8.long, **LATER})) is privilege
+
+
+def test_abbreviations_depend_on_the_table():
+    assert requested_privilege((b"--un", b"x.stp")) is STAPUSR
+    assert parse_options((b"--semantic-keep-going",)).fault == "--semantic-keep-going is unknown"
+
+
 LONG = (
     b"skip-badvars vp unprivileged client-options help disable-cache poison-cache clean-cache compatible ldd"
     b" all-modules sign-module remote remote-prefix check-version version tmpdir download-debuginfo"
@@ -254,7 +295,8 @@ int getopt_long(int argc, char *const *argv, const char *shorts, const struct op
     getopt_function *real = (getopt_function *)dlsym(RTLD_NEXT, "getopt_long");
     int count, c;
     opterr = 0;
-    for (const struct option *o = longs; o->name; o++) printf("table %s\n", o->name);
+    printf("short %s\n", shorts);
+    for (const struct option *o = longs; o->name; o++) printf("table %s %d\n", o->name, o->has_arg);
     while (scanf("%d", &count) == 1) {
         char **list = calloc(count + 2, sizeof *list);
         size_t room = 0;
@@ -290,12 +332,23 @@ def stap_environment(tmp_path):
     return {**kept, "SYSTEMTAP_DIR": str(tmp_path / "systemtap"), "LC_ALL": "C"}
 
 
+def installed_table(names: Sequence[str] = ()) -> OptionTable:
+    """The table of the stap that is installed, as servers find it out; of these names also their values."""
+
+    async def ask() -> OptionTable:
+        options = await InstalledOptions.read(await find_stap(os.environ), os.environ)
+        return await options.table_for([b"--" + name.encode() for name in names] or [b"--"])
+
+    listed = anyio.run(ask)
+    return listed if names else installed_table([*listed.long])
+
+
 @pytest.mark.real
 @needs_stap
 @needs_gcc
 class TestRealTables:
-    def _ask(self, tmp_path, environment, lists) -> tuple[set[str], list[ParsedOptions]]:
-        """Return the long options that stap knows, and how it reads each list."""
+    def _ask(self, tmp_path, environment, lists) -> tuple[OptionTable, str, list[ParsedOptions]]:
+        """Return the long options that stap knows, the short ones, and how it reads each list."""
         source, library = tmp_path / "show.c", tmp_path / "show.so"
         source.write_text(SHOW_GETOPT)
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -311,15 +364,18 @@ class TestRealTables:
             capture_output=True,
         )
         lines = iter(shown.stdout.decode().splitlines())
-        table: set[str] = set()
+        table: dict[str, OptionValue] = {}
+        short = ""
         answers = []
         options: list[tuple[str, bytes | None]] = []
         operands: list[bytes] = []
         fault = None
         for line in lines:
             match line.split(" "):
-                case ["table", name]:
-                    table.add(name)
+                case ["short", short]:
+                    pass
+                case ["table", name, takes]:
+                    table[name] = list(OptionValue)[int(takes)]
                 case ["option", name, value]:
                     options.append((name, None if value == "-" else bytes.fromhex(value[1:])))
                 case ["operand", value]:
@@ -330,19 +386,24 @@ class TestRealTables:
                     answers.append(ParsedOptions(tuple(options), tuple(operands), fault))
                     options, operands, fault = [], [], None
         assert len(answers) == len(lists)
-        return table, answers
+        return OptionTable(table), short, answers
+
+    def test_stap_s_own_table_is_found_out(self, tmp_path, stap_environment):
+        table, short, _answers = self._ask(tmp_path, stap_environment, [])
+        # The value of this spelling is that of the other.
+        assert installed_table().long == {**table.long, "colour": None}
+        assert short == _SHORT_OPTIONS
+        assert {name: table.long[name] for name in STAP_4_8.long} == STAP_4_8.long
 
     def test_stap_reads_arguments_as_we_do(self, tmp_path, stap_environment):
         lists = some_lists(5, LISTS * 100, LONG + LONG_ELSEWHERE)
-        table, answers = self._ask(tmp_path, stap_environment, lists)
-        assert {name.decode() for name in LONG + LONG_ELSEWHERE} - {"bogus"} == table - NEWER_LONG_OPTIONS
+        table, _short, answers = self._ask(tmp_path, stap_environment, lists)
+        assert {name.decode() for name in LONG + LONG_ELSEWHERE} - {"bogus"} == {*table.long} - LATER.keys()
         seen: Counter[object] = Counter()
         for arguments, theirs in zip(lists, answers, strict=True):
-            ours = parse_options(arguments)
+            ours = parse_options(arguments, table)
             seen[ours.fault is None] += 1
-            seen[requested_privilege(arguments)] += 1
-            if NEWER_LONG_OPTIONS & {name for name, _ in ours.options} - table:
-                continue
+            seen[requested_privilege(arguments, table)] += 1
             assert (ours.fault is None) == (theirs.fault is None), arguments
             assert ours.options == theirs.options, arguments
             if ours.fault is None:
@@ -351,12 +412,13 @@ class TestRealTables:
         assert min(seen[answer] for answer in (True, False, None, *Privilege)) > len(lists) // 100
 
     def test_stap_reads_every_prefix_of_every_long_option_as_we_do(self, tmp_path, stap_environment):
-        names = {name[:length] for name in LONG + LONG_ELSEWHERE for length in range(len(name) + 1)}
+        table = installed_table()
+        names = {name[:length].encode() for name in [*table.long, "bogus"] for length in range(len(name) + 1)}
         lists = [[b"--" + name + tail] for name in sorted(names) for tail in (b"", b"=", b"=x")]
         lists += [[bytes([45, letter]), b"x"] for letter in range(1, 256)]
-        _, answers = self._ask(tmp_path, stap_environment, lists)
+        _table, _short, answers = self._ask(tmp_path, stap_environment, lists)
         for arguments, theirs in zip(lists, answers, strict=True):
-            ours = parse_options(arguments)
+            ours = parse_options(arguments, table)
             assert (ours.fault is None) == (theirs.fault is None), arguments
             assert ours.options == theirs.options, arguments
 
@@ -373,6 +435,10 @@ class Verdict(enum.Enum):
 @pytest.mark.real
 @needs_stap
 class TestRealStap:
+    def _names(self, table: OptionTable) -> list[bytes]:
+        later = {name.encode() for name in table.long} - {*LONG, *LONG_ELSEWHERE}
+        return [*LONG, *sorted(later)]
+
     def _run(self, environment, front: Sequence[bytes], arguments: Sequence[bytes]) -> tuple[Verdict, bytes]:
         # A kernel that does not exist ends each run before it does any work.
         command = [b"stap", b"-r", b"0.0.0-none", *front, b"--client-options", *arguments]
@@ -398,8 +464,9 @@ class TestRealStap:
         (tmp_path / "home").mkdir()
         environment = {**stap_environment, "HOME": str(tmp_path / "home")}
         seen: Counter[object] = Counter()
-        for arguments in some_lists(7, LISTS, LONG):
-            privilege = requested_privilege(arguments)
+        table = installed_table()
+        for arguments in some_lists(7, LISTS, self._names(table)):
+            privilege = requested_privilege(arguments, table)
             verdict, stderr = self._run(environment, privilege_arguments(privilege), arguments)
             seen[verdict] += 1
             if verdict is not Verdict.ACCEPTED:
@@ -407,7 +474,7 @@ class TestRealStap:
             assert privilege is not None, (arguments, stderr)
             seen[privilege] += 1
             stated = any(
-                name in {"privilege", "unprivileged"} for name, _ in parse_options(arguments).options
+                name in {"privilege", "unprivileged"} for name, _ in parse_options(arguments, table).options
             )
             for other in {Privilege.STAPUSR, Privilege.STAPSYS} - {privilege}:
                 second, stderr = self._run(environment, privilege_arguments(other), arguments)
@@ -421,8 +488,9 @@ class TestRealStap:
         (tmp_path / "home").mkdir()
         environment = {**stap_environment, "HOME": str(tmp_path / "home")}
         restricted = 0
-        for arguments in some_lists(13, LISTS * 2, LONG):
-            privilege = requested_privilege(arguments)
+        table = installed_table()
+        for arguments in some_lists(13, LISTS * 2, self._names(table)):
+            privilege = requested_privilege(arguments, table)
             if privilege not in {Privilege.STAPUSR, Privilege.STAPSYS}:
                 continue
             guru = [b"-ge", b"probe begin {}", *arguments]
