@@ -105,9 +105,11 @@ class LocalEngine:
         But for what stap found out about the toolchain, where the job is to find that out (``background``).
         """
         compiled = await self.compile(job)
-        if job.background and compiled.result.succeeded:
-            await compiled.keep_findings()
-        await compiled.release()
+        try:
+            if job.background and compiled.result.succeeded:
+                await compiled.keep_findings()
+        finally:
+            await compiled.release()
         return compiled.result
 
     async def compile(self, job: CompileJob) -> Compiled:

@@ -298,6 +298,19 @@ async def test_what_the_server_s_own_script_finds_out_the_next_compile_knows(run
     assert seen.stdout == f"ab/stapconf_{'ab' * 16}_714.h\n".encode()
 
 
+async def test_nothing_is_left_where_what_was_found_out_cannot_be_kept(run, workspace, tmp_path, monkeypatch):
+    def fail(_cache: StapCache, _directory: Path) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(StapCache, "keep", fail)
+    environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    with pytest.raises(OSError, match="bad disk") as raised:
+        await run(PLANTING, environ=environ, background=True)
+    # Now, and not when the collector of garbage comes by: the traceback holds all that there was.
+    assert raised.tb is not None
+    assert [path.name for path in workspace.path.iterdir()] == ["lock"]
+
+
 async def test_what_a_compile_had_to_find_out_is_told(run, tmp_path):
     told: list[frozenset[Finding]] = []
     environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
