@@ -44,8 +44,8 @@ class CachedEngine:
         self._pool = pool
         self._cache = cache
         self._memory = memory
-        # A result that is read has its memory before the next one is.
-        self._reading = anyio.CapacityLimiter(_READERS)
+        # A result that is read has its memory before the next one is; clients take turns, as for workers.
+        self._readers = WorkerPool(_READERS, queue_length=None)
         self._single_flight: SingleFlight[Miss] = SingleFlight(max_finishing=pool.statistics().workers)
         self.counts = CacheCounts()
 
@@ -92,7 +92,7 @@ class CachedEngine:
 
     async def _read(self, cache: ResultCache, key: CacheKey, job: CompileJob) -> CacheEntry | None:
         await cache.wait_stored(key)
-        async with self._reading:
+        async with self._readers.worker(job.client, wait_s=job.settings.limits.queue_s):
             entry = await cache.get(key)
             if entry is not None:
                 await entry.hold(self._memory, job)

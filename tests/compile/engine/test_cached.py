@@ -191,6 +191,29 @@ async def test_request_after_the_response_waits_for_the_entry_that_is_being_stor
         assert second.record.source is Source.HIT
 
 
+async def test_known_result_of_one_client_waits_for_no_queue_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("stapsrv.compile.engine.cached._READERS", 1)
+    async with running(tmp_path) as r:
+        scripts = [b"-eprobe begin { exit() }", b"-eprobe end {}", b"-eprobe never {}"]
+        for script in scripts:
+            assert await r.compile(b"-p4", script) == (Source.COMPILED, None)
+        served = []
+
+        async def ask(client: str, script: bytes) -> None:
+            async with r.engine.answer(r.job(b"-p4", script, client=client)):
+                served.append(client)
+
+        held = await r.engine._memory.claim("c", 1 << 30, wait_s=60.0)
+        async with anyio.create_task_group() as tasks:
+            for queued, client in enumerate("aaab"):
+                tasks.start_soon(ask, client, scripts[queued % 3])
+                # The first reads, and then waits for memory; the others wait for it.
+                while r.engine._readers.statistics().queued < queued or not r.engine._memory._waiting:
+                    await anyio.lowlevel.checkpoint()
+            held.release()
+        assert served == ["a", "b", "a", "a"]
+
+
 async def test_worker_is_free_while_what_the_compile_left_is_removed(tmp_path):
     async with running(tmp_path, workers=1) as r:
         r.compiler.tidying = anyio.Event()
