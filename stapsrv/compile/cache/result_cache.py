@@ -103,12 +103,15 @@ class ResultCache:
     def key_for(self, job: CompileJob) -> CacheKey:
         """Return the key of a job as of now; stap's ``rc`` file as it was read last."""
         settings, release = job.settings, job.release
-        key = CacheKey(request_digest(job.request), rc_stamp=self._inputs.rc.stamp)
-        if self._inputs.fault is not None:
-            return attrs.evolve(key, reason=self._inputs.fault)
         paths = self._inputs.paths(release, settings)
         # Before the fingerprints: a change that arrives between the two must not be lost.
-        key = attrs.evolve(key, generation=self._generation(paths))
+        key = CacheKey(
+            request_digest(job.request),
+            generation=self._generation(paths),
+            rc_stamp=self._inputs.rc.stamp,
+        )
+        if self._inputs.fault is not None:
+            return attrs.evolve(key, reason=self._inputs.fault)
         if not are_build_options_cacheable(settings.build, settings.define):
             return attrs.evolve(key, reason="server options")
         state = self._inputs.state_digest(release)
@@ -144,7 +147,7 @@ class ResultCache:
             return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
         if self._tasks is not None:
             # A second's work, for which the next equal request would wait.
-            self._tasks.start_soon(self._names_reading_host_files, key, job)
+            self._tasks.start_soon(self._read_tapsets, key, job)
         cache = StapCache.of(self._inputs.systemtap, key.toolchain_digest)
         compiled = await engine.compile(attrs.evolve(job, stap_cache=cache))
         # Before any request has the result: the next equal one waits for the entry.
@@ -225,13 +228,21 @@ class ResultCache:
         except TimeoutError:
             return _SIZE
 
+    async def _read_tapsets(self, key: CacheKey, job: CompileJob) -> None:
+        # Where it fails, it does so again for whoever needs the names, and there it is logged.
+        with contextlib.suppress(Exception):
+            await self._scan_tapsets(key, job)
+
     async def _names_reading_host_files(self, key: CacheKey, job: CompileJob) -> frozenset[str] | None:
-        tapsets = self._inputs.paths(job.release, job.settings).tapsets
         try:
-            return await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
+            return await self._scan_tapsets(key, job)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return None
+
+    async def _scan_tapsets(self, key: CacheKey, job: CompileJob) -> frozenset[str]:
+        tapsets = self._inputs.paths(job.release, job.settings).tapsets
+        return await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
 
     async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
         """Return, in a word, how the compile shows that a result depends on more than the known inputs."""

@@ -425,6 +425,33 @@ async def test_findings_of_the_server_s_own_script_are_kept_if_it_succeeds(tmp_p
         assert (len(w.kept), w.released) == (kept, 1)
 
 
+async def test_findings_are_kept_also_where_no_result_is_and_something_has_changed_before(tmp_path):
+    async with world(tmp_path) as w:
+        await w.ask()
+        (tmp_path / "tree" / "x.h").write_text("changed")
+        w.inputs.fault = "debuginfod"
+        await w.cache.run(w.job(), FakeStap(w.run_stap))
+        assert len(w.kept) == 1
+
+
+async def test_fault_in_tapsets_that_are_read_beside_a_compile_ends_nothing_else(tmp_path, monkeypatch):
+    async with world(tmp_path) as w, w.cache.open():
+        job, scans = w.job(), []
+
+        async def fail(*_arguments: object) -> frozenset[str]:
+            scans.append(job)
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(w.cache._tapsets, "names_reading_host_files", fail)
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
+        miss = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
+        w.cache.close(miss)
+        await miss.compiled.release()
+        while not scans:
+            await anyio.lowlevel.checkpoint()
+        assert (scans, miss.compiled.result.status) == ([job], 0)
+
+
 async def test_what_stap_knows_is_of_the_toolchain_of_now(tmp_path):
     """stap itself takes no notice of a changed header."""
     async with world(tmp_path) as w:
