@@ -135,6 +135,9 @@ def test_what_is_wrong_is_said_where_an_administrator_looks(booted):
         in told
     )
     assert shown(booted, "Result") == "exit-code"
+    # Also made anew with its socket, as long after the boot as may be.
+    again = "systemctl stop stap-server.socket && rm -rf {} && systemctl start stap-server.socket"
+    assert booted.run("sh", "-c", again.format("/run/stap-server/stap-server")).status == 0
     modes = booted.run("stat", "-c", "%a %U:%G", "/run/stap-server", "/run/stap-server/stap-server").stdout
     assert modes.splitlines() == ["1775 stap-server:stap-server", "750 stap-server:stap-server"]
     moved = booted.run(
