@@ -105,17 +105,17 @@ class ManagedServer:
         """Begin a start; without ``undrain`` a drained server stays so, or comes back so."""
         drained = self.is_drained and not undrain
         if not (drained and self.state is State.DRAINING):
-            self.handle(Event.START)
-            self.is_drained = drained
+            self.handle(Event.START, stay_drained=drained)
 
-    def handle(self, event: Event, *, reason: str | None = None) -> None:
+    def handle(self, event: Event, *, reason: str | None = None, stay_drained: bool = False) -> None:
         """Begin what a command or a fact means; raises LifecycleError if it does not fit the state."""
         step = transition(self.wanted, self.state, event)
         if step.state is not self.state:
             self._since = datetime.now(UTC)
             self._reason = reason
         if event in COMMANDS:
-            self.is_drained = event is Event.DRAIN
+            # Before the change is recorded: a supervisor that is killed then resumes what the record says.
+            self.is_drained = stay_drained or event is Event.DRAIN
         self.state = step.state
         self.wanted = step.wanted or self.wanted
         for action in step.actions:
