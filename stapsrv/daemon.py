@@ -32,7 +32,7 @@ from stapsrv.observe.logs import LogBook
 from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
 from stapsrv.supervisor.runtime import open_runtime
-from stapsrv.supervisor.state.lock import hold_instance_lock
+from stapsrv.supervisor.state.lock import InstanceLock
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.environ import started_environ
 from stapsrv.system.force_exit import force_exit_after
@@ -129,12 +129,13 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
         def receiving() -> Callable[[], _Signals]:
             return held.enter_context(signals_received(*_SIGNALS))
 
+        lock = held.enter_context(contextlib.closing(InstanceLock(_user())))
         while successor is not None:
-            successor = await _run(successor, start, receiving)
+            successor = await _run(successor, start, receiving, lock)
 
 
 async def _run(
-    options: DaemonOptions, start: _Start, receiving: Callable[[], Callable[[], _Signals]]
+    options: DaemonOptions, start: _Start, receiving: Callable[[], Callable[[], _Signals]], lock: InstanceLock
 ) -> DaemonOptions | None:
     environ = start.environ
     configuration = _configuration(options, environ)
@@ -148,9 +149,8 @@ async def _run(
         if configuration.only_server is None:
             if style is not LogFormat.JOURNAL:
                 _make_parent(configuration.log_file)
-            lock = hold_instance_lock(configuration.settings.stat_path, configuration.user)
-            supervisor_dir = held.enter_context(lock)
             stat_path = configuration.settings.stat_path
+            supervisor_dir = lock.hold(stat_path)
             noting = functools.partial(
                 note_stat_path, systemtap_directory(environ), options.config_file, stat_path
             )
@@ -179,7 +179,7 @@ async def _run(
 
 
 def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
-    name = pwd.getpwuid(os.geteuid()).pw_name
+    name = _user()
     if options.server is not None:
         configuration = Configuration.of_one_server(options.server, user=name, environ=environ)
     else:
@@ -188,6 +188,10 @@ def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Config
         )
     settings = with_values(configuration.settings, options.service, options.warnings)
     return attrs.evolve(configuration, settings=settings)
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def _defaults(environ: Mapping[str, str]) -> GlobalSettings:

@@ -512,6 +512,15 @@ def test_forced_reload_begins_anew_with_all_that_the_files_say(site, backend):
     assert "Received signal 15, exiting" in log.read_text()
 
 
+def test_forced_reload_lets_nobody_start_a_supervisor_in_between(site):
+    site.configure("one")
+    with site.start() as server:
+        with (site.stat / site.user / "lock").open() as lock:
+            assert site.command("force-reload").returncode == 0
+            assert os.path.samestat(os.fstat(lock.fileno()), Path(lock.name).stat())
+        stop(server)
+
+
 def test_forced_reload_with_a_wrong_global_file_stops_nothing(site):
     site.configure("one")
     with site.start() as server:

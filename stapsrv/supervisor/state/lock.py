@@ -29,6 +29,30 @@ _MODE = 0o750
 _TRIES = 100
 
 
+class InstanceLock:
+    """The lock of ``user``'s supervisor, held from one run of a process to the next where it is the same.
+
+    In between nobody else can start a supervisor in its place. :meth:`close` ends it.
+    """
+
+    def __init__(self, user: str) -> None:
+        self._user = user
+        self._held = contextlib.ExitStack()
+        self._directory: Path | None = None
+
+    def hold(self, stat_path: Path) -> Path:
+        """Hold the lock below ``stat_path`` and no other; see :func:`hold_instance_lock`."""
+        if self._directory != stat_path / self._user:
+            self.close()
+            self._directory = self._held.enter_context(hold_instance_lock(stat_path, self._user))
+        return self._directory
+
+    def close(self) -> None:
+        """Let go of the lock, if it is held."""
+        self._directory = None
+        self._held.close()
+
+
 @contextlib.contextmanager
 def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
     """Hold the lock of ``user``'s supervisor; yields its directory, which is removed at the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.supervisor.state import lock
-from stapsrv.supervisor.state.lock import hold_instance_lock
+from stapsrv.supervisor.state.lock import InstanceLock, hold_instance_lock
 
 
 def test_directory_is_private(tmp_path):
@@ -67,6 +68,18 @@ def test_directory_is_gone_with_the_last_supervisor(tmp_path):
     with hold_instance_lock(tmp_path, "me"):
         (tmp_path / "me" / "start.lock").touch()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_is_held_from_one_run_to_the_next(tmp_path):
+    with contextlib.closing(InstanceLock("me")) as held:
+        assert held.hold(tmp_path / "one") == tmp_path / "one" / "me"
+        lock_file = tmp_path / "one" / "me" / "lock"
+        with lock_file.open() as first:
+            held.hold(tmp_path / "one")
+            assert os.path.samestat(os.fstat(first.fileno()), lock_file.stat())
+        assert held.hold(tmp_path / "two") == tmp_path / "two" / "me"
+        assert list((tmp_path / "one").iterdir()) == []
+    assert list((tmp_path / "two").iterdir()) == []
 
 
 def test_lock_that_its_holder_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
