@@ -20,6 +20,7 @@ from stapsrv.system.unix_socket import address_of_socket, peer_uid
 
 _REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"status","params":{}}\n'
 _READ_BYTES = 65_536
+_POLL_S = 0.05
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
 # Codes of the control protocol.
 _NOT_PERMITTED, _SHUTTING_DOWN = -32001, -32004
@@ -41,7 +42,11 @@ class StatusCall:
         self._data = bytearray()
 
     def ask(self) -> int | None:
-        """Send the question; return the descriptor that the answer comes from, or None if none will."""
+        """Send the question; return the descriptor that the answer comes from, or None if none will.
+
+        Raises:
+            BlockingIOError: too many wait to be heard there already; try again soon.
+        """
         connection = self._connection
         try:
             connection.setblocking(False)  # noqa: FBT003 - positional in the standard library
@@ -51,6 +56,8 @@ class StatusCall:
             if peer_uid(connection) not in {0, self.uid}:
                 raise ConnectionRefusedError("it is another user's")
             connection.sendall(_REQUEST)
+        except BlockingIOError:
+            raise
         except OSError as exc:
             self._end(exc)
             return None
@@ -87,15 +94,20 @@ def answer_all(calls: Iterable[StatusCall], answer_s: float) -> None:
     ends = time.monotonic() + answer_s
     readiness = select.poll()
     waiting: dict[int, StatusCall] = {}
+    unasked = list(calls)
     with contextlib.ExitStack() as opened:
-        for call in calls:
+        for call in unasked:
             opened.callback(call.close)
-            descriptor = call.ask()
-            if descriptor is not None:
-                waiting[descriptor] = call
-                readiness.register(descriptor, select.POLLIN)
-        while waiting and (left := ends - time.monotonic()) > 0:
-            for descriptor, _events in readiness.poll(left * 1000):
+        while (unasked or waiting) and (left := ends - time.monotonic()) > 0:
+            for call in list(unasked):
+                with contextlib.suppress(BlockingIOError):
+                    descriptor = call.ask()
+                    unasked.remove(call)
+                    if descriptor is not None:
+                        waiting[descriptor] = call
+                        readiness.register(descriptor, select.POLLIN)
+            # No event says that a busy one listens again.
+            for descriptor, _events in readiness.poll(min(left, _POLL_S) * 1000 if unasked else left * 1000):
                 if waiting[descriptor].receive():
                     readiness.unregister(descriptor)
                     del waiting[descriptor]

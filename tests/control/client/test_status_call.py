@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -58,6 +61,41 @@ def test_listener_of_another_user_is_not_asked(tmp_path, monkeypatch):
     with listening(FakeSupervisor(user="me"), tmp_path):
         answer_all([call], 20)
     assert isinstance(call.outcome, ConnectionRefusedError)
+
+
+def test_supervisor_that_is_too_busy_to_listen_is_asked_again(tmp_path, monkeypatch):
+    path, tries = tmp_path / "socket", []
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+
+        class Watched(StatusCall):
+            def ask(self) -> int | None:
+                tries.append(self)
+                try:
+                    return super().ask()
+                except BlockingIOError:
+                    listener.accept()[0].close()
+                    raise
+
+        call = Watched(path, user="me", uid=os.geteuid())
+        answer = json.dumps({"jsonrpc": "2.0", "id": 1, "result": supervisor_info("me")}).encode() + b"\n"
+
+        def serve() -> None:
+            # The first is taken by the call's own first try.
+            while len(tries) < 2:
+                select.select([listener], [], [], 0.05)
+            with listener.accept()[0] as asked:
+                asked.recv(1024)
+                asked.sendall(answer)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        answer_all([call], 60)
+        server.join(60)
+    assert len(tries) == 2
+    assert not isinstance(call.outcome, Exception)
 
 
 def test_link_to_a_socket_is_not_followed(tmp_path):
