@@ -82,7 +82,8 @@ async def check_certificates(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that certificates are valid, their keys private, and that this user's client trusts them."""
     for directory in context.databases:
         try:
-            refuse_exposed(directory)
+            # A start mends the rest.
+            refuse_exposed(directory, once_tightened=True)
             certificate = saved_certificate(directory)
         except IdentityError as exc:
             yield error("certificate", exc)

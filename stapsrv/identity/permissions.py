@@ -13,8 +13,10 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_MAY_SEARCH = stat.S_IXGRP | stat.S_IXOTH
 
 
-def refuse_exposed(directory: Path) -> None:
+def refuse_exposed(directory: Path, *, once_tightened: bool = False) -> None:
     """Raise an error if others can read or replace the key of an NSS database, which need not exist.
+
+    With ``once_tightened``, what :func:`tighten_own` would mend is no error.
 
     Raises:
         IdentityError: names the file or directory, and the mode that it should have.
@@ -28,6 +30,8 @@ def refuse_exposed(directory: Path) -> None:
             remedy=f"chmod 600 {key}, and make a new certificate if anybody may have read it",
         )
     for path in _exposed(directory):
+        if once_tightened and path.stat().st_uid == os.geteuid():
+            continue
         raise IdentityError(
             "others may write to it, and so replace the certificate database in it",
             where=str(path),

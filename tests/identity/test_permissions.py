@@ -88,6 +88,8 @@ def test_own_directories_are_tightened_and_no_more(database):
     """As SystemTap's own programs make them."""
     for path in (database.parent, database):
         path.chmod(0o2777)
+    # Doctor says nothing of what the next start mends.
+    refuse_exposed(database, once_tightened=True)
     assert tighten_own(database) == [database.parent, database]
     assert [stat.S_IMODE(path.stat().st_mode) for path in (database.parent, database)] == [0o2755] * 2
     refuse_exposed(database)
@@ -99,6 +101,8 @@ def test_directories_of_another_user_are_left_alone(database, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     assert tighten_own(database) == []
     assert exposes(database).startswith(f"{database}: ")
+    with pytest.raises(IdentityError):
+        refuse_exposed(database, once_tightened=True)
 
 
 @pytest.mark.anyio
