@@ -111,11 +111,10 @@ class QueuedChannel(Channel):
             self._dropped.add(1)
 
 
-# A terminal also shows the entries of all logs but streams.
 class LogBook:
     """The logs of one process, by default in ``style``: servers that name the same file share it.
 
-    Each is written to in a thread of its own.
+    Each is written to in a thread of its own. ``terminal`` also shows the entries of all logs but streams.
     """
 
     def __init__(
