@@ -1,13 +1,15 @@
-"""Carries out a plan, user by user, and reports the outcome of each server."""
+"""Carries out a plan, with the supervisors of all users side by side, and reports each server's outcome."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from stapsrv.control.cli.console import named
-from stapsrv.control.cli.inventory import FoundServer, Inventory
+from stapsrv.control.cli.inventory import FoundServer, Inventory, LostServer
 from stapsrv.control.cli.plan import Target
 from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.cli.supervisors import ALREADY_DOWN, Supervisors
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     # A user's name and targets in, an outcome for each out.
     _Ask: TypeAlias = Callable[[str, list[Target]], list[OutcomeInfo]]
+    # Knows whom and what to ask.
+    _AskOne: TypeAlias = Callable[[], list[OutcomeInfo]]
 
 
 class Executor:
@@ -51,7 +55,11 @@ class Executor:
     def stop(self, targets: Sequence[Target]) -> list[Target]:
         """Stop servers, orphaned ones too; return those that are down."""
         hosted = [target for target in targets if isinstance(target.server, FoundServer)]
-        outcomes = [(target, self._forget(target)) for target in targets if target not in hosted]
+        outcomes = [
+            (target, self._forget(target, target.server))
+            for target in targets
+            if isinstance(target.server, LostServer)
+        ]
         outcomes += self._each(
             Verb.STOP, hosted, lambda user, group: self._supervisors.stop(user, _ids(group))
         )
@@ -86,20 +94,21 @@ class Executor:
             verb, targets, lambda user, group: self._supervisors.command(command, user, _ids(group))
         )
 
-    def reload(self, user: str, *, anew: bool = False) -> None:
-        """Have a user's supervisor apply the configuration, or stop its servers and begin ``anew``.
+    def reload(self, users: Sequence[str], *, anew: bool = False) -> None:
+        """Have users' supervisors apply the configuration, or stop their servers and begin ``anew``.
 
-        To apply it, one is started if there is none.
+        To apply it, one is started where there is none.
         """
-        self._reporter.begin(Verb.RELOAD, [f"the servers of user {user}"])
-        ask = self._supervisors.begin_anew if anew else self._supervisors.reload
-        try:
-            outcomes = ask(user)
-        except StapsrvError as exc:
-            self.complain(str(exc))
+        if not users:
             return
-        for outcome in outcomes:
-            self._report_reloaded(outcome)
+        self._reporter.begin(Verb.RELOAD, [f"the servers of user {user}" for user in users])
+        ask = self._supervisors.begin_anew if anew else self._supervisors.reload
+        for answer in _side_by_side([partial(ask, user) for user in users]):
+            if isinstance(answer, StapsrvError):
+                self.complain(str(answer))
+            else:
+                for outcome in answer:
+                    self._report_reloaded(outcome)
 
     def report(self, verb: Verb, target: Target, outcome: OutcomeInfo) -> None:
         """Report the outcome of a target."""
@@ -117,21 +126,21 @@ class Executor:
         groups: dict[str, list[Target]] = {}
         for target in targets:
             groups.setdefault(self.user_of(target), []).append(target)
+        if groups:
+            self._reporter.begin(verb, [self._name(target) for group in groups.values() for target in group])
         outcomes: list[tuple[Target, OutcomeInfo]] = []
-        for user, group in groups.items():
-            self._reporter.begin(verb, [self._name(target) for target in group])
-            try:
-                answers = ask(user, group)
-            except StapsrvError as exc:
-                answers = [failure(str(exc)) for _ in group]
-            outcomes += zip(group, answers, strict=True)
+        answers = _side_by_side([partial(ask, user, group) for user, group in groups.items()])
+        for group, answer in zip(groups.values(), answers, strict=True):
+            if isinstance(answer, StapsrvError):
+                outcomes += [(target, failure(str(answer))) for target in group]
+            else:
+                outcomes += zip(group, answer, strict=True)
         return outcomes
 
-    def _forget(self, target: Target) -> OutcomeInfo:
+    def _forget(self, target: Target, server: LostServer) -> OutcomeInfo:
         """Remove an orphaned server's record, so that no supervisor takes it over."""
-        assert target.server is not None, "the selection stops nobody who is not there"  # noqa: S101
         try:
-            self._supervisors.forget(self.user_of(target), target.server.server_id)
+            self._supervisors.forget(self.user_of(target), server.record)
         except StapsrvError as exc:
             return failure(str(exc))
         return ALREADY_DOWN
@@ -157,6 +166,30 @@ class Executor:
     def _report(self, verb: Verb, settings: SettingsInfo, name: str, outcome: OutcomeInfo) -> None:
         self.failed = self.failed or outcome["error"] is not None
         self._reporter.result(Result(verb, settings, name, **outcome))
+
+
+def _side_by_side(asks: Sequence[_AskOne]) -> list[list[OutcomeInfo] | StapsrvError]:
+    """Ask all supervisors at once, so that one that stalls holds up no other; return answers or errors."""
+    answers: dict[int, list[OutcomeInfo] | Exception] = {}
+
+    def ask_one(number: int) -> None:
+        try:
+            answers[number] = asks[number]()
+        except Exception as exc:  # noqa: BLE001 - raised below, in the thread that waits for it
+            answers[number] = exc
+
+    # Daemon threads: who interrupts the command waits for none of them.
+    threads = [threading.Thread(target=ask_one, args=(number,), daemon=True) for number in range(len(asks))]
+    for thread in threads:
+        thread.start()
+    found = []
+    for number, thread in enumerate(threads):
+        thread.join()
+        answer = answers[number]
+        if isinstance(answer, Exception) and not isinstance(answer, StapsrvError):
+            raise answer
+        found.append(answer)
+    return found
 
 
 def failure(reason: str) -> OutcomeInfo:

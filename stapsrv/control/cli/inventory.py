@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -32,6 +33,13 @@ class FoundServer(RunningServer):
     info: ServerInfo = attrs.field(eq=False)
     supervisor: SupervisorInfo = attrs.field(eq=False)
     own: bool
+
+
+@attrs.frozen(kw_only=True)
+class LostServer(RunningServer):
+    """A server whose supervisor is gone, as its ``record`` describes it."""
+
+    record: Path
 
 
 class Inventory:
@@ -94,15 +102,19 @@ class Inventory:
         return sorted(found, key=lambda server: (not server.own, self.user_of(server) != self.default_user))
 
     @cached_property
-    def orphaned_servers(self) -> list[RunningServer]:
+    def orphaned_servers(self) -> list[LostServer]:
         """The servers of :attr:`orphaned`, in the same order, as the plan sees them."""
         return [
-            RunningServer(lost["id"], settings_from(lost["settings"], where=lost["record"]))
+            LostServer(
+                server_id=lost["id"],
+                settings=settings_from(lost["settings"], where=lost["record"]),
+                record=Path(lost["record"]),
+            )
             for lost in self.orphaned
         ]
 
     @property
-    def own_orphaned_servers(self) -> list[RunningServer]:
+    def own_orphaned_servers(self) -> list[LostServer]:
         """Those of :attr:`orphaned_servers` that this user may take up or forget."""
         return [
             server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -44,7 +45,7 @@ ALREADY_DOWN: OutcomeInfo = {"server": None, "already": True, "error": None}
 
 
 class Supervisors:
-    """Commands supervisors by the names of their users; every wait has a deadline.
+    """Commands supervisors by the names of their users, in any thread; every wait has a deadline.
 
     ``on_step`` is called with each change of a server. All methods raise StapsrvError if a supervisor cannot
     be asked, or not be started where that is needed.
@@ -63,6 +64,8 @@ class Supervisors:
         self._stat_paths = own_stat_paths(settings, invocation.config_file, environ)
         self._on_step = on_step
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
+        # A person, for a password.
+        self._asking = threading.Lock()
         self._timeout_s = wait_s if invocation.wait else 0.0
 
     def start(self, user: str, specs: Sequence[ServerSpecInfo]) -> list[OutcomeInfo]:
@@ -121,10 +124,10 @@ class Supervisors:
             outcomes = client.command(command, ids, timeout_s=self._timeout_s, on_progress=self._on_step)
         return self._accepted(outcomes)
 
-    def forget(self, user: str, server_id: int) -> None:
+    def forget(self, user: str, record: Path) -> None:
         """Remove the record of a server whose supervisor is gone, unless one is starting and adopts it."""
-        record = self._settings.stat_path / f"{server_id}.stat"
-        supervisor_dir = self._settings.stat_path / user
+        # Not always below STAT_PATH: that may have been another one.
+        supervisor_dir = record.parent / user
         try:
             uid = pwd.getpwnam(user).pw_uid
             with locked_unless_missing(supervisor_dir, SUPERVISOR_LOCK, uid=uid):
@@ -189,7 +192,8 @@ class Supervisors:
                 code=Code.FAILED,
                 remedy="leave ctl out, or start the service",
             )
-        launch = self._launch(user)._replace(password=self._password)
+        with self._asking:
+            launch = self._launch(user)._replace(password=self._password)
         return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
 
     def _launch(self, user: str) -> Launch:

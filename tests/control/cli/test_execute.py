@@ -1,11 +1,19 @@
-"""The outcome of each server of a command, user by user."""
+"""The outcome of each server of a command, of all users."""
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import attrs
+import pytest
 from kit.supervisor import lines, server_status
 
 from stapsrv.config.settings import ServerSettings
+from stapsrv.control.cli.execute import Executor
+from stapsrv.control.cli.plan import Operation, Target
+from stapsrv.control.cli.report import Reporter
+from stapsrv.errors import StapsrvError
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.operations import Outcome
 
@@ -88,3 +96,57 @@ def test_bad_files_are_told_of_once_by_a_reload(command_line, hosting):
     hosting.reloaded = [Outcome(None, already=False, error=f"{fault} before the '='")]
     ran = command_line.run("reload")
     assert (ran.status, ran.err) == (1, f"stap-server: {fault} before the '='\n")
+
+
+class Reports(Reporter):
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def result(self, result) -> None:
+        self.told.append(f"{result.name}: {result.error}")
+
+    def complain(self, text: str) -> None:
+        self.told.append(text)
+
+
+class Stalling:
+    """The supervisor of user a answers after that of user b has, which fails."""
+
+    def __init__(self) -> None:
+        self._b_was_asked = threading.Event()
+
+    def start(self, user, specs):
+        return [self.reload(user)[0] for _ in specs]
+
+    def reload(self, user):
+        if user == "b":
+            self._b_was_asked.set()
+            raise StapsrvError("b fails")
+        held_up = not self._b_was_asked.wait(60)
+        return [{"server": None, "already": False, "error": "held up" if held_up else "a's own"}]
+
+
+@pytest.mark.parametrize("command", ["start", "reload"])
+def test_a_supervisor_that_stalls_holds_up_no_other(command):
+    reports = Reports()
+    executor = Executor(SimpleNamespace(default_user="a"), Stalling(), reports)
+    if command == "reload":
+        executor.reload(["a", "b"])
+        assert reports.told == ["a's own", "b fails"]
+    else:
+        executor.start(
+            Target(operation=Operation.START, settings=ServerSettings(nickname=user, user=user))
+            for user in ("a", "b")
+        )
+        assert reports.told == ["a: a's own", "b: b fails"]
+
+
+def test_fault_of_this_program_is_not_swallowed():
+    def broken(_user):
+        raise ZeroDivisionError
+
+    executor = Executor(SimpleNamespace(default_user="a"), SimpleNamespace(reload=broken), Reports())
+    with pytest.raises(ZeroDivisionError):
+        executor.reload(["a"])

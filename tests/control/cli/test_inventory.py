@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from kit.control import listening
 from kit.supervisor import FIRST_ID, FakeSupervisor, server_status
 
 from stapsrv.config.settings import ServerSettings
+from stapsrv.control.client.whereabouts import note_stat_path
 
 
 def test_a_nickname_in_a_bad_file_makes_no_new_server(command_line, supervisor):
@@ -55,3 +57,18 @@ def test_orphaned_servers_of_other_users_are_left_alone(command_line, several_us
     record.write_text("# stapsrv server\nUSER=nobody\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\n")
     assert command_line.run("stop").out == "Stopping stap-server: OK\n"
     assert record.exists()
+
+
+def test_server_that_is_gone_is_stopped_where_its_record_is(command_line, user):
+    """STAT_PATH has changed since; below the new one the same id is another server's."""
+    former = command_line.directory / "former"
+    text = "# stapsrv server\nUSER={}\nNICKNAME=web\nRELEASE+=5.10\nLOG=/log\n"
+    for directory, owner in ((former, user), (command_line.stat_path, "nobody")):
+        directory.mkdir()
+        (directory / "1.stat").write_text(text.format(owner))
+    home = Path(command_line.environ["HOME"]) / ".systemtap"
+    note_stat_path(home, command_line.config_file, former)
+    ran = command_line.run("stop")
+    assert (ran.status, ran.err, ran.out.splitlines()[-1]) == (0, "", "OK")
+    assert not (former / "1.stat").exists()
+    assert (command_line.stat_path / "1.stat").exists()

@@ -1,4 +1,4 @@
-"""Carries out a command on servers: plans it, and executes the plan user by user.
+"""Carries out a command on servers: plans it, and executes the plan, all users side by side.
 
 Everything that ``stap-server`` does but ``status``, ``check`` and ``help`` is here. Servers stop first, so
 that those that start find their ports free.
@@ -100,24 +100,19 @@ class _Command:
         self._say_if_none_runs(None)
         configured = self._configured_users()
         own = [supervisor for supervisor in inventory.supervisors if inventory.owns(supervisor)]
-        for supervisor in own:
-            if supervisor["user"] in configured or not force:
-                executor.reload(supervisor["user"], anew=force)
-            else:
-                # None of its servers is configured, so force stops them all.
-                hosted = [server for server in inventory.found if server.supervisor is supervisor]
-                executor.stop([Target(operation=Operation.STOP, server=server) for server in hosted])
+        # Where no server is configured, force stops them all.
+        leaving = [supervisor for supervisor in own if force and supervisor["user"] not in configured]
+        executor.reload([supervisor["user"] for supervisor in own if supervisor not in leaving], anew=force)
+        hosted = [server for server in inventory.found if server.supervisor in leaving]
+        executor.stop([Target(operation=Operation.STOP, server=server) for server in hosted])
         absent = configured.keys() - {supervisor["user"] for supervisor in own}
         if force or (absent and not inventory.files):
             # Manual page, force-reload: as if start was specified.
             self._start_configured()
         else:
-            for user in sorted(absent):
-                error = self._user_error(user, configured[user])
-                if error is None:
-                    executor.reload(user)
-                else:
-                    executor.complain(error)
+            errors = {user: self._user_error(user, configured[user]) for user in sorted(absent)}
+            executor.complain(*filter(None, errors.values()))
+            executor.reload([user for user, error in errors.items() if error is None])
         return _FAILED if executor.failed else 0
 
     def _start_configured(self) -> None:
