@@ -156,10 +156,14 @@ class Warmup:
 
     async def run(self) -> None:
         """Compile for what is wanted until cancelled; no compile is left running then."""
-        async with anyio.create_task_group() as self._tasks:
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             for target in self._targets.values():
                 self._begin(target)
-            await anyio.sleep_forever()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self._tasks = None
 
     def health(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
         """Return the health of a release; servers that compile alike share it, and the first one's log."""
@@ -255,9 +259,8 @@ class Warmup:
             digest = await self._digest(target)
             async with self._one_at_a_time:
                 is_warm = digest is not None and await self._files.run(partial(self._memory.is_warm, digest))
-                if not is_warm and target.health.health is not Health.HEALTHY:
-                    await self._compile(target)
-                if digest is not None and not is_warm:
+                is_tried = not is_warm and target.health.health is not Health.HEALTHY
+                if is_tried and await self._compile(target) and digest is not None:
                     await self._files.run(partial(self._memory.remember, digest))
         except (OSError, RequestRejected, TranslatorError) as exc:
             fault = str(exc)
@@ -282,8 +285,8 @@ class Warmup:
         facts = (stap.version.encode(), program, repr(target.key).encode("utf-8", "surrogateescape"), found)
         return hashlib.sha256(b"\n".join(facts)).hexdigest()[:32]
 
-    async def _compile(self, target: WarmupTarget) -> None:
-        # Until done, or until a client's request has succeeded.
+    async def _compile(self, target: WarmupTarget) -> bool:
+        """Compile until done, or until a client's request has succeeded; return whether it was done."""
         release = target.key.release
         job = _own_job(release, target.settings, _ARGUMENTS[Finding.FEATURES])
         if target.health.health is Health.UNTRIED:
@@ -293,12 +296,13 @@ class Warmup:
         with anyio.CancelScope() as scope, target.health.when_healthy(scope.cancel):
             result = await self._run(job)
         if result is None:
-            return
+            return False
         if result.status != 0 or not has_modules(result.files):
             fault = error_line(result.stderr)
             raise TranslatorError(fault, remedy=self._engine.stap.explain_untested(release.name))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
+        return True
 
     async def _run(self, job: CompileJob) -> CompileResult:
         if self._cache is not None and job.settings.limits.result_cache:

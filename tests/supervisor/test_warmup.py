@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from kit.client import exchange, request
@@ -242,7 +243,14 @@ async def test_it_takes_no_worker_and_ends_with_its_server(bench, kernel, tmp_pa
         assert answer.rc == 0
         # What the client's request has shown is enough.
         await healths.wait(Health.HEALTHY)
+        while any(target.scope for target in bench.runtime.warmup._targets.values()):
+            await anyio.lowlevel.checkpoint()
     assert len(kernel.runs) == 2
+    # Nothing of the client's compile is kept: the next process begins anew.
+    async with started(bench) as (_, _, healths):
+        await healths.wait(Health.HEALTHY)
+        assert healths.seen == [Health.WARMING, Health.HEALTHY]
+    assert len(kernel.runs) == 3
 
 
 class TestUnhealthy:
