@@ -52,8 +52,7 @@ class ResultStorage:
         if entry is not None:
             # Another process removed it.
             self._forget(name)
-        body = await self._read(name)
-        result = None if body is None else _decode_result(body)
+        result = await self._read(name)
         if result is None:
             return None
         entry = CacheEntry.final(result)
@@ -62,24 +61,30 @@ class ResultStorage:
 
     async def put(self, name: str, entry: CacheEntry) -> bool:
         """Store an entry; return whether it could be written."""
-        if not await self._write(name, _encode_result(entry.result)):
+        if not await self._write(name, entry.result):
             return False
         self._remember(name, entry)
         return True
 
-    async def _write(self, name: str, body: bytes) -> bool:
-        """Write an entry; return whether it could be written."""
+    async def _write(self, name: str, result: CompileResult) -> bool:
+        """Write a result; return whether it could be written."""
         try:
-            self._evicted += await self._files.run(partial(self._store.write, name, body))
+            # Encoded in the thread as well: a large one is copied for that.
+            self._evicted += await self._files.run(lambda: self._store.write(name, _encode_result(result)))
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
             return False
         return True
 
-    async def _read(self, name: str) -> bytes | None:
-        """Return the content of a file of the store, if it can be read."""
+    async def _read(self, name: str) -> CompileResult | None:
+        """Return a result of the store, if it can be read."""
+
+        def read() -> CompileResult | None:
+            body = self._store.read(name)
+            return None if body is None else _decode_result(body)
+
         try:
-            return await self._files.run(partial(self._store.read, name))
+            return await self._files.run(read)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
             return None

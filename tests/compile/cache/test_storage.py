@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from kit.service import LogLines
 
+from stapsrv.compile.cache import storage
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.storage import ResultStorage, _decode_result, _encode_result
@@ -48,3 +50,21 @@ async def test_stored_result_is_found_by_another_process(store):
     found = await ResultStorage(store, log=log).get("name")
     assert found is not None
     assert (found.result, found.reason) == (RESULT, None)
+
+
+@pytest.mark.anyio
+async def test_large_results_are_copied_in_threads(store, monkeypatch):
+    threads = []
+    for name in ("_encode_result", "_decode_result"):
+        call = getattr(storage, name)
+
+        def noted(argument, call=call):
+            threads.append(threading.current_thread())
+            return call(argument)
+
+        monkeypatch.setattr(storage, name, noted)
+    log = LogLines().log
+    assert await ResultStorage(store, log=log).put("name", CacheEntry(RESULT))
+    assert await ResultStorage(store, log=log).get("name") is not None
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
