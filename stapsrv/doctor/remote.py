@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import os
@@ -31,6 +32,9 @@ _PROBE = (b"-p1", b"-e", b"probe begin { exit() }")
 _MAX_ADDRESSES = 8
 # Module and staprun fit together if both are older than this version, or neither is.
 _MODULES_CHANGED = (5, 0)
+# Clients from the first on, and before the second, take no certificate that they do not trust yet, not even
+# to trust it (SEC_ERROR_UNKNOWN_ISSUER), unless NSS is told to verify as it did before.
+_TRUSTING_BROKEN = ((5, 0), (5, 2))
 # Names in a certificate are parsed only when they are used, with any of these errors.
 _UNREADABLE = (
     *(ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType),
@@ -97,11 +101,20 @@ async def _check_conversation(
             tls_info.certificate,
             environ,
             distrust="your client does not trust this server's certificate",
-            remedy=f"stap --trust-servers=ssl --use-server={destination.address}",
+            remedy=await _trust_remedy(destination, environ),
         )
         response = await send_probe(tls, destination.release, os.uname().machine, _PROBE)
     yield _check_release(response, destination)
     yield await _check_version(response, environ)
+
+
+async def _trust_remedy(destination: Destination, environ: Mapping[str, str]) -> str:
+    command = f"stap --trust-servers=ssl --use-server={destination.address}"
+    with contextlib.suppress(StapsrvError):
+        broken_since, mended = _TRUSTING_BROKEN
+        if broken_since <= _number((await find_stap(environ)).version) < mended:
+            return f"NSS_DISABLE_PKIX_VERIFY=1 {command}"
+    return command
 
 
 async def _resolve(destination: Destination) -> list[str]:

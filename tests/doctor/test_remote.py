@@ -42,6 +42,19 @@ async def test_good_server_passes_every_check(environ):
     assert job.request.arguments[0] == b"-p1"
 
 
+@pytest.mark.parametrize(
+    ("version", "prefix"), [("4.9", ""), ("5.1", "NSS_DISABLE_PKIX_VERIFY=1 "), ("5.2", "")]
+)
+async def test_remedy_for_trust_works_with_the_stap_that_is_here(environ, tmp_path, version, prefix):
+    program = tmp_path / "stap"
+    program.write_text(f"#!/bin/sh\necho 'Systemtap translator/driver (version {version}/0.188)'\n")
+    program.chmod(0o755)
+    async with running_server() as running:
+        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": str(program)})
+    command = f"stap --trust-servers=ssl --use-server=localhost:{running.port}"
+    assert found["trust"].remedy == prefix + command
+
+
 async def test_name_missing_from_the_certificate_is_a_warning(environ):
     async with running_server() as running:
         assert (await go(running.port, environ, host="127.0.0.1"))["host name"].verdict is Verdict.OK
