@@ -257,8 +257,8 @@ def test_compose_file_fits_the_image():
     assert f"state:{IMAGE.volumes[0]}" in server["volumes"]
     assert client["environment"]["SERVER"] == f"server:{IMAGE.ports[0]}"
     server_values(server["environment"])
-    uid = IMAGE.user.partition(":")[0]
-    assert any(f"uid={uid}" in mount for mount in server["tmpfs"])
+    # Podman refuses an owner.
+    assert not any("uid=" in mount for mount in server["tmpfs"])
 
 
 def test_kubernetes_file_fits_the_image():
