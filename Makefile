@@ -2,7 +2,7 @@
 # ARGS is handed on: make test ARGS='-k wire', make serve ARGS='--port 7200'.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-dependencies test-systems lint format demo serve bench fuzz soak install dist deb docs clean
+.PHONY: help setup test test-dependencies test-systems test-image lint format demo serve bench fuzz soak install dist deb docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,10 @@ test-dependencies: setup ## test with the lowest and the newest versions of the 
 test-systems: ## run the tests of the real programs in roots of Debian 12, 13 and sid: ARGS=trixie for one
 	@packaging/setup --systems
 	@packaging/test-systems $(ARGS)
+
+test-image: ## build the container's images and run them, with podman: ARGS are pytest's
+	@packaging/setup --images
+	@packaging/test-image $(ARGS)
 
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check .
