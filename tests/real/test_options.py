@@ -31,7 +31,7 @@ class StapRecords:
         self.program = directory / "stap"
         self.program.write_text(
             f"""#!/bin/sh
-            if [ "$1" != --version ]; then
+            if [ "$1" != --version ] && [ "$1" != --client-options ]; then
                 call=$(mktemp -d {self._calls}/XXXXXX)
                 env --null >"$call/environ"
                 printf '%s\\0' "$@" >"$call/arguments"
