@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 
 import anyio
 import pytest
@@ -43,6 +44,20 @@ def test_client_gets_a_signature_that_openssl_verifies(server: Server, stap: Sta
     signature = (stap.place / f"{ran.module}.sgn").read_bytes()
     assert openssl.verifies(certificate=certificate(stap), data=module, signature=signature)
     assert not openssl.verifies(certificate=certificate(stap), data=module + b"\0", signature=signature)
+
+
+def test_options_of_later_versions_come_with_a_signature(server, stap):
+    """As from the original server of that version."""
+    printed = subprocess.run(["stap", "--help"], check=False, capture_output=True, text=True)
+    later = {"--semantic-keep-going"} & set((printed.stdout + printed.stderr).split())
+    if not later:
+        pytest.skip("this stap has none of them")
+    for option in sorted(later):
+        ran = stap.via(server.port, "-p4", option, "--privilege=stapusr", "-e", SCRIPT)
+        assert ran.status == 0, ran.stderr
+        module = stap.place / ran.module
+        signature = module.with_name(f"{ran.module}.sgn").read_bytes()
+        assert openssl.verifies(certificate=certificate(stap), data=module.read_bytes(), signature=signature)
 
 
 def test_privileged_user_gets_none(server, stap):
