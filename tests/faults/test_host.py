@@ -17,6 +17,7 @@ import pytest
 from kit.daemon import PROGRAM, start
 from kit.faulty import ask, environment, receive, send
 from kit.footprint import wait_back
+from kit.real import wait_until
 from kit.stap import MAKES
 from kit.trees import ProcessObserver
 
@@ -49,7 +50,7 @@ def test_removed_temporary_directory_is_made_again_when_possible(serve):
     assert requests_left(server.temporary) == []
     shutil.rmtree(server.temporary)
     assert server.ask(MAKES).stderr == f"{TROUBLE}No such file or directory\n"
-    assert f"{server.temporary}/stap-server." in server.log_text()
+    server.wait_log(re.escape(f"{server.temporary}/stap-server."))
     server.temporary.mkdir()
     assert server.ask(MAKES).rc == 0
     assert requests_left(server.temporary) == []
@@ -82,7 +83,7 @@ def test_full_disk_refuses_requests_and_counts_lost_log_lines(serve, tmp_path, f
             assert "No space left on device" in refused.stderr
     assert receive(hog).rc == 3
     assert server.ask(MAKES).rc == 0
-    assert "log lines were lost while the log could not be written" in server.log_text()
+    wait_until(lambda: "log lines were lost while the log could not be written" in server.log_text())
     assert requests_left(inside / "tmp") == []
 
 

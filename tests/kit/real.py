@@ -224,6 +224,12 @@ class FollowedLog:
         """Return how many lines match so far."""
         return sum(re.search(pattern, line) is not None for line in self.lines)
 
+    def has(self, pattern: str, count: int) -> bool:
+        """Whether so many lines match; waits until there are as many, since logs are written a moment later."""
+        if count:
+            self.wait(re.sub(r"^\^", "^.{24}: ", pattern), count=count)
+        return self.count(pattern) == count
+
     def wait(self, pattern: str, *, count: int = 1, timeout_s: float | None = None) -> re.Match[str]:
         """Wait until so many lines match, for :data:`PATIENCE_S` by default; returns the last match."""
         deadline = time.monotonic() + (PATIENCE_S if timeout_s is None else timeout_s)

@@ -45,8 +45,8 @@ def test_denied_client_reads_why_and_does_not_return(serve, stap):
     assert ran.status == 1
     assert "SSL_ERROR_ACCESS_DENIED_ALERT" in ran.stderr
     assert "Unable to connect to a server." in ran.stderr
-    assert server.log.count("^Connection from 127.0.0.1:.* was denied: ") == 1
-    assert server.log.count("^Using network address 127.0.0.[13]:") == 2
+    assert server.log.has("^Connection from 127.0.0.1:.* was denied: ", 1)
+    assert server.log.has("^Using network address 127.0.0.[13]:", 2)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_limit_in_the_file_of_stap_goes_with_the_server_s(serve, stap, tmp_path,
     assert "Unable to set resource limits" not in ran.stderr
     # Before stap starts, its limit is the server's, with five seconds to spare.
     assert int((limits / "hard").read_text()) == limit + 5
-    assert server.log.count("^LIMIT_CPU=.* and --rlimit-cpu=850 in stap's rc file are set") == both
+    assert server.log.has("^LIMIT_CPU=.* and --rlimit-cpu=850 in stap's rc file are set", both)

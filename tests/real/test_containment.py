@@ -16,7 +16,7 @@ SECRET = b"the-operator-s-own-words"
 def contained(request, stap, tmp_path):
     """A server with this sandbox, its own log and certificate database."""
     with serving(stap, f"--sandbox={request.param}", f"--ssl={tmp_path / 'ssl'}") as server:
-        assert server.log.count(f"^Requests are contained by {request.param}$") == 1
+        assert server.log.has(f"^Requests are contained by {request.param}$", 1)
         yield server
 
 
@@ -68,7 +68,7 @@ def test_messages_cannot_quote_files_of_the_host(serve, stap, tmp_path):
 def test_module_embeds_a_file_without_containment(stap, tmp_path):
     """The control experiment of the tests above."""
     with serving(stap, "--sandbox=off", f"--ssl={tmp_path / 'ssl'}") as server:
-        assert server.log.count("^Requests are not contained: SANDBOX=off$") == 1
+        assert server.log.has("^Requests are not contained: SANDBOX=off$", 1)
         files = targets(stap, server, tmp_path)
         ran = stap.via(server.port, *embedded(incbin(files["another request's file"])))
         assert ran.status == 0, ran.stderr
@@ -91,7 +91,7 @@ def test_client_of_a_hidden_program_reads_how_to_show_it(serve, stap, tmp_path):
         assert ran.status != 0
         hint = f"Server: {path} is not shown to compiles; the operator can show it with SANDBOX_READ\n"
         assert ran.stderr.count(hint) == 1
-        assert server.log.count(f"^Request from .* names {path}, hidden from compiles") == 1
+        assert server.log.has(f"^Request from .* names {path}, hidden from compiles", 1)
     assert "SANDBOX_READ" not in ask(server, Path("/opt/no-such")).stderr
     assert "SANDBOX_READ" not in ask(server, Path("/bin/true")).stderr
     assert "SANDBOX_READ" not in ask(serve("--sandbox-read", own), program).stderr
@@ -104,7 +104,7 @@ def test_limit_that_was_met_is_named_to_the_client(serve, stap):
     assert ran.status == 1
     said = "The compile needed a file of more than 64k (LIMIT_FILE of this server)"
     assert f"Server: {said}\n" in ran.stderr
-    assert server.log.count(re.escape(said)) == 1
+    assert server.log.has(re.escape(said), 1)
 
 
 def test_contained_compile_probes_host_programs_and_shares_no_module(contained, stap):

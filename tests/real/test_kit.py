@@ -112,3 +112,16 @@ def test_log_of_a_writer_that_has_ended_is_not_waited_for(tmp_path):
         assert log.wait("begun")
         with pytest.raises(AssertionError, match="its writer ended before 'done' was logged:\nbegun"):
             log.wait("done")
+
+
+def test_lines_are_counted_once_as_many_are_written_as_there_should_be(tmp_path):
+    path = tmp_path / "log"
+    script = f'sleep 0.2; printf "%s: begun\\n" "Sat Nov 28 23:09:32 2026" >>{path}; exec cat'
+    with (
+        subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE) as writer,
+        FollowedLog.open(path, writer.pid) as log,
+    ):
+        assert log.has("^begun$", 1)
+        assert log.has("^done$", 0)
+        assert not log.has("^begun$", 0)
+        writer.communicate()

@@ -116,7 +116,7 @@ def test_options_of_server_and_client_reach_stap_in_order(serve, stap, records, 
 def test_six_requests_at_once(serve, stap, records, backend, equal):
     """None of them can be answered before all are seen to be in work, also where one compile is for all."""
     server = serve(*records.options, "--max-threads=6", backend=backend, SYSTEMTAP_STAP=str(records.program))
-    assert server.log.count("^Using a maximum of 6 threads$") == 1
+    assert server.log.has("^Using a maximum of 6 threads$", 1)
     records.hold()
     numbers = [1000] * 6 if equal else range(1000, 1006)
     scripts = [f"probe begin {{ println({number}) exit() }}" for number in numbers]
@@ -131,14 +131,14 @@ def test_six_requests_at_once(serve, stap, records, backend, equal):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_no_threads_is_one_request_at_a_time(serve, stap, records, backend):
     server = serve(*records.options, "--max-threads=0", backend=backend, SYSTEMTAP_STAP=str(records.program))
-    assert server.log.count("^Concurrency disabled$") == 1
+    assert server.log.has("^Concurrency disabled$", 1)
     records.hold()
     clients = [stap.begin_via(server.port, option, *SCRIPT) for option in ("-p1", "-p2")]
     server.log.wait("Server is overloaded")
     assert records.begun <= 1
     records.release()
     assert [finish(client).status for client in clients] == [0, 0]
-    assert server.log.count(r"^Processing 1 request\.\.\.$") == 2
+    assert server.log.has(r"^Processing 1 request\.\.\.$", 2)
     assert server.log.count("concurrent") == 0
 
 

@@ -63,7 +63,7 @@ def test_answer_to_a_release_that_is_not_served(pair, stap):
         "Server: Target kernel version 1.2.3 x86_64 is not supported by this server"
     )
     for server in (pair.original, pair.ours):
-        assert server.log.count("^Target kernel version 1.2.3 is not supported by this server$") == 1
+        assert server.log.has("^Target kernel version 1.2.3 is not supported by this server$", 1)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_release_that_is_not_served(server, stap):
         "Server: Target kernel version 1.2.3-none x86_64 is not supported by this server, "
         f"which serves {stap.installation.release} x86_64\n"
     )
-    assert server.log.count("^Target kernel version 1.2.3-none is not supported by this server$") == 1
+    assert server.log.has("^Target kernel version 1.2.3-none is not supported by this server$", 1)
 
 
 def test_server_is_trusted_only_once_it_was_looked_at(server, stranger):
@@ -80,7 +80,7 @@ def test_server_is_trusted_only_once_it_was_looked_at(server, stranger):
     assert (refused.status, refused.stdout) == (1, "")
     assert "Unable to connect to a server" in refused.stderr
     server.log.wait(f"{ended[1:]}TLS: .*BAD_CERTIFICATE$")
-    assert server.log.count(ended) == before + 1
+    assert server.log.has(ended, before + 1)
 
     seen = len(server.log.lines)
     looked = stranger.via(server.port, "--trust-servers=ssl,no-prompt", release=None)
@@ -88,7 +88,7 @@ def test_server_is_trusted_only_once_it_was_looked_at(server, stranger):
     accepted = [re.match(r"Accepted connection from (\S+)$", line) for line in server.log.lines[seen:]]
     (visit,) = (found[1] for found in accepted if found is not None)
     assert stranger.via(server.port, "-p1", *SCRIPT).status == 0
-    assert server.log.count(re.escape(visit)) == 1
+    assert server.log.has(re.escape(visit), 1)
 
 
 def trusting_nobody(user: Stap) -> None:
