@@ -11,10 +11,13 @@ from pathlib import Path
 
 import attrs
 import pytest
-from kit.real import serving, serving_original
+from kit.real import Ran, serving, serving_original
 
 REQUEST = ("-p2", "-e", "probe begin { exit() }")
-ANSWER = "begin /* <- begin */\n"
+# SystemTap 5 has other blanks there than 4.8.
+ANSWER = "begin /*<-begin*/"
+# The client of SystemTap 5.1 trusts no server by itself without it; others do not mind.
+TRUSTING = {"NSS_DISABLE_PKIX_VERIFY": "1"}
 
 
 @pytest.mark.parametrize(
@@ -27,10 +30,10 @@ def test_database_that_the_other_made(stranger, tmp_path, maker, other):
     owner = attrs.evolve(stranger, place=place, directory=place / "systemtap")
     certificate = owner.directory / "ssl/server/stap.cert"
     with maker(owner) as server:
-        trusting = stranger.via(server.port, "--trust-servers=ssl,no-prompt", release=None)
+        trusting = stranger.via(server.port, "--trust-servers=ssl,no-prompt", release=None, **TRUSTING)
         assert trusting.status == 0, trusting.stderr
         made = certificate.read_bytes()
-        assert stranger.via(server.port, *REQUEST).stdout.endswith(ANSWER)
+        assert last_probe(stranger.via(server.port, *REQUEST)) == ANSWER
 
     with other(owner) as server:
         assert server.log.has("Certificate is valid", 1)
@@ -39,7 +42,13 @@ def test_database_that_the_other_made(stranger, tmp_path, maker, other):
         for client in (stranger, owner):
             ran = client.via(server.port, *REQUEST)
             assert ran.status == 0, ran.stderr
-            assert ran.stdout.endswith(ANSWER)
+            assert last_probe(ran) == ANSWER
+
+
+def last_probe(ran: Ran) -> str:
+    """Return the last line of an answer to pass 2, without what separates its words but the first blank."""
+    name, _, comment = ran.stdout.splitlines()[-1].partition(" ")
+    return f"{name} {comment.replace(' ', '')}"
 
 
 class StatusDirectory:
