@@ -225,7 +225,7 @@ class FollowedLog:
         return sum(re.search(pattern, line) is not None for line in self.lines)
 
     def has(self, pattern: str, count: int) -> bool:
-        """Whether so many lines match; waits until there are as many, since logs are written a moment later."""
+        """Whether so many lines match; waits until there are as many: logs are written a moment later."""
         if count:
             self.wait(re.sub(r"^\^", "^.{24}: ", pattern), count=count)
         return self.count(pattern) == count
