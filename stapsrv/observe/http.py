@@ -90,7 +90,7 @@ class HttpServer:
                 stream = await _adopt(connection)
                 async with stream:
                     await self._converse(stream)
-        except (anyio.BrokenResourceError, anyio.EndOfStream, ConnectionError):
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError):
             # It went away, which is its own affair.
             return
         except Exception:  # noqa: BLE001 - the one net below a connection
