@@ -187,6 +187,7 @@ def copy_tree(original: Path, tree: Path) -> None:
     shutil.copytree(original / "include" / "generated", tree / "include" / "generated")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp_path):
     """stap's own cache takes no notice of either.

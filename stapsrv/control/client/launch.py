@@ -187,7 +187,8 @@ def _start_lock(launch: Launch) -> Iterator[None]:
 
 
 def _wait_locked(launch: Launch, deadline: float) -> int:
-    while True:
+    # Others may remove the directory or the lock again and again.
+    while time.monotonic() <= deadline:
         prepare(launch)
         fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
         if fd is None:
@@ -201,6 +202,16 @@ def _wait_locked(launch: Launch, deadline: float) -> int:
             os.close(fd)
             raise
         os.close(fd)
+    raise _busy(launch)
+
+
+def _busy(launch: Launch) -> ControlError:
+    return ControlError(
+        f"another command is starting {DAEMON} for user {launch.account.name}"
+        f" and has not done so within {_LOCK_S:g} seconds",
+        code=_BUSY,
+        remedy="try again",
+    )
 
 
 def _wait_for_lock(fd: int, launch: Launch, deadline: float) -> None:
@@ -209,12 +220,7 @@ def _wait_for_lock(fd: int, launch: Launch, deadline: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             if time.monotonic() > deadline:
-                raise ControlError(
-                    f"another command is starting {DAEMON} for user {launch.account.name}"
-                    f" and has not done so within {_LOCK_S:g} seconds",
-                    code=_BUSY,
-                    remedy="try again",
-                ) from exc
+                raise _busy(launch) from exc
             time.sleep(_POLL_S)
         else:
             return

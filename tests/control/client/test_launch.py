@@ -150,6 +150,13 @@ def test_waiting_for_another_start_has_an_end(launch, environ, monkeypatch):
     os.close(lock)
 
 
+def test_lock_that_is_removed_again_and_again_is_given_up(launch, environ, monkeypatch):
+    monkeypatch.setattr(launching, "_LOCK_S", 0.2)
+    monkeypatch.setattr(launching, "open_lock", lambda *_arguments: None)
+    with pytest.raises(ControlError, match=r"has not done so within 0\.2 seconds"):
+        ask_pid(launch, environ)
+
+
 def test_a_lock_that_died_with_its_holder_is_no_obstacle(launch, environ):
     prepare(launch)
     (launch.supervisor_dir / LOCK_NAME).touch()
