@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from stapsrv.control.client.accounts import Account, environment_for, group_id
+from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.errors import ConfigError, ControlError, StapsrvError
+from stapsrv.identity.memfd import memory_file
 from stapsrv.system.environ import started_environ
 from stapsrv.system.lock_files import is_current, remove_locked_directory
 from stapsrv.system.sd_notify import DaemonEnded, open_notifications
@@ -29,7 +31,6 @@ LOCK_NAME = "start.lock"
 # Of a running supervisor (stapsrv.supervisor.state.lock).
 SUPERVISOR_LOCK = "lock"
 
-_BUSY = -32003
 # From the start to readiness; an on-demand supervisor makes no certificate first.
 _READY_S = 60.0
 # For other commands to start theirs: more than one may come first.
@@ -130,8 +131,14 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
     """
     account = launch.account
     options = [] if launch.config_file is None else ["-c", launch.config_file]
-    with open_notifications(DAEMON) as notifications, _password_descriptors(launch.password) as passed:
-        options += [f"--password-descriptor={descriptor}" for descriptor in passed]
+    with open_notifications(DAEMON) as notifications, contextlib.ExitStack() as opened:
+        passed = []
+        if launch.password is not None:
+            # Not an argument or a variable: other users can read those.
+            file = opened.enter_context(memory_file(launch.password.encode() + b"\n"))
+            os.lseek(file.descriptor, 0, os.SEEK_SET)
+            options.append(f"--password-descriptor={file.descriptor}")
+            passed.append(file.descriptor)
         daemon = subprocess.Popen(
             [sys.executable, "-P", "-m", "stapsrv.daemon", "--on-demand", *options],
             stdin=subprocess.DEVNULL,
@@ -154,21 +161,6 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _password_descriptors(password: str | None) -> Iterator[list[int]]:
-    """Open a descriptor that holds the password, if there is one: other users can read arguments."""
-    if password is None:
-        yield []
-        return
-    descriptor = os.memfd_create("password")
-    try:
-        os.write(descriptor, password.encode() + b"\n")
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield [descriptor]
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
 def _start_lock(launch: Launch) -> Iterator[None]:
     """Hold the lock for starting this user's supervisor; raises ControlError (BUSY) after ``_LOCK_S``.
 
@@ -187,40 +179,26 @@ def _start_lock(launch: Launch) -> Iterator[None]:
 
 
 def _wait_locked(launch: Launch, deadline: float) -> int:
-    # Others may remove the directory or the lock again and again.
+    # Made anew in each round: others may remove the directory or the lock again and again.
     while time.monotonic() <= deadline:
         prepare(launch)
         fd = open_lock(launch.supervisor_dir, LOCK_NAME, launch.account.uid)
         if fd is None:
             continue
-        try:
-            _wait_for_lock(fd, launch, deadline)
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+                continue
             # Whoever held it may have removed it.
             if is_current(fd, launch.supervisor_dir / LOCK_NAME):
+                opened.pop_all()
                 return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-    raise _busy(launch)
-
-
-def _busy(launch: Launch) -> ControlError:
-    return ControlError(
+    raise ControlError(
         f"another command is starting {DAEMON} for user {launch.account.name}"
         f" and has not done so within {_LOCK_S:g} seconds",
-        code=_BUSY,
+        code=Code.BUSY,
         remedy="try again",
     )
-
-
-def _wait_for_lock(fd: int, launch: Launch, deadline: float) -> None:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            if time.monotonic() > deadline:
-                raise _busy(launch) from exc
-            time.sleep(_POLL_S)
-        else:
-            return
