@@ -14,7 +14,8 @@ import anyio
 import attrs
 
 from stapsrv.config.settings import HostDefaults, ServerSettings
-from stapsrv.control.protocol import schema
+from stapsrv.control.protocol.schema import encoded
+from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.errors import LifecycleError
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
@@ -256,7 +257,7 @@ def server_info(server_id: int, **facts: object) -> dict[str, object]:
     settings = facts.get("settings", {})
     assert isinstance(settings, Mapping)
     return {
-        **schema.server_info(server_status(server_id, certificate_expires=EXPIRES)),
+        **encoded(server_status(server_id, certificate_expires=EXPIRES), ServerInfo),
         "nickname": settings.get("NICKNAME", str(server_id)),
         "settings": {},
         "port": settings.get("PORT", ASSIGNED_PORT),
@@ -266,7 +267,7 @@ def server_info(server_id: int, **facts: object) -> dict[str, object]:
 
 def supervisor_info(user: str, *servers: dict[str, object]) -> dict[str, object]:
     """What a supervisor says, but for its sandbox, of which older ones say nothing."""
-    info = {**schema.supervisor_info(supervisor_status(user=user)), "servers": list(servers)}
+    info = {**encoded(supervisor_status(user=user), SupervisorInfo), "servers": list(servers)}
     del info["sandbox"]
     return info
 

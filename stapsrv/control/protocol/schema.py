@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast, get_args, is_typeddict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, TypeVar, cast, get_args, is_typeddict
 
 from stapsrv.config.files import unwritable_reason, value_in
 from stapsrv.config.table import RETIRED, SERVER_SETTINGS
 from stapsrv.config.tuning import with_tuning
 from stapsrv.control.protocol.jsonrpc import Code
-from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo, members
-from stapsrv.control.protocol.validation import kind_of, shown
+from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo
+from stapsrv.control.protocol.validation import alternatives, kind_of, members, shown
 from stapsrv.errors import ControlError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stapsrv.config.settings import ServerSettings
     from stapsrv.supervisor.operations import Outcome
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
+
+_Shape = TypeVar("_Shape")
 
 
 class HelloInfo(TypedDict):
@@ -93,20 +95,9 @@ class ReloadParams(ActionParams):
     force: NotRequired[bool]
 
 
-def supervisor_info(status: SupervisorStatus) -> SupervisorInfo:
-    """Return the JSON form of a supervisor's status."""
-    return cast(SupervisorInfo, _encoded(status, SupervisorInfo))
-
-
-def server_info(status: ServerStatus) -> ServerInfo:
-    """Return the JSON form of a server's status."""
-    return cast(ServerInfo, _encoded(status, ServerInfo))
-
-
-def outcome_info(outcome: Outcome) -> OutcomeInfo:
-    """Return the JSON form of an outcome."""
-    server = None if outcome.server is None else server_info(outcome.server)
-    return {"server": server, "already": outcome.already, "error": outcome.error}
+def encoded(value: SupervisorStatus | ServerStatus | Outcome, shape: type[_Shape]) -> _Shape:
+    """Return the JSON form of a value, which is of the class ``shape`` below or of :mod:`.status_fields`."""
+    return cast(_Shape, _encoded(value, shape))
 
 
 def settings_info(settings: ServerSettings) -> SettingsInfo:
@@ -146,7 +137,9 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
     for name, value in info.items():
         try:
             if name == _KEEP:
-                values["keep_temporary"] = _boolean(value)
+                if not isinstance(value, bool):
+                    raise ValueError(f"expected true or false, not {kind_of(value)}")  # noqa: TRY301
+                values["keep_temporary"] = value
             elif name in known:
                 values[known[name].attribute] = _parsed(known[name], value)
             elif name not in RETIRED:
@@ -159,18 +152,6 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
     return ServerSettings(**with_tuning(values))
 
 
-def checked_text(value: str, *, where: str) -> str:
-    """Return a text if it fits into a line of a settings file.
-
-    Raises:
-        ControlError: it does not (INVALID_PARAMS).
-    """
-    reason = unwritable_reason(value)
-    if reason is not None:
-        raise _invalid(f"{where}: {shown(value)} {reason}")
-    return value
-
-
 def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for each type
     """Return the JSON form of a value; of an object, the attributes that the table names."""
     # Late, since clients need neither: who has a status to encode has loaded both.
@@ -178,12 +159,13 @@ def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for
 
     from stapsrv.config.settings import ServerSettings  # noqa: PLC0415
 
-    if is_typeddict(shape):
+    described = alternatives(shape).get(dict)
+    if value is not None and is_typeddict(described):
         # What a server does is a part of its status of its own.
         work = getattr(value, "work", None)
         return {
             name: _encoded(getattr(work if hasattr(work, name) else value, name), member)
-            for name, member in members(cast(type, shape)).items()
+            for name, member in members(cast(type, described)).items()
         }
     match value:
         case ServerSettings():
@@ -197,7 +179,7 @@ def _encoded(value: object, shape: object) -> object:  # noqa: PLR0911 - one for
         case Mapping():
             return {_encoded(key, str): count for key, count in value.items() if count}
         case tuple():
-            return [_encoded(element, get_args(shape)[0]) for element in value]
+            return [_encoded(element, get_args(alternatives(shape)[list])[0]) for element in value]
         case _:
             return value
 
@@ -236,12 +218,6 @@ def _element(row: Setting[Any], value: object) -> object:
     if row.kind.is_path and not text.startswith("/"):
         raise ValueError(f"expected an absolute path, not {shown(text)}")
     return parsed
-
-
-def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, not {kind_of(value)}")  # noqa: TRY004 - of a peer's value
-    return value
 
 
 def _invalid(problem: str, *, remedy: str | None = None) -> ControlError:

@@ -9,12 +9,11 @@ type, what it means in the words of ``docs/control.md``, and its columns. Everyt
 * :mod:`stapsrv.control.cli.table` makes its columns of :func:`columns`; a test compares the meanings.
 
 A new member is a row here, and the attribute that holds its value. One that an older supervisor does not send
-is NotRequired. ``stap-server status`` loads this module, so it needs :mod:`typing` only.
+is NotRequired. ``stap-server status`` loads this module, so it needs :mod:`typing` and the checks only.
 """
 
 # Annotations are values here, not strings: that spares every status the time to evaluate them.
 
-from functools import cache
 from typing import (
     Annotated,
     Literal,
@@ -24,9 +23,10 @@ from typing import (
     TypedDict,
     cast,
     get_args,
-    get_type_hints,
     is_typeddict,
 )
+
+from stapsrv.control.protocol.validation import alternatives, members
 
 # ``variable``: the one of a server's settings that the heading names. ``count``: nothing for zero.
 Format: TypeAlias = Literal["text", "number", "moment", "seconds", "variable", "hit rate", "count"]
@@ -45,23 +45,18 @@ class Column(NamedTuple):
     optional: bool = False
 
 
-@cache
-def members(shape: type) -> dict[str, object]:
-    """Return the types of the members of one of the classes below."""
-    return get_type_hints(shape)
-
-
 def rows(shape: type) -> dict[str, tuple[str, *tuple[Column, ...]]]:
     """Return the meaning and the columns of each member of one of the classes below."""
-    return {name: _row(hint) for name, hint in get_type_hints(shape, include_extras=True).items()}
+    return {name: _row(hint) for name, hint in members(shape).items()}
 
 
 def columns(shape: type) -> list[tuple[Column, tuple[str, ...]]]:
     """Return the columns of a class, each with the path of the member that it shows."""
     found: list[tuple[Column, tuple[str, ...]]] = []
-    for name, (_, *shown) in rows(shape).items():
+    for name, hint in members(shape).items():
+        _, *shown = _row(hint)
         found += ((column, (name,)) for column in shown)
-        inner = members(shape)[name]
+        inner = alternatives(hint).get(dict)
         if is_typeddict(inner):
             found += ((column, (name, *path)) for column, path in columns(cast(type, inner)))
     return found

@@ -50,6 +50,28 @@ def checked(value: object, shape: type[_Shape], *, name: str, exact: bool) -> _S
     return cast(_Shape, value)
 
 
+# Both are cached, since a status has the same few shapes thousands of times.
+@cache
+def members(shape: type) -> dict[str, object]:
+    """Return the types of the members of a ``TypedDict``, with their ``NotRequired`` and ``Annotated``."""
+    # Not __required_keys__, which takes every member for required when annotations are strings.
+    return get_type_hints(shape, include_extras=True)
+
+
+@cache
+def alternatives(shape: object) -> dict[type, object]:
+    """Return the Python types that the JSON decoder gives for a shape, each with its part of the shape."""
+    while get_origin(shape) in (Annotated, NotRequired):
+        shape = get_args(shape)[0]
+    if get_origin(shape) in (Union, UnionType):
+        return {kind: part for one in get_args(shape) for kind, part in alternatives(one).items()}
+    if shape is float:
+        return {float: float, int: float}
+    if is_typeddict(shape):
+        return {dict: shape}
+    return {str if get_origin(shape) is Literal else cast(type, get_origin(shape) or shape): shape}
+
+
 def kind_of(value: object) -> str:
     """Say in words what a JSON value is."""
     if isinstance(value, bool):
@@ -64,11 +86,11 @@ def shown(text: str) -> str:
 
 def _check(value: object, shape: object, where: str, *, exact: bool) -> None:
     kind = type(value)
-    fitting = _alternatives(shape).get(kind)
+    fitting = alternatives(shape).get(kind)
     if fitting is kind:
         return
     if fitting is None or (get_origin(fitting) is Literal and value not in get_args(fitting)):
-        expected = " or ".join(dict.fromkeys(map(_description, _alternatives(shape).values())))
+        expected = " or ".join(dict.fromkeys(map(_description, alternatives(shape).values())))
         raise ShapeError(f"{where}: expected {expected}, not {kind_of(value)}")
     if is_typeddict(fitting):
         _check_members(cast("dict[str, object]", value), cast(type, fitting), where, exact=exact)
@@ -81,37 +103,16 @@ def _check(value: object, shape: object, where: str, *, exact: bool) -> None:
 
 
 def _check_members(value: dict[str, object], shape: type, where: str, *, exact: bool) -> None:
-    members = _members(shape)
-    for key, hint in members.items():
+    known = members(shape)
+    for key, hint in known.items():
         if key in value:
             _check(value[key], hint, f"{where}.{key}", exact=exact)
         elif get_origin(hint) is not NotRequired:
             raise ShapeError(f"{where}: the member '{key}' is missing")
-    unknown = [key for key in value if key not in members] if exact else ()
+    unknown = [key for key in value if key not in known] if exact else ()
     if unknown:
-        known = f"it may have {', '.join(members)}" if members else "it has none"
-        raise ShapeError(f"{where}: unknown member {shown(unknown[0])}; {known}")
-
-
-# Both are cached, since a status has the same few shapes thousands of times.
-@cache
-def _members(shape: type) -> dict[str, object]:
-    # Not __required_keys__, which takes every member for required when annotations are strings.
-    return get_type_hints(shape, include_extras=True)
-
-
-@cache
-def _alternatives(shape: object) -> dict[type, object]:
-    """Return the Python types that the JSON decoder gives for a shape, each with its part of the shape."""
-    while get_origin(shape) in (Annotated, NotRequired):
-        shape = get_args(shape)[0]
-    if get_origin(shape) in (Union, UnionType):
-        return {kind: part for one in get_args(shape) for kind, part in _alternatives(one).items()}
-    if shape is float:
-        return {float: float, int: float}
-    if is_typeddict(shape):
-        return {dict: shape}
-    return {str if get_origin(shape) is Literal else cast(type, get_origin(shape) or shape): shape}
+        remedy = f"it may have {', '.join(known)}" if known else "it has none"
+        raise ShapeError(f"{where}: unknown member {shown(unknown[0])}; {remedy}")
 
 
 def _description(shape: object) -> str:

@@ -7,8 +7,8 @@ leaves or stops waiting.
 from __future__ import annotations
 
 import math
-import os.path
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -17,10 +17,11 @@ import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.config.files import unwritable_reason
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request
-from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo
+from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo, encoded
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
@@ -133,7 +134,7 @@ class RpcHandlers:
 
     def _status(self, call: _Call) -> SupervisorInfo:
         call.params(EmptyInfo)
-        return schema.supervisor_info(self._commands.status())
+        return encoded(self._commands.status(), SupervisorInfo)
 
     async def _start(self, call: _Call) -> ActionInfo:
         params = call.params(schema.StartParams)
@@ -142,14 +143,11 @@ class RpcHandlers:
             for index, info in enumerate(params["servers"])
         ]
 
-        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
+        def asked_for(now: dict[int, ServerStatus]) -> list[ServerStatus | None]:
             servers = {server.settings.identity(self._defaults): server for server in now.values()}
-            return [
-                _unfinished(servers.get(spec.settings.identity(self._defaults)), call.method, waited_s)
-                for spec in specs
-            ]
+            return [servers.get(spec.settings.identity(self._defaults)) for spec in specs]
 
-        return await self._act(call, params, lambda report: self._commands.start(specs, report), unfinished)
+        return await self._act(call, params, partial(self._commands.start, specs), asked_for)
 
     async def _command(
         self, call: _Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
@@ -159,37 +157,25 @@ class RpcHandlers:
         ids = list(before) if params["ids"] == "all" else list(dict.fromkeys(params["ids"]))
         known = [server_id for server_id in ids if server_id in before]
 
-        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
-            return [
-                _unfinished(now.get(server_id) or _gone(before[server_id]), call.method, waited_s)
-                for server_id in known
-            ]
+        def asked_for(now: dict[int, ServerStatus]) -> list[ServerStatus]:
+            return [now.get(server_id) or _gone(before[server_id]) for server_id in known]
 
-        done = await self._act(call, params, lambda report: command(known, report), unfinished)
+        done = await self._act(call, params, partial(command, known), asked_for)
         outcomes = {server["id"]: outcome for outcome in done["outcomes"] if (server := outcome["server"])}
         return {"outcomes": [outcomes.get(server_id) or _absent(server_id) for server_id in ids]}
 
     async def _reload(self, call: _Call) -> ActionInfo:
         params = call.params(schema.ReloadParams)
-        config_file = params.get("config_file")
-        if config_file is not None:
-            schema.checked_text(config_file, where="params.config_file")
-            if not os.path.isabs(config_file):  # noqa: PTH117 - a path as text, not looked up
-                raise ControlError(
-                    f"params.config_file: expected an absolute path, not {shown(config_file)}",
-                    code=Code.INVALID_PARAMS,
-                )
-
-        def unfinished(now: dict[int, ServerStatus], waited_s: float) -> list[OutcomeInfo]:
-            return [_unfinished(server, call.method, waited_s) for server in now.values()]
-
-        path = None if config_file is None else Path(config_file)
+        text = params.get("config_file")
+        config_file = None if text is None else Path(_one_line(text, where="params.config_file"))
+        if config_file is not None and not config_file.is_absolute():
+            raise _invalid(f"params.config_file: expected an absolute path, not {shown(str(text))}")
         force = params.get("force", False)
         return await self._act(
             call,
             params,
-            lambda report: self._reload_configured(path, force=force, report=report),
-            unfinished,
+            lambda report: self._reload_configured(config_file, force=force, report=report),
+            lambda now: now.values(),
         )
 
     async def _end(self, call: _Call) -> EmptyInfo:
@@ -204,9 +190,12 @@ class RpcHandlers:
         call: _Call,
         params: ActionParams,
         command: Callable[[Report], Awaitable[Sequence[Outcome]]],
-        unfinished: Callable[[dict[int, ServerStatus], float], list[OutcomeInfo]],
+        asked_for: Callable[[dict[int, ServerStatus]], Iterable[ServerStatus | None]],
     ) -> ActionInfo:
-        """Run a command and send its progress; after the timeout return ``unfinished`` outcomes."""
+        """Run a command and send its progress; after the timeout tell of the servers that it is about.
+
+        ``asked_for`` picks them, None for one that is not there, out of all that there are, by id.
+        """
         timeout_s = _checked_timeout(params.get("timeout_s"))
         self._log.info("control.command", method=call.method, user=call.caller.user)
         action = CommandTask(command, self._log.bind(method=call.method))
@@ -215,20 +204,22 @@ class RpcHandlers:
             deadline = anyio.current_time() + max(timeout_s, _LEAST_WAIT_S)
             while (step := await action.wait_step(deadline)) is not None:
                 if params.get("progress", False):
-                    await call.notify(schema.server_info(step))
+                    await call.notify(encoded(step, ServerInfo))
         finally:
             action.leave()
         if action.ended:
-            return {"outcomes": [schema.outcome_info(outcome) for outcome in action.outcomes]}
-        gone = {server_id: _gone(server) for server_id, server in action.latest.items()}
-        there = {server.id: server for server in self._commands.status().servers}
-        return {"outcomes": unfinished(gone | there, timeout_s)}
+            outcomes = action.outcomes
+        else:
+            gone = {server_id: _gone(server) for server_id, server in action.latest.items()}
+            there = {server.id: server for server in self._commands.status().servers}
+            outcomes = [_unfinished(server, call.method, timeout_s) for server in asked_for(gone | there)]
+        return {"outcomes": [encoded(outcome, OutcomeInfo) for outcome in outcomes]}
 
     def _parse_spec(self, info: schema.ServerSpecInfo, *, where: str) -> ServerSpec:
         settings = schema.settings_from(info["settings"], where=f"{where}.settings")
         origin = info.get("origin")
         if origin is not None:
-            schema.checked_text(origin, where=f"{where}.origin")
+            _one_line(origin, where=f"{where}.origin")
         return ServerSpec(settings.resolved(self._defaults), origin)
 
 
@@ -247,18 +238,29 @@ class _Call:
         try:
             return checked(self._request.params, shape, name="params", exact=True)
         except ShapeError as exc:
-            raise ControlError(str(exc), code=Code.INVALID_PARAMS) from exc
+            raise _invalid(str(exc)) from exc
 
 
 def _checked_timeout(timeout_s: float | None) -> float:
     if timeout_s is None:
         return math.inf
     if not 0 <= timeout_s <= MAX_TIMEOUT_S:
-        raise ControlError(
-            f"params.timeout_s: expected seconds, from 0 to {MAX_TIMEOUT_S:g}, or null for no limit",
-            code=Code.INVALID_PARAMS,
+        raise _invalid(
+            f"params.timeout_s: expected seconds, from 0 to {MAX_TIMEOUT_S:g}, or null for no limit"
         )
     return timeout_s
+
+
+def _one_line(text: str, *, where: str) -> str:
+    """Return a text that fits into a line of a settings file."""
+    reason = unwritable_reason(text)
+    if reason is not None:
+        raise _invalid(f"{where}: {shown(text)} {reason}")
+    return text
+
+
+def _invalid(problem: str) -> ControlError:
+    return ControlError(problem, code=Code.INVALID_PARAMS)
 
 
 def _absent(server_id: int) -> OutcomeInfo:
@@ -269,10 +271,10 @@ def _gone(server: ServerStatus) -> ServerStatus:
     return server if server.state is State.FAILED else attrs.evolve(server, state=State.STOPPED)
 
 
-def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> OutcomeInfo:
+def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> Outcome:
     """Return the outcome of a server whose command has not finished in time."""
     if server is None:
-        return {"server": None, "already": False, "error": f"is not there after {waited_s:g} s; see the log"}
+        return Outcome(None, already=False, error=f"is not there after {waited_s:g} s; see the log")
     error = None
     outstanding = server.work.running + server.work.queued
     draining = method == "drain" and server.state is State.DRAINING and outstanding > 0
@@ -280,4 +282,4 @@ def _unfinished(server: ServerStatus | None, method: str, waited_s: float) -> Ou
         error = f"is still {server.state.value} after {waited_s:g} s"
     elif server.state in {State.FAILED, State.BACKING_OFF}:
         error = server.reason or f"is {server.state.value}"
-    return {"server": schema.server_info(server), "already": False, "error": error}
+    return Outcome(server, already=False, error=error)

@@ -26,7 +26,8 @@ from stapsrv.control import client
 from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
 from stapsrv.control.client.sync import connect_error
 from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
-from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, server_info, supervisor_info
+from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, encoded
+from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.errors import ControlError, StapsrvError
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +82,7 @@ async def test_hello_and_status(tmp_path, dial):
     ):
         hello = await supervisor.hello()
         assert (hello["pid"], hello["access"]) == (4242, "all")
-        assert await supervisor.status() == supervisor_info(control.supervisor.status())
+        assert await supervisor.status() == encoded(control.supervisor.status(), SupervisorInfo)
 
 
 async def test_start_with_progress(tmp_path, dial):
@@ -329,7 +330,7 @@ async def test_invalid_answer_is_an_error_with_a_code(path, dial, answer, code, 
 
 
 async def test_answers_to_other_calls_are_skipped(path, dial):
-    status = supervisor_info(supervisor_status(server_status(7)))
+    status = encoded(supervisor_status(server_status(7)), SupervisorInfo)
     answer = (
         encode_result(99, {})
         + encode_error(98, ControlError("no", code=-5))
@@ -353,7 +354,7 @@ async def test_call_without_answer_times_out(path, dial):
 
 
 async def test_endless_progress_does_not_extend_the_wait(path, dial):
-    step = encode_progress(1, server_info(server_status(7)))
+    step = encode_progress(1, encoded(server_status(7), ServerInfo))
     with listening_at(FakeSupervisor(raw=[step * 20_000], then=Then.SILENCE), path):
         async with await dial(path) as supervisor:
             with pytest.raises(ControlError) as caught:

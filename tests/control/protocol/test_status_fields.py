@@ -13,8 +13,7 @@ from kit.supervisor import server_status, supervisor_status
 
 from stapsrv.control.cli import table
 from stapsrv.control.cli.console import StatusReport
-from stapsrv.control.protocol import schema
-from stapsrv.control.protocol.schema import server_info, supervisor_info
+from stapsrv.control.protocol.schema import encoded
 from stapsrv.control.protocol.status_fields import (
     Column,
     ServerInfo,
@@ -71,25 +70,24 @@ class TemperedStatus(ServerStatus):
 
 
 def test_new_field_takes_a_row_and_the_attribute_that_holds_it(monkeypatch):
-    monkeypatch.setattr(schema, "ServerInfo", TemperedInfo)
     monkeypatch.setattr(table, "ServerInfo", TemperedInfo)
     plain = server_status(7)
     status = TemperedStatus(
         **{field.name: getattr(plain, field.name) for field in attrs.fields(ServerStatus)}, degrees=451
     )
-    info = server_info(status)
+    info = encoded(status, TemperedInfo)
     assert info["degrees"] == 451
     assert checked(info, TemperedInfo, name="result", exact=True) is info
     with pytest.raises(ShapeError, match=r"^result\.degrees: expected a whole number, not a string$"):
         checked({**info, "degrees": "hot"}, TemperedInfo, name="result", exact=True)
-    whole = {**supervisor_info(supervisor_status()), "servers": [info]}
+    whole = {**encoded(supervisor_status(), SupervisorInfo), "servers": [info]}
     heading, row, *_ = table.status_table(StatusReport([whole]), colour=False, now=datetime.now(UTC))
     assert (heading.split()[-1], row.split()[-1]) == ("DEGREES", "451")
     assert "| `degrees` | how hot it is |" in doc_rows(TemperedInfo)
 
 
 def test_older_supervisor_that_lacks_later_fields_is_understood():
-    info = server_info(server_status(7))
+    info = encoded(server_status(7), ServerInfo)
     old = {name: info[name] for name in info if name in ServerInfo.__required_keys__}
     assert len(old) < len(info)
     assert checked(old, ServerInfo, name="result", exact=False) is old

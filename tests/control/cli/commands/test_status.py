@@ -16,7 +16,8 @@ from kit.supervisor import FIRST_ID, FakeSupervisor, here, server_status
 
 from stapsrv.compile.health import Health
 from stapsrv.config.settings import ServerSettings
-from stapsrv.control.protocol.schema import server_info, settings_from
+from stapsrv.control.protocol.schema import encoded, settings_from
+from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
 from stapsrv.system.unix_socket import address_of
@@ -100,9 +101,9 @@ def test_json(command_line, supervisor, user):
     document = json.loads(command_line.run("status", "--json").out)
     (told,) = document["supervisors"]
     assert told["user"] == user
-    assert told["servers"] == [server_info(server) for server in supervisor.servers.values()]
+    assert told["servers"] == [encoded(server, ServerInfo) for server in supervisor.servers.values()]
     (one,) = json.loads(command_line.run("status", "--json", "-n", "web").out)["supervisors"]
-    assert one["servers"] == [server_info(supervisor.servers[FIRST_ID])]
+    assert one["servers"] == [encoded(supervisor.servers[FIRST_ID], ServerInfo)]
 
 
 def test_a_terminal_gets_a_table(command_line, supervisor):
