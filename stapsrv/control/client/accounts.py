@@ -36,10 +36,15 @@ class Account(NamedTuple):
 
 def caller_name() -> str:
     """Return the name of this process's user, or the number if there is none."""
+    return user_name(os.geteuid())
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name, or the number if there is none."""
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(uid)
 
 
 def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:

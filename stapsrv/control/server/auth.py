@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import socket
 import struct
 from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
 
-from stapsrv.supervisor.state.lock import GROUP
+from stapsrv.control.client.accounts import group_id, user_name
 
 _UCRED = struct.Struct("iII")
 # Linux 4.13; Python 3.11 has no name for it.
 _SO_PEERGROUPS = 59
 # Python reads no more of a socket option: 256 groups.
 _MOST_OPTION_BYTES = 1024
+
+# Cached for ever: a directory service that answers slowly holds up the loop once for each user.
+cached_user_name = cache(user_name)
 
 
 class Access(IntEnum):
@@ -46,11 +47,7 @@ class Policy(NamedTuple):
     @classmethod
     def of_process(cls) -> Policy:
         """Return this process's policy: its user owns, group stap-server reads where it exists."""
-        try:
-            readers = grp.getgrnam(GROUP).gr_gid
-        except KeyError:
-            readers = None
-        return cls(os.geteuid(), readers)
+        return cls(os.geteuid(), group_id())
 
     def access_of(self, peer: Peer) -> Access:
         """Return the access of a peer."""
@@ -73,12 +70,3 @@ def read_peer(connection: socket.socket) -> Peer:
         # More groups than fit: then what the group database says.
         groups = tuple(os.getgrouplist(user_name(uid), gid))
     return Peer(pid, uid, frozenset({gid, *groups}))
-
-
-@cache
-def user_name(uid: int) -> str:
-    """Return a user's name, or the number if there is none; the answer is cached for ever."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import anyio
 import attrs
@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol.jsonrpc import Code, encode_error
-from stapsrv.control.server.auth import Access, Peer, Policy, read_peer, user_name
+from stapsrv.control.server.auth import Access, Peer, Policy, cached_user_name, read_peer
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter
 from stapsrv.control.server.handlers import Caller, Reload, RpcHandlers
 from stapsrv.errors import ConfigError, ControlError
@@ -89,7 +89,12 @@ async def serve_control(
             )
             task_status.started()
             try:
-                await endpoint.accept(listener)
+                # Running out of file descriptors only pauses.
+                await accept_forever(
+                    listener,
+                    lambda accepted, _address: endpoint.admit(accepted),
+                    exhausted=lambda reason: log.warning("control.exhausted", reason=reason),
+                )
             finally:
                 listening.close()
                 endpoint.set_deadline()
@@ -110,21 +115,14 @@ class _Endpoint:
     _limiters: dict[int, RateLimiter] = attrs.field(factory=dict, init=False)
     _full: bool = attrs.field(default=False, init=False)
 
-    async def accept(self, listener: socket.socket) -> NoReturn:
-        """Accept until cancelled; running out of file descriptors only pauses."""
-        await accept_forever(
-            listener,
-            lambda accepted, _address: self._admit(accepted),
-            exhausted=lambda reason: self._log.warning("control.exhausted", reason=reason),
-        )
-
     def set_deadline(self) -> None:
         """Limit the time for the answers left of all connections to ``shutdown_grace_s``."""
         deadline = anyio.current_time() + self._limits.shutdown_grace_s
         for connection in self._connections:
             connection.set_deadline(deadline)
 
-    def _admit(self, accepted: socket.socket) -> None:
+    def admit(self, accepted: socket.socket) -> None:
+        """Serve an accepted connection in a task of its own, or close it after a line that says why not."""
         try:
             peer = self._identify(accepted)
             access = self._policy.access_of(peer)
@@ -141,7 +139,7 @@ class _Endpoint:
         limiter = self._limiters.setdefault(peer.uid, RateLimiter(self._limits))
         connection = Connection(
             accepted,
-            Caller(user_name(peer.uid), access),
+            Caller(cached_user_name(peer.uid), access),
             self._handlers,
             limits=self._limits,
             limiter=limiter,

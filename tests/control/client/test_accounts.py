@@ -8,7 +8,14 @@ import pwd
 import pytest
 
 from stapsrv.control.client import accounts
-from stapsrv.control.client.accounts import Account, caller_name, environment_for, group_id, runnable_account
+from stapsrv.control.client.accounts import (
+    Account,
+    caller_name,
+    environment_for,
+    group_id,
+    runnable_account,
+    user_name,
+)
 from stapsrv.errors import ConfigError
 
 BOB = Account("bob", 4711, 4712, (4712, 4713), "/home/bob", "/bin/sh")
@@ -110,6 +117,11 @@ def test_a_host_without_the_group(monkeypatch):
 def test_a_caller_without_a_name(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 987_654_321)
     assert caller_name() == "987654321"
+
+
+def test_users_have_names_or_numbers():
+    assert user_name(0) == pwd.getpwuid(0).pw_name
+    assert user_name(4_000_000_123) == "4000000123"
 
 
 def test_the_caller_s_environment_is_passed_on():
