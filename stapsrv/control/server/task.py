@@ -26,15 +26,14 @@ class CommandTask:
         self._command = command
         self._log = log
         self._steps: deque[ServerStatus] = deque(maxlen=_MOST_STEPS)
-        self._outcomes: Sequence[Outcome] | None = None
-        self._error: ControlError | None = None
+        self._result: Sequence[Outcome] | ControlError | None = None
         self._changed = anyio.Event()
         self._waited_for = True
 
     @property
     def ended(self) -> bool:
         """Whether the command has outcomes or an error."""
-        return self._outcomes is not None or self._error is not None
+        return self._result is not None
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
@@ -43,29 +42,28 @@ class CommandTask:
         Raises:
             ControlError: it could not be carried out (FAILED), or crashed (INTERNAL_ERROR).
         """
-        if self._error is not None:
-            raise self._error
-        assert self._outcomes is not None, "asked before the end"  # noqa: S101
-        return self._outcomes
+        assert self._result is not None, "asked before the end"  # noqa: S101
+        if isinstance(self._result, ControlError):
+            raise self._result
+        return self._result
 
     async def run(self) -> None:
         """Run the command; raises nothing but cancellation."""
         try:
-            self._outcomes = await self._command(self._report)
+            self._result = outcomes = await self._command(self._report)
         except StapsrvError as exc:
             self._log.warning("control.failed", reason=exc)
-            self._error = ControlError(str(exc), code=Code.FAILED)
+            self._result = ControlError(str(exc), code=Code.FAILED)
         except Exception:  # noqa: BLE001 - the one net below a command
             self._log.exception("control.crashed")
-            self._error = ControlError(
+            self._result = ControlError(
                 "internal error", code=Code.INTERNAL_ERROR, remedy="see the supervisor's log"
             )
+        else:
+            for outcome in () if self._waited_for else outcomes:
+                if outcome.server is None and outcome.error is not None:
+                    self._log.warning("control.failed", reason=outcome.error)
         self._changed.set()
-        if self._waited_for:
-            return
-        for outcome in self._outcomes or ():
-            if outcome.server is None and outcome.error is not None:
-                self._log.warning("control.failed", reason=outcome.error)
 
     async def wait_step(self, deadline: float) -> ServerStatus | None:
         """Return the next change of a server; None at ``deadline`` (the loop's clock), or if no more come."""
