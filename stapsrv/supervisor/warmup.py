@@ -38,8 +38,8 @@ from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
-from stapsrv.supervisor.state.json_file import JsonFile, with_fact
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.json_file import JsonFile, with_fact
 from stapsrv.text import error_line
 
 _DEFAULT_RUNTIME = "/usr/share/systemtap/runtime"

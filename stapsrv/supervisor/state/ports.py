@@ -18,8 +18,8 @@ from anyio.abc import TaskStatus
 
 from stapsrv.config.files import encode_server_settings
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.state.json_file import JsonFile, with_fact
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.json_file import JsonFile, with_fact
 
 _HIGHEST = 65_535
 # For the file to be read or written; where it hangs, servers get other ports.

@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from stapsrv.config.settings import ServerSettings
-from stapsrv.supervisor.state.json_file import JsonFile
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.system.directory_watcher import DirectoryWatcher
+from stapsrv.system.json_file import JsonFile
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 import pytest
 
-from stapsrv.supervisor.state.json_file import JsonFile, with_fact
+from stapsrv.system.json_file import JsonFile, with_fact
 
 
 def is_number(value: object) -> TypeGuard[int]:

@@ -23,17 +23,23 @@ _MOST_BYTES = 1024 * 1024
 
 
 class JsonFile(Generic[_T]):
-    """One such file, to be used in threads: its file system may hang. Drops what ``is_fact`` rejects."""
+    """One such file of user ``uid``; read and written in threads, since its file system may hang.
 
-    def __init__(self, file: Path, is_fact: Callable[[object], TypeGuard[_T]]) -> None:
+    Drops what ``is_fact`` rejects, and all in a file that somebody else but root has written.
+    """
+
+    def __init__(
+        self, file: Path, is_fact: Callable[[object], TypeGuard[_T]], *, uid: int | None = None
+    ) -> None:
         self._file = file
         self._is_fact = is_fact
+        self._owners = {0, os.geteuid() if uid is None else uid}
 
     def read(self) -> dict[str, _T]:
         """Return all facts by their names, the oldest first."""
         try:
             owner, data = read_file(self._file, max_bytes=_MOST_BYTES)
-            found = json.loads(data) if owner == os.geteuid() else None
+            found = json.loads(data) if owner in self._owners else None
         except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(found, dict):
