@@ -21,6 +21,9 @@ _COLOURS = {"serving": _GREEN, "failed": _RED, "lost": _RED}
 _ERASE_LINE = "\r\x1b[K"
 _GAP = "  "
 _NOTHING = "-"
+# Columns of these are left out where no server has a value; like numbers they are aligned right.
+_OPTIONAL = frozenset({"seconds", "hit rate", "count"})
+_RIGHT = _OPTIONAL | {"number"}
 _ORPHANED = "lost: the supervisor is gone without a word; stap-server start takes these servers up again"
 # Their sum is the number of lookups in the result cache.
 _LOOKUPS = ("hits", "misses", "shared")
@@ -50,10 +53,11 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
         cells = [_cell(column, path, server, now) for server in servers]
         # One user has nothing to tell apart.
         is_empty = len(set(cells)) == 1 if column.heading == "USER" else set(cells) == {_NOTHING}
-        if not (is_empty and (column.optional or column.heading == "USER")):
+        if not (is_empty and (column.format in _OPTIONAL or column.heading == "USER")):
             shown.append((column, cells))
     rows = zip(*((column.heading, *cells) for column, cells in shown), strict=True)
-    lines = aligned([*rows], right=[position for position, (column, _) in enumerate(shown) if column.right])
+    right = [position for position, (column, _) in enumerate(shown) if column.format in _RIGHT]
+    lines = aligned([*rows], right=right)
     if colour:
         start = lines[0].index("STATE")
         lines[1:] = [
@@ -168,7 +172,7 @@ def _cell(column: Column, path: Sequence[str], server: ServerInfo, now: datetime
         value = container.get(name)
     if column.format == "variable":
         value = cast(Mapping[str, object], value).get(column.heading)
-    if value is None or (not value and column.optional and column.format != "seconds"):
+    if value is None or (not value and column.format in {"hit rate", "count"}):
         return _NOTHING
     match column.format:
         case "moment":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ _MOST_ANSWER_S = 86_400.0
 _MOST_RECORD_BYTES = 64 * 1024
 # Of one user; a supervisor that hosts more has never been seen.
 _MOST_RECORDS = 10_000
-_MOST_ID_DIGITS = 18
+_RECORD_NAME = re.compile(r"([0-9]{1,18})\.stat")
 
 
 def find_sockets(stat_path: Path) -> list[Path]:
@@ -62,15 +63,15 @@ class SupervisorScan:
     def __init__(self, stat_paths: Iterable[Path], *, answer_s: float | None = None) -> None:
         self.supervisors: list[SupervisorInfo] = []
         self.problems: list[str] = []
-        self._records: list[os.DirEntry[str]] = []
+        self._records: list[tuple[int, os.DirEntry[str]]] = []
         # User ids with a supervisor, as far as can be seen: their records are no orphans.
         self._supervised: set[int] = set()
         calls: list[StatusCall] = []
         for stat_path in stat_paths:
             with contextlib.suppress(OSError):
                 for entry in _entries(stat_path):
-                    if entry.name.endswith(".stat"):
-                        self._records.append(entry)
+                    if match := _RECORD_NAME.fullmatch(entry.name):
+                        self._records.append((int(match[1]), entry))
                     elif _is_own(entry):
                         owner = entry.stat(follow_symlinks=False).st_uid
                         calls.append(StatusCall(Path(entry.path, SOCKET_NAME), user=entry.name, uid=owner))
@@ -82,10 +83,7 @@ class SupervisorScan:
         """Return the recorded servers whose supervisor is gone."""
         found: list[OrphanedServer] = []
         number_read: dict[int, int] = {}
-        for entry in self._records:
-            number = entry.name.removesuffix(".stat")
-            if not (number.isdecimal() and len(number) <= _MOST_ID_DIGITS):
-                continue
+        for server_id, entry in self._records:
             with contextlib.suppress(OSError, ConfigError):
                 owner = entry.stat(follow_symlinks=False).st_uid
                 number_read[owner] = number_read.get(owner, 0) + 1
@@ -93,7 +91,7 @@ class SupervisorScan:
                     continue
                 settings = _read_record(entry.path)
                 if settings is not None:
-                    found.append({"id": int(number), "settings": settings, "record": entry.path})
+                    found.append({"id": server_id, "settings": settings, "record": entry.path})
         return found
 
     def _take(self, call: StatusCall) -> None:
@@ -149,15 +147,10 @@ def _read_record(path: str) -> SettingsInfo | None:
 
 
 def _settings_in(record: bytes) -> SettingsInfo:
-    from stapsrv.config.files import decode_config, values_from  # noqa: PLC0415 - rarely needed
-    from stapsrv.config.table import SERVER_SETTINGS  # noqa: PLC0415
-    from stapsrv.control.protocol.schema import setting_info  # noqa: PLC0415
+    from stapsrv.config.files import decode_config, server_settings_from  # noqa: PLC0415 - rarely needed
+    from stapsrv.control.protocol.schema import settings_info  # noqa: PLC0415
 
-    values = values_from(decode_config(record, where="record"), where="record", rows=SERVER_SETTINGS)
+    settings = settings_info(server_settings_from(decode_config(record, where="record"), where="record"))
     if PORT_MARK in record:
-        values.pop("port", None)
-    settings: SettingsInfo = {}
-    for row in SERVER_SETTINGS:
-        if row.attribute in values:
-            settings[row.variable] = setting_info(row, values[row.attribute])
+        settings.pop("PORT", None)
     return settings

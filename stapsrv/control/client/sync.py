@@ -225,14 +225,11 @@ class SyncControlClient:
         return self._socket.recv(_READ_BYTES)
 
 
-class _NotTheOwner(OSError):
-    """Somebody else listens than the owner of the socket's directory."""
-
-
 def _check_listener(connection: socket.socket, path: Path) -> None:
     # Root's is a service manager, which listens for the supervisor.
     if peer_uid(connection) not in {0, path.parent.stat().st_uid}:
-        raise _NotTheOwner
+        problem = f"control socket {path}: somebody else listens than the owner of its directory"
+        raise ControlError(problem, code=Code.NOT_PERMITTED)
 
 
 def connect_error(exc: OSError, path: Path) -> StapsrvError:
@@ -241,10 +238,6 @@ def connect_error(exc: OSError, path: Path) -> StapsrvError:
     if isinstance(exc, FileNotFoundError | NotADirectoryError | ConnectionRefusedError):
         remedy = "start one with stap-server start"
         return SupervisorNotRunning("no supervisor listens there", where=where, remedy=remedy)
-    if isinstance(exc, _NotTheOwner):
-        return ControlError(
-            f"{where}: somebody else listens than the owner of its directory", code=Code.NOT_PERMITTED
-        )
     if isinstance(exc, PermissionError):
         return ControlError(
             f"{where}: you may not connect",

@@ -106,14 +106,13 @@ def settings_info(settings: ServerSettings) -> SettingsInfo:
     for row in SERVER_SETTINGS:
         value = value_in(row, settings)
         if value != (None if row.tunable else row.default):
-            info[row.variable] = setting_info(row, value)
+            info[row.variable] = _setting(row, value)
     if settings.keep_temporary:
         info[_KEEP] = True
     return info
 
 
-def setting_info(row: Setting[Any], value: object) -> int | str | list[str]:
-    """Return the JSON form of one variable's value."""
+def _setting(row: Setting[Any], value: object) -> int | str | list[str]:
     if isinstance(value, tuple):
         return [row.kind.encode(element) for element in value]
     if isinstance(value, int) and not isinstance(value, bool):

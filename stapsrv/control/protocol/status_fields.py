@@ -37,12 +37,10 @@ SettingsInfo: TypeAlias = dict[str, str | int | bool | list[str]]
 
 
 class Column(NamedTuple):
-    """A column of the table that a terminal shows; an optional one is left out where it has no value."""
+    """A column of the table that a terminal shows."""
 
     heading: str
     format: Format = "text"
-    right: bool = False
-    optional: bool = False
 
 
 def rows(shape: type) -> dict[str, tuple[str, *tuple[Column, ...]]]:
@@ -75,27 +73,19 @@ class RecentInfo(TypedDict):
 
     requests: Annotated[int, "how many these are, a hundred at most"]
     queue_s: Annotated[
-        float | None,
-        "the median of their waits for a worker, in seconds, or null",
-        Column("WAIT", "seconds", right=True, optional=True),
+        float | None, "the median of their waits for a worker, in seconds, or null", Column("WAIT", "seconds")
     ]
     compile_s: Annotated[
-        float | None,
-        "the median of stap's runs, in seconds, or null",
-        Column("COMPILE", "seconds", right=True, optional=True),
+        float | None, "the median of stap's runs, in seconds, or null", Column("COMPILE", "seconds")
     ]
 
 
 class CacheInfo(TypedDict):
     """What the result cache did for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
 
-    hits: Annotated[int, "requests answered from it", Column("HIT%", "hit rate", right=True, optional=True)]
+    hits: Annotated[int, "requests answered from it", Column("HIT%", "hit rate")]
     misses: Annotated[int, "compiles whose result could have been in it"]
-    shared: Annotated[
-        int,
-        "requests answered from the compile of an equal one",
-        Column("SHARED", "count", right=True, optional=True),
-    ]
+    shared: Annotated[int, "requests answered from the compile of an equal one", Column("SHARED", "count")]
     stored: Annotated[int, "results stored"]
     uncacheable: Annotated[dict[str, int], "compiles whose result was not stored, by reason"]
 
@@ -116,9 +106,7 @@ class ServerInfo(TypedDict):
     ]
     origin: Annotated[str | None, "the configuration file that it comes from, or null"]
     port: Annotated[
-        int | None,
-        "where it listens, or last listened; null before the first time",
-        Column("PORT", "number", right=True),
+        int | None, "where it listens, or last listened; null before the first time", Column("PORT", "number")
     ]
     wanted: Annotated[str, "what the operator wants: `up` or `down`"]
     state: Annotated[
@@ -129,10 +117,10 @@ class ServerInfo(TypedDict):
     ]
     since: Annotated[str, "when it came into that state", Column("SINCE", "moment")]
     reason: Annotated[str | None, "why it is backing off or has failed, or null"]
-    running: Annotated[int, "requests that compile", Column("RUNNING", "number", right=True)]
-    queued: Annotated[int, "requests that wait for a worker", Column("QUEUED", "number", right=True)]
-    done: Annotated[int, "requests that were answered", Column("DONE", "number", right=True)]
-    failed: Annotated[int, "requests without an answer from stap", Column("FAILED", "number", right=True)]
+    running: Annotated[int, "requests that compile", Column("RUNNING", "number")]
+    queued: Annotated[int, "requests that wait for a worker", Column("QUEUED", "number")]
+    done: Annotated[int, "requests that were answered", Column("DONE", "number")]
+    failed: Annotated[int, "requests without an answer from stap", Column("FAILED", "number")]
     connections: NotRequired[Annotated[int, "open connections, whatever they are doing"]]
     refusals: NotRequired[
         Annotated[

@@ -19,10 +19,9 @@ from stapsrv.control.protocol.status_fields import (
     ServerInfo,
     SupervisorInfo,
     columns,
-    members,
     rows,
 )
-from stapsrv.control.protocol.validation import ShapeError, checked
+from stapsrv.control.protocol.validation import ShapeError, alternatives, checked, members
 from stapsrv.supervisor.status import ServerStatus
 
 DOCS = Path(__file__).parents[3] / "docs" / "control.md"
@@ -32,8 +31,8 @@ def doc_rows(shape: type) -> list[str]:
     """The table of an object's members as ``docs/control.md`` has it."""
     lines = ["| member | meaning |", "| --- | --- |"]
     for name, (meaning, *_) in rows(shape).items():
-        inner = next((one for one in (members(shape)[name], *get_args(members(shape)[name]))), None)
-        inner = inner if is_typeddict(inner) else next(filter(is_typeddict, get_args(inner)), None)
+        parts = alternatives(members(shape)[name])
+        inner = next(filter(is_typeddict, (parts.get(dict), *get_args(parts.get(list)))), None)
         if inner is not None and inner is not ServerInfo:
             parts = "; ".join(f"`{each}`, {one}" for each, (one, *_) in rows(inner).items())
             lines.append(f"| `{name}` | {meaning}: {parts} |")
@@ -55,13 +54,13 @@ def test_columns_are_headed_once_and_path_members_that_there_are():
     headings = [column.heading for column, _ in columns(ServerInfo)]
     assert len(headings) == len(set(headings))
     assert {path[0] for _, path in columns(ServerInfo)} <= set(rows(ServerInfo))
-    assert (Column("HIT%", "hit rate", right=True, optional=True), ("cache", "hits")) in columns(ServerInfo)
+    assert (Column("HIT%", "hit rate"), ("cache", "hits")) in columns(ServerInfo)
 
 
 class TemperedInfo(ServerInfo):
     """A server that tells one thing more."""
 
-    degrees: NotRequired[Annotated[int, "how hot it is", Column("DEGREES", "number", right=True)]]
+    degrees: NotRequired[Annotated[int, "how hot it is", Column("DEGREES", "number")]]
 
 
 @attrs.frozen(kw_only=True)
