@@ -120,26 +120,19 @@ def _status_in(line: bytes, user: str) -> SupervisorInfo:
         error = answer.get("error")
         if error is None:
             # What supervisors of other users say must not make root's command stumble.
-            return _own(checked(answer["result"], SupervisorInfo, name="result", exact=False), user)
-        code, reason = error["code"], error["message"]
-    except _OtherUsers as exc:
-        raise ValueError("it speaks for another user") from exc
+            info = checked(answer["result"], SupervisorInfo, name="result", exact=False)
+            named = {info["user"], *(server["settings"].get("USER") or user for server in info["servers"])}
+        else:
+            code, reason = error["code"], error["message"]
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as exc:
         raise ValueError("its answer cannot be understood") from exc
+    if error is None:
+        # Commands go to the user that it names, and start again what it says of its servers.
+        if named != {user}:
+            raise ValueError("it speaks for another user")
+        return info
     if code == _NOT_PERMITTED:
         raise PermissionError
     if code == _SHUTTING_DOWN:
         raise ConnectionRefusedError
     raise ValueError(reason)
-
-
-class _OtherUsers(Exception):
-    """A supervisor names another user than the one that it runs as."""
-
-
-def _own(info: SupervisorInfo, user: str) -> SupervisorInfo:
-    # Commands go to the user that it names, and start again what it says of its servers.
-    named = {info["user"], *(server["settings"].get("USER") or user for server in info["servers"])}
-    if named != {user}:
-        raise _OtherUsers
-    return info
