@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Protocol
 
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
@@ -20,6 +17,7 @@ from stapsrv.compile.rejections import Rejections
 from stapsrv.compile.stats import LatencyWindow, ProcessCounters
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.identity.store import LiveIdentity
 
 
 @attrs.define
@@ -29,32 +27,6 @@ class RequestCounts:
     accepted: int = 0
     done: int = 0
     failed: int = 0
-
-
-class ServedIdentity(Protocol):
-    """Who a server is, as far as its connections and its status need to know."""
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """For handshakes."""
-
-    @property
-    def not_after(self) -> datetime:
-        """The end of the certificate's validity."""
-
-    def sign(self, module: bytes) -> bytes:
-        """Return the signature of a module by the certificate's key; takes some milliseconds."""
-
-
-class CurrentIdentity(Protocol):
-    """Who a server is at each moment: certificates are renewed."""
-
-    @property
-    def loaded(self) -> ServedIdentity:
-        """The identity as of the last look at its files."""
-
-    async def current(self) -> ServedIdentity:
-        """Return who it is for a new connection; takes no longer than a few seconds."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +39,7 @@ class CompileService:
     options: InstalledOptions  # of that stap
     engine: CachedEngine  # open as long as there are sessions
     pool: WorkerPool  # the engine's
-    identity: CurrentIdentity
+    identity: LiveIdentity
     kernel_signer: KernelSigner
     request_memory: MemoryBudget
     log: Log

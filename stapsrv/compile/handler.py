@@ -15,7 +15,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.entry import CacheEntry
-from stapsrv.compile.context import CompileService, ServedIdentity
+from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.signing import (
     SIGNED_PRIVILEGES,
@@ -30,6 +30,7 @@ from stapsrv.compile.protocol.response import CompileResponse, EncodedResponse, 
 from stapsrv.compile.stats import Outcome, RequestRecord, Source, digest_options, timed
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
+from stapsrv.identity.certificate import Identity
 from stapsrv.text import printable
 
 _NOT_SHOWN = "is not shown to compiles; the operator can show it with SANDBOX_READ"
@@ -46,7 +47,7 @@ class RequestHandler:
         service: CompileService,
         *,
         client: str,
-        identity: ServedIdentity,
+        identity: Identity,
         record: RequestRecord,
         held: contextlib.AsyncExitStack,
         log: Log,

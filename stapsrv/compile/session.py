@@ -16,13 +16,14 @@ import anyio
 import anyio.to_thread
 from anyio.abc import SocketAttribute, SocketStream
 
-from stapsrv.compile.context import CompileService, ServedIdentity
+from stapsrv.compile.context import CompileService
 from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.response import EncodedResponse, encode_response
 from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
 from stapsrv.compile.tls import BROKEN, TlsConnection
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError
+from stapsrv.identity.certificate import Identity
 from stapsrv.rejection import RejectReason
 
 # Of a frame that is too large: read and dropped, so that the client can read its response.
@@ -157,7 +158,7 @@ class Session:
             if not is_taken:
                 record.outcome = Outcome.ABANDONED
 
-    async def _handshake(self, stream: SocketStream, identity: ServedIdentity) -> TlsConnection:
+    async def _handshake(self, stream: SocketStream, identity: Identity) -> TlsConnection:
         with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
             return await TlsConnection.accept(stream, identity.context)
 

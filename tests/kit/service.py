@@ -14,7 +14,7 @@ import attrs
 import structlog
 import trustme
 
-from stapsrv.compile.context import CompileService, ServedIdentity
+from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.signing import KernelSigner
@@ -172,9 +172,9 @@ class KnownOptions:
 class Shown:
     """Who a server is, until a test says otherwise."""
 
-    loaded: ServedIdentity
+    loaded: TestIdentity
 
-    async def current(self) -> ServedIdentity:
+    async def current(self) -> TestIdentity:
         return self.loaded
 
 
@@ -190,7 +190,7 @@ async def running_server(
     *,
     max_threads: int = 2,
     max_request_bytes: int = 50_000,
-    identity: ServedIdentity | Shown = IDENTITY,
+    identity: TestIdentity | Shown = IDENTITY,
     build_tree: Path = Path("/nowhere"),
     moks: Path = NO_MOKS,
     workspace: Workspace = NO_WORKSPACE,
