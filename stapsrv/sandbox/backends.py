@@ -54,9 +54,9 @@ def _bubblewrap(plan: MountPlan) -> Iterator[str]:
     # Before the mounts of the plan: one may be below /dev, in memory.
     yield from ("--proc", "/proc", "--dev", "/dev")
     in_memory = ["/", "/dev"]
-    for mount in plan.mounts:
-        path = str(mount.path)
-        match mount.access:
+    for place, access in plan.mounts.items():
+        path = str(place)
+        match access:
             case Access.READ:
                 yield from ("--ro-bind", path, path)
             case Access.WRITE:
@@ -91,7 +91,7 @@ def _landlock(plan: MountPlan) -> Iterator[str]:
     python = getattr(sys, "_base_executable", None) or sys.executable
     yield from ("setpriv", "--pdeathsig", "KILL", "--", python, "-I", "-S", "-E", "-B", str(_LAUNCHER))
     yield "network" if plan.network else "no-network"
-    for mount in plan.mounts:
-        if not mount.access.is_hidden:
-            yield from (mount.access.name, str(mount.path))
+    for path, access in plan.mounts.items():
+        if not access.is_hidden:
+            yield from (access.name, str(path))
     yield "--"

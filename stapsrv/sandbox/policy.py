@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 
 from stapsrv.config.kernels import ServedRelease
-from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
+from stapsrv.sandbox.mount_plan import Access, MountPlan, plan_mounts
 from stapsrv.system.symlinks import Link, follow
 
 # Programs, libraries, compilers, tapsets, kernel headers, debug information: the same for everybody.
@@ -97,14 +97,15 @@ def tool_mounts(read: Iterable[Path], directory: Path) -> MountPlan:
 
 
 def _resolve(wanted: Iterable[tuple[Path, Access]], cwd: Path, *, network: bool) -> MountPlan:
-    mounts: list[MountPoint] = []
+    # The last of several at one path counts.
+    mounts: dict[Path, Access] = {}
     links: list[Link] = []
     for path, access in wanted:
         real, followed = follow(path)
         if real is None:
             continue
         hidden_file = access is Access.EMPTY_DIRECTORY and not real.is_dir()
-        mounts.append(MountPoint(real, Access.EMPTY_FILE if hidden_file else access))
+        mounts[real] = Access.EMPTY_FILE if hidden_file else access
         if not access.is_hidden:
             links += followed
     return plan_mounts(mounts, links, directory=cwd, network=network)

@@ -119,11 +119,11 @@ class Sandbox:
         if self.backend is None or self.has_namespaces or not plan.hidden:
             return
         hidden = plan.hidden[0]
-        shown = next(mount.path for mount in plan.mounts if mount.path in hidden.parents)
+        shown = next(path for path in plan.mounts if path in hidden.parents)
         reason = f"{self.name} cannot hide a part of a directory"
         problem = f"holds {hidden}, which requests must not see, and {reason}"
         raise ConfigError(problem, where=str(shown), remedy="move one of the two")
 
 
 def _uncontained(cwd: Path) -> MountPlan:
-    return MountPlan(mounts=(), links=(), directory=cwd, network=True)
+    return MountPlan(mounts={}, links=(), directory=cwd, network=True)

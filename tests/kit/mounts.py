@@ -9,5 +9,4 @@ from stapsrv.sandbox.mount_plan import Access, MountPlan
 
 def access_to(plan: MountPlan, path: Path) -> Access | None:
     """Return the access of the deepest mount at or above ``path``; None where there is none."""
-    accesses = {mount.path: mount.access for mount in plan.mounts}
-    return next((accesses[above] for above in (path, *path.parents) if above in accesses), None)
+    return next((plan.mounts[above] for above in (path, *path.parents) if above in plan.mounts), None)

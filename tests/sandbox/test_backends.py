@@ -225,8 +225,10 @@ def test_command_names_all_mounts_in_order(directories):
     for backend in Backend:
         command = [str(word) for word in backend.command(plan, ["program"])]
         left = iter(command)
-        shown = [item for item in plan.mounts if backend.has_namespaces or not item.access.is_hidden]
-        assert all(str(item.path) in left for item in shown)
+        shown = [
+            path for path, access in plan.mounts.items() if backend.has_namespaces or not access.is_hidden
+        ]
+        assert all(str(path) in left for path in shown)
         assert command[-1] == "program"
 
 

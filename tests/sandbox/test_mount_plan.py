@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.mounts import access_to
 
-from stapsrv.sandbox.mount_plan import Access, MountPoint, plan_mounts
+from stapsrv.sandbox.mount_plan import Access, plan_mounts
 from stapsrv.system.symlinks import Link
 
 READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Access.EMPTY_FILE
@@ -17,7 +17,7 @@ READ, WRITE, EMPTY, FILE = Access.READ, Access.WRITE, Access.EMPTY_DIRECTORY, Ac
 
 def plan(*mounts: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
     return plan_mounts(
-        [MountPoint(Path(path), access) for path, access in mounts],
+        {Path(path): access for path, access in mounts},
         [Link(Path(path), target) for path, target in links],
         directory=Path("/"),
         network=False,
@@ -45,7 +45,7 @@ def plan(*mounts: tuple[str, Access], links: tuple[tuple[str, str], ...] = ()):
 )
 def test_redundant_mounts_are_dropped(mounts, kept):
     made = plan(*mounts)
-    assert [(str(place.path), place.access) for place in made.mounts] == kept
+    assert [(str(path), access) for path, access in made.mounts.items()] == kept
     assert made.hidden == tuple(Path(path) for path, access in kept if access.is_hidden)
 
 
@@ -67,5 +67,5 @@ def test_deepest_mount_decides(wanted, path):
     expected = wanted[above[0]] if above else None
     found = access_to(made, Path(path))
     assert found is expected or {found, expected} == {None, EMPTY}
-    depths = [len(place.path.parts) for place in made.mounts]
+    depths = [len(place.parts) for place in made.mounts]
     assert depths == sorted(depths)

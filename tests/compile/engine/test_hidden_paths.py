@@ -12,11 +12,11 @@ from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.options import parse_options
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.sandbox.mount_plan import Access, MountPlan, MountPoint, plan_mounts
+from stapsrv.sandbox.mount_plan import Access, MountPlan, plan_mounts
 from stapsrv.system.symlinks import Link
 
 PLAN = plan_mounts(
-    [MountPoint(Path("/usr"), Access.READ), MountPoint(Path("/usr/secret"), Access.EMPTY_DIRECTORY)],
+    {Path("/usr"): Access.READ, Path("/usr/secret"): Access.EMPTY_DIRECTORY},
     [Link(Path("/lib"), "usr/lib")],
     directory=Path("/tmp"),
     network=False,
@@ -63,7 +63,7 @@ def test_secret_in_a_shown_directory_is_hidden_like_any_other():
 
 
 def test_nothing_is_hidden_without_containment():
-    uncontained = attrs.evolve(PLAN, mounts=(), links=())
+    uncontained = attrs.evolve(PLAN, mounts={}, links=())
     assert named(b"-e", b'probe process("/srv/app") {}', plan=uncontained) == ()
 
 
