@@ -1,4 +1,4 @@
-"""Which files of this host, and which variables, stap needs: the policy of a server, and a request's mounts.
+"""Which files of this host stap needs: the policy of a server, and a request's mounts.
 
 The policy names paths as people write them. They are looked up for each request, links and all, so that a
 contained program finds under each name what the host has there.
@@ -7,7 +7,6 @@ contained program finds under each name what the host has there.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,11 +34,6 @@ NETWORK_FILES = (
 # Of a release, in /boot.
 KERNEL_FILES = ("System.map", "config", "vmlinux", "vmlinuz")
 
-_KEPT_VARIABLES = re.compile(
-    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|LD_LIBRARY_PATH|SYSTEMTAP_\w+|DEBUGINFOD_\w+"
-    r"|XDG_CACHE_HOME|XDG_DATA_DIRS|CCACHE_\w+|SOURCE_DATE_EPOCH|KBUILD_\w+"
-)
-_PROXY_VARIABLES = re.compile(r"(https?|all|no)_proxy", re.IGNORECASE)
 _PATH_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "SYSTEMTAP_TAPSET", "SYSTEMTAP_RUNTIME")
 _INCLUDED_MAKEFILE = re.compile(r"^(?:-?include|MAKEARGS\s*:?=\s*-C)\s+(/\S+)", re.MULTILINE)
 _MAKEFILE_BYTES = 4096
@@ -115,19 +109,6 @@ def make_caches(policy: SandboxPolicy) -> None:
     """Make the cache that debuginfod's client would make itself, were it not contained; may raise OSError."""
     if policy.network and not any(path.is_dir() for path in _debuginfo_caches(policy)):
         next(_debuginfo_caches(policy)).mkdir(parents=True, exist_ok=True)
-
-
-def contained_environment(
-    environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
-) -> dict[bytes, bytes]:
-    """Return the part of ``environ`` that a contained program gets, with ``temporary`` as its ``TMPDIR``."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if _KEPT_VARIABLES.fullmatch(text := os.fsdecode(name))
-        or (network and _PROXY_VARIABLES.fullmatch(text))
-    }
-    return kept | {b"TMPDIR": os.fsencode(temporary)}
 
 
 def _readable(policy: SandboxPolicy) -> Iterator[Path]:

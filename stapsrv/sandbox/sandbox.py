@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +19,17 @@ from stapsrv.sandbox.backends import Backend
 from stapsrv.sandbox.cgroup import Delegation, RequestGroup
 from stapsrv.sandbox.limits import count_processes, limit_command, priority_command
 from stapsrv.sandbox.mount_plan import MountPlan
-from stapsrv.sandbox.policy import (
-    SandboxPolicy,
-    contained_environment,
-    make_caches,
-    request_mounts,
-    tool_mounts,
-)
+from stapsrv.sandbox.policy import SandboxPolicy, make_caches, request_mounts, tool_mounts
 
 OFF = "off"  # the value of SANDBOX that contains nothing
 # The first line of a wrapper's own error; stap's errors begin otherwise.
 _WRAPPER_ERROR = re.compile(rb"(choom|nice|env|bwrap|setpriv|unshare|launcher|prlimit): .{0,1000}")
+# What stap and the programs that it starts may need of the server's environment.
+_KEPT_VARIABLES = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|LD_LIBRARY_PATH|SYSTEMTAP_\w+|DEBUGINFOD_\w+"
+    r"|XDG_CACHE_HOME|XDG_DATA_DIRS|CCACHE_\w+|SOURCE_DATE_EPOCH|KBUILD_\w+"
+)
+_PROXY_VARIABLES = re.compile(r"(https?|all|no)_proxy", re.IGNORECASE)
 
 
 @attrs.frozen
@@ -84,10 +85,19 @@ class Sandbox:
     def environment(
         self, environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
     ) -> Mapping[bytes, bytes]:
-        """Return the part of ``environ`` that a contained program gets; uncontained, all of it."""
+        """Return the part of ``environ`` that a contained program gets, with ``temporary`` as its ``TMPDIR``.
+
+        Uncontained, it gets all of it.
+        """
         if self.backend is None:
             return environ
-        return contained_environment(environ, temporary=temporary, network=network)
+        kept = {
+            name: value
+            for name, value in environ.items()
+            if _KEPT_VARIABLES.fullmatch(text := os.fsdecode(name))
+            or (network and _PROXY_VARIABLES.fullmatch(text))
+        }
+        return kept | {b"TMPDIR": os.fsencode(temporary)}
 
     @contextlib.asynccontextmanager
     async def request_cgroup(self, name: str, limits: Limits) -> AsyncIterator[RequestGroup | None]:

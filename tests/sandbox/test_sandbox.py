@@ -39,6 +39,23 @@ def test_environment_passes_whole_without_a_backend():
     assert contained == {b"PATH": b"/usr/bin", b"TMPDIR": b"/own"}
 
 
+def test_environment_keeps_only_known_variables():
+    environ = {
+        b"PATH": b"/usr/bin",
+        b"LC_ALL": b"C",
+        b"SYSTEMTAP_DIR": b"/st",
+        b"AWS_SECRET": b"x",
+        b"STAPSRV_PORT": b"1",
+        b"https_proxy": b"p",
+        b"MAKEFLAGS": b"-j",
+        b"TMPDIR": b"/tmp",
+    }
+    contained = Sandbox(Backend.LANDLOCK)
+    kept = contained.environment(environ, temporary=Path("/own"), network=False)
+    assert kept == {b"PATH": b"/usr/bin", b"LC_ALL": b"C", b"SYSTEMTAP_DIR": b"/st", b"TMPDIR": b"/own"}
+    assert b"https_proxy" in contained.environment(environ, temporary=Path("/own"), network=True)
+
+
 def test_landlock_refuses_to_hide_a_part_of_a_directory(tmp_path):
     (tmp_path / "tapsets" / "ssl").mkdir(parents=True)
     policy = SandboxPolicy(
