@@ -9,7 +9,7 @@ runs already, and a stream of newcomers keeps nobody waiting for ever.
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -38,27 +38,26 @@ class WorkerPool:
 
     def __init__(self, workers: int, *, queue_length: int | None, parent: WorkerPool | None = None) -> None:
         self._workers = workers
-        self._free = workers
         self.queue_length = queue_length
         self._parent = parent
-        self._waiting: dict[Hashable, deque[anyio.Event]] = {}
+        # In the order in which they came: what is set when it is a client's turn, and the client.
+        self._waiting: dict[anyio.Event, Hashable] = {}
         self._held: Counter[Hashable] = Counter()
         # Workers given so far; and, for each client with something running or waiting, which was its last.
         self._granted = 0
         self._last_granted: dict[Hashable, float] = {}
-        self._queued = 0
         self._waiting_for_parent = 0
 
     @property
     def is_full(self) -> bool:
         """Whether a request that came now would be rejected."""
-        return self._free == 0 and self.queue_length is not None and self._queued >= self.queue_length
+        is_busy = self._held.total() >= self._workers
+        return is_busy and self.queue_length is not None and len(self._waiting) >= self.queue_length
 
     def statistics(self) -> PoolStatistics:
         """Return how many requests run and wait."""
-        held = self._workers - self._free
         waiting = self._waiting_for_parent
-        return PoolStatistics(self._workers, held - waiting, self._queued + waiting)
+        return PoolStatistics(self._workers, self._held.total() - waiting, len(self._waiting) + waiting)
 
     @asynccontextmanager
     async def worker(self, client: Hashable, *, wait_s: float = math.inf) -> AsyncIterator[None]:
@@ -86,20 +85,18 @@ class WorkerPool:
             yield
 
     async def _acquire(self, client: Hashable) -> None:
-        if self._free:
-            self._free -= 1
+        if self._held.total() < self._workers:
             self._grant(client)
             return
         if self.is_full:
             raise RequestRejected(
-                f"The server is busy: {self._queued} requests are waiting already",
+                f"The server is busy: {len(self._waiting)} requests are waiting already",
                 remedy="try again later",
                 reject_reason=RejectReason.QUEUE_LENGTH,
             )
         granted = anyio.Event()
         self._last_granted.setdefault(client, self._granted - 0.5)
-        self._waiting.setdefault(client, deque()).append(granted)
-        self._queued += 1
+        self._waiting[granted] = client
         try:
             await granted.wait()
         except BaseException:
@@ -107,24 +104,18 @@ class WorkerPool:
             if granted.is_set():
                 self._release(client)
             else:
-                self._waiting[client].remove(granted)
-                self._queued -= 1
+                del self._waiting[granted]
                 self._forget_unless_needed(client)
             raise
 
     def _release(self, holder: Hashable) -> None:
         """Hand the worker of ``holder`` to the next client in turn, or back to the pool."""
         self._held[holder] -= 1
-        if not self._waiting:
-            self._free += 1
-        else:
-            # Of equal ones the first that came: dictionaries keep their order.
-            client = min(self._waiting, key=self._last_granted.__getitem__)
-            granted = self._waiting[client].popleft()
-            self._queued -= 1
-            self._grant(client)
+        if self._waiting:
+            # Of a client's, and of equal clients, the first that came: dictionaries keep their order.
+            granted = min(self._waiting, key=lambda event: self._last_granted[self._waiting[event]])
+            self._grant(self._waiting.pop(granted))
             granted.set()
-            self._forget_unless_needed(client)
         self._forget_unless_needed(holder)
 
     def _grant(self, client: Hashable) -> None:
@@ -134,9 +125,7 @@ class WorkerPool:
 
     def _forget_unless_needed(self, client: Hashable) -> None:
         """Drop what is no longer of use for a client: clients come and go without end."""
-        if not self._waiting.get(client, True):
-            del self._waiting[client]
         if not self._held[client]:
             del self._held[client]
-            if client not in self._waiting:
+            if client not in self._waiting.values():
                 self._last_granted.pop(client, None)
