@@ -8,8 +8,9 @@ which itself waits for an answer.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import anyio
 import attrs
@@ -24,38 +25,38 @@ class MemoryBudget:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._held: Counter[Hashable] = Counter()
-        self._waiting: list[Claim] = []
+        self._waiting: list[_Claim] = []
 
     @property
     def held_bytes(self) -> int:
         """How much is held by all."""
         return self._held.total()
 
-    async def claim(self, client: Hashable, size: int, *, wait_s: float) -> Claim:
-        """Return a claim to ``size`` bytes, to be released.
+    async def claim(self, client: Hashable, size: int, *, wait_s: float) -> Callable[[], None]:
+        """Claim ``size`` bytes; return what gives them back, to be called once.
 
         Raises:
             RequestRejected: they were not free within ``wait_s``.
         """
-        claim = Claim(self, client, size)
+        claim = _Claim(client, size)
         self._waiting.append(claim)
         try:
             self._grant()
             with anyio.move_on_after(wait_s):
                 await claim.granted.wait()
         except BaseException:
-            claim.release()
+            self._release(claim)
             raise
         if not claim.granted.is_set():
-            claim.release()
+            self._release(claim)
             raise RequestRejected(
                 f"The server is busy: no memory was free within {wait_s:g} seconds",
                 remedy="try again later",
                 reject_reason=RejectReason.MEMORY,
             )
-        return claim
+        return functools.partial(self._release, claim)
 
-    def release(self, claim: Claim) -> None:
+    def _release(self, claim: _Claim) -> None:
         """Give back what a claim holds, or its place."""
         if claim.granted.is_set():
             self._held[claim.client] -= claim.size
@@ -78,17 +79,12 @@ class MemoryBudget:
 
 
 @attrs.frozen(eq=False)
-class Claim:
+class _Claim:
     """What one request waits for, or holds."""
 
-    _budget: MemoryBudget
     client: Hashable
     size: int
     granted: anyio.Event = attrs.field(factory=anyio.Event)
-
-    def release(self) -> None:
-        """Give it back; to be called once."""
-        self._budget.release(self)
 
 
 @attrs.frozen

@@ -188,8 +188,7 @@ class Session:
         size = compressed + self._service.settings.max_request_bytes
         # Not all of the time that the client has, so that it can still be told.
         wait_s = self._limits.request_s / 2
-        claim = await self._service.request_memory.claim(self._client, size, wait_s=wait_s)
-        self._held.callback(claim.release)
+        self._held.callback(await self._service.request_memory.claim(self._client, size, wait_s=wait_s))
 
     async def _answer(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import pytest
 
-from stapsrv.compile.memory import Claim, MemoryBudget, RequestMemory
+from stapsrv.compile.memory import MemoryBudget, RequestMemory
 from stapsrv.errors import RequestRejected
 from stapsrv.rejection import RejectReason
 
@@ -19,7 +21,7 @@ class Clients:
         self.memory = memory
         self.tasks = tasks
         self.granted: list[str] = []
-        self.claims: dict[str, Claim] = {}
+        self.releases: dict[str, Callable[[], None]] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
 
     async def start(self, name: str, size: int) -> None:
@@ -29,12 +31,12 @@ class Clients:
         await anyio.wait_all_tasks_blocked()
 
     async def release(self, name: str) -> None:
-        self.claims.pop(name).release()
+        self.releases.pop(name)()
         await anyio.wait_all_tasks_blocked()
 
     async def _claim(self, name: str, size: int) -> None:
         with self.scopes[name]:
-            self.claims[name] = await self.memory.claim(name[0], size, wait_s=60)
+            self.releases[name] = await self.memory.claim(name[0], size, wait_s=60)
             self.granted.append(name)
 
 
@@ -91,18 +93,18 @@ async def test_claim_that_is_cancelled_leaves_its_place(clients):
 
 async def test_wait_is_bounded():
     memory = MemoryBudget(10)
-    held = await memory.claim("a", 10, wait_s=1)
+    release = await memory.claim("a", 10, wait_s=1)
     with pytest.raises(RequestRejected, match="no memory was free") as caught:
         await memory.claim("b", 1, wait_s=0.05)
     assert caught.value.reject_reason is RejectReason.MEMORY
-    held.release()
+    release()
     assert memory.held_bytes == 0
-    (await memory.claim("b", 10, wait_s=1)).release()
+    (await memory.claim("b", 10, wait_s=1))()
 
 
 async def test_requests_and_answers_have_half_each():
     memory = RequestMemory.of(20)
-    request = await memory.requests.claim("a", 10, wait_s=1)
-    answer = await memory.answers.claim("a", 10, wait_s=1)
-    request.release()
-    answer.release()
+    release_request = await memory.requests.claim("a", 10, wait_s=1)
+    release_answer = await memory.answers.claim("a", 10, wait_s=1)
+    release_request()
+    release_answer()

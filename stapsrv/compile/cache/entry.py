@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import attrs
 
 from stapsrv.compile.cache.key import NOT_SCANNED
 from stapsrv.compile.engine.base import CompileJob, CompileResult
-from stapsrv.compile.memory import Claim, MemoryBudget
+from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.protocol.response import ResponseFile
 
 
@@ -27,7 +29,7 @@ class CacheEntry:
     # The result's files with the signatures of the last signer.
     _signed: tuple[object, tuple[ResponseFile, ...]] | None = None
     _holders: int = 0
-    _claim: Claim | None = None
+    _release_memory: Callable[[], None] | None = None
     _claiming: anyio.Lock = attrs.field(factory=anyio.Lock)
 
     @stdout.default
@@ -63,17 +65,17 @@ class CacheEntry:
             RequestRejected: there was none within the time that a request may wait.
         """
         async with self._claiming:
-            if self._claim is None:
+            if self._release_memory is None:
                 wait_s = job.settings.limits.queue_s
-                self._claim = await memory.claim(job.client, 2 * self.size, wait_s=wait_s)
+                self._release_memory = await memory.claim(job.client, 2 * self.size, wait_s=wait_s)
             self._holders += 1
 
     def release(self) -> None:
         """Hold the entry no longer; the last to do so gives its memory back."""
         self._holders -= 1
-        if not self._holders and self._claim is not None:
-            self._claim.release()
-            self._claim = None
+        if not self._holders and self._release_memory is not None:
+            self._release_memory()
+            self._release_memory = None
 
     def signed_files(self, signer: object) -> tuple[ResponseFile, ...] | None:
         """Return the files with the signatures of ``signer``, if they are known."""

@@ -203,14 +203,14 @@ async def test_known_result_of_one_client_waits_for_no_queue_of_another(tmp_path
             async with r.engine.answer(r.job(b"-p4", script, client=client)):
                 served.append(client)
 
-        held = await r.engine._memory.claim("c", 1 << 30, wait_s=60.0)
+        release = await r.engine._memory.claim("c", 1 << 30, wait_s=60.0)
         async with anyio.create_task_group() as tasks:
             for queued, client in enumerate("aaab"):
                 tasks.start_soon(ask, client, scripts[queued % 3])
                 # The first reads, and then waits for memory; the others wait for it.
                 while r.engine._readers.statistics().queued < queued or not r.engine._memory._waiting:
                     await anyio.lowlevel.checkpoint()
-            held.release()
+            release()
         assert served == ["a", "b", "a", "a"]
 
 

@@ -348,13 +348,13 @@ async def test_clients_that_are_sent_one_result_share_its_memory():
 async def test_request_that_finds_no_memory_is_told():
     memory = RequestMemory.of(2 * 60_000)
     async with running_server(memory=memory, request_s=1.0) as running:
-        held = await memory.requests.claim("another", 60_000, wait_s=1)
+        release = await memory.requests.claim("another", 60_000, wait_s=1)
         answer = await exchange(running.port, request("-p1"))
         assert (answer.rc, answer.stderr) == (
             1,
             "Server: The server is busy: no memory was free within 0.5 seconds; try again later\n",
         )
-        held.release()
+        release()
         assert (await exchange(running.port, request("-p1"))).rc == 0
         assert counted(running) == {RejectReason.MEMORY: 1}
     assert memory.requests.held_bytes == 0
@@ -363,9 +363,9 @@ async def test_request_that_finds_no_memory_is_told():
 async def test_answer_that_finds_no_memory_is_told_and_nothing_is_left():
     memory = RequestMemory(MemoryBudget(1 << 20), MemoryBudget(10_000))
     async with running_server(memory=memory, queue_s=0.1) as running:
-        held = await memory.answers.claim("another", 10_000, wait_s=1)
+        release = await memory.answers.claim("another", 10_000, wait_s=1)
         answer = await exchange(running.port, request("-p1"))
         assert answer.stderr.startswith("Server: The server is busy: no memory was free within 0.1 seconds")
         assert running.engine.released == 1
-        held.release()
+        release()
     assert memory.answers.held_bytes == 0
