@@ -2,6 +2,10 @@
 
 A zip that breaks the rules of :mod:`stapsrv.compile.protocol.archive` meets a ProtocolError. A sound zip
 that cannot be run meets RequestRejected, whose text the client is sent.
+
+A client states its locale, and the machine owner keys that its kernel trusts, line by line. A line that
+cannot be used does not spoil the others: it earns a message, which the client prints. The words of the
+messages are the original's (PROTOCOL, log lines).
 """
 
 from __future__ import annotations
@@ -12,13 +16,18 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from stapsrv.compile.protocol.archive import RequestFile, read_archive
-from stapsrv.compile.protocol.client_info import ClientLocale, parse_keys, parse_locale
 from stapsrv.config.kernels import is_release_name
 from stapsrv.errors import RequestRejected
 from stapsrv.text import printable_bytes
 
 # Linux's MAX_ARG_STRLEN (with pages of 4 KiB) less the NUL at the end: no program can be given more.
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+# Of one entry. Clients send at most eight of locale, and few hosts have more than a dozen owner keys.
+MAX_LINES = 1_000
+
+LOCALE_KEYS = frozenset(
+    {"LANG", "LC_ALL", "LC_CTYPE", "LC_COLLATE", "LC_MESSAGES", "LC_TIME", "LC_MONETARY", "LC_NUMERIC"}
+)
 
 _OLDEST_VERSION = "1.0"
 _FIRST_VERSION_WITH_LOCALE = (1, 6)
@@ -26,6 +35,10 @@ _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,7}")
 _SYSINFO = re.compile(r"sysinfo: +(\S{1,64}) +(\w{1,64})\s*", re.ASCII)
 _METADATA = re.compile(rb"version|sysinfo|locale|mok_fingerprints|argv[1-9][0-9]*")
 _ARGUMENT = re.compile(rb"argv([1-9][0-9]*)")
+_LOCALE_VALUE = re.compile(rb"[a-zA-Z0-9@_.=-]*")
+# A certificate's SHA-1 has 20 pairs. SHA-512's 64 are more than anybody shows and can still name a directory.
+_FINGERPRINT = re.compile(rb"[0-9a-f]{2}(?::[0-9a-f]{2}){1,63}")
+_MISSING = b"missing"
 
 
 @attrs.frozen(kw_only=True)
@@ -55,23 +68,67 @@ def parse_request(payload: bytes, *, max_request_bytes: int) -> CompileRequest:
     metadata = {file.path: file.data for file in archive.files if _METADATA.fullmatch(file.path)}
     version = _parse_version(metadata.get(b"version", b""))
     release, arch = _parse_sysinfo(metadata.get(b"sysinfo"))
-    locale = ClientLocale()
     # 1.10 is later than 1.6.
-    if tuple(map(int, version.split("."))) >= _FIRST_VERSION_WITH_LOCALE:
-        locale = parse_locale(metadata.get(b"locale", b""))
-    keys = parse_keys(metadata.get(b"mok_fingerprints", b""))
+    has_locale = tuple(map(int, version.split("."))) >= _FIRST_VERSION_WITH_LOCALE
+    environment, refused = parse_locale(metadata.get(b"locale", b"") if has_locale else b"")
+    fingerprints, mok_missing, refused_keys = parse_keys(metadata.get(b"mok_fingerprints", b""))
     return CompileRequest(
         version=version,
         release=release,
         arch=arch,
         arguments=_parse_arguments(metadata),
-        environment=locale.environment,
-        messages=locale.messages + keys.messages,
-        fingerprints=keys.fingerprints,
-        mok_missing=keys.missing,
+        environment=tuple(environment.items()),
+        messages=(*refused, *refused_keys),
+        fingerprints=fingerprints,
+        mok_missing=mok_missing,
         files=tuple(file for file in archive.files if file.path not in metadata),
         directories=archive.directories,
     )
+
+
+def parse_locale(data: bytes) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that ``KEY=VALUE`` lines state, and the messages that refused lines earned.
+
+    Of two lines with one key the last holds. Too many lines are RequestRejected.
+    Source: PROTOCOL, the request zip; the splitting at the first ``=`` was seen in the original.
+    """
+    environment: dict[str, str] = {}
+    messages = []
+    for line in _lines(data, "locale"):
+        key, equals, value = line.partition(b"=")
+        name = printable_bytes(key)
+        if not equals:
+            messages.append(f"Server: Localization key=value line '{name}' cannot be parsed")
+        elif name not in LOCALE_KEYS:
+            messages.append(f"Server: Localization key '{name}' not found in global list")
+        elif not _LOCALE_VALUE.fullmatch(value):
+            messages.append(
+                f"Server: Localization value '{printable_bytes(value)}' contains illegal characters"
+            )
+        else:
+            environment[name] = value.decode("ascii")
+    return environment, messages
+
+
+def parse_keys(data: bytes) -> tuple[tuple[str, ...], bool, list[str]]:
+    """Return the fingerprints of keys, whether a line says ``missing``, and the messages of refused lines.
+
+    Too many lines are RequestRejected.
+    Source: PROTOCOL, the request zip and machine owner keys.
+    """
+    fingerprints: dict[str, None] = {}
+    missing = False
+    messages = []
+    for line in _lines(data, "mok_fingerprints"):
+        if line == _MISSING:
+            missing = True
+        elif _FINGERPRINT.fullmatch(line):
+            fingerprints[line.decode("ascii")] = None
+        else:
+            messages.append(
+                f"Server: MOK fingerprint value '{printable_bytes(line)}' isn't in the correct format"
+            )
+    return tuple(fingerprints), missing, messages
 
 
 def render_arguments(arguments: Iterable[bytes], *, limit: int = 4_000) -> str:
@@ -116,3 +173,12 @@ def _parse_arguments(metadata: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
             )
         arguments.append(argument)
     return tuple(arguments)
+
+
+def _lines(data: bytes, entry: str) -> list[bytes]:
+    lines = data.split(b"\n", MAX_LINES + 1)
+    if not lines[-1]:
+        lines.pop()
+    if len(lines) > MAX_LINES:
+        raise RequestRejected(f"The request's {entry} has more than {MAX_LINES} lines")
+    return lines
