@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,7 +18,7 @@ INTERVAL_S = 60.0  # between two lines of one reason
 
 @attrs.define
 class _Logged:
-    last_s: float
+    last_s: float = -math.inf
     suppressed: int = 0
 
 
@@ -42,14 +43,11 @@ class Rejections:
         if reason is not None:
             self.counts[reason] += 1
             self._total[reason] += 1
-            logged = self._logged.get(reason)
-            if logged is None:
-                self._logged[reason] = _Logged(self._clock())
-            elif self._is_due(logged):
-                self._log_suppressed(reason, logged)
-            else:
+            logged = self._logged.setdefault(reason, _Logged())
+            if not self._is_due(logged):
                 logged.suppressed += 1
                 return
+            self._log_suppressed(reason, logged)
         log_line()
 
     async def log_suppressed(self) -> NoReturn:
