@@ -36,32 +36,26 @@ from stapsrv.text import printable
 _NOT_SHOWN = "is not shown to compiles; the operator can show it with SANDBOX_READ"
 
 
+@attrs.define(kw_only=True, eq=False)
 class RequestHandler:
-    """One request and its response, which ``identity`` signs; ``record`` is filled in on the way.
+    """One request and its response; ``record`` is filled in on the way.
 
     The memory of the response is held until ``held`` is closed.
     """
 
-    def __init__(
-        self,
-        service: CompileService,
-        *,
-        client: str,
-        identity: Identity,
-        record: RequestRecord,
-        held: contextlib.AsyncExitStack,
-        log: Log,
-    ) -> None:
-        self._service = service
-        self._client = client
-        self._identity = identity
-        self._record = record
-        self._held = held
-        self._log = log
-        self._answered = anyio.Event()
-        self._entry: CacheEntry | None = None
+    _service: CompileService
+    _client: str
+    # Signs the response.
+    _identity: Identity
+    record: RequestRecord
+    # Whether a smaller response is worth the work.
+    _deflate: bool
+    _held: contextlib.AsyncExitStack
+    _log: Log
+    _answered: anyio.Event = attrs.field(init=False, factory=anyio.Event)
+    _entry: CacheEntry | None = attrs.field(init=False, default=None)
 
-    async def handle(self, received: bytes | StapsrvError, *, deflate: bool) -> EncodedResponse:
+    async def handle(self, received: bytes | StapsrvError) -> EncodedResponse:
         """Return the zip of stap's response, or of this server's own where stap made none.
 
         ``received`` is the request's zip, or why it could not be received.
@@ -69,32 +63,27 @@ class RequestHandler:
         counts = self._service.counts
         counts.accepted += 1
         try:
-            response = await self._compile(await self._parse(received), deflate=deflate)
+            return await self._compile(await self._parse(received))
         except (ProtocolError, RequestRejected, TranslatorError) as exc:
-            counts.failed += 1
-            reason = exc
-            self._service.rejections.count(
-                exc.reject_reason, lambda: self._log.warning("request.rejected", reason=reason)
-            )
-            response = encode_response(self._reject(exc))
+            log_line = functools.partial(self._log.warning, "request.rejected", reason=exc)
+            self._service.rejections.count(exc.reject_reason, log_line)
+            return encode_response(self._reject(exc))
         except Exception:  # noqa: BLE001 - the one net below a request: its client still gets a response
-            counts.failed += 1
             self._log.exception("request.crashed")
             fault = TranslatorError("The server failed on this request; its log says why")
-            response = encode_response(self._reject(fault))
-        except BaseException:
-            counts.failed += 1
-            raise
-        else:
-            counts.done += 1
-        return response
+            return encode_response(self._reject(fault))
+        finally:
+            if self.record.outcome is Outcome.ANSWERED:
+                counts.done += 1
+            else:
+                counts.failed += 1
 
     async def finish(self) -> None:
         """After the response was sent: wait until the result is stored or not, and put that on record."""
         self._answered.set()
         if self._entry is not None:
             await self._entry.stored.wait()
-            self._record.uncacheable = self._entry.reason
+            self.record.uncacheable = self._entry.reason
 
     def reject_stopping(self) -> CompileResponse:
         """Return the response to a request that is broken off because the server stops."""
@@ -107,13 +96,13 @@ class RequestHandler:
             raise received
         parse = functools.partial(parse_request, max_request_bytes=self._service.settings.max_request_bytes)
         request = await anyio.to_thread.run_sync(parse, received)
-        self._record.release = request.release
-        self._record.options = digest_options(request.arguments)
+        self.record.release = request.release
+        self.record.options = digest_options(request.arguments)
         self._log.info("request.version", version=request.version)
         self._log.info("request.options", options=render_arguments(request.arguments))
         return request
 
-    async def _compile(self, request: CompileRequest, *, deflate: bool) -> EncodedResponse:
+    async def _compile(self, request: CompileRequest) -> EncodedResponse:
         release = self._served_release(request)
         job = CompileJob(
             request=request,
@@ -121,21 +110,21 @@ class RequestHandler:
             table=await self._service.options.table_for(request.arguments),
             settings=self._service.settings,
             client=self._client,
-            record=self._record,
+            record=self.record,
             answered=self._answered,
             log=self._log,
         )
         refuse_signing_options(job.options)
         entry = self._entry = await self._held.enter_async_context(self._service.engine.answer(job))
-        self._record.uncacheable = entry.reason
-        self._record.rc = entry.result.status
+        self.record.uncacheable = entry.reason
+        self.record.rc = entry.result.status
         self._note_health(job, entry.result)
-        with timed(self._record, "sign_s"):
+        with timed(self.record, "sign_s"):
             response = await self._sign(job, entry)
-        self._record.rc = response.rc
-        encode = functools.partial(encode_response, response, deflate=deflate)
+        self.record.rc = response.rc
+        encode = functools.partial(encode_response, response, deflate=self._deflate)
         encoded = await anyio.to_thread.run_sync(encode)
-        self._record.outcome = Outcome.ANSWERED
+        self.record.outcome = Outcome.ANSWERED
         return encoded
 
     def _served_release(self, request: CompileRequest) -> ServedRelease:
@@ -152,7 +141,7 @@ class RequestHandler:
 
     def _note_health(self, job: CompileJob, result: CompileResult) -> None:
         health = self._service.release_health.get(job.release.name)
-        is_compiled = self._record.source is not Source.HIT
+        is_compiled = self.record.source is not Source.HIT
         if health is not None and is_compiled and result.status == 0 and has_modules(result.files):
             health.set(Health.HEALTHY)
 
@@ -202,8 +191,8 @@ class RequestHandler:
 
     def _reject(self, exc: StapsrvError) -> CompileResponse:
         text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
-        self._record.outcome = Outcome.REFUSED
-        self._record.refusal = exc.problem
-        self._record.rc = 1
+        self.record.outcome = Outcome.REFUSED
+        self.record.refusal = exc.problem
+        self.record.rc = 1
         said = ResponseFile("stderr", f"Server: {text}\n".encode())
         return CompileResponse(version=self._service.version, rc=1, stderr=said)

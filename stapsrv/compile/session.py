@@ -23,7 +23,6 @@ from stapsrv.compile.protocol.response import EncodedResponse, encode_response
 from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
 from stapsrv.compile.tls import BROKEN, TlsConnection
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError
-from stapsrv.identity.certificate import Identity
 from stapsrv.rejection import RejectReason
 
 # Of a frame that is too large: read and dropped, so that the client can read its response.
@@ -92,7 +91,8 @@ class Session:
         with self._arriving:
             # Once: what this peer is sent is signed by the certificate that it was shown.
             identity = await self._service.identity.current()
-            tls = await self._handshake(stream, identity)
+            with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
+                tls = await TlsConnection.accept(stream, identity.context)
             received = await self._receive(stream, tls)
             self.outstanding = received is not None
         if self._arriving.cancelled_caught:
@@ -104,17 +104,18 @@ class Session:
         size = len(received) if isinstance(received, bytes) else 0
         record = RequestRecord(peer=str(self._peer), request_bytes=size)
         handler = RequestHandler(
-            self._service,
+            service=self._service,
             client=self._client,
             identity=identity,
             record=record,
+            # To a client on this host nothing is gained by a smaller response.
+            deflate=not _is_local(stream),
             held=self._held,
             log=self._log,
         )
         try:
             with self._working:
-                # To a client on this host nothing is gained by a smaller response.
-                await self._serve_request(tls, received, handler, record, deflate=not _is_local(stream))
+                await self._serve_request(tls, received, handler)
                 await self._held.aclose()
                 async with anyio.create_task_group() as closing:
                     closing.start_soon(tls.close)
@@ -126,18 +127,16 @@ class Session:
             self._service.counters.count_request(record, served=self._service.releases)
 
     async def _serve_request(
-        self,
-        tls: TlsConnection,
-        received: bytes | StapsrvError,
-        handler: RequestHandler,
-        record: RequestRecord,
-        *,
-        deflate: bool,
+        self, tls: TlsConnection, received: bytes | StapsrvError, handler: RequestHandler
     ) -> None:
+        answer: EncodedResponse | None = None
         is_taken = False
         try:
             try:
-                answer = await self._answer(tls, received, handler, deflate=deflate)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch_departure, tls, tasks.cancel_scope)
+                    answer = await handler.handle(received)
+                    tasks.cancel_scope.cancel()
             except anyio.get_cancelled_exc_class():
                 is_taken = await self._send_stopping(tls, handler)
                 raise
@@ -145,22 +144,18 @@ class Session:
                 self._log.info("request.abandoned")
                 return
             self._is_sending = True
-            record.answer_bytes = answer.size
+            handler.record.answer_bytes = answer.size
             missed = "the client did not take its answer"
             began = anyio.current_time()
             with _deadline(self._limits.send_s, missed, RejectReason.SEND_TIMEOUT):
                 await tls.send(answer)
-            record.send_s = anyio.current_time() - began
+            handler.record.send_s = anyio.current_time() - began
             is_taken = True
             self._log.info("request.complete")
         finally:
             self.outstanding = False
             if not is_taken:
-                record.outcome = Outcome.ABANDONED
-
-    async def _handshake(self, stream: SocketStream, identity: Identity) -> TlsConnection:
-        with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
-            return await TlsConnection.accept(stream, identity.context)
+                handler.record.outcome = Outcome.ABANDONED
 
     async def _receive(self, stream: SocketStream, tls: TlsConnection) -> bytes | StapsrvError | None:
         """Return the request's zip, or why it cannot be received; None if the peer wants nothing."""
@@ -189,21 +184,6 @@ class Session:
         # Not all of the time that the client has, so that it can still be told.
         wait_s = self._limits.request_s / 2
         self._held.callback(await self._service.request_memory.claim(self._client, size, wait_s=wait_s))
-
-    async def _answer(
-        self,
-        tls: TlsConnection,
-        received: bytes | StapsrvError,
-        handler: RequestHandler,
-        *,
-        deflate: bool,
-    ) -> EncodedResponse | None:
-        answer = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch_departure, tls, tasks.cancel_scope)
-            answer = await handler.handle(received, deflate=deflate)
-            tasks.cancel_scope.cancel()
-        return answer
 
     async def _watch_departure(self, tls: TlsConnection, waiting: anyio.CancelScope) -> None:
         """Cancel ``waiting`` when the peer closes, or breaks the protocol by sending more."""
