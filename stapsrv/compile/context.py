@@ -22,9 +22,8 @@ from stapsrv.identity.store import LiveIdentity
 
 @attrs.define
 class RequestCounts:
-    """The requests of one server so far."""
+    """The requests of one server that have ended so far."""
 
-    accepted: int = 0
     done: int = 0
     failed: int = 0
 

@@ -15,6 +15,7 @@ import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.cache.key import digest
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.signing import (
@@ -27,12 +28,14 @@ from stapsrv.compile.engine.signing import (
 from stapsrv.compile.health import Health
 from stapsrv.compile.protocol.request import CompileRequest, parse_request, render_arguments
 from stapsrv.compile.protocol.response import CompileResponse, EncodedResponse, ResponseFile, encode_response
-from stapsrv.compile.stats import Outcome, RequestRecord, Source, digest_options, timed
+from stapsrv.compile.stats import Outcome, RequestRecord, Source, timed
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
 from stapsrv.identity.certificate import Identity
 from stapsrv.text import printable
 
+# Of a request's options: enough to tell requests apart in a log.
+_DIGEST_CHARACTERS = 8
 _NOT_SHOWN = "is not shown to compiles; the operator can show it with SANDBOX_READ"
 
 
@@ -61,7 +64,6 @@ class RequestHandler:
         ``received`` is the request's zip, or why it could not be received.
         """
         counts = self._service.counts
-        counts.accepted += 1
         try:
             return await self._compile(await self._parse(received))
         except (ProtocolError, RequestRejected, TranslatorError) as exc:
@@ -97,7 +99,7 @@ class RequestHandler:
         parse = functools.partial(parse_request, max_request_bytes=self._service.settings.max_request_bytes)
         request = await anyio.to_thread.run_sync(parse, received)
         self.record.release = request.release
-        self.record.options = digest_options(request.arguments)
+        self.record.options = digest(request.arguments).hex()[:_DIGEST_CHARACTERS]
         self._log.info("request.version", version=request.version)
         self._log.info("request.options", options=render_arguments(request.arguments))
         return request

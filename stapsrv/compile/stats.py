@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import hashlib
 import statistics
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import attrs
@@ -28,7 +26,6 @@ OTHER = "other"  # in place of a release that is not served
 BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 
 _STAGES = ("queue", "compile", "sign", "send")
-_DIGEST_CHARACTERS = 8
 _WINDOW_REQUESTS = 100
 # More than a host ever serves, even one whose kernels come and go for years.
 _MAX_RELEASES = 200
@@ -84,12 +81,6 @@ def timed(record: RequestRecord, duration: str) -> Iterator[None]:
         yield
     finally:
         setattr(record, duration, getattr(record, duration) + anyio.current_time() - began)
-
-
-def digest_options(arguments: Sequence[bytes]) -> str:
-    """Return a short name for a client's options: enough to tell requests apart in a log."""
-    digest = hashlib.sha256(b"".join(argument + b"\0" for argument in arguments))
-    return digest.hexdigest()[:_DIGEST_CHARACTERS]
 
 
 def summary(record: RequestRecord) -> Mapping[str, object]:
@@ -167,26 +158,16 @@ class Result(enum.StrEnum):
         return cls(record.outcome.value)
 
 
-_C = TypeVar("_C", bound=enum.Enum)
-
-
-def _zeros(kinds: type[_C]) -> Counter[_C]:
-    return Counter(dict.fromkeys(kinds, 0))
-
-
 @attrs.define
 class Histogram:
-    """How many durations were in which range: up to each bound but above the one before, and longer."""
+    """How many durations were in which range: up to each of BOUNDS_S but above the one before, and longer."""
 
-    bounds_s: tuple[float, ...] = BOUNDS_S
-    counts: list[int] = attrs.field(
-        default=attrs.Factory(lambda self: [0] * (len(self.bounds_s) + 1), takes_self=True)
-    )
+    counts: list[int] = attrs.field(factory=lambda: [0] * (len(BOUNDS_S) + 1))
     total_s: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Count a duration."""
-        self.counts[bisect_left(self.bounds_s, seconds)] += 1
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.total_s += seconds
 
 
@@ -194,10 +175,12 @@ class Histogram:
 class ProcessCounters:
     """What the metrics count of all servers."""
 
-    connections: Counter[ConnectionOutcome] = attrs.field(factory=lambda: _zeros(ConnectionOutcome))
-    refusals: Counter[RejectReason] = attrs.field(factory=lambda: _zeros(RejectReason))
+    connections: Counter[ConnectionOutcome] = attrs.field(
+        factory=lambda: Counter(dict.fromkeys(ConnectionOutcome, 0))
+    )
+    refusals: Counter[RejectReason] = attrs.field(factory=lambda: Counter(dict.fromkeys(RejectReason, 0)))
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
-    sources: Counter[Source] = attrs.field(factory=lambda: _zeros(Source))
+    sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
     uncacheable: Counter[str] = attrs.field(factory=Counter)
     stages: dict[str, Histogram] = attrs.field(factory=lambda: {stage: Histogram() for stage in _STAGES})
     request_bytes: int = 0

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from stapsrv.compile.health import Health
-from stapsrv.compile.stats import Histogram
+from stapsrv.compile.stats import BOUNDS_S, Histogram
 from stapsrv.observe.snapshot import Snapshot
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ServerStatus
@@ -270,6 +270,6 @@ def _plain(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) ->
 
 def _buckets(durations: Histogram) -> Sequence[tuple[str, float]]:
     # The upper bounds, and how many were below each.
-    bounds = [*(f"{float(bound)}" for bound in durations.bounds_s), "+Inf"]
+    bounds = [*(f"{float(bound)}" for bound in BOUNDS_S), "+Inf"]
     below = itertools.accumulate(durations.counts)
     return [(bound, float(count)) for bound, count in zip(bounds, below, strict=True)]

@@ -22,6 +22,7 @@ from kit.loops import every_loop
 from kit.service import Shown, running_server
 
 from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.context import RequestCounts
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.identity.certificate import load_or_create_identity
 
@@ -84,7 +85,7 @@ async def test_connection_for_the_certificate_alone_is_no_error():
             await tls.send(struct.pack(">I", 0))
             assert await read_answer(tls) == b""
     assert "connection.failed" not in running.lines.events()
-    assert running.service.counts.accepted == 0
+    assert running.service.counts == RequestCounts(done=0, failed=0)
 
 
 async def test_response_to_a_too_large_frame_names_its_size():
