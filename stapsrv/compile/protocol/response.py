@@ -7,6 +7,7 @@ copied: all zips of a result share them. zipfile, which copies, does not write t
 
 from __future__ import annotations
 
+import functools
 import stat
 import struct
 import threading
@@ -42,7 +43,6 @@ class _Content:
         self._data = data
         self._making = threading.Lock()
         self._deflated: bytes | None = None
-        self._crc: int | None = None
 
     @property
     def deflated(self) -> bytes:
@@ -52,12 +52,9 @@ class _Content:
                 self._deflated = _deflate(self._data)
             return self._deflated
 
-    @property
+    @functools.cached_property
     def crc(self) -> int:
-        with self._making:
-            if self._crc is None:
-                self._crc = zlib.crc32(self._data)
-            return self._crc
+        return zlib.crc32(self._data)
 
 
 def _deflate(data: bytes) -> bytes:
@@ -116,10 +113,10 @@ class EncodedResponse:
     """A zip in parts."""
 
     parts: tuple[bytes, ...] = attrs.field(repr=False)
-    size: int = attrs.field()
 
-    @size.default
-    def _sum(self) -> int:
+    @property
+    def size(self) -> int:
+        """In bytes."""
         return sum(map(len, self.parts))
 
     def blocks(self, size: int) -> Iterator[bytes]:
@@ -170,8 +167,7 @@ def encode_response(response: CompileResponse, *, deflate: bool = True) -> Encod
 def _packed(file: ResponseFile, *, deflated: bool) -> tuple[bytes, ...]:
     if not deflated:
         return file.before, file.data, file.after
-    around = (_deflate(text) if text else b"" for text in (file.before, file.after))
-    before, after = around
+    before, after = (_deflate(text) if text else b"" for text in (file.before, file.after))
     return before, file.content.deflated, after, _LAST_BLOCK
 
 
