@@ -6,13 +6,21 @@ import os
 import re
 import resource
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stapsrv.config.kinds import encode_size
 from stapsrv.config.setting import Setting
 from stapsrv.config.table import Limits
+
+# The limits that the kernel keeps: its numbers and our names of them, by those of prlimit and stap.
+RLIMITS = {
+    "cpu": (resource.RLIMIT_CPU, "cpu_s"),
+    "as": (resource.RLIMIT_AS, "memory_bytes"),
+    "fsize": (resource.RLIMIT_FSIZE, "file_bytes"),
+    "nproc": (resource.RLIMIT_NPROC, "processes"),
+}
 
 # Between XCPU, which lets a process tidy up, and the KILL that ends it.
 _OVERTIME_S = 5
@@ -54,13 +62,17 @@ def limit_command(limits: Limits, *, others: int = 0) -> list[str]:
 
     ``others`` is the number of processes that the kernel counts beside the program's; none in namespaces.
     """
-    wanted = [
-        ("cpu", resource.RLIMIT_CPU, max(1, round(limits.cpu_s)) if limits.cpu_s else 0, _OVERTIME_S),
-        ("as", resource.RLIMIT_AS, limits.memory_bytes, 0),
-        ("fsize", resource.RLIMIT_FSIZE, limits.file_bytes, 0),
-        ("nproc", resource.RLIMIT_NPROC, limits.processes and limits.processes + others, 0),
-    ]
-    return ["prlimit", "--core=0", *_prlimit_options(wanted), "--"]
+    options = []
+    for name, (number, attribute) in RLIMITS.items():
+        if wanted := getattr(limits, attribute):
+            soft = max(1, round(wanted)) + (others if name == "nproc" else 0)
+            hard = soft + (_OVERTIME_S if name == "cpu" else 0)
+            _, most = resource.getrlimit(number)
+            if most != resource.RLIM_INFINITY:
+                # A limit that is lower already stays: nobody but root can raise it.
+                hard = min(hard, most)
+            options.append(f"--{name}={min(soft, hard)}:{hard}")
+    return ["prlimit", "--core=0", *options, "--"]
 
 
 def explain_limit(
@@ -112,12 +124,3 @@ def count_processes(loadavg: Path = Path("/proc/loadavg")) -> int:
         return int(loadavg.read_text(encoding="ascii").split()[3].partition("/")[2])
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def _prlimit_options(limits: Sequence[tuple[str, int, int, int]]) -> Iterator[str]:
-    for name, number, wanted, overtime in limits:
-        _, most = resource.getrlimit(number)
-        if wanted:
-            # A limit that is lower already stays: nobody but root can raise it.
-            hard = wanted + overtime if most == resource.RLIM_INFINITY else min(wanted + overtime, most)
-            yield f"--{name}={min(wanted, hard)}:{hard}"

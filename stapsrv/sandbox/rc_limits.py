@@ -15,15 +15,9 @@ import attrs
 
 from stapsrv.config.table import Limits
 from stapsrv.config.tuning import BY_ATTRIBUTE, Tuning
+from stapsrv.sandbox.limits import RLIMITS
 
 _OPTION = re.compile(r"(?<!\S)--rlimit-(cpu|as|fsize|nproc)(?:=|[ \t]+)([0-9]\w{0,30})(?!\S)", re.ASCII)
-_ATTRIBUTES = {"cpu": "cpu_s", "as": "memory_bytes", "fsize": "file_bytes", "nproc": "processes"}
-_NUMBERS = {
-    "cpu": resource.RLIMIT_CPU,
-    "as": resource.RLIMIT_AS,
-    "fsize": resource.RLIMIT_FSIZE,
-    "nproc": resource.RLIMIT_NPROC,
-}
 
 
 @attrs.frozen
@@ -48,7 +42,7 @@ def apply_rc(text: str, tuning: Tuning) -> RcLimits:
     remarks: list[str] = []
 
     def decide(option: re.Match[str]) -> str:
-        name, attribute = option[1], _ATTRIBUTES[option[1]]
+        rlimit, attribute = RLIMITS[option[1]]
         try:
             number = int(option[2], 0)
         except ValueError:
@@ -61,7 +55,7 @@ def apply_rc(text: str, tuning: Tuning) -> RcLimits:
             stated[attribute] = option[0]
         elif own:
             remarks.append(f"{row.variable}={row.kind.encode(own)} and {option[0]}")
-        _, most = resource.getrlimit(_NUMBERS[name])
+        _, most = resource.getrlimit(rlimit)
         is_too_high = (own and number > own) or (most != resource.RLIM_INFINITY and number > most)
         return "" if is_too_high else option[0]
 
