@@ -13,10 +13,9 @@ from stapsrv import __version__
 from stapsrv.config.files import retired_warning
 from stapsrv.config.kinds import Kind, choice, count
 from stapsrv.config.option_parser import Append, OptionParser
-from stapsrv.config.service import Service
 from stapsrv.config.setting import Group, Setting
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.table import RETIRED, Description, Limits, NetworkAccess, SharedLimits
+from stapsrv.config.table import RETIRED, Description, Limits, NetworkAccess, Service, SharedLimits
 from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import UsageError
 

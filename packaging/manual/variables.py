@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stapsrv.config.service import Service
 from stapsrv.config.setting import Setting
-from stapsrv.config.table import Description, Limits, NetworkAccess, SharedLimits
+from stapsrv.config.table import Description, Limits, NetworkAccess, Service, SharedLimits
 
 KINDS: dict[str, Sequence[Setting[Any]]] = {
     "global": Service.rows,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stapsrv.config.environment import global_values, retired_in
 from stapsrv.config.files import decode_config, values_from, warnings_about
-from stapsrv.config.service import Service
-from stapsrv.config.table import GLOBAL_SETTINGS
+from stapsrv.config.table import GLOBAL_SETTINGS, Service
 from stapsrv.config.tuning import NOTHING_SET, Tuning, with_tuning
 from stapsrv.errors import ConfigError
 
@@ -26,7 +25,7 @@ DEFAULT_FILES = (Path("/etc/sysconfig/stap-server"), Path("/etc/default/stap-ser
 
 # A named tuple, not attrs: a plain status reads these settings, and prints before attrs would be loaded.
 class GlobalSettings(NamedTuple):
-    """The rows of :class:`~stapsrv.config.service.Service`, and what is set of the tunables.
+    """The rows of :class:`~stapsrv.config.table.Service`, and what is set of the tunables.
 
     ``warnings`` has a line for each variable and option that has no effect any more, or whose value ends in
     blanks.

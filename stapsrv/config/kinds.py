@@ -40,14 +40,6 @@ class LogFormat(enum.StrEnum):
     JOURNAL = "journal"  # entries of the systemd journal, with fields; no file is written
 
 
-def parse_log_format(text: str) -> LogFormat:
-    """Read the name of a format; a ValueError's text says what was expected."""
-    try:
-        return LogFormat(text.lower())
-    except ValueError:
-        raise ValueError("classic, json or journal") from None
-
-
 def count(what: str, *, least: int = 1, most: int | None = None, note: str = "") -> Kind:
     """Return the kind of whole numbers from ``least`` to ``most``; ``what`` they are, for messages."""
     bounds = f", {least} or more" if most is None else f" from {least} to {most}"
@@ -110,6 +102,13 @@ def _parse_absolute_path(text: str) -> str:
     return text
 
 
+def _parse_log_format(text: str) -> LogFormat:
+    try:
+        return LogFormat(text.lower())
+    except ValueError:
+        raise ValueError("classic, json or journal") from None
+
+
 def _parse_switch(text: str) -> bool:
     if text.lower() not in {"yes", "no"}:
         raise ValueError("yes or no")
@@ -117,6 +116,7 @@ def _parse_switch(text: str) -> bool:
 
 
 ABSOLUTE_PATH = Kind("PATH", _parse_absolute_path)
+LOG_FORMAT = Kind("|".join(LogFormat), _parse_log_format)
 SWITCH = Kind("yes|no", _parse_switch, lambda value: "yes" if value else "no")
 
 

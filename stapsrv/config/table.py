@@ -24,19 +24,88 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stapsrv.config.addresses import parse_listen_address, parse_network
-from stapsrv.config.kinds import ABSOLUTE_PATH, SWITCH, Kind, choice, count, duration, size
-from stapsrv.config.service import LOG_FORMAT, Service
+from stapsrv.config import addresses
+from stapsrv.config.kinds import ABSOLUTE_PATH, LOG_FORMAT, SWITCH, Kind, choice, count, duration, size
 from stapsrv.config.setting import Group, Setting
 
 _MEBI, _GIBI = 1024**2, 1024**3
 _DIRECTORY = Kind("DIR", is_path=True)
+_DIRECTORY_PATH = Kind("DIR", Path, is_path=True)
+_FILE_PATH = Kind("FILE", Path, is_path=True)
 _USER = Kind("USER")
 _NO_LEAST = duration(least_s=0.0)
 _PRIORITY = count("a priority", least=0, most=19)
 _GRACE = duration(least_s=0.0, most_s=3600.0)
-_NETWORK = Kind("NETWORK", parse_network)
+_NETWORK = Kind("NETWORK", addresses.parse_network)
 _REQUEST_BYTES = Kind("BYTES", count("a number of bytes").parse)
+
+
+class Service(Group):
+    """The global file: where the service's files are, and what holds for all of it."""
+
+    tunable = False
+
+    config_path = Setting(
+        "CONFIG_PATH",
+        _DIRECTORY_PATH,
+        "directory of the servers' configuration files",
+        default=Path("/etc/stap-server/conf.d"),
+        option="",
+    )
+    stat_path = Setting(
+        "STAT_PATH",
+        _DIRECTORY_PATH,
+        "directory of status files and control sockets",
+        default=Path("/var/run/stap-server"),
+        option="",
+    )
+    log_file = Setting(
+        "LOG_FILE",
+        _FILE_PATH,
+        "log of the service, and of servers that have none of their own; /dev/stdout and /dev/stderr are "
+        "those that the supervisor was started with",
+        default=Path("/var/log/stap-server/log"),
+        option="--log",
+    )
+    log_format = Setting[Any](
+        "LOG_FORMAT",
+        LOG_FORMAT,
+        "how log lines look: classic, json, or journal (no file, but the systemd journal)",
+        default_text="classic",
+    )
+    stap_user = Setting[Any](
+        "STAP_USER",
+        _USER,
+        "user that servers run as; a member of group stap-server",
+        default_text="stap-server where root starts servers, else the user who does",
+        option="",
+        by_process=False,
+    )
+    metrics = Setting[Any](
+        "METRICS",
+        Kind("ADDRESS", addresses.parse_metrics_address),
+        "metrics and health over HTTP: off, PORT (on 127.0.0.1), ADDRESS:PORT, or unix:PATH",
+        default_text="off",
+    )
+    mdns_enabled = Setting[Any](
+        "MDNS",
+        SWITCH,
+        "whether servers are advertised on the network",
+        default_text="yes",
+        option="--no-mdns",
+    )
+    mdns_interfaces = Setting[Any](
+        "MDNS_INTERFACES",
+        Kind("LIST", addresses.parse_interfaces),
+        "names of interfaces or addresses to advertise on, with commas between",
+        default_text="all that can multicast",
+    )
+    mdns_host = Setting[Any](
+        "MDNS_HOST",
+        Kind("NAME", addresses.parse_host),
+        "host name to advertise",
+        default_text="this host's own",
+    )
 
 
 class Description(Group):
@@ -84,15 +153,13 @@ class Description(Group):
         default=0,
         option="--port",
     )
-    log = Setting[Any](
-        "LOG", Kind("FILE", Path, is_path=True), "log file", default_text="LOG_FILE", option="--log"
-    )
+    log = Setting[Any]("LOG", _FILE_PATH, "log file", default_text="LOG_FILE", option="--log")
     log_format = Setting[Any](
         "LOG_FORMAT", LOG_FORMAT, "how its log lines look", default_text="as in the global file", option=""
     )
     ssl = Setting[Any](
         "SSL",
-        Kind("DIR", Path, is_path=True),
+        _DIRECTORY_PATH,
         "certificate database",
         default_text="~/.systemtap/ssl/server of its user",
         option="--ssl",
@@ -125,7 +192,7 @@ class NetworkAccess(Group):
 
     listen = Setting[tuple[str, ...]](
         "LISTEN",
-        Kind("ADDRESS", parse_listen_address),
+        Kind("ADDRESS", addresses.parse_listen_address),
         "an address to listen on, in place of all that this host has",
         array=True,
         identifies=True,

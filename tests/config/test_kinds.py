@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stapsrv.config.kinds import SWITCH, choice, count, duration, encode_duration, encode_size, size
+from stapsrv.config.kinds import (
+    LOG_FORMAT,
+    SWITCH,
+    LogFormat,
+    choice,
+    count,
+    duration,
+    encode_duration,
+    encode_size,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +112,8 @@ def test_what_is_written_reads_back_equal(milliseconds, number):
 @pytest.mark.parametrize(("text", "value"), [("yes", True), ("no", False), ("NO", False)])
 def test_switch(text, value):
     assert SWITCH.parse(text) is value
+
+
+def test_log_format_is_read_in_any_case_and_written_back() -> None:
+    assert LOG_FORMAT.parse("JSON") is LogFormat.JSON
+    assert [LOG_FORMAT.encode(LOG_FORMAT.parse(name)) for name in LogFormat] == [*LogFormat]
