@@ -10,7 +10,7 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 
-from stapsrv.config.configured import default_server, read_configured_or_environ, with_each_release
+from stapsrv.config.configured import read_configured_or_environ, with_each_release
 from stapsrv.config.global_settings import (
     DEFAULT_FILES,
     GlobalSettings,
@@ -299,7 +299,8 @@ class App:
         return outcomes
 
     def _or_default(self, found: ConfiguredServers) -> tuple[ServerSpec, ...]:
-        default = ServerSpec(default_server(self._configuration.defaults))
+        # Where nothing is configured, one for the host's release (manual page, start).
+        default = ServerSpec(ServerSettings().resolved(self._configuration.defaults))
         return (default,) if found.nothing_configured else found.specs
 
     async def _serve_control(self, socket: Path, *, task_status: TaskStatus[None]) -> None:

@@ -20,7 +20,7 @@ import attrs
 from stapsrv.app import App, Configuration
 from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import PREFIX, server_values
-from stapsrv.config.global_settings import GlobalSettings, can_write, global_defaults, with_values
+from stapsrv.config.global_settings import global_defaults, with_values
 from stapsrv.config.kinds import LogFormat
 from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.client.whereabouts import note_stat_path
@@ -184,7 +184,7 @@ def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Config
         configuration = Configuration.of_one_server(options.server, user=name, environ=environ)
     else:
         configuration = Configuration.read(
-            _defaults(environ), options.config_file, log=options.log, user=name, environ=environ
+            global_defaults(environ), options.config_file, log=options.log, user=name, environ=environ
         )
     settings = with_values(configuration.settings, options.service, options.warnings)
     return attrs.evolve(configuration, settings=settings)
@@ -192,11 +192,6 @@ def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Config
 
 def _user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
-
-
-def _defaults(environ: Mapping[str, str]) -> GlobalSettings:
-    home = Path(environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
-    return global_defaults(environ, euid=os.geteuid(), home=home, can_write=can_write)
 
 
 def _open_metrics(
@@ -255,7 +250,7 @@ def _terminal(configuration: Configuration) -> Sink | None:
     # Where no log is named, the original logs to whatever this is: `stap-serverd >log 2>&1`. A service
     # manager's socket would have each line twice.
     mode = os.fstat(_STDERR).st_mode
-    unnamed = _defaults({**configuration.environ, _LOG_FILE: ""}).log_file
+    unnamed = global_defaults({**configuration.environ, _LOG_FILE: ""}).log_file
     is_unnamed = configuration.only_server is None and configuration.log_file == unnamed
     return standard_error() if is_unnamed and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)) else None
 

@@ -10,7 +10,7 @@ import attrs
 from stapsrv.config.environment import PREFIX, server_values
 from stapsrv.config.files import decode_config, server_settings_from, warnings_about
 from stapsrv.config.kernels import installed_releases
-from stapsrv.config.settings import HostDefaults, ServerSettings
+from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import ConfigError
 
@@ -31,32 +31,24 @@ class ConfiguredFile:
     warnings: tuple[str, ...] = ()
 
 
-def read_configured(directory: Path) -> tuple[ConfiguredFile, ...]:
-    """Read every ``*.conf`` file of ``directory``, by name: none if it is missing; a bad file stops no other.
-
-    Raises:
-        ConfigError: the directory cannot be listed.
-    """
-    try:
-        names = sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
-    except FileNotFoundError:
-        return ()
-    except OSError as exc:
-        where = f"configuration directory {directory}"
-        remedy = "make it readable, or set CONFIG_PATH to another in the global configuration file"
-        raise ConfigError(f"cannot be read ({exc.strerror})", where=where, remedy=remedy) from exc
-    return tuple(_read(path) for path in names)
-
-
 def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> tuple[ConfiguredFile, ...]:
-    """Read the directory; if it holds no file, the server of the environment.
+    """Read every ``*.conf`` file of ``directory``, by name; if there is none, the server of the environment.
+
+    A bad file stops no other.
 
     Raises:
         ConfigError: the directory cannot be read, a variable is unknown or wrong, or no release is installed.
     """
-    files = read_configured(directory)
-    if files:
-        return files
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
+    except FileNotFoundError:
+        paths = []
+    except OSError as exc:
+        where = f"configuration directory {directory}"
+        remedy = "make it readable, or set CONFIG_PATH to another in the global configuration file"
+        raise ConfigError(f"cannot be read ({exc.strerror})", where=where, remedy=remedy) from exc
+    if paths:
+        return tuple(map(_read, paths))
     described = server_values(environ)
     if not described:
         return ()
@@ -78,11 +70,6 @@ def with_each_release(settings: ServerSettings) -> ServerSettings:
         remedy = "install kernel headers, or mount /lib/modules and /usr/src of a host that has them"
         raise ConfigError("there is no /lib/modules/RELEASE/build", where=where, remedy=remedy)
     return attrs.evolve(settings, releases=tuple(installed))
-
-
-def default_server(defaults: HostDefaults) -> ServerSettings:
-    """Return what is started where nothing is configured: the host's release (manual page, ``start``)."""
-    return ServerSettings().resolved(defaults)
 
 
 def _read(path: Path) -> ConfiguredFile:

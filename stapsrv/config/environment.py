@@ -29,17 +29,21 @@ _LINK_REMEDY = (
 )
 
 
-def global_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of the whole service, by attribute; an empty value is none.
+def values_in(environ: Mapping[str, str], rows: Iterable[Setting[Any]]) -> dict[str, Any]:
+    """Return what the environment says of ``rows``, by attribute; an empty value is none.
 
     Raises:
         ConfigError: a value is wrong; names the variable and what was expected.
     """
-    return _values(environ, GLOBAL_SETTINGS)
+    values: dict[str, Any] = {}
+    for row in rows:
+        if row.by_process and environ.get(name := PREFIX + row.variable):
+            _read(row, environ[name], values)
+    return values
 
 
 def server_values(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the environment says of one server, by attribute; an empty value is none.
+    """Return what the environment says of one server, as :func:`values_in`.
 
     Raises:
         ConfigError: a variable is unknown, or its value wrong.
@@ -47,7 +51,7 @@ def server_values(environ: Mapping[str, str]) -> dict[str, Any]:
     refuse_unknown(environ)
     # A name that both files have is the global file's.
     others = {row.variable for row in GLOBAL_SETTINGS}
-    return _values(environ, [row for row in SERVER_SETTINGS if row.variable not in others])
+    return values_in(environ, [row for row in SERVER_SETTINGS if row.variable not in others])
 
 
 def retired_in(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -70,14 +74,6 @@ def refuse_unknown(environ: Mapping[str, str]) -> None:
         else:
             remedy = f"did you mean {meant}?" if meant else f"remove it; there are {', '.join(known)}"
         raise ConfigError("unknown environment variable", where=name, remedy=remedy)
-
-
-def _values(environ: Mapping[str, str], rows: Iterable[Setting[Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for row in rows:
-        if row.by_process and environ.get(name := PREFIX + row.variable):
-            _read(row, environ[name], values)
-    return values
 
 
 def _read(row: Setting[Any], text: str, values: dict[str, Any]) -> None:

@@ -75,15 +75,29 @@ def decode_config(data: bytes, *, where: str) -> str:
         raise ConfigError(problem, where=f"{where}:{line}", remedy="save the file as UTF-8") from exc
 
 
-def parse_assignments(text: str, *, where: str) -> tuple[Assignment, ...]:
-    """Read the assignments of a file, in order, whatever their variables are.
-
-    Raises:
-        ConfigFaults: lines that are neither assignment, comment nor blank.
-    """
-    found = tuple(_scan(text, where))
-    _raise_if_any(each for each in found if isinstance(each, ConfigError))
-    return tuple(each for each in found if isinstance(each, Assignment))
+def scan(text: str, *, where: str) -> Iterator[Assignment | ConfigError]:
+    """Read a file line by line, whatever its variables are: each assignment, and each line that is none."""
+    returned = False
+    # Not splitlines(), which would end a line at a form feed or at U+2028.
+    for number, whole in enumerate(text.split("\n"), start=1):
+        place = f"{where}:{number}"
+        if "\r" in whole and not returned:
+            # One fault for all: a file from another system has one on each line.
+            returned = True
+            remedy = "save the file with Unix line ends"
+            yield ConfigError("a carriage return cannot stand in a value", where=place, remedy=remedy)
+        line = whole.replace("\r", "").lstrip(BLANKS)
+        statement = line.rstrip(BLANKS)
+        if not statement or statement.startswith("#"):
+            continue
+        found = _ASSIGNMENT.fullmatch(statement)
+        if found is None or "\0" in statement:
+            problem = f"expected VARIABLE=VALUE, found {_shown(statement)}"
+            remedy = "begin comments with '#' and leave no blank before the '='"
+            yield ConfigError(problem, where=place, remedy=remedy)
+        else:
+            adds, trimmed = bool(found["adds"]), statement != line
+            yield Assignment(number, found["variable"], found["value"], adds, trimmed)
 
 
 def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[str, Any]:
@@ -98,7 +112,7 @@ def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[
     known = {row.variable: row for row in rows}
     values: dict[str, Any] = {}
     faults: list[ConfigError] = []
-    for found in _scan(text, where):
+    for found in scan(text, where=where):
         if isinstance(found, ConfigError):
             faults.append(found)
         elif found.variable not in RETIRED:
@@ -107,7 +121,8 @@ def values_from(text: str, *, where: str, rows: Iterable[Setting[Any]]) -> dict[
             except ConfigError as fault:
                 fault.where = f"{where}:{found.line}"
                 faults.append(fault)
-    _raise_if_any(faults)
+    if faults:
+        raise ConfigFaults(faults)
     return values
 
 
@@ -117,7 +132,7 @@ def warnings_about(text: str, *, where: str) -> tuple[str, ...]:
         retired_warning(found.variable, where=f"{where}:{found.line}")
         if found.variable in RETIRED
         else f"{where}:{found.line}: blanks at the end of {found.variable} are no part of its value"
-        for found in _scan(text, where)
+        for found in scan(text, where=where)
         if isinstance(found, Assignment) and (found.variable in RETIRED or found.trimmed)
     )
 
@@ -178,35 +193,6 @@ def unwritable_reason(value: str) -> str | None:
     except UnicodeEncodeError:
         return "is not UTF-8 text"
     return None
-
-
-def _raise_if_any(faults: Iterable[ConfigError]) -> None:
-    if found := tuple(faults):
-        raise ConfigFaults(found)
-
-
-def _scan(text: str, where: str) -> Iterator[Assignment | ConfigError]:
-    returned = False
-    # Not splitlines(), which would end a line at a form feed or at U+2028.
-    for number, whole in enumerate(text.split("\n"), start=1):
-        place = f"{where}:{number}"
-        if "\r" in whole and not returned:
-            # One fault for all: a file from another system has one on each line.
-            returned = True
-            remedy = "save the file with Unix line ends"
-            yield ConfigError("a carriage return cannot stand in a value", where=place, remedy=remedy)
-        line = whole.replace("\r", "").lstrip(BLANKS)
-        statement = line.rstrip(BLANKS)
-        if not statement or statement.startswith("#"):
-            continue
-        found = _ASSIGNMENT.fullmatch(statement)
-        if found is None or "\0" in statement:
-            problem = f"expected VARIABLE=VALUE, found {_shown(statement)}"
-            remedy = "begin comments with '#' and leave no blank before the '='"
-            yield ConfigError(problem, where=place, remedy=remedy)
-        else:
-            adds, trimmed = bool(found["adds"]), statement != line
-            yield Assignment(number, found["variable"], found["value"], adds, trimmed)
 
 
 def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, Setting[Any]]) -> None:

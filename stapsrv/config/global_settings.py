@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import pwd
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stapsrv.config.environment import global_values, retired_in
+from stapsrv.config.environment import retired_in, values_in
 from stapsrv.config.files import decode_config, values_from, warnings_about
 from stapsrv.config.table import GLOBAL_SETTINGS, Service
 from stapsrv.config.tuning import NOTHING_SET, Tuning, with_tuning
@@ -53,9 +54,7 @@ class GlobalSettings(NamedTuple):
 SYSTEM_SETTINGS = GlobalSettings()
 
 
-def global_defaults(
-    environ: Mapping[str, str], *, euid: int, home: Path, can_write: Callable[[Path], bool]
-) -> GlobalSettings:
+def global_defaults(environ: Mapping[str, str]) -> GlobalSettings:
     """Return the settings before files: the system's paths, or a plain user's own for those he cannot write.
 
     That is the log in ``$XDG_STATE_HOME/stap-server`` (``~/.local/state``), and the state in
@@ -64,8 +63,9 @@ def global_defaults(
     Raises:
         ConfigError: an environment variable's value is wrong.
     """
-    if euid == 0:
+    if os.geteuid() == 0:
         return global_from_environ(environ)
+    home = Path(environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
     # XDG Base Directory Specification: relative values are ignored. The run-time directory has no default,
     # so without one the state goes beside the log: never to a name in /tmp that a stranger could have made.
     state = (_absolute(environ.get("XDG_STATE_HOME")) or home / ".local" / "state") / "stap-server"
@@ -84,7 +84,7 @@ def global_from_environ(environ: Mapping[str, str], base: GlobalSettings = SYSTE
     Raises:
         ConfigError: a variable's value is wrong.
     """
-    return with_values(base, global_values(environ), retired_in(environ))
+    return with_values(base, values_in(environ, GLOBAL_SETTINGS), retired_in(environ))
 
 
 def with_values(base: GlobalSettings, values: Mapping[str, Any], warnings: tuple[str, ...]) -> GlobalSettings:
@@ -103,16 +103,14 @@ def lay_over(base: GlobalSettings, text: str, *, where: str) -> GlobalSettings:
     return with_values(base, values, warnings_about(text, where=where))
 
 
-def read_global_settings(
-    defaults: GlobalSettings, config_file: Path | None, *, default_files: Iterable[Path] = DEFAULT_FILES
-) -> GlobalSettings:
+def read_global_settings(defaults: GlobalSettings, config_file: Path | None) -> GlobalSettings:
     """Read the default files that exist, then ``config_file`` (the last ``-c``), each laid over those before.
 
     Raises:
         ConfigError: a file cannot be read or is wrong; only a default file may be missing.
     """
     settings = defaults
-    for path in (*default_files, *filter(None, [config_file])):
+    for path in (*DEFAULT_FILES, *filter(None, [config_file])):
         where = str(path)
         try:
             data = path.read_bytes()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
-from stapsrv.config.configured import default_server
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.parser import parse_arguments
@@ -50,7 +49,7 @@ class DoctorContext:
         settings = tuple(dict.fromkeys([*running, *own]))
         if settings or self.inventory.files:
             return settings
-        return (default_server(defaults),)
+        return (ServerSettings().resolved(defaults),)
 
     @property
     def running(self) -> list[FoundServer]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stapsrv.config import configured
-from stapsrv.config.configured import read_configured, read_configured_or_environ, with_each_release
+from stapsrv.config.configured import read_configured_or_environ, with_each_release
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
 
@@ -18,11 +18,11 @@ def test_files_are_read_by_name_and_a_bad_one_does_not_stop_the_others(tmp_path)
     (tmp_path / "b.conf").write_text("PORT=many\n")
     (tmp_path / "a.conf").write_text("PORT=5001\n")
     (tmp_path / "c.txt").write_text("PORT=5002\n")
-    first, second = read_configured(tmp_path)
+    first, second = read_configured_or_environ(tmp_path, {})
     assert (first.path.name, first.settings, first.fault) == ("a.conf", ServerSettings(port=5001), None)
     assert (second.path.name, second.settings) == ("b.conf", None)
     assert str(second.fault).startswith(f"{tmp_path}/b.conf:1: PORT=many: expected")
-    assert read_configured(NO_FILES) == ()
+    assert read_configured_or_environ(NO_FILES, {}) == ()
 
 
 def test_server_that_the_environment_describes():

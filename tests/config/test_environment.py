@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from stapsrv.config import global_settings
 from stapsrv.config.environment import PREFIX, refuse_unknown, retired_in, server_values
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, global_defaults
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.errors import ConfigError
 
 
-def test_global_variables_are_the_defaults_of_the_files():
+@pytest.fixture
+def system_paths(monkeypatch):
+    """A user who may write the system's paths."""
+    monkeypatch.setattr(global_settings, "can_write", lambda _path: True)
+
+
+def test_global_variables_are_the_defaults_of_the_files(system_paths, monkeypatch):
     environ = {"STAPSRV_LOG_FILE": "/dev/stdout", "STAPSRV_STAT_PATH": "/stat", "STAPSRV_MDNS": "no"}
     for euid in (0, 1000):
-        settings = global_defaults(environ, euid=euid, home=Path("/home"), can_write=lambda _: True)
+        monkeypatch.setattr(os, "geteuid", lambda euid=euid: euid)
+        settings = global_defaults({**environ, "HOME": "/home"})
         assert settings == SYSTEM_SETTINGS._replace(
             log_file=Path("/dev/stdout"), stat_path=Path("/stat"), mdns_enabled=False
         )
@@ -26,12 +35,12 @@ def test_every_variable_of_the_files_is_known():
     refuse_unknown({PREFIX + name: "x" for name in every - {"USER", "STAP_USER"}})
 
 
-def test_retired_variable_is_accepted_with_a_warning():
+def test_retired_variable_is_accepted_with_a_warning(system_paths):
     environ = {"STAPSRV_STANDBY": "2"}
     warning = "STAPSRV_STANDBY has no effect any more and can be removed"
     refuse_unknown(environ)
     assert retired_in(environ) == (warning,)
-    settings = global_defaults(environ, euid=0, home=Path("/"), can_write=lambda _: True)
+    settings = global_defaults(environ)
     assert settings == SYSTEM_SETTINGS._replace(warnings=(warning,))
 
 
@@ -66,4 +75,4 @@ def test_faults_are_one_line_that_names_the_variable(name, value, text):
 
 def test_wrong_global_value():
     with pytest.raises(ConfigError, match=r"^STAPSRV_MDNS='maybe': expected yes or no$"):
-        global_defaults({"STAPSRV_MDNS": "maybe"}, euid=0, home=Path("/"), can_write=lambda _: True)
+        global_defaults({"STAPSRV_MDNS": "maybe"})

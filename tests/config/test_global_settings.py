@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config import global_settings
 from stapsrv.config.addresses import MetricsAddress
 from stapsrv.config.global_settings import (
     SYSTEM_SETTINGS,
@@ -23,8 +24,6 @@ from stapsrv.config.global_settings import (
 from stapsrv.config.kinds import LogFormat
 from stapsrv.config.tuning import Tuning
 from stapsrv.errors import ConfigError
-
-HOME = Path("/home/me")
 
 
 def test_defaults() -> None:
@@ -105,20 +104,28 @@ def test_unknown_variable_is_refused_with_the_nearest() -> None:
     ],
 )
 def test_where_a_user_s_files_are(
-    environ: dict[str, str], unwritable: list[str], stat_path: str | None, log_file: str | None
+    environ: dict[str, str],
+    unwritable: list[str],
+    stat_path: str | None,
+    log_file: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paths = {"stat": SYSTEM_SETTINGS.stat_path, "log": SYSTEM_SETTINGS.log_file}
     refused = {paths[name] for name in unwritable}
-    settings = global_defaults(environ, euid=1000, home=HOME, can_write=lambda path: path not in refused)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(global_settings, "can_write", lambda path: path not in refused)
+    settings = global_defaults({"HOME": "/home/me", **environ})
     assert settings == SYSTEM_SETTINGS._replace(
         stat_path=Path(stat_path or SYSTEM_SETTINGS.stat_path),
         log_file=Path(log_file or SYSTEM_SETTINGS.log_file),
     )
 
 
-def test_root_uses_the_system_s_paths_whatever_they_are() -> None:
+def test_root_uses_the_system_s_paths_whatever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"XDG_RUNTIME_DIR": "/run/user/0"}
-    assert global_defaults(environ, euid=0, home=HOME, can_write=lambda _: False) == SYSTEM_SETTINGS
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(global_settings, "can_write", lambda _path: False)
+    assert global_defaults(environ) == SYSTEM_SETTINGS
 
 
 def test_default_user() -> None:
@@ -128,29 +135,31 @@ def test_default_user() -> None:
     assert SYSTEM_SETTINGS._replace(stap_user="eve").default_user("root", euid=0) == "eve"
 
 
-def test_files_are_laid_over_each_other(tmp_path: Path) -> None:
+def test_files_are_laid_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, last = (tmp_path / name for name in ("sysconfig", "default", "mine"))
     first.write_text("STAT_PATH=/s1\nLOG_FILE=/l1\nCONFIG_PATH=/c1\n")
     second.write_text("STAT_PATH=/s2\nLOG_FILE=/l2\n")
     last.write_text("STAT_PATH=/s3\n")
-    default_files = (first, tmp_path / "missing", second)
-    assert read_global_settings(SYSTEM_SETTINGS, last, default_files=default_files) == GlobalSettings(
+    monkeypatch.setattr(global_settings, "DEFAULT_FILES", (first, tmp_path / "missing", second))
+    assert read_global_settings(SYSTEM_SETTINGS, last) == GlobalSettings(
         Path("/c1"), Path("/s3"), Path("/l2")
     )
-    assert read_global_settings(SYSTEM_SETTINGS, None, default_files=default_files).stat_path == Path("/s2")
+    assert read_global_settings(SYSTEM_SETTINGS, None).stat_path == Path("/s2")
 
 
-def test_unreadable_file_is_refused(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(global_settings, "DEFAULT_FILES", ())
     with pytest.raises(ConfigError) as caught:
-        read_global_settings(SYSTEM_SETTINGS, tmp_path / "none", default_files=())
+        read_global_settings(SYSTEM_SETTINGS, tmp_path / "none")
     assert str(caught.value) == f"{tmp_path}/none: no such file; give -c a global configuration file"
     with pytest.raises(ConfigError) as caught:
-        read_global_settings(SYSTEM_SETTINGS, tmp_path, default_files=())
+        read_global_settings(SYSTEM_SETTINGS, tmp_path)
     assert str(caught.value) == f"{tmp_path}: cannot be read (Is a directory)"
     latin = tmp_path / "latin"
     latin.write_bytes(b"STAP_USER=zo\xeb\n")
+    monkeypatch.setattr(global_settings, "DEFAULT_FILES", (latin,))
     with pytest.raises(ConfigError) as caught:
-        read_global_settings(SYSTEM_SETTINGS, None, default_files=[latin])
+        read_global_settings(SYSTEM_SETTINGS, None)
     assert str(caught.value) == f"{latin}:1: byte 0xeb is not UTF-8 text; save the file as UTF-8"
 
 

@@ -145,7 +145,6 @@ NEW_ROW = """\
     )
     warmup = Setting("""
 USE = """\
-from pathlib import Path
 from stapsrv.config.files import encode_server_settings, server_settings_from
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, global_defaults, lay_over
 from stapsrv.config.settings import ServerSettings
@@ -159,7 +158,7 @@ wanted = ServerSettings(tuning={"sheep": 9})
 assert server_settings_from("MAX_SHEEP=9", where="f") == wanted
 assert lay_over(SYSTEM_SETTINGS, "MAX_SHEEP=9", where="g").tuning == wanted.tuning
 environ = {"STAPSRV_MAX_SHEEP": "9"}
-assert global_defaults(environ, euid=0, home=Path("/"), can_write=bool).tuning == wanted.tuning
+assert global_defaults(environ).tuning == wanted.tuning
 assert parse_arguments(["--max-sheep", "9"]).server == wanted
 assert parse_command(["start", "--max-sheep=9"], directory="/").specifications[0].settings
 assert "MAX_SHEEP=9" in encode_server_settings(wanted).splitlines()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from stapsrv.config.global_settings import (
     SYSTEM_SETTINGS,
     GlobalSettings,
-    can_write,
     global_defaults,
     read_global_settings,
 )
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 def own_settings(environ: Mapping[str, str], config_file: str | None) -> GlobalSettings:
     """Return the global settings for what this user starts; may raise ConfigError."""
-    home = environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
-    base = global_defaults(environ, euid=os.geteuid(), home=Path(home), can_write=can_write)
+    base = global_defaults(environ)
     # As the original: a variable of the environment that the files may change.
     base = base._replace(stap_user=environ.get("STAP_USER") or base.stap_user)
     return read_global_settings(base, _path(config_file))

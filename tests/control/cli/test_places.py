@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config import global_settings
 from stapsrv.config.global_settings import SYSTEM_SETTINGS
-from stapsrv.control.cli import places
 from stapsrv.control.cli.places import own_settings, own_stat_paths, readable_stat_paths
 from stapsrv.control.client.whereabouts import note_stat_path
 
@@ -18,7 +18,7 @@ from stapsrv.control.client.whereabouts import note_stat_path
 def plain_user(monkeypatch):
     """A user who can write nothing of the system's."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    monkeypatch.setattr(places, "can_write", lambda path: False)
+    monkeypatch.setattr(global_settings, "can_write", lambda path: False)
 
 
 def test_stat_path_of_the_file_is_the_only_one(tmp_path, plain_user):
@@ -57,7 +57,7 @@ def test_a_changed_stat_path_leaves_the_former_one_in_sight(tmp_path):
 
 def test_the_former_place_stays_in_sight_where_the_system_s_becomes_writable(tmp_path, monkeypatch):
     """As when the package is installed: what its user had started before can be stopped."""
-    monkeypatch.setattr(places, "can_write", lambda path: False)
+    monkeypatch.setattr(global_settings, "can_write", lambda path: False)
     environ = {
         "HOME": str(tmp_path),
         "XDG_RUNTIME_DIR": str(tmp_path / "run"),
@@ -67,7 +67,7 @@ def test_the_former_place_stays_in_sight_where_the_system_s_becomes_writable(tmp
         pytest.skip("root's place is the system's")
     before = own_settings(environ, None).stat_path
     note_stat_path(tmp_path / ".systemtap", None, before)
-    monkeypatch.setattr(places, "can_write", lambda path: True)
+    monkeypatch.setattr(global_settings, "can_write", lambda path: True)
     after = own_settings(environ, None)
     assert own_stat_paths(after, None, environ) == (SYSTEM_SETTINGS.stat_path, before)
 
@@ -75,7 +75,7 @@ def test_the_former_place_stays_in_sight_where_the_system_s_becomes_writable(tmp
 def test_home_comes_from_the_user_database_where_the_environment_has_none(monkeypatch):
     if os.geteuid() == 0:
         pytest.skip("root's place is the system's")
-    monkeypatch.setattr(places, "can_write", lambda path: False)
+    monkeypatch.setattr(global_settings, "can_write", lambda path: False)
     home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     assert own_settings({}, None).log_file == home / ".local" / "state" / "stap-server" / "log"
 

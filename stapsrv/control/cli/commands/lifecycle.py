@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from stapsrv.config.files import decode_config, parse_assignments
+from stapsrv.config.files import Assignment, decode_config, scan
 from stapsrv.control.cli.console import NONE_RUNS, PROGRAM, title
 from stapsrv.control.cli.execute import Executor, failure
 from stapsrv.control.cli.inventory import FoundServer, Inventory
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 def line_of(file: str, variable: str, value: str | None = None) -> str:
     """Return ``FILE:LINE`` of the last assignment to a variable, or of ``value`` to it; else ``FILE``."""
     try:
-        assignments = parse_assignments(decode_config(Path(file).read_bytes(), where=file), where=file)
+        text = decode_config(Path(file).read_bytes(), where=file)
     except (OSError, ConfigError):
         return file
     lines = [
-        assignment.line
-        for assignment in assignments
-        if assignment.variable == variable and value in (None, assignment.value)
+        found.line
+        for found in scan(text, where=file)
+        if isinstance(found, Assignment) and found.variable == variable and value in (None, found.value)
     ]
     return f"{file}:{lines[-1]}" if lines else file
 
