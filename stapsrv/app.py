@@ -17,7 +17,6 @@ from stapsrv.config.global_settings import (
     global_from_environ,
     read_global_settings,
 )
-from stapsrv.config.kernels import host_arch, host_release
 from stapsrv.config.settings import HostDefaults, ServerSettings, total_compiles
 from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.server.auth import Policy
@@ -126,8 +125,6 @@ class Configuration:
     def defaults(self) -> HostDefaults:
         """What holds for servers that do not say."""
         return HostDefaults(
-            arch=host_arch(),
-            release=host_release(),
             user=self.user,
             log=self.log_file,
             tuning=self.settings.tuning.of_servers(),

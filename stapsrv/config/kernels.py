@@ -67,28 +67,29 @@ def is_release_name(text: str) -> bool:
     return _RELEASE.fullmatch(text) is not None
 
 
-def installed_releases(modules: Path = MODULES) -> list[str]:
-    """Return the releases that have a build tree under ``modules``, by name (``-i``)."""
+def installed_releases() -> list[str]:
+    """Return the releases that have a build tree under ``/lib/modules``, by name (``-i``)."""
     # A tree that this user may not read does not exist for him.
     try:
-        entries = sorted(entry.name for entry in modules.iterdir())
+        entries = sorted(entry.name for entry in MODULES.iterdir())
     except (FileNotFoundError, PermissionError):
         return []
-    return [name for name in entries if os.path.isdir(modules / name / "build")]  # noqa: PTH112 - never raises
+    return [name for name in entries if os.path.isdir(MODULES / name / "build")]  # noqa: PTH112 - never raises
 
 
-def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> ServedRelease:
+def resolve_release(argument: str, *, arch: str) -> ServedRelease:
     """Find the build tree that ``-r ARGUMENT`` means: a release, or the absolute path of a build tree.
 
     Raises:
         ConfigError: there is no build tree, or it was never configured.
     """
     if argument.startswith("/"):
-        return _from_build_tree(Path(argument), arch=arch)
+        tree = Path(argument)
+        return ServedRelease(_release_of(tree), arch, str(tree), tree)
     if not is_release_name(argument):
         remedy = "give a release such as 6.1.0-56-amd64, or the absolute path of a kernel build tree"
         raise ConfigError("is not a kernel release", where=f"-r {argument!r}", remedy=remedy)
-    tree = modules / argument / "build"
+    tree = MODULES / argument / "build"
     try:
         found = tree.is_dir()
     except OSError as exc:
@@ -96,25 +97,22 @@ def resolve_release(argument: str, *, arch: str, modules: Path = MODULES) -> Ser
         remedy = "let the server's user read it; a service manager may hide it (ProtectKernelModules=)"
         raise ConfigError(problem, where=f"-r {argument}", remedy=remedy) from exc
     if not found:
-        raise ConfigError(
-            f"{tree} is missing", where=f"-r {argument}", remedy=_remedy_for_missing_tree(argument, modules)
-        )
+        remedy = f"install the headers of that kernel (Debian: linux-headers-{argument})"
+        if others := installed_releases():
+            remedy += f", or serve one that is installed: {', '.join(others)}"
+        raise ConfigError(f"{tree} is missing", where=f"-r {argument}", remedy=remedy)
     return ServedRelease(argument, arch, argument, tree)
 
 
-def _from_build_tree(tree: Path, *, arch: str) -> ServedRelease:
+def _release_of(tree: Path) -> str:
     # utsrelease.h has the release that modules built there are made for, and so what clients run. Debian's
-    # packages state another name in kernel.release, that of the upstream version.
+    # packages state another name in kernel.release, that of the upstream version; a tree that has not been
+    # prepared as far as its headers has that one alone.
     compiled = tree / "include" / "generated" / "utsrelease.h"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         found = _UTS_RELEASE.search(compiled.read_text(encoding="ascii"))
         if found is not None and is_release_name(found[1]):
-            return ServedRelease(found[1], arch, str(tree), tree)
-    return ServedRelease(_stated_release(tree), arch, str(tree), tree)
-
-
-def _stated_release(tree: Path) -> str:
-    # A tree that has not been prepared as far as its headers has kernel.release alone.
+            return found[1]
     stated = tree / "include" / "config" / "kernel.release"
     try:
         name = stated.read_text(encoding="ascii").strip()
@@ -126,9 +124,3 @@ def _stated_release(tree: Path) -> str:
     if not is_release_name(name):
         raise ConfigError(f"{stated} holds no kernel release", where=f"-r {tree}")
     return name
-
-
-def _remedy_for_missing_tree(release: str, modules: Path) -> str:
-    remedy = f"install the headers of that kernel (Debian: linux-headers-{release})"
-    others = installed_releases(modules)
-    return f"{remedy}, or serve one that is installed: {', '.join(others)}" if others else remedy

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Python refuses to convert thousands of digits, and a number of more than this is a mistake anyway.
 _MAX_DIGITS = 18
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
     metavar: str
     parse: Callable[[str], object] = str
-    encode: Callable[[object], str] = str
+    encode: Callable[[Any], str] = str
     # It has to be absolute where the working directory is not the writer's.
     is_path: bool = False
 
@@ -120,18 +120,16 @@ LOG_FORMAT = Kind("|".join(LogFormat), _parse_log_format)
 SWITCH = Kind("yes|no", _parse_switch, lambda value: "yes" if value else "no")
 
 
-def encode_duration(seconds: object) -> str:
+def encode_duration(seconds: float) -> str:
     """Write a duration so that reading it gives the same: whole minutes, hours and days as such."""
-    assert isinstance(seconds, int | float)  # noqa: S101 - values of the kind, by its parser
     for unit in ("d", "h", "m"):
         if seconds and seconds % _SECONDS[unit] == 0:
             return f"{int(seconds // _SECONDS[unit])}{unit}"
     return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds}s"
 
 
-def encode_size(number: object) -> str:
+def encode_size(number: int) -> str:
     """Write a size so that reading it gives the same, with the largest unit that divides it."""
-    assert isinstance(number, int)  # noqa: S101 - values of the kind, by its parser
     for letter, power in (("T", 4), ("G", 3), ("M", 2), ("k", 1)):
         if number and number % _KIBI**power == 0:
             return f"{number // _KIBI**power}{letter}"

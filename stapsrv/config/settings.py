@@ -20,8 +20,8 @@ _NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if no
 class HostDefaults:
     """What holds for a server whose settings do not say; ``tuning`` is of the global configuration."""
 
-    arch: str
-    release: str
+    arch: str = attrs.field(factory=host_arch)
+    release: str = attrs.field(factory=host_release)
     user: str
     log: Path
     tuning: Tuning = NOTHING_SET

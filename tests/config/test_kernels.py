@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config import kernels
 from stapsrv.config.kernels import (
     ServedRelease,
     installed_releases,
@@ -18,10 +19,11 @@ from stapsrv.errors import ConfigError
 
 
 @pytest.fixture
-def modules(tmp_path: Path) -> Path:
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("6.2.0-b", "6.1.0-a"):
         (tmp_path / name / "build").mkdir(parents=True)
     (tmp_path / "5.0-without-headers").mkdir()
+    monkeypatch.setattr(kernels, "MODULES", tmp_path)
     return tmp_path
 
 
@@ -61,13 +63,14 @@ def test_names_that_are_no_release(name):
     assert not is_release_name(name)
 
 
-def test_installed_releases_have_a_build_tree(modules):
-    assert installed_releases(modules) == ["6.1.0-a", "6.2.0-b"]
-    assert installed_releases(modules / "nothing") == []
+def test_installed_releases_have_a_build_tree(modules, monkeypatch):
+    assert installed_releases() == ["6.1.0-a", "6.2.0-b"]
+    monkeypatch.setattr(kernels, "MODULES", modules / "nothing")
+    assert installed_releases() == []
 
 
 def test_release_by_name(modules):
-    served = resolve_release("6.1.0-a", arch="x86_64", modules=modules)
+    served = resolve_release("6.1.0-a", arch="x86_64")
     assert served == ServedRelease("6.1.0-a", "x86_64", "6.1.0-a", modules / "6.1.0-a" / "build")
     assert served.sysinfo == "6.1.0-a x86_64"
 
@@ -101,7 +104,7 @@ def make_tree(tree, header):
 
 def test_missing_build_tree_names_package_and_alternatives(modules):
     with pytest.raises(ConfigError) as caught:
-        resolve_release("9.9", arch="x86_64", modules=modules)
+        resolve_release("9.9", arch="x86_64")
     assert str(caught.value) == (
         f"-r 9.9: {modules}/9.9/build is missing; install the headers of that kernel (Debian: "
         "linux-headers-9.9), or serve one that is installed: 6.1.0-a, 6.2.0-b"
@@ -113,9 +116,9 @@ def test_unreadable_modules_directory_has_no_releases(modules):
     """As a service manager hides them."""
     modules.chmod(0)
     try:
-        assert installed_releases(modules) == []
+        assert installed_releases() == []
         with pytest.raises(ConfigError) as caught:
-            resolve_release("6.1.0-a", arch="x86_64", modules=modules)
+            resolve_release("6.1.0-a", arch="x86_64")
     finally:
         modules.chmod(0o755)
     assert str(caught.value).startswith(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
-from stapsrv.config.kernels import host_arch, host_release, installed_releases
+from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.cli.invocation import NICKNAME, Action, Invocation
 from stapsrv.control.cli.places import own_settings, readable_stat_paths
@@ -72,8 +72,6 @@ class Inventory:
     def host(self) -> HostFacts:
         """The host's facts for the plan."""
         defaults = HostDefaults(
-            arch=host_arch(),
-            release=host_release(),
             user=self.default_user,
             log=self.settings.log_file,
             tuning=self.settings.tuning.of_servers(),
