@@ -126,7 +126,7 @@ def parse_metrics_address(text: str) -> MetricsAddress:
     if found is None or int(found["port"]) > _HIGHEST_PORT:
         raise ValueError(_METRICS_MEANING)
     host = found["v4"] or found["v6"] or LOOPBACK
-    if not _is_address(host):
+    if not is_address(host):
         raise ValueError(_METRICS_MEANING)
     return MetricsAddress(host=host, port=int(found["port"]))
 
@@ -135,7 +135,7 @@ def parse_interfaces(text: str) -> tuple[str, ...]:
     """Read names of interfaces and addresses, with commas or blanks between them; they need not exist."""
     words = tuple(dict.fromkeys(text.replace(",", " ").split()))
     for word in words:
-        if not (_is_interface_name(word) or _is_address(word)):
+        if not (_is_interface_name(word) or is_address(word)):
             raise ValueError(f"names of interfaces or IP addresses, which {word!r} is not")
     if not words:
         raise ValueError("at least one name of an interface or IP address")
@@ -155,12 +155,8 @@ def parse_host(text: str) -> str:
     return label
 
 
-def _is_interface_name(word: str) -> bool:
-    # A colon would make an alias, which is no interface.
-    return len(word) <= _INTERFACE_CHARACTERS and not {"/", ":"} & {*word} and word not in {".", ".."}
-
-
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether ``text`` is an IP address."""
     import ipaddress  # noqa: PLC0415 (see the module's docstring)
 
     try:
@@ -168,3 +164,8 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_interface_name(word: str) -> bool:
+    # A colon would make an alias, which is no interface.
+    return len(word) <= _INTERFACE_CHARACTERS and not {"/", ":"} & {*word} and word not in {".", ".."}

@@ -16,23 +16,14 @@ import anyio
 from stapsrv.config.kernels import host_release, is_release_name
 from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded
 from stapsrv.control.client.accounts import environment_for, runnable_account
+from stapsrv.doctor import host, kernels, service
 from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import Finding, document_of, error, failure, has_failed, lines_of, summary_line
-from stapsrv.doctor.kernels import check_compiling, check_releases
-from stapsrv.doctor.network import check_announcements
-from stapsrv.doctor.places import check_directories, check_space, check_user
 from stapsrv.doctor.remote import Destination, check_remote
-from stapsrv.doctor.service import (
-    check_certificates,
-    check_configuration,
-    check_listeners,
-    check_ports,
-    check_supervisor,
-)
-from stapsrv.doctor.system import check_clock, check_containment, check_files, check_stap, check_tools
-from stapsrv.errors import StapsrvError, UsageError
+from stapsrv.errors import StapsrvError
 from stapsrv.system.blocking import BlockingCalls
 
+_PROGRAM = "stap-server doctor"
 _QUICK_S = 20.0
 _SLOW_S = 150.0
 _MAX_PORT = 65535
@@ -52,28 +43,28 @@ class Check(NamedTuple):
 
 # In the order of the output: the quick ones first.
 CHECKS = (
-    Check("stap", check_stap),
-    Check("tools", check_tools),
-    Check("user", check_user, _QUICK_S),
-    Check("directories", check_directories, _QUICK_S),
-    Check("room", check_space, _QUICK_S),
-    Check("clock", check_clock, _QUICK_S),
-    Check("open files", check_files, _QUICK_S),
-    Check("containment", check_containment),
-    Check("configured servers", check_configuration, _SLOW_S),
-    Check("releases", check_releases, _QUICK_S),
-    Check("certificate", check_certificates, _SLOW_S),
-    Check("supervisor", check_supervisor, _QUICK_S),
-    Check("ports", check_ports, _QUICK_S),
-    Check("listeners", check_listeners),
-    Check("announced (mDNS)", check_announcements, _SLOW_S),
-    Check("compiling", check_compiling),
+    Check("stap", host.check_stap),
+    Check("tools", host.check_tools),
+    Check("user", host.check_user, _QUICK_S),
+    Check("directories", host.check_directories, _QUICK_S),
+    Check("room", host.check_space, _QUICK_S),
+    Check("clock", host.check_clock, _QUICK_S),
+    Check("open files", host.check_files, _QUICK_S),
+    Check("containment", host.check_containment),
+    Check("configured servers", service.check_configuration, _SLOW_S),
+    Check("releases", kernels.check_releases, _QUICK_S),
+    Check("certificate", service.check_certificates, _SLOW_S),
+    Check("supervisor", service.check_supervisor, _QUICK_S),
+    Check("ports", service.check_ports, _QUICK_S),
+    Check("listeners", service.check_listeners),
+    Check("announced (mDNS)", service.check_announcements, _SLOW_S),
+    Check("compiling", kernels.check_compiling),
 )
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server doctor") -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server doctor …``; returns the exit status: 1 after any failure, 2 for bad usage."""
-    return guarded(program, lambda: _doctor(program, argv))
+    return guarded(_PROGRAM, partial(_doctor, argv))
 
 
 async def run_checks(context: DoctorContext, report: Report) -> None:
@@ -96,7 +87,9 @@ async def run_checks(context: DoctorContext, report: Report) -> None:
 def owner_parser(program: str, *, description: str, epilog: str) -> LineParser:
     """Return a parser with the options that say whose servers: ``-c`` and ``-u``."""
     parser = LineParser(prog=program, description=description, epilog=epilog)
-    parser.add_argument("-c", dest="config", type=_absolute, metavar="FILE", help="global configuration file")
+    parser.add_argument(
+        "-c", dest="config", type=absolute_path, metavar="FILE", help="global configuration file"
+    )
     whose = "whose servers (default: yours, for root stap-server's)"
     parser.add_argument("-u", dest="user", metavar="USER", help=whose)
     return parser
@@ -112,7 +105,7 @@ def run_as_server_user(
         return None
     account = runnable_account(owner.name, os.environ)
     owner = Owner(name=owner.name, environ=environment_for(account, os.environ))
-    config = [] if given.config is None else ["-c", given.config]
+    config = [] if given.config is None else ["-c", str(given.config)]
     return owner.run(module, [*words, *config], output=output)
 
 
@@ -137,17 +130,16 @@ async def _run_check(check: Check, context: DoctorContext, report: Report, files
         is_abandoned = True
 
 
-def _doctor(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
+def _doctor(argv: Sequence[str]) -> int:
+    parser = _parser(_PROGRAM)
+    given = parser.parse_args(argv)
     if given.client is None and given.release is not None:
-        raise UsageError("--release is for --client", remedy=f"see {program} --help")
+        parser.error("--release is for --client")
     if given.client is not None:
         if given.config is not None or given.user is not None or not given.compile:
-            raise UsageError(
-                "-c, -u and --no-compile are for this host, not for --client", remedy=f"see {program} --help"
-            )
-        host, port = given.client
-        destination = Destination(host, port, given.release or host_release())
+            parser.error("-c, -u and --no-compile are for this host, not for --client")
+        name, port = given.client
+        destination = Destination(name, port, given.release or host_release())
         return _print_all(partial(_check_remote, destination), as_json=given.json)
     words = [*(["--json"] if given.json else []), *([] if given.compile else ["--no-compile"])]
     status = run_as_server_user(given, "stapsrv.doctor.command", words)
@@ -196,18 +188,14 @@ def _parser(program: str) -> LineParser:
     return parser
 
 
-def _absolute(text: str) -> str:
-    return str(absolute_path(text))
-
-
 def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdecimal() and 0 < int(port) <= _MAX_PORT):
+    bracketed, _, port = text.rpartition(":")
+    name = bracketed.removeprefix("[").removesuffix("]")
+    if not (name and port.isascii() and port.isdecimal() and 0 < int(port) <= _MAX_PORT):
         raise ArgumentTypeError(
             f"{text!r} is not HOST:PORT, such as build.example.org:5001 or [fe80::1]:5001"
         )
-    return host, int(port)
+    return name, int(port)
 
 
 def _release(text: str) -> str:

@@ -24,8 +24,10 @@ class DoctorContext:
         ConfigError: a global file cannot be used.
     """
 
-    def __init__(self, config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True) -> None:
-        arguments = ["check"] if config_file is None else ["check", "-c", config_file]
+    def __init__(
+        self, config_file: Path | None, environ: Mapping[str, str], *, compiles: bool = True
+    ) -> None:
+        arguments = ["check"] if config_file is None else ["check", "-c", str(config_file)]
         self.invocation = parse_arguments(arguments, directory=None)
         self.inventory = Inventory(self.invocation, environ)
         self.environ = environ
@@ -56,6 +58,11 @@ class DoctorContext:
         """This user's servers that a supervisor reports."""
         return [found for found in self.inventory.found if found.supervisor["user"] == self.user]
 
+    @property
+    def serving(self) -> list[FoundServer]:
+        """Those of :attr:`running` that serve."""
+        return [found for found in self.running if found.info["state"] == "serving"]
+
     def database_of(self, settings: ServerSettings) -> Path:
         """Return a server's certificate database."""
         return settings.ssl or self.own_database
@@ -67,7 +74,7 @@ class DoctorContext:
 
 
 async def load(
-    config_file: str | None, environ: Mapping[str, str], *, compiles: bool = True
+    config_file: Path | None, environ: Mapping[str, str], *, compiles: bool = True
 ) -> DoctorContext:
     """Load a :class:`DoctorContext`, in bounded time.
 

@@ -66,18 +66,12 @@ def lines_of(finding: Finding) -> list[str]:
 
 def summary_line(findings: Sequence[Finding]) -> str:
     """Return the last line: the number of each verdict."""
-    counts = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
-    return (
-        f"{counts[Verdict.OK]} ok, {_counted(counts[Verdict.WARNING], 'warning')}, "
-        f"{_counted(counts[Verdict.FAILURE], 'failure')}"
-    )
+    fine, warnings, failures = (sum(each.verdict is verdict for each in findings) for verdict in Verdict)
+    plurals = ("" if warnings == 1 else "s", "" if failures == 1 else "s")
+    return f"{fine} ok, {warnings} warning{plurals[0]}, {failures} failure{plurals[1]}"
 
 
 def document_of(findings: Sequence[Finding]) -> str:
     """Return a JSON document: ``findings``, an array of :class:`Finding` objects, and ``exit_status``."""
     found = [attrs.asdict(finding) for finding in findings]
     return json.dumps({"findings": found, "exit_status": int(has_failed(findings))}, indent=2) + "\n"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
-import attrs
+from collections.abc import AsyncIterator
+from functools import partial
 
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.request import CompileRequest
-from stapsrv.config.kernels import ServedRelease, resolve_release
+from stapsrv.config.kernels import host_arch, resolve_release
 from stapsrv.config.settings import ServerSettings
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, error, failure, ok
@@ -37,7 +36,7 @@ async def check_releases(context: DoctorContext) -> AsyncIterator[Finding]:
 
 async def check_compiling(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that a script of one line compiles for each release, the way that requests do."""
-    jobs = await BlockingCalls().run(lambda: list(_probe_jobs(context))) if context.compiles else []
+    jobs = await BlockingCalls().run(partial(_probe_jobs, context)) if context.compiles else []
     if not jobs:
         return
     async with open_runtime(context.environ, tuning=context.settings.tuning) as runtime:
@@ -45,7 +44,7 @@ async def check_compiling(context: DoctorContext) -> AsyncIterator[Finding]:
         for job in jobs:
             question = f"compiling for {job.release.name}"
             try:
-                result = await runtime.engine.run(attrs.evolve(job, deadline_s=_TIMEOUT_S))
+                result = await runtime.engine.run(job)
             except StapsrvError as exc:
                 yield error(question, exc)
                 continue
@@ -58,30 +57,25 @@ async def check_compiling(context: DoctorContext) -> AsyncIterator[Finding]:
 
 def _check_headers(name: str, settings: ServerSettings) -> Finding:
     try:
-        release = _resolve(name, settings)
+        release = resolve_release(name, arch=settings.arch or host_arch())
     except ConfigError as exc:
         return error(f"headers of {name}", exc)
     return ok(f"headers of {release.name}", f"{release.build_tree.resolve()}, {release.arch}")
 
 
-def _probe_jobs(context: DoctorContext) -> Iterator[CompileJob]:
-    """Yield one job for each release and way to compile for it."""
-    seen = set()
+def _probe_jobs(context: DoctorContext) -> list[CompileJob]:
+    """Return one job for each release and way to compile for it."""
+    jobs: dict[object, CompileJob] = {}
     for settings in context.servers:
         for name in settings.releases:
             try:
-                release = _resolve(name, settings)
+                release = resolve_release(name, arch=settings.arch or host_arch())
             except ConfigError:
                 continue
             way = (release, settings.runtime, settings.include, settings.define, settings.build)
-            if way not in seen:
-                seen.add(way)
-                request = CompileRequest(
-                    version="4.8", release=release.name, arch=release.arch, arguments=_ARGUMENTS
-                )
-                yield CompileJob(request=request, release=release, settings=settings)
-
-
-def _resolve(name: str, settings: ServerSettings) -> ServedRelease:
-    assert settings.arch is not None, "settings are resolved"  # noqa: S101
-    return resolve_release(name, arch=settings.arch)
+            request = CompileRequest(
+                version="4.8", release=release.name, arch=release.arch, arguments=_ARGUMENTS
+            )
+            job = CompileJob(request=request, release=release, settings=settings, deadline_s=_TIMEOUT_S)
+            jobs.setdefault(way, job)
+    return list(jobs.values())

@@ -66,10 +66,6 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInf
             tls = await TLSStream.wrap(
                 stream, server_side=False, ssl_context=context, standard_compatible=False
             )
-    except BaseException:
-        await anyio.aclose_forcefully(stream)
-        raise
-    try:
         session = tls.extra(TLSAttribute.ssl_object)  # noqa: S610 - anyio's, not a database's
         shown = session.getpeercert(binary_form=True)
         cipher = session.cipher()
@@ -78,7 +74,7 @@ async def handshake(stream: ByteStream) -> AsyncIterator[tuple[TLSStream, TlsInf
         name, protocol, _bits = cipher
         yield tls, TlsInfo(_certificate(shown), session.version() or protocol, name)
     finally:
-        await anyio.aclose_forcefully(tls)
+        await anyio.aclose_forcefully(stream)
 
 
 async def finish(tls: TLSStream) -> None:

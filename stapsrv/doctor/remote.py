@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import os
 import shutil
 import socket
@@ -19,6 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from stapsrv.compile.engine.stap import find_stap
+from stapsrv.config.addresses import is_address
 from stapsrv.doctor.certificates import check_dates, check_trust
 from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.doctor.probe_client import CONNECT_S, ProbeResponse, handshake, send_probe
@@ -143,7 +143,7 @@ def _check_host_name(certificate: x509.Certificate, destination: Destination) ->
         names = _names_in(certificate)
     except _UNREADABLE as exc:
         return warning("host name", f"the certificate's names cannot be read: {exc}")
-    if _is_address(destination.host) or destination.host.lower().rstrip(".") in names:
+    if is_address(destination.host) or destination.host.lower().rstrip(".") in names:
         return ok("host name", ", ".join(sorted(names)) or "the certificate has none")
     return warning(
         "host name",
@@ -156,14 +156,6 @@ def _names_in(certificate: x509.Certificate) -> set[str]:
     subject = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     names = [*(str(attribute.value) for attribute in subject), *dns_names(certificate)]
     return {name.lower() for name in names}
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_release(response: ProbeResponse, destination: Destination) -> Finding:

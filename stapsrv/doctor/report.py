@@ -38,6 +38,7 @@ from stapsrv.process import run_process_tree
 from stapsrv.system.blocking import BlockingCalls
 
 _T = TypeVar("_T")
+_PROGRAM = "stap-server report"
 _NAME = "stapsrv-report"
 # Of the end of each log: some thousand requests.
 _LOG_BYTES = 1024 * 1024
@@ -52,29 +53,43 @@ _REPORTED_VARIABLES = frozenset(
 ) | {f"{PREFIX}{row.variable}" for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS)}
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server report") -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server report …``; returns the exit status."""
-    return guarded(program, lambda: _report(program, argv))
+    return guarded(_PROGRAM, partial(_report, argv))
 
 
 def contents(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of each file of the archive; ``now`` is in seconds since 1970."""
-    for name, text in _files(context, now):
-        yield name, without_passwords(text)
+    """Yield the name and the text of each file of the archive; ``now`` is in seconds since 1970.
+
+    The texts may still have passwords in URLs.
+    """
+    yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
+    shown = {name: value for name, value in context.environ.items() if name in _REPORTED_VARIABLES}
+    yield "environment.json", json.dumps(shown, indent=2, sort_keys=True) + "\n"
+    for command in ("stap", "gcc", "make"):
+        yield f"commands/{command}.txt", anyio.run(_output_of, (command, "--version"))
+    yield from _configuration(context)
+    status = partial(status_of_all, context.invocation.config_file, context.environ)
+    yield "status.json", _read_or_explain(lambda: status_json(status()))
+    findings: list[Finding] = []
+    anyio.run(run_checks, context, findings.append)
+    yield "doctor.json", document_of(findings)
+    for number, log in enumerate(_logs(context)):
+        yield f"logs/{number}-{log.name}", _read_or_explain(partial(_end_of, log))
 
 
 def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float) -> None:
-    """Write a compressed tar archive with one directory, whose files have no owner."""
+    """Write a compressed tar archive with one directory, whose files have no owner and no passwords."""
     with tarfile.open(fileobj=stream, mode="w|gz") as archive:
         for name, text in files:
-            data = text.encode("utf-8", "backslashreplace")
+            data = without_passwords(text).encode("utf-8", "backslashreplace")
             entry = tarfile.TarInfo(f"{_NAME}/{name}")
             entry.size, entry.mtime, entry.mode = len(data), int(now), 0o600
             archive.addfile(entry, io.BytesIO(data))
 
 
-def _report(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
+def _report(argv: Sequence[str]) -> int:
+    given = _parser(_PROGRAM).parse_args(argv)
     now = time.time()
     if str(given.output) == "-":
         if sys.stdout.isatty():
@@ -100,7 +115,7 @@ def _report(program: str, argv: Sequence[str]) -> int:
             target.unlink(missing_ok=True)
     if status:
         return status
-    sys.stderr.write(f"{program}: look through it before you send it: tar -xzOf {target} | less\n")
+    sys.stderr.write(f"{_PROGRAM}: look through it before you send it: tar -xzOf {target} | less\n")
     sys.stdout.write(f"{target}\n")
     return 0
 
@@ -125,22 +140,6 @@ def _parser(program: str) -> LineParser:
     where = f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)"
     parser.add_argument("-o", dest="output", metavar="FILE", help=where)
     return parser
-
-
-def _files(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
-    yield "versions.json", json.dumps(_versions(now), indent=2) + "\n"
-    shown = {name: value for name, value in context.environ.items() if name in _REPORTED_VARIABLES}
-    yield "environment.json", json.dumps(shown, indent=2, sort_keys=True) + "\n"
-    for command in ("stap", "gcc", "make"):
-        yield f"commands/{command}.txt", anyio.run(_output_of, (command, "--version"))
-    yield from _configuration(context)
-    status = partial(status_of_all, context.invocation.config_file, context.environ)
-    yield "status.json", _read_or_explain(lambda: status_json(status()))
-    findings: list[Finding] = []
-    anyio.run(run_checks, context, findings.append)
-    yield "doctor.json", document_of(findings)
-    for number, log in enumerate(_logs(context)):
-        yield f"logs/{number}-{log.name}", _read_or_explain(partial(_end_of, log))
 
 
 def _read_or_explain(read: Callable[[], str]) -> str:

@@ -1,10 +1,12 @@
-"""Checks of the supervisor and its servers: configuration, ports, certificates and listeners."""
+"""Checks of the supervisor and its servers: configuration, ports, certificates, listeners, announcements."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
-import anyio
+import anyio.to_thread
 import attrs
 from anyio.abc import SocketAttribute
 
@@ -20,6 +22,10 @@ from stapsrv.identity.permissions import refuse_exposed
 from stapsrv.supervisor.server.acl import NetworkRules
 from stapsrv.supervisor.server.listener import open_listeners
 
+if TYPE_CHECKING:
+    from stapsrv.mdns.browser import FoundServer as DiscoveredServer
+
+_DISCOVERY_S = 2.0
 _LISTENING = frozenset({"serving", "draining"})
 _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ProtocolError)
 
@@ -104,9 +110,9 @@ async def check_certificates(context: DoctorContext) -> AsyncIterator[Finding]:
 
 async def check_listeners(context: DoctorContext) -> AsyncIterator[Finding]:
     """Check that each server can be reached over TLS, and shows the certificate in its database."""
-    for found in context.running:
+    for found in context.serving:
         port = found.info["port"]
-        if found.info["state"] != "serving" or port is None:
+        if port is None:
             continue
         question = f"TLS on port {port}"
         try:
@@ -117,6 +123,24 @@ async def check_listeners(context: DoctorContext) -> AsyncIterator[Finding]:
                 f"no handshake with server {found.info['nickname']}: {str(exc) or type(exc).__name__}",
                 "look at its log",
             )
+
+
+async def check_announcements(context: DoctorContext) -> AsyncIterator[Finding]:
+    """Check that each server that serves is announced by multicast DNS."""
+    question = "announced (mDNS)"
+    if context.settings.mdns_enabled is False:
+        yield ok(question, "is off: clients need HOST:PORT")
+        return
+    if not context.serving:
+        yield ok(question, "nothing to announce: no server serves")
+        return
+    # Not in the event loop's thread: zeroconf would use that loop, and receive nothing.
+    discovered = await anyio.to_thread.run_sync(_discover, context.settings.mdns_interfaces or ())
+    if discovered is None:
+        yield warning(question, "no network interface is up and has an address")
+        return
+    for found in sorted(context.serving, key=lambda found: found.info["nickname"]):
+        yield _announcement(question, found, discovered, context)
 
 
 def _check_state(found: FoundServer) -> Finding:
@@ -154,3 +178,34 @@ async def _check_listener(question: str, port: int, found: FoundServer, context:
             "stap-server restart",
         )
     return ok(question, f"{tls_info.protocol}, certificate {serial}")
+
+
+def _announcement(
+    question: str, found: FoundServer, discovered: Sequence[DiscoveredServer], context: DoctorContext
+) -> Finding:
+    # By port and certificate, since another host's server may have the same port.
+    nickname, port, settings = found.info["nickname"], found.info["port"], found.settings
+    listen = [ipaddress.ip_address(address.partition("%")[0]) for address in settings.access.listen]
+    if listen and all(address.is_loopback for address in listen):
+        return ok(question, f"server {nickname} listens on loopback only, and is not announced")
+    certificate = saved_certificate(context.database_of(settings))
+    serial = None if certificate is None else serial_pairs(certificate)
+    names = {other.name for other in discovered if other.port == port and serial in {None, other.serial}}
+    if names:
+        return ok(question, f"server {nickname}: {', '.join(sorted(names))}")
+    return failure(
+        question,
+        f"server {nickname} on port {port} was not found within {_DISCOVERY_S:g} s",
+        "see what its log says about advertising, and whether stap-serverd runs with --no-mdns; "
+        "let UDP port 5353 pass the firewall",
+    )
+
+
+def _discover(interfaces: tuple[str, ...]) -> Sequence[DiscoveredServer] | None:
+    """Return the servers that announce themselves; None where there is no network."""
+    # Imported late: on most hosts this check is not needed.
+    from stapsrv.mdns.browser import find_servers  # noqa: PLC0415
+    from stapsrv.mdns.interfaces import read_network  # noqa: PLC0415
+
+    network = read_network().select(interfaces)
+    return find_servers(network, _DISCOVERY_S) if network.links else None

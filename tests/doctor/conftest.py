@@ -56,7 +56,7 @@ class Site:
         self.config.write_text(self.config.read_text() + text)
 
     def check(self, *, compiles: bool = False, environ: Mapping[str, str] | None = None) -> Findings:
-        context = DoctorContext(str(self.config), environ or self.environ, compiles=compiles)
+        context = DoctorContext(self.config, environ or self.environ, compiles=compiles)
         findings: list[Finding] = []
         anyio.run(run_checks, context, findings.append)
         return Findings(tuple(findings))

@@ -85,7 +85,7 @@ def test_hanging_log_is_reported(at_home, monkeypatch):
     monkeypatch.setattr("stapsrv.doctor.report._TIMEOUT_S", 0.2)
     (at_home.directory / "log").unlink()
     os.mkfifo(at_home.directory / "log")
-    files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))
+    files = dict(contents(DoctorContext(at_home.config, at_home.environ), 0.0))
     os.close(os.open(at_home.directory / "log", os.O_RDWR))  # who hangs there goes on
     assert "no answer within 0.2 seconds" in files["logs/0-log"]
 
@@ -93,6 +93,6 @@ def test_hanging_log_is_reported(at_home, monkeypatch):
 def test_long_log_is_cut_at_a_whole_line(at_home):
     line = "Mon Nov 23 08:21:15 2026: Options passed from the client: secret\n"
     (at_home.directory / "log").write_text(line * 50_000)
-    files = dict(contents(DoctorContext(str(at_home.config), at_home.environ), 0.0))
+    files = dict(contents(DoctorContext(at_home.config, at_home.environ), 0.0))
     assert len(files["logs/0-log"]) < 1_200_000
     assert "secret" not in files["logs/0-log"]

@@ -1,4 +1,4 @@
-"""The configured and the running servers, their ports and certificates."""
+"""The configured and the running servers, their ports, certificates and announcements."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 
+import attrs
 from kit.daemon import start
 from kit.ports import quiet_port
 
 from stapsrv.doctor.findings import Verdict
+from stapsrv.mdns.browser import FoundServer
 
 
 def test_configuration_error_names_file_and_line(site):
@@ -70,3 +72,33 @@ def test_running_servers_are_checked(site):
     assert "Connection from" not in (site.directory / "log").read_text()
     assert findings["server second"]["verdict"] == "failure"
     assert "/missing" in findings["server second"]["answer"]
+
+
+def test_servers_are_found_by_port_and_certificate(site, monkeypatch):
+    """And on the network by their certificates: another host's server may have the same port."""
+    site.configure("lab", "LISTEN=127.0.0.2\n")
+    site.configure("closed", "ALLOW=none\n")
+    discovered: list[FoundServer] = []
+    monkeypatch.setattr("stapsrv.doctor.service._discover", lambda _interfaces: discovered)
+    environ = site.environ | {"STAPSRV_MDNS": "yes"}
+    with start(["-c", site.config], os.environ | site.environ):
+        findings = site.check(environ=environ)
+        port = findings.one("server closed").answer.rpartition(" ")[2]
+        stranger = FoundServer(
+            name="Other", host="x.local", addresses=(), port=int(port), release="6.1", arch="x86_64",
+            version="4.8", serial="00:01", options="", moks=(),
+        )  # fmt: skip
+        discovered.append(stranger)
+        assert site.check(environ=environ).of("announced (mDNS)")[0].verdict is Verdict.FAILURE
+        serial = findings.one("certificate").answer.split()[1].rstrip(",")
+        discovered.append(attrs.evolve(stranger, name="Ours", serial=serial))
+        announced = site.check(environ=environ).of("announced (mDNS)")
+    assert [finding.answer for finding in findings.failures] == [
+        f"server closed on port {port} was not found within 2 s"
+    ]
+    assert findings.one(f"TLS on port {port}").answer.startswith("it accepts; ALLOW and DENY keep out ")
+    assert sum(finding.answer.startswith("TLSv1.3") for finding in findings.all) == 1
+    assert [finding.answer for finding in announced] == [
+        "server closed: Ours",
+        "server lab listens on loopback only, and is not announced",
+    ]
