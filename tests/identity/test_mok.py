@@ -22,7 +22,6 @@ from kit.keys import small_keys
 from kit.moks import make_mok
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity import mok as mok_module
 from stapsrv.identity.mok import Mok, MokStore, create_mok, load_moks, moks_directory
 
 from .conftest import Log, contents, names, needs_permissions, umask
@@ -293,11 +292,6 @@ class TestStore:
         (tmp_path / "elsewhere").rename(mok)
         assert await store.find([mok.name]) is not None
         assert log.events == ["mok.unusable"]
-
-    async def test_unchanged_keys_are_loaded_once(self, store, pristine, monkeypatch):
-        assert await store.find([pristine[0].fingerprint]) is not None
-        monkeypatch.setattr(mok_module, "_load", None)
-        assert await store.find([pristine[1].fingerprint]) is not None
 
     async def test_key_is_made_where_there_is_none(self, tmp_path, log):
         store = MokStore(tmp_path / "moks", log.logger)
