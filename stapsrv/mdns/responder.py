@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from zeroconf import (
     DNSAddress,
@@ -51,7 +51,7 @@ _MAX_ERRORS = 10
 _NO_MULTICAST = "no network interface takes multicast"
 
 
-class Responder:
+class Responder(RecordUpdateListener):
     """Announces services on a network's links, and detects hosts that claim their names.
 
     An address of this host is never a conflict.
@@ -61,6 +61,7 @@ class Responder:
     """
 
     def __init__(self, network: Network) -> None:
+        super().__init__()
         silence_library()
         self._network = network
         self._host_key: str | None = None
@@ -86,7 +87,7 @@ class Responder:
             self.close()
             raise AdvertiseError(_NO_MULTICAST)
         self._zeroconf.filter_receivers()
-        self._zeroconf.add_listener(_Listener(self._receive), None)
+        self._zeroconf.add_listener(self, None)
 
     def claim_host(self, label: str) -> bool:
         """Probe for ``LABEL.local`` as this host's name, for 0.75 s; False if another host has it."""
@@ -94,10 +95,10 @@ class Responder:
         self._host_key = host.lower()
         # Two questions: zeroconf on other hosts does not answer ANY for a host's records.
         if self._probe(host, (_A, _AAAA), self._info(SERVICE_TYPE, host, 0, b"").dns_addresses()):
-            self._zeroconf.restore_host(self._host_key)
+            self._zeroconf.suppressed_hosts -= {self._host_key}
             return True
         # At once, before the other probes in its turn: one of the two is to keep the name.
-        self._zeroconf.suppress_host(self._host_key)
+        self._zeroconf.suppressed_hosts |= {self._host_key}
         return False
 
     def claim(self, service: Service) -> bool:
@@ -135,13 +136,21 @@ class Responder:
         self._network = network
         addresses = self._addresses()
 
+        prepared = threading.Event()
+
         def prepare() -> None:
             self._zeroconf.async_leave(network.links)
             for info in tuple(self._infos.values()):
                 info.addresses = addresses
+            prepared.set()
 
-        self._run_in_loop(prepare)
         with translated():
+            if self._zeroconf.loop is None:
+                raise RuntimeError("it has no loop")
+            # The only thread that may touch its registry.
+            self._zeroconf.loop.call_soon_threadsafe(prepare)
+            if not prepared.wait(_LOOP_TIMEOUT_S):
+                raise RuntimeError("its loop is stuck")
             self._zeroconf.set_links(network.links)
         self._zeroconf.filter_receivers()
         if not self._zeroconf.can_send:
@@ -193,8 +202,14 @@ class Responder:
                 del self._probes[key]
         return True
 
-    def _receive(self, record: DNSRecord) -> None:
-        """Detect conflicts; called in zeroconf's thread for every record received, our own included."""
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:  # noqa: ARG002
+        """Take the records that zeroconf received, our own included; it calls this in its thread."""
+        for update in records:
+            # A record that expires from zeroconf's cache is passed as both.
+            if update.new is not update.old:
+                self._detect_conflict(update.new)
+
+    def _detect_conflict(self, record: DNSRecord) -> None:
         if record.ttl == 0:
             self._revoke_goodbye(record)
             return
@@ -253,33 +268,6 @@ class Responder:
     def _addresses(self) -> list[bytes]:
         links = self._network.links
         return list(dict.fromkeys(address.packed for link in links for address in link.announced))
-
-    def _run_in_loop(self, action: Callable[[], None]) -> None:
-        # The only thread that may touch its registry.
-        done = threading.Event()
-
-        def act() -> None:
-            action()
-            done.set()
-
-        with translated():
-            if self._zeroconf.loop is None:
-                raise RuntimeError("it has no loop")
-            self._zeroconf.loop.call_soon_threadsafe(act)
-            if not done.wait(_LOOP_TIMEOUT_S):
-                raise RuntimeError("its loop is stuck")
-
-
-class _Listener(RecordUpdateListener):
-    def __init__(self, receive: Callable[[DNSRecord], None]) -> None:
-        super().__init__()
-        self._receive = receive
-
-    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:  # noqa: ARG002
-        for update in records:
-            # A record that expires from zeroconf's cache is passed as both.
-            if update.new is not update.old:
-                self._receive(update.new)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,9 @@ class PerLinkZeroconf(Zeroconf):
 
     def __init__(self, links: Sequence[NetworkLink], on_error: Callable[[str], None]) -> None:
         self._links = tuple(links)
-        self._suppressed_hosts: frozenset[str] = frozenset()
+        # Keys of host names that are announced no more, whatever services still refer to them.
+        self.suppressed_hosts: frozenset[str] = frozenset()
+        # Replaced, not changed: zeroconf's thread may be iterating over it.
         self._restrictions: dict[str, frozenset[bytes]] = {}
         super().__init__(interfaces=_interfaces(links), ip_version=_ip_version(links))
         if self.loop is not None:
@@ -118,19 +120,10 @@ class PerLinkZeroconf(Zeroconf):
             with contextlib.suppress(OSError):
                 drop_routed_packets(receiver.sock)
 
-    def suppress_host(self, key: str) -> None:
-        """Announce the host name ``key`` no more, at once, whatever services still refer to it."""
-        self._suppressed_hosts |= {key}
-
-    def restore_host(self, key: str) -> None:
-        """Announce the host name ``key`` again."""
-        self._suppressed_hosts -= {key}
-
     # An address of zeros stands for all of its protocol.
     def restrict(self, key: str, addresses: frozenset[bytes] | None) -> None:
         """Announce a service only where all addresses announced are among these; None lifts that."""
-        # A client that heard of it elsewhere would connect to an address without a listener. The dict is
-        # replaced, not changed: zeroconf's thread may be iterating over it.
+        # A client that heard of it elsewhere would connect to an address without a listener.
         others = {name: limit for name, limit in self._restrictions.items() if name != key}
         self._restrictions = others if addresses is None else {**others, key: addresses}
 
@@ -186,7 +179,7 @@ class PerLinkZeroconf(Zeroconf):
             # IPv6 becomes "::%2" and costs it 5 s. And no goodbye to the host's addresses: other programs of
             # this host, avahi above all, may announce them too.
             return (
-                record.ttl > 0 and record.key not in self._suppressed_hosts and _is_on_link(record, addresses)
+                record.ttl > 0 and record.key not in self.suppressed_hosts and _is_on_link(record, addresses)
             )
         if record.ttl == 0:
             return True

@@ -50,6 +50,7 @@ class FakeZeroconf:
         self.answers: list[DNSRecord] = []
         self.fault: Exception | None = None
         self.filtered = 0
+        self.suppressed_hosts: frozenset[str] = frozenset()
         self.restrictions: dict[str, frozenset[bytes] | None] = {}
 
     def add_listener(self, listener, question) -> None:
@@ -87,12 +88,6 @@ class FakeZeroconf:
 
     def filter_receivers(self) -> None:
         self.filtered += 1
-
-    def restore_host(self, key: str) -> None:
-        self._do("keep", key)
-
-    def suppress_host(self, key: str) -> None:
-        self._do("yield", key)
 
     def restrict(self, key: str, addresses: frozenset[bytes] | None) -> None:
         self.restrictions[key] = addresses
@@ -261,12 +256,13 @@ def test_withdrawn_services_are_not_watched(bench):
 )
 def test_claim_of_host_name(bench, answers, free):
     bench.zeroconf.answers = answers
+    bench.zeroconf.suppressed_hosts = frozenset({"build.local."} if free else ())
     assert bench.responder.claim_host("build") is free
     assert [(q.name, q.type) for q in bench.zeroconf.questions[0].questions] == [
         ("build.local.", 1),
         ("build.local.", 28),
     ]
-    assert bench.zeroconf.done == [("keep" if free else "yield", "build.local.")]
+    assert bench.zeroconf.suppressed_hosts == (set() if free else {"build.local."})
 
 
 def test_host_name_claimed_by_another_host_later_is_contested(bench):

@@ -67,7 +67,7 @@ def zeroconf() -> PerLinkZeroconf:
     """One that never opened a socket."""
     made = PerLinkZeroconf.__new__(PerLinkZeroconf)
     made._links = (WIRED, WIRELESS)
-    made._suppressed_hosts = frozenset()
+    made.suppressed_hosts = frozenset()
     made._restrictions = {}
     made.registry = ServiceRegistry()
     made.engine = SimpleNamespace(
@@ -172,11 +172,11 @@ def test_goodbye_leaves_out_the_host_addresses(zeroconf, info, sent):
 
 def test_suppressed_host_name_is_not_announced(zeroconf, info, sent):
     zeroconf.registry.async_add(info)
-    zeroconf.suppress_host("build.local.")
+    zeroconf.suppressed_hosts |= {"build.local."}
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert {frozenset(packet.addresses) for packet in sent} == {frozenset()}
     sent.clear()
-    zeroconf.restore_host("build.local.")
+    zeroconf.suppressed_hosts -= {"build.local."}
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
     assert sent[0].addresses == {"192.0.2.1"}
 
