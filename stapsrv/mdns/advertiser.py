@@ -7,9 +7,7 @@ attempt follows after a growing delay, or as soon as the network changes.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 # A goodbye takes some milliseconds, or 0.5 s while the service is being announced.
 WITHDRAW_S = 1.0
 _CLOSE_S = 2.0
-# Several times as long as it takes to probe for a name and to give it up.
-_MAX_CONFLICT_DELAY_S = 1.5
 _FIRST_RETRY_S = 2.0
 _MAX_RETRY_S = 300.0
 # After a session of this length all is well: the next failure is a new one, retried soon and logged.
@@ -65,9 +61,6 @@ class Advertiser:
     _open_responder: Callable[[Network], Responder] = attrs.field(kw_only=True, default=open_responder)
     _read_all: Callable[[], Network] = attrs.field(kw_only=True, default=read_network, alias="read_network")
     _open_monitor: Callable[[], LinkMonitor] = attrs.field(kw_only=True, default=LinkMonitor)
-    _conflict_delay_s: Callable[[], float] = attrs.field(
-        kw_only=True, default=partial(random.uniform, 0, _MAX_CONFLICT_DELAY_S)
-    )
     _registry: EntryRegistry = attrs.field(init=False)
     _changed: Signal = attrs.field(init=False, factory=Signal)
     _workers: Workers = attrs.field(init=False, factory=Workers)
@@ -123,7 +116,6 @@ class Advertiser:
                     changed=self._changed,
                     host=self._host,
                     read_network=self._read_network,
-                    conflict_delay_s=self._conflict_delay_s,
                     log=self._log,
                     monitor=monitor,
                     workers=self._workers,

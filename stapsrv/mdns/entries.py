@@ -60,8 +60,6 @@ class Entry:
     name: str | None = None
     # The last announcement, also while it is being made; None if there is nothing to withdraw.
     announced: Service | None = None
-    # The host state's at that announcement.
-    generation: int = 0
     # Another host claims the name.
     contested: bool = False
     # A step is under way.
@@ -71,13 +69,7 @@ class Entry:
         """Return the service to announce by this name; None if none is wanted."""
         if self.wanted is None:
             return None
-        return Service(
-            name=name,
-            host=host.label,
-            port=self.wanted.port,
-            text=self.wanted.text,
-            addresses=self.wanted.addresses,
-        )
+        return Service(name=name, host=host.label, generation=host.generation, advertisement=self.wanted)
 
     def next_step(self, host: HostState) -> Step | None:
         """Return the next step; None if all is as wanted."""
@@ -87,8 +79,7 @@ class Entry:
             return Step.ANNOUNCE
         if self.contested:
             return Step.VERIFY
-        current = self.service(self.announced.name, host)
-        return None if self.generation == host.generation and self.announced == current else Step.UPDATE
+        return None if self.announced == self.service(self.announced.name, host) else Step.UPDATE
 
 
 class EntryRegistry:

@@ -74,9 +74,9 @@ class Service:
 
     name: str
     host: str
-    port: int
-    text: bytes
-    addresses: frozenset[bytes] | None = None
+    # A higher one has it announced again, whatever else is equal.
+    generation: int
+    advertisement: Advertisement
 
 
 @attrs.frozen(kw_only=True)

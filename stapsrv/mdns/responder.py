@@ -247,9 +247,10 @@ class Responder(RecordUpdateListener):
             os.eventfd_write(self.events_fd, 1)
 
     def _remember(self, service: Service) -> ServiceInfo:
-        info = self._info(_full_name(service.name), _host(service.host), service.port, service.text)
+        wanted = service.advertisement
+        info = self._info(_full_name(service.name), _host(service.host), wanted.port, wanted.text)
         self._names[info.key] = service.name
-        self._zeroconf.restrict(info.key, service.addresses)
+        self._zeroconf.restrict(info.key, wanted.addresses)
         # A new set: zeroconf's thread may be reading the old one.
         self._announced[info.key] = self._announced.get(info.key, set()) | {(info.server_key, info.port)}
         return info

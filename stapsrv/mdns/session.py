@@ -6,6 +6,7 @@ the conflicts that other hosts cause and the changes of this host's network.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
 
@@ -17,7 +18,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.mdns.entries import ConflictBackoff, Entry, EntryRegistry, HostState, Step
 from stapsrv.mdns.interfaces import LinkMonitor, Network
-from stapsrv.mdns.records import host_label
+from stapsrv.mdns.records import Service, host_label
 from stapsrv.system.readiness import wait_readable
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _THREADS = 32
 # A change of the network arrives as several notices; it is read this long after the first.
 SETTLE_S = 0.2
+# Several times as long as it takes to probe for a name and to give it up.
+_MAX_CONFLICT_DELAY_S = 1.5
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -81,9 +84,6 @@ class Session:
     host: str
     # May raise AdvertiseError.
     read_network: Callable[[], Awaitable[Network]]
-    # The wait before a contested name is probed for again. Random, so that of two hosts the first to probe
-    # gives the name up and the other keeps it.
-    conflict_delay_s: Callable[[], float]
     # For events of no single server.
     log: Log
     monitor: LinkMonitor | None
@@ -139,30 +139,27 @@ class Session:
 
     async def _announce(self, entry: Entry) -> None:
         await self._wait_while_wanted(entry, self._backoff.delay_s)
-        name, host_state = self.registry.assign_name(entry), self.host_state
-        service = entry.service(name, host_state)
+        service = entry.service(self.registry.assign_name(entry), self.host_state)
         if service is None:
             return
-        entry.log.info("mdns.adding", name=name)
+        entry.log.info("mdns.adding", name=service.name)
         if not await self.workers.run(self.responder.claim, service):
             self._rename(entry)
         elif entry.wanted is not None:
             # Before the call: a failure or a withdrawal in the middle has something to say goodbye to.
-            entry.announced, entry.generation = service, host_state.generation
+            entry.announced = service
             await self.workers.run(self.responder.announce, service)
-            entry.log.info("mdns.established", name=name)
-            _warn_of_omissions(entry)
+            _report("mdns.established", service, entry.log)
 
     async def _update(self, entry: Entry) -> None:
-        before, host_state = entry.announced, self.host_state
-        service = entry.service(self.registry.assign_name(entry), host_state)
+        before = entry.announced
+        service = entry.service(self.registry.assign_name(entry), self.host_state)
         if before is None or service is None:
             return
-        entry.announced, entry.generation = service, host_state.generation
+        entry.announced = service
         await self.workers.run(self.responder.update, service)
-        if service.text != before.text:
-            entry.log.info("mdns.updated", name=service.name)
-            _warn_of_omissions(entry)
+        if service.advertisement.text != before.advertisement.text:
+            _report("mdns.updated", service, entry.log)
 
     async def _withdraw(self, entry: Entry) -> None:
         if entry.announced is not None:
@@ -173,7 +170,7 @@ class Session:
 
     async def _verify(self, entry: Entry) -> None:
         """Find out who keeps a contested name: the other host noticed the conflict too, and may yield."""
-        await self._wait_while_wanted(entry, self.conflict_delay_s() + self._backoff.delay_s)
+        await self._wait_while_wanted(entry, _conflict_delay_s() + self._backoff.delay_s)
         if entry.announced is None or entry.wanted is None:
             return
         entry.contested = False
@@ -203,7 +200,7 @@ class Session:
             self.registry.mark_contested(events.contested)
             self.changed.notify()
             if events.host_contested:
-                await anyio.sleep(self.conflict_delay_s())
+                await anyio.sleep(_conflict_delay_s())
                 # The contested address may have become this host's own a moment ago.
                 await self._refresh_network()
                 await self._claim_host()
@@ -238,6 +235,13 @@ class Session:
         self.changed.notify()
 
 
-def _warn_of_omissions(entry: Entry) -> None:
-    if entry.wanted is not None and entry.wanted.omitted:
-        entry.log.warning("mdns.omitted", name=entry.name, omitted=" ".join(entry.wanted.omitted))
+def _conflict_delay_s() -> float:
+    # Before a contested name is probed for again. Random, so that of two hosts the first to probe gives the
+    # name up and the other keeps it.
+    return random.uniform(0, _MAX_CONFLICT_DELAY_S)  # noqa: S311 - no secret
+
+
+def _report(event: str, service: Service, log: Log) -> None:
+    log.info(event, name=service.name)
+    if omitted := service.advertisement.omitted:
+        log.warning("mdns.omitted", name=service.name, omitted=" ".join(omitted))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from unittest import mock
 
 import anyio
 import attrs
 
+from stapsrv.mdns import session
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import Advertisement
 
@@ -39,7 +41,9 @@ class Bench:
         """Wait until just these are announced, by the ends of their names."""
         wanted = {NAME + end.replace("_", " #"): advertisement.text for end, advertisement in texts.items()}
         await self.fake.wait(
-            lambda: {name: service.text for name, service in self.fake.announced.items()} == wanted
+            lambda: (
+                {name: service.advertisement.text for name, service in self.fake.announced.items()} == wanted
+            )
         )
 
     def lines_of(self, event: str) -> list[dict[str, object]]:
@@ -56,9 +60,8 @@ async def advertising(fake: FakeNetwork, *, interfaces: tuple[str, ...] = ()) ->
         open_responder=fake.open,
         read_network=fake.read_network,
         open_monitor=lambda: monitor,
-        conflict_delay_s=lambda: 0,
     )
-    with anyio.fail_after(60):
+    with anyio.fail_after(60), mock.patch.object(session, "_MAX_CONFLICT_DELAY_S", 0):
         async with anyio.create_task_group() as tasks:
             await tasks.start(advertiser.run)
             yield Bench(advertiser, fake, lines, monitor)

@@ -12,7 +12,8 @@ from stapsrv.mdns.records import Advertisement, Service
 WANTED = Advertisement(sysinfo="6.1 x86_64", port=5001, version="4.8", serial="01")
 OTHER = attrs.evolve(WANTED, sysinfo="6.2 x86_64")
 NAME = "Systemtap Compile Server on build"
-ANNOUNCED = Service(name=NAME, host="build", port=5001, text=WANTED.text)
+ANNOUNCED = Service(name=NAME, host="build", generation=3, advertisement=WANTED)
+BEFORE = attrs.evolve(ANNOUNCED, generation=2)
 NOW = HostState("build", 3)
 
 
@@ -25,17 +26,20 @@ def entry(**facts: object) -> Entry:
     [
         ({}, Step.ANNOUNCE),
         ({"contested": True}, Step.ANNOUNCE),
-        ({"announced": ANNOUNCED, "generation": 3}, None),
-        ({"announced": ANNOUNCED, "generation": 2}, Step.UPDATE),
-        ({"announced": attrs.evolve(ANNOUNCED, port=1), "generation": 3}, Step.UPDATE),
-        ({"announced": attrs.evolve(ANNOUNCED, text=b""), "generation": 3}, Step.UPDATE),
-        ({"announced": attrs.evolve(ANNOUNCED, host="build-2"), "generation": 3}, Step.UPDATE),
-        ({"announced": ANNOUNCED, "generation": 3, "contested": True}, Step.VERIFY),
-        ({"announced": ANNOUNCED, "generation": 2, "contested": True}, Step.VERIFY),
+        ({"announced": ANNOUNCED}, None),
+        ({"announced": BEFORE}, Step.UPDATE),
+        ({"announced": attrs.evolve(ANNOUNCED, advertisement=attrs.evolve(WANTED, port=1))}, Step.UPDATE),
+        (
+            {"announced": attrs.evolve(ANNOUNCED, advertisement=OTHER)},
+            Step.UPDATE,
+        ),
+        ({"announced": attrs.evolve(ANNOUNCED, host="build-2")}, Step.UPDATE),
+        ({"announced": ANNOUNCED, "contested": True}, Step.VERIFY),
+        ({"announced": BEFORE, "contested": True}, Step.VERIFY),
         ({"wanted": None}, Step.REMOVE),
         ({"wanted": None, "contested": True}, Step.REMOVE),
-        ({"wanted": None, "announced": ANNOUNCED, "generation": 3}, Step.WITHDRAW),
-        ({"wanted": None, "announced": ANNOUNCED, "generation": 2, "contested": True}, Step.WITHDRAW),
+        ({"wanted": None, "announced": ANNOUNCED}, Step.WITHDRAW),
+        ({"wanted": None, "announced": BEFORE, "contested": True}, Step.WITHDRAW),
     ],
 )
 def test_next_step(facts, step):

@@ -22,12 +22,13 @@ from zeroconf import (
 
 from stapsrv.errors import AdvertiseError
 from stapsrv.mdns import responder as module
-from stapsrv.mdns.records import SERVICE_TYPE, ResponderEvents, Service
+from stapsrv.mdns.records import SERVICE_TYPE, Advertisement, ResponderEvents, Service
 from stapsrv.mdns.responder import Responder
 
 NAME = "Systemtap Compile Server on build"
 FULL = f"{NAME}.{SERVICE_TYPE}"
-SERVICE = Service(name=NAME, host="build", port=5001, text=b"\x01a")
+WANTED = Advertisement(sysinfo="6.1 x86_64", port=5001, version="4.8", serial="01")
+SERVICE = Service(name=NAME, host="build", generation=1, advertisement=WANTED)
 
 
 class Loop:
@@ -143,7 +144,7 @@ def test_free_name_is_probed_for_three_times(bench):
 
 def test_claim_restricts_a_service_to_the_addresses_that_it_listens_on(bench):
     here = frozenset({bytes([192, 0, 2, 1])})
-    assert bench.responder.claim(attrs.evolve(SERVICE, addresses=here))
+    assert bench.responder.claim(attrs.evolve(SERVICE, advertisement=attrs.evolve(WANTED, addresses=here)))
     assert bench.zeroconf.restrictions == {FULL.lower(): here}
 
 
@@ -178,7 +179,8 @@ def test_own_records_are_no_conflict(bench):
     bench.zeroconf.answers = [srv("build.local."), srv("BUILD.local."), srv(name=f"Other.{SERVICE_TYPE}")]
     assert bench.responder.claim(SERVICE)
     bench.responder.announce(SERVICE)
-    bench.responder.update(attrs.evolve(SERVICE, host="build-2", port=6001))
+    moved = attrs.evolve(WANTED, port=6001)
+    bench.responder.update(attrs.evolve(SERVICE, host="build-2", advertisement=moved))
     # Late, and of before the update.
     bench.zeroconf.receive(srv("build.local."), srv("build-2.local.", 6001), srv(ttl=0))
     assert not bench.has_events

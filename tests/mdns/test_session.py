@@ -20,7 +20,9 @@ async def test_each_release_is_a_service_with_its_own_name(fake):
         bench.advertiser.set(1, (FIRST, SECOND))
         bench.advertiser.set(2, (FIRST,))
         await bench.lines.wait("mdns.established", 3)
-        assert {name: (service.port, service.host) for name, service in fake.announced.items()} == {
+        assert {
+            name: (service.advertisement.port, service.host) for name, service in fake.announced.items()
+        } == {
             NAME: (5001, "build"),
             f"{NAME} #2": (5001, "build"),
             f"{NAME} #3": (5001, "build"),
@@ -60,7 +62,7 @@ async def test_change_during_the_announcement_is_announced_after_it(fake):
         await fake.wait(lambda: fake.calls("claim") == [NAME])
         bench.advertiser.set(1, (attrs.evolve(FIRST, port=6001),))
         fake.gate.set()
-        await fake.wait(lambda: [service.port for service in fake.announced.values()] == [6001])
+        await fake.wait(lambda: [service.advertisement.port for service in fake.announced.values()] == [6001])
 
 
 async def test_omitted_options_are_logged(fake):
@@ -90,7 +92,7 @@ async def test_server_that_comes_back_gets_its_name_again(fake):
         await bench.advertiser.withdraw(1)
         bench.advertiser.set(1, (FIRST,))
         await bench.wait_announced(**{"": FIRST, "_2": FIRST})
-        ports = {name: service.port for name, service in fake.announced.items()}
+        ports = {name: service.advertisement.port for name, service in fake.announced.items()}
         assert ports == {NAME: 5001, f"{NAME} #2": 6001}
 
 

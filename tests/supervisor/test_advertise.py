@@ -42,7 +42,6 @@ def advertiser(fake: FakeNetwork, lines: LogLines) -> ServerAdvertiser:
         open_responder=fake.open,
         read_network=fake.read_network,
         open_monitor=FakeMonitor,
-        conflict_delay_s=lambda: 0,
     )
     return ServerAdvertiser(advertiser, log=lines.log)
 
@@ -58,7 +57,7 @@ async def serving(bench, fake, *changes):
 
 
 def texts(fake: FakeNetwork) -> list[dict[str, list[str]]]:
-    return [parse_text(said.text) for said in fake.announced.values()]
+    return [parse_text(said.advertisement.text) for said in fake.announced.values()]
 
 
 async def test_server_on_loopback_is_not_advertised(bench, fake):
@@ -68,14 +67,17 @@ async def test_server_on_loopback_is_not_advertised(bench, fake):
         assert (hidden.error, heard.error) == (None, None)
         await fake.wait(lambda: len(fake.announced) == 1)
         (said,) = fake.announced.values()
-        assert (said.port, said.addresses) == (heard.server.port, frozenset({bytes(4)}))
+        assert (said.advertisement.port, said.advertisement.addresses) == (
+            heard.server.port,
+            frozenset({bytes(4)}),
+        )
 
 
 async def test_serving_servers_are_advertised(bench, fake):
     async with serving(bench, fake, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
         (said,) = fake.announced.values()
         identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
-        assert (said.name, said.host, said.port) == (NAME, "build", servers[0].port)
+        assert (said.name, said.host, said.advertisement.port) == (NAME, "build", servers[0].port)
         assert texts(fake) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
@@ -91,15 +93,15 @@ async def test_goodbye_is_said_before_the_listener_closes(bench, fake):
     reached = []
 
     def reach(service):
-        with socket.create_connection(("127.0.0.1", service.port), 5):
-            reached.append(service.port)
+        with socket.create_connection(("127.0.0.1", service.advertisement.port), 5):
+            reached.append(service.advertisement.port)
 
     fake.on_withdraw = reach
     async with serving(bench, fake, {}, {"max_threads": 1}) as (supervisor, servers):
         (outcome,) = await supervisor.stop([servers[0].id])
         assert outcome.error is None
         assert reached == [servers[0].port]
-        assert [said.port for said in fake.announced.values()] == [servers[1].port]
+        assert [said.advertisement.port for said in fake.announced.values()] == [servers[1].port]
     assert reached == [server.port for server in servers]
 
 
