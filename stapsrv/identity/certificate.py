@@ -154,7 +154,7 @@ async def load_or_create_identity(
 
 
 async def renew_identity(
-    identity: Identity, *, log: FilteringBoundLogger, password: str = "", now: datetime | None = None
+    identity: Identity, *, log: FilteringBoundLogger, password: str, now: datetime
 ) -> Identity:
     """Replace ``identity``, valid or not, with a new one; one that another process made is loaded.
 
@@ -165,7 +165,6 @@ async def renew_identity(
 
     Cancellation: the directory has either all of the new identity or all of the old one.
     """
-    now = now or datetime.now(UTC)
     directory = identity.directory
     with explain_os_errors(directory):
         async with write_lock(directory):
@@ -198,12 +197,11 @@ async def make_identity(
             return await _replace(directory, password, datetime.now(UTC), log, extra_names=extra_names)
 
 
-def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime | None = None) -> None:
+def report_identity(identity: Identity, *, log: FilteringBoundLogger, now: datetime) -> None:
     """Log where an identity is, its dates, and whether it is valid."""
     log.info("identity.found", directory=identity.directory)
     log.info("identity.not_before", when=identity.not_before)
     log.info("identity.not_after", when=identity.not_after)
-    now = now or datetime.now(UTC)
     if now < identity.not_before:
         log.warning("identity.not_yet_valid", when=identity.not_before)
     elif now > identity.not_after:

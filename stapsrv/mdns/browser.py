@@ -61,8 +61,6 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
         AdvertiseError: multicast DNS is refused.
     """
     silence_library()
-    with translated():
-        zeroconf = PerLinkZeroconf(network.links, lambda _error: None)
     names: set[str] = set()
 
     def on_change(name: str, state_change: ServiceStateChange, **_: object) -> None:
@@ -71,7 +69,7 @@ def find_servers(network: Network, wait_s: float) -> list[FoundServer]:
         elif state_change is ServiceStateChange.Removed:
             names.discard(name)
 
-    with translated(), contextlib.closing(zeroconf):
+    with translated(), contextlib.closing(PerLinkZeroconf(network.links, lambda _error: None)) as zeroconf:
         # Without asking for unicast answers: only one of the programs that share the port would receive them.
         ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[on_change], question_type=DNSQuestionType.QM)
         threading.Event().wait(wait_s)

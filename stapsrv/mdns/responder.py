@@ -105,7 +105,7 @@ class Responder(RecordUpdateListener):
         """Probe for a service's name, for 0.75 s; False if another host has it."""
         info = self._remember(service)
         free = self._probe(info.name, (_ANY,), [info.dns_service()])
-        if not free and service.name not in self._infos:
+        if not free and info.key not in self._infos:
             self._forget(service.name)
         return free
 
@@ -115,14 +115,14 @@ class Responder(RecordUpdateListener):
         with translated():
             # This makes zeroconf skip its own probing.
             self._zeroconf.register_service(info, cooperating_responders=True)
-        self._infos[service.name] = info
+        self._infos[info.key] = info
 
     def update(self, service: Service) -> None:
         """Announce the new data of a service that was announced before; takes 0.5 s."""
         info = self._remember(service)
         with translated():
             self._zeroconf.update_service(info)
-        self._infos[service.name] = info
+        self._infos[info.key] = info
 
     def withdraw(self, name: str) -> None:
         """Say goodbye for a service, once before this returns and twice more within 0.25 s."""
@@ -230,10 +230,8 @@ class Responder(RecordUpdateListener):
 
     # Another host has just given up the name of a service of ours, with a goodbye.
     def _revoke_goodbye(self, goodbye: DNSRecord) -> None:
-        if isinstance(goodbye, DNSPointer) and goodbye.alias_key in self._names:
-            info = self._infos.get(self._names[goodbye.alias_key])
-            if info is not None:
-                self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
+        if isinstance(goodbye, DNSPointer) and (info := self._infos.get(goodbye.alias_key)) is not None:
+            self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
 
     def _add_error(self, text: str) -> None:
         with self._received:
@@ -264,7 +262,7 @@ class Responder(RecordUpdateListener):
         key = _full_name(name).lower()
         self._names.pop(key, None)
         self._announced.pop(key, None)
-        return self._infos.pop(name, None)
+        return self._infos.pop(key, None)
 
     def _addresses(self) -> list[bytes]:
         links = self._network.links

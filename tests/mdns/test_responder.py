@@ -280,7 +280,7 @@ def test_host_name_claimed_by_another_host_later_is_contested(bench):
 def test_move_changes_the_addresses_of_services(bench):
     bench.responder.announce(SERVICE)
     bench.responder.move(network(link("wlan0", "198.51.100.1/24", "2001:db8::1/64")))
-    info = bench.responder._infos[NAME]
+    info = bench.responder._infos[FULL.lower()]
     assert info.parsed_addresses() == ["198.51.100.1", "2001:db8::1"]
     assert bench.zeroconf.done[1:] == [("leave", ("wlan0",)), ("move", ("wlan0",))]
     # Once for the first sockets, once for the new ones.
