@@ -26,16 +26,7 @@ def private_keys(bundle: bytes, password: bytes) -> list[PrivateKeyTypes]:
     """Decrypt every private key of ``bundle``; slow on purpose (key derivation), about 0.1 s a key.
 
     Raises:
-        ValueError: not such a bundle, or not its password.
-    """
-    return [load_der_private_key(encrypted, password) for encrypted in encrypted_keys(bundle)]
-
-
-def encrypted_keys(bundle: bytes) -> list[bytes]:
-    """Return the EncryptedPrivateKeyInfo (PKCS#8, DER) of each key of ``bundle``.
-
-    Raises:
-        ValueError: not a PKCS#12 bundle protected by a password.
+        ValueError: not a PKCS#12 bundle protected by this password.
     """
     _version, authenticated_safe, *_mac = _children(_only(bundle))
     keys = []
@@ -46,7 +37,8 @@ def encrypted_keys(bundle: bytes) -> list[bytes]:
         for bag in _children(_only(_data(content_info))):
             bag_kind, value, *_attributes = _children(bag)
             if bag_kind == _SHROUDED_KEY_BAG:
-                keys.append(value)
+                # An EncryptedPrivateKeyInfo (PKCS#8).
+                keys.append(load_der_private_key(value, password))
     return keys
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stapsrv.identity.certificate import NICKNAME, Identity
 from stapsrv.identity.memfd import memory_file
-from stapsrv.identity.pkcs12 import encrypted_keys, private_keys
+from stapsrv.identity.pkcs12 import private_keys
 
 PASSWORD = b"of the bundle"
 
@@ -54,16 +54,16 @@ def test_wrong_password_is_a_value_error(exported: bytes):
 def test_truncated_bundle_is_a_value_error(exported: bytes):
     for length in range(len(exported)):
         with pytest.raises(ValueError, match=r"cut short|not enough values|longer|does not"):
-            encrypted_keys(exported[:length])
+            private_keys(exported[:length], PASSWORD)
 
 
 @settings(database=None)  # nothing to write: the suite may not own the checkout
 @given(st.binary(max_size=200))
 def test_anything_else_is_a_value_error(junk: bytes):
     with suppress(ValueError):
-        assert encrypted_keys(junk) == []
+        assert private_keys(junk, PASSWORD) == []
 
 
 def test_deep_nesting_is_refused():
     with pytest.raises(ValueError, match="too deeply"):
-        encrypted_keys(b"\x30\x80" * 5000)
+        private_keys(b"\x30\x80" * 5000, PASSWORD)
