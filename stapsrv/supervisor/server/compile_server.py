@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 import attrs
@@ -22,10 +23,10 @@ from stapsrv.compile.stats import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.rejection import RejectReason
-from stapsrv.supervisor.server.accept import deny
+from stapsrv.supervisor.server.accept import accept_forever, deny
 from stapsrv.supervisor.server.acl import NetworkRules
 from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, Rejection, client_of
-from stapsrv.supervisor.server.listener import Peer, accept_connections, address_of
+from stapsrv.supervisor.server.listener import Peer, SocketAddress, address_of, reset
 from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
 # At work at once; more are reset, and come back a few times.
@@ -156,32 +157,36 @@ class CompileServer:
         return tuple(ReleaseStatus(name, health.health, health.reason) for name, health in known)
 
     async def _accept(self, listener: socket.socket, sessions: TaskGroup) -> None:
-        def take(connection: socket.socket, peer: Peer) -> None:
-            if self._rules.permit(peer.address):
-                self._begin(sessions, connection, peer)
-            else:
+        await accept_forever(
+            listener,
+            partial(self._take, sessions),
+            exhausted=lambda reason: self.service.log.warning("listener.exhausted", reason=reason),
+        )
+
+    def _take(self, sessions: TaskGroup, connection: socket.socket, sockaddr: SocketAddress) -> None:
+        peer, log = Peer.of(sockaddr), self.service.log
+        client = client_of(peer.address)
+        if not self._rules.permit(peer.address):
+            self._reject(RejectReason.DENIED, lambda: log.warning("connection.denied", peer=peer))
+            if self._denials < _MAX_DENIALS:
                 self._denials += 1
                 sessions.start_soon(self._deny, connection)
+            else:
+                reset(connection)
+        elif rejection := self._check_load(client):
+            line = partial(log.warning, "connection.refused", peer=peer, reason=rejection.reason)
+            self._reject(rejection.reject_reason, line)
+            # Before the handshake: the one way to tell a client to come back (PROTOCOL, the connection).
+            reset(connection)
+        else:
+            session = Session(self.service, peer=peer, client=client)
+            self._sessions.add(session)
+            self._admission.enter(client)
+            sessions.start_soon(self._run, session, connection, client)
 
-        await accept_connections(listener, admit=self._admit, serve=take, log=self.service.log)
-
-    def _admit(self, peer: Peer) -> bool:
-        # One that is rejected is counted and logged, and will be reset.
-        log = self.service.log
-        if not self._rules.permit(peer.address):
-            self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
-            self.service.rejections.count(
-                RejectReason.DENIED, lambda: log.warning("connection.denied", peer=peer)
-            )
-            return self._denials < _MAX_DENIALS
-        rejection = self._check_load(client_of(peer.address))
-        if rejection is not None:
-            self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
-            self.service.rejections.count(
-                rejection.reject_reason,
-                lambda: log.warning("connection.refused", peer=peer, reason=rejection.reason),
-            )
-        return rejection is None
+    def _reject(self, reason: RejectReason, log_line: Callable[[], object]) -> None:
+        self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
+        self.service.rejections.count(reason, log_line)
 
     def _check_load(self, client: str) -> Rejection | None:
         if self._draining:
@@ -191,13 +196,6 @@ class CompileServer:
         if rejection is None and pool.is_full:
             return Rejection(RejectReason.QUEUE_LENGTH, f"{pool.queue_length} requests are waiting already")
         return rejection
-
-    def _begin(self, sessions: TaskGroup, connection: socket.socket, peer: Peer) -> None:
-        client = client_of(peer.address)
-        session = Session(self.service, peer=peer, client=client)
-        self._sessions.add(session)
-        self._admission.enter(client)
-        sessions.start_soon(self._run, session, connection, client)
 
     async def _deny(self, connection: socket.socket) -> None:
         try:

@@ -7,15 +7,13 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import NoReturn, TypeAlias
 
 import attrs
-from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.addresses import socket_address
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.server.accept import accept_forever
 
 # Connections that the kernel completes for us while the loop is busy; the kernel may lower it.
 _BACKLOG = 1024
@@ -28,6 +26,9 @@ _ATTEMPTS = 20
 
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
+# As accept gives it for IPv4, and for IPv6.
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+
 
 @attrs.frozen
 class Peer:
@@ -37,7 +38,7 @@ class Peer:
     port: int
 
     @classmethod
-    def of(cls, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> Peer:
+    def of(cls, sockaddr: SocketAddress) -> Peer:
         """Return the peer of a socket address as ``accept`` gives it."""
         address, _, zone = sockaddr[0].partition("%")
         parsed = ipaddress.ip_address(address)
@@ -49,14 +50,25 @@ class Peer:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-def open_listener(port: int) -> socket.socket:
-    """Listen on every IPv4 and IPv6 address of this host, on one port or a free one for 0.
+def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
+    """Listen on each address, or on all of this host's for none, on one port or a free one for 0.
 
-    The caller closes the socket, which is non-blocking.
+    The caller closes the sockets, which are non-blocking.
 
     Raises:
-        ConfigError: the port is in use, reserved for root, or cannot be listened on.
+        ConfigError: the port is in use, reserved for root, or cannot be listened on; or an address is not
+            this host's.
     """
+    if not addresses:
+        return (open_listener(port),)
+    for _ in range(_ATTEMPTS if port == 0 else 0):
+        with contextlib.suppress(ConfigError):
+            return _open_each(port, addresses)
+    return _open_each(port, addresses)
+
+
+def open_listener(port: int) -> socket.socket:
+    """Listen on every IPv4 and IPv6 address of this host, as :func:`open_listeners` does for none."""
     try:
         return listen_at("::", port, only=False)
     except OSError as exc:
@@ -66,22 +78,6 @@ def open_listener(port: int) -> socket.socket:
         return listen_at("0.0.0.0", port, only=True)  # noqa: S104 - a compile server serves the network
     except OSError as exc:
         _refuse(exc, port)
-
-
-def open_listeners(port: int, addresses: Sequence[str]) -> tuple[socket.socket, ...]:
-    """Listen on each address, or on all of this host's for none, on one port or a free one for 0.
-
-    The caller closes the sockets, which are non-blocking.
-
-    Raises:
-        ConfigError: the port cannot be had on an address, or an address is not this host's.
-    """
-    if not addresses:
-        return (open_listener(port),)
-    for _ in range(_ATTEMPTS if port == 0 else 0):
-        with contextlib.suppress(ConfigError):
-            return _open_each(port, addresses)
-    return _open_each(port, addresses)
 
 
 def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -> socket.socket:
@@ -113,35 +109,6 @@ def listen_at(address: str, port: int, *, only: bool, backlog: int = _BACKLOG) -
 def address_of(listener: socket.socket) -> Peer:
     """Return the address that a listener is bound to."""
     return Peer.of(listener.getsockname())
-
-
-# A reset before the handshake is the one way to tell a client to come back (PROTOCOL, the connection).
-async def accept_connections(
-    listener: socket.socket,
-    *,
-    admit: Callable[[Peer], bool],
-    serve: Callable[[socket.socket, Peer], None],
-    log: Log,
-) -> NoReturn:
-    """Accept until cancelled; ``serve`` takes sockets over at once, what ``admit`` refuses is reset.
-
-    The sockets are non-blocking, and ``serve`` must not wait. Of a shortage of descriptors or memory there is
-    one line in the log.
-
-    Raises:
-        OSError: the listener itself failed.
-    """
-
-    def take(accepted: socket.socket, sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> None:
-        peer = Peer.of(sockaddr)
-        if admit(peer):
-            serve(accepted, peer)
-        else:
-            reset(accepted)
-
-    await accept_forever(
-        listener, take, exhausted=lambda reason: log.warning("listener.exhausted", reason=reason)
-    )
 
 
 def reset(connection: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -101,6 +102,21 @@ async def test_a_draining_server_resets():
         running.server.drain()
         assert await is_reset(running.port)
         assert counted(running) == {RejectReason.DRAINING: 1}
+
+
+async def test_a_shortage_of_descriptors_is_one_line_in_the_log(monkeypatch):
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 2
+    accept = socket.socket.accept
+
+    def accept_late(listener):
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    async with running_server() as running:
+        monkeypatch.setattr(socket.socket, "accept", accept_late)
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        assert running.lines.reasons("listener.exhausted") == [os.strerror(errno.EMFILE)]
 
 
 async def test_silent_clients_are_counted_and_logged_once():

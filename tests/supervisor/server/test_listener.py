@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from pathlib import Path
 
 import anyio
 import pytest
-import structlog
 
 from stapsrv.errors import ConfigError
-from stapsrv.supervisor.server.listener import (
-    Peer,
-    accept_connections,
-    address_of,
-    open_listener,
-    open_listeners,
-)
+from stapsrv.supervisor.server.listener import Peer, address_of, open_listener, open_listeners, reset
 
 pytestmark = pytest.mark.anyio
 
@@ -26,42 +18,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def listener():
     made = open_listener(0)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def log():
-    return structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
-
-
-class Accepted:
-    """Takes accepted sockets over and lets a test wait for them."""
-
-    def __init__(self) -> None:
-        self.sockets: list[socket.socket] = []
-        self.peers: list[Peer] = []
-        self._more = anyio.Event()
-
-    def __call__(self, connection: socket.socket, peer: Peer) -> None:
-        self.sockets.append(connection)
-        self.peers.append(peer)
-        self._more.set()
-        self._more = anyio.Event()
-
-    async def wait(self, count: int) -> None:
-        with anyio.fail_after(60):
-            while len(self.sockets) < count:
-                await self._more.wait()
-
-    def close(self) -> None:
-        for connection in self.sockets:
-            connection.close()
-
-
-@pytest.fixture
-def accepted():
-    made = Accepted()
     yield made
     made.close()
 
@@ -80,55 +36,27 @@ def ipv6_works() -> bool:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_one_port_serves_both_families(listener, accepted, log, host):
+async def test_one_port_serves_both_families(listener, host):
     if host == "::1" and not ipv6_works():
         pytest.skip("this host has no IPv6")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: accept_connections(listener, admit=lambda _: True, serve=accepted, log=log))
-        with connect(listener, host) as client:
-            await accepted.wait(1)
-            assert accepted.peers == [Peer(host, client.getsockname()[1])]
-        tasks.cancel_scope.cancel()
+    with connect(listener, host) as client:
+        with anyio.fail_after(60):
+            await anyio.wait_readable(listener)
+        accepted, sockaddr = listener.accept()
+        accepted.close()
+        assert Peer.of(sockaddr) == Peer(host, client.getsockname()[1])
 
 
-async def test_refused_peer_sees_a_reset(listener, accepted, log):
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: accept_connections(listener, admit=lambda _: False, serve=accepted, log=log))
-        with connect(listener) as client:
-            client.setblocking(False)
-            with anyio.fail_after(60):
-                await anyio.wait_readable(client)
-            with pytest.raises(ConnectionResetError):
-                client.recv(1)
-        tasks.cancel_scope.cancel()
-    assert accepted.sockets == []
-
-
-class ShortOfDescriptors:
-    """A listener whose first accept fails as when descriptors run out."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        self._listener = listener
-        self._failures = 1
-
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def accept(self):
-        if self._failures:
-            self._failures -= 1
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return self._listener.accept()
-
-
-async def test_shortage_is_logged(listener, accepted, log):
-    short = ShortOfDescriptors(listener)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: accept_connections(short, admit=lambda _: True, serve=accepted, log=log))
-        with connect(listener):
-            await accepted.wait(1)
-        tasks.cancel_scope.cancel()
-    assert [call.kwargs["event"] for call in log._logger.calls] == ["listener.exhausted"]
+async def test_reset_peer_sees_a_reset(listener):
+    with connect(listener) as client:
+        with anyio.fail_after(60):
+            await anyio.wait_readable(listener)
+        reset(listener.accept()[0])
+        client.setblocking(False)
+        with anyio.fail_after(60):
+            await anyio.wait_readable(client)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
 
 
 @pytest.mark.parametrize(
