@@ -50,8 +50,8 @@ class Event(enum.Enum):
     DRAIN = "drain"
     UNDRAIN = "undrain"
     READY = "ready"
+    # By itself, by a crash, or as it was told to.
     ENDED = "ended"
-    CRASHED = "crashed"
     REFUSED = "refused"
     DELAY_OVER = "delay over"
 
@@ -59,17 +59,16 @@ class Event(enum.Enum):
 class Action(enum.Enum):
     """What the shell is to do."""
 
-    # Prepare the server and serve; reports READY, then ENDED, CRASHED or REFUSED.
+    # Prepare the server and serve; reports READY, then ENDED or REFUSED.
     LAUNCH = enum.auto()
     # Stop accepting and let requests finish; ENDED follows.
     FINISH = enum.auto()
-    # End everything of it now; ENDED follows.
+    # End what is under way now: the run, of which ENDED follows, or the delay.
     ABORT = enum.auto()
     PAUSE_ACCEPT = enum.auto()
     RESUME_ACCEPT = enum.auto()
     # Wait for the back-off; DELAY_OVER follows.
     DELAY = enum.auto()
-    CANCEL_DELAY = enum.auto()
 
 
 COMMANDS = frozenset({Event.START, Event.STOP, Event.RESTART, Event.DRAIN, Event.UNDRAIN})
@@ -113,25 +112,22 @@ _TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.STOPPING, _E.START): Transition(_S.STOPPING, _W.UP),
     (_S.STOPPING, _E.STOP): Transition(_S.STOPPING, _W.DOWN, (_A.ABORT,)),
     (_S.STOPPING, _E.RESTART): Transition(_S.STOPPING, _W.UP),
-    (_S.BACKING_OFF, _E.START): Transition(_S.STARTING, _W.UP, (_A.CANCEL_DELAY, _A.LAUNCH)),
-    (_S.BACKING_OFF, _E.STOP): Transition(_S.STOPPED, _W.DOWN, (_A.CANCEL_DELAY,)),
-    (_S.BACKING_OFF, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.CANCEL_DELAY, _A.LAUNCH)),
+    (_S.BACKING_OFF, _E.START): Transition(_S.STARTING, _W.UP, (_A.ABORT, _A.LAUNCH)),
+    (_S.BACKING_OFF, _E.STOP): Transition(_S.STOPPED, _W.DOWN, (_A.ABORT,)),
+    (_S.BACKING_OFF, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.ABORT, _A.LAUNCH)),
     (_S.FAILED, _E.START): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
     (_S.FAILED, _E.STOP): Transition(_S.STOPPED, _W.DOWN),
     (_S.FAILED, _E.RESTART): Transition(_S.STARTING, _W.UP, (_A.LAUNCH,)),
     # Facts.
     (_S.STARTING, _E.READY): Transition(_S.SERVING, None),
-    (_S.STARTING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.STARTING, _E.REFUSED): Transition(_S.FAILED, None),
-    (_S.SERVING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
-    (_S.DRAINING, _E.CRASHED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
-    # It has been served, so it is worth another try: the launch says if it cannot be any more.
-    (_S.SERVING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
-    (_S.DRAINING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     # An end that nobody asked for is a crash.
     (_S.STARTING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.SERVING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.DRAINING, _E.ENDED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    # It has been served, so it is worth another try: the launch says if it cannot be any more.
+    (_S.SERVING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
+    (_S.DRAINING, _E.REFUSED): Transition(_S.BACKING_OFF, None, (_A.DELAY,)),
     (_S.BACKING_OFF, _E.DELAY_OVER): Transition(_S.STARTING, None, (_A.LAUNCH,)),
 }
 
@@ -140,7 +136,6 @@ _AFTER_STOP: Mapping[Wanted, Transition] = {
     _W.UP: Transition(_S.STARTING, None, (_A.LAUNCH,)),
     _W.DOWN: Transition(_S.STOPPED, None),
 }
-_ENDS = frozenset({_E.ENDED, _E.CRASHED, _E.REFUSED})
 
 
 def transition(wanted: Wanted, state: State, event: Event) -> Transition:
@@ -149,7 +144,7 @@ def transition(wanted: Wanted, state: State, event: Event) -> Transition:
     A fact never raises: one that comes too late, after a command in the same turn of the event loop, changes
     nothing.
     """
-    if state is State.STOPPING and event in _ENDS:
+    if state is State.STOPPING and event in {Event.ENDED, Event.REFUSED}:
         return _AFTER_STOP[wanted]
     found = _TABLE.get((state, event))
     if found is None and event in COMMANDS:

@@ -58,8 +58,8 @@ class ManagedServer:
     _own_log: Log | None = attrs.field(init=False, default=None)
     _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _reason: str | None = attrs.field(init=False, default=None)
-    _run: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
-    _delay: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
+    # Of the run or of the delay, whichever is under way.
+    _scope: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
     _crashes: int = attrs.field(init=False, default=0)
     _waiters: anyio.Event = attrs.field(init=False, factory=anyio.Event)
 
@@ -130,16 +130,11 @@ class ManagedServer:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Action.LAUNCH:
-                self._run = anyio.CancelScope()
-                self._tasks.start_soon(self._live, self._run)
+            case Action.LAUNCH | Action.DELAY:
+                self._scope = anyio.CancelScope()
+                self._tasks.start_soon(self._live if action is Action.LAUNCH else self._back_off, self._scope)
             case Action.ABORT:
-                self._run.cancel()
-            case Action.DELAY:
-                self._delay = anyio.CancelScope()
-                self._tasks.start_soon(self._back_off, self._delay)
-            case Action.CANCEL_DELAY:
-                self._delay.cancel()
+                self._scope.cancel()
             case Action.FINISH if self.server is not None:
                 self._tasks.start_soon(self._finish, self.server)
             case Action.PAUSE_ACCEPT if self.server is not None:
@@ -160,7 +155,7 @@ class ManagedServer:
             end, reason = Event.REFUSED, str(first_error(refusals))
             self._logged.error("server.refused", reason=reason)
         except* Exception as crash:  # noqa: BLE001 - the one net below a server; its neighbours never notice
-            end, reason = Event.CRASHED, repr(first_error(crash))
+            reason = repr(first_error(crash))
             self._logged.exception("server.crashed", exc_info=crash)
         else:
             # One that is the whole process ends with it, and the line about the signal says so.

@@ -21,7 +21,7 @@ from stapsrv.supervisor.lifecycle import (
     transition,
 )
 
-ENDS = frozenset({Event.ENDED, Event.CRASHED, Event.REFUSED})
+ENDS = frozenset({Event.ENDED, Event.REFUSED})
 # In these a launch is under way, and its end will be reported.
 LAUNCHED = frozenset({State.STARTING, State.SERVING, State.DRAINING, State.STOPPING})
 # A drain needs a server that serves.
@@ -53,7 +53,7 @@ def test_a_fact_of_what_is_over_changes_nothing(state, event):
         (State.STARTING, Event.READY, Transition(State.SERVING, None)),
         (State.STARTING, Event.REFUSED, Transition(State.FAILED, None)),
         (State.SERVING, Event.STOP, Transition(State.STOPPING, Wanted.DOWN, (Action.FINISH,))),
-        (State.SERVING, Event.CRASHED, Transition(State.BACKING_OFF, None, (Action.DELAY,))),
+        (State.SERVING, Event.ENDED, Transition(State.BACKING_OFF, None, (Action.DELAY,))),
         (State.SERVING, Event.START, Transition(State.SERVING, Wanted.UP)),
         (State.STOPPING, Event.STOP, Transition(State.STOPPING, Wanted.DOWN, (Action.ABORT,))),
         (State.DRAINING, Event.UNDRAIN, Transition(State.SERVING, None, (Action.RESUME_ACCEPT,))),
@@ -63,7 +63,7 @@ def test_rows_that_people_know(state, event, expected):
     assert transition(Wanted.UP, state, event) == expected
 
 
-@pytest.mark.parametrize("end", [Event.ENDED, Event.CRASHED, Event.REFUSED])
+@pytest.mark.parametrize("end", [Event.ENDED, Event.REFUSED])
 def test_what_is_wanted_decides_after_a_stop(end):
     assert transition(Wanted.DOWN, State.STOPPING, end) == Transition(State.STOPPED, None)
     relaunch = Transition(State.STARTING, None, (Action.LAUNCH,))
@@ -98,7 +98,8 @@ class Life:
                 case Action.DELAY:
                     assert not delayed, f"{event} in {self}: a second delay"
                     delayed = True
-                case Action.CANCEL_DELAY:
+                case Action.ABORT:
+                    assert launched or delayed, f"{event} in {self}: {action} of nothing"
                     delayed = False
                 case _:
                     assert launched, f"{event} in {self}: {action} of nothing"

@@ -103,6 +103,10 @@ async def test_a_log_that_cannot_be_opened_is_its_servers_own_failure(bench):
         assert (again.error, again.server.state) == (None, State.SERVING)
 
 
+# An end with an error.
+CRASH = "crash"
+
+
 class Play:
     """A real managed server over a fake compile server: the test decides what happens, and when.
 
@@ -138,7 +142,7 @@ class Play:
         elif what is Event.DELAY_OVER:
             self._delay.set()
         else:
-            errors = {Event.CRASHED: ZeroDivisionError("a fault"), Event.REFUSED: ConfigError("refused")}
+            errors = {CRASH: ZeroDivisionError("a fault"), Event.REFUSED: ConfigError("refused")}
             self._error = errors.get(what)
             self._launch.set()
 
@@ -186,7 +190,7 @@ WAYS = {
     State.SERVING: [Event.START, None, Event.READY],
     State.DRAINING: [Event.START, None, Event.READY, None, Event.DRAIN],
     State.STOPPING: [Event.START, None, Event.READY, None, Event.STOP],
-    State.BACKING_OFF: [Event.START, None, Event.CRASHED],
+    State.BACKING_OFF: [Event.START, None, CRASH],
     State.FAILED: [Event.START, None, Event.REFUSED],
 }
 
@@ -199,7 +203,7 @@ async def turn(turns=1):
 @pytest.mark.parametrize("state", WAYS)
 async def test_whatever_happens_in_whichever_turn_harms_no_neighbour(bench, monkeypatch, state):
     """Every three events from every state, in one turn of the event loop or in two; None is a turn."""
-    events = [*(event for event in Event), None]
+    events = [*Event, CRASH, None]
     async with anyio.create_task_group() as tasks:
         for rest in itertools.product(events[:-1], events, events[:-1]):
             play = Play(tasks, bench.lines.log)
@@ -225,13 +229,13 @@ async def test_a_drained_server_that_crashes_comes_back_drained(bench, monkeypat
     async with anyio.create_task_group() as tasks:
         play = Play(tasks, bench.lines.log)
         monkeypatch.setattr(anyio, "sleep", play.sleep)
-        for what in [*WAYS[State.DRAINING], Event.CRASHED, Event.DELAY_OVER, Event.READY]:
+        for what in [*WAYS[State.DRAINING], CRASH, Event.DELAY_OVER, Event.READY]:
             await turn(8)
             if what is not None:
                 play.happen(what)
         await turn(8)
         assert play.server.state is State.DRAINING
-        play.happen(Event.CRASHED)
+        play.happen(CRASH)
         await turn(8)
         play.server.start(undrain=False)
         assert play.server.state is State.STARTING
