@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from stapsrv.errors import ConfigError, LifecycleError
@@ -37,48 +36,40 @@ class InstanceLock:
 
     def __init__(self, user: str) -> None:
         self._user = user
-        self._held = contextlib.ExitStack()
-        self._directory: Path | None = None
+        self._held: tuple[Path, int] | None = None
 
     def hold(self, stat_path: Path) -> Path:
-        """Hold the lock below ``stat_path`` and no other; see :func:`hold_instance_lock`."""
-        if self._directory != stat_path / self._user:
+        """Hold the lock below ``stat_path`` and no other; returns its directory, which :meth:`close` removes.
+
+        Raises:
+            ConfigError: the directory cannot be made or used, or is not this user's alone to write to.
+            LifecycleError: another supervisor holds the lock; the text has its process id.
+        """
+        directory = stat_path / self._user
+        if self._held is None or self._held[0] != directory:
             self.close()
-            self._directory = self._held.enter_context(hold_instance_lock(stat_path, self._user))
-        return self._directory
+            try:
+                fd = _take_lock(directory)
+                self._held = directory, fd
+                # For people, and the message of others; only the lock itself counts.
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            except OSError as exc:
+                raise ConfigError(
+                    f"cannot be used: {exc.strerror}",
+                    where=f"status directory {directory}",
+                    remedy="let the server's user write there, or set STAT_PATH to a directory where it may",
+                ) from exc
+        return directory
 
     def close(self) -> None:
-        """Let go of the lock, if it is held."""
-        self._directory = None
-        self._held.close()
-
-
-@contextlib.contextmanager
-def hold_instance_lock(stat_path: Path, user: str) -> Iterator[Path]:
-    """Hold the lock of ``user``'s supervisor; yields its directory, which is removed at the end.
-
-    Raises:
-        ConfigError: the directory cannot be made or used, or is not this user's alone to write to.
-        LifecycleError: another supervisor holds the lock; the text has its process id.
-    """
-    directory = stat_path / user
-    try:
-        fd = _take_lock(directory)
-    except OSError as exc:
-        raise ConfigError(
-            f"cannot be used: {exc.strerror}",
-            where=f"status directory {directory}",
-            remedy="let the server's user write there, or set STAT_PATH to a directory where it may",
-        ) from exc
-    try:
-        # For people, and the message of others; only the lock itself counts.
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield directory
-    finally:
-        # The original takes whatever is in STAT_PATH for one of its servers.
-        remove_locked_directory(directory, held=_LOCK, other=_START_LOCK, uid=os.geteuid())
-        os.close(fd)
+        """Let go of the lock, if it is held, and remove its directory."""
+        if self._held is not None:
+            directory, fd = self._held
+            self._held = None
+            # The original takes whatever is in STAT_PATH for one of its servers.
+            remove_locked_directory(directory, held=_LOCK, other=_START_LOCK, uid=os.geteuid())
+            os.close(fd)
 
 
 def _take_lock(directory: Path) -> int:
