@@ -61,7 +61,8 @@ class Supervisor:
     _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _pool: WorkerPool = attrs.field(init=False)
     _servers: dict[int, ManagedServer] = attrs.field(init=False, factory=dict)
-    _tasks: TaskGroup | None = attrs.field(init=False, default=None)
+    # While it runs.
+    _tasks: TaskGroup = attrs.field(init=False)
     _commands: CommandsUnderWay = attrs.field(init=False)
     # Why configured servers are not hosted, by their files.
     refused: dict[str, str] = attrs.field(init=False, factory=dict)
@@ -73,25 +74,22 @@ class Supervisor:
         # Its clients are the servers' pools, whose workers bound what can wait here.
         self._pool = WorkerPool(self._max_compiles, queue_length=None)
         self._commands = CommandsUnderWay(self._command_ended)
-        self._runtime.warmup.on_health_change(self._health_changed)
+        self._runtime.warmup.on_health_change = self._health_changed
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Host servers until :meth:`end`, or the last is gone with ``auto_end``; then stop all.
 
         Cancellation: every server and every compile is ended before this returns.
         """
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            async with anyio.create_task_group() as background:
-                if self._saved is not None:
-                    await background.start(self._saved.ports.run)
-                background.start_soon(self._advertiser.run)
-                background.start_soon(self._runtime.warmup.run)
-                task_status.started()
-                await self._ending.wait()
-                await self.stop(list(self._servers))
-                background.cancel_scope.cancel()
-            self._tasks = None
+        async with anyio.create_task_group() as self._tasks, anyio.create_task_group() as background:
+            if self._saved is not None:
+                await background.start(self._saved.ports.run)
+            background.start_soon(self._advertiser.run)
+            await background.start(self._runtime.warmup.run)
+            task_status.started()
+            await self._ending.wait()
+            await self.stop(list(self._servers))
+            background.cancel_scope.cancel()
 
     def end(self) -> None:
         """Let :meth:`run` stop all servers and return."""
@@ -300,8 +298,6 @@ class Supervisor:
         return self._add(self._saved.servers.allocate_id(), spec, last_port=port)
 
     def _add(self, server_id: int, spec: ServerSpec, *, last_port: int | None) -> ManagedServer:
-        if self._tasks is None:
-            raise LifecycleError("the supervisor is ending")
         server = ManagedServer(
             id=server_id,
             settings=spec.settings,

@@ -22,7 +22,7 @@ from typing import TypeGuard
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
@@ -140,8 +140,10 @@ class Warmup:
     _targets: dict[WarmupKey, WarmupTarget] = attrs.field(init=False, factory=dict)
     _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
+    # None before it runs, as where no server is hosted.
     _tasks: TaskGroup | None = attrs.field(init=False, default=None)
-    _listeners: list[Callable[[ReleaseHealth], None]] = attrs.field(init=False, factory=list)
+    # Called after each change of a release's health; set before the first server is made ready.
+    on_health_change: Callable[[ReleaseHealth], None] = attrs.field(init=False, default=lambda _health: None)
     # What was found out for clients, and when that began.
     _found: dict[tuple[WarmupKey, StapCache | None, Finding, bool], float] = attrs.field(
         init=False, factory=dict
@@ -150,27 +152,19 @@ class Warmup:
     def __attrs_post_init__(self) -> None:
         self._engine.on_findings = self._find
 
-    def on_health_change(self, changed: Callable[[ReleaseHealth], None]) -> None:
-        """Call ``changed`` after each change of a release's health."""
-        self._listeners.append(changed)
-
-    async def run(self) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Compile for what is wanted until cancelled; no compile is left running then."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            for target in self._targets.values():
-                self._begin(target)
-            try:
-                await anyio.sleep_forever()
-            finally:
-                self._tasks = None
+        async with anyio.create_task_group() as self._tasks:
+            task_status.started()
+            await anyio.sleep_forever()
 
     def health(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
         """Return the health of a release; servers that compile alike share it, and the first one's log."""
         key = WarmupKey.of(settings, release)
         target = self._targets.get(key)
         if target is None:
-            target = self._targets[key] = WarmupTarget(key, ReleaseHealth(self._notify), settings, log)
+            health = ReleaseHealth(self.on_health_change)
+            target = self._targets[key] = WarmupTarget(key, health, settings, log)
         return target.health
 
     def add(self, server_id: int, service: CompileService) -> None:
@@ -194,10 +188,6 @@ class Warmup:
             if not target.wanted_by and target.scope is not None:
                 target.scope.cancel()
                 target.scope = None
-
-    def _notify(self, health: ReleaseHealth) -> None:
-        for listener in self._listeners:
-            listener(health)
 
     def _find(self, job: CompileJob, findings: frozenset[Finding]) -> None:
         """Find out, in the background, what a client's compile had to find out for itself."""

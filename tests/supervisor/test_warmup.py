@@ -63,9 +63,11 @@ class Healths:
     def __init__(self, warmup: Warmup) -> None:
         self.seen: list[Health] = []
         self._changed = anyio.Event()
-        warmup.on_health_change(self._note)
+        self._changed_before = warmup.on_health_change
+        warmup.on_health_change = self._note
 
     def _note(self, standing) -> None:
+        self._changed_before(standing)
         self.seen.append(standing.health)
         self._changed.set()
         self._changed = anyio.Event()
@@ -100,8 +102,8 @@ class Listener:
 async def started(bench, count: int = 1, advertiser: Listener | None = None, **settings):
     """Start servers of a new process; yields the supervisor, their status, and what follows their health."""
     bench.runtime = bench.new_runtime()
-    healths = Healths(bench.runtime.warmup)
     async with bench.supervisor(advertiser=advertiser) as supervisor:
+        healths = Healths(bench.runtime.warmup)
         specs = [
             ServerSpec(bench.settings(warmup=True, max_threads=number, **settings))
             for number in range(1, count + 1)
