@@ -175,7 +175,7 @@ class ProcessTree:
         with contextlib.ExitStack() as on_failure:
             try:
                 with contextlib.ExitStack() as child_ends:
-                    stdout, stderr = (OutputPipe.open(on_failure, child_ends) for _ in range(2))
+                    stdout, stderr = (OutputPipe(on_failure, child_ends) for _ in range(2))
                     child = subprocess.Popen(
                         command,
                         cwd=cwd,
@@ -241,28 +241,22 @@ class ProcessTree:
         self.signal(signal.SIGKILL)
         with anyio.move_on_after(_REAP_S):
             await self.wait()
-        os.close(self._pidfd)
-        self.stdout.close()
-        self.stderr.close()
+        for fd in (self._pidfd, self.stdout.fd, self.stderr.fd):
+            os.close(fd)
 
 
 class OutputPipe:
     """One of the child's outputs: ``data`` grows while :meth:`read_all` runs."""
 
     # Not subprocess.PIPE: Popen of Python 3.11 leaks the first pipe when the second cannot be made.
-    def __init__(self) -> None:
+    def __init__(self, on_failure: contextlib.ExitStack, child_ends: contextlib.ExitStack) -> None:
+        """Make a pipe whose two ends are closed by these two."""
         self.fd, self.child_fd = os.pipe2(os.O_CLOEXEC)
+        on_failure.callback(os.close, self.fd)
+        child_ends.callback(os.close, self.child_fd)
         os.set_blocking(self.fd, False)
         self.data = bytearray()
         self.over_limit = False
-
-    @classmethod
-    def open(cls, on_failure: contextlib.ExitStack, child_ends: contextlib.ExitStack) -> OutputPipe:
-        """Make a pipe whose two ends are closed by these two."""
-        pipe = cls()
-        on_failure.callback(pipe.close)
-        child_ends.callback(os.close, pipe.child_fd)
-        return pipe
 
     async def read_all(self, limit: int, scope: anyio.CancelScope) -> None:
         """Read until end of file; more than ``limit`` bytes cancel ``scope``."""
@@ -281,10 +275,6 @@ class OutputPipe:
                 self.over_limit = True
                 scope.cancel()
                 return
-
-    def close(self) -> None:
-        """Close the reading end."""
-        os.close(self.fd)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
