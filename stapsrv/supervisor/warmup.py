@@ -205,24 +205,19 @@ class Warmup:
                 self._tasks.start_soon(self._find_out, own, finding, job.log)
 
     async def _find_out(self, job: CompileJob, finding: Finding, log: Log) -> None:
-        fault = None
+        log = log.bind(release=job.release.name, what=finding.name.lower())
         began = anyio.current_time()
         try:
             async with self._one_at_a_time:
                 result = await self._run(job)
-            if not result.succeeded:
-                fault = error_line(result.stderr)
+            if result.succeeded:
+                log.info("release.found", seconds=round(anyio.current_time() - began, 1))
+            else:
+                log.warning("release.unfound", reason=error_line(result.stderr))
         except (OSError, RequestRejected, TranslatorError) as exc:
-            fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
+            log.warning("release.unfound", reason=exc.problem if isinstance(exc, StapsrvError) else str(exc))
         except Exception:
-            log.exception("release.crashed", release=job.release.name)
-            return
-        seconds = round(anyio.current_time() - began, 1)
-        what = finding.name.lower()
-        if fault is None:
-            log.info("release.found", release=job.release.name, what=what, seconds=seconds)
-        else:
-            log.warning("release.unfound", release=job.release.name, what=what, reason=fault)
+            log.exception("release.crashed")
 
     def _begin(self, target: WarmupTarget) -> None:
         if self._tasks is not None and target.wanted_by and target.scope is None:
