@@ -79,16 +79,13 @@ class DaemonOptions:
     server: ServerSettings | None = None
     log: Path | None = None
     config_file: Path | None = None
-    # Start again what a supervisor that died had on record.
-    resume: bool = True
-    # Host nothing at first, and end when the last server has stopped.
-    on_demand: bool = False
+    resume: bool = True  # start again what a supervisor that died had on record
+    on_demand: bool = False  # host nothing at first, and end when the last server has stopped
     use_password: bool = False
     password_file: Path | None = None
     password_descriptor: int | None = None
     backend: str | None = None
-    # By attribute, what goes before the global file.
-    service: Mapping[str, Any] = {}
+    service: Mapping[str, Any] = {}  # by attribute, what goes before the global file
     warnings: tuple[str, ...] = ()
 
 

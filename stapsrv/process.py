@@ -45,8 +45,7 @@ class Containment(enum.Enum):
     NAMESPACE = "process-id namespace"
     # The first process ends with this process; what left its session on purpose does not.
     DEATH_SIGNAL = "session with a death signal"
-    # Ended by this process only.
-    SESSION = "session"
+    SESSION = "session"  # ended by this process only
 
     @property
     def wrapper(self) -> tuple[str, ...]:

@@ -11,10 +11,8 @@ import enum
 class RejectReason(enum.StrEnum):
     """The bound that was met, or the rule; most are named after the variable that sets them."""
 
-    # The client's address may not use this server.
-    DENIED = "denied"
-    # The server takes nothing new.
-    DRAINING = "draining"
+    DENIED = "denied"  # the client's address may not use this server
+    DRAINING = "draining"  # the server takes nothing new
     CONNECTIONS = "connections"
     ADDRESS_CONNECTIONS = "address_connections"
     TOTAL_CONNECTIONS = "total_connections"

@@ -35,10 +35,8 @@ class State(enum.Enum):
     # It finishes what it has and resets new connections; it stays so until told otherwise.
     DRAINING = "draining"
     STOPPING = "stopping"
-    # It crashed and will be launched again after a delay.
-    BACKING_OFF = "backing-off"
-    # Its settings cannot be served; not retried.
-    FAILED = "failed"
+    BACKING_OFF = "backing-off"  # it crashed and will be launched again after a delay
+    FAILED = "failed"  # its settings cannot be served; not retried
 
 
 class Event(enum.Enum):
@@ -50,8 +48,7 @@ class Event(enum.Enum):
     DRAIN = "drain"
     UNDRAIN = "undrain"
     READY = "ready"
-    # By itself, by a crash, or as it was told to.
-    ENDED = "ended"
+    ENDED = "ended"  # by itself, by a crash, or as it was told to
     REFUSED = "refused"
     DELAY_OVER = "delay over"
 
@@ -59,16 +56,12 @@ class Event(enum.Enum):
 class Action(enum.Enum):
     """What the shell is to do."""
 
-    # Prepare the server and serve; reports READY, then ENDED or REFUSED.
-    LAUNCH = enum.auto()
-    # Stop accepting and let requests finish; ENDED follows.
-    FINISH = enum.auto()
-    # End what is under way now: the run, of which ENDED follows, or the delay.
-    ABORT = enum.auto()
+    LAUNCH = enum.auto()  # prepare the server and serve; reports READY, then ENDED or REFUSED
+    FINISH = enum.auto()  # stop accepting and let requests finish; ENDED follows
+    ABORT = enum.auto()  # end what is under way now: the run, of which ENDED follows, or the delay
     PAUSE_ACCEPT = enum.auto()
     RESUME_ACCEPT = enum.auto()
-    # Wait for the back-off; DELAY_OVER follows.
-    DELAY = enum.auto()
+    DELAY = enum.auto()  # wait for the back-off; DELAY_OVER follows
 
 
 COMMANDS = frozenset({Event.START, Event.STOP, Event.RESTART, Event.DRAIN, Event.UNDRAIN})

@@ -35,8 +35,7 @@ class ManagedServer:
     id: int
     settings: ServerSettings
     origin: str | None
-    # Asked for again by a server that may choose its port.
-    last_port: int | None
+    last_port: int | None  # asked for again by a server that may choose its port
     # Raises ConfigError if a setting cannot be served, and IdentityError without a certificate.
     _prepare: Callable[[ServerSettings, Log, int | None], Awaitable[CompileServer]]
     # Of its own, opened anew for each launch; raises ConfigError.
@@ -44,10 +43,8 @@ class ManagedServer:
     # The supervisor's; the log says what happens before the server's own is open.
     _tasks: TaskGroup
     _log: Log
-    # Called after each change of state.
-    _changed: Callable[[ManagedServer], None]
-    # Waited for, and bounded, before the listener is closed.
-    _withdraw: Callable[[int], Awaitable[None]]
+    _changed: Callable[[ManagedServer], None]  # called after each change of state
+    _withdraw: Callable[[int], Awaitable[None]]  # waited for, and bounded, before the listener is closed
     state: State = attrs.field(init=False, default=State.STOPPED)
     wanted: Wanted = attrs.field(init=False, default=Wanted.DOWN)
     has_served: bool = attrs.field(init=False, default=False)

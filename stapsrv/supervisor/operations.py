@@ -26,8 +26,7 @@ class ServerSpec:
 class Outcome:
     """What became of one server of a command; ``already``: it was as wanted before."""
 
-    # None if it was refused before it had an id.
-    server: ServerStatus | None
+    server: ServerStatus | None  # None if it was refused before it had an id
     already: bool
     error: str | None
 

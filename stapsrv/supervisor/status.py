@@ -29,12 +29,10 @@ class ServerWork:
 
     running: int = 0
     queued: int = 0
-    # Requests answered, whatever stap said of them, and those that got no answer of stap's.
-    done: int = 0
+    done: int = 0  # requests answered, whatever stap said of them, and those that got no answer of stap's
     failed: int = 0
     certificate_expires: datetime | None = None
-    # Open ones, whatever they are doing.
-    connections: int = 0
+    connections: int = 0  # open ones, whatever they are doing
     refusals: Mapping[RejectReason, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()
     recent: RecentTimes = attrs.field(factory=RecentTimes)
@@ -45,20 +43,15 @@ class ServerWork:
 class ServerStatus:
     """One server at one moment."""
 
-    # What ``status`` prints as PID and ``-p`` takes; no other process or server has it.
-    id: int
+    id: int  # what ``status`` prints as PID and ``-p`` takes; no other process or server has it
     nickname: str
-    # As they were asked for: a port of 0 stays 0 here.
-    settings: ServerSettings
-    # Its configuration file, or None for a server that was asked for.
-    origin: str | None
+    settings: ServerSettings  # as they were asked for: a port of 0 stays 0 here
+    origin: str | None  # its configuration file, or None for a server that was asked for
     wanted: Wanted
     state: State
     since: datetime
-    # Why it is backing off or has failed.
-    reason: str | None
-    # Where it listens, or last listened.
-    port: int | None
+    reason: str | None  # why it is backing off or has failed
+    port: int | None  # where it listens, or last listened
     work: ServerWork
 
 
@@ -70,17 +63,13 @@ class SupervisorStatus:
     user: str
     version: str
     stap_version: str
-    # The name of the mechanism, or ``off``.
-    sandbox: str
+    sandbox: str  # the name of the mechanism, or ``off``
     # The better mechanisms that are installed and do not work, a line each.
     sandbox_failures: tuple[str, ...] = ()
-    # How a compile's process tree is held together.
-    containment: str
-    # The parent of compiles' control groups; None where the host grants none.
-    cgroup: str | None
+    containment: str  # how a compile's process tree is held together
+    cgroup: str | None  # the parent of compiles' control groups; None where the host grants none
     since: datetime
     compiles: int
     max_compiles: int
-    # Why configured servers are not hosted, a line each.
-    refused: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()  # why configured servers are not hosted, a line each
     servers: tuple[ServerStatus, ...]

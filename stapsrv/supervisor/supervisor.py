@@ -50,8 +50,7 @@ class Supervisor:
     """Hosts servers; made for one run, which with ``auto_end`` is over when the last server is gone."""
 
     _runtime: Runtime
-    # None for one server, which is named by this process and recorded nowhere.
-    _saved: SavedState | None
+    _saved: SavedState | None  # None for one server, which is named by this process and recorded nowhere
     _defaults: HostDefaults = attrs.field(kw_only=True)
     _open_log: Callable[[Path, LogFormat | None], Log] = attrs.field(kw_only=True)
     _log: Log = attrs.field(kw_only=True)
@@ -61,8 +60,7 @@ class Supervisor:
     _since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))
     _pool: WorkerPool = attrs.field(init=False)
     _servers: dict[int, ManagedServer] = attrs.field(init=False, factory=dict)
-    # While it runs.
-    _tasks: TaskGroup = attrs.field(init=False)
+    _tasks: TaskGroup = attrs.field(init=False)  # while it runs
     _commands: CommandsUnderWay = attrs.field(init=False)
     # Why configured servers are not hosted, by their files.
     refused: dict[str, str] = attrs.field(init=False, factory=dict)
