@@ -185,10 +185,10 @@ class RequestHandler:
         return attrs.evolve(response, rc=response.rc if signed.trusted else 1, stderr=stderr, files=files)
 
     async def _certify(self, entry: CacheEntry) -> tuple[ResponseFile, ...]:
-        files = entry.signed_files(self._identity)
-        if files is None:
-            files = await add_signatures(without_signatures(entry.result.files), self._identity.sign)
-            entry.keep_signed(self._identity, files)
+        if entry.signed is not None and entry.signed[0] is self._identity:
+            return entry.signed[1]
+        files = await add_signatures(without_signatures(entry.result.files), self._identity.sign)
+        entry.signed = self._identity, files
         return files
 
     def _reject(self, exc: StapsrvError) -> CompileResponse:

@@ -286,6 +286,9 @@ async def test_cached_response_is_signed_anew_after_renewal(tmp_path, monkeypatc
         payload = request("-p4", "--privilege=stapusr")
         first, again = [await exchange(running.port, payload) for _ in range(2)]
         plain = await exchange(running.port, request("-p4"))
+        kept = entry.signed
+        assert (await exchange(running.port, payload)).files == first.files
+        assert entry.signed is kept is not None
         shown.loaded = attrs.evolve(IDENTITY, name=b"renewed")
         renewed = await exchange(running.port, payload)
     signature = "stap_x.ko.sgn"

@@ -65,40 +65,36 @@ class DiskStore:
         self.directory = directory
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
-        self._scanned_bytes: int | None = None
+        self._scanned_bytes = max_bytes  # as of the last scan; the first write is followed by one
         self._written_bytes = 0  # by this process, since that scan
         _check(directory)
+
+    def use(self, name: str) -> bool:
+        """Mark an entry as used; return whether it is there, sound or not. An expired one is removed."""
+        path = self._path(name)
+        try:
+            status = path.stat()
+            if self._is_expired(status):
+                path.unlink(missing_ok=True)
+                return False
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):
+            os.utime(path, (time.time(), status.st_mtime))
+        return True
 
     def read(self, name: str) -> bytes | None:
         """Return what was written, unless it has expired; what is damaged is removed, with a DamagedError."""
         path = self._path(name)
-        try:
-            if self._is_expired(path.stat()):
-                path.unlink(missing_ok=True)
-                return None
-            content = path.read_bytes()
-        except OSError:
+        if not self.use(name):
             return None
         try:
-            body = _unsealed(content, name)
+            return _unsealed(path.read_bytes(), name)
+        except OSError:
+            return None
         except DamagedError:
             path.unlink(missing_ok=True)
             raise
-        self.touch(name)
-        return body
-
-    def has(self, name: str) -> bool:
-        """Whether there is an entry of this name that has not expired, sound or not."""
-        try:
-            return not self._is_expired(self._path(name).stat())
-        except OSError:
-            return False
-
-    def touch(self, name: str) -> None:
-        """Mark an entry as used."""
-        path = self._path(name)
-        with contextlib.suppress(OSError):
-            os.utime(path, (time.time(), path.stat().st_mtime))
 
     def write(self, name: str, body: bytes) -> int:
         """Write, and return how many other files were evicted; after an OSError the old content is there."""
@@ -108,9 +104,8 @@ class DiskStore:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(self._path(name), content)
         self._written_bytes += len(content)
-        if self._scanned_bytes is None or self._written_bytes > self._max_bytes * _RESCAN_FRACTION:
-            self._scanned_bytes, self._written_bytes = sum(file.status.st_size for file in self._files()), 0
-        return self.evict() if self._scanned_bytes + self._written_bytes > self._max_bytes else 0
+        is_full = self._scanned_bytes + self._written_bytes > self._max_bytes
+        return self.evict() if is_full or self._written_bytes > self._max_bytes * _RESCAN_FRACTION else 0
 
     def evict(self) -> int:
         """Remove what has expired, and the least recently used until there is room; return how many."""
@@ -119,11 +114,8 @@ class DiskStore:
         limit = self._max_bytes * _EVICT_FRACTION if total > self._max_bytes else self._max_bytes
         evicted = 0
         for path, status, is_finished in files:
-            if is_finished:
-                goes = total > limit or self._is_expired(status)
-            else:
-                goes = time.time() - status.st_mtime > _MAX_UNFINISHED_S
-            if goes:
+            is_forgotten = not is_finished and time.time() - status.st_mtime > _MAX_UNFINISHED_S
+            if is_forgotten or (is_finished and (total > limit or self._is_expired(status))):
                 path.unlink(missing_ok=True)
                 total -= status.st_size
                 evicted += 1
@@ -135,7 +127,7 @@ class DiskStore:
         files = list(self._files())
         for file in files:
             file.path.unlink(missing_ok=True)
-        self._scanned_bytes = None
+        self._scanned_bytes = self._max_bytes
         return sum(file.is_finished for file in files)
 
     def verify(self) -> VerifyCounts:

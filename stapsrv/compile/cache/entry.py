@@ -20,25 +20,19 @@ class CacheEntry:
     result: CompileResult
     # Why it is not stored, in a word; None if it is. Final once ``stored`` is set.
     reason: str | None = NOT_SCANNED
-    # When its file was last marked as used, by the monotonic clock.
-    touched: float = 0.0
     # Set when it is stored, or is not going to be.
     stored: anyio.Event = attrs.field(factory=anyio.Event)
     stdout: ResponseFile = attrs.field(init=False)
     stderr: ResponseFile = attrs.field(init=False)
-    # The result's files with the signatures of the last signer.
-    _signed: tuple[object, tuple[ResponseFile, ...]] | None = None
+    # The last signer, and the result's files with its signatures: the next request may want the same.
+    signed: tuple[object, tuple[ResponseFile, ...]] | None = None
     _holders: int = 0
     _release_memory: Callable[[], None] | None = None
     _claiming: anyio.Lock = attrs.field(factory=anyio.Lock)
 
-    @stdout.default
-    def _name_stdout(self) -> ResponseFile:
-        return ResponseFile("stdout", self.result.stdout)
-
-    @stderr.default
-    def _name_stderr(self) -> ResponseFile:
-        return ResponseFile("stderr", self.result.stderr)
+    def __attrs_post_init__(self) -> None:
+        self.stdout = ResponseFile("stdout", self.result.stdout)
+        self.stderr = ResponseFile("stderr", self.result.stderr)
 
     @classmethod
     def final(cls, result: CompileResult, reason: str | None = None) -> CacheEntry:
@@ -76,11 +70,3 @@ class CacheEntry:
         if not self._holders and self._release_memory is not None:
             self._release_memory()
             self._release_memory = None
-
-    def signed_files(self, signer: object) -> tuple[ResponseFile, ...] | None:
-        """Return the files with the signatures of ``signer``, if they are known."""
-        return self._signed[1] if self._signed is not None and self._signed[0] is signer else None
-
-    def keep_signed(self, signer: object, files: tuple[ResponseFile, ...]) -> None:
-        """Keep the files with the signatures of ``signer`` for the next request; only the last signer's."""
-        self._signed = signer, files

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
 from collections import OrderedDict
-from functools import partial
 
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -20,7 +18,6 @@ from stapsrv.system.blocking import BlockingCalls
 
 # Of results, a hundred scripts; with what they are deflated to, less than twice as much.
 _MEMORY_BYTES = 16 * 1024 * 1024
-_TOUCH_S = 60.0
 # The directory may be on a file system that hangs: then a compile helps as well.
 _TIMEOUT_S = 10.0
 
@@ -38,60 +35,44 @@ class ResultStorage:
         self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
     async def get(self, name: str) -> CacheEntry | None:
-        """Return the entry of this name, if there is one."""
+        """Return the entry of this name, if it is on disk and can be read; from memory where it is there."""
         entry = self._memory.get(name)
-        if entry is not None and await self._is_on_disk(name):
-            if name in self._memory:  # else others have pushed it out meanwhile
-                self._memory.move_to_end(name)
-            now = time.monotonic()
-            if now - entry.touched > _TOUCH_S:
-                entry.touched = now
-                with contextlib.suppress(OSError):
-                    await self._files.run(partial(self._store.touch, name))
-            return entry
-        if entry is not None:
-            # Another process removed it.
-            self._forget(name)
-        result = await self._read(name)
+
+        def look() -> CompileResult | None:
+            if entry is not None and self._store.use(name):
+                return entry.result
+            body = self._store.read(name)
+            return None if body is None else _decode_result(body)
+
+        result = None
+        try:
+            result = await self._files.run(look)
+        except OSError as exc:
+            self._log.warning("cache.unreadable", reason=exc.strerror)
+        except DamagedError:
+            self._damaged += 1
+            self._log.warning("cache.damaged", entry=name)
         if result is None:
+            # What another process removed is no hit here either.
+            self._forget(name)
             return None
-        entry = CacheEntry.final(result)
+        if entry is None or result is not entry.result:
+            entry = CacheEntry.final(result)
         self._remember(name, entry)
         return entry
 
     async def put(self, name: str, entry: CacheEntry) -> bool:
         """Store an entry; return whether it could be written."""
-        if not await self._write(name, entry.result):
-            return False
-        self._remember(name, entry)
-        return True
-
-    async def _write(self, name: str, result: CompileResult) -> bool:
-        """Write a result; return whether it could be written."""
         try:
             # Encoded in the thread as well: a large one is copied for that.
-            self._evicted += await self._files.run(lambda: self._store.write(name, _encode_result(result)))
+            self._evicted += await self._files.run(
+                lambda: self._store.write(name, _encode_result(entry.result))
+            )
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
             return False
+        self._remember(name, entry)
         return True
-
-    async def _read(self, name: str) -> CompileResult | None:
-        """Return a result of the store, if it can be read."""
-
-        def read() -> CompileResult | None:
-            body = self._store.read(name)
-            return None if body is None else _decode_result(body)
-
-        try:
-            return await self._files.run(read)
-        except OSError as exc:
-            self._log.warning("cache.unreadable", reason=exc.strerror)
-            return None
-        except DamagedError:
-            self._damaged += 1
-            self._log.warning("cache.damaged", entry=name)
-            return None
 
     async def statistics(self) -> CacheStatistics:
         """Return a snapshot; reads the directory."""
@@ -105,16 +86,9 @@ class ResultStorage:
             **stored._asdict(),
         )
 
-    async def _is_on_disk(self, name: str) -> bool:
-        try:
-            return await self._files.run(partial(self._store.has, name))
-        except OSError:
-            return False
-
     def _remember(self, name: str, entry: CacheEntry) -> None:
         self._forget(name)
         self._memory[name] = entry
-        entry.touched = time.monotonic()
         self._memory_bytes += entry.size
         while self._memory_bytes > _MEMORY_BYTES and len(self._memory) > 1:
             self._forget(next(iter(self._memory)))

@@ -35,7 +35,7 @@ def test_written_entry_is_read(tmp_path):
     assert store.read("a") is None
     assert store.write("a", BODY) == 0
     assert store.read("a") == BODY
-    assert store.has("a")
+    assert store.use("a")
     assert open_store(tmp_path).read("a") == BODY
 
 
@@ -110,16 +110,17 @@ def test_old_entry_expires_although_it_is_used(tmp_path):
         store.write(name, BODY)
     written = file_of(store, "old").stat().st_mtime
     os.utime(file_of(store, "old"), (written, written - 61))
-    store.touch("old")
+    assert not store.use("old")
+    assert not file_of(store, "old").exists()
     assert store.read("old") is None
     assert store.read("young") == BODY
 
 
-def test_touch_does_not_make_an_entry_younger(tmp_path):
-    store = open_store(tmp_path)
+def test_use_does_not_make_an_entry_younger(tmp_path):
+    store = open_store(tmp_path, max_age_s=1e12)
     store.write("a", BODY)
     os.utime(file_of(store, "a"), (1.0, 12345.0))
-    store.touch("a")
+    assert store.use("a")
     status = file_of(store, "a").stat()
     assert status.st_mtime == 12345.0
     assert status.st_atime > 12345.0
@@ -133,7 +134,7 @@ def test_least_recently_used_entries_are_evicted(tmp_path):
         os.utime(file_of(store, f"{number}"), (1000.0 + number, file_of(store, f"{number}").stat().st_mtime))
     assert store.read("0") == body
     assert store.write("new", body) == 2
-    left = {name for name in ("new", *map(str, range(10))) if store.has(name)}
+    left = {name for name in ("new", *map(str, range(10))) if store.use(name)}
     assert left == {"new", "0", "3", "4", "5", "6", "7", "8", "9"}
     assert store.statistics().stored_bytes <= MEBI
 
@@ -150,8 +151,8 @@ def test_entry_larger_than_the_bound_is_not_written(tmp_path):
     store = open_store(tmp_path, max_bytes=MEBI)
     store.write("a", BODY)
     assert store.write("huge", bytes(2 * MEBI)) == 0
-    assert not store.has("huge")
-    assert store.has("a")
+    assert not store.use("huge")
+    assert store.use("a")
 
 
 def test_verify_removes_damaged_and_clear_removes_all(tmp_path):

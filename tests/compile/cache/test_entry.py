@@ -29,17 +29,6 @@ def test_entry_is_not_stored_until_finished():
     assert CacheEntry.final(entry.result, "option").reason == "option"
 
 
-def test_signatures_are_kept_of_the_last_signer():
-    entry = CacheEntry(CompileResult(0, b"", b"", ()))
-    one, other = object(), object()
-    files = (ResponseFile("stap000000/a.ko.sgn", b"signed"),)
-    assert entry.signed_files(one) is None
-    entry.keep_signed(one, files)
-    assert (entry.signed_files(one), entry.signed_files(other)) == (files, None)
-    entry.keep_signed(other, ())
-    assert (entry.signed_files(one), entry.signed_files(other)) == (None, ())
-
-
 @pytest.mark.anyio
 async def test_memory_is_held_once_for_all_and_until_the_last_lets_go():
     entry = CacheEntry(CompileResult(0, bytes(10), bytes(10), ()))

@@ -561,7 +561,7 @@ async def test_memory_is_bounded(tmp_path, monkeypatch):
         assert await w.ask(b"-p4", b"-eprobe begin { print(0) }") == "hit"
 
 
-@pytest.mark.parametrize("call", ["read", "write", "has", "touch", "statistics"])
+@pytest.mark.parametrize("call", ["read", "write", "use", "statistics"])
 async def test_request_is_compiled_while_the_directory_hangs(tmp_path, monkeypatch, call):
     """Whatever is asked of it; and it is of use again when it answers again."""
     go = threading.Event()
@@ -572,7 +572,6 @@ async def test_request_is_compiled_while_the_directory_hangs(tmp_path, monkeypat
             # Only here, where nothing else is to be in time.
             patched.setattr(w.cache._storage._files, "timeout_s", 0.2)
             patched.setattr(DiskStore, call, lambda *_arguments: go.wait())
-            patched.setattr("stapsrv.compile.cache.storage._TOUCH_S", -1.0)
             assert await w.ask(b"-p4", b"-eprobe end {}") in {"stored", "disk"}
             assert await w.ask() in {"hit", "stored", "disk"}
             assert (await w.cache.statistics()).directory == tmp_path / "results"
@@ -593,11 +592,11 @@ async def test_expired_entry_in_memory_is_no_hit(tmp_path):
 async def test_entry_that_leaves_memory_during_the_look_up_is_a_hit(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         await w.ask()
-        has = w.cache._storage._is_on_disk
+        use = DiskStore.use
 
-        async def has_and_forget(name: str) -> bool:
+        def use_and_forget(store: DiskStore, name: str) -> bool:
             w.cache._storage._forget(name)
-            return await has(name)
+            return use(store, name)
 
-        monkeypatch.setattr(w.cache._storage, "_is_on_disk", has_and_forget)
+        monkeypatch.setattr(DiskStore, "use", use_and_forget)
         assert await w.ask() == "hit"

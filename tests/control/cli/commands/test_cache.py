@@ -43,7 +43,7 @@ def test_verify_removes_what_is_damaged_and_fails(store, capsys):
 def test_clear(store, capsys):
     assert main(["clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == 2
-    assert not store.has("a")
+    assert not store.use("a")
 
 
 def test_nothing_there_is_nothing_wrong(tmp_path, monkeypatch, capsys):
