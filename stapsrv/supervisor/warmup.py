@@ -27,7 +27,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
 from stapsrv.compile.cache.result_cache import ResultCache
-from stapsrv.compile.cache.stap_cache import Finding, StapCache
+from stapsrv.compile.cache.stap_cache import Finding
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
@@ -145,9 +145,7 @@ class Warmup:
     # Called after each change of a release's health; set before the first server is made ready.
     on_health_change: Callable[[ReleaseHealth], None] = attrs.field(init=False, default=lambda _health: None)
     # What was found out for clients, and when that began.
-    _found: dict[tuple[WarmupKey, StapCache | None, Finding, bool], float] = attrs.field(
-        init=False, factory=dict
-    )
+    _found: dict[tuple[WarmupKey, bytes, Finding, bool], float] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._engine.on_findings = self._find
@@ -197,7 +195,7 @@ class Warmup:
         # stap keeps it for each of its modes.
         is_guru = any(name == "g" for name, _value in job.options.options)
         for finding in findings:
-            what = (key, job.stap_cache, finding, is_guru)
+            what = (key, job.toolchain, finding, is_guru)
             if self._tasks is not None and what not in self._found:
                 self._found[what] = now
                 arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]

@@ -94,7 +94,6 @@ class HostInputs:
         self._rc_path = directory / "rc"
         # What read_rc() returned last, as the caller sets it.
         self.rc = UNREAD_RC
-        self.systemtap = directory
         self._version = stap.version
         ignored = _IGNORED_VARIABLES.split()
         counted = sorted(f"{name}={value}" for name, value in environ.items() if name not in ignored)

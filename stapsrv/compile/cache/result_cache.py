@@ -27,10 +27,10 @@ from stapsrv.compile.cache.cacheable import (
 )
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
+from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import UNREAD_RC, HostInputs, InputPaths
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
-from stapsrv.compile.cache.script_scan import TapsetScanner
-from stapsrv.compile.cache.stap_cache import StapCache
+from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
@@ -43,6 +43,7 @@ from stapsrv.system.blocking import BlockingCalls
 _SCAN_S = 10.0
 # For stap's own files, and for an entry that is being stored: a compile helps as well.
 _TIMEOUT_S = 10.0
+# For all tapsets, and for what a compile has read: thousands of files.
 _MANY_FILES_S = 60.0
 _DISK = "disk"
 # What is too large to be searched, or was not searched in time.
@@ -68,7 +69,9 @@ class ResultCache:
         self._storage = ResultStorage(store, log=log)
         self._log = log
         self._storing: dict[str, CacheEntry] = {}
-        self._tapsets = TapsetScanner()
+        # By the paths of tapsets: their generation, and the names in them that may make stap read host files.
+        self._host_names: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
+        self._one_scan_at_a_time = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
@@ -140,16 +143,14 @@ class ResultCache:
             with anyio.move_on_after(_TIMEOUT_S):
                 await storing.stored.wait()
 
-    async def compile(self, key: CacheKey, job: CompileJob, engine: Engine[Compiled]) -> Miss:
+    async def compile(self, key: CacheKey, job: CompileJob, engine: Engine) -> Miss:
         """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`."""
-        if key.environment_digest is None:
-            compiled = await engine.compile(job)
-            return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
-        if self._tasks is not None:
+        if key.environment_digest is not None and self._tasks is not None:
             # A second's work, for which the next equal request would wait.
             self._tasks.start_soon(self._read_tapsets, key, job)
-        cache = StapCache.of(self._inputs.systemtap, key.toolchain_digest)
-        compiled = await engine.compile(attrs.evolve(job, stap_cache=cache))
+        compiled = await engine.compile(attrs.evolve(job, toolchain=key.toolchain_digest))
+        if key.environment_digest is None:
+            return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
         # Before any request has the result: the next equal one waits for the entry.
         entry = self._storing[key.name] = CacheEntry(compiled.result)
         return Miss(key, job, compiled, entry)
@@ -162,24 +163,16 @@ class ResultCache:
                 reason = _DISK
             miss.entry.finish(reason)
 
-    async def run(self, job: CompileJob, engine: Engine[Compiled]) -> CompileResult:
+    async def run(self, job: CompileJob, engine: Engine) -> CompileResult:
         """Compile a script of the server's own, and keep what stap finds out about the toolchain."""
         miss = await self.compile(await self.wait_key_for(job), job, engine)
         self.close(miss)
-        try:
-            if (
-                miss.compiled.result.succeeded
-                and self._generation(self._inputs.paths(job.release, job.settings)) == miss.key.generation
-            ):
-                await miss.compiled.keep_findings()
-        finally:
-            await miss.compiled.release()
-        return miss.compiled.result
+        paths = self._inputs.paths(job.release, job.settings)
+        return await miss.compiled.finish(keep=lambda: self._generation(paths) == miss.key.generation)
 
     def close(self, miss: Miss) -> None:
         """Let no request wait for an entry any longer, also where :meth:`store` did not come to its end."""
-        if not miss.entry.stored.is_set():
-            miss.entry.finish(NOT_SCANNED)
+        miss.entry.stored.set()
         if self._storing.get(miss.key.name) is miss.entry:
             del self._storing[miss.key.name]
 
@@ -209,47 +202,21 @@ class ResultCache:
         )
 
     async def _judge(self, miss: Miss) -> str | None:
-        key, job, compiled = miss.key, miss.job, miss.compiled
-        reason = await self._result_reason(key, job, compiled.result)
-        if reason := reason or await self._evidence_reason(job, compiled):
-            return reason
-        # Last, so that nothing but work of our own is between this check and the end of the compile.
-        return None if await self._is_unchanged(key, job) else "changed"
-
-    async def _result_reason(self, key: CacheKey, job: CompileJob, result: CompileResult) -> str | None:
-        names = await self._names_reading_host_files(key, job)
-        if names is None:
-            return _DISK
-        # The clients have their result already: a search that takes its time holds nobody up, a stop neither.
-        try:
-            return await self._files.run(
-                partial(uncacheable_reason, job, result, names), timeout_s=_MANY_FILES_S
-            )
-        except TimeoutError:
-            return _SIZE
-
-    async def _read_tapsets(self, key: CacheKey, job: CompileJob) -> None:
-        # Where it fails, it does so again for whoever needs the names, and there it is logged.
-        with contextlib.suppress(Exception):
-            await self._scan_tapsets(key, job)
-
-    async def _names_reading_host_files(self, key: CacheKey, job: CompileJob) -> frozenset[str] | None:
-        try:
-            return await self._scan_tapsets(key, job)
-        except OSError as exc:
-            self._log.warning("cache.unreadable", reason=exc.strerror)
-            return None
-
-    async def _scan_tapsets(self, key: CacheKey, job: CompileJob) -> frozenset[str]:
-        tapsets = self._inputs.paths(job.release, job.settings).tapsets
-        return await self._tapsets.names_reading_host_files(tapsets, key.generation[0], self._files)
-
-    async def _evidence_reason(self, job: CompileJob, compiled: Compiled) -> str | None:
-        """Return, in a word, how the compile shows that a result depends on more than the known inputs."""
+        """Return, in a word, why a result is not to be stored; None if it is."""
+        key, job, result = miss.key, miss.job, miss.compiled.result
         paths = self._inputs.paths(job.release, job.settings).all
         try:
-            dependencies = await compiled.read_dependencies()
-            find = partial(find_unwatched_file, compiled.result, dependencies, paths)
+            names = await self._names_reading_host_files(key, job)
+            search = partial(uncacheable_reason, job, result, names)
+            try:
+                # The clients have their result: a search that takes its time holds nobody up, a stop neither.
+                reason = await self._files.run(search, timeout_s=_MANY_FILES_S)
+            except TimeoutError:
+                reason = _SIZE
+            if reason is not None:
+                return reason
+            dependencies = await miss.compiled.read_dependencies()
+            find = partial(find_unwatched_file, result, dependencies, paths)
             outside = await self._files.run(find, timeout_s=_MANY_FILES_S)
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
@@ -257,7 +224,29 @@ class ResultCache:
         if outside is not None:
             self._log.info("cache.outside", file=outside)
             return "outside"
-        return None if dependencies else "no evidence"
+        if not dependencies:
+            return "no evidence"
+        # Last, so that nothing but work of our own is between this check and the end of the compile.
+        return None if await self._is_unchanged(key, job) else "changed"
+
+    async def _read_tapsets(self, key: CacheKey, job: CompileJob) -> None:
+        # Where it fails, it does so again for whoever needs the names, and there it is logged.
+        with contextlib.suppress(Exception):
+            await self._names_reading_host_files(key, job)
+
+    async def _names_reading_host_files(self, key: CacheKey, job: CompileJob) -> frozenset[str]:
+        """Return the names in tapsets that may make stap read host files, read once after each change.
+
+        Raises:
+            OSError: the tapsets cannot be read.
+        """
+        tapsets, generation = self._inputs.paths(job.release, job.settings).tapsets, key.generation[0]
+        async with self._one_scan_at_a_time:
+            scanned = self._host_names.get(tapsets)
+            if scanned is None or scanned[0] != generation:
+                names = await self._files.run(partial(scan_tapsets, tapsets), timeout_s=_MANY_FILES_S)
+                scanned = self._host_names[tapsets] = generation, names
+        return scanned[1]
 
 
 def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:

@@ -16,14 +16,10 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import anyio
-
 from stapsrv.compile.cache.fingerprint import WatchedPath
-from stapsrv.system.blocking import BlockingCalls
 
 # Unread: what has no end. stap may read on where this scan does not.
 _TOKEN = re.compile(
@@ -59,8 +55,7 @@ _AFTER_POINT = frozenset({"{", ",", "!", "?", "="})
 _MOST_WILDCARDS = 100
 _WILDCARD_CHARACTERS = 200
 
-# For all tapsets, which are many files; SystemTap's own have 4 MB.
-_SCAN_TIMEOUT_S = 60.0
+# Of all tapsets; SystemTap's own have 4 MB.
 _MOST_TAPSET_BYTES = 64 * 1024 * 1024
 
 # A tapset file without any of this sends stap nowhere by itself.
@@ -306,25 +301,6 @@ def _is_word_part(token: _Token) -> bool:
     return (
         token.kind == "word" or token.text in {"*", "?"} or (token.kind == "other" and token.text.isalnum())
     )
-
-
-class TapsetScanner:
-    """Finds the names in tapsets that may make stap read host files, again only after a change."""
-
-    def __init__(self) -> None:
-        self._scanned: dict[tuple[WatchedPath, ...], tuple[int, frozenset[str]]] = {}
-        self._one_at_a_time = anyio.Lock()
-
-    async def names_reading_host_files(
-        self, paths: tuple[WatchedPath, ...], generation: int, calls: BlockingCalls
-    ) -> frozenset[str]:
-        """Return the names in tapsets whose generation differs after each change; may raise OSError."""
-        async with self._one_at_a_time:
-            scanned = self._scanned.get(paths)
-            if scanned is None or scanned[0] != generation:
-                names = await calls.run(partial(scan_tapsets, paths), timeout_s=_SCAN_TIMEOUT_S)
-                scanned = self._scanned[paths] = (generation, names)
-        return scanned[1]
 
 
 def scan_tapsets(paths: Iterable[WatchedPath]) -> frozenset[str]:

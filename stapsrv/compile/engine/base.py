@@ -8,14 +8,13 @@ stay on this side.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import anyio
 import attrs
 import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.stap_cache import StapCache
 from stapsrv.compile.protocol.options import (
     STAP_4_8,
     OptionTable,
@@ -29,8 +28,6 @@ from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.compile.stats import RequestRecord
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
-
-T_co = TypeVar("T_co", covariant=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -48,12 +45,10 @@ class CompileJob:
     # Set when the client has its answer.
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
     background: bool = False  # run at low priority; nobody waits for it
-    stap_cache: StapCache | None = None  # of the toolchain; None where that is not known
-    deadline_s: float = attrs.field()
-
-    @deadline_s.default
-    def _compile_limit(self) -> float:
-        return self.settings.limits.compile_s
+    toolchain: bytes = b""  # digest of what modules are built with; empty where that is not watched
+    deadline_s: float = attrs.field(
+        default=attrs.Factory(lambda self: self.settings.limits.compile_s, takes_self=True)
+    )
 
     @property
     def privilege(self) -> Privilege | None:
@@ -95,11 +90,20 @@ class Compiled:
     # Removes what the compile left behind; to be awaited exactly once.
     release: Callable[[], Awaitable[None]]
 
+    async def finish(self, *, keep: Callable[[], bool]) -> CompileResult:
+        """End a compile of the server's own, whose findings stay if it succeeded and ``keep`` says so."""
+        try:
+            if self.result.succeeded and keep():
+                await self.keep_findings()
+        finally:
+            await self.release()
+        return self.result
 
-class Engine(Protocol[T_co]):
+
+class Engine(Protocol):
     """Somewhere to compile."""
 
-    async def compile(self, job: CompileJob) -> T_co:
+    async def compile(self, job: CompileJob) -> Compiled:
         """Compile ``job``, or raise a TranslatorError, or RequestRejected where no worker was free for it.
 
         Cancellation: nothing of the compile is left running, or on disk.

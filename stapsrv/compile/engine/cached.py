@@ -17,7 +17,7 @@ import anyio
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, request_digest
 from stapsrv.compile.cache.result_cache import Miss, ResultCache
-from stapsrv.compile.engine.base import Compiled, CompileJob, Engine
+from stapsrv.compile.engine.base import CompileJob, Engine
 from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.single_flight import SingleFlight
@@ -34,7 +34,7 @@ class CachedEngine:
 
     def __init__(
         self,
-        engine: Engine[Compiled],
+        engine: Engine,
         pool: WorkerPool,
         cache: ResultCache | None = None,
         *,
@@ -66,8 +66,10 @@ class CachedEngine:
             entry.release()
 
     async def _find(self, job: CompileJob) -> CacheEntry:
-        cache = self._cache_for(job)
-        key, entry = CacheKey(request_digest(job.request)), None
+        # None also for an operator who wants to see what compiles leave behind.
+        wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
+        cache = self._cache if wanted else None
+        key, entry = CacheKey(request_digest(job.request), reason="off"), None
         if cache is not None:
             with timed(job.record, "lookup_s"):
                 key = await cache.wait_key_for(job)
@@ -98,22 +100,17 @@ class CachedEngine:
                 await entry.hold(self._memory, job)
             return entry
 
-    def _cache_for(self, job: CompileJob) -> ResultCache | None:
-        # None also for an operator who wants to see what compiles leave behind.
-        wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
-        return self._cache if wanted else None
-
     async def _compile(self, cache: ResultCache | None, key: CacheKey, job: CompileJob) -> Miss:
         _log_begun(job, self._single_flight.begun)
+        if key.environment_digest is not None:
+            self.counts.misses += 1
+        elif cache is not None:
+            self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
         with timed(job.record, "compile_s"):
             if cache is None:
                 compiled = await self._engine.compile(job)
-                miss = Miss(key, job, compiled, CacheEntry.final(compiled.result, "off"))
+                miss = Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
             else:
-                if key.environment_digest is None:
-                    self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
-                else:
-                    self.counts.misses += 1
                 miss = await cache.compile(key, job, self._engine)
         try:
             # With the worker, so that there are never more results without memory than workers.

@@ -14,7 +14,6 @@ from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.engine.stap import (
     StapProgram,
-    private_paths,
     read_answer,
     redact,
     stap_command,
@@ -65,8 +64,10 @@ class LocalEngine:
         self._variables = dict(environ)
         self._environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
         self._home = home
-        self._private = private_paths(environ, home)
-        self._systemtap = Path(environ.get("SYSTEMTAP_DIR") or home / ".systemtap").absolute()
+        systemtap = environ.get("SYSTEMTAP_DIR")
+        self._systemtap = Path(systemtap or home / ".systemtap").absolute()
+        # No client needs to read about these.
+        self._private = (home, Path(systemtap)) if systemtap else (home,)
         self._secret = (*secret, workspace.path)
         self._temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
         # Called with what the compile of a request had to find out for itself.
@@ -105,12 +106,7 @@ class LocalEngine:
         But for what stap found out about the toolchain, where the job is to find that out (``background``).
         """
         compiled = await self.compile(job)
-        try:
-            if job.background and compiled.result.succeeded:
-                await compiled.keep_findings()
-        finally:
-            await compiled.release()
-        return compiled.result
+        return await compiled.finish(keep=lambda: job.background)
 
     async def compile(self, job: CompileJob) -> Compiled:
         """Compile ``job`` in a directory of its own (see :class:`Engine`)."""
@@ -154,7 +150,7 @@ class LocalEngine:
         return result
 
     def _cache_for(self, job: CompileJob) -> StapCache:
-        return job.stap_cache or StapCache.of(self._systemtap)
+        return StapCache.of(self._systemtap, job.toolchain)
 
     def rc_limits(self, settings: ServerSettings) -> RcLimits:
         """Return the limits of the requests of a server, as stap's ``rc`` file is now; blocks on files."""

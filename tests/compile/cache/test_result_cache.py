@@ -22,6 +22,7 @@ from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import InputPaths, RcFile
 from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.cache.result_cache import Miss, ResultCache
+from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.protocol.request import CompileRequest
@@ -44,10 +45,6 @@ class FakeInputs:
     stated: bytes | None = b"state"
     rc: RcFile = NO_RC
     read_rc: Callable[[], RcFile] = lambda: NO_RC
-
-    @property
-    def systemtap(self) -> Path:
-        return self.directory / "systemtap"
 
     def paths(self, _release: ServedRelease, settings: ServerSettings) -> InputPaths:
         further = tuple(WatchedPath(include) for include in settings.include)
@@ -164,8 +161,8 @@ class World:
 
     def uses(self) -> list[int]:
         """Return which cache of stap's each run had, as numbers in order of appearance."""
-        used = list(dict.fromkeys(job.stap_cache for job in self.runs))
-        return [used.index(job.stap_cache) for job in self.runs]
+        used = list(dict.fromkeys(job.toolchain for job in self.runs))
+        return [used.index(job.toolchain) for job in self.runs]
 
 
 @contextlib.asynccontextmanager
@@ -301,12 +298,31 @@ async def test_tapsets_are_read_while_stap_compiles(tmp_path, monkeypatch):
         assert await anyio.to_thread.run_sync(reading.wait, 20)
         return await w.run_stap(job)
 
-    monkeypatch.setattr("stapsrv.compile.cache.script_scan.scan_tapsets", read)
+    monkeypatch.setattr("stapsrv.compile.cache.result_cache.scan_tapsets", read)
     async with world(tmp_path) as w, w.cache.open():
         key = await w.cache.wait_key_for(w.job())
         assert (await w.compile(key, w.job(), run)).reason is None
         assert reading.is_set()
     assert len(reads) == 1
+
+
+async def test_tapsets_are_read_again_only_after_a_change(tmp_path, monkeypatch):
+    reads = []
+
+    def read(paths: tuple[WatchedPath, ...]) -> frozenset[str]:
+        reads.append(paths)
+        return scan_tapsets(paths)
+
+    monkeypatch.setattr("stapsrv.compile.cache.result_cache.scan_tapsets", read)
+    async with world(tmp_path) as w:
+        further = {"include": (str(tmp_path / "tree"),)}
+        for settings, count in ({}, 1), (further, 2), ({}, 2):
+            assert await w.ask(b"-p4", b"-eprobe user.begin {}", **settings) == "program"
+            assert len(reads) == count
+        (tmp_path / "tapset" / "a.stp").write_text('probe person.begin = process("/bin/ls").begin {}')
+        assert await w.ask(b"-p4", b"-eprobe user.begin {}") == "stored"
+        assert await w.ask(b"-p4", b"-eprobe person.begin {}") == "program"
+        assert len(reads) == 3
 
 
 async def test_request_during_the_store_gets_the_entry(tmp_path):
@@ -442,7 +458,7 @@ async def test_fault_in_tapsets_that_are_read_beside_a_compile_ends_nothing_else
             scans.append(job)
             raise RuntimeError("a fault of ours")
 
-        monkeypatch.setattr(w.cache._tapsets, "names_reading_host_files", fail)
+        monkeypatch.setattr(w.cache, "_names_reading_host_files", fail)
         await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
         miss = await w.cache.compile(w.cache.key_for(job), job, FakeStap(w.run_stap))
         w.cache.close(miss)
@@ -483,7 +499,7 @@ async def test_compile_before_the_first_scan_leaves_nothing_for_later_ones(tmp_p
             entry = await w.compile(w.cache.key_for(job), job)
             assert entry.reason == "unknown yet"
         assert await w.ask() == "stored"
-        assert [job.stap_cache is None for job in w.runs] == [True, False]
+        assert [job.toolchain == b"" for job in w.runs] == [True, False]
 
 
 async def test_result_with_server_options_that_make_expands_is_not_stored(tmp_path):

@@ -12,12 +12,10 @@ import pytest
 from stapsrv.compile.cache import script_scan
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.script_scan import (
-    TapsetScanner,
     host_access_reason,
     names_reading_host_files,
     scan_tapsets,
 )
-from stapsrv.system.blocking import BlockingCalls
 
 NAMES = frozenset({"python", "errno", "staprun"})
 
@@ -218,14 +216,3 @@ def test_tapsets_that_are_too_large_are_an_error(monkeypatch, path):
     monkeypatch.setattr(script_scan, "_MOST_TAPSET_BYTES", 10)
     with pytest.raises(OSError, match="tapsets of more than 10 bytes"):
         scan_tapsets([path])
-
-
-@pytest.mark.anyio
-async def test_tapsets_are_scanned_again_only_after_a_change(tmp_path, path):
-    tapsets, files = TapsetScanner(), BlockingCalls()
-    other = WatchedPath(str(tmp_path / "other"))
-    assert await tapsets.names_reading_host_files((path,), 0, files) == {"user"}
-    assert await tapsets.names_reading_host_files((other,), 0, files) == frozenset()
-    (tmp_path / "tapset" / "a.stp").write_text(PROBES_PROGRAM % "person")
-    assert await tapsets.names_reading_host_files((path,), 0, files) == {"user"}
-    assert await tapsets.names_reading_host_files((path,), 1, files) == {"person"}

@@ -37,10 +37,6 @@ class Inputs:
     fault: str | None = None
     rc: RcFile = RcFile(b"", is_cacheable=True)  # noqa: RUF009 - a value
 
-    @property
-    def systemtap(self) -> Path:
-        return self.directory / "systemtap"
-
     def paths(self, _release: ServedRelease, _settings: ServerSettings) -> InputPaths:
         return InputPaths((WatchedPath(str(self.directory / "tapset")),), ())
 

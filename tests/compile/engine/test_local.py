@@ -66,7 +66,7 @@ def run(tmp_path, workspace, lines):
         arguments=(b"-e", b"x"),
         files=(),
         environ=None,
-        stap_cache=None,
+        toolchain=b"",
         background=False,
         on_findings=None,
         **limits,
@@ -90,7 +90,7 @@ def run(tmp_path, workspace, lines):
             release=RELEASE,
             settings=settings,
             deadline_s=deadline_s,
-            stap_cache=stap_cache,
+            toolchain=toolchain,
             background=background,
             log=lines.log,
         )
@@ -129,6 +129,11 @@ async def test_home_is_redacted(run):
     assert (await run("echo /home/nobody-here/.systemtap/cache/x.ko")).stdout == (
         b"<server>/.systemtap/cache/x.ko\n"
     )
+
+
+async def test_systemtap_directory_is_redacted(run):
+    result = await run("echo /st/cache/x.ko", environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": "/st"})
+    assert result.stdout == b"<server>/cache/x.ko\n"
 
 
 async def test_death_by_signal_is_the_status_of_a_shell(run):
@@ -241,7 +246,7 @@ async def test_contained_compile_sees_only_its_own_directory(run, tmp_path):
 
 @pytest.mark.parametrize("mechanism", ["off", "bubblewrap", "landlock"])
 async def test_stap_has_a_cache_of_its_own_and_its_user_s_options(run, tmp_path, mechanism):
-    known = StapCache(tmp_path / "st" / "toolchains" / "one")
+    known = StapCache.of(tmp_path / "st", b"one")
     features = f"stapconf_{'ab' * 16}_714.h"
     (known.path / "ab").mkdir(mode=0o700, parents=True)
     (known.path / "ab" / features).write_text("known\n")
@@ -267,7 +272,7 @@ async def test_stap_has_a_cache_of_its_own_and_its_user_s_options(run, tmp_path,
             "SYSTEMTAP_DIR": str(tmp_path / "st"),
             "SYSTEMTAP_KNOWN": str(known.path),
         },
-        stap_cache=known,
+        toolchain=b"one",
     )
     assert result.stdout == b"-w\nknown\nown\n", result
     assert result.stderr == b"<server>/cache/x\n"
