@@ -44,7 +44,7 @@ _MOST_SCRIPT_BYTES = 256 * 1024
 _MOST_SOURCE_BYTES = 16 * 1024 * 1024
 
 _SOURCES = (".c", ".h")
-_MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+)\.ko")
+_MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/[^/]+\.ko")
 # How the C that stap makes names a program: where it is probed, and where symbols are looked up in it.
 _PROGRAM = re.compile(rb'\.(?:procname|path) ?= ?"(/[^"]*)"')
 _PATH_MAX = 4096  # Linux's own
@@ -59,7 +59,7 @@ def uncacheable_reason(job: CompileJob, result: CompileResult, host_names: froze
         return "failure"
     if result.limit_met is not None:
         return "limit"
-    if module_name(result) is None:
+    if sum(_MODULE.fullmatch(file.path) is not None for file in result.files) != 1:
         return "no module"
     if sum(len(file.data) for file in result.files if file.path.endswith(_SOURCES)) > _MOST_SOURCE_BYTES:
         return "size"
@@ -137,12 +137,6 @@ def find_unwatched_file(
         if not inside[directory]:
             return path
     return None
-
-
-def module_name(result: CompileResult) -> str | None:
-    """Return the name of the one module that a result has."""
-    names = [match[1] for file in result.files if (match := _MODULE.fullmatch(file.path)) is not None]
-    return names[0] if len(names) == 1 else None
 
 
 def _is_repeatable(name: str, value: bytes, request: CompileRequest) -> bool:

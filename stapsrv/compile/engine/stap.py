@@ -29,7 +29,7 @@ from stapsrv.system import trees
 
 _SERVER = b"<server>"
 _VERSION = re.compile(rb"\(version (\d+(?:\.\d+)*)")
-_TESTED = re.compile(rb"tested kernel versions: (\S+ \.\.\. (\d+)\.(\d+)\S*)")
+_TESTED = re.compile(rb"tested kernel versions: (\S+ \.\.\. \d+\.\d+\S*)")
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 _VERSION_S = 20.0
 
@@ -57,16 +57,13 @@ class StapProgram:
 
     path: Path
     version: str
-    # The kernels that it was tested with, in its own words, and the last one's number.
+    # The kernels that it was tested with, in its own words: the first ... the last.
     tested: str = attrs.field(default="", eq=False)
-    newest_tested: tuple[int, int] | None = attrs.field(default=None, eq=False)
 
     def explain_untested(self, release: str) -> str | None:
         """Return what to do where a kernel is newer than those that stap was tested with."""
-        named = _RELEASE.match(release)
-        if self.newest_tested is None or named is None:
-            return None
-        if (int(named[1]), int(named[2])) <= self.newest_tested:
+        newest, wanted = _number(self.tested.rpartition(" ")[2]), _number(release)
+        if newest is None or wanted is None or wanted <= newest:
             return None
         return f"stap {self.version} was tested with Linux {self.tested}; install a later SystemTap"
 
@@ -90,12 +87,14 @@ async def find_stap(environ: Mapping[str, str]) -> StapProgram:
     if result.exit_reason is not ExitReason.EXITED or result.status != 0 or match is None:
         remedy = "name a working stap in SYSTEMTAP_STAP"
         raise ConfigError("does not say its version", where=f"{found} --version", remedy=remedy)
-    version = match[1].decode("ascii")
     tested = _TESTED.search(printed)
-    if tested is None:
-        return StapProgram(Path(found), version)
-    newest = (int(tested[2]), int(tested[3]))
-    return StapProgram(Path(found), version, tested[1].decode("ascii", "replace"), newest)
+    kernels = "" if tested is None else tested[1].decode("ascii", "replace")
+    return StapProgram(Path(found), match[1].decode("ascii"), kernels)
+
+
+def _number(release: str) -> tuple[int, int] | None:
+    match = _RELEASE.match(release)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def stap_command(
@@ -180,9 +179,3 @@ def redact(text: bytes, paths: Sequence[Path]) -> bytes:
         if path.strip(b"/"):
             text = text.replace(path, _SERVER)
     return text
-
-
-def private_paths(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
-    """Return the directories of the server's user that no client needs to read about."""
-    systemtap = environ.get("SYSTEMTAP_DIR")
-    return (home, Path(systemtap)) if systemtap else (home,)

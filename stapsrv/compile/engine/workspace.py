@@ -15,6 +15,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -46,8 +47,8 @@ class Workspace:
         self._lock_fds = lock_fds
         self._remaking = threading.Lock()
         self._closed = False
-        self._removing = threading.Lock()
-        self._unremoved: list[Path] = []
+        # Requests' directories that are to be removed; any thread takes one from it, or puts it back.
+        self._unremoved: deque[Path] = deque()
 
     @classmethod
     def open(cls, parent: Path | None = None, *, memory: Path | None = None) -> Workspace:
@@ -84,7 +85,7 @@ class Workspace:
             yield path
         finally:
             if not keep:
-                self._add_unremoved(path)
+                self._unremoved.append(path)
                 # Where that fails, the next removal or the end repeats it.
                 with anyio.CancelScope(shield=True), contextlib.suppress(OSError):
                     await self.files.run(self._remove_left, timeout_s=_REMOVAL_S)
@@ -114,20 +115,16 @@ class Workspace:
 
     def remove(self, path: Path) -> None:
         """Remove a request's directory, and those that could not be removed before."""
-        self._add_unremoved(path)
+        self._unremoved.append(path)
         self._remove_left()
 
-    def _add_unremoved(self, path: Path) -> None:
-        with self._removing:
-            self._unremoved.append(path)
-
     def _remove_left(self) -> None:
-        with self._removing:
-            paths, self._unremoved = self._unremoved, []
-        # Without a free descriptor nothing can be removed, for example.
-        left = [path for path in paths if not trees.remove(path)]
-        with self._removing:
-            self._unremoved += left
+        with contextlib.suppress(IndexError):  # other threads have taken them
+            for _ in range(len(self._unremoved)):
+                path = self._unremoved.popleft()
+                # Without a free descriptor nothing can be removed, for example.
+                if not trees.remove(path):
+                    self._unremoved.append(path)
 
     def close(self) -> None:
         """Remove the directory and all that is left in it; what cannot be removed is swept later."""

@@ -13,7 +13,6 @@ from stapsrv.compile.engine import stap as stap_module
 from stapsrv.compile.engine.stap import (
     StapProgram,
     find_stap,
-    private_paths,
     read_answer,
     redact,
     stap_command,
@@ -179,9 +178,20 @@ def test_longest_private_path_is_redacted_first():
     assert redact(b"/usr/share", (Path("/"),)) == b"/usr/share"
 
 
-def test_systemtap_directory_is_private():
-    assert private_paths({"SYSTEMTAP_DIR": "/st"}, Path("/home/s")) == (Path("/home/s"), Path("/st"))
-    assert private_paths({}, Path("/home/s")) == (Path("/home/s"),)
+@pytest.mark.parametrize(
+    ("tested", "release", "is_told"),
+    [
+        ("3.10 ... 6.1", "6.2.0-rc1", True),
+        ("2.6.32 ... 6.1-rc3", "10.0", True),
+        ("3.10 ... 6.1", "6.1.55", False),
+        ("3.10 ... 6.1", "5.19", False),
+        ("3.10 ... 6.1", "odd", False),
+        ("", "6.2", False),
+    ],
+)
+def test_kernel_newer_than_those_that_stap_was_tested_with_is_explained(tested, release, is_told):
+    told = f"stap 4.8 was tested with Linux {tested}; install a later SystemTap" if is_told else None
+    assert StapProgram(Path("/usr/bin/stap"), "4.8", tested).explain_untested(release) == told
 
 
 @pytest.mark.anyio
@@ -193,6 +203,14 @@ class TestFindStap:
     async def test_program_is_found_on_the_path(self, tmp_path):
         stap = make_stap(tmp_path / "stap", "exit 1")
         assert await find_stap({"PATH": f"/nowhere:{tmp_path}"}) == StapProgram(stap, "4.8")
+
+    async def test_kernels_that_it_was_tested_with_are_read(self, tmp_path):
+        stap = tmp_path / "stap"
+        stap.write_text(
+            "#!/bin/sh\necho '(version 4.8/0.1)'; echo 'tested kernel versions: 2.6.32 ... 6.1-rc3'\n"
+        )
+        stap.chmod(0o755)
+        assert (await find_stap({"SYSTEMTAP_STAP": str(stap)})).tested == "2.6.32 ... 6.1-rc3"
 
     async def test_missing_program_is_an_error(self, tmp_path):
         with pytest.raises(ConfigError) as caught:
