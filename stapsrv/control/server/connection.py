@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.control.protocol import jsonrpc
 from stapsrv.control.protocol.jsonrpc import Code, LineBuffer, Request, RequestRefused
 from stapsrv.control.protocol.status_fields import ServerInfo
-from stapsrv.control.server.handlers import Caller, RpcHandlers
+from stapsrv.control.server.handlers import Call, Caller, RpcHandlers
 from stapsrv.errors import ControlError
 from stapsrv.system.readiness import wait_readable, wait_writable
 
@@ -159,7 +159,7 @@ class Connection:
             await self._send(partial(jsonrpc.encode_progress, request.id, server))
 
         try:
-            result = await self._handlers.call(request, self.caller, notify)
+            result = await self._handlers.call(Call(request, self.caller, notify))
         except ControlError as exc:
             await self._send(partial(jsonrpc.encode_error, request.id, exc))
         except anyio.get_cancelled_exc_class():
@@ -207,12 +207,10 @@ class Connection:
                 if self._broken:
                     return
                 deadline = min(anyio.current_time() + self._limits.write_s, self._shutdown_deadline)
-                sent = False
                 with anyio.CancelScope(deadline=deadline) as self._write, contextlib.suppress(OSError):
                     await send_all(self._socket, encode())
-                    sent = True
+                    return
                 if self._write.cancelled_caught:
                     self._log.info("control.stalled", user=self.caller.user)
-                if not sent:
-                    self._broken = True
-                    self._requests.cancel_scope.cancel()
+                self._broken = True
+                self._requests.cancel_scope.cancel()

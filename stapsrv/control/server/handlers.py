@@ -59,8 +59,25 @@ class Caller(NamedTuple):
     access: Access
 
 
-# Sends the caller a server's new status.
-Notify = Callable[[ServerInfo], Awaitable[None]]
+@attrs.frozen
+class Call:
+    """A request and who sent it; ``notify``, which may wait, tells the caller of a server's new status."""
+
+    _request: Request
+    caller: Caller
+    notify: Callable[[ServerInfo], Awaitable[None]]
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self._request.method
+
+    def params(self, shape: type[_Params]) -> _Params:
+        """Return the parameters, checked against ``shape``; raises ControlError (INVALID_PARAMS)."""
+        try:
+            return checked(self._request.params, shape, name="params", exact=True)
+        except ShapeError as exc:
+            raise _invalid(str(exc)) from exc
 
 
 class RpcHandlers:
@@ -75,8 +92,8 @@ class RpcHandlers:
         self._tasks = tasks
         self._log = log
         self._ending = False
-        self._queries: dict[str, Callable[[_Call], object]] = {"hello": self._hello, "status": self._status}
-        self._actions: dict[str, Callable[[_Call], Awaitable[object]]] = {
+        self._queries: dict[str, Callable[[Call], object]] = {"hello": self._hello, "status": self._status}
+        self._actions: dict[str, Callable[[Call], Awaitable[object]]] = {
             "start": self._start,
             "stop": lambda call: self._command(call, commands.stop),
             "restart": lambda call: self._command(call, commands.restart),
@@ -86,33 +103,29 @@ class RpcHandlers:
             "end": self._end,
         }
 
-    async def call(self, request: Request, caller: Caller, notify: Notify) -> object:
+    async def call(self, call: Call) -> object:
         """Carry out a request and return its result, ready for JSON.
-
-        ``notify``, which may wait, is called with changes of servers if the request wants progress.
 
         Raises:
             ControlError: it cannot be done; the code says why, INVALID_PARAMS for bad parameters.
 
         Cancellation: a command that has begun goes on.
         """
-        call = _Call(request, caller, notify)
-        query = self._queries.get(request.method)
+        query = self._queries.get(call.method)
         if query is not None:
             return query(call)
-        action = self._actions.get(request.method)
+        action = self._actions.get(call.method)
         if action is None:
             raise ControlError(
-                f"unknown method {shown(request.method)}",
+                f"unknown method {shown(call.method)}",
                 code=Code.METHOD_NOT_FOUND,
                 remedy=f"the methods are {', '.join([*self._queries, *self._actions])}",
             )
-        if caller.access < Access.ALL:
-            self._log.warning(
-                "control.refused", user=caller.user, reason=f"{request.method} is not permitted"
-            )
+        user = call.caller.user
+        if call.caller.access < Access.ALL:
+            self._log.warning("control.refused", user=user, reason=f"{call.method} is not permitted")
             raise ControlError(
-                f"{request.method}: not permitted to user {caller.user}",
+                f"{call.method}: not permitted to user {user}",
                 code=Code.NOT_PERMITTED,
                 remedy="ask as the user that the supervisor runs as, or as root",
             )
@@ -120,7 +133,7 @@ class RpcHandlers:
             raise ControlError("the supervisor is shutting down", code=Code.SHUTTING_DOWN)
         return await action(call)
 
-    def _hello(self, call: _Call) -> schema.HelloInfo:
+    def _hello(self, call: Call) -> schema.HelloInfo:
         call.params(EmptyInfo)
         status = self._commands.status()
         return {
@@ -132,11 +145,11 @@ class RpcHandlers:
             "features": list(FEATURES),
         }
 
-    def _status(self, call: _Call) -> SupervisorInfo:
+    def _status(self, call: Call) -> SupervisorInfo:
         call.params(EmptyInfo)
         return encoded(self._commands.status(), SupervisorInfo)
 
-    async def _start(self, call: _Call) -> ActionInfo:
+    async def _start(self, call: Call) -> ActionInfo:
         params = call.params(schema.StartParams)
         specs = [
             self._parse_spec(info, where=f"params.servers[{index}]")
@@ -150,7 +163,7 @@ class RpcHandlers:
         return await self._act(call, params, partial(self._commands.start, specs), asked_for)
 
     async def _command(
-        self, call: _Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
+        self, call: Call, command: Callable[[Sequence[int], Report | None], Awaitable[Sequence[Outcome]]]
     ) -> ActionInfo:
         params = call.params(schema.IdsParams)
         before = {server.id: server for server in self._commands.status().servers}
@@ -164,7 +177,7 @@ class RpcHandlers:
         outcomes = {server["id"]: outcome for outcome in done["outcomes"] if (server := outcome["server"])}
         return {"outcomes": [outcomes.get(server_id) or _absent(server_id) for server_id in ids]}
 
-    async def _reload(self, call: _Call) -> ActionInfo:
+    async def _reload(self, call: Call) -> ActionInfo:
         params = call.params(schema.ReloadParams)
         text = params.get("config_file")
         config_file = None if text is None else Path(_one_line(text, where="params.config_file"))
@@ -178,7 +191,7 @@ class RpcHandlers:
             lambda now: now.values(),
         )
 
-    async def _end(self, call: _Call) -> EmptyInfo:
+    async def _end(self, call: Call) -> EmptyInfo:
         call.params(EmptyInfo)
         self._log.info("control.command", method=call.method, user=call.caller.user)
         self._ending = True
@@ -187,7 +200,7 @@ class RpcHandlers:
 
     async def _act(
         self,
-        call: _Call,
+        call: Call,
         params: ActionParams,
         command: Callable[[Report], Awaitable[Sequence[Outcome]]],
         asked_for: Callable[[dict[int, ServerStatus]], Iterable[ServerStatus | None]],
@@ -221,24 +234,6 @@ class RpcHandlers:
         if origin is not None:
             _one_line(origin, where=f"{where}.origin")
         return ServerSpec(settings.resolved(self._defaults), origin)
-
-
-@attrs.frozen
-class _Call:
-    _request: Request
-    caller: Caller
-    notify: Notify
-
-    @property
-    def method(self) -> str:
-        return self._request.method
-
-    def params(self, shape: type[_Params]) -> _Params:
-        """Return the parameters, checked against ``shape``."""
-        try:
-            return checked(self._request.params, shape, name="params", exact=True)
-        except ShapeError as exc:
-            raise _invalid(str(exc)) from exc
 
 
 def _checked_timeout(timeout_s: float | None) -> float:
