@@ -120,6 +120,11 @@ def _setting(row: Setting[Any], value: object) -> int | str | list[str]:
     return row.kind.encode(value)
 
 
+def invalid(problem: str, *, remedy: str | None = None) -> ControlError:
+    """Return the error for parameters that cannot be."""
+    return ControlError(problem, code=Code.INVALID_PARAMS, remedy=remedy)
+
+
 def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
     """Parse settings; ``where`` names the object in messages.
 
@@ -142,12 +147,12 @@ def settings_from(info: Mapping[str, object], *, where: str) -> ServerSettings:
             elif name in known:
                 values[known[name].attribute] = _parsed(known[name], value)
             elif name not in RETIRED:
-                raise _invalid(
+                raise invalid(
                     f"{where}: unknown variable {shown(name)}",
                     remedy=f"the variables are {', '.join([*known, _KEEP])}",
                 )
         except ValueError as exc:
-            raise _invalid(f"{where}.{name}: {exc}") from exc
+            raise invalid(f"{where}.{name}: {exc}") from exc
     return ServerSettings(**with_tuning(values))
 
 
@@ -217,7 +222,3 @@ def _element(row: Setting[Any], value: object) -> object:
     if row.kind.is_path and not text.startswith("/"):
         raise ValueError(f"expected an absolute path, not {shown(text)}")
     return parsed
-
-
-def _invalid(problem: str, *, remedy: str | None = None) -> ControlError:
-    return ControlError(problem, code=Code.INVALID_PARAMS, remedy=remedy)

@@ -43,16 +43,17 @@ class Column(NamedTuple):
     format: Format = "text"
 
 
-def rows(shape: type) -> dict[str, tuple[str, *tuple[Column, ...]]]:
-    """Return the meaning and the columns of each member of one of the classes below."""
-    return {name: _row(hint) for name, hint in members(shape).items()}
+def row(hint: object) -> tuple[str, *tuple[Column, ...]]:
+    """Return the meaning and the columns of a member of one of the classes below."""
+    inner, *found = get_args(hint)
+    return cast("tuple[str, *tuple[Column, ...]]", tuple(found)) if found else row(inner)
 
 
 def columns(shape: type) -> list[tuple[Column, tuple[str, ...]]]:
     """Return the columns of a class, each with the path of the member that it shows."""
     found: list[tuple[Column, tuple[str, ...]]] = []
     for name, hint in members(shape).items():
-        _, *shown = _row(hint)
+        _, *shown = row(hint)
         found += ((column, (name,)) for column in shown)
         inner = alternatives(hint).get(dict)
         if is_typeddict(inner):
@@ -167,8 +168,3 @@ class SupervisorInfo(TypedDict):
         Annotated[list[str], "why configured servers are not among its servers, a line for each"]
     ]
     servers: Annotated[list[ServerInfo], "an array of its [servers](#a-server), in order of their ids"]
-
-
-def _row(hint: object) -> tuple[str, *tuple[Column, ...]]:
-    inner, *row = get_args(hint)
-    return cast("tuple[str, *tuple[Column, ...]]", tuple(row)) if row else _row(inner)

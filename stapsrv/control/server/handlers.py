@@ -21,7 +21,7 @@ from stapsrv.config.files import unwritable_reason
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request
-from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo, encoded
+from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo, encoded, invalid
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
@@ -77,7 +77,7 @@ class Call:
         try:
             return checked(self._request.params, shape, name="params", exact=True)
         except ShapeError as exc:
-            raise _invalid(str(exc)) from exc
+            raise invalid(str(exc)) from exc
 
 
 class RpcHandlers:
@@ -182,7 +182,7 @@ class RpcHandlers:
         text = params.get("config_file")
         config_file = None if text is None else Path(_one_line(text, where="params.config_file"))
         if config_file is not None and not config_file.is_absolute():
-            raise _invalid(f"params.config_file: expected an absolute path, not {shown(str(text))}")
+            raise invalid(f"params.config_file: expected an absolute path, not {shown(str(text))}")
         force = params.get("force", False)
         return await self._act(
             call,
@@ -240,7 +240,7 @@ def _checked_timeout(timeout_s: float | None) -> float:
     if timeout_s is None:
         return math.inf
     if not 0 <= timeout_s <= MAX_TIMEOUT_S:
-        raise _invalid(
+        raise invalid(
             f"params.timeout_s: expected seconds, from 0 to {MAX_TIMEOUT_S:g}, or null for no limit"
         )
     return timeout_s
@@ -250,12 +250,8 @@ def _one_line(text: str, *, where: str) -> str:
     """Return a text that fits into a line of a settings file."""
     reason = unwritable_reason(text)
     if reason is not None:
-        raise _invalid(f"{where}: {shown(text)} {reason}")
+        raise invalid(f"{where}: {shown(text)} {reason}")
     return text
-
-
-def _invalid(problem: str) -> ControlError:
-    return ControlError(problem, code=Code.INVALID_PARAMS)
 
 
 def _absent(server_id: int) -> OutcomeInfo:

@@ -19,7 +19,7 @@ from stapsrv.control.protocol.status_fields import (
     ServerInfo,
     SupervisorInfo,
     columns,
-    rows,
+    row,
 )
 from stapsrv.control.protocol.validation import ShapeError, alternatives, checked, members
 from stapsrv.supervisor.status import ServerStatus
@@ -30,12 +30,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "control.md"
 def doc_rows(shape: type) -> list[str]:
     """The table of an object's members as ``docs/control.md`` has it."""
     lines = ["| member | meaning |", "| --- | --- |"]
-    for name, (meaning, *_) in rows(shape).items():
-        parts = alternatives(members(shape)[name])
+    for name, hint in members(shape).items():
+        meaning, parts = row(hint)[0], alternatives(hint)
         inner = next(filter(is_typeddict, (parts.get(dict), *get_args(parts.get(list)))), None)
         if inner is not None and inner is not ServerInfo:
-            parts = "; ".join(f"`{each}`, {one}" for each, (one, *_) in rows(inner).items())
-            lines.append(f"| `{name}` | {meaning}: {parts} |")
+            described = "; ".join(f"`{each}`, {row(one)[0]}" for each, one in members(inner).items())
+            lines.append(f"| `{name}` | {meaning}: {described} |")
         else:
             lines.append(f"| `{name}` | {meaning} |")
     return lines
@@ -53,7 +53,7 @@ def test_docs_have_every_field_in_the_words_of_the_table(heading, shape):
 def test_columns_are_headed_once_and_path_members_that_there_are():
     headings = [column.heading for column, _ in columns(ServerInfo)]
     assert len(headings) == len(set(headings))
-    assert {path[0] for _, path in columns(ServerInfo)} <= set(rows(ServerInfo))
+    assert {path[0] for _, path in columns(ServerInfo)} <= set(members(ServerInfo))
     assert (Column("HIT%", "hit rate"), ("cache", "hits")) in columns(ServerInfo)
 
 
