@@ -71,8 +71,7 @@ def _action(name: str) -> Command:
 
 
 def _tool(name: str) -> Command:
-    program = f"stap-server {name}"
-    return _from_parser(("stap-server", name), import_module(dispatch._TOOLS[name])._parser(program))
+    return _from_parser(("stap-server", name), import_module(dispatch._TOOLS[name])._parser())
 
 
 def _from_parser(words: tuple[str, ...], parser: argparse.ArgumentParser) -> Command:

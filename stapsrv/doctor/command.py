@@ -62,9 +62,25 @@ CHECKS = (
 )
 
 
+@guarded(_PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Run ``stap-server doctor …``; returns the exit status: 1 after any failure, 2 for bad usage."""
-    return guarded(_PROGRAM, partial(_doctor, argv))
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.client is None and given.release is not None:
+        parser.error("--release is for --client")
+    if given.client is not None:
+        if given.config is not None or given.user is not None or not given.compile:
+            parser.error("-c, -u and --no-compile are for this host, not for --client")
+        name, port = given.client
+        destination = Destination(name, port, given.release or host_release())
+        return _print_all(partial(_check_remote, destination), as_json=given.json)
+    words = [*(["--json"] if given.json else []), *([] if given.compile else ["--no-compile"])]
+    status = run_as_server_user(given, "stapsrv.doctor.command", words)
+    if status is not None:
+        return status
+    context = anyio.run(partial(load, given.config, os.environ, compiles=given.compile))
+    return _print_all(partial(run_checks, context), as_json=given.json)
 
 
 async def run_checks(context: DoctorContext, report: Report) -> None:
@@ -130,25 +146,6 @@ async def _run_check(check: Check, context: DoctorContext, report: Report, files
         is_abandoned = True
 
 
-def _doctor(argv: Sequence[str]) -> int:
-    parser = _parser(_PROGRAM)
-    given = parser.parse_args(argv)
-    if given.client is None and given.release is not None:
-        parser.error("--release is for --client")
-    if given.client is not None:
-        if given.config is not None or given.user is not None or not given.compile:
-            parser.error("-c, -u and --no-compile are for this host, not for --client")
-        name, port = given.client
-        destination = Destination(name, port, given.release or host_release())
-        return _print_all(partial(_check_remote, destination), as_json=given.json)
-    words = [*(["--json"] if given.json else []), *([] if given.compile else ["--no-compile"])]
-    status = run_as_server_user(given, "stapsrv.doctor.command", words)
-    if status is not None:
-        return status
-    context = anyio.run(partial(load, given.config, os.environ, compiles=given.compile))
-    return _print_all(partial(run_checks, context), as_json=given.json)
-
-
 async def _check_remote(destination: Destination, report: Report) -> None:
     async for finding in check_remote(destination, os.environ):
         report(finding)
@@ -169,11 +166,11 @@ def _print_all(check: Callable[[Report], Awaitable[None]], *, as_json: bool) -> 
     return int(has_failed(findings))
 
 
-def _parser(program: str) -> LineParser:
+def _parser() -> LineParser:
     parser = owner_parser(
-        program,
+        _PROGRAM,
         description="Check everything that a client needs to get its module, and say what to do.",
-        epilog=f"example: {program} --client build.example.org:5001; "
+        epilog=f"example: {_PROGRAM} --client build.example.org:5001; "
         "exit status: 0 no failure, 1 some, 2 bad usage",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -205,4 +202,4 @@ def _release(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -53,9 +53,38 @@ _REPORTED_VARIABLES = frozenset(
 ) | {f"{PREFIX}{row.variable}" for row in (*GLOBAL_SETTINGS, *SERVER_SETTINGS)}
 
 
+@guarded(_PROGRAM)
 def main(argv: Sequence[str]) -> int:
     """Run ``stap-server report …``; returns the exit status."""
-    return guarded(_PROGRAM, partial(_report, argv))
+    given = _parser().parse_args(argv)
+    now = time.time()
+    if str(given.output) == "-":
+        if sys.stdout.isatty():
+            raise UsageError("an archive is no text for a terminal", remedy="name a file with -o")
+        return _collect(sys.stdout.buffer, given, now)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
+    try:
+        # Whatever the umask: a report shows what only the host's administrators know.
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        problem = f"cannot be made ({exc.strerror})"
+        raise ConfigError(problem, where=str(target), remedy="name another") from exc
+    status = 1
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            status = _collect(stream, given, now)
+    except OSError as exc:
+        problem = f"cannot be written ({exc.strerror})"
+        raise ConfigError(problem, where=str(target), remedy="write elsewhere, with -o") from exc
+    finally:
+        if status:
+            target.unlink(missing_ok=True)
+    if status:
+        return status
+    sys.stderr.write(f"{_PROGRAM}: look through it before you send it: tar -xzOf {target} | less\n")
+    sys.stdout.write(f"{target}\n")
+    return 0
 
 
 def contents(context: DoctorContext, now: float) -> Iterator[tuple[str, str]]:
@@ -88,38 +117,6 @@ def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float
             archive.addfile(entry, io.BytesIO(data))
 
 
-def _report(argv: Sequence[str]) -> int:
-    given = _parser(_PROGRAM).parse_args(argv)
-    now = time.time()
-    if str(given.output) == "-":
-        if sys.stdout.isatty():
-            raise UsageError("an archive is no text for a terminal", remedy="name a file with -o")
-        return _collect(sys.stdout.buffer, given, now)
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    target = absolute_path(given.output or f"{_NAME}-{stamp}.tar.gz")
-    try:
-        # Whatever the umask: a report shows what only the host's administrators know.
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        problem = f"cannot be made ({exc.strerror})"
-        raise ConfigError(problem, where=str(target), remedy="name another") from exc
-    status = 1
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            status = _collect(stream, given, now)
-    except OSError as exc:
-        problem = f"cannot be written ({exc.strerror})"
-        raise ConfigError(problem, where=str(target), remedy="write elsewhere, with -o") from exc
-    finally:
-        if status:
-            target.unlink(missing_ok=True)
-    if status:
-        return status
-    sys.stderr.write(f"{_PROGRAM}: look through it before you send it: tar -xzOf {target} | less\n")
-    sys.stdout.write(f"{target}\n")
-    return 0
-
-
 def _collect(stream: BinaryIO, given: argparse.Namespace, now: float) -> int:
     """Write the archive, as the servers' user; returns the exit status."""
     status = run_as_server_user(given, "stapsrv.doctor.report", ["-o", "-"], output=stream)
@@ -130,12 +127,12 @@ def _collect(stream: BinaryIO, given: argparse.Namespace, now: float) -> int:
     return 0
 
 
-def _parser(program: str) -> LineParser:
+def _parser() -> LineParser:
     parser = owner_parser(
-        program,
+        _PROGRAM,
         description="Put into one archive what a bug report needs: versions, configuration, status, the end "
         "of the logs and the doctor's answers. It holds no keys, and no scripts of clients.",
-        epilog=f"example: {program} -o report.tar.gz",
+        epilog=f"example: {_PROGRAM} -o report.tar.gz",
     )
     where = f"a new file, or - for standard output (default: {_NAME}-TIME.tar.gz here)"
     parser.add_argument("-o", dest="output", metavar="FILE", help=where)

@@ -29,7 +29,7 @@ RUN = "<!-- run -->"
 
 def parser_of(tool: str) -> argparse.ArgumentParser:
     """Return the grammar of one of ``stap-server``'s tools."""
-    return importlib.import_module(dispatch._TOOLS[tool])._parser(f"stap-server {tool}")
+    return importlib.import_module(dispatch._TOOLS[tool])._parser()
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -100,7 +100,7 @@ def test_trust_of_all_users_is_of_no_use_where_they_cannot_write(site):
     assert doctor(site)["verdict"] == "failure"
     assert "SEC_ERROR_READ_ONLY" in doctor(site)["answer"]
 
-    program = "from stapsrv.control.cli.commands.cert import authorize_cert; authorize_cert()"
+    program = "from stapsrv.control.cli.commands.cert import authorize_cert as run; raise SystemExit(run())"
     client = site.directory / "visitor" / "ssl" / "client"
     status, output = site.attempt(sys.executable, "-c", program, site.certificate, client)
     assert status == 0, output

@@ -30,14 +30,25 @@ from stapsrv.identity.trust import ALL_CLIENTS, default_client_directory
 if TYPE_CHECKING:
     from stapsrv.mdns.browser import FoundServer
 
+_PROGRAM = "stap-server browse"
 _TIMEOUT_S = 2.0
 _LONGEST_S = 3600.0
 _NONE_FOUND = 1
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server browse") -> int:
+@guarded(_PROGRAM)
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server browse``; return the exit status: 0 found some, 1 none, or it failed."""
-    return guarded(program, lambda: _browse(program, argv))
+    given = _parser().parse_args(argv)
+    servers = _find(given.interfaces, given.timeout)
+    trusted = anyio.run(_trusted_serials, os.environ)
+    if given.json:
+        sys.stdout.write(as_json(servers, trusted) + "\n")
+    elif servers:
+        sys.stdout.write("".join(f"{line}\n" for line in table(servers, trusted)))
+    else:
+        sys.stderr.write(f"{_PROGRAM}: no compile server answered within {given.timeout:g} s\n")
+    return 0 if servers else _NONE_FOUND
 
 
 def table(servers: Sequence[FoundServer], trusted: Collection[str]) -> list[str]:
@@ -56,24 +67,11 @@ def as_json(servers: Sequence[FoundServer], trusted: Collection[str]) -> str:
     return json.dumps(shown, indent=2)
 
 
-def _browse(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
-    servers = _find(given.interfaces, given.timeout)
-    trusted = anyio.run(_trusted_serials, os.environ)
-    if given.json:
-        sys.stdout.write(as_json(servers, trusted) + "\n")
-    elif servers:
-        sys.stdout.write("".join(f"{line}\n" for line in table(servers, trusted)))
-    else:
-        sys.stderr.write(f"{program}: no compile server answered within {given.timeout:g} s\n")
-    return 0 if servers else _NONE_FOUND
-
-
-def _parser(program: str) -> LineParser:
+def _parser() -> LineParser:
     parser = LineParser(
-        prog=program,
+        prog=_PROGRAM,
         description="List the compile servers on the network, and whether your client trusts them.",
-        epilog=f"example: {program} --timeout 5; exit status: 0 servers were found, 1 none was",
+        epilog=f"example: {_PROGRAM} --timeout 5; exit status: 0 servers were found, 1 none was",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument(

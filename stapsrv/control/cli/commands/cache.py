@@ -17,16 +17,14 @@ from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
 
+_PROGRAM = "stap-server cache"
 _UNBOUNDED = 1 << 62
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server cache") -> int:
+@guarded(_PROGRAM)
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server cache``; return the exit status."""
-    return guarded(program, lambda: _cache(program, argv))
-
-
-def _cache(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
+    given = _parser().parse_args(argv)
     owner = Owner.find(given.user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
         options = ["--json"] if given.json else []
@@ -62,13 +60,12 @@ def _carry_out(verb: str, directory: Path) -> Mapping[str, int]:
             return {"results": statistics.entries, "bytes": statistics.stored_bytes}
 
 
-def _parser(program: str) -> VerbParser:
+def _parser() -> VerbParser:
     parser = VerbParser(
-        program,
+        _PROGRAM,
         description="Inspect, verify or clear the result cache of servers.",
         example="stats --json",
         whose="whose results",
-        examples={},
     )
     parser.common.add_argument("--json", action="store_true", help="print a JSON object")
     add = parser.add_verb
@@ -79,4 +76,4 @@ def _parser(program: str) -> VerbParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

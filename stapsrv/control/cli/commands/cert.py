@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import anyio
 from cryptography import x509
@@ -26,7 +25,7 @@ from stapsrv.control.cli.commands.common import Owner, VerbParser, absolute_path
 from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, default_directory, make_identity, serial_pairs
-from stapsrv.identity.selfsigned import extra_names_of, host_name
+from stapsrv.identity.selfsigned import dns_names, extra_names_of, host_name
 from stapsrv.identity.trust import (
     ALL_CLIENTS,
     MODULE_SIGNERS,
@@ -36,8 +35,7 @@ from stapsrv.identity.trust import (
     revoke,
 )
 
-# Arguments of each verb's example in its help.
-_EXAMPLES = {"show": " --json", "export": " -o server.pem", "authorize": " --all", "revoke": " --all"}
+_PROGRAM = "stap-server cert"
 _WHOM = {
     "local": "your own client (default)",
     "all": "every user's client (root)",
@@ -47,8 +45,7 @@ _OF_NO_USE = """\
 Clients since SystemTap 4.0 use that only for users who can write there; others get SEC_ERROR_READ_ONLY.
 Each of these runs: stap-authorize-cert {} ~/.systemtap/ssl/client
 """
-_HELP = frozenset({"-h", "--help"})
-_GEN_HELP = """\
+_GEN_USAGE = """\
 usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]
 
 Make a server's certificate, in place of the one that is there. DIRECTORY, which has a slash in it, is the
@@ -57,7 +54,7 @@ certificate database (default: ~/.systemtap/ssl/server). Names are those of this
 example:
   stap-gen-cert /var/lib/stap-server/lab build.example.org
 """
-_AUTHORIZE_HELP = """\
+_AUTHORIZE_USAGE = """\
 usage: stap-authorize-cert CERTFILE DIRECTORY
 
 Let the certificate database in DIRECTORY trust the server whose certificate is in CERTFILE.
@@ -67,27 +64,10 @@ example:
 """
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server cert") -> int:
+@guarded(_PROGRAM)
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server cert``; return the exit status."""
-    return guarded(program, lambda: _cert(program, argv))
-
-
-def gen_cert() -> NoReturn:
-    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one.
-
-    The directory is the user's own unless the first argument has a slash in it (SystemTap's program takes the
-    first argument for the directory whatever it is). Names may be separated by blanks or commas.
-    """
-    sys.exit(guarded("stap-gen-cert", lambda: _gen_cert(sys.argv[1:])))
-
-
-def authorize_cert() -> NoReturn:
-    """Run ``stap-authorize-cert CERTFILE DIRECTORY``: let the database in DIRECTORY trust a server."""
-    sys.exit(guarded("stap-authorize-cert", lambda: _authorize_cert(sys.argv[1:])))
-
-
-def _cert(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
+    given = _parser().parse_args(argv)
     owner = Owner.find(given.user, os.environ)
     directory = given.ssl or default_directory(owner.environ)
     # Files that root makes are of no use to the server, so root becomes the owner; reading needs no change.
@@ -107,22 +87,60 @@ def _cert(program: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(program: str) -> VerbParser:
+@guarded("stap-gen-cert", usage=_GEN_USAGE)
+def gen_cert(argv: Sequence[str]) -> int:
+    """Run ``stap-gen-cert [DIRECTORY] [DNS-NAME …]``: make a certificate, replacing the old one.
+
+    The directory is the user's own unless the first argument has a slash in it (SystemTap's program takes the
+    first argument for the directory whatever it is). Names may be separated by blanks or commas.
+    """
+    words = list(argv)
+    if words and words[0].startswith("-"):
+        raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
+    directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
+    names = [name for word in words for name in word.split(",") if name]
+    owner = Owner.find(None, os.environ)
+    if os.geteuid() == 0:
+        raise UsageError(
+            "a server's certificate belongs to its user, not to root",
+            remedy=f"run it as that user: runuser -u {owner.name} -- stap-gen-cert",
+        )
+    directory = directory or default_directory(owner.environ)
+    try:
+        anyio.run(partial(make_identity, directory, log=silent_log(), extra_names=names))
+    except ValueError as exc:
+        raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
+    return 0
+
+
+@guarded("stap-authorize-cert", usage=_AUTHORIZE_USAGE)
+def authorize_cert(argv: Sequence[str]) -> int:
+    """Run ``stap-authorize-cert CERTFILE DIRECTORY``: let the database in DIRECTORY trust a server."""
+    if len(argv) != 2:  # noqa: PLR2004 - a file and a directory
+        raise UsageError(
+            "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"
+        )
+    certificate = _read_certificate(Path(argv[0]))
+    anyio.run(partial(authorize, certificate, absolute_path(argv[1]), log=silent_log()))
+    return 0
+
+
+def _parser() -> VerbParser:
     parser = VerbParser(
-        program,
+        _PROGRAM,
         description="Look after the certificate that a compile server shows and signs with.",
         example="authorize --signer",
         whose="whose servers",
-        examples=_EXAMPLES,
     )
     parser.common.add_argument("--ssl", type=absolute_path, metavar="DIR", help="the certificate database")
     add = parser.add_verb
-    add("show", "show the certificate, and who trusts it on this host").add_argument(
-        "--json", action="store_true", help="print a JSON object"
-    )
+    showing = add("show", "show the certificate, and who trusts it on this host", example="--json")
+    showing.add_argument("--json", action="store_true", help="print a JSON object")
     add("renew", "make a new certificate now; a running server takes it up by itself")
     writing = add(
-        "export", "write the certificate out, for another host's stap --trust-servers or an administrator"
+        "export",
+        "write the certificate out, for another host's stap --trust-servers or an administrator",
+        example="-o server.pem",
     )
     form = writing.add_mutually_exclusive_group()
     form.add_argument("--pem", dest="der", action="store_false", default=False, help="as PEM text (default)")
@@ -130,8 +148,8 @@ def _parser(program: str) -> VerbParser:
     writing.add_argument(
         "-o", dest="output", type=absolute_path, metavar="FILE", help="default: standard output"
     )
-    authorizing = add("authorize", "make clients on this host trust the server")
-    revoking = add("revoke", "take that trust back")
+    authorizing = add("authorize", "make clients on this host trust the server", example="--all")
+    revoking = add("revoke", "take that trust back", example="--all")
     for group in (authorizing.add_mutually_exclusive_group(), revoking.add_mutually_exclusive_group()):
         for whom, text in _WHOM.items():
             group.add_argument(f"--{whom}", dest="whom", action="store_const", const=whom, help=text)
@@ -166,7 +184,7 @@ async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: 
     shown: dict[str, object] = {
         "directory": str(directory),
         "subject": certificate.subject.rfc4514_string(),
-        "names": _dns_names(certificate),
+        "names": dns_names(certificate),
         "serial": serial_pairs(certificate),
         "sha256": certificate.fingerprint(hashes.SHA256()).hex(":"),
         "not_before": _iso(certificate.not_valid_before_utc),
@@ -223,54 +241,9 @@ async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
         return False
 
 
-def _gen_cert(argv: Sequence[str]) -> int:
-    words = list(argv)
-    if _HELP.intersection(words[:1]):
-        sys.stdout.write(_GEN_HELP)
-        return 0
-    if words and words[0].startswith("-"):
-        raise UsageError(f"unknown option {words[0]}", remedy="usage: stap-gen-cert [DIRECTORY] [DNS-NAME …]")
-    # The original takes the first argument for a directory whatever it is.
-    directory = absolute_path(words.pop(0)) if words and "/" in words[0] else None
-    names = [name for word in words for name in word.split(",") if name]
-    owner = Owner.find(None, os.environ)
-    if os.geteuid() == 0:
-        raise UsageError(
-            "a server's certificate belongs to its user, not to root",
-            remedy=f"run it as that user: runuser -u {owner.name} -- stap-gen-cert",
-        )
-    directory = directory or default_directory(owner.environ)
-    try:
-        anyio.run(partial(make_identity, directory, log=silent_log(), extra_names=names))
-    except ValueError as exc:
-        raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
-    return 0
-
-
-def _authorize_cert(argv: Sequence[str]) -> int:
-    if _HELP.intersection(argv[:1]):
-        sys.stdout.write(_AUTHORIZE_HELP)
-        return 0
-    if len(argv) != 2:  # noqa: PLR2004 - a file and a directory
-        raise UsageError(
-            "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"
-        )
-    certificate = _read_certificate(Path(argv[0]))
-    anyio.run(partial(authorize, certificate, absolute_path(argv[1]), log=silent_log()))
-    return 0
-
-
-def _dns_names(certificate: x509.Certificate) -> list[str]:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return extension.value.get_values_for_type(x509.DNSName)
-
-
 def _iso(when: datetime) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

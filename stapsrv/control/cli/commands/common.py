@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TypeAlias
 
 import attrs
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
+from structlog.typing import FilteringBoundLogger
 
 from stapsrv.config.global_settings import SERVICE_USER
 from stapsrv.config.option_parser import Parser
 from stapsrv.errors import ConfigError, StapsrvError, UsageError
 from stapsrv.system.stdio import guard_stdout
+
+# Arguments in, an exit status out.
+_Command: TypeAlias = Callable[[Sequence[str]], int]
 
 # As a shell reports a program that a signal ended.
 _INTERRUPTED = 130
@@ -83,44 +87,53 @@ class LineParser(Parser):
 
 
 class VerbParser(LineParser):
-    """The parser of a program with verbs; ``common`` takes the options of all, before the verbs are added.
+    """The parser of a program with verbs; ``common`` takes the options of all, before the verbs are added."""
 
-    ``examples`` are the arguments of each verb's example, and ``example`` those of the program's.
-    """
-
-    def __init__(
-        self, program: str, *, description: str, example: str, whose: str, examples: Mapping[str, str]
-    ) -> None:
+    def __init__(self, program: str, *, description: str, example: str, whose: str) -> None:
         super().__init__(prog=program, description=description, epilog=f"example: {program} {example}")
         self.common = LineParser(add_help=False)
         self.common.add_argument(
             "-u", dest="user", metavar="USER", help=f"{whose} (default: yours, for root stap-server's)"
         )
-        self._examples = examples
         self._verbs = self.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=LineParser)
 
-    def add_verb(self, verb: str, text: str) -> LineParser:
-        """Add a verb with its help ``text``; return the parser of its options."""
+    def add_verb(self, verb: str, text: str, *, example: str = "") -> LineParser:
+        """Add a verb with its help ``text``, and arguments as an ``example``; return its options' parser."""
         return self._verbs.add_parser(
             verb,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog=f"example: {self.prog} {verb}{self._examples.get(verb, '')}",
+            epilog=f"example: {self.prog} {verb} {example}".rstrip(),
             parents=[self.common],
         )
 
 
-def guarded(program: str, command: Callable[[], int]) -> int:
-    """Run a command; return its exit status, after one line on standard error if it failed or Ctrl-C came."""
-    try:
-        with guard_stdout(program):
-            return command()
-    except StapsrvError as exc:
-        sys.stderr.write(f"{program}: {exc}\n")
-        return exc.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted\n")
-        return _INTERRUPTED
+def guarded(program: str, *, usage: str = "") -> Callable[[_Command], Callable[..., int]]:
+    """Make a program of a command: a failure, or Ctrl-C, is one line on standard error and an exit status.
+
+    The arguments are this process's by default. ``usage`` is printed for ``--help``, if that comes first.
+    """
+
+    def decorate(command: _Command) -> Callable[..., int]:
+        @functools.wraps(command)
+        def run(argv: Sequence[str] | None = None) -> int:
+            words = sys.argv[1:] if argv is None else argv
+            try:
+                with guard_stdout(program):
+                    if usage and words and words[0] in {"-h", "--help"}:
+                        sys.stdout.write(usage)
+                        return 0
+                    return command(words)
+            except StapsrvError as exc:
+                sys.stderr.write(f"{program}: {exc}\n")
+                return exc.exit_status
+            except KeyboardInterrupt:
+                sys.stderr.write(f"{program}: interrupted\n")
+                return _INTERRUPTED
+
+        return run
+
+    return decorate
 
 
 def absolute_path(text: str) -> Path:
@@ -143,9 +156,7 @@ def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
 
 def silent_log() -> FilteringBoundLogger:
     """Return a logger that drops everything, for commands that print the results themselves."""
-    logger: FilteringBoundLogger = structlog.wrap_logger(
-        None, processors=[_drop], wrapper_class=structlog.make_filtering_bound_logger("critical")
-    )
+    logger: FilteringBoundLogger = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
     return logger
 
 
@@ -156,7 +167,3 @@ def _interrupted(child: subprocess.Popen[bytes]) -> int:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         child.kill()
         return _INTERRUPTED
-
-
-def _drop(_logger: object, _level: str, _event: EventDict) -> EventDict:
-    raise structlog.DropEvent

@@ -16,17 +16,13 @@ from stapsrv.errors import IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
 
-# Arguments of each verb's example in its help.
-_EXAMPLES = {"list": " --json", "export": " -o key.x509"}
+_PROGRAM = "stap-server mok"
 
 
-def main(argv: Sequence[str], *, program: str = "stap-server mok") -> int:
+@guarded(_PROGRAM)
+def main(argv: Sequence[str]) -> int:
     """Run ``stap-server mok``; return the exit status."""
-    return guarded(program, lambda: _mok(program, argv))
-
-
-def _mok(program: str, argv: Sequence[str]) -> int:
-    given = _parser(program).parse_args(argv)
+    given = _parser().parse_args(argv)
     owner = Owner.find(given.user, os.environ)
     server = given.ssl or default_directory(owner.environ)
     directory = moks_directory(server)
@@ -45,23 +41,21 @@ def _mok(program: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(program: str) -> VerbParser:
+def _parser() -> VerbParser:
     parser = VerbParser(
-        program,
+        _PROGRAM,
         description="Look after the machine owner keys that modules are signed with for secure boot.",
         example="export -o key.x509, then mokutil --import it on the client's host",
         whose="whose keys",
-        examples=_EXAMPLES,
     )
     parser.common.add_argument(
         "--ssl", type=absolute_path, metavar="DIR", help="the server's certificate database"
     )
     add = parser.add_verb
-    add("list", "list the keys, and what is wrong with those that cannot be used").add_argument(
-        "--json", action="store_true", help="print a JSON array"
-    )
+    listing = add("list", "list the keys, and what is wrong with those that cannot be used", example="--json")
+    listing.add_argument("--json", action="store_true", help="print a JSON array")
     add("new", "make one more key")
-    writing = add("export", "write a key's certificate out, for mokutil --import")
+    writing = add("export", "write a key's certificate out, for mokutil --import", example="-o key.x509")
     writing.add_argument(
         "fingerprint", nargs="?", metavar="FINGERPRINT", help="of the key (default: the only one)"
     )
@@ -112,4 +106,4 @@ def _named(directory: Path, fingerprint: str | None) -> Mok:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -11,23 +11,21 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from stapsrv.control.cli.commands.common import guarded
 from stapsrv.control.client.launch import DAEMON
 from stapsrv.errors import StapsrvError, UsageError
 from stapsrv.system.environ import started_environ
 from stapsrv.system.sd_notify import DaemonEnded, open_notifications
-from stapsrv.system.stdio import guard_stdout
 
 # A first start makes a certificate, which takes seconds on a slow host.
 _START_S = 60.0
 # As long as the original's command waits.
 _STOP_S = 10.0
 
-_HELP = frozenset({"-h", "--help"})
-_START_HELP = """\
+_START_USAGE = """\
 usage: stap-start-server [options of stap-serverd]
 
 Start a stap-serverd in the background, print its process id once it accepts connections.
@@ -35,7 +33,7 @@ Start a stap-serverd in the background, print its process id once it accepts con
 example:
   stap-start-server -r 6.1.0-56-amd64 --port 5001 --log /tmp/stap-server.log
 """
-_STOP_HELP = """\
+_STOP_USAGE = """\
 usage: stap-stop-server PID
 
 End the stap-serverd with this process id, and return when it has ended.
@@ -45,33 +43,12 @@ example:
 """
 
 
-def start_server() -> NoReturn:
+@guarded("stap-start-server", usage=_START_USAGE)
+def start_server(argv: Sequence[str]) -> int:
     """Start a ``stap-serverd`` with this program's arguments; print its process id once it accepts."""
-    _run("stap-start-server", _start, sys.argv[1:])
-
-
-def stop_server() -> NoReturn:
-    """End the ``stap-serverd`` with the given process id; exits 1 if it is none, or does not end."""
-    _run("stap-stop-server", _stop, sys.argv[1:])
-
-
-def _run(program: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> NoReturn:
     # Python does not unwind on these by itself, and a server that is not ready yet is to be ended.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
-    try:
-        with guard_stdout(program):
-            command(argv)
-    except StapsrvError as exc:
-        sys.stderr.write(f"{program}: {exc}\n")
-        sys.exit(exc.exit_status)
-    sys.exit(0)
-
-
-def _start(argv: Sequence[str]) -> None:
-    if _HELP.intersection(argv[:1]):
-        sys.stdout.write(_START_HELP)
-        return
     with open_notifications(DAEMON) as notifications:
         server = subprocess.Popen(
             [sys.executable, "-P", "-m", "stapsrv.daemon", *argv],
@@ -89,12 +66,12 @@ def _start(argv: Sequence[str]) -> None:
                 raise UsageError(exc.problem) from exc
             raise
     sys.stdout.write(f"{server.pid}\n")
+    return 0
 
 
-def _stop(argv: Sequence[str]) -> None:
-    if _HELP.intersection(argv[:1]):
-        sys.stdout.write(_STOP_HELP)
-        return
+@guarded("stap-stop-server", usage=_STOP_USAGE)
+def stop_server(argv: Sequence[str]) -> int:
+    """End the ``stap-serverd`` with the given process id; exits 1 if it is none, or does not end."""
     if len(argv) != 1:
         raise UsageError("one process id is needed", remedy="usage: stap-stop-server PID")
     pid = int(argv[0]) if argv[0].isascii() and argv[0].isdigit() else 0
@@ -112,7 +89,7 @@ def _stop(argv: Sequence[str]) -> None:
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         except ProcessLookupError:
-            return
+            return 0
         except PermissionError as exc:
             raise StapsrvError(
                 f"server {pid} belongs to another user", remedy="stop it as that user, or as root"
@@ -122,6 +99,7 @@ def _stop(argv: Sequence[str]) -> None:
                 f"{pid} not shutting down: it is still there after {_STOP_S:g} seconds",
                 remedy="stop it again to end its requests at once",
             )
+    return 0
 
 
 def _has_ended(pidfd: int, *, within_s: float = 0.0) -> bool:

@@ -109,9 +109,7 @@ def test_renewal_keeps_extra_names(systemtap, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["stap-gen-cert", "one.example,two.example", "three"])
     if os.getuid() == 0:
         pytest.skip("stap-gen-cert does not run as root")
-    with pytest.raises(SystemExit) as done:
-        cert.gen_cert()
-    assert done.value.code == 0
+    assert cert.gen_cert() == 0
     extra = ["one.example", "two.example", "three"]
     assert shown(capsys)["names"][2:] == extra
     run(capsys, "renew")
@@ -179,9 +177,7 @@ def test_not_a_certificate(systemtap, capsys):
 class TestAuthorizeCert:
     def call(self, monkeypatch, *arguments: str) -> int:
         monkeypatch.setattr("sys.argv", ["stap-authorize-cert", *arguments])
-        with pytest.raises(SystemExit) as done:
-            cert.authorize_cert()
-        return done.value.code
+        return cert.authorize_cert()
 
     def test_makes_the_database_and_trusts(self, systemtap, monkeypatch, tmp_path):
         file = str(systemtap / "ssl" / "server" / "stap.cert")

@@ -31,19 +31,31 @@ def test_owner_that_does_not_exist_is_a_fault_with_a_remedy():
 
 
 def test_guarded_command_that_fails_is_one_line_and_the_fault_s_status(capsys):
-    def fail() -> int:
-        raise UsageError("what?", remedy="see x --help")
+    @guarded("x")
+    def fail(argv) -> int:
+        raise UsageError(f"{argv[0]}?", remedy="see x --help")
 
-    assert guarded("x", fail) == 2
+    assert fail(["what"]) == 2
     assert capsys.readouterr().err == "x: what?; see x --help\n"
 
 
 def test_guarded_command_that_is_interrupted_has_the_status_of_a_shell(capsys):
-    def interrupt() -> int:
+    @guarded("x")
+    def interrupt(_argv) -> int:
         raise KeyboardInterrupt
 
-    assert guarded("x", interrupt) == 130
+    assert interrupt([]) == 130
     assert capsys.readouterr().err == "x: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--help", "more"]])
+def test_guarded_command_with_a_usage_shows_it_in_place_of_running(words, capsys):
+    @guarded("x", usage="usage: x\n")
+    def run(_argv) -> int:
+        raise AssertionError
+
+    assert run(words) == 0
+    assert capsys.readouterr().out == "usage: x\n"
 
 
 def test_option_that_is_unknown_is_a_usage_error():
@@ -52,9 +64,9 @@ def test_option_that_is_unknown_is_a_usage_error():
 
 
 def test_verbs_have_the_common_options_and_an_example(capsys):
-    parser = VerbParser("x", description="d", example="e", whose="whose keys", examples={"list": " --json"})
+    parser = VerbParser("x", description="d", example="e", whose="whose keys")
     parser.common.add_argument("--json", action="store_true")
-    parser.add_verb("list", "list the keys")
+    parser.add_verb("list", "list the keys", example="--json")
     given = parser.parse_args(["list", "--json", "-u", "me"])
     assert (given.verb, given.json, given.user) == ("list", True, "me")
     with pytest.raises(SystemExit):

@@ -16,7 +16,11 @@ START, STOP = "start_server", "stop_server"
 
 def call(command: str, *arguments: object, env=None, cwd=None) -> subprocess.CompletedProcess[str]:
     """Call a console script's function; returns when its outputs reach end of file, as its users do."""
-    program = [sys.executable, "-c", f"from stapsrv.control.cli.commands.standalone import *; {command}()"]
+    program = [
+        sys.executable,
+        "-c",
+        f"from stapsrv.control.cli.commands.standalone import *; sys.exit({command}())",
+    ]
     return subprocess.run(
         [*program, *map(str, arguments)],
         capture_output=True,
