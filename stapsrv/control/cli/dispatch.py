@@ -12,7 +12,7 @@ from stapsrv.control.cli.console import PROGRAM, Console
 from stapsrv.control.cli.help import usage
 from stapsrv.control.cli.invocation import Action, OutputForm
 from stapsrv.control.cli.parser import parse_arguments
-from stapsrv.control.cli.report import ClassicReporter, JsonReporter, Reporter
+from stapsrv.control.cli.report import JsonReporter, Reporter
 
 # Commands that are not about a supervisor's servers and parse their own options.
 _TOOLS = {
@@ -67,7 +67,7 @@ def _reporter(form: OutputForm, console: Console, environ: Mapping[str, str]) ->
         from stapsrv.control.cli.table import TerminalReporter, terminal_width  # noqa: PLC0415
 
         return TerminalReporter(console, width=terminal_width(environ))
-    return ClassicReporter(console)
+    return Reporter(console)
 
 
 def _working_directory() -> str | None:

@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 class Reporter:
-    """Reports a command to a person or a program; what a form of output leaves out does nothing."""
+    """Reports a command: here in the original's lines, which are about outcomes only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -56,35 +56,22 @@ class Reporter:
 
     def result(self, result: Result) -> None:
         """Report an outcome."""
+        self.remark(f"{result.verb} {title(result.settings)}", done=result.error is None)
+        if result.error is not None:
+            self.complain(f"{result.name}: {result.error}")
 
     def remark(self, line: str, *, done: bool | None = None) -> None:
         """Report a line that is not about one server, and whether the request is done."""
-
-    def complain(self, text: str) -> None:
-        """Report a problem that is not about the servers meant; it may have several lines."""
-
-    def finish(self, exit_status: int) -> None:
-        """Report the end."""
-
-
-class ClassicReporter(Reporter):
-    """Prints the original's lines, which are about outcomes only."""
-
-    def result(self, result: Result) -> None:
-        """See :class:`Reporter`."""
-        self.remark(f"{result.verb} {title(result.settings)}", done=result.error is None)
-        if result.error is not None:
-            self._console.complain(f"{result.name}: {result.error}")
-
-    def remark(self, line: str, *, done: bool | None = None) -> None:
-        """See :class:`Reporter`."""
         self._console.say(line)
         if done is not None:
             self._console.say("OK" if done else "FAILED")
 
     def complain(self, text: str) -> None:
-        """See :class:`Reporter`."""
+        """Report a problem; it may have several lines."""
         self._console.complain(text)
+
+    def finish(self, exit_status: int) -> None:
+        """Report the end."""
 
 
 class JsonReporter(Reporter):

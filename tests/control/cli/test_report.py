@@ -8,7 +8,7 @@ import json
 import pytest
 
 from stapsrv.control.cli.console import Console
-from stapsrv.control.cli.report import ClassicReporter, JsonReporter, Result, Verb
+from stapsrv.control.cli.report import JsonReporter, Reporter, Result, Verb
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def out():
 
 
 def test_classic_lines_are_the_operation_and_whether_it_is_done(out):
-    reporter = ClassicReporter(Console(out, out))
+    reporter = Reporter(Console(out, out))
     reporter.begin(Verb.START, ["web", "bad"])
     reporter.result(Result(Verb.START, {"NICKNAME": "web"}, "web"))
     reporter.result(Result(Verb.START, {"PORT": 80}, "bad", error="port 80 is for root\nor so"))
