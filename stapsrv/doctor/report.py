@@ -179,7 +179,7 @@ async def _output_of(command: Sequence[str]) -> str:
 def _configuration(context: DoctorContext) -> Iterator[tuple[str, str]]:
     """Give the global files and the servers' files, as far as they can be read."""
     named = context.invocation.config_file
-    for path in (*DEFAULT_FILES, *([] if named is None else [Path(named)])):
+    for path in (*DEFAULT_FILES, *([] if named is None else [named])):
         # The context was loaded from them, so their file systems do not hang.
         if path.exists():
             name = str(path).strip("/").replace("/", "_")

@@ -140,7 +140,7 @@ class Executor:
     def _forget(self, target: Target, server: LostServer) -> OutcomeInfo:
         """Remove an orphaned server's record, so that no supervisor takes it over."""
         try:
-            self._supervisors.forget(self.user_of(target), server.record)
+            self._supervisors.forget(self.user_of(target), Path(server.info["record"]))
         except StapsrvError as exc:
             return failure(str(exc))
         return ALREADY_DOWN

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -37,9 +36,9 @@ class FoundServer(RunningServer):
 
 @attrs.frozen(kw_only=True)
 class LostServer(RunningServer):
-    """A server whose supervisor is gone, as its ``record`` describes it."""
+    """A server whose supervisor is gone, as its record describes it."""
 
-    record: Path
+    info: OrphanedServer = attrs.field(eq=False)
 
 
 class Inventory:
@@ -61,7 +60,7 @@ class Inventory:
         )
         self.problems = scan.problems
         self.supervisors = scan.supervisors
-        self.orphaned: list[OrphanedServer] = scan.orphaned()
+        self._orphaned = scan.orphaned()
 
     @property
     def default_user(self) -> str:
@@ -101,14 +100,14 @@ class Inventory:
 
     @cached_property
     def orphaned_servers(self) -> list[LostServer]:
-        """The servers of :attr:`orphaned`, in the same order, as the plan sees them."""
+        """The servers whose supervisor is gone."""
         return [
             LostServer(
                 server_id=lost["id"],
                 settings=settings_from(lost["settings"], where=lost["record"]),
-                record=Path(lost["record"]),
+                info=lost,
             )
-            for lost in self.orphaned
+            for lost in self._orphaned
         ]
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from stapsrv.config.setting import Setting
@@ -80,7 +81,7 @@ class Invocation(NamedTuple):
     specifications: tuple[ServerSpecification, ...] = ()
     # By option of LIST_OPTIONS, the values for the servers in turn; None is the default.
     lists: Mapping[str, tuple[object, ...]] = {}
-    config_file: str | None = None
+    config_file: Path | None = None
     keep_temporary: bool = False
     use_password: bool = False
     # ctl: speak to a running supervisor, start none.

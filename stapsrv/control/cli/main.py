@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stapsrv.errors import StapsrvError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from stapsrv.control.cli.console import Console
 
-# As a shell reports a program that a signal ended; so is the next one.
+# As a shell reports a program that a signal ended.
 _INTERRUPTED = 130
 
 
@@ -43,10 +44,11 @@ def run(words: Sequence[str], console: Console, environ: Mapping[str, str]) -> i
         return _INTERRUPTED
 
 
-def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
+def _plain_status(words: Sequence[str]) -> tuple[str, Path | None] | None:
     """Return the form and the file of ``status [-c FILE] [--json|--classic]``; None for all else."""
     # The parser takes long to import.
-    form, config_file = "auto", None
+    form = "auto"
+    config_file: Path | None = None
     rest = iter(words)
     if next(rest, None) != "status":
         return None
@@ -54,15 +56,12 @@ def _plain_status(words: Sequence[str]) -> tuple[str, str | None] | None:
         if word in {"--json", "--classic"} and form == "auto":
             form = word[2:]
         elif word == "-c":
-            config_file = next(rest, "")
-            if not config_file.startswith("/"):
+            config_file = Path(next(rest, ""))
+            if not config_file.is_absolute():
                 return None
         else:
             return None
     return form, config_file
-
-
-_BROKEN_PIPE = 141
 
 
 def main() -> NoReturn:
@@ -73,20 +72,13 @@ def main() -> NoReturn:
     """
     # Modules are no garbage: looking for some while they load would take a thirtieth of a status.
     gc.disable()
-    from stapsrv.control.cli.console import Console  # noqa: PLC0415 - see above
+    from stapsrv.control.cli.console import PROGRAM, Console  # noqa: PLC0415 - see above
+    from stapsrv.system.stdio import guard_stdout  # noqa: PLC0415
 
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123 - as light as it gets
-        out, err = sys.stdout or nowhere, sys.stderr or nowhere
-        for stream in (out, err):
+    with guard_stdout(PROGRAM):
+        for stream in (sys.stdout, sys.stderr):
             # A name that the locale cannot write is no reason to fail.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        try:
-            status = run(sys.argv[1:], Console(out, err), os.environ)
-            out.flush()
-        except BrokenPipeError:
-            status = _BROKEN_PIPE
-        except OSError as exc:
-            err.write(f"stap-server: {exc.filename or 'standard output'}: {exc.strerror}\n")
-            status = 1
+        status = run(sys.argv[1:], Console(sys.stdout, sys.stderr), os.environ)
     # Taking all modules apart again would take an eighth of a status, and nothing is left to be closed.
     os._exit(status)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import os.path
 from collections.abc import Sequence
+from pathlib import Path
 
 from stapsrv.config.files import unwritable_reason
 from stapsrv.config.kinds import BLANKS
@@ -113,7 +114,7 @@ class _Reader:
         if option in LIST_OPTIONS:
             self._lists[option] = (*self._lists.get(option, ()), parsed)
         elif option == "-c":
-            self._invocation = self._invocation._replace(config_file=value)
+            self._invocation = self._invocation._replace(config_file=Path(value))
         elif option == "--timeout":
             self._invocation = self._invocation._replace(timeout_s=_parse_timeout(value))
         elif option in (NICKNAME, PID):

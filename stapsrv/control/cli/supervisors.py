@@ -96,8 +96,9 @@ class Supervisors:
         return outcomes
 
     def _reload(self, client: SyncControlClient, *, force: bool) -> list[OutcomeInfo]:
-        config_file = None if self._invocation.config_file is None else Path(self._invocation.config_file)
-        return client.reload(config_file, force=force, timeout_s=self._timeout_s, on_progress=self._on_step)
+        return client.reload(
+            self._invocation.config_file, force=force, timeout_s=self._timeout_s, on_progress=self._on_step
+        )
 
     def _has_followed(self, user: str, former: SupervisorInfo) -> bool:
         """Whether a supervisor answers that began after ``former``; raises StapsrvError if none will."""

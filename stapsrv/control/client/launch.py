@@ -47,7 +47,7 @@ class Launch(NamedTuple):
     account: Account
     stat_path: Path
     log_file: Path
-    config_file: str | None
+    config_file: Path | None
     # For servers that name no user; known to the calling command only.
     default_user: str
     password: str | None = None
@@ -130,7 +130,7 @@ def start_supervisor(launch: Launch, environ: Mapping[str, str]) -> None:
         StapsrvError: it was not ready in time, and was killed.
     """
     account = launch.account
-    options = [] if launch.config_file is None else ["-c", launch.config_file]
+    options = [] if launch.config_file is None else ["-c", str(launch.config_file)]
     with open_notifications(DAEMON) as notifications, contextlib.ExitStack() as opened:
         passed = []
         if launch.password is not None:

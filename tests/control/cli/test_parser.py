@@ -165,12 +165,12 @@ def test_lists_keep_their_order_and_an_empty_value_is_the_default() -> None:
 
 
 def test_last_config_file_counts() -> None:
-    assert parse("status -c a -r X -c b").config_file == "/cwd/b"
+    assert parse("status -c a -r X -c b").config_file == Path("/cwd/b")
 
 
 def test_paths_are_made_absolute_and_others_are_not() -> None:
     invocation = parse("start -c ../g -I ./t -R r -r build -B x -D y")
-    assert invocation.config_file == "/cwd/../g"
+    assert invocation.config_file == Path("/cwd/../g")
     assert invocation.specifications[0].settings == typed("-I /cwd/./t -R /cwd/r -r build -B x -D y")
 
 

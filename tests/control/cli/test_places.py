@@ -23,10 +23,10 @@ def plain_user(monkeypatch):
 
 def test_stat_path_of_the_file_is_the_only_one(tmp_path, plain_user):
     (tmp_path / "global.conf").write_text(f"STAT_PATH={tmp_path}/stat\n")
-    settings = own_settings({"HOME": "/home/me"}, str(tmp_path / "global.conf"))
+    settings = own_settings({"HOME": "/home/me"}, tmp_path / "global.conf")
     assert settings.stat_path == tmp_path / "stat"
     assert settings.log_file == Path("/home/me/.local/state/stap-server/log")
-    assert readable_stat_paths(settings, str(tmp_path / "global.conf"), {}) == [tmp_path / "stat"]
+    assert readable_stat_paths(settings, tmp_path / "global.conf", {}) == [tmp_path / "stat"]
 
 
 def test_plain_user_reads_his_own_stat_path_and_the_system_s(plain_user):
@@ -49,10 +49,10 @@ def test_a_changed_stat_path_leaves_the_former_one_in_sight(tmp_path):
     }
     for config_file in (config, None):
         note_stat_path(tmp_path / "systemtap", config_file, tmp_path / f"old-{config_file is None}")
-    settings = own_settings(environ, str(config))
-    assert own_stat_paths(settings, str(config), environ) == (tmp_path / "new", tmp_path / "old-False")
+    settings = own_settings(environ, config)
+    assert own_stat_paths(settings, config, environ) == (tmp_path / "new", tmp_path / "old-False")
     note_stat_path(tmp_path / "systemtap", config, tmp_path / "new")
-    assert own_stat_paths(settings, str(config), environ) == (tmp_path / "new",)
+    assert own_stat_paths(settings, config, environ) == (tmp_path / "new",)
 
 
 def test_the_former_place_stays_in_sight_where_the_system_s_becomes_writable(tmp_path, monkeypatch):
@@ -84,6 +84,6 @@ def test_user_of_servers_comes_from_the_environment_where_no_file_names_one(tmp_
     environ = {"HOME": "/home/me", "STAP_USER": "eve"}
     config = tmp_path / "global.conf"
     config.write_text(f"STAT_PATH={tmp_path}\nSTAP_USER=\n")
-    assert own_settings(environ, str(config)).default_user("me", euid=0) == "eve"
+    assert own_settings(environ, config).default_user("me", euid=0) == "eve"
     config.write_text(f"STAT_PATH={tmp_path}\nSTAP_USER=adam\n")
-    assert own_settings(environ, str(config)).default_user("me", euid=0) == "adam"
+    assert own_settings(environ, config).default_user("me", euid=0) == "adam"

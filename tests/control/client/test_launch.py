@@ -38,7 +38,7 @@ def launch(command_line, environ):
         account=runnable_account(caller_name(), environ),
         stat_path=command_line.stat_path,
         log_file=command_line.log,
-        config_file=str(command_line.config_file),
+        config_file=command_line.config_file,
         default_user=caller_name(),
     )
     yield launch
@@ -116,7 +116,7 @@ def test_a_socket_that_nobody_listens_to_is_no_obstacle(launch, environ):
 
 
 def test_a_supervisor_that_cannot_start_says_why(launch, environ):
-    refused = launch._replace(config_file=f"{launch.stat_path}/missing.conf")
+    refused = launch._replace(config_file=launch.stat_path / "missing.conf")
     with pytest.raises(StapsrvError) as caught:
         reach_or_launch(refused, lambda: None, environ)
     assert str(caught.value) == (

@@ -10,6 +10,7 @@ from stapsrv.control.client.discovery import SupervisorScan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from stapsrv.control.cli.console import Console
     from stapsrv.control.cli.invocation import Invocation
@@ -42,11 +43,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
         ]
     return StatusReport(
         [supervisor for supervisor in supervisors if supervisor["servers"]],
-        [
-            lost
-            for lost, server in zip(inventory.orphaned, inventory.orphaned_servers, strict=True)
-            if server in requested
-        ],
+        [server.info for server in inventory.orphaned_servers if server in requested],
         remarks,
         problems=inventory.problems,
         # Of those asked for, the plan knows who does not run; who is down is in their status.
@@ -55,7 +52,7 @@ def status_of_some(invocation: Invocation, environ: Mapping[str, str]) -> Status
 
 
 def status_of_all(
-    config_file: str | None, environ: Mapping[str, str], *, answer_s: float | None = None
+    config_file: Path | None, environ: Mapping[str, str], *, answer_s: float | None = None
 ) -> StatusReport:
     """Ask every supervisor that this user may ask; each may take ``answer_s`` seconds, by default ten."""
     settings = own_settings(environ, config_file)
