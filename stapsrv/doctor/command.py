@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         destination = Destination(name, port, given.release or host_release())
         return _print_all(partial(_check_remote, destination), as_json=given.json)
     words = [*(["--json"] if given.json else []), *([] if given.compile else ["--no-compile"])]
-    status = run_as_server_user(given, "stapsrv.doctor.command", words)
+    status = run_as_server_user(given, "doctor", *words)
     if status is not None:
         return status
     context = anyio.run(partial(load, given.config, os.environ, compiles=given.compile))
@@ -111,10 +111,8 @@ def owner_parser(program: str, *, description: str, epilog: str) -> LineParser:
     return parser
 
 
-def run_as_server_user(
-    given: argparse.Namespace, module: str, words: Sequence[str], *, output: BinaryIO | None = None
-) -> int | None:
-    """Run a module as the user whom :func:`owner_parser` found; None if that is for this process to do."""
+def run_as_server_user(given: argparse.Namespace, *words: str, output: BinaryIO | None = None) -> int | None:
+    """Run ``stap-server`` as the user whom :func:`owner_parser` found; None if that is for this process."""
     # Root may read, write and run what a server may not.
     owner = Owner.find(given.user, os.environ)
     if os.geteuid() != 0 or owner.name == "root":
@@ -122,7 +120,7 @@ def run_as_server_user(
     account = runnable_account(owner.name, os.environ)
     owner = Owner(name=owner.name, environ=environment_for(account, os.environ))
     config = [] if given.config is None else ["-c", str(given.config)]
-    return owner.run(module, [*words, *config], output=output)
+    return owner.run(*words, *config, output=output)
 
 
 async def _run_check(check: Check, context: DoctorContext, report: Report, files: BlockingCalls) -> None:
@@ -199,7 +197,3 @@ def _release(text: str) -> str:
     if not is_release_name(text):
         raise ArgumentTypeError(f"{text!r} is not a kernel release such as 6.1.0-56-amd64")
     return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

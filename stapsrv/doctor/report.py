@@ -119,7 +119,7 @@ def write_archive(stream: BinaryIO, files: Iterator[tuple[str, str]], now: float
 
 def _collect(stream: BinaryIO, given: argparse.Namespace, now: float) -> int:
     """Write the archive, as the servers' user; returns the exit status."""
-    status = run_as_server_user(given, "stapsrv.doctor.report", ["-o", "-"], output=stream)
+    status = run_as_server_user(given, "report", "-o", "-", output=stream)
     if status is not None:
         return status
     context = anyio.run(load, given.config, os.environ)
@@ -218,7 +218,3 @@ def _end_of(path: Path) -> str:
     # The rest of a line that was cut could begin within a script.
     whole = data if size <= _LOG_BYTES else data.partition(b"\n")[2]
     return f"# the end of {path}\n{without_scripts(whole.decode('utf-8', 'replace'))}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -58,7 +58,7 @@ def test_closed_pipe_ends_the_checks(site):
     reading, writing = os.pipe()
     os.close(reading)
     ran = subprocess.run(
-        [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config, "--no-compile"],
+        [sys.executable, "-m", "stapsrv.control.cli.main", "doctor", "-c", site.config, "--no-compile"],
         env=os.environ | site.environ,
         stdout=writing,
         stderr=subprocess.PIPE,
@@ -73,7 +73,7 @@ def test_closed_pipe_ends_the_checks(site):
 def test_ctrl_c_ends_the_compile_too(site, stand_in):
     stand_in("exec sleep 600")
     doctor = subprocess.Popen(
-        [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config],
+        [sys.executable, "-m", "stapsrv.control.cli.main", "doctor", "-c", site.config],
         env=os.environ | site.environ | {"TMPDIR": str(site.directory / "tmp"), "STAPSRV_SANDBOX": "off"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

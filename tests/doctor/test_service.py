@@ -55,7 +55,16 @@ def test_running_servers_are_checked(site):
     site.configure("second", "RELEASE+=/missing\n")
     with start(["-c", site.config], os.environ | site.environ):
         ran = subprocess.run(
-            [sys.executable, "-m", "stapsrv.doctor.command", "-c", site.config, "--json", "--no-compile"],
+            [
+                sys.executable,
+                "-m",
+                "stapsrv.control.cli.main",
+                "doctor",
+                "-c",
+                site.config,
+                "--json",
+                "--no-compile",
+            ],
             env=os.environ | site.environ | {"TMPDIR": str(site.directory / "tmp")},
             capture_output=True,
             text=True,

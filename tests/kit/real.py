@@ -352,7 +352,8 @@ def cert(stap: Stap, verb: str, directory: Path, *options: str) -> str:
     command = [
         sys.executable,
         "-m",
-        "stapsrv.control.cli.commands.cert",
+        "stapsrv.control.cli.main",
+        "cert",
         verb,
         "--ssl",
         str(directory),

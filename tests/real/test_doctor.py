@@ -12,7 +12,7 @@ SCRIPT = ("-e", "probe begin { exit() }")
 
 def examine(stap, *words: object) -> tuple[int, dict[str, dict[str, str]]]:
     ran = subprocess.run(
-        [sys.executable, "-m", "stapsrv.doctor.command", "--json", *map(str, words)],
+        [sys.executable, "-m", "stapsrv.control.cli.main", "doctor", "--json", *map(str, words)],
         env=stap.environ(STAPSRV_MDNS="no"),
         capture_output=True,
         text=True,

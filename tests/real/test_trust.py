@@ -62,7 +62,7 @@ class Site:
 
     def cert(self, *arguments: object) -> str:
         """Run ``stap-server cert`` as root, for the server's certificate."""
-        words = (sys.executable, "-m", "stapsrv.control.cli.commands.cert", *arguments)
+        words = (sys.executable, "-m", "stapsrv.control.cli.main", "cert", *arguments)
         status, output = self.attempt(*words, "--ssl", self.certificate.parent, user=None)
         assert status == 0, output
         return output
@@ -112,7 +112,7 @@ def test_trust_of_all_users_is_of_no_use_where_they_cannot_write(site):
 def doctor(site: Site) -> dict[str, str]:
     """Return what the doctor says of the visitor's trust."""
     words = ("--json", "--client", f"localhost:{site.port}", "--release", site.release)
-    _, output = site.attempt(sys.executable, "-m", "stapsrv.doctor.command", *words)
+    _, output = site.attempt(sys.executable, "-m", "stapsrv.control.cli.main", "doctor", *words)
     return {found["question"]: found for found in json.loads(output)["findings"]}["trust"]
 
 

@@ -82,3 +82,7 @@ def main() -> NoReturn:
         status = run(sys.argv[1:], Console(sys.stdout, sys.stderr), os.environ)
     # Taking all modules apart again would take an eighth of a status, and nothing is left to be closed.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     owner = Owner.find(given.user, os.environ)
     if os.geteuid() == 0 and owner.name != "root":
         options = ["--json"] if given.json else []
-        return owner.run("stapsrv.control.cli.commands.cache", [given.verb, *options])
+        return owner.run("cache", given.verb, *options)
     directory = systemtap_directory(owner.environ) / RESULTS_DIRECTORY
     try:
         found = _carry_out(given.verb, directory)
@@ -73,7 +73,3 @@ def _parser() -> VerbParser:
     add("clear", "remove all results; running servers compile anew")
     add("verify", "check every result, and remove damaged ones")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

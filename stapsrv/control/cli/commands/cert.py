@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     directory = given.ssl or default_directory(owner.environ)
     # Files that root makes are of no use to the server, so root becomes the owner; reading needs no change.
     if given.verb == "renew" and os.geteuid() == 0 and owner.name != "root":
-        return owner.run("stapsrv.control.cli.commands.cert", ["renew", "--ssl", str(directory)])
+        return owner.run("cert", "renew", "--ssl", str(directory))
     match given.verb:
         case "show":
             anyio.run(_show, directory, owner, given.json)
@@ -243,7 +243,3 @@ async def _trusts(certificate: x509.Certificate, place: Path) -> bool:
 
 def _iso(when: datetime) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -52,12 +52,12 @@ class Owner:
             own["HOME"] = environ.get("HOME", entry.pw_dir)
         return cls(name=wanted, environ=own)
 
-    def run(self, module: str, arguments: Sequence[str], *, output: BinaryIO | None = None) -> int:
-        """Run a module of this program as this user, since a server cannot use files that root made."""
+    def run(self, *words: str, output: BinaryIO | None = None) -> int:
+        """Run ``stap-server`` as this user, since a server cannot use files that root made."""
         entry = pwd.getpwnam(self.name)
         with subprocess.Popen(
             # -P: nothing is imported from the working directory.
-            [sys.executable, "-P", "-m", module, *arguments],
+            [sys.executable, "-P", "-m", "stapsrv.control.cli.main", *words],
             user=entry.pw_uid,
             group=entry.pw_gid,
             extra_groups=os.getgrouplist(self.name, entry.pw_gid),

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     directory = moks_directory(server)
     # Files that root makes are of no use to the server, so root becomes the owner.
     if given.verb == "new" and os.geteuid() == 0 and owner.name != "root":
-        return owner.run("stapsrv.control.cli.commands.mok", ["new", "--ssl", str(server)])
+        return owner.run("mok", "new", "--ssl", str(server))
     match given.verb:
         case "list":
             return _list(directory, as_json=given.json)
@@ -103,7 +103,3 @@ def _named(directory: Path, fingerprint: str | None) -> Mok:
     if fingerprint.lower() not in held:
         raise UsageError(f"there is no key {fingerprint}", remedy=f"name one: {', '.join(held)}")
     return held[fingerprint.lower()]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

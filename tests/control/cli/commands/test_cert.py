@@ -120,7 +120,7 @@ def test_export(systemtap):
     file = systemtap / "ssl" / "server" / "stap.cert"
     assert cert.main(["export", "--der", "-o", str(systemtap / "out"), "-u", user()]) == 0
     assert (systemtap / "out").read_bytes() == file.read_bytes()
-    command = [sys.executable, "-m", "stapsrv.control.cli.commands.cert", "export", "-u", user()]
+    command = [sys.executable, "-m", "stapsrv.control.cli.main", "cert", "export", "-u", user()]
     pem = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert pem.startswith("-----BEGIN CERTIFICATE-----\n")
 

@@ -24,7 +24,8 @@ def keys(tmp_path_factory) -> Path:
     command = [
         sys.executable,
         "-m",
-        "stapsrv.control.cli.commands.mok",
+        "stapsrv.control.cli.main",
+        "mok",
         "new",
         "-u",
         USER,
