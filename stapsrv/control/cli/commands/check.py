@@ -66,24 +66,18 @@ def find_problems(
     """Return the number of servers, their problems in the files' order, and warnings that hinder none."""
     try:
         inventory = Inventory(invocation, environ)
-        faults = [] if invocation.specifications else [file.fault for file in inventory.files if file.fault]
         configured = inventory.configured
     except ConfigError as exc:
         # A wrong global file ends the check: what follows from it is unknown.
         return 0, _single_faults(exc), ()
     files = () if invocation.specifications else inventory.files
     warnings = (*inventory.settings.warnings, *(warning for file in files for warning in file.warnings))
-    problems = [problem for fault in faults for problem in _single_faults(fault)]
-    if inventory.nothing_usable and not invocation.specifications:
+    problems = [problem for file in files if file.fault for problem in _single_faults(file.fault)]
+    if files and not configured:
         return 0, problems, warnings
-    plan = make_plan(
-        invocation,
-        running=inventory.found,
-        configured=configured,
-        host=inventory.host,
-    )
+    plan = make_plan(invocation, running=inventory.found, configured=configured, host=inventory.host)
     checker = _Checker(inventory)
-    problems += (ConfigError(warning) for warning in plan.warnings)
+    problems += map(ConfigError, plan.warnings)
     for target in plan.targets:
         problems += checker.check(target)
     return len(plan.targets), problems, warnings
@@ -237,8 +231,7 @@ def _place(target: Target, variable: str, value: str) -> str:
     """Return where a setting is given: a file and line, or the option."""
     if target.where is None:
         return f"{_OPTIONS[variable]} {value}"
-    by_value = line_of(target.where, variable, value)
-    return by_value if by_value != target.where else line_of(target.where, variable)
+    return line_of(target.where, variable, value)
 
 
 def _first_port() -> int:

@@ -29,17 +29,15 @@ if TYPE_CHECKING:
 
 
 def line_of(file: str, variable: str, value: str | None = None) -> str:
-    """Return ``FILE:LINE`` of the last assignment to a variable, or of ``value`` to it; else ``FILE``."""
+    """Return ``FILE:LINE`` of the last assignment to a variable, if possible of ``value``; else ``FILE``."""
     try:
         text = decode_config(Path(file).read_bytes(), where=file)
     except (OSError, ConfigError):
         return file
-    lines = [
-        found.line
-        for found in scan(text, where=file)
-        if isinstance(found, Assignment) and found.variable == variable and value in (None, found.value)
-    ]
-    return f"{file}:{lines[-1]}" if lines else file
+    assignments = [found for found in scan(text, where=file) if isinstance(found, Assignment)]
+    found = [assignment for assignment in assignments if assignment.variable == variable]
+    found = [assignment for assignment in found if assignment.value == value] or found
+    return f"{file}:{found[-1].line}" if found else file
 
 
 _FAILED = 1
