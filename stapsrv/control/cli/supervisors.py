@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pwd
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stapsrv.config.global_settings import GlobalSettings
-from stapsrv.control.cli.invocation import Invocation
+from stapsrv.control.cli.inventory import Inventory
 from stapsrv.control.cli.places import own_stat_paths
-from stapsrv.control.client.accounts import caller_name, runnable_account
+from stapsrv.control.client.accounts import runnable_account
 from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.client.launch import LOCK_NAME, SUPERVISOR_LOCK, Launch, prepare, reach_or_launch
 from stapsrv.control.client.sync import ACTION_S, Command, SupervisorNotRunning, SyncControlClient
@@ -51,17 +49,10 @@ class Supervisors:
     be asked, or not be started where that is needed.
     """
 
-    def __init__(
-        self,
-        settings: GlobalSettings,
-        invocation: Invocation,
-        environ: Mapping[str, str],
-        on_step: Callable[[ServerInfo], object],
-    ) -> None:
-        self._settings = settings
-        self._invocation = invocation
-        self._environ = environ
-        self._stat_paths = own_stat_paths(settings, invocation.config_file, environ)
+    def __init__(self, inventory: Inventory, on_step: Callable[[ServerInfo], object]) -> None:
+        self._inventory = inventory
+        self._invocation = invocation = inventory.invocation
+        self._stat_paths = own_stat_paths(inventory.settings, invocation.config_file, inventory.environ)
         self._on_step = on_step
         wait_s = ACTION_S if invocation.timeout_s is None else min(invocation.timeout_s, _LONGEST_WAIT_S)
         # A person, for a password.
@@ -195,15 +186,15 @@ class Supervisors:
             )
         with self._asking:
             launch = self._launch(user)._replace(password=self._password)
-        return reach_or_launch(launch, lambda: self._connect_if_running(user), self._environ)
+        return reach_or_launch(launch, lambda: self._connect_if_running(user), self._inventory.environ)
 
     def _launch(self, user: str) -> Launch:
         return Launch(
-            account=runnable_account(user, self._environ),
-            stat_path=self._settings.stat_path,
-            log_file=self._settings.log_file,
+            account=runnable_account(user, self._inventory.environ),
+            stat_path=self._inventory.settings.stat_path,
+            log_file=self._inventory.settings.log_file,
             config_file=self._invocation.config_file,
-            default_user=self._settings.default_user(caller_name(), euid=os.geteuid()),
+            default_user=self._inventory.default_user,
         )
 
     def _connect_if_running(self, user: str) -> SyncControlClient | None:
@@ -216,12 +207,12 @@ class Supervisors:
         """The password for new supervisors (``-P``); a person is asked once at most."""
         if not self._invocation.use_password:
             return None
-        return obtain_password(self._environ, file=None, descriptor=None)
+        return obtain_password(self._inventory.environ, file=None, descriptor=None)
 
     def _connect(self, user: str) -> SyncControlClient:
         """Connect to the supervisor of ``user``, which may have been started with another STAT_PATH."""
         try:
-            return self._connect_at(self._settings.stat_path / user, user)
+            return self._connect_at(self._stat_paths[0] / user, user)
         except SupervisorNotRunning:
             for stat_path in self._stat_paths[1:]:
                 with contextlib.suppress(SupervisorNotRunning):

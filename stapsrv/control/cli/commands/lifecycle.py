@@ -62,8 +62,7 @@ class _Command:
         self._inventory = inventory
         self._invocation = inventory.invocation
         self._reporter = reporter
-        supervisors = Supervisors(inventory.settings, inventory.invocation, inventory.environ, reporter.step)
-        self._executor = Executor(inventory, supervisors, reporter)
+        self._executor = Executor(inventory, Supervisors(inventory, reporter.step), reporter)
 
     def act(self) -> int:
         """Carry out the plan; return the exit status."""
