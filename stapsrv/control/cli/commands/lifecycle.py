@@ -131,32 +131,25 @@ class _Command:
         return users
 
     def _select(self) -> Plan:
-        inventory, invocation = self._inventory, self._invocation
-        running: list[RunningServer] = [
-            server for server in inventory.found if server.own or invocation.specifications
-        ]
-        wanted = self._wants_configured(running)
-        if wanted and inventory.nothing_usable:
-            return Plan(invocation.action, ())
-        if invocation.action is Action.STOP or (invocation.action in _TAKES_UP and invocation.specifications):
+        inventory, action = self._inventory, self._invocation.action
+        specified = bool(self._invocation.specifications)
+        running: list[RunningServer] = [server for server in inventory.found if server.own or specified]
+        like_start = action is Action.START or (action is Action.RESTART and not running)
+        means_configured = like_start and not specified
+        if means_configured:
+            self._executor.complain(*inventory.faults)
+            if inventory.nothing_usable:
+                return Plan(action, ())
+        if action is Action.STOP or (action in _TAKES_UP and specified):
             running += inventory.own_orphaned_servers
         running = inventory.without_namesakes(running)
         plan = make_plan(
-            invocation,
+            self._invocation,
             running=running,
-            configured=inventory.configured if wanted or inventory.names_unknown(running) else [],
+            configured=inventory.configured if means_configured or inventory.names_unknown(running) else [],
             host=inventory.host,
         )
         return attrs.evolve(plan, targets=tuple(map(self._refuse_if_file_is_bad, plan.targets)))
-
-    def _wants_configured(self, running: Sequence[RunningServer]) -> bool:
-        """Whether all configured servers are meant; if so, report the unusable files."""
-        action, specified = self._invocation.action, bool(self._invocation.specifications)
-        like_start = action is Action.START or (action is Action.RESTART and not running)
-        if not like_start or specified:
-            return False
-        self._executor.complain(*self._inventory.faults)
-        return True
 
     def _refuse_if_file_is_bad(self, target: Target) -> Target:
         """Refuse a new server whose nickname may be that of an unusable file."""
