@@ -153,19 +153,29 @@ def encode_response(response: CompileResponse, *, deflate: bool = True) -> Encod
         directories |= {str(parent) for parent in PurePosixPath(file.path).parents} - {"."}
     if clashing := directories & paths:
         raise ValueError(f"{min(clashing)!r} would be a file and a directory in a response")
-    writer = _Writer()
-    for path in sorted(directories):
-        writer.add(f"{path}/", (stat.S_IFDIR | 0o700) << 16 | _DOS_DIRECTORY, ())
+    entries = [
+        _Entry(f"{path}/", (stat.S_IFDIR | 0o700) << 16 | _DOS_DIRECTORY) for path in sorted(directories)
+    ]
     for file in files:
         # What is tiny hardly shrinks.
-        deflated = deflate and file.size >= _STORED_BYTES
+        method = _DEFLATED if deflate and file.size >= _STORED_BYTES else _STORED
         mode = (stat.S_IFREG | 0o644) << 16
-        writer.add(file.path, mode, _packed(file, deflated=deflated), file=file, deflated=deflated)
-    return writer.finish()
+        entries.append(_Entry(file.path, mode, _packed(file, method), _crc(file), file.size, method))
+    return _write_zip(entries)
 
 
-def _packed(file: ResponseFile, *, deflated: bool) -> tuple[bytes, ...]:
-    if not deflated:
+@attrs.frozen
+class _Entry:
+    path: str
+    attributes: int
+    packed: tuple[bytes, ...] = ()
+    crc: int = 0
+    size: int = 0
+    method: int = _STORED
+
+
+def _packed(file: ResponseFile, method: int) -> tuple[bytes, ...]:
+    if method == _STORED:
         return file.before, file.data, file.after
     before, after = (_deflate(text) if text else b"" for text in (file.before, file.after))
     return before, file.content.deflated, after, _LAST_BLOCK
@@ -177,42 +187,21 @@ def _crc(file: ResponseFile) -> int:
     return zlib.crc32(file.after, zlib.crc32(file.data, zlib.crc32(file.before)))
 
 
-class _Writer:
-    """Puts a zip together from parts."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._lines: list[bytes] = []
-        self._size = 0
-
-    def add(
-        self,
-        path: str,
-        attributes: int,
-        packed: Sequence[bytes],
-        *,
-        file: ResponseFile | None = None,
-        deflated: bool = False,
-    ) -> None:
-        """Add an entry; that of a directory has no ``file``."""
-        name = path.encode()
-        flags = 0 if path.isascii() else _UTF8
-        crc, size = (0, 0) if file is None else (_crc(file), file.size)
+def _write_zip(entries: Sequence[_Entry]) -> EncodedResponse:
+    """Put a zip together; what its entries hold is not copied."""
+    parts: list[bytes] = []
+    directory, offset = b"", 0
+    for entry in entries:
+        name = entry.path.encode()
+        flags = 0 if entry.path.isascii() else _UTF8
         known = (
-            *(_VERSION, flags, _DEFLATED if deflated else _STORED, _MIDNIGHT, _EARLIEST_DAY),
-            *(crc, sum(map(len, packed)), size, len(name), 0),
+            *(_VERSION, flags, entry.method, _MIDNIGHT, _EARLIEST_DAY),
+            *(entry.crc, sum(map(len, entry.packed)), entry.size, len(name), 0),
         )
-        line = _DIRECTORY_LINE.pack(b"PK\1\2", _UNIX | _VERSION, *known, 0, 0, 0, attributes, self._size)
-        self._lines.append(line + name)
-        self._append(_LOCAL_HEADER.pack(b"PK\3\4", *known) + name, *packed)
-
-    def finish(self) -> EncodedResponse:
-        """Add the directory and the end, and return all of it."""
-        count, directory = len(self._lines), b"".join(self._lines)
-        end = _END.pack(b"PK\5\6", 0, 0, count, count, len(directory), self._size, 0)
-        self._append(directory + end)
-        return EncodedResponse(tuple(self._parts))
-
-    def _append(self, *parts: bytes) -> None:
-        self._parts += filter(None, parts)
-        self._size += sum(map(len, parts))
+        line = _DIRECTORY_LINE.pack(b"PK\1\2", _UNIX | _VERSION, *known, 0, 0, 0, entry.attributes, offset)
+        directory += line + name
+        parts += filter(None, (_LOCAL_HEADER.pack(b"PK\3\4", *known) + name, *entry.packed))
+        offset = sum(map(len, parts))
+    count = len(entries)
+    end = _END.pack(b"PK\5\6", 0, 0, count, count, len(directory), offset, 0)
+    return EncodedResponse((*parts, directory + end))
