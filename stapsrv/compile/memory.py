@@ -8,7 +8,7 @@ which itself waits for an answer.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable
 
@@ -33,28 +33,25 @@ class MemoryBudget:
         return self._held.total()
 
     async def claim(self, client: Hashable, size: int, *, wait_s: float) -> Callable[[], None]:
-        """Claim ``size`` bytes; return what gives them back, to be called once.
+        """Claim ``size`` bytes; return what gives them back.
 
         Raises:
             RequestRejected: they were not free within ``wait_s``.
         """
         claim = _Claim(client, size)
         self._waiting.append(claim)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._release, claim)
             self._grant()
             with anyio.move_on_after(wait_s):
                 await claim.granted.wait()
-        except BaseException:
-            self._release(claim)
-            raise
-        if not claim.granted.is_set():
-            self._release(claim)
-            raise RequestRejected(
-                f"The server is busy: no memory was free within {wait_s:g} seconds",
-                remedy="try again later",
-                reject_reason=RejectReason.MEMORY,
-            )
-        return functools.partial(self._release, claim)
+            if not claim.granted.is_set():
+                raise RequestRejected(
+                    f"The server is busy: no memory was free within {wait_s:g} seconds",
+                    remedy="try again later",
+                    reject_reason=RejectReason.MEMORY,
+                )
+            return undo.pop_all().close
 
     def _release(self, claim: _Claim) -> None:
         """Give back what a claim holds, or its place."""
