@@ -41,7 +41,6 @@ class Session:
     def __init__(self, service: CompileService, *, peer: object, client: str) -> None:
         self._service = service
         self._limits = service.settings.limits
-        self._peer = peer
         self._client = client
         self._log = service.log.bind(peer=peer)
         # The memory of the request and of its answer.
@@ -102,7 +101,7 @@ class Session:
             return
         self._outcome = ConnectionOutcome.REQUEST
         size = len(received) if isinstance(received, bytes) else 0
-        record = RequestRecord(peer=str(self._peer), request_bytes=size)
+        record = RequestRecord(request_bytes=size)
         handler = RequestHandler(
             service=self._service,
             client=self._client,

@@ -51,7 +51,6 @@ class Source(enum.StrEnum):
 class RequestRecord:
     """One request that has arrived whole; durations in seconds."""
 
-    peer: str = ""
     request_bytes: int = 0
     release: str = ""  # empty if it could not be read
     options: str = ""  # a digest, equal for equal options

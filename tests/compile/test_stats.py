@@ -21,7 +21,7 @@ from stapsrv.compile.stats import (
 
 
 def record(release: str = "6.1", **facts: object) -> RequestRecord:
-    return RequestRecord(peer="p", request_bytes=10, release=release, **facts)
+    return RequestRecord(request_bytes=10, release=release, **facts)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_expected_releases_begin_at_zero_and_keep_their_counts():
 
 
 def ended(queue_s: float, compile_s: float, outcome: Outcome = Outcome.ANSWERED) -> RequestRecord:
-    return RequestRecord(peer="p", request_bytes=1, outcome=outcome, queue_s=queue_s, compile_s=compile_s)
+    return RequestRecord(request_bytes=1, outcome=outcome, queue_s=queue_s, compile_s=compile_s)
 
 
 def test_medians_are_of_the_requests_that_stap_answered():

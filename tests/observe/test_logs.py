@@ -225,4 +225,4 @@ def test_the_documentation_names_each_field_of_a_request():
         if row.startswith("|")
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    assert names == {"peer", *summary(RequestRecord(peer="p", request_bytes=1))}
+    assert names == {"peer", *summary(RequestRecord(request_bytes=1))}

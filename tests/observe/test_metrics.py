@@ -38,7 +38,6 @@ def snapshot() -> Snapshot:
     counters = ProcessCounters()
     counters.expect(["6.1"])
     record = RequestRecord(
-        peer="p",
         request_bytes=10,
         release="6.1",
         outcome=Outcome.ANSWERED,
