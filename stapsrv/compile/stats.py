@@ -14,7 +14,6 @@ import statistics
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 
 import anyio
 import attrs
@@ -226,14 +225,3 @@ class CacheCounts:
     def snapshot(self) -> CacheCounts:
         """Return a copy."""
         return attrs.evolve(self, uncacheable=self.uncacheable.copy())
-
-
-@attrs.frozen(kw_only=True)
-class CacheStatistics:
-    """The cache at one moment: the entries on disk, and how many this process evicted or found damaged."""
-
-    directory: Path
-    entries: int
-    stored_bytes: int
-    evicted: int
-    damaged: int

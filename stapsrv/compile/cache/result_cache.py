@@ -34,7 +34,6 @@ from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
-from stapsrv.compile.stats import CacheStatistics
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
@@ -175,10 +174,6 @@ class ResultCache:
         miss.entry.stored.set()
         if self._storing.get(miss.key.name) is miss.entry:
             del self._storing[miss.key.name]
-
-    async def statistics(self) -> CacheStatistics:
-        """Return a snapshot; reads the directory."""
-        return await self._storage.statistics()
 
     async def _read_rc(self) -> None:
         """Read stap's ``rc`` file anew; where its file system hangs, it counts as unknown."""

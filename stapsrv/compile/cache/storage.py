@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from collections import OrderedDict
 
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.cache.disk import DamagedError, DiskStore, StoreStatistics
+from stapsrv.compile.cache.disk import DamagedError, DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileResult
 from stapsrv.compile.protocol.response import ResponseFile
-from stapsrv.compile.stats import CacheStatistics
 from stapsrv.system.blocking import BlockingCalls
 
 # Of results, a hundred scripts; with what they are deflated to, less than twice as much.
@@ -30,8 +28,6 @@ class ResultStorage:
         self._log = log
         self._memory: OrderedDict[str, CacheEntry] = OrderedDict()
         self._memory_bytes = 0
-        self._evicted = 0
-        self._damaged = 0
         self._files = BlockingCalls(timeout_s=_TIMEOUT_S)
 
     async def get(self, name: str) -> CacheEntry | None:
@@ -50,7 +46,6 @@ class ResultStorage:
         except OSError as exc:
             self._log.warning("cache.unreadable", reason=exc.strerror)
         except DamagedError:
-            self._damaged += 1
             self._log.warning("cache.damaged", entry=name)
         if result is None:
             # What another process removed is no hit here either.
@@ -65,26 +60,12 @@ class ResultStorage:
         """Store an entry; return whether it could be written."""
         try:
             # Encoded in the thread as well: a large one is copied for that.
-            self._evicted += await self._files.run(
-                lambda: self._store.write(name, _encode_result(entry.result))
-            )
+            await self._files.run(lambda: self._store.write(name, _encode_result(entry.result)))
         except OSError as exc:
             self._log.warning("cache.unwritable", reason=exc)
             return False
         self._remember(name, entry)
         return True
-
-    async def statistics(self) -> CacheStatistics:
-        """Return a snapshot; reads the directory."""
-        stored = StoreStatistics(0, 0)
-        with contextlib.suppress(OSError):
-            stored = await self._files.run(self._store.statistics)
-        return CacheStatistics(
-            directory=self._store.directory,
-            evicted=self._evicted,
-            damaged=self._damaged,
-            **stored._asdict(),
-        )
 
     def _remember(self, name: str, entry: CacheEntry) -> None:
         self._forget(name)
