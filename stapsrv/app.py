@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,10 @@ from stapsrv.config.configured import read_configured_or_environ, with_each_rele
 from stapsrv.config.global_settings import (
     DEFAULT_FILES,
     GlobalSettings,
+    global_defaults,
     global_from_environ,
     read_global_settings,
+    with_values,
 )
 from stapsrv.config.settings import HostDefaults, ServerSettings, total_compiles
 from stapsrv.control.client.discovery import SOCKET_NAME
@@ -46,80 +50,58 @@ _UNUSED_S = 30.0
 class Configuration:
     """Where this supervisor's files are, and what holds for servers that do not say."""
 
+    options: DaemonOptions
+    environ: Mapping[str, str]
+    user: str  # whom it runs as; only this user's servers are its own
     # What holds where no global file says otherwise, and what the supervisor started with.
     base: GlobalSettings
     settings: GlobalSettings
-    config_file: Path | None
     log_file: Path
-    # Whom it runs as; only this user's servers are its own.
-    user: str
-    # Whom configured servers that do not say run as.
-    default_user: str
-    environ: Mapping[str, str]
-    # Of the command line; None to host the configured ones.
-    only_server: ServerSettings | None = None
+    only_server: ServerSettings | None  # of the command line; None to host the configured ones
 
     @classmethod
-    def read(
-        cls,
-        base: GlobalSettings,
-        config_file: Path | None,
-        *,
-        log: Path | None,
-        user: str,
-        environ: Mapping[str, str],
-    ) -> Configuration:
-        """Read the global files over ``base``; ``log`` replaces the log file that they name.
-
-        ``STAPSRV_DEFAULT_USER`` in ``environ`` says whom configured servers run as if they do not say.
+    def read(cls, options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
+        """Read the environment and, unless one server is described, the global files.
 
         Raises:
-            ConfigError: one of the files cannot be used.
+            ConfigError: the environment or a file cannot be used, or no release is installed.
         """
-        settings = read_global_settings(base, config_file)
+        only = options.server
+        if only is None:
+            base = global_defaults(environ)
+            settings = read_global_settings(base, options.config_file)
+            log_file = options.log or settings.log_file
+        else:
+            base = settings = global_from_environ(environ)
+            log_file = only.log or _STANDARD_ERROR
+            only = attrs.evolve(
+                with_each_release(only),
+                # Its process id would be another name after each start, and metrics go by the nickname.
+                nickname=only.nickname or PROGRAM,
+                user=None,
+                tuning=only.tuning.over(settings.tuning.of_servers()),
+            )
         return cls(
+            options=options,
+            environ=environ,
+            user=pwd.getpwuid(os.geteuid()).pw_name,
             base=base,
-            settings=settings,
-            config_file=config_file,
-            log_file=log or settings.log_file,
-            user=user,
-            default_user=environ.get(_DEFAULT_USER) or settings.stap_user or user,
-            environ=environ,
-        )
-
-    @classmethod
-    def of_one_server(
-        cls, settings: ServerSettings, *, user: str, environ: Mapping[str, str]
-    ) -> Configuration:
-        """Return what holds for a process that hosts the server of its command line.
-
-        Raises:
-            ConfigError: a setting in the environment cannot be used, or no release is installed.
-        """
-        configured = global_from_environ(environ)
-        server = attrs.evolve(
-            with_each_release(settings),
-            # Its process id would be another name after each start, and metrics go by the nickname.
-            nickname=settings.nickname or PROGRAM,
-            user=None,
-            tuning=settings.tuning.over(configured.tuning.of_servers()),
-        )
-        return cls(
-            base=configured,
-            settings=configured,
-            config_file=None,
-            log_file=settings.log or _STANDARD_ERROR,
-            user=user,
-            default_user=user,
-            environ=environ,
-            only_server=server,
+            settings=with_values(settings, options.service, options.warnings),
+            log_file=log_file,
+            only_server=only,
         )
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def directory(self) -> Path:
+        """The directory of this supervisor's lock and control socket."""
+        return self.settings.stat_path / self.user
+
+    @property
+    def secret(self) -> tuple[Path, ...]:
         """The files and directories of this service that no request may see."""
-        settings = self.settings
-        return (settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
+        options, settings = self.options, self.settings
+        named = filter(None, (options.log, options.config_file, options.password_file))
+        return (*named, settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
 
     @property
     def defaults(self) -> HostDefaults:
@@ -134,13 +116,15 @@ class Configuration:
         """Read the configuration directory as it is now; STAT_PATH and LOG_FILE stay as they were.
 
         ``config_file`` is a global file in place of the one that the supervisor started with.
+        ``STAPSRV_DEFAULT_USER`` in the environment says whom servers run as that do not say.
 
         Raises:
             ConfigError: the global file or the directory cannot be used.
         """
-        settings = read_global_settings(self.base, config_file or self.config_file)
+        settings = read_global_settings(self.base, config_file or self.options.config_file)
         files = read_configured_or_environ(settings.config_path, self.environ)
-        defaults = attrs.evolve(self.defaults, user=self.default_user, tuning=settings.tuning.of_servers())
+        user = self.environ.get(_DEFAULT_USER) or self.settings.stap_user or self.user
+        defaults = attrs.evolve(self.defaults, user=user, tuning=settings.tuning.of_servers())
         usable = [(file, file.settings.resolved(defaults)) for file in files if file.settings is not None]
         return ConfiguredServers(
             settings=settings,
@@ -171,11 +155,9 @@ class App:
     """One run of a supervisor: its servers, control socket, reloads and readiness."""
 
     _runtime: Runtime
-    _options: DaemonOptions
     _configuration: Configuration
     _book: LogBook = attrs.field(kw_only=True)
     _notifier: Notifier = attrs.field(kw_only=True)
-    _environ: Mapping[str, str] = attrs.field(kw_only=True)
     log: Log = attrs.field(init=False)
     supervisor: Supervisor = attrs.field(init=False)
     _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
@@ -196,7 +178,7 @@ class App:
         max_compiles = only.workers if only is not None and unset else total_compiles(tuning)
         saved = SavedState(
             StatFiles(configuration.settings.stat_path),
-            PortMemory(systemtap_directory(self._environ) / "server-ports"),
+            PortMemory(systemtap_directory(configuration.environ) / "server-ports"),
         )
         self.supervisor = Supervisor(
             self._runtime,
@@ -205,7 +187,7 @@ class App:
             open_log=self._book.open,
             log=self.log,
             max_compiles=max_compiles,
-            auto_end=self._options.on_demand,
+            auto_end=configuration.options.on_demand,
             advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
 
@@ -222,10 +204,10 @@ class App:
             dropped_entries=self._book.dropped.entries,
         )
 
-    async def run(self, socket: Path | None, stopping: anyio.Event) -> None:
+    async def run(self, stopping: anyio.Event) -> None:
         """Host servers until ``stopping`` is set, there is a successor, or the last is gone if on demand.
 
-        Outstanding requests are finished first. With ``socket`` None no commands are taken.
+        Outstanding requests are finished first. An only server takes no commands.
 
         Raises:
             ConfigError: the configuration or a passed socket cannot be used, or the only server cannot be
@@ -234,12 +216,11 @@ class App:
         only = self._configuration.only_server
         ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(feed_watchdog, self._notifier, self._environ)
+            tasks.start_soon(feed_watchdog, self._notifier, self._configuration.environ)
             tasks.start_soon(self._runtime.identities.maintain, self.log)
             await tasks.start(_run_until_ended, self.supervisor, ended)
-            if socket is not None:
-                await tasks.start(self._serve_control, socket)
             if only is None:
+                await tasks.start(self._serve_control)
                 tasks.start_soon(self._bring_up)
             else:
                 tasks.start_soon(self._host_only, only)
@@ -291,7 +272,8 @@ class App:
         outcomes = await self.supervisor.stop([server.id for server in servers], report)
         if self._phase is not Phase.STOPPING:
             self._phase = Phase.STARTING
-            self.successor = attrs.evolve(self._options, config_file=config_file or self._options.config_file)
+            options = self._configuration.options
+            self.successor = attrs.evolve(options, config_file=config_file or options.config_file)
             self.supervisor.end()
         return outcomes
 
@@ -300,7 +282,8 @@ class App:
         default = ServerSpec(ServerSettings().resolved(self._configuration.defaults))
         return (default,) if found.nothing_configured else found.specs
 
-    async def _serve_control(self, socket: Path, *, task_status: TaskStatus[None]) -> None:
+    async def _serve_control(self, *, task_status: TaskStatus[None]) -> None:
+        socket = self._configuration.directory / SOCKET_NAME
         await serve_control(
             socket,
             self.supervisor,
@@ -313,11 +296,11 @@ class App:
         )
 
     async def _bring_up(self) -> None:
-        if self._options.resume:
+        if self._configuration.options.resume:
             self.supervisor.resume()
         else:
             self.supervisor.forget_records()
-        if self._options.on_demand:
+        if self._configuration.options.on_demand:
             self._phase = Phase.RUNNING
             self._notifier.ready("waiting for commands")
             await anyio.sleep(_UNUSED_S)

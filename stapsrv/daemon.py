@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import pwd
 import signal
 import stat
 import sys
@@ -20,9 +19,8 @@ import attrs
 from stapsrv.app import App, Configuration
 from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import PREFIX, server_values
-from stapsrv.config.global_settings import global_defaults, with_values
+from stapsrv.config.global_settings import global_defaults
 from stapsrv.config.kinds import LogFormat
-from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.client.whereabouts import note_stat_path
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError, first_error
@@ -129,7 +127,7 @@ async def _serve(options: DaemonOptions, start: _Start) -> None:
         def receiving() -> Callable[[], _Signals]:
             return held.enter_context(signals_received(*_SIGNALS))
 
-        lock = held.enter_context(contextlib.closing(InstanceLock(_user())))
+        lock = held.enter_context(contextlib.closing(InstanceLock()))
         while successor is not None:
             successor = await _run(successor, start, receiving, lock)
 
@@ -138,7 +136,7 @@ async def _run(
     options: DaemonOptions, start: _Start, receiving: Callable[[], Callable[[], _Signals]], lock: InstanceLock
 ) -> DaemonOptions | None:
     environ = start.environ
-    configuration = _configuration(options, environ)
+    configuration = Configuration.read(options, environ)
     if configuration.only_server is not None:
         start.sockets.check_all_used([configuration.only_server], controlled=False)
     style = configuration.settings.log_format or LogFormat.CLASSIC
@@ -149,10 +147,10 @@ async def _run(
         if configuration.only_server is None:
             if style is not LogFormat.JOURNAL:
                 _make_parent(configuration.log_file)
-            stat_path = configuration.settings.stat_path
-            supervisor_dir = lock.hold(stat_path)
+            supervisor_dir = configuration.directory
+            lock.hold(supervisor_dir)
             noting = functools.partial(
-                note_stat_path, systemtap_directory(environ), options.config_file, stat_path
+                note_stat_path, systemtap_directory(environ), options.config_file, supervisor_dir.parent
             )
             # A home that hangs costs the note.
             with contextlib.suppress(OSError):
@@ -164,34 +162,18 @@ async def _run(
             password=start.password,
             sockets=start.sockets,
             tuning=tuning,
-            secret=(*_secrets(options), *configuration.files),
+            secret=configuration.secret,
             log=log,
         ) as runtime:
-            app = App(runtime, options, configuration, book=book, notifier=start.notifier, environ=environ)
+            app = App(runtime, configuration, book=book, notifier=start.notifier)
             connections = tuning.effective("total_connections") or tuning.effective("connections")
             warn_of_few_files(connections, log)
             async with (
                 _obeying_signals(receiving()(), app, book.flush) as stopping,
                 metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
             ):
-                await app.run(supervisor_dir and supervisor_dir / SOCKET_NAME, stopping)
+                await app.run(stopping)
     return app.successor
-
-
-def _configuration(options: DaemonOptions, environ: Mapping[str, str]) -> Configuration:
-    name = _user()
-    if options.server is not None:
-        configuration = Configuration.of_one_server(options.server, user=name, environ=environ)
-    else:
-        configuration = Configuration.read(
-            global_defaults(environ), options.config_file, log=options.log, user=name, environ=environ
-        )
-    settings = with_values(configuration.settings, options.service, options.warnings)
-    return attrs.evolve(configuration, settings=settings)
-
-
-def _user() -> str:
-    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def _open_metrics(
@@ -233,12 +215,6 @@ async def _obeying_signals(
     # Without one, the end of the process follows: no late signal changes it, and nothing holds it up.
     if app.successor is None:
         force_exit_after(app.log, flush)
-
-
-def _secrets(options: DaemonOptions) -> tuple[Path, ...]:
-    return tuple(
-        path for path in (options.log, options.config_file, options.password_file) if path is not None
-    )
 
 
 def _terminal(configuration: Configuration) -> Sink | None:

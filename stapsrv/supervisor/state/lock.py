@@ -29,23 +29,21 @@ _TRIES = 100
 
 
 class InstanceLock:
-    """The lock of ``user``'s supervisor, held from one run of a process to the next where it is the same.
+    """The lock of a supervisor, held from one run of a process to the next where its directory is the same.
 
     In between nobody else can start a supervisor in its place. :meth:`close` ends it.
     """
 
-    def __init__(self, user: str) -> None:
-        self._user = user
+    def __init__(self) -> None:
         self._held: tuple[Path, int] | None = None
 
-    def hold(self, stat_path: Path) -> Path:
-        """Hold the lock below ``stat_path`` and no other; returns its directory, which :meth:`close` removes.
+    def hold(self, directory: Path) -> None:
+        """Hold the lock in ``STAT_PATH/USER``, and no other; :meth:`close` removes the directory.
 
         Raises:
             ConfigError: the directory cannot be made or used, or is not this user's alone to write to.
             LifecycleError: another supervisor holds the lock; the text has its process id.
         """
-        directory = stat_path / self._user
         if self._held is None or self._held[0] != directory:
             self.close()
             try:
@@ -60,7 +58,6 @@ class InstanceLock:
                     where=f"status directory {directory}",
                     remedy="let the server's user write there, or set STAT_PATH to a directory where it may",
                 ) from exc
-        return directory
 
     def close(self) -> None:
         """Let go of the lock, if it is held, and remove its directory."""

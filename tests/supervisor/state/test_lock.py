@@ -19,8 +19,9 @@ from stapsrv.supervisor.state.lock import InstanceLock
 
 @contextlib.contextmanager
 def holding(stat_path: Path) -> Iterator[Path]:
-    with contextlib.closing(InstanceLock("me")) as lock:
-        yield lock.hold(stat_path)
+    with contextlib.closing(InstanceLock()) as instance:
+        instance.hold(stat_path / "me")
+        yield stat_path / "me"
 
 
 def test_directory_is_private(tmp_path):
@@ -41,7 +42,7 @@ def test_second_supervisor_is_refused_and_told_of_the_first(tmp_path):
 
 def test_lock_of_a_killed_supervisor_is_free(tmp_path):
     script = "import os,sys,pathlib\nfrom stapsrv.supervisor.state.lock import InstanceLock\n"
-    script += "InstanceLock('me').hold(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    script += "InstanceLock().hold(pathlib.Path(sys.argv[1], 'me')); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     with holding(tmp_path):
         assert (tmp_path / "me" / "lock").read_text() == f"{os.getpid()}\n"
@@ -79,13 +80,14 @@ def test_directory_is_gone_with_the_last_supervisor(tmp_path):
 
 
 def test_lock_is_held_from_one_run_to_the_next(tmp_path):
-    with contextlib.closing(InstanceLock("me")) as held:
-        assert held.hold(tmp_path / "one") == tmp_path / "one" / "me"
+    with contextlib.closing(InstanceLock()) as held:
+        held.hold(tmp_path / "one" / "me")
         lock_file = tmp_path / "one" / "me" / "lock"
         with lock_file.open() as first:
-            held.hold(tmp_path / "one")
+            held.hold(tmp_path / "one" / "me")
             assert os.path.samestat(os.fstat(first.fileno()), lock_file.stat())
-        assert held.hold(tmp_path / "two") == tmp_path / "two" / "me"
+        held.hold(tmp_path / "two" / "me")
+        assert (tmp_path / "two" / "me" / "lock").exists()
         assert list((tmp_path / "one").iterdir()) == []
     assert list((tmp_path / "two").iterdir()) == []
 
