@@ -191,6 +191,18 @@ class App:
             advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._phase is Phase.STOPPING
+
+    def stop(self) -> None:
+        """Finish outstanding requests, stop all servers, and let :meth:`run` return; nothing follows it."""
+        self._phase = Phase.STOPPING
+        self.successor = None
+        self._notifier.stopping()
+        self.supervisor.end()
+
     def hang_up(self) -> None:
         """Begin new log files and read the configuration again, soon."""
         self._hangup.set()
@@ -204,31 +216,32 @@ class App:
             dropped_entries=self._book.dropped.entries,
         )
 
-    async def run(self, stopping: anyio.Event) -> None:
-        """Host servers until ``stopping`` is set, there is a successor, or the last is gone if on demand.
+    async def run(self) -> None:
+        """Host servers until :meth:`stop`, there is a successor, or the last is gone if on demand.
 
-        Outstanding requests are finished first. An only server takes no commands.
+        An only server takes no commands.
 
         Raises:
             ConfigError: the configuration or a passed socket cannot be used, or the only server cannot be
                 started, or not again after a crash; in a group.
         """
         only = self._configuration.only_server
-        ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
+
+            async def supervise(*, task_status: TaskStatus[None]) -> None:
+                await self.supervisor.run(task_status=task_status)
+                tasks.cancel_scope.cancel()
+
             tasks.start_soon(feed_watchdog, self._notifier, self._configuration.environ)
             tasks.start_soon(self._runtime.identities.maintain, self.log)
-            await tasks.start(_run_until_ended, self.supervisor, ended)
+            await tasks.start(supervise)
             if only is None:
                 await tasks.start(self._serve_control)
                 tasks.start_soon(self._bring_up)
             else:
                 tasks.start_soon(self._host_only, only)
             tasks.start_soon(self._obey_hangups)
-            tasks.start_soon(self._stop_when, stopping)
             tasks.start_soon(self._runtime.sockets.reset_unserved, self._is_served, self.log)
-            await ended.wait()
-            tasks.cancel_scope.cancel()
 
     async def reload(
         self, config_file: Path | None = None, *, force: bool = False, report: Report | None = None
@@ -270,7 +283,7 @@ class App:
     async def _give_way(self, config_file: Path | None, report: Report | None) -> list[Outcome]:
         servers = self.supervisor.status().servers
         outcomes = await self.supervisor.stop([server.id for server in servers], report)
-        if self._phase is not Phase.STOPPING:
+        if not self.is_stopping:
             self._phase = Phase.STARTING
             options = self._configuration.options
             self.successor = attrs.evolve(options, config_file=config_file or options.config_file)
@@ -315,7 +328,7 @@ class App:
     async def _host_only(self, settings: ServerSettings) -> None:
         # Whatever keeps it from serving ends the process.
         (outcome,) = await self.supervisor.start((ServerSpec(settings),))
-        if self._phase is Phase.STOPPING:
+        if self.is_stopping:
             return
         if outcome.server is None or outcome.error is not None:
             raise ConfigError(outcome.error or "")
@@ -343,13 +356,6 @@ class App:
             for server in self.supervisor.status().servers
         )
 
-    async def _stop_when(self, stopping: anyio.Event) -> None:
-        await stopping.wait()
-        self._phase = Phase.STOPPING
-        self.successor = None
-        self._notifier.stopping()
-        self.supervisor.end()
-
     async def _read_servers(self, config_file: Path | None) -> ConfiguredServers:
         try:
             found = await self._files.run(partial(self._configuration.read_servers, config_file))
@@ -372,10 +378,3 @@ class App:
         text = f"{len(serving)} of {len(servers)} servers serve"
         reasons = [f"{server.nickname}: {server.reason}" for server in servers if server.reason is not None]
         return f"{text}; {reasons[0]}" if reasons else text
-
-
-async def _run_until_ended(
-    supervisor: Supervisor, ended: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-) -> None:
-    await supervisor.run(task_status=task_status)
-    ended.set()

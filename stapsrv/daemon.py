@@ -169,10 +169,10 @@ async def _run(
             connections = tuning.effective("total_connections") or tuning.effective("connections")
             warn_of_few_files(connections, log)
             async with (
-                _obeying_signals(receiving()(), app, book.flush) as stopping,
+                _obeying_signals(receiving()(), app, book.flush),
                 metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
             ):
-                await app.run(stopping)
+                await app.run()
     return app.successor
 
 
@@ -187,11 +187,8 @@ def _open_metrics(
 
 
 @contextlib.asynccontextmanager
-async def _obeying_signals(
-    signals: _Signals, app: App, flush: Callable[[], None]
-) -> AsyncIterator[anyio.Event]:
-    """Set the yielded event at the first TERM or INT, end the block at the second; HUP is the app's."""
-    stopping = anyio.Event()
+async def _obeying_signals(signals: _Signals, app: App, flush: Callable[[], None]) -> AsyncIterator[None]:
+    """Stop the app at the first TERM or INT, end the block at the second; HUP is the app's."""
 
     async def obey(everything: anyio.CancelScope) -> None:
         async with contextlib.aclosing(signals):
@@ -200,18 +197,16 @@ async def _obeying_signals(
                     app.hang_up()
                     continue
                 app.log.info("server.signal", signal=int(number))
-                if stopping.is_set():
+                if app.is_stopping:
                     force_exit_after(app.log, flush)
                     everything.cancel()
                     return
-                stopping.set()
+                app.stop()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(obey, tasks.cancel_scope)
-        yield stopping
+        yield
         tasks.cancel_scope.cancel()
-    if stopping.is_set():
-        app.successor = None
     # Without one, the end of the process follows: no late signal changes it, and nothing holds it up.
     if app.successor is None:
         force_exit_after(app.log, flush)
