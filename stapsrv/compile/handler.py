@@ -172,13 +172,7 @@ class RequestHandler:
             self._log.warning("request.unsigned")
         if not request.fingerprints and not request.mok_missing:
             return attrs.evolve(response, files=await self._certify(entry)) if is_certified else response
-        signed = await self._service.kernel_signer.sign(
-            response.files,
-            request.fingerprints,
-            job.release.build_tree,
-            client=job.client,
-            limits=job.settings.limits,
-        )
+        signed = await self._service.kernel_signer.sign(response.files, job)
         self._log.info("mok.signed" if signed.trusted else "mok.offered", fingerprint=signed.key)
         files = await add_signatures(signed.files, self._identity.sign) if is_certified else signed.files
         stderr = attrs.evolve(response.stderr, after=signed.message)

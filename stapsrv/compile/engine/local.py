@@ -185,11 +185,8 @@ class LocalEngine:
     async def _run_stap(
         self, job: CompileJob, plan: MountPlan, rc: RcLimits, directory: Path
     ) -> tuple[ProcessResult, str | None]:
-        settings, answer, arguments = job.settings, directory / _ANSWER, job.request.arguments
         limits = rc.limits
-        command = stap_command(
-            self.stap, settings, job.release, arguments, privilege=job.privilege, answer=answer
-        )
+        command = stap_command(self.stap, job, directory / _ANSWER)
         environ = self.sandbox.environment(
             self._environ, temporary=directory / _TEMPORARY, network=plan.network
         )

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 import attrs
 
+from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import ParsedOptions, Privilege
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
-from stapsrv.config.table import Limits
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
 from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.sandbox import Sandbox
@@ -114,27 +114,19 @@ class KernelSigner:
         # The kernel's program reads a module that a client had made.
         self._sandbox = sandbox
 
-    async def sign(
-        self,
-        files: Sequence[ResponseFile],
-        fingerprints: Sequence[str],
-        build_tree: Path,
-        *,
-        client: str,
-        limits: Limits,
-    ) -> SignedForKernel:
-        """Sign modules with a key that the kernel trusts, or offer it one.
+    async def sign(self, files: Sequence[ResponseFile], job: CompileJob) -> SignedForKernel:
+        """Sign the modules of a job with a key that the client's kernel trusts, or offer it one.
 
         Raises:
             TranslatorError: they cannot be signed, or there is no key to offer.
             RequestRejected: it was not the client's turn within the time that a request may wait.
         """
-        key = await self._keys.find(fingerprints)
+        key = await self._keys.find(job.request.fingerprints)
         if key is None:
             return await self._offer(files)
-        async with self._signers.worker(client, wait_s=limits.queue_s):
+        async with self._signers.worker(job.client, wait_s=job.settings.limits.queue_s):
             signed = [
-                attrs.evolve(file, after=await self._signature(file.data, key, build_tree, limits))
+                attrs.evolve(file, after=await self._signature(file.data, key, job))
                 if _is_module(file)
                 else file
                 for file in files
@@ -152,20 +144,21 @@ class KernelSigner:
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
 
-    async def _signature(self, module: bytes, key: Mok, build_tree: Path, limits: Limits) -> bytes:
+    async def _signature(self, module: bytes, key: Mok, job: CompileJob) -> bytes:
         """Return what is to follow a module; all who are sent the module share the rest."""
         try:
             async with self._workspace.request_directory(keep=False) as directory:
                 path = directory / "module.ko"
                 await self._workspace.files.run(functools.partial(path.write_bytes, module))
-                await self._run_sign_file(build_tree / "scripts" / "sign-file", key, path, limits)
+                await self._run_sign_file(key, path, job)
                 return await self._workspace.files.run(functools.partial(_read_from, path, len(module)))
         except (OSError, TranslatorError) as exc:
             # Where and why is for the log, not for the client.
             raise TranslatorError(_SIGNING_FAILED, where=str(exc)) from exc
 
-    async def _run_sign_file(self, program: Path, key: Mok, module: Path, limits: Limits) -> None:
+    async def _run_sign_file(self, key: Mok, module: Path, job: CompileJob) -> None:
         """Run the kernel's own program, which knows the signatures that this kernel reads, on a file."""
+        program, limits = job.release.build_tree / "scripts" / "sign-file", job.settings.limits
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
         plan = await self._workspace.files.run(

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.archive import MAX_COMPONENTS, MAX_PATH_BYTES
-from stapsrv.compile.protocol.options import Privilege, privilege_arguments
+from stapsrv.compile.protocol.options import privilege_arguments
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
-from stapsrv.config.kernels import ServedRelease
-from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.process import ExitReason, run_process_tree
 from stapsrv.rejection import RejectReason
@@ -97,17 +96,10 @@ def _number(release: str) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
-def stap_command(
-    stap: StapProgram,
-    settings: ServerSettings,
-    release: ServedRelease,
-    arguments: Iterable[bytes],
-    *,
-    privilege: Privilege | None,
-    answer: Path,
-) -> list[bytes]:
+def stap_command(stap: StapProgram, job: CompileJob, answer: Path) -> list[bytes]:
     """Return the command line: the server's options, the privilege, the marker, the client's arguments."""
-    own: list[str] = [str(stap.path), "-r", release.argument]
+    settings = job.settings
+    own: list[str] = [str(stap.path), "-r", job.release.argument]
     if settings.arch is not None:
         own += ["-a", settings.arch]
     for option, values in (("-B", settings.build), ("-D", settings.define), ("-I", settings.include)):
@@ -116,7 +108,8 @@ def stap_command(
         own += ["-R", settings.runtime]
     own.append(f"--tmpdir={answer}")
     # The privilege that was read in the client's arguments: stap fails if it reads another one there.
-    return [*map(os.fsencode, own), *privilege_arguments(privilege), b"--client-options", *arguments]
+    privilege = privilege_arguments(job.privilege)
+    return [*map(os.fsencode, own), *privilege, b"--client-options", *job.request.arguments]
 
 
 def stap_environment(environ: Mapping[bytes, bytes], locale: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import anyio
@@ -12,6 +11,7 @@ from kit.moks import make_mok, make_sign_file
 from kit.service import LogLines
 
 from stapsrv.compile.engine import signing
+from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.signing import (
     KernelSigner,
     add_signatures,
@@ -22,8 +22,10 @@ from stapsrv.compile.engine.signing import (
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import parse_options
+from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
-from stapsrv.config.table import Limits
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, TranslatorError
 from stapsrv.identity.mok import Mok, MokStore
 from stapsrv.sandbox.sandbox import Sandbox
@@ -47,7 +49,13 @@ OTHERS = tuple(
 )
 
 
-FOR_CLIENT = {"client": "192.0.2.1", "limits": Limits({})}
+def a_job(build_tree: Path, *fingerprints: str, client: str = "192.0.2.1", **tuning: float) -> CompileJob:
+    return CompileJob(
+        request=CompileRequest(release="6.1", arch="x86_64", fingerprints=fingerprints),
+        release=ServedRelease("6.1", "x86_64", "6.1", build_tree),
+        settings=ServerSettings(tuning=tuning),
+        client=client,
+    )
 
 
 def sign(module: bytes) -> bytes:
@@ -122,9 +130,8 @@ class TestKernelSigner:
 
     async def test_modules_are_signed_by_the_kernel_s_program(self, signer, made, tmp_path):
         make_sign_file(tmp_path, 'echo "$1 $2 $3" >>"$4"; env >>"$4"')
-        signed = await signer.sign(
-            (MODULE, *OTHERS, UPROBES), ("00:11", made.fingerprint), tmp_path, **FOR_CLIENT
-        )
+        job = a_job(tmp_path, "00:11", made.fingerprint)
+        signed = await signer.sign((MODULE, *OTHERS, UPROBES), job)
         first, *others, last = signed.files
         told = f"sha512 {made.directory}/signing_key.priv {made.directory}/signing_key.x509\n".encode()
         assert (first.path, last.path) == (MODULE.path, UPROBES.path)
@@ -140,7 +147,7 @@ class TestKernelSigner:
     @pytest.mark.parametrize("fingerprints", [(), ("00:11",)], ids=["missing", "unknown"])
     async def test_key_is_offered_if_none_is_trusted(self, signer, made, tmp_path, fingerprints):
         """No sign-file is there: nothing is signed."""
-        signed = await signer.sign((MODULE,), fingerprints, tmp_path, **FOR_CLIENT)
+        signed = await signer.sign((MODULE,), a_job(tmp_path, *fingerprints))
         assert signed.files == (MODULE, ResponseFile("signing_key.x509", made.der))
         assert (signed.key, signed.trusted) == (made.fingerprint, False)
         lines = signed.message.decode().splitlines()
@@ -152,7 +159,7 @@ class TestKernelSigner:
         keys = MokStore(Path("/dev/null/moks"), LogLines().log)
         signer = KernelSigner(keys, workspace, Sandbox(None), WorkerPool(1, queue_length=None))
         with pytest.raises(TranslatorError) as caught:
-            await signer.sign((MODULE,), (), tmp_path, **FOR_CLIENT)
+            await signer.sign((MODULE,), a_job(tmp_path))
         assert caught.value.problem == (
             "The module is not signed: this server has no machine owner key (MOK) that your system trusts,"
             " and could not make one"
@@ -178,7 +185,7 @@ class TestKernelSigner:
         if script == "sleep 1000":
             monkeypatch.setattr(signing, "_SIGN_FILE_S", 0.2)
         with pytest.raises(TranslatorError) as caught:
-            await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **FOR_CLIENT)
+            await signer.sign((MODULE,), a_job(tmp_path, made.fingerprint))
         # The client reads no path of this host.
         assert caught.value.problem == "The module could not be signed for your system's kernel"
         assert caught.value.remedy is None
@@ -193,27 +200,25 @@ class TestKernelSigner:
         )
         async with anyio.create_task_group() as tasks:
             for number in range(8):
-                arguments = (MODULE,), (made.fingerprint,), tmp_path
-                for_one = FOR_CLIENT | {"client": f"192.0.2.{number}"}
-                tasks.start_soon(functools.partial(signer.sign, *arguments, **for_one))
+                job = a_job(tmp_path, made.fingerprint, client=f"192.0.2.{number}")
+                tasks.start_soon(signer.sign, (MODULE,), job)
         seen = [int(line) for line in (tmp_path / "seen").read_text().split()]
         assert len(seen) == 8
         assert max(seen) <= 2
 
     async def test_turn_that_comes_too_late_is_a_rejection(self, signer, made, tmp_path):
         make_sign_file(tmp_path, "sleep 1000")
-        at_once = {"client": "192.0.2.2", "limits": Limits({"queue_s": 0.1})}
+        at_once = a_job(tmp_path, made.fingerprint, client="192.0.2.2", queue_s=0.1)
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
-                arguments = (MODULE,), (made.fingerprint,), tmp_path
-                tasks.start_soon(functools.partial(signer.sign, *arguments, **FOR_CLIENT))
+                tasks.start_soon(signer.sign, (MODULE,), a_job(tmp_path, made.fingerprint))
             await anyio.wait_all_tasks_blocked()
             with pytest.raises(RequestRejected, match="no worker was free within"):
-                await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **at_once)
+                await signer.sign((MODULE,), at_once)
             tasks.cancel_scope.cancel()
 
     async def test_signing_is_held_to_the_limits_of_compiles(self, signer, made, tmp_path):
         make_sign_file(tmp_path, 'echo "$(ulimit -t) $(ulimit -v)" >>"$4"')
-        held = {"client": "192.0.2.1", "limits": Limits({"cpu_s": 7.0, "memory_bytes": 1 << 30})}
-        signed = await signer.sign((MODULE,), (made.fingerprint,), tmp_path, **held)
+        held = a_job(tmp_path, made.fingerprint, cpu_s=7.0, memory_bytes=1 << 30)
+        signed = await signer.sign((MODULE,), held)
         assert signed.files[0].whole == b"module7 1048576\n"

@@ -10,6 +10,7 @@ from kit.stap import make_stap
 from kit.trees import make_deep
 
 from stapsrv.compile.engine import stap as stap_module
+from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.stap import (
     StapProgram,
     find_stap,
@@ -34,6 +35,13 @@ RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/lib/modules/6.1/build"))
 ANSWER = Path("/tmp/a/stap000000")
 
 
+def a_job(
+    *arguments: bytes, settings: ServerSettings | None = None, release: ServedRelease = RELEASE
+) -> CompileJob:
+    request = CompileRequest(release="6.1", arch="x86_64", arguments=arguments)
+    return CompileJob(request=request, release=release, settings=settings or ServerSettings())
+
+
 @pytest.mark.parametrize(
     ("settings", "options"),
     [
@@ -49,7 +57,7 @@ ANSWER = Path("/tmp/a/stap000000")
 )
 def test_command_line_has_the_server_s_options(settings, options):
     arguments = (b"-e", b"a\n'b'\xff", b"--tmpdir=/x")
-    command = stap_command(STAP, settings, RELEASE, arguments, privilege=None, answer=ANSWER)
+    command = stap_command(STAP, a_job(*arguments, settings=settings), ANSWER)
     assert command == [
         *(b"/usr/bin/stap", b"-r", b"6.1"),
         *options,
@@ -60,14 +68,15 @@ def test_command_line_has_the_server_s_options(settings, options):
 
 def test_build_tree_is_passed_as_it_was_given():
     tree = ServedRelease("6.1", "x86_64", "/kernels/mine", Path("/kernels/mine"))
-    command = stap_command(STAP, ServerSettings(), tree, (), privilege=None, answer=ANSWER)
+    command = stap_command(STAP, a_job(release=tree), ANSWER)
     assert command[2] == b"/kernels/mine"
 
 
 @pytest.mark.parametrize("privilege", [*Privilege, None])
 def test_privilege_goes_in_front_of_the_marker(privilege):
-    arguments = (b"-e", b"--privilege=stapdev")
-    command = stap_command(STAP, ServerSettings(), RELEASE, arguments, privilege=privilege, answer=ANSWER)
+    asked = b"--bogus" if privilege is None else b"--privilege=" + privilege.value.encode()
+    arguments = (b"-e", b"--privilege=stapdev", asked)
+    command = stap_command(STAP, a_job(*arguments), ANSWER)
     at = command.index(b"--client-options")
     assert command[at + 1 :] == [*arguments]
     in_front = [argument for argument in command[:at] if argument.startswith(b"--privilege")]
