@@ -213,7 +213,7 @@ class App:
             phase=self._phase,
             status=self.supervisor.status(),
             counters=self._runtime.counters,
-            dropped_entries=self._book.dropped.entries,
+            dropped_entries=self._book.dropped,
         )
 
     async def run(self) -> None:

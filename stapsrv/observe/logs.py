@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-import attrs
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
@@ -28,87 +26,8 @@ from stapsrv.observe.writer import LogWriter
 # What every room logs through: a constant event name and fields.
 Log = FilteringBoundLogger
 
-
 # For what waits to be written when a process ends: a log that hangs must not hold up the end.
 FLUSH_S = 2.0
-
-
-@attrs.define(eq=False)
-class DroppedEntries:
-    """The number of entries that were lost since the process began; counted in several threads."""
-
-    entries: int = 0
-    _lock: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-
-    def add(self, entries: int) -> None:
-        """Count entries."""
-        with self._lock:
-            self.entries += entries
-
-
-class Channel:
-    """A sink and the format of its entries.
-
-    A sink that cannot take entries costs these entries and nothing else. They are counted in ``dropped``, and
-    the sink gets the count as soon as it takes entries again.
-    """
-
-    def __init__(
-        self, sink: Sink, style: LogFormat = LogFormat.CLASSIC, *, dropped: DroppedEntries | None = None
-    ) -> None:
-        self._sink = sink
-        self._dropped = dropped or DroppedEntries()
-        self._encode: Encode = ENCODERS[style]
-        self._lost = 0
-
-    def write(self, entry: LogEntry) -> None:
-        """Pass an entry on; never raises."""
-        self.append(self.encoded(entry))
-
-    def encoded(self, entry: LogEntry) -> bytes:
-        """Return an entry as the sink gets it."""
-        return self._encode(entry)
-
-    def append(self, data: bytes) -> None:
-        """Pass an encoded entry on; never raises."""
-        try:
-            # As soon as the sink takes entries again, after a full disk say, it is told how many it missed.
-            if self._lost:
-                fields = {"entries": self._lost}
-                lost = LogEntry(time=time.time(), level="warning", event="log.lost", fields=fields)
-                self._sink.write(self._encode(lost))
-                self._lost = 0
-            self._sink.write(data)
-        except OSError:
-            self.lose(1)
-            self._dropped.add(1)
-
-    def lose(self, entries: int) -> None:
-        """Tell the sink before the next entry that so many are missing."""
-        self._lost += entries
-
-
-class QueuedChannel(Channel):
-    """A channel whose sink is written to in the thread of ``writer``: an entry that finds it full is lost."""
-
-    def __init__(self, writer: LogWriter, style: LogFormat, *, dropped: DroppedEntries | None = None) -> None:
-        super().__init__(writer.sink, style, dropped=dropped)
-        self._writer = writer
-        self._refused = 0
-
-    def write(self, entry: LogEntry) -> None:
-        """Have an entry written soon; never raises, and never waits."""
-        data, refused = self.encoded(entry), self._refused
-
-        def append() -> None:
-            self.lose(refused)
-            self.append(data)
-
-        if self._writer.offer(append):
-            self._refused = 0
-        else:
-            self._refused += 1
-            self._dropped.add(1)
 
 
 class LogBook:
@@ -124,7 +43,11 @@ class LogBook:
         self._terminal = None if terminal is None else LogWriter(terminal)
         self._journal = journal
         self._writers: dict[Path | None, LogWriter] = {}
-        self.dropped = DroppedEntries()
+
+    @property
+    def dropped(self) -> int:
+        """The number of entries that files, streams and the journal have not taken so far."""
+        return sum(writer.dropped for writer in list(self._writers.values()))
 
     def open(self, path: Path | None, style: LogFormat | None = None) -> Log:
         """Return a logger to a file or stream, to standard error for None, or to the journal.
@@ -144,18 +67,18 @@ class LogBook:
             writer = self._writers.setdefault(place, made)
             if writer is not made:
                 made.end()
-        channels = [QueuedChannel(writer, style, dropped=self.dropped)]
+        outputs = [(writer, ENCODERS[style])]
         # A stream is read as it is; it may even be that terminal.
         if self._terminal is not None and not isinstance(writer.sink, StreamSink):
             shown = LogFormat.CLASSIC if style is LogFormat.JOURNAL else style
-            channels.append(QueuedChannel(self._terminal, shown))
-        return open_log(*channels)
+            outputs.append((self._terminal, ENCODERS[shown]))
+        return _logger(outputs)
 
     def reopen(self) -> None:
         """Begin every file again at its name, as after SIGHUP; never raises, and never waits."""
         for writer in list(self._writers.values()):
             # Each by its own name: what rotates logs has moved the old files away.
-            writer.insist(writer.sink.reopen)
+            writer.put(writer.sink.reopen)
 
     def flush(self) -> None:
         """Wait until all is written that was logged so far, or until :data:`FLUSH_S` is over."""
@@ -175,11 +98,20 @@ class LogBook:
         return [*self._writers.values(), *filter(None, [self._terminal])]
 
 
-def open_log(*channels: Channel) -> Log:
-    """Return a logger of its own that tells each channel; there is no global configuration."""
+def _logger(outputs: Sequence[tuple[LogWriter, Encode]]) -> Log:
+    """Return a logger of its own whose entries go to each output; there is no global configuration."""
+
+    # The end of structlog's chain: no logger comes after it.
+    def write(_logger: object, level: str, event: EventDict) -> NoReturn:
+        name, trace = str(event.pop("event")), event.pop("exception", None)
+        entry = LogEntry(time=time.time(), level=level, event=name, fields=event, traceback=trace)
+        for writer, encode in outputs:
+            writer.write(entry, encode)
+        raise structlog.DropEvent
+
     logger: Log = structlog.wrap_logger(
-        _Fan(channels),
-        processors=[_with_traceback, _as_entry],
+        None,
+        processors=[structlog.processors.format_exc_info, write],
         # Below info nothing is logged: such methods do nothing, and cost nothing.
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         cache_logger_on_first_use=True,
@@ -187,39 +119,10 @@ def open_log(*channels: Channel) -> Log:
     return logger
 
 
-class _Fan:
-    """The end of structlog's chain: an entry of any level goes to all channels."""
-
-    def __init__(self, channels: tuple[Channel, ...]) -> None:
-        self._channels = channels
-
-    def msg(self, entry: LogEntry) -> None:
-        for channel in self._channels:
-            channel.write(entry)
-
-    debug = info = warning = error = critical = msg
-
-
 def _open_sink(place: Path | None, style: LogFormat) -> Sink:
-    if style is LogFormat.JOURNAL and place is not None:
-        return JournalSink(place)
     if place is None:
         return standard_error()
+    if style is LogFormat.JOURNAL:
+        return JournalSink(place)
     descriptor = stream_descriptor(place)
     return FileSink(place) if descriptor is None else StreamSink(place, descriptor)
-
-
-def _with_traceback(_logger: object, _level: str, event: EventDict) -> EventDict:
-    # Into text here: the one place where a traceback is wanted is the log.
-    exc_info = event.pop("exc_info", None)
-    if exc_info:
-        exc = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
-        if exc is not None:
-            event["traceback"] = "".join(traceback.format_exception(exc)).rstrip()
-    return event
-
-
-def _as_entry(_logger: object, level: str, event: EventDict) -> tuple[tuple[LogEntry], dict[str, object]]:
-    name = str(event.pop("event"))
-    trace = event.pop("traceback", None)
-    return (LogEntry(time=time.time(), level=level, event=name, fields=event, traceback=trace),), {}

@@ -120,7 +120,8 @@ class FileSink:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: _Lines | None = None
+        self._fd: int | None = None
+        self._is_torn = False
         try:
             self._open()
         except OSError as exc:
@@ -131,11 +132,18 @@ class FileSink:
             ) from exc
 
     def write(self, data: bytes) -> None:
-        """Append an entry, in a file of the expected name."""
-        lines = self._lines
-        if lines is None or self._moved_away(lines.fd):
-            lines = self._open()
-        lines.write(data)
+        """Append an entry, in one piece where that is possible, to a file of the expected name."""
+        fd = self._fd
+        if fd is None or self._moved_away(fd):
+            fd = self._open()
+        # What is there of a line that did not fit must not run into the next one.
+        data = b"\n" + data if self._is_torn else data
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(fd, data[done:])
+        finally:
+            self._is_torn = done < len(data) if done else self._is_torn
 
     def reopen(self) -> None:
         """Begin again at the file's name; on failure the open file stays in use."""
@@ -144,24 +152,22 @@ class FileSink:
 
     def close(self) -> None:
         """Close the file; later entries open it again."""
-        if self._lines is not None:
-            os.close(self._lines.fd)
-            self._lines = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
-    def _open(self) -> _Lines:
+    def _open(self) -> int:
         # Appending: other processes may log to the same file.
         fd = open_appending(self.path, mode=0o644)
         self.close()
-        self._lines = _Lines(fd)
-        return self._lines
+        self._fd, self._is_torn = fd, False
+        return fd
 
     def _moved_away(self, fd: int) -> bool:
         try:
-            named = self.path.stat()
+            return not os.path.samestat(self.path.stat(), os.fstat(fd))
         except FileNotFoundError:
             return True
-        opened = os.fstat(fd)
-        return (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino)
 
 
 class JournalSink:
@@ -206,34 +212,15 @@ class JournalSink:
     # The journal takes what is too long for a datagram as a sealed memory file (Native Journal Protocol).
     def _send_file(self, data: bytes) -> None:
         fd = os.memfd_create("log-entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            _Lines(fd).write(data)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))
             self._socket.sendmsg([b""], [rights], 0, self._path)
-        finally:
-            os.close(fd)
 
 
 def _datagram_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.setblocking(False)  # noqa: FBT003 - positional in the standard library
     return made
-
-
-class _Lines:
-    """An open descriptor to which whole lines are appended, each in one piece where that is possible."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._is_torn = False
-
-    def write(self, data: bytes) -> None:
-        # What is there of a line that did not fit must not run into the next one.
-        data = b"\n" + data if self._is_torn else data
-        done = 0
-        try:
-            while done < len(data):
-                done += os.write(self.fd, data[done:])
-        finally:
-            self._is_torn = done < len(data) if done else self._is_torn
