@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -31,9 +31,9 @@ class Kind(enum.StrEnum):
     HISTOGRAM = "histogram"
 
 
-# Values of labels, and a value.
-Samples = Iterable[tuple[tuple[str, ...], float | Histogram]]
-Read = Callable[[Snapshot], Samples]
+# One value, or a value for each value of the one label, or for the values of several.
+Samples: TypeAlias = float | Histogram | Mapping[Any, float]
+Read: TypeAlias = Callable[[Snapshot], Samples]
 
 
 class Row(NamedTuple):
@@ -46,14 +46,6 @@ class Row(NamedTuple):
     read: Read
 
 
-def _single(read: Callable[[Snapshot], float | Histogram]) -> Read:
-    return lambda snapshot: [((), read(snapshot))]
-
-
-def _by_label(read: Callable[[Snapshot], Mapping[Any, int]]) -> Read:
-    return lambda snapshot: [((str(label),), count) for label, count in read(snapshot).items()]
-
-
 def _gauge(name: str, meaning: str, read: Read, *labels: str) -> Row:
     return Row(name, Kind.GAUGE, meaning, labels, read)
 
@@ -62,46 +54,49 @@ def _counter(name: str, meaning: str, read: Read, *labels: str) -> Row:
     return Row(name, Kind.COUNTER, meaning, labels, read)
 
 
-def _histogram(name: str, meaning: str, read: Read) -> Row:
+def _histogram(name: str, meaning: str, read: Callable[[Snapshot], Histogram]) -> Row:
     return Row(name, Kind.HISTOGRAM, meaning, (), read)
 
 
 def _stage(name: str, meaning: str, stage: str) -> Row:
-    return _histogram(name, meaning, _single(lambda now: now.counters.stages[stage]))
+    return _histogram(name, meaning, lambda now: now.counters.stages[stage])
 
 
 def _of_servers(name: str, meaning: str, read: Callable[[ServerStatus], float]) -> Row:
     def samples(now: Snapshot) -> Samples:
-        return [((server.nickname,), read(server)) for server in now.status.servers]
+        return {server.nickname: read(server) for server in now.status.servers}
 
     return _gauge(name, meaning, samples, "server")
 
 
-def _build(snapshot: Snapshot) -> Samples:
-    status = snapshot.status
-    return [((status.version, status.stap_version, status.containment), 1)]
+def _build(now: Snapshot) -> Samples:
+    return {(now.status.version, now.status.stap_version, now.status.containment): 1}
 
 
-def _servers(snapshot: Snapshot) -> Samples:
-    states = Counter(server.state for server in snapshot.status.servers)
-    return [((state.value,), states[state]) for state in State]
+def _servers(now: Snapshot) -> Samples:
+    states = Counter(server.state for server in now.status.servers)
+    return {state.value: states[state] for state in State}
 
 
-def _certificates(snapshot: Snapshot) -> Samples:
-    for server in snapshot.status.servers:
-        if server.work.certificate_expires is not None:
-            yield (server.nickname,), server.work.certificate_expires.timestamp()
+def _certificates(now: Snapshot) -> Samples:
+    expiries = {server.nickname: server.work.certificate_expires for server in now.status.servers}
+    return {name: expires.timestamp() for name, expires in expiries.items() if expires is not None}
 
 
-def _children(snapshot: Snapshot) -> Samples:
-    return [] if snapshot.children is None else [((), len(snapshot.children))]
+def _children(now: Snapshot) -> Samples:
+    return {} if now.children is None else len(now.children)
 
 
-def _releases(snapshot: Snapshot) -> Samples:
-    for server in snapshot.status.servers:
-        for release in server.work.releases:
-            yield (server.nickname, release.name), release.health is not Health.UNHEALTHY
+def _releases(now: Snapshot) -> Samples:
+    return {
+        (server.nickname, release.name): release.health is not Health.UNHEALTHY
+        for server in now.status.servers
+        for release in server.work.releases
+    }
 
+
+# Of the text that is rendered.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 ROWS = (
     _gauge(
@@ -154,46 +149,44 @@ ROWS = (
     _gauge(
         "stapsrv_compiles_running",
         "Requests that compile now, over all servers.",
-        _single(lambda now: now.status.compiles),
+        lambda now: now.status.compiles,
     ),
     _gauge(
         "stapsrv_compiles_limit",
         "Requests that may compile at the same time, over all servers.",
-        _single(lambda now: now.status.max_compiles),
+        lambda now: now.status.max_compiles,
     ),
     _counter(
         "stapsrv_connections_total",
         "Connections that have ended: refused (reset, no room), failed, empty (no request), request, "
         "ended (the server stopped), crashed.",
-        _by_label(lambda now: now.counters.connections),
+        lambda now: now.counters.connections,
         "outcome",
     ),
     _counter(
         "stapsrv_refusals_total",
         "Connections and requests turned away, by the bound that they met.",
-        _by_label(lambda now: now.counters.refusals),
+        lambda now: now.counters.refusals,
         "reason",
     ),
     _counter(
         "stapsrv_requests_total",
         "Requests that have ended: success, error (stap found fault), refused (by the server), abandoned (by "
         "the client); by kernel release, other where it is not served.",
-        lambda now: [
-            ((release, result.value), count) for (release, result), count in now.counters.requests.items()
-        ],
+        lambda now: now.counters.requests,
         "release",
         "result",
     ),
     _counter(
         "stapsrv_answers_total",
         "Answers of stap by where they came from: compiled, hit (known), shared (with an equal request).",
-        _by_label(lambda now: now.counters.sources),
+        lambda now: now.counters.sources,
         "source",
     ),
     _counter(
         "stapsrv_results_not_kept_total",
         "Compiles whose result the result cache could not store, by reason.",
-        _by_label(lambda now: now.counters.uncacheable),
+        lambda now: now.counters.uncacheable,
         "reason",
     ),
     _stage("stapsrv_request_queue_seconds", "How long requests waited for a worker.", "queue"),
@@ -203,68 +196,56 @@ ROWS = (
     _counter(
         "stapsrv_received_bytes_total",
         "Bytes of requests that arrived whole, before TLS.",
-        _single(lambda now: now.counters.request_bytes),
+        lambda now: now.counters.request_bytes,
     ),
     _counter(
         "stapsrv_sent_bytes_total",
         "Bytes of answers, before TLS.",
-        _single(lambda now: now.counters.answer_bytes),
+        lambda now: now.counters.answer_bytes,
     ),
     _counter(
         "stapsrv_log_entries_lost_total",
         "Entries that a log did not take: its disk is full, or nobody reads it.",
-        _single(lambda now: now.dropped_entries),
+        lambda now: now.dropped_entries,
     ),
     _histogram(
         "stapsrv_event_loop_lag_seconds",
         "How late the event loop was, looked at every 5 seconds.",
-        _single(lambda now: now.lag),
+        lambda now: now.lag,
     ),
     _gauge("stapsrv_child_processes", "Child processes, without those below them.", _children),
 )
 
 
-class Exposition(Collector):
-    """Renders snapshots in Prometheus' text format, with a registry of its own."""
+class _Metrics(Collector):
+    """Every metric of the table, for a registry."""
 
-    content_type = "text/plain; version=0.0.4; charset=utf-8"
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._snapshot: Snapshot | None = None
-        # A registry asks its collectors, so the snapshot goes by way of this object.
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-
-    def text(self, snapshot: Snapshot) -> bytes:
-        """Return the text; takes milliseconds, and is not to be called twice at the same time."""
+    def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Return every metric of the table, for the registry."""
-        snapshot = self._snapshot
-        return iter(()) if snapshot is None else (_family(row, row.read(snapshot)) for row in ROWS)
+        return (_family(row, self._snapshot) for row in ROWS)
 
 
-def _family(row: Row, samples: Samples) -> Metric:
-    match row.kind:
-        case Kind.HISTOGRAM:
-            histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-            for labels, durations in samples:
-                assert isinstance(durations, Histogram)  # noqa: S101 - the table's business
-                histogram.add_metric(labels, _buckets(durations), durations.total_s)
-            return histogram
-        case Kind.COUNTER:
-            return _plain(CounterMetricFamily(row.name, row.help, labels=row.labels), samples)
-        case Kind.GAUGE:
-            return _plain(GaugeMetricFamily(row.name, row.help, labels=row.labels), samples)
+def render(snapshot: Snapshot) -> bytes:
+    """Return a snapshot, and what the kernel knows of this process, as text; takes milliseconds."""
+    registry = CollectorRegistry()
+    registry.register(_Metrics(snapshot))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
 
 
-def _plain(family: CounterMetricFamily | GaugeMetricFamily, samples: Samples) -> Metric:
-    for labels, value in samples:
-        assert not isinstance(value, Histogram)  # noqa: S101 - the table's business
-        family.add_metric(labels, float(value))
+def _family(row: Row, snapshot: Snapshot) -> Metric:
+    samples = row.read(snapshot)
+    if isinstance(samples, Histogram):
+        histogram = HistogramMetricFamily(row.name, row.help)
+        histogram.add_metric((), _buckets(samples), samples.total_s)
+        return histogram
+    kind = CounterMetricFamily if row.kind is Kind.COUNTER else GaugeMetricFamily
+    family = kind(row.name, row.help, labels=row.labels)
+    for labels, value in (samples if isinstance(samples, Mapping) else {(): samples}).items():
+        values = labels if isinstance(labels, tuple) else (labels,)
+        family.add_metric(tuple(map(str, values)), float(value))
     return family
 
 

@@ -23,7 +23,7 @@ from stapsrv.compile.stats import Histogram
 from stapsrv.config.addresses import MetricsAddress
 from stapsrv.errors import ConfigError
 from stapsrv.observe.http import HttpLimits, HttpServer, Page
-from stapsrv.observe.metrics import Exposition
+from stapsrv.observe.metrics import CONTENT_TYPE, render
 from stapsrv.observe.snapshot import Phase, Snapshot, TakeSnapshot, own_children, sample_lag
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.server.listener import address_of as internet_address_of
@@ -108,7 +108,6 @@ class _MetricsServer:
         self._take_snapshot = take_snapshot
         self._log = log
         self._lag = Histogram()
-        self._exposition = Exposition()
         self._rendering = anyio.Lock()
         # Of its own: a pool of threads that compiles wait for may be busy for minutes.
         self._thread = anyio.CapacityLimiter(1)
@@ -149,8 +148,8 @@ class _MetricsServer:
             if anyio.current_time() >= self._fresh_until:
                 children = await anyio.to_thread.run_sync(own_children, limiter=self._thread)
                 snapshot = attrs.evolve(self._take_snapshot(), lag=self._lag, children=children).frozen()
-                text = await anyio.to_thread.run_sync(self._exposition.text, snapshot, limiter=self._thread)
-                self._page = Page(HTTPStatus.OK, text, self._exposition.content_type)
+                text = await anyio.to_thread.run_sync(render, snapshot, limiter=self._thread)
+                self._page = Page(HTTPStatus.OK, text, CONTENT_TYPE)
                 self._fresh_until = anyio.current_time() + _FRESH_S
             return self._page
 

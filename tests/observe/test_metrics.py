@@ -22,7 +22,7 @@ from stapsrv.compile.stats import (
     RequestRecord,
     Source,
 )
-from stapsrv.observe.metrics import ROWS, Exposition, Kind
+from stapsrv.observe.metrics import ROWS, Kind, render
 from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.status import ReleaseStatus
@@ -82,7 +82,7 @@ def snapshot() -> Snapshot:
 
 @pytest.fixture
 def samples(snapshot) -> dict[tuple[str, ...], float]:
-    return read_samples(Exposition().text(snapshot).decode())
+    return read_samples(render(snapshot).decode())
 
 
 def test_values(samples):
@@ -127,11 +127,11 @@ def test_values(samples):
 
 
 def test_a_snapshot_stays_as_it_is(snapshot):
-    before = Exposition().text(frozen := snapshot.frozen())
+    before = render(frozen := snapshot.frozen())
     snapshot.counters.request_bytes += 1
     snapshot.counters.stages["queue"].add(1)
     snapshot.lag.add(1)
-    after = Exposition().text(frozen)
+    after = render(frozen)
     own = [line for line in before.splitlines() if line.startswith(b"stapsrv_")]
     assert own == [line for line in after.splitlines() if line.startswith(b"stapsrv_")]
     assert attrs.evolve(snapshot).frozen().counters.request_bytes == 11
@@ -139,7 +139,7 @@ def test_a_snapshot_stays_as_it_is(snapshot):
 
 def test_names_are_as_prometheus_wants_them(snapshot):
     """What ``promtool check metrics`` complains of: names, units, suffixes, HELP and TYPE."""
-    text = Exposition().text(snapshot).decode()
+    text = render(snapshot).decode()
     metadata = re.findall(r"^# (HELP|TYPE) (\S+) (.+)$", text, re.MULTILINE)
     names = {name for _, name, _ in metadata}
     assert all((kind, name) in {row[:2] for row in metadata} for kind in ("HELP", "TYPE") for name in names)
@@ -200,10 +200,10 @@ def test_a_dashboard_shows_every_row_but_few():
 
 
 def test_unknown_children_give_no_sample(snapshot):
-    text = Exposition().text(attrs.evolve(snapshot, children=None)).decode()
+    text = render(attrs.evolve(snapshot, children=None)).decode()
     assert ("stapsrv_child_processes",) not in read_samples(text)
 
 
 def _names(snapshot: Snapshot) -> list[tuple[str, str]]:
-    text = Exposition().text(snapshot).decode()
+    text = render(snapshot).decode()
     return [(name, kind) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)]
