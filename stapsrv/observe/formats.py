@@ -12,6 +12,7 @@ import json
 import math
 import struct
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -149,14 +150,9 @@ def classic_line(event: str, fields: Mapping[str, object]) -> str:
     if template is None:
         rest = " ".join(f"{key}={field_text(value)}" for key, value in fields.items())
         return f"{event} {rest}" if rest else event
-    return template.format_map(_Words({key: field_text(value) for key, value in fields.items()}))
-
-
-class _Words(dict[str, str]):
-    """What a sentence is filled in with; a log never fails for want of a word."""
-
-    def __missing__(self, key: str) -> str:
-        return "-"
+    # A log never fails for want of a word.
+    words = defaultdict(lambda: "-", {key: field_text(value) for key, value in fields.items()})
+    return template.format_map(words)
 
 
 def field_text(value: object) -> str:

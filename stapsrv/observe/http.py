@@ -57,34 +57,31 @@ class HttpServer:
     _find: Callable[[str], Awaitable[Page]]
     _log: Log = attrs.field(kw_only=True)
     _limits: HttpLimits = attrs.field(kw_only=True, factory=HttpLimits)
-    _open: int = attrs.field(init=False, default=0)
-    _ended: anyio.Event = attrs.field(init=False, factory=anyio.Event)
-    _accepting: anyio.CancelScope = attrs.field(init=False, factory=anyio.CancelScope)
 
     async def serve(self) -> None:
         """Accept and answer until cancelled; raise OSError, in a group, if the listener failed."""
+        room = anyio.Semaphore(self._limits.connections)
         async with anyio.create_task_group() as tasks:
             while True:
-                await self._accept(tasks)
-                while self._open >= self._limits.connections:
-                    await self._ended.wait()
+                # While there is none, further clients wait in the kernel's queue.
+                await room.acquire()
+                await self._accept(tasks, room)
 
-    async def _accept(self, tasks: TaskGroup) -> None:
-        with anyio.CancelScope() as self._accepting:
+    async def _accept(self, tasks: TaskGroup, room: anyio.Semaphore) -> None:
+        """Accept one connection, which releases ``room`` when it ends."""
+        with anyio.CancelScope() as accepting:
+
+            def take(connection: socket.socket, _address: object) -> None:
+                tasks.start_soon(self._run, connection, room)
+                accepting.cancel()
+
             await accept_forever(
                 self._listener,
-                lambda connection, _address: self._take(tasks, connection),
+                take,
                 exhausted=lambda reason: self._log.warning("metrics.exhausted", reason=reason),
             )
 
-    def _take(self, tasks: TaskGroup, connection: socket.socket) -> None:
-        self._open += 1
-        if self._open >= self._limits.connections:
-            # Full: further clients wait in the kernel's queue until a connection ends.
-            self._accepting.cancel()
-        tasks.start_soon(self._run, connection)
-
-    async def _run(self, connection: socket.socket) -> None:
+    async def _run(self, connection: socket.socket, room: anyio.Semaphore) -> None:
         try:
             with anyio.move_on_after(self._limits.total_s):
                 stream = await _adopt(connection)
@@ -96,9 +93,7 @@ class HttpServer:
         except Exception:  # noqa: BLE001 - the one net below a connection
             self._log.exception("metrics.crashed")
         finally:
-            self._open -= 1
-            self._ended.set()
-            self._ended = anyio.Event()
+            room.release()
 
     async def _converse(self, stream: SocketStream) -> None:
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.request_bytes)
