@@ -91,22 +91,20 @@ class Notifications:
             StapsrvError: it was not ready in time.
         """
         try:
-            reason = self._wait(daemon, deadline=time.monotonic() + timeout_s)
-        except BaseException as exc:
+            reason = self._wait(daemon, timeout_s)
+        except BaseException:
             daemon.kill()
             daemon.wait()
-            if not isinstance(exc, TimeoutError):
-                raise
-            text = f"{self._program} was not ready within {timeout_s:g} seconds and was ended"
-            raise StapsrvError(text) from exc
+            raise
         if reason is not None:
             status = daemon.wait()
             raise DaemonEnded(reason or f"{self._program} ended with status {status}", status=status)
         # Popen would warn about a child that is still running.
         daemon.returncode = 0
 
-    def _wait(self, daemon: subprocess.Popen[bytes], *, deadline: float) -> str | None:
+    def _wait(self, daemon: subprocess.Popen[bytes], timeout_s: float) -> str | None:
         """Return None when the daemon is ready, or the reason it gave (perhaps empty) when it ended."""
+        deadline = time.monotonic() + timeout_s
         reason = ""
         pidfd = os.pidfd_open(daemon.pid)
         try:
@@ -121,7 +119,8 @@ class Notifications:
                 elif pidfd in readable:
                     return reason
                 else:
-                    raise TimeoutError
+                    text = f"{self._program} was not ready within {timeout_s:g} seconds and was ended"
+                    raise StapsrvError(text)
         finally:
             os.close(pidfd)
 

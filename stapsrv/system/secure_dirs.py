@@ -44,10 +44,14 @@ def make_directory(path: Path, ownership: Ownership) -> None:
 def make_file(path: Path, ownership: Ownership) -> None:
     """Make an empty file where there is none, and its directory for all to read."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _open_parent(path) as parent, _as_config_error(path), contextlib.suppress(FileExistsError):
-        fd = os.open(path.name, flags, 0o600, dir_fd=parent)
-        _give(fd, ownership)
-        os.close(fd)
+    with contextlib.ExitStack() as opened:
+        with _as_config_error(path.parent):
+            parent = _open_directory(path.parent, _PARENT)
+        opened.callback(os.close, parent)
+        with _as_config_error(path), contextlib.suppress(FileExistsError):
+            fd = os.open(path.name, flags, 0o600, dir_fd=parent)
+            opened.callback(os.close, fd)
+            _give(fd, ownership)
 
 
 def open_lock(directory: Path, name: str, uid: int) -> int | None:
@@ -75,16 +79,6 @@ def share_with_group(path: Path | int, group: str) -> None:
     """Give a path or a descriptor to a group if this user is a member of it."""
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
-
-
-@contextlib.contextmanager
-def _open_parent(path: Path) -> Iterator[int]:
-    with _as_config_error(path.parent):
-        fd = _open_directory(path.parent, _PARENT)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _open_directory(path: Path, ownership: Ownership) -> int:

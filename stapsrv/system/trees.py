@@ -101,26 +101,21 @@ def remove(path: Path) -> bool:
     """
     try:
         parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _remove(parent, path.name)
+        finally:
+            os.close(parent)
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    try:
-        _remove(parent, path.name)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(parent)
     return True
 
 
 def _remove(parent: int, name: str) -> None:
     if _unlink(parent, name):
         return
-    top = _open_to_change(parent, name)
-    try:
+    with _open_to_change(parent, name) as top:
         stuck: set[str] = set()
         while names := _names(top) - stuck:
             for below in names:
@@ -128,8 +123,6 @@ def _remove(parent: int, name: str) -> None:
                     _remove_level(top, below)
                 except OSError:
                     stuck.add(below)
-    finally:
-        os.close(top)
     os.rmdir(name, dir_fd=parent)
 
 
@@ -137,15 +130,12 @@ def _remove_level(top: int, name: str) -> None:
     """Remove a file or directory; the directories in that are moved to ``top``, so that none is ever deep."""
     if _unlink(top, name):
         return
-    directory = _open_to_change(top, name)
-    try:
+    with _open_to_change(top, name) as directory:
         for below in _names(directory):
             if not _unlink(directory, below):
                 # A directory that is moved must be writable itself.
-                os.close(_open_to_change(directory, below))
-                os.rename(below, secrets.token_hex(16), src_dir_fd=directory, dst_dir_fd=top)
-    finally:
-        os.close(directory)
+                with _open_to_change(directory, below):
+                    os.rename(below, secrets.token_hex(16), src_dir_fd=directory, dst_dir_fd=top)
     os.rmdir(name, dir_fd=top)
 
 
@@ -163,15 +153,17 @@ def _unlink(directory: int, name: str) -> bool:
     return True
 
 
-def _open_to_change(parent: int, name: str) -> int:
+@contextlib.contextmanager
+def _open_to_change(parent: int, name: str) -> Iterator[int]:
     # Without a right to it there is still a descriptor that names it, through which it can be given one.
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, handle)
         if os.fstat(handle).st_mode & stat.S_IRWXU != stat.S_IRWXU:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)  # noqa: PTH101 - a descriptor
-        return os.open(".", _DIRECTORY, dir_fd=handle)
-    finally:
-        os.close(handle)
+        directory = os.open(".", _DIRECTORY, dir_fd=handle)
+        opened.callback(os.close, directory)
+        yield directory
 
 
 def _list(directory: int, above: str, below: list[str]) -> Iterator[Entry]:
