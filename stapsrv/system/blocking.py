@@ -37,8 +37,7 @@ class BlockingCalls:
     grace_s: float = 2.0
     max_threads: int = 32
     max_abandoned: int = 16
-    _abandoned: int = attrs.field(default=0, init=False)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _abandoned: list[threading.Thread] = attrs.field(factory=list, init=False)
     _limiter: anyio.CapacityLimiter = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -47,7 +46,7 @@ class BlockingCalls:
     @property
     def abandoned(self) -> int:
         """The number of threads in calls that nobody waits for any more."""
-        return self._abandoned
+        return sum(thread.is_alive() for thread in self._abandoned)
 
     async def run(
         self,
@@ -70,8 +69,8 @@ class BlockingCalls:
         Cancellation: the call gets ``grace_s`` to end; its value is cleaned up then, or whenever it ends.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        if self._abandoned >= self.max_abandoned:
-            raise TimeoutError(errno.ETIMEDOUT, f"{self._abandoned} calls hang already")
+        if (abandoned := self.abandoned) >= self.max_abandoned:
+            raise TimeoutError(errno.ETIMEDOUT, f"{abandoned} calls hang already")
         with anyio.move_on_after(timeout_s):
             async with self._limiter:
                 return await self._run(call, cleanup)
@@ -97,12 +96,12 @@ class BlockingCalls:
             if first.acquire(blocking=False):
                 with contextlib.suppress(anyio.RunFinishedError):
                     anyio.from_thread.run_sync(ended.set, token=token)
-                return
-            clean_up()
-            self._count(-1)
+            else:
+                clean_up()
 
+        thread = threading.Thread(target=run, name="blocking call", daemon=True)
         try:
-            threading.Thread(target=run, name="blocking call", daemon=True).start()
+            thread.start()
         except RuntimeError as exc:
             raise OSError(errno.EAGAIN, "no thread can be started") from exc
         try:
@@ -112,13 +111,9 @@ class BlockingCalls:
                 with anyio.move_on_after(self.grace_s):
                     await ended.wait()
                 if first.acquire(blocking=False):
-                    self._count(1)
+                    self._abandoned = [*filter(threading.Thread.is_alive, self._abandoned), thread]
                 else:
                     with anyio.move_on_after(self.grace_s):
                         await self._run(clean_up, None)
             raise
         return outcome.result()
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._abandoned += change

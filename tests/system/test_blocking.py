@@ -57,7 +57,7 @@ async def wait_for(event: threading.Event) -> None:
 async def wait_none_abandoned(work: BlockingCalls) -> None:
     with anyio.fail_after(60):
         while work.abandoned:
-            # A count that a thread changes, which tells nobody.
+            # A thread that ends tells nobody.
             await anyio.lowlevel.checkpoint()
 
 
