@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import attrs
 from anyio.abc import TaskStatus
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.configured import read_configured_or_environ, with_each_release
 from stapsrv.config.global_settings import (
@@ -28,7 +29,7 @@ from stapsrv.control.server.server import serve_control
 from stapsrv.daemon_options import PROGRAM, DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
-from stapsrv.observe.logs import Log, LogBook
+from stapsrv.observe.logs import LogBook
 from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State

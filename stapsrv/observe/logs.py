@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
+from structlog.typing import EventDict
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.kinds import LogFormat
 from stapsrv.observe.formats import ENCODERS, Encode, LogEntry
@@ -22,9 +23,6 @@ from stapsrv.observe.sinks import (
     stream_descriptor,
 )
 from stapsrv.observe.writer import LogWriter
-
-# What every room logs through: a constant event name and fields.
-Log = FilteringBoundLogger
 
 # For what waits to be written when a process ends: a log that hangs must not hold up the end.
 FLUSH_S = 2.0

@@ -16,7 +16,7 @@ import socket
 import sys
 from array import array
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from stapsrv.errors import ConfigError
 from stapsrv.system.trusted_files import open_appending
@@ -96,19 +96,6 @@ JOURNAL = Path("/run/systemd/journal/socket")
 
 _TOO_LONG = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-
-
-class Sink(Protocol):
-    """Takes finished entries."""
-
-    def write(self, data: bytes) -> None:
-        """Take one entry whole; raise OSError if it was not taken, or not all of it."""
-
-    def reopen(self) -> None:
-        """Begin again at the sink's name, as after SIGHUP; never raises."""
-
-    def close(self) -> None:
-        """Let go of it."""
 
 
 class FileSink:
@@ -224,3 +211,6 @@ def _datagram_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.setblocking(False)  # noqa: FBT003 - positional in the standard library
     return made
+
+
+Sink: TypeAlias = FileSink | StreamSink | JournalSink

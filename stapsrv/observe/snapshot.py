@@ -21,19 +21,12 @@ _TASKS = Path("/proc/self/task")
 def own_children() -> frozenset[int] | None:
     """Return the process ids of this process's children; None where the kernel does not list them."""
     children: set[int] = set()
-    try:
-        tasks = list(_TASKS.iterdir())
-    except OSError:
-        return None
-    for task in tasks:
+    lists = list(_TASKS.glob("*/children"))
+    for each in lists:
         # Of a thread that has just ended there are none.
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                children.update(map(int, (task / "children").read_text().split()))
-            except FileNotFoundError:
-                if task.exists():
-                    return None
-    return frozenset(children)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.update(map(int, each.read_text().split()))
+    return frozenset(children) if lists else None
 
 
 # Between looks at the event loop's lateness: an idle process must stay idle.

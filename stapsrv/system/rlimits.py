@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 
 from structlog.typing import FilteringBoundLogger as Log
@@ -13,15 +14,12 @@ _OWN_FILES = 96
 _DEFAULT_CONNECTIONS = 4096
 
 
-def raise_open_files() -> int:
-    """Raise this process's limit of open files to the hard limit, and return it."""
+def raise_open_files() -> None:
+    """Raise this process's limit of open files to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
+    # A hard limit of "unlimited" is more than the kernel grants (fs.nr_open).
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        # A hard limit of "unlimited" is more than the kernel grants (fs.nr_open).
-        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return hard
 
 
 def affordable_connections(open_files: int) -> int:

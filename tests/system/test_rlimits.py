@@ -15,7 +15,7 @@ LOWERED = (
     "import resource; from stapsrv.system.rlimits import raise_open_files;"
     "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
     "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard));"
-    "assert raise_open_files() == hard;"
+    "raise_open_files();"
     "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
 )
 
