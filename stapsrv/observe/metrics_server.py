@@ -118,16 +118,13 @@ class _MetricsServer:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(sample_lag, self._lag)
             while True:
-                await self._serve()
-
-    async def _serve(self) -> None:
-        try:
-            await self._server.serve()
-        except* OSError as failure:
-            self._log.error("metrics.failed", reason=str(failure.exceptions[0]))
-        except* Exception as crash:  # noqa: BLE001 - whatever it is, servers go on without metrics
-            self._log.exception("metrics.crashed", exc_info=crash)
-        await anyio.sleep(_RETRY_S)
+                try:
+                    await self._server.serve()
+                except* OSError as failure:
+                    self._log.error("metrics.failed", reason=str(failure.exceptions[0]))
+                except* Exception as crash:  # noqa: BLE001 - whatever it is, servers go on without metrics
+                    self._log.exception("metrics.crashed", exc_info=crash)
+                await anyio.sleep(_RETRY_S)
 
     async def _find(self, path: str) -> Page:
         match path:

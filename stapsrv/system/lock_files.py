@@ -31,15 +31,11 @@ def locked_unless_missing(directory: Path, name: str, *, uid: int) -> Iterator[N
         BlockingIOError: another process holds it.
         OSError: it cannot be opened, or is another user's.
     """
-    try:
-        parent = open_owned_directory(directory, uid)
-    except FileNotFoundError:
-        yield
-        return
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.ExitStack() as opened:
-        opened.callback(os.close, parent)
         with contextlib.suppress(FileNotFoundError):
-            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            parent = open_owned_directory(directory, uid)
+            opened.callback(os.close, parent)
             lock = os.open(name, flags, dir_fd=parent)
             opened.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
