@@ -24,6 +24,7 @@ from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, sum
 from stapsrv.compile.tls import BROKEN, TlsConnection
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError
 from stapsrv.rejection import RejectReason
+from stapsrv.system.streams import adopt
 
 # Of a frame that is too large: read and dropped, so that the client can read its response.
 _DISCARD_BYTES = 16 * 1024 * 1024
@@ -68,7 +69,9 @@ class Session:
         """
         self._log.info("connection.accepted")
         try:
-            async with await _adopt(connection) as stream, self._held:
+            # The last, short segment of an answer must not wait until the client has acknowledged the others.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with await adopt(connection) as stream, self._held:
                 await self._serve(stream)
         except ProtocolError as exc:
             self._fail(str(exc), exc.reject_reason)
@@ -202,16 +205,6 @@ class Session:
             is_sent = True
             await tls.close()
         return is_sent
-
-
-async def _adopt(connection: socket.socket) -> SocketStream:
-    try:
-        # The last, short segment of an answer must not wait until the client has acknowledged the others.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return await SocketStream.from_socket(connection)
-    except BaseException:
-        connection.close()
-        raise
 
 
 @contextlib.contextmanager

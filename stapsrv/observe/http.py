@@ -18,6 +18,7 @@ from anyio.abc import SocketStream, TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.supervisor.server.accept import accept_forever
+from stapsrv.system.streams import adopt
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -84,8 +85,7 @@ class HttpServer:
     async def _run(self, connection: socket.socket, room: anyio.Semaphore) -> None:
         try:
             with anyio.move_on_after(self._limits.total_s):
-                stream = await _adopt(connection)
-                async with stream:
+                async with await adopt(connection) as stream:
                     await self._converse(stream)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError):
             # It went away, which is its own affair.
@@ -119,14 +119,6 @@ class HttpServer:
         except Exception:  # noqa: BLE001 - a page that fails is an answer, and one entry in the log
             self._log.exception("metrics.crashed")
             return Page.of_lines(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of this program; see its log")
-
-
-async def _adopt(connection: socket.socket) -> SocketStream:
-    try:
-        return await SocketStream.from_socket(connection)
-    except BaseException:
-        connection.close()
-        raise
 
 
 async def _receive(stream: SocketStream, parser: h11.Connection) -> h11.Request:

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute, TLSStream
-from kit.client import Answer, connect, exchange, frame, read_answer, request, trusting
+from kit.client import Answer, connect, exchange, frame, read_answer, request, reset_at_once, trusting
 from kit.loops import every_loop
 from kit.service import Shown, running_server
 
@@ -351,6 +351,14 @@ async def test_client_that_resets_as_soon_as_its_request_has_arrived(monkeypatch
             await running.lines.wait("request.summary")
         assert (await exchange(running.port, request("-p1"))).rc == 0
     assert not [entry for entry in running.lines.entries if entry["level"] == "error"]
+
+
+async def test_client_that_resets_before_it_is_accepted():
+    async with running_server() as running:
+        reset_at_once(running.port)
+        await running.lines.wait("connection.failed")
+        assert running.lines.reasons("connection.failed") == ["[Errno 104] Connection reset by peer"]
+    assert {entry["level"] for entry in running.lines.entries} == {"info"}
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 100])

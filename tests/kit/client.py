@@ -69,6 +69,12 @@ def request(*arguments: str | bytes, release: str = RELEASE, **entries: str) -> 
     )
 
 
+def reset_at_once(port: int, *, source: str = "127.0.0.1") -> None:
+    """Connect and reset the connection, before a server on this thread's event loop can accept it."""
+    with socket.create_connection(("127.0.0.1", port), source_address=(source, 0)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def frame(payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + payload
 

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import SocketStream
+from kit.client import reset_at_once
 from kit.loops import every_loop
 from kit.service import LogLines
 
@@ -164,6 +165,14 @@ async def test_a_client_that_leaves_early_is_no_error():
         for words in (b"", b"GET /", b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
             async with await server.connect() as stream:
                 await stream.send(words or b"\r\n")
+        assert (await server.get("/a"))[0] == 200
+        assert server.lines.entries == []
+
+
+async def test_a_client_that_resets_before_it_is_accepted_is_no_error():
+    async with serving() as server:
+        for _ in range(20):
+            reset_at_once(server.port)
         assert (await server.get("/a"))[0] == 200
         assert server.lines.entries == []
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import SocketStream
 
 from stapsrv.system.readiness import wait_readable
+from stapsrv.system.streams import adopt
 
 # A TLS record: alert, of two bytes: fatal, access_denied (49).
 _ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
@@ -28,8 +28,8 @@ _GOODBYE_S = 2.0
 # while its first bytes are under way. A TLS alert before the handshake is final (RFC 8446, 6.2).
 async def deny(connection: socket.socket) -> None:
     """Say that access is denied, wait for the client to leave, 2 s at most, and close in any case."""
-    with contextlib.closing(connection), contextlib.suppress(OSError, anyio.BrokenResourceError):
-        stream = await SocketStream.from_socket(connection.dup())
+    with contextlib.suppress(OSError, anyio.BrokenResourceError):
+        stream = await adopt(connection)
         try:
             with anyio.move_on_after(_GOODBYE_S):
                 await stream.send(_ACCESS_DENIED)

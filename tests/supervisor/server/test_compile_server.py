@@ -17,7 +17,17 @@ import attrs
 import pytest
 from anyio.abc import SocketStream
 from anyio.streams.tls import TLSStream
-from kit.client import Answer, connect, exchange, frame, is_reset, read_answer, request, trusting
+from kit.client import (
+    Answer,
+    connect,
+    exchange,
+    frame,
+    is_reset,
+    read_answer,
+    request,
+    reset_at_once,
+    trusting,
+)
 from kit.loops import every_loop
 from kit.service import running_server
 
@@ -220,6 +230,16 @@ async def test_denied_client_gets_a_tls_alert():
         assert counted(running) == {RejectReason.DENIED: 3}
         assert running.lines.events().count("connection.denied") == 1
         assert running.lines.events().count("connection.accepted") == 1
+
+
+async def test_denied_client_that_resets_at_once_ends_nothing():
+    async with running_server(deny=("127.0.0.2/32",)) as running:
+        async with held(running):
+            reset_at_once(running.port, source=OTHER)
+            assert (await exchange(running.port, request("-p1"))).rc == 0
+            assert counted(running) == {RejectReason.DENIED: 1}
+        assert (await exchange(running.port, request("-p1"))).rc == 0
+        assert not running.ended.is_set()
 
 
 async def test_denied_clients_beyond_the_limit_are_reset():
