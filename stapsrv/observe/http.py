@@ -6,7 +6,6 @@ work, and when there is no room, who comes waits in the kernel's queue.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -145,6 +144,3 @@ async def _send(stream: SocketStream, parser: h11.Connection, page: Page, *, bod
     response = h11.Response(status_code=page.status, headers=headers, reason=page.status.phrase)
     events = (response, h11.Data(body), h11.EndOfMessage())
     await stream.send(b"".join(parser.send(event) or b"" for event in events))
-    # The peer may have closed first.
-    with contextlib.suppress(OSError):
-        await stream.send_eof()

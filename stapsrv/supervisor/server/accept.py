@@ -33,7 +33,11 @@ async def deny(connection: socket.socket) -> None:
         try:
             with anyio.move_on_after(_GOODBYE_S):
                 await stream.send(_ACCESS_DENIED)
-                await stream.send_eof()
+                try:
+                    await stream.send_eof()
+                except RuntimeError:
+                    # uvloop's own, where the client has reset the connection by now.
+                    return
                 # Closing on bytes that were not read would reset the connection, and the alert with it.
                 with contextlib.suppress(anyio.EndOfStream):
                     while True:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import SocketStream
 from kit.loops import every_loop
 
 from stapsrv.supervisor.server.accept import accept_forever, deny
+from stapsrv.system.streams import adopt
 
 pytestmark = [pytest.mark.anyio, every_loop]
 
@@ -100,6 +103,21 @@ async def test_flood_does_not_hold_off_the_end(listener):
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
     assert flood.failures > 0
+
+
+async def test_client_that_resets_while_it_is_denied(monkeypatch, listener):
+    client = socket.create_connection(listener.getsockname())
+    connection, _ = listener.accept()
+
+    async def adopt_and_reset(accepted: socket.socket) -> SocketStream:
+        stream = await adopt(accepted)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        return stream
+
+    monkeypatch.setattr("stapsrv.supervisor.server.accept.adopt", adopt_and_reset)
+    await deny(connection)
+    assert connection.fileno() == -1
 
 
 async def test_denied_client_that_floods_is_left_in_time(monkeypatch):
