@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,11 @@ def started_environ(environ: Mapping[str, str], *, started_with: Path = _STARTED
     # Children, such as compilers that translate their messages, are to see the locale that the administrator
     # chose.
     own = dict(environ)
-    with contextlib.suppress(OSError):
-        given = started_with.read_bytes().split(b"\0")
-        if not any(each.startswith(b"LC_CTYPE=") for each in given):
-            own.pop("LC_CTYPE", None)
+    if "LC_CTYPE" in own:
+        try:
+            given = started_with.read_bytes()
+        except OSError:
+            return own
+        if not any(line.startswith(b"LC_CTYPE=") for line in given.split(b"\0")):
+            del own["LC_CTYPE"]
     return own
