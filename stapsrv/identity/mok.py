@@ -85,7 +85,8 @@ class Mok:
     @property
     def fingerprint(self) -> str:
         """The certificate's SHA-1 in lower case, ``xx:xx:…``."""
-        return _fingerprint(self.certificate)
+        # A name that mokutil and SystemTap gave it, not a protection.
+        return self.certificate.fingerprint(hashes.SHA1()).hex(":")  # noqa: S303
 
     @property
     def der(self) -> bytes:
@@ -230,11 +231,6 @@ def _unusable(directory: Path, problem: str, remedy: str = "mend it or move it a
     return IdentityError(problem, where=str(directory), remedy=remedy)
 
 
-def _fingerprint(certificate: x509.Certificate) -> str:
-    # A name that mokutil and SystemTap gave it, not a protection.
-    return certificate.fingerprint(hashes.SHA1()).hex(":")  # noqa: S303
-
-
 async def _make(directory: Path, log: FilteringBoundLogger) -> Mok:
     # The caller has the write lock.
     log.info("mok.generating", directory=directory)
@@ -245,15 +241,14 @@ async def _make(directory: Path, log: FilteringBoundLogger) -> Mok:
 
 def _make_files(directory: Path) -> Mok:
     certificate, key = _make_certificate(datetime.now(UTC))
-    mok = Mok(directory / _fingerprint(certificate), certificate)
     with staging_directory(directory) as staging:
         if not path_exists(directory / GENKEY_FILE):
             create_file(staging / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
             (staging / GENKEY_FILE).rename(directory / GENKEY_FILE)
-        create_file(staging / CERTIFICATE_FILE, mok.der, mode=0o644)
-        create_file(staging / KEY_FILE, key_in_pem(key), mode=0o600)
-        staging.rename(mok.directory)
-    return mok
+        staged = Mok(staging, certificate)
+        create_file(staged.certificate_file, staged.der, mode=0o644)
+        create_file(staged.key_file, key_in_pem(key), mode=0o600)
+        return Mok(staging.rename(directory / staged.fingerprint), certificate)
 
 
 def _make_certificate(now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
