@@ -88,18 +88,6 @@ class ResponderEvents:
     errors: tuple[str, ...] = ()
 
 
-def server_options(
-    *, runtime: str | None, build: Iterable[str], define: Iterable[str], include: Iterable[str]
-) -> tuple[str, ...]:
-    """Return a server's own options in the original's order, each with its value attached, unquoted."""
-    return (
-        *([f"-R{runtime}"] if runtime is not None else []),
-        *(f"-B{value}" for value in build),
-        *(f"-D{value}" for value in define),
-        *(f"-I{value}" for value in include),
-    )
-
-
 def instance_name(host: str, number: int) -> str:
     """Return the name of a host's first, second … service, at most 63 bytes; the second ends in `` #2``."""
     suffix = f" #{number}" if number > 1 else ""

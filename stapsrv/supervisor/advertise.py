@@ -18,7 +18,7 @@ from stapsrv.identity.mok import load_moks, moks_directory
 from stapsrv.identity.selfsigned import host_name
 from stapsrv.identity.store import LiveIdentity
 from stapsrv.mdns.advertiser import Advertiser
-from stapsrv.mdns.records import Advertisement, server_options
+from stapsrv.mdns.records import Advertisement
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
@@ -145,9 +145,10 @@ def advertisements(server: CompileServer, *, serial: str, moks: Sequence[str]) -
     addresses = _listened_on(settings.access.listen)
     if addresses is not None and not addresses:
         return ()
-    options = server_options(
-        runtime=settings.runtime, build=settings.build, define=settings.define, include=settings.include
-    )
+    runtime = () if settings.runtime is None else (settings.runtime,)
+    given = (("-R", runtime), ("-B", settings.build), ("-D", settings.define), ("-I", settings.include))
+    # In the original's order, and unquoted.
+    options = tuple(option + value for option, values in given for value in values)
     return tuple(
         Advertisement(
             sysinfo=release.sysinfo,

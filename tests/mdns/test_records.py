@@ -19,7 +19,6 @@ from stapsrv.mdns.records import (
     host_label,
     instance_name,
     parse_text,
-    server_options,
 )
 
 PLAIN = Advertisement(sysinfo="6.1.0-56-amd64 x86_64", port=5001, version="4.8", serial="00:cc:1d:4b:d6")
@@ -46,11 +45,11 @@ def strings_of(text: bytes) -> list[str]:
         pytest.param(
             attrs.evolve(
                 PLAIN,
-                options=server_options(
-                    runtime="/var/lib/stap-server/runtime",
-                    build=("CONFIG=x y",),
-                    define=("A=1", "B=2"),
-                    include=("/tap", "/tap two"),
+                options=(
+                    "-R/var/lib/stap-server/runtime",
+                    "-BCONFIG=x y",
+                    *("-DA=1", "-DB=2"),
+                    *("-I/tap", "-I/tap two"),
                 ),
             ),
             [

@@ -74,14 +74,15 @@ async def test_server_on_loopback_is_not_advertised(bench, fake):
 
 
 async def test_serving_servers_are_advertised(bench, fake):
-    async with serving(bench, fake, {"define": ("A=1",), "include": ("/tmp",)}) as (_, servers):
+    given = {"define": ("A=1", "B=2"), "include": ("/tmp",), "build": ("X=x y",), "runtime": "/var"}
+    async with serving(bench, fake, given) as (_, servers):
         (said,) = fake.announced.values()
         identity = await bench.runtime.identities.get(bench.identity, bench.lines.log)
         assert (said.name, said.host, said.advertisement.port) == (NAME, "build", servers[0].port)
         assert texts(fake) == [
             {
                 "sysinfo": ["6.1.0-test x86_64"],
-                "optinfo": ["-DA=1 -I/tmp"],
+                "optinfo": ["-R/var -BX=x y -DA=1 -DB=2 -I/tmp"],
                 "version": ["4.8"],
                 "certinfo": [identity.loaded.serial],
             }
