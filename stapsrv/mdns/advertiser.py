@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 import attrs
-from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.errors import AdvertiseError, first_error
@@ -84,10 +83,9 @@ class Advertiser:
         with anyio.move_on_after(WITHDRAW_S, shield=True):
             await self._changed.wait_until(lambda: not self._registry.is_announced(server_id))
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Advertise until cancelled, then say goodbye for all services within two seconds."""
         with self._monitor() as monitor:
-            task_status.started()
             while True:
                 await self._changed.wait_until(lambda: self._registry.has_wanted)
                 began = anyio.current_time()

@@ -6,7 +6,6 @@ Like :mod:`stapsrv.mdns.responder` it is imported late, and blocks.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 import threading
 import time
@@ -110,9 +109,8 @@ def _found(info: ServiceInfo) -> FoundServer:
 
 
 def _with_interface_name(text: str) -> str:
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv4Address) or not (address.scope_id or "").isdigit():
-        return text
-    with contextlib.suppress(OSError):
-        return f"{text.partition('%')[0]}%{socket.if_indextoname(int(address.scope_id or 0))}"
+    address, _, index = text.partition("%")
+    if index.isdigit():
+        with contextlib.suppress(OSError):
+            return f"{address}%{socket.if_indextoname(int(index))}"
     return text

@@ -202,14 +202,10 @@ class PerLinkZeroconf(Zeroconf):
 
     def _link_of(self, sender: _Sender) -> NetworkLink | None:
         """Return the link that a socket sends on; None for a socket that is about to be closed."""
-        for link in self._links:
-            if sender.is_ipv6:
-                found = link.index == sender.multicast_index
-            else:
-                found = ipaddress.ip_address(sender.sock_name[0]) in link.ipv4
-            if found:
-                return link
-        return None
+        if sender.is_ipv6:
+            return next((link for link in self._links if link.index == sender.multicast_index), None)
+        address = ipaddress.ip_address(sender.sock_name[0])
+        return next((link for link in self._links if address in link.ipv4), None)
 
     def _addresses_for_peer(self, peer: str, scope: tuple[()] | tuple[int, int]) -> frozenset[bytes]:
         address: Address = ipaddress.ip_address(peer.partition("%")[0])

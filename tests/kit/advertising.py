@@ -63,7 +63,7 @@ async def advertising(fake: FakeNetwork, *, interfaces: tuple[str, ...] = ()) ->
     )
     with anyio.fail_after(60), mock.patch.object(session, "_MAX_CONFLICT_DELAY_S", 0):
         async with anyio.create_task_group() as tasks:
-            await tasks.start(advertiser.run)
+            tasks.start_soon(advertiser.run)
             yield Bench(advertiser, fake, lines, monitor)
             tasks.cancel_scope.cancel()
     assert not fake.announced

@@ -150,7 +150,7 @@ async def test_refused_netlink_is_logged(fake):
         "build", log=lines.log, open_responder=fake.open, read_network=refuse, open_monitor=refuse
     )
     async with anyio.create_task_group() as tasks:
-        await tasks.start(advertiser.run)
+        tasks.start_soon(advertiser.run)
         advertiser.set(1, (FIRST,))
         await lines.wait("mdns.failed")
         tasks.cancel_scope.cancel()
