@@ -14,10 +14,10 @@ from stapsrv.config.configured import ConfiguredFile, read_configured_or_environ
 from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.cli.invocation import NICKNAME, Action, Invocation
-from stapsrv.control.cli.places import own_settings, readable_stat_paths
 from stapsrv.control.cli.targets import ConfiguredServer, HostFacts, RunningServer
 from stapsrv.control.client.accounts import caller_name
 from stapsrv.control.client.discovery import SupervisorScan
+from stapsrv.control.client.whereabouts import own_settings, readable_stat_paths
 from stapsrv.control.protocol.schema import settings_from
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stapsrv.control.cli.inventory import Inventory
-from stapsrv.control.cli.places import own_stat_paths
 from stapsrv.control.client.accounts import runnable_account
 from stapsrv.control.client.discovery import SOCKET_NAME
 from stapsrv.control.client.launch import LOCK_NAME, SUPERVISOR_LOCK, Launch, prepare, reach_or_launch
 from stapsrv.control.client.sync import ACTION_S, Command, SupervisorNotRunning, SyncControlClient
+from stapsrv.control.client.whereabouts import own_stat_paths
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.identity.password import obtain_password

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stapsrv.control.cli.console import StatusReport, problem_lines, status_json, status_lines, title
-from stapsrv.control.cli.places import own_settings, readable_stat_paths
 from stapsrv.control.client.discovery import SupervisorScan
+from stapsrv.control.client.whereabouts import own_settings, readable_stat_paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
