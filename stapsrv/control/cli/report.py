@@ -85,29 +85,21 @@ class JsonReporter(Reporter):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._servers: list[dict[str, object]] = []
-        self._remarks: list[str] = []
-        self._problems: list[str] = []
+        self._document: dict[str, list[object]] = {"servers": [], "remarks": [], "problems": []}
 
     def result(self, result: Result) -> None:
         """See :class:`Reporter`."""
         members = result._asdict()
-        self._servers.append({"action": members.pop("verb").name.lower(), **members})
+        self._document["servers"].append({"action": members.pop("verb").name.lower(), **members})
 
     def remark(self, line: str, *, done: bool | None = None) -> None:
         """See :class:`Reporter`."""
-        (self._problems if done is False else self._remarks).append(line)
+        self._document["problems" if done is False else "remarks"].append(line)
 
     def complain(self, text: str) -> None:
         """See :class:`Reporter`."""
-        self._problems += text.split("\n")
+        self._document["problems"] += text.split("\n")
 
     def finish(self, exit_status: int) -> None:
         """See :class:`Reporter`."""
-        document = {
-            "servers": self._servers,
-            "remarks": self._remarks,
-            "problems": self._problems,
-            "exit_status": exit_status,
-        }
-        self._console.write(encode_document(document))
+        self._console.write(encode_document({**self._document, "exit_status": exit_status}))

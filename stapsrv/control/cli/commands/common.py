@@ -64,13 +64,7 @@ class Owner:
             # The owner may not be allowed into the caller's directory.
             cwd="/",
             stdout=output,
-            env={
-                "PATH": os.environ.get("PATH", os.defpath),
-                "LANG": "C.UTF-8",
-                # A name that the locale cannot write is no reason to fail.
-                "PYTHONIOENCODING": ":backslashreplace",
-                **self.environ,
-            },
+            env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **self.environ},
         ) as child:
             try:
                 return child.wait()
