@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _ABOUT_OPTION = re.compile(r"argument (\S+): (.*)", re.DOTALL)
-_PLAINER = (
-    (re.compile(r"expected one argument"), "needs a value"),
-    (re.compile(r"ignored explicit argument .*", re.DOTALL), "takes no value"),
-)
 
 
 class Append(argparse.Action):
@@ -57,8 +53,9 @@ class OptionParser(Parser):
         """Raise argparse's message as a UsageError."""
         about = _ABOUT_OPTION.fullmatch(message)
         option, problem = (about[1], about[2]) if about else (None, message)
-        for pattern, plainer in _PLAINER:
-            problem = pattern.sub(plainer, problem)
+        if problem.startswith("ignored explicit argument"):
+            problem = "takes no value"
+        problem = problem.replace("expected one argument", "needs a value")
         raise UsageError(problem, where=option, remedy=None if about else f"see {self.prog} --help")
 
     def _attached(self, words: Sequence[str]) -> list[str]:

@@ -73,9 +73,7 @@ def _probe_jobs(context: DoctorContext) -> list[CompileJob]:
             except ConfigError:
                 continue
             way = (release, settings.runtime, settings.include, settings.define, settings.build)
-            request = CompileRequest(
-                version="4.8", release=release.name, arch=release.arch, arguments=_ARGUMENTS
-            )
+            request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
             job = CompileJob(request=request, release=release, settings=settings, deadline_s=_TIMEOUT_S)
             jobs.setdefault(way, job)
     return list(jobs.values())
