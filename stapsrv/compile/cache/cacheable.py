@@ -84,7 +84,8 @@ def request_uncacheable_reason(
     if sum(map(len, texts)) > _MOST_SCRIPT_BYTES:
         return "size"
     arguments = parsed.operands if has_text else parsed.operands[1:]
-    if _pastes(texts, arguments):
+    # A script makes words of its arguments by $1, but strings by @1; a number sends stap nowhere.
+    if not all(map(_NUMBER.fullmatch, arguments)) and any(map(_BARE_ARGUMENT.search, texts)):
         return "argument"
     return next((why for text in texts if (why := host_access_reason(text, host_names)) is not None), None)
 
@@ -146,13 +147,6 @@ def _is_repeatable(name: str, value: bytes, request: CompileRequest) -> bool:
         return not value.startswith(b"/") and b".." not in value.split(b"/")
     pattern = _OPTIONS.get(name)
     return pattern is not None and pattern.fullmatch(value) is not None
-
-
-def _pastes(texts: Sequence[bytes], arguments: Sequence[bytes]) -> bool:
-    """Whether a script makes words of its arguments (``$1``); ``@1`` is always a string."""
-    if all(_NUMBER.fullmatch(argument) for argument in arguments):
-        return False
-    return any(_BARE_ARGUMENT.search(text) for text in texts)
 
 
 def _is_below(directory: str, roots: Iterable[str]) -> bool:

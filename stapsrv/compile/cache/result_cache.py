@@ -138,7 +138,7 @@ class ResultCache:
 
     async def wait_stored(self, key: CacheKey) -> None:
         """Wait for an entry that is being stored, for a bounded time."""
-        if key.environment_digest is not None and (storing := self._storing.get(key.name)) is not None:
+        if (storing := self._storing.get(key.name)) is not None:
             with anyio.move_on_after(_TIMEOUT_S):
                 await storing.stored.wait()
 

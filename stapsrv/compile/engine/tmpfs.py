@@ -5,6 +5,7 @@ Compilers write many small files that nobody needs a second later, and that neve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -36,12 +37,11 @@ class Tmpfs:
 
     def find_directory(self, most_bytes: int) -> Path | None:
         """Return the directory if it is safe and has room for ``most_bytes``, else None."""
-        try:
-            if self._is_safe() and self._available_bytes() >= _RESERVE_FACTOR * most_bytes:
-                status = os.statvfs(self.directory)
-                return self.directory if status.f_bavail * status.f_frsize >= most_bytes else None
-        except (OSError, ValueError):
-            return None
+        with contextlib.suppress(OSError, ValueError):
+            status = os.statvfs(self.directory)
+            has_room = status.f_bavail * status.f_frsize >= most_bytes
+            if has_room and self._is_safe() and self._available_bytes() >= _RESERVE_FACTOR * most_bytes:
+                return self.directory
         return None
 
     def _is_safe(self) -> bool:
@@ -72,12 +72,10 @@ class Tmpfs:
                     break
                 # The file's name in version 2, and in version 1.
                 for name in ("memory.max", "memory.limit_in_bytes"):
-                    try:
+                    with contextlib.suppress(OSError):
                         limit = (group / name).read_text(encoding="ascii").strip()
-                    except OSError:
-                        continue
-                    if limit != "max":
-                        yield int(limit)
+                        if limit != "max":
+                            yield int(limit)
 
 
 def find_memory_directory(environ: Mapping[str, str], tuning: Tuning) -> Path | None:

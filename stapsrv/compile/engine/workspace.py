@@ -165,13 +165,12 @@ def _make(parent: Path) -> tuple[Path, int, int]:
     return path, lock_fd, directory_fd
 
 
-def sweep(parent: Path) -> list[Path]:
-    """Remove the directories in ``parent`` whose processes are dead; return their paths.
+def sweep(parent: Path) -> None:
+    """Remove the directories in ``parent`` whose processes are dead.
 
     Only this user's go, and only with a lock file that nobody locks: those that ``-k`` kept, and those of
     SystemTap's own server, stay.
     """
-    swept = []
     for path in _own_directories(parent):
         try:
             lock_fd = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -180,16 +179,10 @@ def sweep(parent: Path) -> list[Path]:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             continue
-        try:
+        with contextlib.suppress(OSError):  # it is locked
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _remove_with_lock(path):
-                swept.append(path)
-        except OSError:
-            # It is locked.
-            continue
-        finally:
-            os.close(lock_fd)
-    return swept
+            _remove_with_lock(path)
+        os.close(lock_fd)
 
 
 def _own_directories(parent: Path) -> list[Path]:
@@ -208,12 +201,9 @@ def _own_directories(parent: Path) -> list[Path]:
     return found
 
 
-def _remove_with_lock(path: Path) -> bool:
+def _remove_with_lock(path: Path) -> None:
     # The lock last: what stays is known by it.
-    try:
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.name != _LOCK]
-    except OSError:
-        return False
-    removed = [trees.remove(path / name) for name in names]
-    return all(removed) and trees.remove(path)
+    with contextlib.suppress(OSError):
+        removed = [trees.remove(below) for below in path.iterdir() if below.name != _LOCK]
+        if all(removed):
+            trees.remove(path)
