@@ -122,7 +122,7 @@ class Runtime:
             )
             if self.cache is not None and settings.limits.result_cache:
                 self.cache.watch(releases, settings)
-            server = CompileServer(service, listeners, identity=identity, budget=self.connections)
+            server = CompileServer(service, listeners, budget=self.connections)
             self.counters.expect(service.releases)
             undo.pop_all()
         return server

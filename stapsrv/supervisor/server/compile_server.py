@@ -21,7 +21,6 @@ from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.session import Session
 from stapsrv.compile.stats import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
-from stapsrv.identity.store import LiveIdentity
 from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.server.accept import accept_forever, deny
 from stapsrv.supervisor.server.acl import NetworkRules
@@ -36,21 +35,15 @@ _SENDING_S = 3.0
 
 
 class CompileServer:
-    """Serves one port, once; it is not advertised without ``identity``.
+    """Serves one port, once.
 
     The listeners, listening and non-blocking, are its own: it closes them when it stops accepting. The budget
     of connections is shared with other servers.
     """
 
     def __init__(
-        self,
-        service: CompileService,
-        listeners: Sequence[socket.socket],
-        *,
-        identity: LiveIdentity | None = None,
-        budget: ConnectionBudget,
+        self, service: CompileService, listeners: Sequence[socket.socket], *, budget: ConnectionBudget
     ) -> None:
-        self.identity = identity
         self.service = service
         self._listeners = tuple(listeners)
         self._sessions: set[Session] = set()
