@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from stapsrv.sandbox.cgroup import RequestGroup
 
 _READ_BYTES = 65536
-_LOWEST_PRIORITY = 19
+# A tenth of what a request gets: with the lowest niceness it would never end on a busy host.
+_BACKGROUND_NICENESS = 10
 # How long a killed process may take to be gone; only one that is stuck in the kernel takes longer.
 _REAP_S = 5.0
 
@@ -115,7 +116,7 @@ async def run_process_tree(
 
     No shell is involved. After ``deadline_s`` the tree is ended as TIMED_OUT, and by more than
     ``output_bytes`` on either output as OUTPUT_LIMIT; ``grace_s`` lies between TERM and KILL. The tree is
-    moved into ``group``, whose owner ends what this cannot; ``background`` is the lowest priority.
+    moved into ``group``, whose owner ends what this cannot; ``background`` is a low priority.
 
     Raises:
         TranslatorError: the program could not be started, or not be moved into its group.
@@ -218,13 +219,13 @@ class ProcessTree:
             ) from exc
 
     def lower_priority(self) -> None:
-        """Give the tree the lowest priority, if the kernel allows it."""
+        """Give the tree a low priority, if the kernel allows it."""
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, self._child.pid, _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PGRP, self._child.pid, _BACKGROUND_NICENESS)
         # Where the kernel groups processes by session, niceness counts within the session's group alone, and
         # the group has one of its own (sched(7), the autogroup feature).
         with contextlib.suppress(OSError):
-            Path(f"/proc/{self._child.pid}/autogroup").write_text(f"{_LOWEST_PRIORITY}", encoding="ascii")
+            Path(f"/proc/{self._child.pid}/autogroup").write_text(f"{_BACKGROUND_NICENESS}", encoding="ascii")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes that are left of the session."""

@@ -188,7 +188,6 @@ def copy_tree(original: Path, tree: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
 def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp_path):
     """stap's own cache takes no notice of either.
 
@@ -211,24 +210,23 @@ def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp
             tls.sendall(frame(payload))
             return Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
 
-    def ask(script: str) -> tuple[Answer, str]:
-        payload = request("-p4", "-e", script, release=release)
+    def ask(last_pass: str, script: str) -> tuple[Answer, str]:
+        payload = request(last_pass, "-e", script, release=release)
         answer, source, _reason = asked(server, lambda: send(payload))
         assert answer.rc == 0, answer.stderr
         return answer, source
 
     def module() -> tuple[bytes, str]:
-        answer, source = ask("probe begin { println(4400) exit() }")
+        answer, source = ask("-p4", "probe begin { println(4400) exit() }")
         (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
         return made, source
 
     def offset(number: int) -> int:
         """Return where a script, a new one for each number, finds the struct's member."""
         cast = f'@cast({number}, "thing", "kernel<generated/thing.h>")->value'
-        answer, source = ask(f"probe begin {{ println({cast}) exit() }}")
+        answer, source = ask("-p3", f"probe begin {{ println({cast}) exit() }}")
         assert source == "compiled"
-        (code,) = (data for name, data in answer.files.items() if name.endswith("_src.c"))
-        (found,) = set(re.findall(rb"\b(44[0-9]{2})LL", code))
+        (found,) = set(re.findall(r"\b(44[0-9]{2})LL", answer.stdout))
         return int(found)
 
     assert offset(1) == 4410
