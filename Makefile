@@ -26,10 +26,11 @@ test-image: ## build the container's images and run them, with podman: ARGS are 
 	@packaging/setup --images
 	@packaging/test-image $(ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, and mypy for the lowest and the highest Python
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
+	.venv/bin/mypy --strict --python-version 3.14
 
 format: setup ## format the code, and mend what ruff can mend by itself
 	.venv/bin/ruff check --fix .
