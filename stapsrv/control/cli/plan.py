@@ -27,8 +27,8 @@ from stapsrv.control.cli.targets import (
     Match,
     RunningServer,
     ServerIndex,
+    SpecifiedServers,
     changed,
-    specified,
 )
 
 
@@ -106,7 +106,8 @@ def make_plan(
     index = ServerIndex(running, configured, host)
     list_options = ListOptions(invocation.lists)
     if invocation.specifications:
-        matches = specified(invocation.specifications, index, list_options, may_create=rule.like_start)
+        servers = SpecifiedServers(index, list_options, may_create=rule.like_start)
+        matches = servers.matches(invocation.specifications)
     elif not rule.like_start:
         matches = (Match(server.settings, server=server) for server in running)
     elif configured:

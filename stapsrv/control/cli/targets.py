@@ -157,52 +157,72 @@ class ListOptions:
                 yield f"{option} {repr('') if value is None else value} applies to no server"
 
 
-def specified(
-    specifications: Iterable[ServerSpecification],
-    index: ServerIndex,
-    list_options: ListOptions,
-    *,
-    may_create: bool,
-) -> Iterator[Match]:
-    """Yield the specified servers, each with its values of the list options."""
-    in_force: tuple[TypedOption, ...] = ()
-    for server in specifications:
-        base = _base(server, in_force, index, may_create=may_create)
-        naming = (*server.earlier, *server.settings)
-        if server.name or not server.each_release or RELEASE in dict(naming):
-            yield _overridden(base, server.settings, list_options.next_values(), index)
-        if server.each_release:
-            yield from _for_each_release(base, server.settings, index, list_options, may_create=may_create)
-        in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
+class SpecifiedServers:
+    """Turns specifications into servers; where it ``may_create`` them, unknown nicknames are new servers'."""
 
+    def __init__(self, index: ServerIndex, list_options: ListOptions, *, may_create: bool) -> None:
+        self._index = index
+        self._list_options = list_options
+        self._may_create = may_create
 
-def _base(
-    server: ServerSpecification, in_force: Iterable[TypedOption], index: ServerIndex, *, may_create: bool
-) -> Match:
-    """Return the server that ``-n`` or ``-p`` names; for a new one, the settings typed before."""
-    earlier = _described(ServerSettings(), (*in_force, *server.earlier))
-    if server.name is None:
-        return Match(earlier)
-    named = index.named(server.name)
-    if named.unknown and may_create:
-        return Match(attrs.evolve(earlier, nickname=server.name.value))
-    return named
+    def matches(self, specifications: Iterable[ServerSpecification]) -> Iterator[Match]:
+        """Yield the specified servers, each with its values of the list options."""
+        in_force: tuple[TypedOption, ...] = ()
+        for server in specifications:
+            base = self._base(server, in_force)
+            naming = (*server.earlier, *server.settings)
+            if server.name or not server.each_release or RELEASE in dict(naming):
+                yield self._overridden(base, server.settings)
+            if server.each_release:
+                yield from self._for_each_release(base, server.settings)
+            in_force += tuple(typed for typed in naming if typed.option in _IN_FORCE)
 
+    def _base(self, server: ServerSpecification, in_force: Iterable[TypedOption]) -> Match:
+        """Return the server that ``-n`` or ``-p`` names; for a new one, the settings typed before."""
+        earlier = _described(ServerSettings(), (*in_force, *server.earlier))
+        if server.name is None:
+            return Match(earlier)
+        named = self._index.named(server.name)
+        if named.unknown and self._may_create:
+            return Match(attrs.evolve(earlier, nickname=server.name.value))
+        return named
 
-def _overridden(
-    base: Match, typed: Iterable[TypedOption], next_values: Mapping[str, object], index: ServerIndex
-) -> Match:
-    """Apply typed and listed settings, which may turn a named server into another one."""
-    whole = changed(_described(base.settings, typed), next_values)
-    named = base.server is not None or base.where is not None
-    if named:
+    def _overridden(self, base: Match, typed: Iterable[TypedOption]) -> Match:
+        """Apply typed and listed settings, which may turn a named server into another one."""
+        listed = self._list_options.next_values()
+        whole = changed(_described(base.settings, typed), listed)
+        if base.server is None and base.where is None:
+            return attrs.evolve(base, settings=whole)
         whole = _typed_once(whole, base.settings)
-    if named and index.identity(whole) == index.identity(base.settings):
-        # The same server, though it may be tuned otherwise from its next start on.
-        return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
-    if named:
-        return Match(changed(_described(_inherited(base.settings), typed), next_values))
-    return attrs.evolve(base, settings=whole)
+        if self._index.identity(whole) == self._index.identity(base.settings):
+            # The same server, though it may be tuned otherwise from its next start on.
+            return attrs.evolve(base, settings=attrs.evolve(base.settings, tuning=whole.tuning))
+        return Match(changed(_described(_inherited(base.settings), typed), listed))
+
+    def _for_each_release(self, base: Match, typed: Iterable[TypedOption]) -> Iterator[Match]:
+        """Yield a server like ``base`` for each installed release and the host's architecture (``-i``).
+
+        With one port it is one server for all of them, which the original of 4.8 starts in any case. Actions
+        that start nothing mean that one where it runs.
+        """
+        alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
+        installed = self._index.host.installed
+        if not installed:
+            yield Match(alike, problem="-i means no server: no kernel release is installed")
+        elif not self._may_create and (running := self._index.serving_all(installed, alike)):
+            yield Match(running.settings, server=running)
+        elif self._list_options.has_one_port:
+            yield self._listed(attrs.evolve(alike, releases=installed))
+        else:
+            for release in installed:
+                yield self._listed(attrs.evolve(alike, releases=(release,)))
+
+    def _listed(self, settings: ServerSettings) -> Match:
+        return Match(changed(settings, self._list_options.next_values()))
+
+
+# What is typed for one server and stays in force for those after it.
+_IN_FORCE = DESCRIBING_OPTIONS.keys() - {RELEASE, ARCH}
 
 
 def _typed_once(whole: ServerSettings, named: ServerSettings) -> ServerSettings:
@@ -221,36 +241,6 @@ def _typed_once(whole: ServerSettings, named: ServerSettings) -> ServerSettings:
 
 def _with_value(row: Setting[Any], value: object, settings: ServerSettings) -> dict[str, object]:
     return {"tuning": {**settings.tuning, row.attribute: value}} if row.tunable else {row.attribute: value}
-
-
-def _for_each_release(
-    base: Match,
-    typed: Iterable[TypedOption],
-    index: ServerIndex,
-    list_options: ListOptions,
-    *,
-    may_create: bool,
-) -> Iterator[Match]:
-    """Yield a server like ``base`` for each installed release and the host's architecture (``-i``).
-
-    With one port it is one server for all of them, which the original of 4.8 starts in any case. Actions that
-    start nothing mean that one where it runs.
-    """
-    alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
-    installed = index.host.installed
-    if not installed:
-        yield Match(alike, problem="-i means no server: no kernel release is installed")
-    elif not may_create and (running := index.serving_all(installed, alike)):
-        yield Match(running.settings, server=running)
-    elif list_options.has_one_port:
-        yield Match(changed(attrs.evolve(alike, releases=installed), list_options.next_values()))
-    else:
-        for release in installed:
-            yield Match(changed(attrs.evolve(alike, releases=(release,)), list_options.next_values()))
-
-
-# What is typed for one server and stays in force for those after it.
-_IN_FORCE = DESCRIBING_OPTIONS.keys() - {RELEASE, ARCH}
 
 
 def _described(settings: ServerSettings, typed: Iterable[TypedOption]) -> ServerSettings:

@@ -14,7 +14,7 @@ from stapsrv.control.cli.targets import (
     Match,
     RunningServer,
     ServerIndex,
-    specified,
+    SpecifiedServers,
 )
 
 HOST = HostFacts(
@@ -30,7 +30,7 @@ def meant(line: str, *running: RunningServer, may_create: bool = True) -> list[M
     invocation = parse_arguments(shlex.split(line), directory="/")
     index = ServerIndex(running, [FILE], HOST)
     lists = ListOptions(invocation.lists)
-    return list(specified(invocation.specifications, index, lists, may_create=may_create))
+    return list(SpecifiedServers(index, lists, may_create=may_create).matches(invocation.specifications))
 
 
 def test_nickname_of_a_running_server_means_that_server():
@@ -81,5 +81,6 @@ def test_each_release_without_an_installed_one_means_no_server():
     nothing = HostFacts(defaults=HOST.defaults)
     invocation = parse_arguments(["start", "-i"], directory="/")
     index = ServerIndex([], [], nothing)
-    (match,) = specified(invocation.specifications, index, ListOptions({}), may_create=True)
+    servers = SpecifiedServers(index, ListOptions({}), may_create=True)
+    (match,) = servers.matches(invocation.specifications)
     assert match.problem == "-i means no server: no kernel release is installed"

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from stapsrv.control.cli.commands.common import Owner, VerbParser, absolute_path, export, guarded, silent_log
+from stapsrv.control.cli.commands.common import SILENT_LOG, Owner, VerbParser, absolute_path, export, guarded
 from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, default_directory, make_identity, serial_pairs
@@ -107,7 +107,7 @@ def gen_cert(argv: Sequence[str]) -> int:
         )
     directory = directory or default_directory(owner.environ)
     try:
-        anyio.run(partial(make_identity, directory, log=silent_log(), extra_names=names))
+        anyio.run(partial(make_identity, directory, log=SILENT_LOG, extra_names=names))
     except ValueError as exc:
         raise UsageError(f"{', '.join(names)}: {exc}", remedy="give DNS names in ASCII") from exc
     return 0
@@ -121,7 +121,7 @@ def authorize_cert(argv: Sequence[str]) -> int:
             "a certificate and a database are needed", remedy="usage: stap-authorize-cert CERTFILE DIRECTORY"
         )
     certificate = _read_certificate(Path(argv[0]))
-    anyio.run(partial(authorize, certificate, absolute_path(argv[1]), log=silent_log()))
+    anyio.run(partial(authorize, certificate, absolute_path(argv[1]), log=SILENT_LOG))
     return 0
 
 
@@ -205,16 +205,16 @@ async def _renew(directory: Path, owner: Owner) -> None:
         names = extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
     except IdentityError:
         names = []
-    identity = await make_identity(directory, log=silent_log(), extra_names=names)
+    identity = await make_identity(directory, log=SILENT_LOG, extra_names=names)
     # The owner's client trusts its own server from the start, and would lose that with the old certificate.
-    await authorize(identity.certificate, default_client_directory(owner.environ), log=silent_log())
+    await authorize(identity.certificate, default_client_directory(owner.environ), log=SILENT_LOG)
     sys.stdout.write(f"{identity.serial} is valid until {_iso(identity.not_after)}\n")
 
 
 async def _change_trust(verb: str, directory: Path, place: Path) -> None:
     certificate = _read_certificate(directory / CERTIFICATE_FILE)
     if verb == "authorize":
-        await authorize(certificate, place, log=silent_log())
+        await authorize(certificate, place, log=SILENT_LOG)
         sys.stdout.write(f"{place} trusts {serial_pairs(certificate)}\n")
         if place == ALL_CLIENTS:
             sys.stdout.write(_OF_NO_USE.format(directory / CERTIFICATE_FILE))

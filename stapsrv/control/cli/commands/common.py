@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pwd
@@ -23,6 +24,8 @@ from stapsrv.system.stdio import guard_stdout
 # Arguments in, an exit status out.
 _Command: TypeAlias = Callable[[Sequence[str]], int]
 
+# Drops everything, for commands that print the results themselves.
+SILENT_LOG: FilteringBoundLogger = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
 # As a shell reports a program that a signal ended.
 _INTERRUPTED = 130
 # For a compile and its process tree to end, and its files to be removed.
@@ -69,7 +72,11 @@ class Owner:
             try:
                 return child.wait()
             except KeyboardInterrupt:
-                return _interrupted(child)
+                # The child got the terminal's Ctrl-C too, and cleans up.
+                with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                    return child.wait(timeout=_TIDYING_S)
+                child.kill()
+                return _INTERRUPTED
 
 
 class LineParser(Parser):
@@ -146,18 +153,3 @@ def export(data: bytes, output: Path | None, *, is_text: bool) -> None:
         output.write_bytes(data)
     except OSError as exc:
         raise ConfigError(f"cannot be written ({exc.strerror})", where=str(output)) from exc
-
-
-def silent_log() -> FilteringBoundLogger:
-    """Return a logger that drops everything, for commands that print the results themselves."""
-    logger: FilteringBoundLogger = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
-    return logger
-
-
-def _interrupted(child: subprocess.Popen[bytes]) -> int:
-    """Let a child, which got the terminal's Ctrl-C too, clean up; return its exit status."""
-    try:
-        return child.wait(timeout=_TIDYING_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        child.kill()
-        return _INTERRUPTED

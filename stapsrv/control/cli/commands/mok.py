@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from stapsrv.control.cli.commands.common import Owner, VerbParser, absolute_path, export, guarded, silent_log
+from stapsrv.control.cli.commands.common import SILENT_LOG, Owner, VerbParser, absolute_path, export, guarded
 from stapsrv.errors import IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
 from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         case "list":
             return _list(directory, as_json=given.json)
         case "new":
-            mok = anyio.run(partial(create_mok, directory, log=silent_log()))
+            mok = anyio.run(partial(create_mok, directory, log=SILENT_LOG))
             sys.stdout.write(f"{mok.fingerprint}\n")
         case "export":
             mok = _named(directory, given.fingerprint)
