@@ -291,11 +291,6 @@ class App:
             self.supervisor.end()
         return outcomes
 
-    def _or_default(self, found: ConfiguredServers) -> tuple[ServerSpec, ...]:
-        # Where nothing is configured, one for the host's release (manual page, start).
-        default = ServerSpec(ServerSettings().resolved(self._configuration.defaults))
-        return (default,) if found.nothing_configured else found.specs
-
     async def _serve_control(self, *, task_status: TaskStatus[None]) -> None:
         socket = self._configuration.directory / SOCKET_NAME
         await serve_control(
@@ -322,7 +317,10 @@ class App:
             return
         found = await self._read_servers(None)
         self._check_sockets(found)
-        await self.supervisor.start(self._or_default(found), as_configured=True)
+        # Where nothing is configured, one for the host's release (manual page, start).
+        default = ServerSpec(ServerSettings().resolved(self._configuration.defaults))
+        specs = (default,) if found.nothing_configured else found.specs
+        await self.supervisor.start(specs, as_configured=True)
         self._phase = Phase.RUNNING
         self._notifier.ready(self._summary())
 

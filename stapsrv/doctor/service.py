@@ -19,7 +19,7 @@ from stapsrv.doctor.probe_client import CONNECT_S, finish, handshake
 from stapsrv.errors import ConfigError, IdentityError, ProtocolError
 from stapsrv.identity.certificate import serial_pairs
 from stapsrv.identity.permissions import refuse_exposed
-from stapsrv.supervisor.server.acl import NetworkRules
+from stapsrv.supervisor.server.admission import NetworkRules
 from stapsrv.supervisor.server.listener import open_listeners
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ async def _check_listener(question: str, port: int, found: FoundServer, context:
         stream = await anyio.connect_tcp(host, port)
     # A server closes a connection from an address that it denies without a handshake.
     own = str(stream.extra(SocketAttribute.local_address)[0])  # noqa: S610 - anyio's, not a database's
-    if not NetworkRules(allow=settings.access.allow, deny=settings.access.deny).permit(own):
+    if not NetworkRules(settings.access).permit(own):
         await anyio.aclose_forcefully(stream)
         return ok(
             question, f"it accepts; ALLOW and DENY keep out {own}, so nothing more can be checked from here"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -168,7 +167,6 @@ PROGRAM = "stap-serverd"
 
 # Of syslog(3), which the journal has taken over.
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-_LENGTH = struct.Struct("<Q")
 
 
 @attrs.frozen(kw_only=True)
@@ -260,4 +258,4 @@ def _journal_field(name: str, value: str) -> bytes:
     data = value.encode("utf-8", "backslashreplace")
     if b"\n" not in data:
         return b"%s=%s\n" % (name.encode(), data)
-    return b"%s\n%s%s\n" % (name.encode(), _LENGTH.pack(len(data)), data)
+    return b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data)

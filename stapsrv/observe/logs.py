@@ -64,7 +64,7 @@ class LogBook:
             # Another thread may have been faster.
             writer = self._writers.setdefault(place, made)
             if writer is not made:
-                made.end()
+                made.sink.close()
         outputs = [(writer, ENCODERS[style])]
         # A stream is read as it is; it may even be that terminal.
         if self._terminal is not None and not isinstance(writer.sink, StreamSink):
@@ -87,10 +87,9 @@ class LogBook:
     def close(self) -> None:
         """Write what waits and close every file, and the terminal; what takes longer than FLUSH_S is lost."""
         deadline = time.monotonic() + FLUSH_S
+        # All of them write meanwhile, so that one that hangs costs the others no time.
         for writer in self._all():
-            writer.end()
-        for writer in self._all():
-            writer.wait_ended(deadline=deadline)
+            writer.close(deadline=deadline)
 
     def _all(self) -> list[LogWriter]:
         return [*self._writers.values(), *filter(None, [self._terminal])]

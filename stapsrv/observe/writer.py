@@ -66,19 +66,15 @@ class LogWriter:
         if self._thread is not None and self.put(written.set):
             written.wait(max(0.0, deadline - time.monotonic()))
 
-    def end(self) -> None:
-        """Have the sink closed after what was put so far; later calls open it again."""
-        if self._thread is None:
+    def close(self, *, deadline: float) -> None:
+        """Close the sink after what was put so far, by ``deadline`` if it can; later calls open it again."""
+        thread, self._thread = self._thread, None
+        if thread is None:
             self.sink.close()
             return
         self._calls.put(self.sink.close)
         self._calls.put(None)
-
-    def wait_ended(self, *, deadline: float) -> None:
-        """Wait for what :meth:`end` began, at most until ``deadline``."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

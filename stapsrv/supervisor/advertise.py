@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -27,23 +26,13 @@ from stapsrv.system.directory_watcher import DirectoryWatcher
 _SETTLE_S = 0.2
 
 
-@attrs.frozen
-class _Advertised:
-    server: CompileServer
-    identity: LiveIdentity
-
-    @property
-    def directory(self) -> Path:
-        return self.identity.loaded.directory
-
-
 class ServerAdvertiser:
     """Advertises the servers of one process, and keeps that up to date; nothing without ``advertiser``."""
 
     def __init__(self, advertiser: Advertiser | None, *, log: Log) -> None:
         self._advertiser = advertiser
         self._log = log
-        self._advertised: dict[int, _Advertised] = {}
+        self._advertised: dict[int, CompileServer] = {}
         self._followed: set[Path] = set()
         self._moks: dict[Path, tuple[str, ...]] = {}
         self._files = BlockingCalls()
@@ -73,8 +62,8 @@ class ServerAdvertiser:
 
     def advertise(self, server_id: int, server: CompileServer) -> None:
         """Advertise a server that serves, or what is new of it; never waits."""
-        if self._advertiser is not None and server.identity is not None:
-            self._advertised[server_id] = _Advertised(server, server.identity)
+        if self._advertiser is not None:
+            self._advertised[server_id] = server
             self._publish(server_id)
 
     def retract(self, server_id: int) -> None:
@@ -90,19 +79,20 @@ class ServerAdvertiser:
 
     # Nothing before its keys have been read.
     def _publish(self, server_id: int) -> None:
-        advertised = self._advertised[server_id]
-        if advertised.directory not in self._followed and self._tasks is not None:
-            self._followed.add(advertised.directory)
-            self._tasks.start_soon(self._follow_identity, advertised.identity)
-            self._tasks.start_soon(self._follow_files, advertised.identity)
-        if advertised.directory in self._moks and self._advertiser is not None:
-            serial = advertised.identity.loaded.serial
-            found = advertisements(advertised.server, serial=serial, moks=self._moks[advertised.directory])
-            self._advertiser.set(server_id, found, advertised.server.service.log)
+        server = self._advertised[server_id]
+        identity = server.service.identity
+        directory = identity.loaded.directory
+        if directory not in self._followed and self._tasks is not None:
+            self._followed.add(directory)
+            self._tasks.start_soon(self._follow_identity, identity)
+            self._tasks.start_soon(self._follow_files, identity)
+        if directory in self._moks and self._advertiser is not None:
+            found = advertisements(server, serial=identity.loaded.serial, moks=self._moks[directory])
+            self._advertiser.set(server_id, found, server.service.log)
 
     def _publish_all(self, directory: Path) -> None:
-        for server_id, advertised in self._advertised.items():
-            if advertised.directory == directory:
+        for server_id, server in self._advertised.items():
+            if server.service.identity.loaded.directory == directory:
                 self._publish(server_id)
 
     async def _follow_identity(self, identity: LiveIdentity) -> None:

@@ -60,26 +60,17 @@ class Runtime:
     options: InstalledOptions
     identities: IdentityStore
     warmup: Warmup
-    sockets: PassedSockets = attrs.field(factory=PassedSockets)
-    cache: ResultCache | None = None
-    counters: ProcessCounters = attrs.field(factory=ProcessCounters)
-    # The budget of all servers together.
-    connections: ConnectionBudget = attrs.field(factory=lambda: ConnectionBudget(max_connections(None)))
-    memory: RequestMemory = attrs.field(
-        factory=lambda: RequestMemory.of(NOTHING_SET.effective("total_request_bytes"))
-    )
-    # Of modules, for kernels that want them signed.
-    signers: WorkerPool = attrs.field(factory=lambda: WorkerPool(1, queue_length=None))
+    sockets: PassedSockets
+    cache: ResultCache | None
+    connections: ConnectionBudget  # of all servers together
+    memory: RequestMemory
+    signers: WorkerPool  # of modules, for kernels that want them signed
+    counters: ProcessCounters = attrs.field(init=False, factory=ProcessCounters)
     # For directories, which may be on a file system that hangs.
-    files: BlockingCalls = attrs.field(factory=BlockingCalls)
+    files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
 
     async def prepare(
-        self,
-        settings: ServerSettings,
-        log: Log,
-        *,
-        last_port: int | None = None,
-        shared: WorkerPool | None = None,
+        self, settings: ServerSettings, log: Log, *, last_port: int | None, shared: WorkerPool
     ) -> CompileServer:
         """Make a server ready to accept: build trees, port, certificate, the local client's trust.
 
@@ -122,7 +113,7 @@ class Runtime:
             )
             if self.cache is not None and settings.limits.result_cache:
                 self.cache.watch(releases, settings)
-            server = CompileServer(service, listeners, identity=identity, budget=self.connections)
+            server = CompileServer(service, listeners, budget=self.connections)
             self.counters.expect(service.releases)
             undo.pop_all()
         return server
@@ -202,11 +193,7 @@ async def open_runtime(
         async with contextlib.AsyncExitStack() as opened:
             inputs = cache = None
             if log is not None:
-                inputs = await opened.enter_async_context(_watch_inputs(log))
-            if log is not None and inputs is not None:
-                cache = await _open_cache(stap, environ, tuning, inputs, log)
-            if cache is not None:
-                await opened.enter_async_context(cache.open())
+                inputs, cache = await _open_cache(opened, stap, environ, tuning, log)
             memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             databases = opened.enter_context(open_watcher(log))
             yield Runtime(
@@ -226,37 +213,37 @@ async def open_runtime(
             await workspace.files.run(workspace.close, timeout_s=_REMOVAL_S)
 
 
-@contextlib.asynccontextmanager
-async def _watch_inputs(log: Log) -> AsyncIterator[InputWatcher | None]:
+async def _open_cache(
+    opened: contextlib.AsyncExitStack,
+    stap: StapProgram,
+    environ: Mapping[str, str],
+    tuning: Tuning,
+    log: Log,
+) -> tuple[InputWatcher | None, ResultCache | None]:
+    """Open the result cache, and before it the watcher of its inputs, which is of use without it, too."""
     try:
         watcher = InputWatcher(log=log)
     except OSError as exc:
         log.warning("cache.unusable", reason=exc)
-        yield None
-        return
-    with contextlib.closing(watcher):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watcher.run)
-            yield watcher
-            tasks.cancel_scope.cancel()
-
-
-async def _open_cache(
-    stap: StapProgram, environ: Mapping[str, str], tuning: Tuning, watcher: InputWatcher, log: Log
-) -> ResultCache | None:
+        return None, None
+    opened.callback(watcher.close)
+    tasks = await opened.enter_async_context(anyio.create_task_group())
+    opened.callback(tasks.cancel_scope.cancel)
+    tasks.start_soon(watcher.run)
     systemtap = systemtap_directory(environ)
-
     max_bytes, max_age_s = tuning.effective("result_cache_bytes"), tuning.effective("result_cache_s")
     opening = partial(DiskStore, systemtap / RESULTS_DIRECTORY, max_bytes=max_bytes, max_age_s=max_age_s)
     try:
         store = await BlockingCalls().run(opening)
     except (ConfigError, OSError) as exc:
         log.warning("cache.unusable", reason=exc)
-        return None
+        return watcher, None
     inputs = HostInputs(stap, environ, systemtap, contained=str(tuning.effective("sandbox")))
     if inputs.fault is not None:
         log.warning("cache.idle", reason=inputs.fault)
-    return ResultCache(inputs, watcher, store, log=log)
+    cache = ResultCache(inputs, watcher, store, log=log)
+    await opened.enter_async_context(cache.open())
+    return watcher, cache
 
 
 def _open_listeners(settings: ServerSettings, last_port: int | None) -> tuple[socket.socket, ...]:

@@ -17,12 +17,16 @@ from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.memory import RequestMemory
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.runtime import Runtime
+from stapsrv.supervisor.server.admission import ConnectionBudget
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import SavedState, Supervisor
@@ -71,6 +75,11 @@ class Bench:
             options=InstalledOptions(self._engine.stap.path, {}),
             identities=IdentityStore(self._environ, watcher=self._watch),
             warmup=Warmup(self._engine, memory, self.inputs, first_delay_s=self.first_delay_s),
+            sockets=PassedSockets(),
+            cache=None,
+            connections=ConnectionBudget(1000),
+            memory=RequestMemory.of(1 << 30),
+            signers=WorkerPool(1, queue_length=None),
         )
 
     def settings(self, *, warmup: bool = False, **changes: object) -> ServerSettings:

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.errors import ConfigError, IdentityError
 from stapsrv.identity.store import IdentityStore
 from stapsrv.sandbox.backends import Backend
@@ -15,6 +16,11 @@ from stapsrv.supervisor.operations import ServerSpec
 from stapsrv.supervisor.server.listener import open_listeners
 
 pytestmark = pytest.mark.anyio
+
+
+async def prepare(bench, settings):
+    shared = WorkerPool(1, queue_length=None)
+    return await bench.runtime.prepare(settings, bench.lines.log, last_port=None, shared=shared)
 
 
 async def test_port_given_at_random_is_asked_for_again_by_the_next_supervisor(bench):
@@ -52,7 +58,7 @@ async def test_missing_directory_is_refused_by_its_option(bench, option, setting
     value = missing if setting == "runtime" else (missing,)
     settings = bench.settings(**{setting: value})
     with pytest.raises(ConfigError, match=f"^{option} {missing}: is not a directory"):
-        await bench.runtime.prepare(settings, bench.lines.log)
+        await prepare(bench, settings)
 
 
 async def test_server_that_cannot_be_made_ready_leaves_no_listener(bench, monkeypatch):
@@ -71,6 +77,6 @@ async def test_server_that_cannot_be_made_ready_leaves_no_listener(bench, monkey
     monkeypatch.setattr(runtime, "open_listeners", open_and_note)
     monkeypatch.setattr(IdentityStore, "get", refuse)
     with pytest.raises(IdentityError):
-        await bench.runtime.prepare(bench.settings(), bench.lines.log)
+        await prepare(bench, bench.settings())
     assert opened
     assert all(listener.fileno() == -1 for listener in opened)

@@ -19,7 +19,6 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import attrs
@@ -30,11 +29,9 @@ from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import ParsedOptions, Privilege
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
+from stapsrv.identity.mok import Mok, MokStore
 from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.sandbox import Sandbox
-
-if TYPE_CHECKING:
-    from stapsrv.identity.mok import Mok, MokStore
 
 SIGNED_PRIVILEGES = frozenset({Privilege.STAPUSR, Privilege.STAPSYS})
 # In an answer, the certificate to enrol; the client leaves it in its user's working directory.
@@ -100,6 +97,7 @@ class SignedForKernel:
     message: bytes
 
 
+@attrs.frozen
 class KernelSigner:
     """Signs modules for kernels that load no others; ``signers`` bounds how many answers at once.
 
@@ -107,12 +105,10 @@ class KernelSigner:
     may still hold for what follows its compile.
     """
 
-    def __init__(self, keys: MokStore, workspace: Workspace, sandbox: Sandbox, signers: WorkerPool) -> None:
-        self._keys = keys
-        self._workspace = workspace
-        self._signers = signers
-        # The kernel's program reads a module that a client had made.
-        self._sandbox = sandbox
+    _keys: MokStore
+    _workspace: Workspace
+    _sandbox: Sandbox  # the kernel's program reads a module that a client had made
+    _signers: WorkerPool
 
     async def sign(self, files: Sequence[ResponseFile], job: CompileJob) -> SignedForKernel:
         """Sign the modules of a job with a key that the client's kernel trusts, or offer it one.

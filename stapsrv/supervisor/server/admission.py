@@ -1,4 +1,4 @@
-"""Who is let in, by the number of connections: over all servers, to one server, and from one client.
+"""Who is let in: by address, and by the number of connections over all servers, to one, and from one client.
 
 Pure. What counts as one client is :func:`client_of` an address: connections from it share one bound, and one
 place in the turns of the queue.
@@ -8,15 +8,36 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import attrs
 
-from stapsrv.config.table import Limits
+from stapsrv.config.addresses import EVERYBODY, NOBODY
+from stapsrv.config.table import Limits, NetworkAccess
 from stapsrv.rejection import RejectReason
 
 # A host that has one IPv6 address has 2**64 of them (RFC 6177, RFC 7421).
 _CLIENT_PREFIX = 64
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_EVERY_NETWORK = ("0.0.0.0/0", "::/0")
+
+
+class NetworkRules:
+    """The addresses that may use a server: not those that it denies; without any allowed, all others."""
+
+    def __init__(self, access: NetworkAccess) -> None:
+        self._allow = _networks(access.allow or (EVERYBODY,))
+        self._deny = _networks(access.deny)
+
+    def permit(self, address: str) -> bool:
+        """Whether a peer of this address is let in; IPv4 mapped into IPv6 counts as IPv4."""
+        peer = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        denied, allowed = (any(peer in each for each in rule) for rule in (self._deny, self._allow))
+        return allowed and not denied
 
 
 class Rejection(NamedTuple):
@@ -77,3 +98,11 @@ class Admission:
         if not self._by_client[client]:
             del self._by_client[client]
         self._budget.open -= 1
+
+
+def _networks(words: Iterable[str]) -> tuple[_Network, ...]:
+    found: list[_Network] = []
+    for word in words:
+        if word != NOBODY:
+            found += map(ipaddress.ip_network, _EVERY_NETWORK if word == EVERYBODY else (word,))
+    return tuple(found)

@@ -21,11 +21,15 @@ from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.session import Session
 from stapsrv.compile.stats import ConnectionOutcome
 from stapsrv.config.settings import ServerSettings
-from stapsrv.identity.store import LiveIdentity
 from stapsrv.rejection import RejectReason
 from stapsrv.supervisor.server.accept import accept_forever, deny
-from stapsrv.supervisor.server.acl import NetworkRules
-from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, Rejection, client_of
+from stapsrv.supervisor.server.admission import (
+    Admission,
+    ConnectionBudget,
+    NetworkRules,
+    Rejection,
+    client_of,
+)
 from stapsrv.supervisor.server.listener import Peer, SocketAddress, address_of, reset
 from stapsrv.supervisor.status import ReleaseStatus, ServerWork
 
@@ -36,21 +40,15 @@ _SENDING_S = 3.0
 
 
 class CompileServer:
-    """Serves one port, once; it is not advertised without ``identity``.
+    """Serves one port, once.
 
     The listeners, listening and non-blocking, are its own: it closes them when it stops accepting. The budget
     of connections is shared with other servers.
     """
 
     def __init__(
-        self,
-        service: CompileService,
-        listeners: Sequence[socket.socket],
-        *,
-        identity: LiveIdentity | None = None,
-        budget: ConnectionBudget,
+        self, service: CompileService, listeners: Sequence[socket.socket], *, budget: ConnectionBudget
     ) -> None:
-        self.identity = identity
         self.service = service
         self._listeners = tuple(listeners)
         self._sessions: set[Session] = set()
@@ -58,7 +56,7 @@ class CompileServer:
         self._gone = anyio.Event()
         self._draining = False
         self._accepting = anyio.CancelScope()
-        self._rules = _rules(service.settings)
+        self._rules = NetworkRules(service.settings.access)
         self._denials = 0
         self.addresses = tuple(map(address_of, listeners))
 
@@ -123,7 +121,7 @@ class CompileServer:
         """Apply the tuning of ``settings``, otherwise its own, to all connections to come."""
         self.service = attrs.evolve(self.service, settings=settings)
         self.service.pool.queue_length = settings.limits.queue_length
-        self._rules = _rules(settings)
+        self._rules = NetworkRules(settings.access)
 
     async def wait_idle(self) -> None:
         """Wait until no connection is open."""
@@ -211,7 +209,3 @@ class CompileServer:
             self._admission.leave(client)
             self._gone.set()
             self._gone = anyio.Event()
-
-
-def _rules(settings: ServerSettings) -> NetworkRules:
-    return NetworkRules(allow=settings.access.allow, deny=settings.access.deny)

@@ -1,12 +1,41 @@
-"""Who is let in, by the number of connections."""
+"""Who is let in, by address and by the number of connections."""
 
 from __future__ import annotations
 
 import pytest
 
 from stapsrv.config.settings import Limits
+from stapsrv.config.table import NetworkAccess
 from stapsrv.rejection import RejectReason
-from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, client_of
+from stapsrv.supervisor.server.admission import Admission, ConnectionBudget, NetworkRules, client_of
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "address", "permitted"),
+    [
+        ((), (), "192.0.2.1", True),
+        ((), (), "2001:db8::1", True),
+        ((), ("192.0.2.0/24",), "192.0.2.1", False),
+        ((), ("192.0.2.0/24",), "192.0.3.1", True),
+        ((), ("192.0.2.0/24",), "2001:db8::1", True),
+        (("192.0.2.0/24",), (), "192.0.2.1", True),
+        (("192.0.2.0/24",), (), "192.0.3.1", False),
+        (("192.0.2.0/24",), (), "2001:db8::1", False),
+        (("192.0.2.0/24",), ("192.0.2.1/32",), "192.0.2.1", False),
+        (("192.0.2.1/32",), ("192.0.2.0/24",), "192.0.2.1", False),
+        (("192.0.2.0/24", "2001:db8::/32"), (), "2001:db8:1::1", True),
+        (("192.0.2.0/24",), (), "::ffff:192.0.2.1", True),
+        ((), ("192.0.2.0/24",), "::ffff:192.0.2.1", False),
+        (("fe80::/10",), (), "fe80::1%eth0", True),
+        (("all",), (), "2001:db8::1", True),
+        (("all",), ("all",), "192.0.2.1", False),
+        (("none",), (), "192.0.2.1", False),
+        ((), ("none",), "192.0.2.1", True),
+    ],
+)
+def test_denied_goes_before_allowed(allow, deny, address, permitted):
+    access = NetworkAccess({"allow": allow, "deny": deny})
+    assert NetworkRules(access).permit(address) is permitted
 
 
 @pytest.mark.parametrize(
