@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 from pathlib import Path
 
@@ -165,7 +166,8 @@ def test_build_tree_serves_the_release_of_its_modules(serve, stap, records):
     server = serve(*records.options, "-r", tree, release=False, SYSTEMTAP_STAP=str(records.program))
     ran = stap.via(server.port, "-p2", *SCRIPT, release=None, SYSTEMTAP_RELEASE=release)
     assert ran.status == 0, ran.stderr
-    assert ran.stdout.endswith("begin /* <- begin */\n")
+    # SystemTap 5 has other blanks there than 4.8.
+    assert re.search(r"begin /\* +<- begin \*/ *\n\Z", ran.stdout)
     (given,) = records.calls("arguments")
     assert given[:2] == ["-r", str(tree)]
 
