@@ -67,8 +67,10 @@ class RequestHandler:
         try:
             return await self._compile(await self._parse(received))
         except (ProtocolError, RequestRejected, TranslatorError) as exc:
-            log_line = functools.partial(self._log.warning, "request.rejected", reason=exc)
-            self._service.rejections.count(exc.reject_reason, log_line)
+            reason = exc
+            self._service.rejections.count(
+                exc.reject_reason, lambda: self._log.warning("request.rejected", reason=reason)
+            )
             return encode_response(self._reject(exc))
         except Exception:  # noqa: BLE001 - the one net below a request: its client still gets a response
             self._log.exception("request.crashed")

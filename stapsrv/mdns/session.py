@@ -149,7 +149,8 @@ class Session:
             # Before the call: a failure or a withdrawal in the middle has something to say goodbye to.
             entry.announced = service
             await self.workers.run(self.responder.announce, service)
-            _report("mdns.established", service, entry.log)
+            entry.log.info("mdns.established", name=service.name)
+            _report_omitted(service, entry.log)
 
     async def _update(self, entry: Entry) -> None:
         before = entry.announced
@@ -159,7 +160,8 @@ class Session:
         entry.announced = service
         await self.workers.run(self.responder.update, service)
         if service.advertisement.text != before.advertisement.text:
-            _report("mdns.updated", service, entry.log)
+            entry.log.info("mdns.updated", name=service.name)
+            _report_omitted(service, entry.log)
 
     async def _withdraw(self, entry: Entry) -> None:
         if entry.announced is not None:
@@ -241,7 +243,6 @@ def _conflict_delay_s() -> float:
     return random.uniform(0, _MAX_CONFLICT_DELAY_S)  # noqa: S311 - no secret
 
 
-def _report(event: str, service: Service, log: Log) -> None:
-    log.info(event, name=service.name)
+def _report_omitted(service: Service, log: Log) -> None:
     if omitted := service.advertisement.omitted:
         log.warning("mdns.omitted", name=service.name, omitted=" ".join(omitted))

@@ -203,19 +203,20 @@ class Warmup:
                 self._tasks.start_soon(self._find_out, own, finding, job.log)
 
     async def _find_out(self, job: CompileJob, finding: Finding, log: Log) -> None:
-        log = log.bind(release=job.release.name, what=finding.name.lower())
+        facts = {"release": job.release.name, "what": finding.name.lower()}
         began = anyio.current_time()
         try:
             async with self._one_at_a_time:
                 result = await self._run(job)
             if result.succeeded:
-                log.info("release.found", seconds=round(anyio.current_time() - began, 1))
+                log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
             else:
-                log.warning("release.unfound", reason=error_line(result.stderr))
+                log.warning("release.unfound", **facts, reason=error_line(result.stderr))
         except (OSError, RequestRejected, TranslatorError) as exc:
-            log.warning("release.unfound", reason=exc.problem if isinstance(exc, StapsrvError) else str(exc))
+            fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
+            log.warning("release.unfound", **facts, reason=fault)
         except Exception:
-            log.exception("release.crashed")
+            log.exception("release.crashed", release=job.release.name)
 
     def _begin(self, target: WarmupTarget) -> None:
         if self._tasks is not None and target.wanted_by and target.scope is None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit.real import wait_until
 
 from stapsrv.system.secure_dirs import Ownership, make_directory
 
@@ -258,9 +259,11 @@ def test_two_starts_at_the_same_moment(service, options):
     assert sorted(server["nickname"] for server in service.servers()) == ["n0", "n1", "n2"]
 
 
-def test_a_supervisor_that_was_killed_is_replaced_and_its_servers_are_back(service, options):
+def test_a_supervisor_that_was_killed_is_replaced_and_its_servers_are_back(service, options, tmp_path):
     service.ok("start", *options, "-n", "one")
     (one,) = service.servers()
+    # Its port is noted after the answer.
+    wait_until((tmp_path / "st" / "server-ports").exists)
     service.kill()
     lost = service.run("status")
     assert lost.returncode == 1
