@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 65536
 # A tenth of what a request gets: with the lowest niceness it would never end on a busy host.
 _BACKGROUND_NICENESS = 10
+_AUTOGROUP_INTERVAL_S = 0.1
+_AUTOGROUP_ATTEMPTS = 20
 # How long a killed process may take to be gone; only one that is stuck in the kernel takes longer.
 _REAP_S = 5.0
 
@@ -130,7 +132,7 @@ async def run_process_tree(
         if group is not None:
             await tree.move_to_cgroup(group)
         if background:
-            tree.lower_priority()
+            await tree.lower_priority()
         async with anyio.create_task_group() as readers:
             for pipe in (tree.stdout, tree.stderr):
                 readers.start_soon(pipe.read_all, output_bytes, readers.cancel_scope)
@@ -218,14 +220,23 @@ class ProcessTree:
                 f"could not be started in a control group: {exc.strerror}", where=str(group.directory)
             ) from exc
 
-    def lower_priority(self) -> None:
+    async def lower_priority(self) -> None:
         """Give the tree a low priority, if the kernel allows it."""
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PGRP, self._child.pid, _BACKGROUND_NICENESS)
         # Where the kernel groups processes by session, niceness counts within the session's group alone, and
-        # the group has one of its own (sched(7), the autogroup feature).
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self._child.pid}/autogroup").write_text(f"{_BACKGROUND_NICENESS}", encoding="ascii")
+        # the group has one of its own (sched(7), the autogroup feature). Users without privileges may set
+        # that ten times a second, all together: then the kernel says to try again.
+        group = Path(f"/proc/{self._child.pid}/autogroup")
+        for _ in range(_AUTOGROUP_ATTEMPTS):
+            try:
+                group.write_text(f"{_BACKGROUND_NICENESS}", encoding="ascii")  # noqa: ASYNC240 - no disk
+            except BlockingIOError:
+                await anyio.sleep(_AUTOGROUP_INTERVAL_S)
+            except OSError:
+                return
+            else:
+                return
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all processes that are left of the session."""
