@@ -202,6 +202,21 @@ async def test_namespace_ends_what_left_the_session(witness, run_past_deadline):
     await witness.wait_gone()
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel groups no processes")
+async def test_background_trees_begun_at_once_all_have_a_low_priority():
+    """The kernel refuses to change a second one within a tenth of a second; each ends once it is changed."""
+    script = 'until read -r _ _ niceness </proc/self/autogroup; [ "$niceness" = 10 ]; do :; done'
+    ended = []
+
+    async def run() -> None:
+        ended.append(await run_process_tree(["sh", "-c", script], deadline_s=60, background=True))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(run)
+    assert [result.exit_reason for result in ended] == [ExitReason.EXITED] * 3
+
+
 @pytest.mark.parametrize("stream", [1, 2])
 async def test_output_above_the_limit_ends_the_tree(witness, containment, stream):
     script = f'exec 3>"$1"; yes >&{stream}'

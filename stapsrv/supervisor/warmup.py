@@ -140,7 +140,7 @@ class Warmup:
     _targets: dict[WarmupKey, WarmupTarget] = attrs.field(init=False, factory=dict)
     _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
-    # None before it runs, as where no server is hosted.
+    # None while it does not run.
     _tasks: TaskGroup | None = attrs.field(init=False, default=None)
     # Called after each change of a release's health; set before the first server is made ready.
     on_health_change: Callable[[ReleaseHealth], None] = attrs.field(init=False, default=lambda _health: None)
@@ -152,9 +152,13 @@ class Warmup:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Compile for what is wanted until cancelled; no compile is left running then."""
-        async with anyio.create_task_group() as self._tasks:
-            task_status.started()
-            await anyio.sleep_forever()
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            # A client's compile may end later, and find something out.
+            self._tasks = None
 
     def health(self, settings: ServerSettings, release: ServedRelease, log: Log) -> ReleaseHealth:
         """Return the health of a release; servers that compile alike share it, and the first one's log."""

@@ -203,6 +203,15 @@ class TestFindings:
         assert len(kernel.runs) == 5
         assert bench.lines.reasons("release.unfound") == ["x.h:3: error: no such thing"] * 2
 
+    async def test_that_come_after_its_end_are_left_alone(self, bench, kernel):
+        kernel.answer(FINDS)
+        found = []
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            bench.runtime.engine.on_findings = lambda *finding: found.append(finding)
+            assert (await exchange(server.port, request("-p4", "-e", "planted"))).rc == 0
+        bench.runtime.warmup._find(*found[0])
+        assert len(kernel.runs) == 1
+
 
 async def test_equal_servers_share_one(bench, kernel):
     async with started(bench, count=3) as (supervisor, _, healths):
