@@ -18,7 +18,7 @@ test: ## lint, check types, run the whole test suite (as stap-server where root 
 test-dependencies: setup ## test with the lowest and the newest versions of the libraries: ARGS=lowest for one
 	@packaging/test-dependencies $(ARGS)
 
-test-systems: ## run the tests of the real programs in roots of Debian 12, 13 and sid: ARGS=trixie for one
+test-systems: ## test the real programs in roots of other Debian systems, and their clients with each other's servers: ARGS=trixie
 	@packaging/setup --systems
 	@packaging/test-systems $(ARGS)
 
