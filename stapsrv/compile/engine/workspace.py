@@ -179,10 +179,13 @@ def sweep(parent: Path) -> None:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             continue
-        with contextlib.suppress(OSError):  # it is locked
+        try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_with_lock(path)
-        os.close(lock_fd)
+        except OSError:
+            continue  # it is locked
+        finally:
+            os.close(lock_fd)
 
 
 def _own_directories(parent: Path) -> list[Path]:
