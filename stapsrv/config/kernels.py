@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from stapsrv.errors import ConfigError
+from stapsrv.system.trees import is_directory
 
 MODULES = Path("/lib/modules")
 
@@ -91,7 +92,7 @@ def resolve_release(argument: str, *, arch: str) -> ServedRelease:
         raise ConfigError("is not a kernel release", where=f"-r {argument!r}", remedy=remedy)
     tree = MODULES / argument / "build"
     try:
-        found = tree.is_dir()
+        found = is_directory(tree)
     except OSError as exc:
         problem = f"{tree} cannot be looked at: {exc.strerror}"
         remedy = "let the server's user read it; a service manager may hide it (ProtectKernelModules=)"

@@ -27,6 +27,7 @@ from stapsrv.identity.locked_directory import explain_os_errors, path_exists, st
 from stapsrv.identity.selfsigned import key_in_pem, self_signed
 from stapsrv.system.atomic_file import create_file
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.trees import is_directory
 
 CERTIFICATE_FILE = "signing_key.x509"
 KEY_FILE = "signing_key.priv"
@@ -125,7 +126,8 @@ def moks_directory(server_directory: Path) -> Path:
 def load_moks(directory: Path) -> MokListing:
     """Load every key in ``directory``, which need not exist."""
     try:
-        entries = sorted(entry for entry in directory.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        shown = [entry for entry in directory.iterdir() if entry.name[0] != "."]
+        entries = sorted(filter(is_directory, shown))
     except FileNotFoundError:
         return MokListing()
     except OSError as exc:

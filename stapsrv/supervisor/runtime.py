@@ -258,7 +258,7 @@ def _check_directories(settings: ServerSettings) -> None:
     # stap would refuse request after request.
     named = [("-R", settings.runtime), *(("-I", directory) for directory in settings.include)]
     for option, directory in named:
-        if directory is not None and not Path(directory).is_dir():
+        if directory is not None and not os.path.isdir(directory):  # noqa: PTH112 - never raises
             raise ConfigError(
                 "is not a directory", where=f"{option} {directory}", remedy="give an existing directory"
             )

@@ -33,6 +33,21 @@ class Entry(NamedTuple):
         return self.above + self.name
 
 
+def is_directory(path: Path) -> bool:
+    """Whether a path leads to a directory; raises OSError where this user may not look.
+
+    ``Path.is_dir`` says False then, from Python 3.14 on.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            return False
+        raise
+
+
 @contextlib.contextmanager
 def open_directory(path: Path, below: Path = Path()) -> Iterator[int]:
     """Hold a directory's descriptor; neither it nor a part of ``below`` may be a link, else an OSError."""

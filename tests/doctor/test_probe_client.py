@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
+from kit.stap import make_versioned_stap
 
 from stapsrv.doctor.findings import Finding, Verdict, document_of, lines_of
 from stapsrv.doctor.remote import Destination, check_remote
@@ -34,7 +35,13 @@ KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 @pytest.fixture
 def environ(tmp_path):
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SYSTEMTAP_DIR": str(tmp_path / "systemtap")}
+    """With a stap of the version that the kit's servers have."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "SYSTEMTAP_DIR": str(tmp_path / "systemtap"),
+        "SYSTEMTAP_STAP": str(make_versioned_stap(tmp_path / "stap", "4.8")),
+    }
 
 
 def certified(directory: Path, *extensions: x509.ExtensionType, name: str = "Systemtap") -> ssl.SSLContext:

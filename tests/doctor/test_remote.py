@@ -11,6 +11,7 @@ import anyio
 import pytest
 from kit.client import RELEASE
 from kit.service import IDENTITY, running_server
+from kit.stap import make_versioned_stap
 
 from stapsrv.doctor.findings import Verdict
 from stapsrv.doctor.remote import Destination, check_remote
@@ -20,7 +21,13 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def environ(tmp_path):
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SYSTEMTAP_DIR": str(tmp_path / "systemtap")}
+    """With a stap of the version that the kit's servers have."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "SYSTEMTAP_DIR": str(tmp_path / "systemtap"),
+        "SYSTEMTAP_STAP": str(make_versioned_stap(tmp_path / "stap", "4.8")),
+    }
 
 
 async def go(port: int, environ, *, host: str = "localhost", release: str = RELEASE):
@@ -46,11 +53,9 @@ async def test_good_server_passes_every_check(environ):
     ("version", "prefix"), [("4.9", ""), ("5.1", "NSS_DISABLE_PKIX_VERIFY=1 "), ("5.2", "")]
 )
 async def test_remedy_for_trust_works_with_the_stap_that_is_here(environ, tmp_path, version, prefix):
-    program = tmp_path / "stap"
-    program.write_text(f"#!/bin/sh\necho 'Systemtap translator/driver (version {version}/0.188)'\n")
-    program.chmod(0o755)
+    make_versioned_stap(tmp_path / "stap", version)
     async with running_server() as running:
-        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": str(program)})
+        found = await go(running.port, environ)
     command = f"stap --trust-servers=ssl --use-server=localhost:{running.port}"
     assert found["trust"].remedy == prefix + command
 
@@ -120,18 +125,16 @@ async def test_other_service_is_a_failure(environ):
     ("version", "verdict"), [("4.9", Verdict.WARNING), ("4.8", Verdict.OK), ("5.0", Verdict.FAILURE)]
 )
 async def test_versions_on_both_sides_of_5_0_do_not_fit(environ, tmp_path, version, verdict):
-    program = tmp_path / "stap"
-    program.write_text(f"#!/bin/sh\necho 'Systemtap translator/driver (version {version}/0.188)'\n")
-    program.chmod(0o755)
+    make_versioned_stap(tmp_path / "stap", version)
     async with running_server() as running:
-        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": str(program)})
+        found = await go(running.port, environ)
     assert found["version"].verdict is verdict
     assert f"4.8, {version} here: this staprun" in found["version"].answer or verdict is not Verdict.FAILURE
 
 
 async def test_missing_stap_is_a_failure(environ):
     async with running_server() as running:
-        found = await go(running.port, {**environ, "PATH": "/nowhere"})
+        found = await go(running.port, {**environ, "SYSTEMTAP_STAP": "/nowhere/stap"})
     assert "there is no stap here" in found["version"].answer
 
 

