@@ -10,6 +10,7 @@ from stapsrv.errors import ProtocolError
 from stapsrv.rejection import RejectReason
 
 _LENGTH_BYTES = 4
+_MAX_SIGNED = (1 << 31) - 1
 
 
 class FrameReader:
@@ -43,6 +44,12 @@ class FrameReader:
         announced = self.announced_bytes
         if announced is None:
             return
+        if announced > _MAX_SIGNED:
+            # The words of SystemTap 5.6, which takes the length for a signed number.
+            raise ProtocolError(
+                f"Invalid request size: negative value ({announced - (1 << 32)})",
+                reject_reason=RejectReason.REQUEST_SIZE,
+            )
         if announced > self._max_bytes:
             # Scripts look for the first words (PROTOCOL, log lines).
             raise ProtocolError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.errors import ProtocolError
+from stapsrv.rejection import RejectReason
 
 reproducible = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
@@ -103,7 +104,7 @@ def test_payload_of_the_limit_is_accepted():
     assert reader.payload == PAYLOAD
 
 
-@pytest.mark.parametrize("announced", [1_001, 0xFFFF_FFFF])
+@pytest.mark.parametrize("announced", [1_001, 0x7FFF_FFFF])
 def test_payload_over_the_limit_is_refused_by_its_length(announced):
     reader = FrameReader(1_000)
     header = struct.pack(">I", announced)
@@ -116,6 +117,16 @@ def test_payload_over_the_limit_is_refused_by_its_length(announced):
             f" {announced} bytes, the limit is 1000; --max-compressed-request raises the limit"
         )
         header = header[:3]
+    assert reader.payload is None
+
+
+@pytest.mark.parametrize(("header", "number"), [(b"\x80\0\0\0", -(1 << 31)), (b"\xff" * 4, -1)])
+def test_length_that_is_negative_for_the_original_is_refused_in_its_words(header, number):
+    reader = FrameReader(1_000)
+    with pytest.raises(ProtocolError) as caught:
+        reader.feed(header)
+    assert str(caught.value) == f"Invalid request size: negative value ({number})"
+    assert caught.value.reject_reason is RejectReason.REQUEST_SIZE
     assert reader.payload is None
 
 
