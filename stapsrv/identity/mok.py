@@ -2,27 +2,30 @@
 
 Each key has a directory ``moks/FINGERPRINT`` with ``signing_key.x509`` (DER) and ``signing_key.priv`` (PEM);
 FINGERPRINT is the certificate's, as mokutil shows it. A key that cannot be used is reported and left alone,
-and none is ever replaced. Modes and certificates are like SystemTap 4.8's (PROTOCOL, machine owner keys).
+and none is ever replaced. Modes and certificates are like SystemTap 4.8's (PROTOCOL, machine owner keys), the
+kinds of keys like 5.6's (:mod:`stapsrv.identity.key_types`).
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio.to_thread
 import attrs
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 from structlog.typing import FilteringBoundLogger
 
 from stapsrv.errors import IdentityError
+from stapsrv.identity.key_types import MOK_VARIABLE, KeyType, generate_key, load_private_key
 from stapsrv.identity.locked_directory import explain_os_errors, path_exists, staging_directory, write_lock
 from stapsrv.identity.selfsigned import key_in_pem, self_signed
 from stapsrv.system.atomic_file import create_file
@@ -32,9 +35,12 @@ from stapsrv.system.trees import is_directory
 CERTIFICATE_FILE = "signing_key.x509"
 KEY_FILE = "signing_key.priv"
 GENKEY_FILE = "x509.genkey"
+# In a build tree: the kernel's own program, which appends a signature to a module.
+SIGN_FILE = "scripts/sign-file"
 
 _KEY_BITS = 4096
 _LIFETIME = timedelta(days=36500)
+_DIGEST = "sha512"
 _ORGANISATION = "Systemtap"
 _COMMON_NAME = "Systemtap module signing key"
 _SUBJECT = x509.Name(
@@ -118,6 +124,10 @@ class MokListing:
     unusable: tuple[IdentityError, ...] = ()
 
 
+# Signs something with a new key before anybody is offered it; raises IdentityError where that fails.
+Trial: TypeAlias = Callable[[Mok], Awaitable[None]]
+
+
 def moks_directory(server_directory: Path) -> Path:
     """Return the directory of machine owner keys beside a server's database."""
     return server_directory / "moks"
@@ -143,25 +153,47 @@ def load_moks(directory: Path) -> MokListing:
     return MokListing(tuple(usable), tuple(unusable))
 
 
-async def create_mok(directory: Path, *, log: FilteringBoundLogger) -> Mok:
+async def create_mok(
+    directory: Path, *, log: FilteringBoundLogger, kind: KeyType = KeyType.RSA, trial: Trial
+) -> Mok:
     """Make another key in ``directory``, which is made if missing.
 
+    A key that is not of RSA, which every kernel's program signs with, has to pass ``trial``.
+
     Raises:
-        IdentityError: it cannot be written, or another process keeps changing the directory.
+        IdentityError: it cannot be made or written, or another process keeps changing the directory.
 
     Cancellation: the key is either complete or missing.
     """
     with explain_os_errors(directory):
         async with write_lock(directory):
-            return await _make(directory, log)
+            return await _make(directory, kind, trial, log)
+
+
+def sign_file_command(program: Path, key: Mok, module: Path) -> list[str]:
+    """Return the command by which a build tree's ``SIGN_FILE`` signs a module."""
+    return [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
+
+
+def unfit_for_kernel(program: Path, said: str) -> IdentityError:
+    """Return the error of a new key that ``program`` cannot sign with, by what that said."""
+    return IdentityError(
+        f"cannot sign with the kind of key that {MOK_VARIABLE} asks for ({said.strip().splitlines()[-1]})",
+        where=str(program),
+        remedy="ML-DSA wants OpenSSL 3.5 and the headers of Linux 7.0; use rsa",
+    )
 
 
 class MokStore:
-    """The keys of one directory, which need not exist; each that cannot be used is logged once."""
+    """The keys of one directory, which need not exist; each that cannot be used is logged once.
 
-    def __init__(self, directory: Path, log: FilteringBoundLogger) -> None:
+    New ones are of the given ``kind``.
+    """
+
+    def __init__(self, directory: Path, log: FilteringBoundLogger, *, kind: KeyType = KeyType.RSA) -> None:
         self._directory = directory
         self._log = log
+        self._kind = kind
         self._files = BlockingCalls()
         self._reported: frozenset[str] = frozenset()
 
@@ -170,11 +202,11 @@ class MokStore:
         found = {mok.fingerprint: mok for mok in await self._list()}
         return next((found[fingerprint] for fingerprint in fingerprints if fingerprint in found), None)
 
-    async def get_or_create(self) -> Mok:
+    async def get_or_create(self, trial: Trial) -> Mok:
         """Return a key to enrol on a client's host, made if there is none; of several processes one makes it.
 
         Raises:
-            IdentityError: there is none, and none could be made.
+            IdentityError: there is none, and none could be made, or it failed ``trial`` (:func:`create_mok`).
         """
         if found := await self._list():
             return found[0]
@@ -182,7 +214,7 @@ class MokStore:
             async with write_lock(self._directory):
                 if found := await self._list():
                     return found[0]
-                return await _make(self._directory, self._log)
+                return await _make(self._directory, self._kind, trial, self._log)
 
     async def _list(self) -> tuple[Mok, ...]:
         try:
@@ -205,8 +237,10 @@ def _load(directory: Path) -> Mok:
     try:
         mok = Mok(directory, x509.load_der_x509_certificate((directory / CERTIFICATE_FILE).read_bytes()))
         public_key = mok.certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except ValueError as exc:
         raise _unusable(directory, f"{CERTIFICATE_FILE} holds no certificate in DER") from exc
+    except UnsupportedAlgorithm as exc:
+        raise _unusable(directory, "the libraries of this installation do not know its kind of key") from exc
     if directory.name != mok.fingerprint:
         problem = "its name is not the fingerprint of its certificate"
         raise _unusable(directory, problem, f"rename it to {mok.fingerprint}")
@@ -215,8 +249,8 @@ def _load(directory: Path) -> Mok:
         problem = f"{KEY_FILE} is open to others (mode {mode:04o})"
         raise _unusable(directory, problem, f"chmod 600 {mok.key_file}")
     try:
-        # Nobody else can write it, and to prove that its factors are primes takes 0.2 to 0.6 s.
-        key = load_pem_private_key(mok.key_file.read_bytes(), None, unsafe_skip_rsa_key_validation=True)
+        # Nobody else can write it.
+        key = load_private_key(mok.key_file.read_bytes())
     except (TypeError, ValueError, UnsupportedAlgorithm) as exc:
         # A TypeError means that it is encrypted.
         raise _unusable(directory, f"{KEY_FILE} holds no private key in PEM without a password") from exc
@@ -233,28 +267,37 @@ def _unusable(directory: Path, problem: str, remedy: str = "mend it or move it a
     return IdentityError(problem, where=str(directory), remedy=remedy)
 
 
-async def _make(directory: Path, log: FilteringBoundLogger) -> Mok:
+async def _make(directory: Path, kind: KeyType, trial: Trial, log: FilteringBoundLogger) -> Mok:
     # The caller has the write lock.
-    log.info("mok.generating", directory=directory)
-    mok = await anyio.to_thread.run_sync(_make_files, directory)
+    log.info("mok.generating", kind=kind.value, directory=directory)
+    with staging_directory(directory) as staging:
+        staged = await anyio.to_thread.run_sync(_make_files, staging, kind)
+        if kind is not KeyType.RSA:
+            await trial(staged)
+        mok = await anyio.to_thread.run_sync(_publish, staged, directory)
     log.info("mok.generated", fingerprint=mok.fingerprint)
     return mok
 
 
-def _make_files(directory: Path) -> Mok:
-    certificate, key = _make_certificate(datetime.now(UTC))
-    with staging_directory(directory) as staging:
-        if not path_exists(directory / GENKEY_FILE):
-            create_file(staging / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
-            (staging / GENKEY_FILE).rename(directory / GENKEY_FILE)
-        staged = Mok(staging, certificate)
-        create_file(staged.certificate_file, staged.der, mode=0o644)
-        create_file(staged.key_file, key_in_pem(key), mode=0o600)
-        return Mok(staging.rename(directory / staged.fingerprint), certificate)
+def _make_files(staging: Path, kind: KeyType) -> Mok:
+    certificate, key = _make_certificate(kind, datetime.now(UTC))
+    staged = Mok(staging, certificate)
+    create_file(staged.certificate_file, staged.der, mode=0o644)
+    create_file(staged.key_file, key_in_pem(key), mode=0o600)
+    return staged
 
 
-def _make_certificate(now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKey]:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
+def _publish(staged: Mok, directory: Path) -> Mok:
+    if not path_exists(directory / GENKEY_FILE):
+        create_file(staged.directory / GENKEY_FILE, _GENKEY.encode(), mode=0o644)
+        (staged.directory / GENKEY_FILE).rename(directory / GENKEY_FILE)
+    return Mok(staged.directory.rename(directory / staged.fingerprint), staged.certificate)
+
+
+def _make_certificate(
+    kind: KeyType, now: datetime
+) -> tuple[x509.Certificate, CertificateIssuerPrivateKeyTypes]:
+    key = generate_key(kind, rsa_bits=_KEY_BITS)
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     extensions = [
@@ -262,4 +305,7 @@ def _make_certificate(now: datetime) -> tuple[x509.Certificate, rsa.RSAPrivateKe
         *((extension, False) for extension in (_KEY_USAGE, identifier, issuer)),
     ]
     serial = x509.random_serial_number()
-    return self_signed(key, _SUBJECT, extensions, serial=serial, begin=now, lifetime=_LIFETIME), key
+    certificate = self_signed(
+        key, _SUBJECT, extensions, serial=serial, begin=now, lifetime=_LIFETIME, digest=kind.digest
+    )
+    return certificate, key

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 # Private, but the only way: NSS compares subjects to the byte, and those of SystemTap's own server are
@@ -18,6 +19,7 @@ from cryptography.x509.name import _ASN1Type
 
 _KEY_BITS = 3072
 _LIFETIME = timedelta(days=365)
+_DIGEST = hashes.SHA256()
 # Clients know a server by its serial number (certinfo), and `--use-server=SERIAL` takes one of exactly five
 # octets in DER, where the first bit is the sign. At random: also the certificates of many servers, and of
 # their renewals, which all have the same issuer, differ (two in 2**39; NSS would refuse the second).
@@ -56,22 +58,26 @@ def make_certificate(
 
 
 def self_signed(
-    key: rsa.RSAPrivateKey,
+    key: CertificateIssuerPrivateKeyTypes,
     subject: x509.Name,
     extensions: Iterable[tuple[x509.ExtensionType, bool]],
     *,
     serial: int,
     begin: datetime,
     lifetime: timedelta,
+    digest: hashes.SHA256 | None = _DIGEST,
 ) -> x509.Certificate:
-    """Return a key's self-signed certificate with these extensions, each with whether it is critical."""
+    """Return a key's self-signed certificate with these extensions, each with whether it is critical.
+
+    ``digest`` is what its kind of key signs; None for one that hashes by itself.
+    """
     builder = x509.CertificateBuilder(subject, subject, key.public_key(), serial, begin, begin + lifetime)
     for extension, is_critical in extensions:
         builder = builder.add_extension(extension, critical=is_critical)
-    return builder.sign(key, hashes.SHA256())
+    return builder.sign(key, digest)
 
 
-def key_in_pem(key: rsa.RSAPrivateKey) -> bytes:
+def key_in_pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
     """Return a private key in PEM (PKCS#8), without a password."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 

@@ -83,7 +83,7 @@ CLASSIC: Mapping[str, str] = {
     "mdns.no_monitor": "Changes of the network cannot be followed: {reason}",
     "mdns.responder_error": "Advertising reports an error: {reason}",
     "mdns.crashed": "Advertising failed by an error of this program, and is tried again:",
-    "mok.generating": "Generating a new machine owner key in {directory}",
+    "mok.generating": "Generating a new machine owner key ({kind}) in {directory}",
     "mok.generated": "Machine owner key {fingerprint} generated",
     "mok.signed": "Modules signed with machine owner key {fingerprint}",
     "mok.offered": "Machine owner key {fingerprint} offered to the client for enrolment",

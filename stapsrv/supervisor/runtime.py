@@ -36,6 +36,7 @@ from stapsrv.config.settings import ServerSettings, total_compiles
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.identity.key_types import MOK_VARIABLE, KeyType, check_certificate_kind, key_type_from
 from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.detect import find_sandbox
@@ -59,6 +60,7 @@ class Runtime:
     engine: LocalEngine
     options: InstalledOptions
     identities: IdentityStore
+    mok_kind: KeyType  # of new machine owner keys
     warmup: Warmup
     sockets: PassedSockets
     cache: ResultCache | None
@@ -102,7 +104,7 @@ class Runtime:
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
-                    MokStore(moks_directory(identity.loaded.directory), log),
+                    MokStore(moks_directory(identity.loaded.directory), log, kind=self.mok_kind),
                     self.engine.workspace,
                     self.engine.sandbox,
                     self.signers,
@@ -167,9 +169,11 @@ async def open_runtime(
     have one. No request sees the files of ``secret``. Without a log no results are cached.
 
     Raises:
-        ConfigError: stap is missing or too old, requests cannot be contained, or there is no temporary
-            directory.
+        ConfigError: stap is missing or too old, requests cannot be contained, there is no temporary
+            directory, or ``environ`` asks for keys of a kind that cannot be used.
     """
+    check_certificate_kind(environ)
+    mok_kind = key_type_from(environ, MOK_VARIABLE)
     stap = await find_stap(environ)
     options = await InstalledOptions.read(stap, environ)
     workspace = Workspace.open(memory=find_memory_directory(environ, tuning))
@@ -201,6 +205,7 @@ async def open_runtime(
                 engine=engine,
                 options=options,
                 identities=IdentityStore(environ, password=password, watcher=databases),
+                mok_kind=mok_kind,
                 warmup=Warmup(engine, memory, inputs, cache=cache),
                 sockets=sockets or PassedSockets(),
                 cache=cache,

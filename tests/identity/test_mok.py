@@ -19,10 +19,19 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from kit.keys import small_keys
-from kit.moks import make_mok
+from kit.moks import make_mok, no_trial
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity.mok import Mok, MokStore, create_mok, load_moks, moks_directory
+from stapsrv.identity.key_types import KeyType, generate_key
+from stapsrv.identity.mok import (
+    Mok,
+    MokStore,
+    create_mok,
+    load_moks,
+    moks_directory,
+    sign_file_command,
+    unfit_for_kernel,
+)
 
 from .conftest import Log, contents, names, needs_permissions, umask
 
@@ -58,6 +67,17 @@ def openssl(*arguments: object) -> str:
 
 def test_moks_are_beside_the_database():
     assert moks_directory(Path("/st/ssl/server")) == Path("/st/ssl/server/moks")
+
+
+def test_kernel_s_program_is_given_digest_key_certificate_and_module(pristine):
+    mok, _ = pristine
+    assert sign_file_command(Path("/tree/scripts/sign-file"), mok, Path("/x.ko")) == [
+        "/tree/scripts/sign-file",
+        "sha512",
+        f"{mok.directory}/signing_key.priv",
+        f"{mok.directory}/signing_key.x509",
+        "/x.ko",
+    ]
 
 
 def test_certificate_is_what_openssl_makes_by_the_configuration_beside_it(tmp_path):
@@ -99,7 +119,7 @@ class TestCreate:
     async def test_files_have_their_modes_whatever_the_umask(self, tmp_path, log, mask):
         moks = tmp_path / "ssl" / "server" / "moks"
         with umask(mask):
-            mok = await create_mok(moks, log=log.logger)
+            mok = await create_mok(moks, log=log.logger, trial=no_trial)
         found = {path.name: path.stat().st_mode & 0o7777 for path in (mok.directory, *moks.rglob("*"))}
         assert found == {
             mok.fingerprint: 0o700,
@@ -111,10 +131,37 @@ class TestCreate:
         assert log.events == ["mok.generating", "mok.generated"]
         assert load_moks(moks).usable == (mok,)
 
+    async def test_key_of_another_kind_has_to_pass_a_trial_first(self, tmp_path, log):
+        kind = supported_ml_dsa()
+        tried = []
+
+        async def trial(mok: Mok) -> None:
+            tried.append(mok.key_file.read_bytes())
+            assert list((tmp_path / "moks").glob("*:*")) == []
+
+        mok = await create_mok(tmp_path / "moks", log=log.logger, kind=kind, trial=trial)
+        assert tried == [mok.key_file.read_bytes()]
+        assert log.entry("mok.generating")["kind"] == kind.value
+        assert load_moks(tmp_path / "moks").usable == (mok,)
+        assert mok.certificate.signature_hash_algorithm is None
+
+    async def test_key_that_fails_its_trial_leaves_nothing(self, tmp_path, log):
+        async def trial(_mok: Mok) -> None:
+            raise unfit_for_kernel(Path("/tree/scripts/sign-file"), "At main.c:329:\nsign-file: CMS_final\n")
+
+        store = MokStore(tmp_path / "moks", log.logger, kind=supported_ml_dsa())
+        with pytest.raises(IdentityError) as caught:
+            await store.get_or_create(trial)
+        assert str(caught.value) == (
+            "/tree/scripts/sign-file: cannot sign with the kind of key that SYSTEMTAP_MOK_KEY_TYPE asks for"
+            " (sign-file: CMS_final); ML-DSA wants OpenSSL 3.5 and the headers of Linux 7.0; use rsa"
+        )
+        assert names(tmp_path / "moks") == [".lock"]
+
     async def test_another_key_leaves_the_others_alone(self, moks, pristine, log):
         (moks / "x509.genkey").write_text("the operator's own")
         before = contents(moks)
-        made = await create_mok(moks, log=log.logger)
+        made = await create_mok(moks, log=log.logger, trial=no_trial)
         after = contents(moks)
         assert {name: after[name] for name in before} == before
         assert {mok.fingerprint for mok in load_moks(moks).usable} == {
@@ -132,25 +179,33 @@ class TestCreate:
         with monkeypatch.context() as patch:
             patch.setattr(*place, fail)
             with pytest.raises(IdentityError, match="No space left on device"):
-                await create_mok(moks, log=log.logger)
+                await create_mok(moks, log=log.logger, trial=no_trial)
         assert names(moks) == [".lock"]
-        assert await create_mok(moks, log=log.logger) in load_moks(moks).usable
+        assert await create_mok(moks, log=log.logger, trial=no_trial) in load_moks(moks).usable
 
     async def test_leftovers_of_a_crash_are_removed(self, moks, log):
         left = moks / ".new-dead"
         left.mkdir()
         (left / "signing_key.priv").write_text("half a key")
-        await create_mok(moks, log=log.logger)
+        await create_mok(moks, log=log.logger, trial=no_trial)
         assert not left.exists()
 
     @needs_permissions
     async def test_forbidden(self, tmp_path, log):
         tmp_path.chmod(0o500)
         with pytest.raises(IdentityError) as caught:
-            await create_mok(tmp_path / "moks", log=log.logger)
+            await create_mok(tmp_path / "moks", log=log.logger, trial=no_trial)
         tmp_path.chmod(0o700)
         assert "permission denied" in str(caught.value)
         assert caught.value.remedy is not None
+
+
+def supported_ml_dsa() -> KeyType:
+    try:
+        generate_key(KeyType.ML_DSA_65, rsa_bits=0)
+    except IdentityError as exc:
+        pytest.skip(str(exc))
+    return KeyType.ML_DSA_65
 
 
 def outline(text: str) -> list[str]:
@@ -225,7 +280,7 @@ class TestLoad:
         for _ in range(3):
             assert await store.find([bad.name]) is None
             assert (await store.find([bad.name, good.name])).directory == good
-            assert (await store.get_or_create()).directory == good
+            assert (await store.get_or_create(no_trial)).directory == good
         entry = log.entry("mok.unusable")
         assert entry["directory"] == str(bad)
         assert words in entry["reason"]
@@ -249,7 +304,7 @@ class TestLoad:
         bad, good = (moks / mok.fingerprint for mok in pristine)
         bad.chmod(0)
         assert [mok.directory for mok in load_moks(moks).usable] == [good]
-        assert (await store.get_or_create()).directory == good
+        assert (await store.get_or_create(no_trial)).directory == good
         bad.chmod(0o700)
         assert "Permission denied" in log.entry("mok.unusable")["reason"]
 
@@ -297,13 +352,13 @@ class TestStore:
         store = MokStore(tmp_path / "moks", log.logger)
         assert await store.find(["00:11"]) is None
         assert names(tmp_path) == []
-        made = await store.get_or_create()
-        assert await store.get_or_create() == made
+        made = await store.get_or_create(no_trial)
+        assert await store.get_or_create(no_trial) == made
         assert await store.find([made.fingerprint]) == made
         assert log.events == ["mok.generating", "mok.generated"]
 
     async def test_existing_key_is_returned(self, moks, store, log, pristine):
-        assert (await store.get_or_create()).fingerprint == pristine[0].fingerprint
+        assert (await store.get_or_create(no_trial)).fingerprint == pristine[0].fingerprint
         assert log.events == []
 
     async def test_concurrent_makers_end_with_one(self, tmp_path, log):
@@ -311,7 +366,7 @@ class TestStore:
         offered = []
 
         async def get_one(store: MokStore) -> None:
-            offered.append(await store.get_or_create())
+            offered.append(await store.get_or_create(no_trial))
 
         async with anyio.create_task_group() as tasks:
             for store in [MokStore(tmp_path / "moks", log.logger) for _ in range(2)]:
@@ -323,4 +378,4 @@ class TestStore:
 
     async def test_key_that_cannot_be_made_is_an_error(self, log):
         with pytest.raises(IdentityError):
-            await MokStore(Path("/dev/null/moks"), log.logger).get_or_create()
+            await MokStore(Path("/dev/null/moks"), log.logger).get_or_create(no_trial)

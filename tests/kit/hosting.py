@@ -21,6 +21,7 @@ from stapsrv.compile.memory import RequestMemory
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.errors import ConfigError
+from stapsrv.identity.key_types import KeyType
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.activation import PassedSockets
@@ -73,6 +74,7 @@ class Bench:
             user=USER,
             engine=self._engine,
             options=InstalledOptions(self._engine.stap.path, {}),
+            mok_kind=KeyType.RSA,
             identities=IdentityStore(self._environ, watcher=self._watch),
             warmup=Warmup(self._engine, memory, self.inputs, first_delay_s=self.first_delay_s),
             sockets=PassedSockets(),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import anyio
 import attrs
 import pytest
+from kit.moks import no_trial
 from kit.responder import FakeMonitor, FakeNetwork
 from kit.service import LogLines
 
@@ -150,7 +151,7 @@ async def test_machine_owner_keys_are_followed(bench, fake):
     moks = bench.identity / "moks"
     async with serving(bench, fake):
         assert "mok_info" not in texts(fake)[0]
-        mok = await create_mok(moks, log=bench.lines.log)
+        mok = await create_mok(moks, log=bench.lines.log, trial=no_trial)
         await fake.wait(lambda: [text.get("mok_info") for text in texts(fake)] == [[mok.fingerprint]])
         shutil.rmtree(mok.directory)
         await fake.wait(lambda: "mok_info" not in texts(fake)[0])
@@ -163,7 +164,7 @@ async def test_unreadable_keys_keep_what_was_advertised(bench, fake, monkeypatch
         raise OSError(errno.EAGAIN, "no thread can be started")
 
     moks = bench.identity / "moks"
-    mok = await create_mok(moks, log=bench.lines.log)
+    mok = await create_mok(moks, log=bench.lines.log, trial=no_trial)
     async with serving(bench, fake) as (supervisor, _):
         monkeypatch.setattr(advertise, "load_moks", fail)
         shutil.rmtree(mok.directory)

@@ -61,6 +61,19 @@ async def test_missing_directory_is_refused_by_its_option(bench, option, setting
         await prepare(bench, settings)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("SYSTEMTAP_MOK_KEY_TYPE", "bogus", "is no kind of key; write one of rsa"),
+        ("SYSTEMTAP_SIGN_KEY_TYPE", "ml-dsa-65", "clients cannot connect to a server with such"),
+    ],
+)
+async def test_kind_of_key_that_cannot_be_used_is_refused_before_anything_starts(variable, value, words):
+    with pytest.raises(ConfigError, match=f"^{variable}={value}: {words}"):
+        async with runtime.open_runtime({variable: value}):
+            pass
+
+
 async def test_server_that_cannot_be_made_ready_leaves_no_listener(bench, monkeypatch):
     """Whatever fails once it listens; the error with its frames must not be what keeps the socket open."""
     opened = []

@@ -29,7 +29,7 @@ from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import ParsedOptions, Privilege
 from stapsrv.compile.protocol.response import RESPONSE_DIRECTORY, ResponseFile
 from stapsrv.errors import IdentityError, RequestRejected, TranslatorError
-from stapsrv.identity.mok import Mok, MokStore
+from stapsrv.identity.mok import SIGN_FILE, Mok, MokStore, sign_file_command, unfit_for_kernel
 from stapsrv.process import ExitReason, check_program, run_process_tree
 from stapsrv.sandbox.sandbox import Sandbox
 
@@ -42,7 +42,6 @@ _MODULE = re.compile(rf"{RESPONSE_DIRECTORY}/([^/]+|uprobes/uprobes)\.ko")
 
 _SIGN_FILE_S = 30.0  # it takes 10 ms
 _SIGN_FILE_ENVIRONMENT = {b"PATH": b"/usr/bin:/bin", b"LC_ALL": b"C"}
-_DIGEST = "sha512"
 
 _NOT_SIGNED = "The module is not signed: this server has no machine owner key (MOK) that your system trusts"
 _SIGNING_FAILED = "The module could not be signed for your system's kernel"
@@ -119,7 +118,7 @@ class KernelSigner:
         """
         key = await self._keys.find(job.request.fingerprints)
         if key is None:
-            return await self._offer(files)
+            return await self._offer(files, job)
         async with self._signers.worker(job.client, wait_s=job.settings.limits.queue_s):
             signed = [
                 attrs.evolve(file, after=await self._signature(file.data, key, job))
@@ -130,15 +129,22 @@ class KernelSigner:
         message = f"Server: The module is signed with the machine owner key (MOK) {key.fingerprint}\n"
         return SignedForKernel(tuple(signed), key.fingerprint, trusted=True, message=message.encode())
 
-    async def _offer(self, files: Sequence[ResponseFile]) -> SignedForKernel:
+    async def _offer(self, files: Sequence[ResponseFile], job: CompileJob) -> SignedForKernel:
         try:
-            key = await self._keys.get_or_create()
+            key = await self._keys.get_or_create(functools.partial(self._try, job=job))
         except IdentityError as exc:
             raise TranslatorError(f"{_NOT_SIGNED}, and could not make one", where=str(exc)) from exc
         certificate = ResponseFile(OWNER_CERTIFICATE, key.der)
         return SignedForKernel(
             (*files, certificate), key.fingerprint, trusted=False, message=_HOW_TO_ENROL.encode()
         )
+
+    async def _try(self, key: Mok, job: CompileJob) -> None:
+        try:
+            await self._signature(b"trial", key, job)
+        except TranslatorError as exc:
+            program = job.release.build_tree / SIGN_FILE
+            raise unfit_for_kernel(program, str(exc.where).removeprefix(f"{program}: ")) from exc
 
     async def _signature(self, module: bytes, key: Mok, job: CompileJob) -> bytes:
         """Return what is to follow a module; all who are sent the module share the rest."""
@@ -154,13 +160,13 @@ class KernelSigner:
 
     async def _run_sign_file(self, key: Mok, module: Path, job: CompileJob) -> None:
         """Run the kernel's own program, which knows the signatures that this kernel reads, on a file."""
-        program, limits = job.release.build_tree / "scripts" / "sign-file", job.settings.limits
+        program, limits = job.release.build_tree / SIGN_FILE, job.settings.limits
         check_program(program)
         read = (program, key.key_file, key.certificate_file)
         plan = await self._workspace.files.run(
             functools.partial(self._sandbox.tool_mounts, read, module.parent)
         )
-        command = [str(program), _DIGEST, str(key.key_file), str(key.certificate_file), str(module)]
+        command = sign_file_command(program, key, module)
         async with self._sandbox.request_cgroup(module.parent.name, limits) as group:
             result = await run_process_tree(
                 self._sandbox.command(plan, limits, command),

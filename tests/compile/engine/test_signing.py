@@ -28,7 +28,8 @@ from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, TranslatorError
-from stapsrv.identity.mok import Mok, MokStore
+from stapsrv.identity.key_types import KeyType
+from stapsrv.identity.mok import Mok, MokStore, load_moks
 from stapsrv.sandbox.sandbox import Sandbox
 
 MODULE = ResponseFile("stap000000/x.ko", b"module")
@@ -166,6 +167,25 @@ class TestKernelSigner:
             " and could not make one"
         )
         assert "/dev/null/moks" in str(caught.value)
+
+    @pytest.mark.parametrize("script", ['echo signed >>"$4"', "echo unsupported >&2; exit 1"])
+    async def test_new_key_of_another_kind_is_offered_if_the_kernel_s_program_signs_with_it(
+        self, workspace, tmp_path, script
+    ):
+        make_sign_file(tmp_path, script)
+        lines = LogLines()
+        moks = tmp_path / "moks"
+        keys = MokStore(moks, lines.log, kind=KeyType.ML_DSA_65)
+        signer = KernelSigner(keys, workspace, Sandbox(None), WorkerPool(1, queue_length=None))
+        if "unsupported" not in script:
+            signed = await signer.sign((MODULE,), a_job(tmp_path))
+            assert [mok.fingerprint for mok in load_moks(moks).usable] == [signed.key]
+            return
+        with pytest.raises(TranslatorError) as caught:
+            await signer.sign((MODULE,), a_job(tmp_path))
+        assert f"{tmp_path}/scripts/sign-file: cannot sign with the kind of key" in str(caught.value)
+        assert "(unsupported)" in str(caught.value)
+        assert load_moks(moks).usable == ()
 
     @pytest.mark.parametrize(
         ("script", "reason"),

@@ -25,6 +25,7 @@ from stapsrv.control.cli.commands.common import SILENT_LOG, Owner, VerbParser, a
 from stapsrv.control.cli.console import encode_document
 from stapsrv.errors import ConfigError, IdentityError, UsageError
 from stapsrv.identity.certificate import CERTIFICATE_FILE, default_directory, make_identity, serial_pairs
+from stapsrv.identity.key_types import check_certificate_kind
 from stapsrv.identity.selfsigned import dns_names, extra_names_of, host_name
 from stapsrv.identity.trust import (
     ALL_CLIENTS,
@@ -106,6 +107,7 @@ def gen_cert(argv: Sequence[str]) -> int:
             remedy=f"run it as that user: runuser -u {owner.name} -- stap-gen-cert",
         )
     directory = directory or default_directory(owner.environ)
+    check_certificate_kind(owner.environ)
     try:
         anyio.run(partial(make_identity, directory, log=SILENT_LOG, extra_names=names))
     except ValueError as exc:
@@ -201,6 +203,7 @@ async def _show(directory: Path, owner: Owner, as_json: bool) -> None:  # noqa: 
 
 
 async def _renew(directory: Path, owner: Owner) -> None:
+    check_certificate_kind(owner.environ)
     try:
         names = extra_names_of(_read_certificate(directory / CERTIFICATE_FILE), host_name())
     except IdentityError:

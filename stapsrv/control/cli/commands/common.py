@@ -28,13 +28,15 @@ _Command: TypeAlias = Callable[[Sequence[str]], int]
 SILENT_LOG: FilteringBoundLogger = structlog.wrap_logger(structlog.ReturnLogger(), processors=[])
 # As a shell reports a program that a signal ended.
 _INTERRUPTED = 130
+# Those of stapsrv.identity.key_types, which takes long to import.
+_KEY_VARIABLES = ("SYSTEMTAP_MOK_KEY_TYPE", "SYSTEMTAP_SIGN_KEY_TYPE")
 # For a compile and its process tree to end, and its files to be removed.
 _TIDYING_S = 10.0
 
 
 @attrs.frozen(kw_only=True)
 class Owner:
-    """The user whose files they are, with that user's HOME and SYSTEMTAP_DIR."""
+    """The user whose files they are, with that user's HOME and SYSTEMTAP_DIR, and the kinds of new keys."""
 
     name: str
     environ: Mapping[str, str]
@@ -48,6 +50,7 @@ class Owner:
         except KeyError as exc:
             raise ConfigError(f"there is no user {wanted}", remedy="name another with -u") from exc
         own = {"HOME": entry.pw_dir}
+        own |= {name: environ[name] for name in _KEY_VARIABLES if name in environ}
         if "SYSTEMTAP_DIR" in environ:
             own["SYSTEMTAP_DIR"] = environ["SYSTEMTAP_DIR"]
         elif entry.pw_uid == os.geteuid():

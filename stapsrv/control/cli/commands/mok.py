@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
+from stapsrv.config.kernels import MODULES, installed_releases
 from stapsrv.control.cli.commands.common import SILENT_LOG, Owner, VerbParser, absolute_path, export, guarded
 from stapsrv.errors import IdentityError, UsageError
 from stapsrv.identity.certificate import default_directory
-from stapsrv.identity.mok import Mok, create_mok, load_moks, moks_directory
+from stapsrv.identity.key_types import MOK_VARIABLE, key_type_from
+from stapsrv.identity.mok import (
+    SIGN_FILE,
+    Mok,
+    create_mok,
+    load_moks,
+    moks_directory,
+    sign_file_command,
+    unfit_for_kernel,
+)
 
 _PROGRAM = "stap-server mok"
 
@@ -33,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
         case "list":
             return _list(directory, as_json=given.json)
         case "new":
-            mok = anyio.run(partial(create_mok, directory, log=SILENT_LOG))
+            kind = key_type_from(owner.environ, MOK_VARIABLE)
+            mok = anyio.run(partial(create_mok, directory, log=SILENT_LOG, kind=kind, trial=_try))
             sys.stdout.write(f"{mok.fingerprint}\n")
         case "export":
             mok = _named(directory, given.fingerprint)
@@ -54,7 +68,7 @@ def _parser() -> VerbParser:
     add = parser.add_verb
     listing = add("list", "list the keys, and what is wrong with those that cannot be used", example="--json")
     listing.add_argument("--json", action="store_true", help="print a JSON array")
-    add("new", "make one more key")
+    add("new", f"make one more key, of the kind that {MOK_VARIABLE} says (rsa)")
     writing = add("export", "write a key's certificate out, for mokutil --import", example="-o key.x509")
     writing.add_argument(
         "fingerprint", nargs="?", metavar="FINGERPRINT", help="of the key (default: the only one)"
@@ -88,6 +102,32 @@ def _list(directory: Path, *, as_json: bool) -> int:
     for fault in listing.unusable:
         sys.stderr.write(f"{fault}\n")
     return 1 if listing.unusable else 0
+
+
+async def _try(mok: Mok) -> None:
+    """Raise IdentityError where kernels are installed, and the program of none can sign with a new key."""
+    await anyio.to_thread.run_sync(_try_with_kernels, mok)
+
+
+def _try_with_kernels(mok: Mok) -> None:
+    failure = None
+    for release in installed_releases():
+        program = MODULES / release / "build" / SIGN_FILE
+        with tempfile.TemporaryDirectory() as place:
+            module = Path(place, "module.ko")
+            module.write_bytes(b"trial")
+            try:
+                done = subprocess.run(
+                    sign_file_command(program, mok, module), check=False, capture_output=True, text=True
+                )
+            except OSError as exc:
+                failure = unfit_for_kernel(program, exc.strerror or str(exc))
+                continue
+        if done.returncode == 0:
+            return
+        failure = unfit_for_kernel(program, done.stderr or f"status {done.returncode}")
+    if failure is not None:
+        raise failure
 
 
 def _named(directory: Path, fingerprint: str | None) -> Mok:

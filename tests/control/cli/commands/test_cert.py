@@ -116,6 +116,20 @@ def test_renewal_keeps_extra_names(systemtap, capsys, monkeypatch):
     assert shown(capsys)["names"][2:] == extra
 
 
+def test_renewal_by_a_key_that_clients_do_not_take_is_refused(systemtap, capsys, monkeypatch):
+    monkeypatch.setenv("SYSTEMTAP_SIGN_KEY_TYPE", "ml-dsa-65")
+    before = shown(capsys)
+    assert cert.main(["renew", "-u", user()]) == 1
+    assert capsys.readouterr().err.startswith(
+        "stap-server cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients cannot"
+    )
+    assert cert.gen_cert([]) == 1
+    assert capsys.readouterr().err.startswith(
+        "stap-gen-cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients cannot"
+    )
+    assert shown(capsys) == before
+
+
 def test_export(systemtap):
     file = systemtap / "ssl" / "server" / "stap.cert"
     assert cert.main(["export", "--der", "-o", str(systemtap / "out"), "-u", user()]) == 0

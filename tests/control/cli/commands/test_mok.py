@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.moks import make_sign_file
 
 from stapsrv.control.cli.commands import mok
+from stapsrv.identity.mok import load_moks
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -83,6 +85,34 @@ def test_faults_are_one_line(capsys, tmp_path, arguments, status, text):
     _, err = run(capsys, tmp_path, *arguments, status=status)
     assert text in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ['echo signed >>"$4"', "echo unsupported >&2; exit 1", None])
+def test_new_key_is_of_the_kind_that_the_environment_says(capsys, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(mok, "MODULES", tmp_path / "modules")
+    monkeypatch.setattr(mok, "installed_releases", lambda: [] if script is None else ["1", "2"])
+    monkeypatch.setenv("SYSTEMTAP_MOK_KEY_TYPE", "ml-dsa-65")
+    if script is not None:
+        make_sign_file(tmp_path / "modules/1/build", "exit 1")
+        make_sign_file(tmp_path / "modules/2/build", script)
+    works = script is None or "unsupported" not in script
+    out, err = run(capsys, tmp_path, "new", status=0 if works else 1)
+    (made,) = load_moks(tmp_path / "moks").usable if works else (None,)
+    if made is not None:
+        assert out == f"{made.fingerprint}\n"
+        assert made.certificate.signature_algorithm_oid.dotted_string == "2.16.840.1.101.3.4.3.18"
+    else:
+        assert err.startswith(f"stap-server mok: {tmp_path}/modules/2/build/scripts/sign-file: cannot sign")
+        assert "(unsupported)" in err
+        assert err.count("\n") == 1
+
+
+def test_new_key_of_an_unknown_kind_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYSTEMTAP_MOK_KEY_TYPE", "bogus")
+    _, err = run(capsys, tmp_path, "new", status=1)
+    assert err.startswith(
+        "stap-server mok: SYSTEMTAP_MOK_KEY_TYPE=bogus: is no kind of key; write one of rsa,"
+    )
 
 
 def test_unknown_key(keys, capsys):
