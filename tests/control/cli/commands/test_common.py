@@ -10,6 +10,7 @@ import pytest
 
 from stapsrv.control.cli.commands.common import LineParser, Owner, VerbParser, export, guarded
 from stapsrv.errors import ConfigError, UsageError
+from stapsrv.identity.key_types import CERTIFICATE_VARIABLE, MOK_VARIABLE
 
 
 def test_owner_without_a_name_is_the_caller_with_the_caller_s_home():
@@ -23,6 +24,12 @@ def test_owner_without_a_name_is_the_caller_with_the_caller_s_home():
 def test_owner_that_is_named_has_the_home_of_the_database():
     root = Owner.find("root", {"SYSTEMTAP_DIR": "/st", "HOME": "/elsewhere"})
     assert root.environ == {"HOME": pwd.getpwnam("root").pw_dir, "SYSTEMTAP_DIR": "/st"}
+
+
+def test_owner_s_new_keys_are_of_the_kinds_that_the_caller_wants():
+    caller = {MOK_VARIABLE: "ml-dsa-65", CERTIFICATE_VARIABLE: "rsa", "SYSTEMTAP_STAP": "/elsewhere"}
+    kept = {MOK_VARIABLE: "ml-dsa-65", CERTIFICATE_VARIABLE: "rsa"}
+    assert Owner.find("root", caller).environ == {"HOME": pwd.getpwnam("root").pw_dir, **kept}
 
 
 def test_owner_that_does_not_exist_is_a_fault_with_a_remedy():
