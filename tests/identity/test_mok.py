@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from kit.keys import small_keys
-from kit.moks import make_mok, no_trial
+from kit.moks import make_mok, ml_dsa, no_trial
 
 from stapsrv.errors import IdentityError
-from stapsrv.identity.key_types import KeyType, generate_key
 from stapsrv.identity.mok import (
     Mok,
     MokStore,
@@ -132,7 +131,7 @@ class TestCreate:
         assert load_moks(moks).usable == (mok,)
 
     async def test_key_of_another_kind_has_to_pass_a_trial_first(self, tmp_path, log):
-        kind = supported_ml_dsa()
+        kind = ml_dsa()
         tried = []
 
         async def trial(mok: Mok) -> None:
@@ -149,7 +148,7 @@ class TestCreate:
         async def trial(_mok: Mok) -> None:
             raise unfit_for_kernel(Path("/tree/scripts/sign-file"), "At main.c:329:\nsign-file: CMS_final\n")
 
-        store = MokStore(tmp_path / "moks", log.logger, kind=supported_ml_dsa())
+        store = MokStore(tmp_path / "moks", log.logger, kind=ml_dsa())
         with pytest.raises(IdentityError) as caught:
             await store.get_or_create(trial)
         assert str(caught.value) == (
@@ -198,14 +197,6 @@ class TestCreate:
         tmp_path.chmod(0o700)
         assert "permission denied" in str(caught.value)
         assert caught.value.remedy is not None
-
-
-def supported_ml_dsa() -> KeyType:
-    try:
-        generate_key(KeyType.ML_DSA_65, rsa_bits=0)
-    except IdentityError as exc:
-        pytest.skip(str(exc))
-    return KeyType.ML_DSA_65
 
 
 def outline(text: str) -> list[str]:

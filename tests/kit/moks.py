@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import anyio
+import pytest
 import structlog
 
+from stapsrv.errors import IdentityError
+from stapsrv.identity.key_types import KeyType, generate_key
 from stapsrv.identity.mok import Mok, create_mok
 
 
@@ -18,6 +21,15 @@ def make_mok(directory: Path) -> Mok:
         return await create_mok(directory, log=log, trial=no_trial)
 
     return anyio.run(make)
+
+
+def ml_dsa() -> KeyType:
+    """Return a kind of key besides RSA; a test is skipped where the libraries know none."""
+    try:
+        generate_key(KeyType.ML_DSA_65, rsa_bits=0)
+    except IdentityError as exc:
+        pytest.skip(str(exc))
+    return KeyType.ML_DSA_65
 
 
 async def no_trial(_key: Mok) -> None:

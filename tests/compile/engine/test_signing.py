@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from kit.keys import small_keys
-from kit.moks import make_mok, make_sign_file
+from kit.moks import make_mok, make_sign_file, ml_dsa
 from kit.service import LogLines
 
 from stapsrv.compile.engine import signing
@@ -28,7 +28,6 @@ from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, TranslatorError
-from stapsrv.identity.key_types import KeyType
 from stapsrv.identity.mok import Mok, MokStore, load_moks
 from stapsrv.sandbox.sandbox import Sandbox
 
@@ -175,7 +174,7 @@ class TestKernelSigner:
         make_sign_file(tmp_path, script)
         lines = LogLines()
         moks = tmp_path / "moks"
-        keys = MokStore(moks, lines.log, kind=KeyType.ML_DSA_65)
+        keys = MokStore(moks, lines.log, kind=ml_dsa())
         signer = KernelSigner(keys, workspace, Sandbox(None), WorkerPool(1, queue_length=None))
         if "unsupported" not in script:
             signed = await signer.sign((MODULE,), a_job(tmp_path))

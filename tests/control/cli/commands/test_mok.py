@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.moks import make_sign_file
+from kit.moks import make_sign_file, ml_dsa
 
 from stapsrv.control.cli.commands import mok
 from stapsrv.identity.mok import load_moks
@@ -91,7 +91,7 @@ def test_faults_are_one_line(capsys, tmp_path, arguments, status, text):
 def test_new_key_is_of_the_kind_that_the_environment_says(capsys, tmp_path, monkeypatch, script):
     monkeypatch.setattr(mok, "MODULES", tmp_path / "modules")
     monkeypatch.setattr(mok, "installed_releases", lambda: [] if script is None else ["1", "2"])
-    monkeypatch.setenv("SYSTEMTAP_MOK_KEY_TYPE", "ml-dsa-65")
+    monkeypatch.setenv("SYSTEMTAP_MOK_KEY_TYPE", ml_dsa().value)
     if script is not None:
         make_sign_file(tmp_path / "modules/1/build", "exit 1")
         make_sign_file(tmp_path / "modules/2/build", script)
