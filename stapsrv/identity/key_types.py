@@ -31,7 +31,7 @@ _OPENSSL_KEY = re.compile(
     rb"\x04\x82..0\x82..\x04\x20(?P<seed>.{32})\x04\x82.*",
     re.DOTALL,
 )
-_PEM = re.compile(rb"-----BEGIN PRIVATE KEY-----\s(.*?)-----END PRIVATE KEY-----", re.DOTALL)
+_BEGIN, _END = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"
 
 
 class KeyType(enum.Enum):
@@ -125,10 +125,9 @@ def load_private_key(pem: bytes) -> PrivateKeyTypes:
 
 
 def _openssl_key(pem: bytes) -> re.Match[bytes] | None:
-    if (body := _PEM.search(pem)) is None:
-        return None
+    body = pem.partition(_BEGIN)[2].partition(_END)[0]
     try:
-        return _OPENSSL_KEY.fullmatch(binascii.a2b_base64(body[1]))
+        return _OPENSSL_KEY.fullmatch(binascii.a2b_base64(body))
     except binascii.Error:
         return None
 
