@@ -84,7 +84,7 @@ def check_certificate_kind(environ: Mapping[str, str]) -> None:
     kind = key_type_from(environ, CERTIFICATE_VARIABLE)
     if kind is not KeyType.RSA:
         raise ConfigError(
-            "clients cannot connect to a server with such a certificate",
+            "clients before 5.6 cannot connect to a server with such a certificate",
             where=f"{CERTIFICATE_VARIABLE}={kind.value}",
             remedy="use rsa",
         )

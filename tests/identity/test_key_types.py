@@ -74,8 +74,8 @@ def test_certificates_are_of_rsa_alone():
     with pytest.raises(ConfigError) as caught:
         check_certificate_kind({CERTIFICATE_VARIABLE: "mldsa44"})
     assert str(caught.value) == (
-        "SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-44: clients cannot connect to a server with such a certificate;"
-        " use rsa"
+        "SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-44: clients before 5.6 cannot connect to a server with such a"
+        " certificate; use rsa"
     )
 
 
