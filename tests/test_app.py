@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from kit.daemon import ServerProcess, passing, start
 from kit.http import get_page
+from kit.real import wait_until
 
 from stapsrv.system.unix_socket import address_of
 
@@ -100,13 +101,19 @@ def test_hosts_what_is_configured(site, backend):
     assert list(site.stat.glob("*/control.sock")) == []
 
 
+def wait_logged(log: Path, words: str) -> str:
+    """Wait until ``words`` are in a log, which is written a moment later than the events are; return it."""
+    wait_until(lambda: words in log.read_text())
+    return log.read_text()
+
+
 def test_each_server_logs_in_its_own_format(site):
     own = site.log.with_name("own")
     site.configure("one", f"LOG={own}\nLOG_FORMAT=json\n")
     with site.start("--log-format", "classic") as server:
         (listening,) = (
             record
-            for record in map(json.loads, own.read_text().splitlines())
+            for record in map(json.loads, wait_logged(own, "server.listening").splitlines())
             if record["event"] == "server.listening"
         )
         (server_id,) = (found["id"] for found in site.status().values())
@@ -115,9 +122,9 @@ def test_each_server_logs_in_its_own_format(site):
         own.unlink()
         server.send_signal(signal.SIGHUP)
         server.wait_told("READY=1")
-        lines = own.read_text().splitlines()
+        lines = wait_logged(own, "Using network address ").splitlines()
         assert json.loads(lines[0])["event"] == "server.stopped"
-        assert lines[-2][26:].startswith("Using network address ")
+        assert any(line[26:].startswith("Using network address ") for line in lines[1:])
         stop(server)
     assert '{"time"' not in site.log.read_text()
 
@@ -505,7 +512,7 @@ def test_forced_reload_begins_anew_with_all_that_the_files_say(site, backend):
         assert after["settings"]["COMPILE_TIMEOUT"] == "7m"
         told = site.ask()
         assert (told["pid"], told["max_compiles"]) == (server.pid, 3)
-        assert "Using network address" in log.read_text()
+        wait_logged(log, "Using network address")
         server.send_signal(signal.SIGHUP)
         server.wait_told("READY=1")
         stop(server)
