@@ -1,9 +1,9 @@
 """The inputs of a compile besides the request and the server's options: paths, packages, environment.
 
-They are what stap, make, the compiler and the linker were seen to read (strace(1) of SystemTap 4.8 on Linux
-6.1): tapsets, runtime, the kernel's build tree with all that it leads to, its modules, symbol map and
-debugging information; the programs on the path, the compiler's own files, libraries; stap's ``rc`` file; the
-environment.
+They are what stap, make, the compiler and the linker were seen to read (strace(1) of SystemTap 4.8, 5.1 and
+5.6, with Linux 6.1, 6.12 and 7.2): tapsets, runtime, the kernel's build tree with all that it leads to, its
+modules, symbol map and debugging information; the programs on the path, the compiler's own files, libraries,
+locales; stap's ``rc`` file; the environment.
 """
 
 from __future__ import annotations
@@ -26,14 +26,27 @@ from stapsrv.config.settings import ServerSettings
 
 _COMPILERS = ("/usr/lib/gcc", "/usr/libexec/gcc", "/usr/lib/gcc-cross")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
-_DEBUG = ("/usr/lib/debug", "/var/cache/abrt-di")
+_DEBUG = (
+    *("/usr/lib/debug", "/usr/lib/.build-id", "/var/cache/abrt-di"),
+    # stap runs it where it is, to have debugging information installed.
+    "/usr/libexec/abrt-action-install-debuginfo-to-abrt-cache",
+)
+# make looks there for each makefile that it includes by a relative path; and the compiler, where the kernel's
+# build asks what it is capable of, for <stdc-predef.h>.
+_INCLUDED = ("/usr/gnu/include", "/usr/local/include", "/usr/include")
+# Of what the programs print; translations come with packages.
+_LOCALES = "/usr/lib/locale"
 # One of these changes with every package that is installed, removed or brought up to date.
 _PACKAGES = (
     *("/var/lib/dpkg/status", "/var/lib/rpm/rpmdb.sqlite", "/usr/lib/sysimage/rpm/rpmdb.sqlite"),
     *("/var/lib/rpm/Packages", "/lib/apk/db/installed", "/var/lib/pacman/local"),
     *("/etc/ld.so.cache", "/etc/ld.so.preload"),
 )
-_LOCKDOWN = ("/sys/kernel/security/lockdown", "/sys/module/module/parameters/sig_enforce")
+# Whether the kernel that runs takes unsigned modules. These files have no times, and report no change.
+_LOCKDOWN = (
+    *("/sys/kernel/security/lockdown", "/sys/kernel/security/securelevel"),
+    "/sys/module/module/parameters/sig_enforce",
+)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MODULES = Path("/proc/modules")
 
@@ -134,6 +147,7 @@ class HostInputs:
             return None
         parts = [self._environment, self.rc.stamp, self._version.encode(), stamp(self._program)]
         parts += map(stamp, _PACKAGES)
+        parts += [_read(Path(path)) for path in _LOCKDOWN]
         if release.name == os.uname().release:
             # Its symbols may be read from the kernel that runs, and those of its modules.
             loaded = sorted(line.split(b" ", 1)[0] for line in _read(_MODULES).splitlines())
@@ -184,9 +198,12 @@ class HostInputs:
         libraries = f"/usr/lib/{self._multiarch}"
         for directory in (*_LIBRARIES, libraries, f"/lib/{self._multiarch}"):
             yield WatchedPath(directory, recursive=False)
+        for directory in _INCLUDED:
+            yield WatchedPath(directory, recursive=False)
+            yield WatchedPath(f"{directory}/{self._multiarch}", recursive=False)
         # gcc searches it first for the assembler and its specs; nm and ld load plugins.
         yield from (f"/usr/{self._multiarch}", "/usr/lib/bfd-plugins", f"{libraries}/bfd-plugins")
-        yield from _LOCKDOWN
+        yield from (_LOCALES, f"{libraries}/gconv")
         yield from (f"{self._prefix}/libexec/systemtap", f"{self._prefix}/lib/systemtap")
 
 

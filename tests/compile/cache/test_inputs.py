@@ -63,6 +63,9 @@ def test_paths_of_tapsets_and_toolchain(prefix, tmp_path):
         WatchedPath("/boot", recursive=False),
         WatchedPath("/boot/.debug"),
         WatchedPath("/usr/lib/bfd-plugins"),
+        WatchedPath("/usr/lib/.build-id"),
+        WatchedPath("/usr/lib/locale"),
+        WatchedPath("/usr/include", recursive=False),
         WatchedPath("/debug"),
         WatchedPath("/usr/bin", recursive=False),
         WatchedPath("/opt/lib", recursive=False),
@@ -158,6 +161,17 @@ def test_state_digest_ignores_variables_of_the_process(prefix, tmp_path):
     assert host_inputs(prefix, INVOCATION_ID="1", TMPDIR="/x").state_digest(release(tmp_path)) == before
     assert host_inputs(prefix, KCFLAGS="-O3").state_digest(release(tmp_path)) != before
     assert host_inputs(prefix, contained="off").state_digest(release(tmp_path)) != before
+
+
+def test_state_digest_follows_the_kernel_s_lockdown(prefix, tmp_path, monkeypatch):
+    lockdown = tmp_path / "lockdown"
+    monkeypatch.setattr("stapsrv.compile.cache.inputs._LOCKDOWN", (str(tmp_path / "none"), str(lockdown)))
+    inputs = host_inputs(prefix)
+    digests = {inputs.state_digest(release(tmp_path))}
+    for text in ("[none] integrity", "none [integrity]"):
+        lockdown.write_text(text)
+        digests.add(inputs.state_digest(release(tmp_path)))
+    assert len(digests) == 3
 
 
 def test_state_digest_of_the_running_kernel_has_its_modules(prefix, tmp_path):
