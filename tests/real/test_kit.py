@@ -6,6 +6,9 @@ import subprocess
 
 import pytest
 from kit.real import FollowedLog, Installation, Ran, Unavailable, without_client_lines, without_word_of_jobs
+from kit.tracing import Look, Watched, trace
+
+from stapsrv.compile.cache.fingerprint import WatchedPath
 
 
 @pytest.fixture
@@ -126,3 +129,42 @@ def test_lines_are_counted_once_as_many_are_written_as_there_should_be(tmp_path)
         assert log.has("^done$", 0)
         assert not log.has("^begun$", 0)
         writer.communicate()
+
+
+def test_trace_has_what_children_look_at_from_where_they_are(tmp_path):
+    """Found or not, by a path relative to where the child went, or to an open directory."""
+    (tmp_path / "below" / 'a "b"').mkdir(parents=True)
+    script = "cd below; (cd 'a \"b\"'; cat none); cat ../none; ls /proc/self/fd; find . -name x"
+    ran, looks = trace(
+        ["sh", "-c", script], log=tmp_path / "log", cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, timeout_s=60
+    )
+    assert ran.stderr.count(b"none") == 2
+    below = f"{tmp_path}/below"
+    assert {
+        Look(f'{below}/a "b"/none'),
+        Look(f"{below}/../none"),
+        Look("/proc/self/fd", lists=True),
+        Look(f'{below}/a "b"', lists=True),
+    } <= looks
+
+
+def test_what_is_watched_covers_each_step_and_what_is_not_there(tmp_path):
+    for name in ("tree/deep", "linked", "other", "flat"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "tree" / "link").symlink_to("../linked/file")
+    (tmp_path / "flat" / "link").symlink_to(tmp_path / "tree")
+    watched = Watched([WatchedPath(f"{tmp_path}/tree"), WatchedPath(f"{tmp_path}/flat", recursive=False)])
+
+    def covers(path: str, *, lists: bool = False) -> bool:
+        return watched.covers(Look(f"{tmp_path}/{path}", lists))
+
+    assert covers("tree/deep/none/file")
+    assert covers("tree/deep/../link")
+    assert covers("flat/none/file")
+    assert covers("flat/link/deep/file")
+    assert covers("tree/deep", lists=True)
+    assert not covers("other")
+    assert not covers("other/none")
+    assert not covers("other/../tree/deep")
+    assert not covers("other", lists=True)
+    assert not covers("", lists=True)
