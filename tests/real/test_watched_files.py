@@ -119,20 +119,15 @@ def test_a_result_that_may_be_stored_depends_on_watched_files_alone(compiling, a
     assert compiling(*arguments) == Compile((), None)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason", "unwatched"),
-    [
-        (
-            ("-e", 'probe begin { println(@cast(0, "timespec", "<time.h>")->tv_sec) }'),
-            "header",
-            r"/usr/include/.+/.+",
-        ),
-        (("-d", "kernel", "-e", "probe timer.profile { print_backtrace() }"), "option", "/proc/kallsyms"),
-    ],
-    ids=["header", "kernel that runs"],
-)
-def test_a_result_that_depends_on_other_files_may_not_be_stored(compiling, arguments, reason, unwatched):
+def test_a_result_that_depends_on_other_files_may_not_be_stored(compiling):
     """Which shows as well that what nothing watches is seen here."""
-    found = compiling("-p3", *arguments)
-    assert found.uncacheable == reason
-    assert any(re.fullmatch(unwatched, path) for path in found.unwatched), found
+    found = compiling("-p3", "-e", 'probe begin { println(@cast(0, "timespec", "<time.h>")->tv_sec) }')
+    assert found.uncacheable == "header"
+    assert any(path.startswith("/usr/include/") and "/bits/" in path for path in found.unwatched), found
+
+
+def test_a_result_with_the_symbols_of_the_kernel_that_runs_may_not_be_stored(compiling):
+    """Not every version of stap reads them for another release."""
+    found = compiling("-p3", "-d", "kernel", "-e", "probe timer.profile { print_backtrace() }")
+    assert found.uncacheable == "option"
+    assert set(found.unwatched) <= {"/proc/kallsyms"}
