@@ -17,6 +17,8 @@ from kit.warm import open_warm_stap
 
 from stapsrv.identity.certificate import load_or_create_identity
 
+REAL = Path(__file__).parent / "real"
+
 # The same examples each time, and nothing written beside the tests, which may belong to somebody else.
 hypothesis.settings.register_profile("stapsrv", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("stapsrv")
@@ -25,6 +27,25 @@ hypothesis.settings.load_profile("stapsrv")
 os.environ["STAPSRV_MDNS"] = "no"
 # Nor does it compile for anybody but the test.
 os.environ["STAPSRV_WARMUP"] = "no"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass over a file without a test that ``-m`` selects: each process of a run takes seconds to read all.
+
+    So a mark has to stand in the file of its tests, as ``mark.root`` does.
+    """
+    if collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    is_real = REAL in collection_path.parents
+    has_none = {
+        "root": "mark.root" not in text,
+        "not root": False,
+        "real": not is_real and "mark.real" not in text,
+        "not real": is_real,
+    }
+    wanted = config.getoption("-m").split(" and ")
+    return (has_none.keys() >= set(wanted) and any(has_none[mark] for mark in wanted)) or None
 
 
 @pytest.fixture(params=["asyncio", "trio"])
