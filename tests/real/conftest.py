@@ -7,9 +7,7 @@ release probes its features for more than ten seconds.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +16,7 @@ import attrs
 import pytest
 from kit.lan import Lan, open_lan
 from kit.real import Asked, Installation, Server, Stap, Unavailable, serving
+from kit.warm import warm_up
 
 HERE = Path(__file__).parent
 # Several waits of the kit (PATIENCE_S) on a busy machine; pytest-timeout would break off the first.
@@ -87,20 +86,7 @@ def warm_stap(installation: Installation, tmp_path_factory: pytest.TempPathFacto
     """A user whose stap has compiled for the newest release before."""
     place = tmp_path_factory.mktemp("systemtap")
     stap = Stap(installation=installation, directory=place / "systemtap", place=place)
-    # All processes of one test run share what one of them has made.
-    run = tmp_path_factory.getbasetemp()
-    shared = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "warm-cache"
-    with shared.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if shared.exists():
-            shutil.copytree(shared, stap.directory / "cache")
-            return stap
-        # stap finds out about the kernel for each of its two modes.
-        for mode in ((), ("-g",)):
-            ran = stap.local("-p4", *mode, "-e", "probe begin { exit() }")
-            assert ran.status == 0, ran.stderr
-        shutil.copytree(stap.directory / "cache", place / "copy")
-        (place / "copy").rename(shared)
+    warm_up(stap)
     return stap
 
 
