@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .real import PATIENCE_S, Installation, Stap
@@ -19,40 +19,49 @@ USER = "stap-server"
 SCRIPT = 'probe begin { println("hello") exit() }'
 
 
-def warm_up(stap: Stap) -> None:
-    """Compile :data:`SCRIPT` for the newest release, with what stap found out in an earlier run of tests.
+def warm_up(stap: Stap, releases: Sequence[str]) -> None:
+    """Compile for these releases, with what stap found out about their kernels in an earlier run of tests.
 
-    That is in the home of this process's user. stap itself sees whether it is of today's kernel and runtime.
+    That is kept in the home of this process's user. stap itself sees whether it is of today's kernel and
+    runtime. One run of the suite has several processes: they wait for the first.
     """
     kept = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "stapsrv-tests"
     kept.mkdir(parents=True, exist_ok=True)
-    cache = stap.directory / "cache"
-    # One run of the suite is several processes, which wait for the first.
+    cache, old, checked = stap.directory / "cache", kept / "cache", kept / "checked"
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
     with (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (kept / "cache").exists():
-            shutil.copytree(kept / "cache", cache)
+        if old.exists():
+            shutil.copytree(old, cache)
+        if run and checked.exists() and checked.read_text() == run:
+            return
         before = _features(cache)
-        ran = stap.local("-p4", "-e", SCRIPT)
-        assert ran.status == 0, ran.stderr
-        if _features(cache) != before:
-            with tempfile.TemporaryDirectory(dir=kept) as name:
-                new = Path(name) / "new"
-                for path in _features(cache) - before:
-                    (new / path.parent).mkdir(parents=True)
-                    shutil.copy2(cache / path, new / path)
-                if (kept / "cache").exists():
-                    (kept / "cache").rename(Path(name) / "old")
-                new.rename(kept / "cache")
+        for release in releases:
+            ran = stap.local("-r", release, "-p4", "-e", "probe begin { exit() }")
+            assert ran.status == 0, ran.stderr
+        if new := _features(cache) - before:
+            _keep(cache, new, old)
+        checked.write_text(run)
 
 
 def _features(cache: Path) -> set[Path]:
     return {path.relative_to(cache) for path in cache.glob("*/stapconf_*.h")}
 
 
+def _keep(cache: Path, features: set[Path], target: Path) -> None:
+    """Replace ``target`` by those files of a cache; one that is killed meanwhile leaves none."""
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        copy = Path(name) / "cache"
+        for path in features:
+            (copy / path.parent).mkdir(parents=True)
+            shutil.copy2(cache / path, copy / path)
+        copy.rename(target)
+
+
 @contextlib.contextmanager
 def open_warm_stap() -> Iterator[Stap]:
-    """Make a stap of :data:`USER`'s that has compiled :data:`SCRIPT`, for tests that root runs."""
+    """Make a stap of :data:`USER`'s that has compiled for the newest release, for tests that root runs."""
     with tempfile.TemporaryDirectory(prefix="stapsrv-warm.", dir="/var/tmp") as name:
         place = Path(name)
         place.chmod(0o755)
@@ -61,7 +70,7 @@ def open_warm_stap() -> Iterator[Stap]:
             shutil.chown(directory, USER, USER)
         as_user = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups")
         subprocess.run(
-            [*as_user, sys.executable, "-m", "kit.warm", str(stap.directory), str(place)],
+            [*as_user, sys.executable, "-m", "kit.warm", str(place)],
             cwd=Path(__file__).parent.parent,
             check=True,
             timeout=PATIENCE_S,
@@ -70,6 +79,6 @@ def open_warm_stap() -> Iterator[Stap]:
 
 
 if __name__ == "__main__":
-    warm_up(
-        Stap(installation=Installation.find(os.environ), directory=Path(sys.argv[1]), place=Path(sys.argv[2]))
-    )
+    place = Path(sys.argv[1])
+    stap = Stap(installation=Installation.find(os.environ), directory=place / ".systemtap", place=place)
+    warm_up(stap, stap.installation.releases[:1])

@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def warm_stap(users_warm_stap: Stap) -> Stap:
-    """A stap of the user stap-server's that has compiled :data:`kit.warm.SCRIPT` once."""
+    """A stap of the user stap-server's that has compiled for the newest release."""
     return users_warm_stap
 
 

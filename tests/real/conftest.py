@@ -83,10 +83,10 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def warm_stap(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Stap:
-    """A user whose stap has compiled for the newest release before."""
+    """A user whose stap has compiled for the two newest releases before."""
     place = tmp_path_factory.mktemp("systemtap")
     stap = Stap(installation=installation, directory=place / "systemtap", place=place)
-    warm_up(stap)
+    warm_up(stap, installation.releases[:2])
     return stap
 
 

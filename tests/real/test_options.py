@@ -144,7 +144,6 @@ def test_no_threads_is_one_request_at_a_time(serve, stap, records, backend):
 
 
 def test_one_server_for_several_releases(serve, stap):
-    """A module of the second release is a cold compile, which is why there is but one test of it."""
     releases = stap.installation.releases[:2]
     if len(releases) < 2:
         pytest.skip("the headers of one kernel release only are installed")
