@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .real import PATIENCE_S, Installation, Stap
+from .real import PATIENCE_S, Installation, Stap, serving
 
 USER = "stap-server"
+# Of two releases, with the runtime of today and another.
+_KEPT = 4
 SCRIPT = 'probe begin { println("hello") exit() }'
 
 
@@ -39,21 +41,41 @@ def warm_up(stap: Stap, releases: Sequence[str]) -> None:
         for release in releases:
             ran = stap.local("-r", release, "-p4", "-e", "probe begin { exit() }")
             assert ran.status == 0, ran.stderr
-        if new := _features(cache) - before:
-            _keep(cache, new, old)
+        if _features(cache) != before:
+            _keep(cache, old)
         checked.write_text(run)
+
+
+def teach_servers(stap: Stap, releases: Sequence[str]) -> None:
+    """Let all servers of this stap's user know what it found out about these kernels.
+
+    A server takes it for the first toolchain that it meets alone, and nothing that a client's compile finds
+    out: without this, each compile of many tests would find out all of it.
+    """
+    options = [word for release in releases[1:] for word in ("-r", release)]
+    with serving(stap, *options) as server:
+        server.log.wait(": Result cache on; ")
+        for release in releases:
+            ran = stap.via(server.port, "-p1", "-e", "probe begin { exit() }", release=release)
+            assert ran.status == 0, ran.stderr
+    toolchains = list((stap.directory / "server-toolchains").iterdir())
+    (known,) = (each for each in toolchains if any(each.iterdir()))
+    for other in toolchains:
+        if other != known:
+            shutil.copytree(known, other, dirs_exist_ok=True)
 
 
 def _features(cache: Path) -> set[Path]:
     return {path.relative_to(cache) for path in cache.glob("*/stapconf_*.h")}
 
 
-def _keep(cache: Path, features: set[Path], target: Path) -> None:
-    """Replace ``target`` by those files of a cache; one that is killed meanwhile leaves none."""
+def _keep(cache: Path, target: Path) -> None:
+    """Replace ``target`` by the newest features in a cache; one that is killed meanwhile leaves none."""
     shutil.rmtree(target, ignore_errors=True)
+    newest = sorted(_features(cache), key=lambda path: (cache / path).stat().st_mtime)[-_KEPT:]
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         copy = Path(name) / "cache"
-        for path in features:
+        for path in newest:
             (copy / path.parent).mkdir(parents=True)
             shutil.copy2(cache / path, copy / path)
         copy.rename(target)
