@@ -119,10 +119,20 @@ def server(
 
 @pytest.fixture
 def serve(stap: Stap) -> Iterator[Callable[..., Server]]:
-    """Start a server with options of the test's own; ``using`` says whose (see :func:`kit.real.serving`)."""
+    """Start a server with options of the test's own; ``using`` says whose (see :func:`kit.real.serving`).
+
+    It caches no results unless told to: it would scan the whole toolchain, two seconds' work.
+    """
     with contextlib.ExitStack() as servers:
 
-        def start(*options: object, using: Callable[..., AbstractContextManager[Server]] = serving, **more):
+        def start(
+            *options: object,
+            using: Callable[..., AbstractContextManager[Server]] = serving,
+            caching: bool = False,
+            **more,
+        ):
+            if using is serving and not caching:
+                more["STAPSRV_RESULT_CACHE"] = "no"
             return servers.enter_context(using(stap, *options, **more))
 
         yield start

@@ -73,7 +73,7 @@ def test_messages_cannot_quote_files_of_the_host(serve, stap, tmp_path):
 
 def test_module_embeds_a_file_without_containment(stap, tmp_path):
     """The control experiment of the tests above."""
-    with serving(stap, "--sandbox=off", f"--ssl={tmp_path / 'ssl'}") as server:
+    with serving(stap, "--sandbox=off", f"--ssl={tmp_path / 'ssl'}", STAPSRV_RESULT_CACHE="no") as server:
         assert server.log.has("^Requests are not contained: SANDBOX=off$", 1)
         files = targets(stap, server, tmp_path)
         ran = stap.via(server.port, *embedded(stap, incbin(files["another request's file"])))

@@ -17,7 +17,7 @@ def metrics_of(place):
 
 def test_requests_are_in_the_metrics_and_one_log_line_each(serve, stap):
     place = stap.place / "metrics.sock"
-    server = serve("--metrics", f"unix:{place}")
+    server = serve("--metrics", f"unix:{place}", caching=True)
     release = stap.installation.release
     # A script that no other test has: its result is not cached yet.
     assert stap.via(server.port, "-p4", "-e", 'probe begin { println("metrics") exit() }').status == 0

@@ -58,7 +58,7 @@ def asking(serve: Callable[..., Server], stap: Stap) -> Callable[..., Asker]:
     """Start a server, and ask it when it knows what it watches."""
 
     def start(*arguments: str, options: tuple[str, ...] = (), **more: object) -> Asker:
-        server = serve(*options, **more)
+        server = serve(*options, caching=True, **more)
         server.log.wait(WATCHING)
         return Asker(stap, server, arguments)
 
@@ -154,7 +154,7 @@ def test_a_known_result_is_signed_by_the_certificate_of_now(asking, stap, tmp_pa
 
 
 def test_a_known_result_is_signed_by_the_owner_key_that_the_client_trusts(serve, stap):
-    server = serve()
+    server = serve(caching=True)
     server.log.wait(WATCHING)
     moks = stap.directory / "ssl" / "server" / "moks"
 
@@ -197,7 +197,7 @@ def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp
     tree, runtime = tmp_path / "tree", tmp_path / "runtime"
     copy_tree(Path("/lib/modules", release, "build"), tree)
     shutil.copytree(stap.installation.runtime, runtime)
-    server = serve("-r", tree, f"-R{runtime}", release=False)
+    server = serve("-r", tree, f"-R{runtime}", release=False, caching=True)
     server.log.wait(WATCHING)
     struct = tree / "include" / "generated" / "thing.h"
     struct.write_text("struct thing { char before[4410]; char value; };")
