@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     }
     wanted = config.getoption("-m").split(" and ")
     return (has_none.keys() >= set(wanted) and any(has_none[mark] for mark in wanted)) or None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what was made until now: it would look through it time and again."""
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
