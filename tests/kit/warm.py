@@ -7,6 +7,7 @@ import fcntl
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,9 @@ def teach_servers(stap: Stap, releases: Sequence[str]) -> None:
     A server takes it for the first toolchain that it meets alone, and nothing that a client's compile finds
     out: without this, each compile of many tests would find out all of it.
     """
+    # From SystemTap 5.1 on others may write there, and servers take nothing from such a place.
+    for path in (stap.directory / "cache").rglob("*"):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
     options = [word for release in releases[1:] for word in ("-r", release)]
     with serving(stap, *options) as server:
         server.log.wait(": Result cache on; ")
