@@ -84,10 +84,10 @@ class StapCache:
         return frozenset(found for found, name in _NAMES.items() if any(map(name.fullmatch, names)))
 
     def _make(self) -> None:
-        is_first = not self.path.parent.is_dir()
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        toolchains = {path.name for path in self.path.parent.iterdir()} - {_UNWATCHED}
         self.path.mkdir(mode=0o700, exist_ok=True)
-        if is_first or self.path.name == _UNWATCHED:
+        if not toolchains or self.path.name == _UNWATCHED:
             # What stap's user has found out by himself, ten seconds' work, where nobody else can write.
             self._copy(self.path.parent.parent / "cache", others=False)
         self._evict()

@@ -120,6 +120,13 @@ def test_first_one_begins_with_what_stap_s_user_knows(known, tmp_path):
     assert names(tmp_path / "unwatched") == {FEATURES}
 
 
+def test_request_before_the_first_look_at_the_toolchain_makes_it_no_second(known, tmp_path):
+    write(tmp_path / "st" / "cache", FEATURES)
+    StapCache.of(tmp_path / "st").lend(tmp_path / "unwatched")
+    known.lend(tmp_path / "lent")
+    assert names(tmp_path / "lent") == {FEATURES}
+
+
 @pytest.mark.parametrize("open_to_others", ["ab", FEATURES])
 def test_what_others_can_have_written_is_not_taken(known, tmp_path, open_to_others):
     users = write(tmp_path / "st" / "cache", FEATURES)
