@@ -122,7 +122,7 @@ def test_browse_lists_what_the_client_finds(service):
             "port": seen.port,
             "release": seen.sysinfo.partition(" ")[0],
             "arch": "x86_64",
-            "version": "4.8",
+            "version": seen.strings("version")[0],
             "serial": seen.strings("certinfo")[0],
             "options": f"-R{lan.installation.runtime}",
             "moks": list(seen.strings("mok_info")),
