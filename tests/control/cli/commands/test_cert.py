@@ -121,11 +121,11 @@ def test_renewal_by_a_key_that_clients_do_not_take_is_refused(systemtap, capsys,
     before = shown(capsys)
     assert cert.main(["renew", "-u", user()]) == 1
     assert capsys.readouterr().err.startswith(
-        "stap-server cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients cannot"
+        "stap-server cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients before"
     )
     assert cert.gen_cert([]) == 1
     assert capsys.readouterr().err.startswith(
-        "stap-gen-cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients cannot"
+        "stap-gen-cert: SYSTEMTAP_SIGN_KEY_TYPE=ml-dsa-65: clients before"
     )
     assert shown(capsys) == before
 
