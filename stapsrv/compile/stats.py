@@ -55,6 +55,7 @@ class RequestRecord:
     options: str = ""  # a digest, equal for equal options
     outcome: Outcome = Outcome.ABANDONED
     source: Source | None = None
+    build: str | None = None  # how the module was built: ``prepared``, or ``plain: REASON``
     uncacheable: str | None = None  # why the next equal request will be compiled again, in a word
     rc: int | None = None
     answer_bytes: int = 0
@@ -90,6 +91,7 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
         "outcome": record.outcome.value,
         "rc": record.rc,
         "source": record.source.value if record.source else None,
+        "build": record.build,
         "uncacheable": record.uncacheable,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,

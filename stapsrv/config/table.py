@@ -259,6 +259,12 @@ class Limits(Group):
         "answer a request whose result is cached without compiling it again",
         default=True,
     )
+    prepared = Setting(
+        "PREPARED",
+        SWITCH,
+        "build new modules by commands that are known from a build of the server's own, without make",
+        default=True,
+    )
     drain_s = Setting(
         "DRAIN_TIMEOUT", _GRACE, "how long a server that stops lets outstanding requests finish", default=5.0
     )

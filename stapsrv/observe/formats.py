@@ -113,6 +113,8 @@ CLASSIC: Mapping[str, str] = {
     "cache.unwritable": "The result cache cannot be written: {reason}",
     "cache.damaged": "The cached result {entry} was damaged and is removed",
     "cache.outside": "A result is not cached: it depends on {file}, which is not watched",
+    "prepared.none": "New modules for {release} are built by make: {reason}",
+    "prepared.unusable": "Modules are built by make: plans cannot be kept: {reason}",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.denied": "Connection from {peer} was denied: its address may not use this server",
@@ -138,7 +140,7 @@ CLASSIC: Mapping[str, str] = {
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
         "{answer_bytes} out; lookup {lookup_s} s, queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, "
-        "send {send_s} s; refusal: {refusal}, uncacheable: {uncacheable}"
+        "send {send_s} s; refusal: {refusal}, uncacheable: {uncacheable}, build: {build}"
     ),
 }
 

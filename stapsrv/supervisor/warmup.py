@@ -32,6 +32,9 @@ from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
+from stapsrv.compile.engine.prepared.stand_in import PREPARED
+from stapsrv.compile.engine.prepared.store import NOT_PREPARED
+from stapsrv.compile.engine.prepared.variants import plan_options
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.protocol.request import CompileRequest
@@ -50,6 +53,8 @@ _ARGUMENTS = {
 }
 # Until the same is found out again, where a client's compile still did not have it.
 _FIND_AGAIN_S = 600.0
+# What waits to be found out; clients can ask for ever new plans.
+_MAX_FINDING = 8
 _FIRST_DELAY_S, _MAX_DELAY_S = 60.0, 3600.0
 # A package comes in many files; this long after the first change the next attempt begins.
 _SETTLE_S = 2.0
@@ -145,10 +150,12 @@ class Warmup:
     # Called after each change of a release's health; set before the first server is made ready.
     on_health_change: Callable[[ReleaseHealth], None] = attrs.field(init=False, default=lambda _health: None)
     # What was found out for clients, and when that began.
-    _found: dict[tuple[WarmupKey, bytes, Finding, bool], float] = attrs.field(init=False, factory=dict)
+    _found: dict[tuple[object, ...], float] = attrs.field(init=False, factory=dict)
+    _finding: int = attrs.field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._engine.on_findings = self._find
+        self._engine.on_unplanned = self._plan
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Compile for what is wanted until cancelled; no compile is left running then."""
@@ -193,25 +200,33 @@ class Warmup:
 
     def _find(self, job: CompileJob, findings: frozenset[Finding]) -> None:
         """Find out, in the background, what a client's compile had to find out for itself."""
-        now = anyio.current_time()
-        self._found = {what: began for what, began in self._found.items() if now - began < _FIND_AGAIN_S}
-        key = WarmupKey.of(job.settings, job.release)
         # stap keeps it for each of its modes.
         is_guru = any(name == "g" for name, _value in job.options.options)
         for finding in findings:
-            what = (key, job.toolchain, finding, is_guru)
-            if self._tasks is not None and what not in self._found:
-                self._found[what] = now
-                arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]
-                own = _own_job(job.release, job.settings, arguments)
-                self._tasks.start_soon(self._find_out, own, finding, job.log)
+            arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]
+            self._begin_finding(job, finding.name.lower(), arguments)
 
-    async def _find_out(self, job: CompileJob, finding: Finding, log: Log) -> None:
-        facts = {"release": job.release.name, "what": finding.name.lower()}
+    def _plan(self, job: CompileJob) -> None:
+        """Make a plan, in the background, for builds like that of a client's compile."""
+        self._begin_finding(job, "plan", (*plan_options(job.options), *_ARGUMENTS[Finding.FEATURES]))
+
+    def _begin_finding(self, job: CompileJob, what: str, arguments: tuple[bytes, ...]) -> None:
+        now = anyio.current_time()
+        self._found = {what: began for what, began in self._found.items() if now - began < _FIND_AGAIN_S}
+        key = (WarmupKey.of(job.settings, job.release), job.toolchain, what, arguments)
+        if self._tasks is not None and key not in self._found and self._finding < _MAX_FINDING:
+            self._found[key] = now
+            self._finding += 1
+            own = _own_job(job.release, job.settings, arguments)
+            self._tasks.start_soon(self._find_out, own, what, job.log)
+
+    async def _find_out(self, job: CompileJob, what: str, log: Log) -> None:
+        facts = {"release": job.release.name, "what": what}
         began = anyio.current_time()
         try:
             async with self._one_at_a_time:
                 result = await self._run(job)
+            _log_unprepared(job, log)
             if result.succeeded:
                 log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
             else:
@@ -221,6 +236,8 @@ class Warmup:
             log.warning("release.unfound", **facts, reason=fault)
         except Exception:
             log.exception("release.crashed", release=job.release.name)
+        finally:
+            self._finding -= 1
 
     def _begin(self, target: WarmupTarget) -> None:
         if self._tasks is not None and target.wanted_by and target.scope is None:
@@ -290,6 +307,7 @@ class Warmup:
             raise TranslatorError(fault, remedy=self._engine.stap.explain_untested(release.name))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
+        _log_unprepared(job, target.log)
         return True
 
     async def _run(self, job: CompileJob) -> CompileResult:
@@ -310,8 +328,16 @@ class Warmup:
         return changed
 
 
+def _log_unprepared(job: CompileJob, log: Log) -> None:
+    if job.makes_plan and job.record.build not in {None, PREPARED, NOT_PREPARED}:
+        log.info("prepared.none", release=job.release.name, reason=job.record.build)
+
+
 def _own_job(release: ServedRelease, settings: ServerSettings, arguments: tuple[bytes, ...]) -> CompileJob:
     request = CompileRequest(release=release.name, arch=release.arch, arguments=arguments)
     # There is no client who would look for it.
     settings = attrs.evolve(settings, keep_temporary=False)
-    return CompileJob(request=request, release=release, settings=settings, background=True)
+    is_whole = b"-p4" in arguments
+    return CompileJob(
+        request=request, release=release, settings=settings, background=True, makes_plan=is_whole
+    )

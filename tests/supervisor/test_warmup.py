@@ -11,6 +11,7 @@ from typing import NoReturn
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import attrs
 import pytest
 from kit.client import exchange, request
 from kit.stap import make_stap
@@ -18,6 +19,7 @@ from kit.trees import Witness
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
+from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
@@ -211,6 +213,38 @@ class TestFindings:
             assert (await exchange(server.port, request("-p4", "-e", "planted"))).rc == 0
         bench.runtime.warmup._find(*found[0])
         assert len(kernel.runs) == 1
+
+
+class TestPlans:
+    async def test_missing_for_a_client_is_made_by_the_server_s_own_script(self, bench, kernel):
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            job = await caught(bench, kernel, server, "-g", "-DMAXACTION=1", "-I", "x", "-p4", "-e", "theirs")
+            for _ in range(3):
+                bench.runtime.engine.on_unplanned(job)
+            await bench.lines.wait("release.found", 1)
+        (_, own) = kernel.runs
+        assert " -g -DMAXACTION=1 -p4 " in own
+        assert "theirs" not in own
+
+    async def test_number_that_waits_to_be_made_is_bounded(self, bench, kernel):
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
+            for number in range(100):
+                asked = attrs.evolve(job.request, arguments=(f"-DX={number}".encode(),))
+                bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked))
+            assert bench.runtime.warmup._finding == 8
+            await bench.lines.wait("release.found", 8)
+        assert len(kernel.runs) == 9
+
+
+async def caught(bench, kernel, server, *arguments: str) -> CompileJob:
+    """Return the job of a request, which is compiled."""
+    jobs = []
+    kernel.answer(FINDS)
+    bench.runtime.engine.on_findings = lambda job, _found: jobs.append(job)
+    assert (await exchange(server.port, request(*arguments))).rc == 0
+    kernel.answer(MODULE)
+    return jobs[0]
 
 
 async def test_equal_servers_share_one(bench, kernel):

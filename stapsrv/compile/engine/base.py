@@ -45,6 +45,7 @@ class CompileJob:
     # Set when the client has its answer.
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
     background: bool = False  # run at low priority; nobody waits for it
+    makes_plan: bool = False  # a script of the server's own, whose build is a plan for others
     toolchain: bytes = b""  # digest of what modules are built with; empty where that is not watched
     deadline_s: float = attrs.field(
         default=attrs.Factory(lambda self: self.settings.limits.compile_s, takes_self=True)

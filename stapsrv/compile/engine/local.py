@@ -12,6 +12,16 @@ from stapsrv.compile.cache.depfile import read_dependencies
 from stapsrv.compile.cache.stap_cache import Finding, StapCache
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.hidden_paths import hidden_paths
+from stapsrv.compile.engine.prepared.store import (
+    FOLLOW,
+    NOT_PREPARED,
+    PROGRAM,
+    RECORD,
+    PlanStore,
+    SeenFiles,
+    lacks_plan,
+    read_report,
+)
 from stapsrv.compile.engine.stap import (
     StapProgram,
     read_answer,
@@ -42,6 +52,7 @@ _ANSWER = Path("response", RESPONSE_DIRECTORY)
 _TEMPORARY = Path("tmp")
 _SYSTEMTAP = Path("systemtap")
 _CACHE = _SYSTEMTAP / "cache"
+_PLAN = _SYSTEMTAP / "plan"
 
 
 class LocalEngine:
@@ -70,8 +81,11 @@ class LocalEngine:
         self._private = (home, Path(systemtap)) if systemtap else (home,)
         self._secret = (*secret, workspace.path)
         self._temp_quota = temp_quota or TempQuota(NOTHING_SET.effective("total_temp_bytes"))
+        self._seen = SeenFiles()
         # Called with what the compile of a request had to find out for itself.
         self.on_findings: Callable[[CompileJob, frozenset[Finding]], None] = lambda _job, _found: None
+        # Called with a request whose module was built by make, since there is no plan for such builds.
+        self.on_unplanned: Callable[[CompileJob], None] = lambda _job: None
 
     def policy(self, settings: ServerSettings, release: ServedRelease, *known: Path) -> SandboxPolicy:
         """Return what the jobs of a server may see of this host; beside it, what is ``known`` to stap."""
@@ -117,7 +131,7 @@ class LocalEngine:
             with self.workspace.translate_errors():
                 result = await self._compile(job, directory)
             read = functools.partial(read_dependencies, directory, _ANSWER, job.release.build_tree)
-            keep = functools.partial(self._cache_for(job).keep, directory / _CACHE)
+            keep = functools.partial(self._keep, job, directory)
             on_files = functools.partial(functools.partial, self.workspace.files.run)
             # From here on the directory is the caller's to remove.
             return Compiled(result, on_files(read), on_files(keep), leaving.pop_all().aclose)
@@ -135,6 +149,13 @@ class LocalEngine:
         hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
         status = 128 - ended.status if ended.status < 0 else ended.status
 
+        if _planned(job):
+            job.record.build = await files.run(functools.partial(read_report, directory / _SYSTEMTAP))
+            if lacks_plan(job.record.build) and not job.background:
+                self.on_unplanned(job)
+        else:
+            job.record.build = NOT_PREPARED
+
         def read() -> tuple[CompileResult, frozenset[Finding]]:
             # The compile could have put a link there.
             with trees.open_directory(directory, _ANSWER) as opened:
@@ -151,6 +172,14 @@ class LocalEngine:
 
     def _cache_for(self, job: CompileJob) -> StapCache:
         return StapCache.of(self._systemtap, job.toolchain)
+
+    def _plans_for(self, job: CompileJob) -> PlanStore:
+        return PlanStore(self._cache_for(job).path / "prepared", self._seen)
+
+    def _keep(self, job: CompileJob, directory: Path) -> None:
+        self._cache_for(job).keep(directory / _CACHE)
+        if job.makes_plan and _planned(job):
+            self._plans_for(job).keep(directory / _PLAN)
 
     def rc_limits(self, settings: ServerSettings) -> RcLimits:
         """Return the limits of the requests of a server, as stap's ``rc`` file is now; blocks on files."""
@@ -170,7 +199,7 @@ class LocalEngine:
         root.mkdir(mode=0o700)
         write_request(job.request, root)
         known = self._cache_for(job)
-        policy = self.policy(job.settings, job.release, known.path)
+        policy = self.policy(job.settings, job.release, known.path, *PROGRAM)
         # stap has its cache in $SYSTEMTAP_DIR/cache, and nowhere else.
         (directory / _SYSTEMTAP).mkdir(mode=0o700)
         rc = self.rc_limits(job.settings)
@@ -182,6 +211,19 @@ class LocalEngine:
         known.lend(directory / _CACHE)
         return self.sandbox.request_mounts(policy, directory, cwd=root), rc
 
+    def _stand_in(self, job: CompileJob, directory: Path) -> Path | None:
+        """Return the directory of what stands in for make; None where make does its work itself."""
+        plans = self._plans_for(job)
+        try:
+            if job.makes_plan:
+                (directory / _PLAN).mkdir(mode=0o700)
+                return plans.stand_in(RECORD, directory / _PLAN)
+            plans.check()
+            return plans.stand_in(FOLLOW, plans.plans)
+        except OSError as exc:
+            job.log.warning("prepared.unusable", reason=exc.strerror)
+            return None
+
     async def _run_stap(
         self, job: CompileJob, plan: MountPlan, rc: RcLimits, directory: Path
     ) -> tuple[ProcessResult, str | None]:
@@ -191,6 +233,12 @@ class LocalEngine:
             self._environ, temporary=directory / _TEMPORARY, network=plan.network
         )
         environ = stap_environment(environ, job.request.environment)
+        if _planned(job):
+            stand_in = await self.workspace.files.run(functools.partial(self._stand_in, job, directory))
+            if stand_in is not None:
+                # Not for the programs of the sandbox, which call the real env.
+                searched = os.fsencode(stand_in) + b":" + environ.get(b"PATH", os.fsencode(os.defpath))
+                command = [b"env", b"PATH=" + searched, *command]
         environ[b"SYSTEMTAP_DIR"] = os.fsencode(directory / _SYSTEMTAP)
         async with self.sandbox.request_cgroup(directory.name, limits) as group:
             with _compile_errors():
@@ -210,6 +258,11 @@ class LocalEngine:
             raise TranslatorError("The compile could not be started", where=error)
         met = explain_limit(limits, result.status, result.stderr, exceeded=exceeded, stated=rc.stated)
         return result, met
+
+
+def _planned(job: CompileJob) -> bool:
+    # Plans are of one state of the toolchain: of what nobody watches there are none.
+    return job.settings.limits.prepared and bool(job.toolchain)
 
 
 @contextlib.contextmanager
