@@ -182,6 +182,7 @@ class ProcessCounters:
     requests: Counter[tuple[str, Result]] = attrs.field(factory=Counter)
     sources: Counter[Source] = attrs.field(factory=lambda: Counter(dict.fromkeys(Source, 0)))
     uncacheable: Counter[str] = attrs.field(factory=Counter)
+    builds: Counter[str] = attrs.field(factory=lambda: Counter(prepared=0))  # of new modules
     stages: dict[str, Histogram] = attrs.field(factory=lambda: {stage: Histogram() for stage in _STAGES})
     request_bytes: int = 0
     answer_bytes: int = 0
@@ -201,6 +202,8 @@ class ProcessCounters:
             self.sources[record.source] += 1
         if record.source is Source.COMPILED and record.uncacheable is not None:
             self.uncacheable[record.uncacheable] += 1
+        if record.source is Source.COMPILED and record.build is not None:
+            self.builds[record.build] += 1
         for stage, durations in self.stages.items():
             seconds: float = getattr(record, f"{stage}_s")
             if seconds > 0:
@@ -223,7 +226,8 @@ class CacheCounts:
     shared: int = 0  # requests answered by the compile of another one
     stored: int = 0
     uncacheable: Counter[str] = attrs.field(factory=Counter)  # by reason
+    builds: Counter[str] = attrs.field(factory=Counter)  # how new modules were built
 
     def snapshot(self) -> CacheCounts:
         """Return a copy."""
-        return attrs.evolve(self, uncacheable=self.uncacheable.copy())
+        return attrs.evolve(self, uncacheable=self.uncacheable.copy(), builds=self.builds.copy())

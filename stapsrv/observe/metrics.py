@@ -189,6 +189,12 @@ ROWS = (
         lambda now: now.counters.uncacheable,
         "reason",
     ),
+    _counter(
+        "stapsrv_builds_total",
+        "New modules by how they were built: prepared (by a plan), or plain (by make), with the reason.",
+        lambda now: now.counters.builds,
+        "build",
+    ),
     _stage("stapsrv_request_queue_seconds", "How long requests waited for a worker.", "queue"),
     _stage("stapsrv_request_compile_seconds", "How long stap took for requests.", "compile"),
     _stage("stapsrv_request_sign_seconds", "How long the signatures of answers took.", "sign"),

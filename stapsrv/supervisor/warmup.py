@@ -34,7 +34,7 @@ from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.prepared.stand_in import PREPARED
 from stapsrv.compile.engine.prepared.store import NOT_PREPARED
-from stapsrv.compile.engine.prepared.variants import plan_options
+from stapsrv.compile.engine.prepared.variants import plan_options, plan_script
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.protocol.request import CompileRequest
@@ -206,9 +206,10 @@ class Warmup:
             arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]
             self._begin_finding(job, finding.name.lower(), arguments)
 
-    def _plan(self, job: CompileJob) -> None:
+    def _plan(self, job: CompileJob, result: CompileResult) -> None:
         """Make a plan, in the background, for builds like that of a client's compile."""
-        self._begin_finding(job, "plan", (*plan_options(job.options), *_ARGUMENTS[Finding.FEATURES]))
+        script = plan_script(file.data for file in result.files if file.path.endswith((".c", ".h")))
+        self._begin_finding(job, "plan", (*plan_options(job.options), b"-p4", b"-e", script))
 
     def _begin_finding(self, job: CompileJob, what: str, arguments: tuple[bytes, ...]) -> None:
         now = anyio.current_time()

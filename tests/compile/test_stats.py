@@ -78,6 +78,14 @@ def test_a_result_that_is_not_kept_counts_once():
     assert tally.sources == {Source.COMPILED: 2, Source.SHARED: 2, Source.HIT: 0}
 
 
+def test_way_of_a_build_counts_for_the_request_that_compiled():
+    tally = ProcessCounters()
+    for source in (Source.COMPILED, Source.SHARED, Source.HIT):
+        tally.count_request(record(source=source, build="prepared"), served=["6.1"])
+    tally.count_request(record(source=Source.COMPILED, build="plain: no plan"), served=["6.1"])
+    assert tally.builds == {"prepared": 1, "plain: no plan": 1}
+
+
 def test_releases_that_are_not_served_are_one():
     tally = ProcessCounters()
     for number in range(1000):

@@ -1,21 +1,136 @@
-"""New modules by plans in place of make, by the real stap: the same module, and never an old one."""
+"""New modules by plans in place of make, by the real stap: the modules of make, its messages, no old ones."""
 
 from __future__ import annotations
 
-import attrs
+import itertools
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
 import pytest
-from kit.real import serving
+from kit.client import exchange, request
+from kit.real import Server, Stap
+from real.test_repeated_scripts import copy_tree
 
-pytestmark = pytest.mark.timeout(900)  # the server's own compiles give way to everything else
+# The server's own compiles give way to everything else on the machine.
+PLAN_S = 600.0
+pytestmark = pytest.mark.timeout(900)
 
-SCRIPT = 'global n probe timer.s(1) { n[pid()] <<< 1; printf("%d\\n", @count(n[1])) }'
+BUILD = r"Request from .*: answered rc=\d+, compiled, .*; build: (.*), refusal: "
+PLAN = "Found out the plan of kernel release"
+# Of each kind of probe, variable and output that needs no debugging information.
+SCRIPTS = {
+    "begin": "probe begin { exit() }",
+    "end": 'probe begin, end { printf("%s %d\\n", pp(), gettimeofday_s()) }',
+    "timers": "probe timer.s(1) { println(1) } probe timer.ms(200), timer.jiffies(3) { exit() }",
+    "arrays": "global a probe timer.s(1) { a[pid()]++ foreach (p in a- limit 3) println(p, a[p]) }",
+    "statistics": "global s probe timer.ms(9) { s <<< cpu() } probe end { print(@hist_log(s)) }",
+    "functions": "function f(n) { return n ? n * f(n - 1) : 1 } probe begin { println(f(5)) exit() }",
+    "strings": 'probe begin { s = sprintf("%x", 77) println(substr(s, 0, 1) . tokenize("a b", " ")) }',
+    "patterns": 'probe begin { if ("abc" =~ "a(b+)c") println(matched(1)) exit() }',
+    "conditions": 'global on = 1 probe timer.s(1) if (on) { try { error("x") } catch { on = 0 } }',
+    "files": 'global n probe procfs("count").read { $value = sprint(n) } probe timer.s(1) { n++ }',
+}
+
+numbers = itertools.count(5000)
 
 
-@pytest.mark.parametrize("sandbox", ["bubblewrap", "landlock", "off"])
-def test_module_by_plan_is_that_of_make(stap, tmp_path, sandbox):
-    fresh = attrs.evolve(stap, directory=tmp_path / "fresh")
-    with serving(fresh, "--warmup", "yes", f"--sandbox={sandbox}") as server:
-        server.log.wait(r": Kernel release \S+ can be compiled for; ", timeout_s=800)
-        ran = fresh.via(server.port, "-p4", "-e", SCRIPT)
-        assert ran.status == 0, ran.stderr
-        server.log.wait(r"Request from .*, build: prepared$")
+def new_script() -> str:
+    """Return a script that nobody has compiled before."""
+    return f"probe begin {{ println({next(numbers)}) exit() }}"
+
+
+def compiled(stap: Stap, server: Server, *arguments: str) -> tuple[bytes, str]:
+    """Return the module of a script, and how it was built."""
+    before = server.log.count(BUILD)
+    ran = stap.via(server.port, "-p4", *arguments)
+    assert ran.status == 0, ran.stderr
+    build = server.log.wait(BUILD, count=before + 1)[1]
+    return (stap.place / ran.module).read_bytes(), build
+
+
+def wait_planned(stap: Stap, server: Server) -> None:
+    """Return when new scripts are built by plans."""
+    _, build = compiled(stap, server, "-e", new_script())
+    if build != "prepared":
+        server.log.wait(PLAN, timeout_s=PLAN_S)
+        assert compiled(stap, server, "-e", new_script())[1] == "prepared"
+
+
+@pytest.fixture
+def planned(serve: Callable[..., Server], stap: Stap) -> Server:
+    server = serve()
+    wait_planned(stap, server)
+    return server
+
+
+def test_modules_are_those_of_make(planned, serve, stap):
+    plain = serve("--prepared=no")
+    for number, (name, script) in enumerate(SCRIPTS.items()):
+        arguments = ("-m", f"module_{number}", "-e", script)
+        module, build = compiled(stap, planned, *arguments)
+        assert build == "prepared", name
+        assert (module, "plain: off") == compiled(stap, plain, *arguments), name
+
+
+def test_messages_of_the_compiler_are_those_of_make(planned, serve, stap):
+    script = "function f() %{\n no_such_thing();\n%} probe begin { f() exit() }"
+    plain = serve("--prepared=no")
+    told = [stap.via(server.port, "-g", "-p4", "-m", "faulty", "-e", script) for server in (planned, plain)]
+    assert [ran.status for ran in told] == [1, 1]
+    ours, theirs = (re.findall(r"^.*\berror: .*$", ran.stderr, re.MULTILINE) for ran in told)
+    assert ours == theirs
+    assert any("no_such_thing" in line for line in ours)
+
+
+@pytest.mark.parametrize("sandbox", ["landlock", "off"])
+def test_other_sandboxes_build_by_plans(serve, stap, sandbox):
+    wait_planned(stap, serve(f"--sandbox={sandbox}"))
+
+
+def test_damaged_plan_is_not_used(planned, stap):
+    for path in (stap.directory / "server-toolchains").glob("*/prepared/plans/*/*/start.h.gch"):
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1])
+    _, build = compiled(stap, planned, "-e", new_script())
+    assert build == "prepared: another start"
+    for path in (stap.directory / "server-toolchains").glob("*/prepared/plans/*/plan.json"):
+        path.chmod(0o600)
+        path.write_text("{}")
+    _, build = compiled(stap, planned, "-e", new_script())
+    assert build == "plain: no plan"
+
+
+@pytest.mark.long
+def test_change_of_a_header_or_the_runtime_puts_plans_out_of_use(serve, stap, tmp_path):
+    release = stap.installation.release
+    tree, runtime = tmp_path / "tree", tmp_path / "runtime"
+    copy_tree(Path("/lib/modules", release, "build"), tree)
+    shutil.copytree(stap.installation.runtime, runtime)
+    server = serve("-r", tree, f"-R{runtime}", release=False)
+
+    def module() -> tuple[bytes, str]:
+        before = server.log.count(BUILD)
+        answer = anyio.run(exchange, server.port, request("-p4", "-e", new_script(), release=release))
+        assert answer.rc == 0, answer.stderr
+        build = server.log.wait(BUILD, count=before + 1)[1]
+        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
+        return made, build
+
+    module()
+    server.log.wait(PLAN, timeout_s=PLAN_S)
+    assert module()[1] == "prepared"
+    header = tree / "include" / "generated" / "utsrelease.h"
+    header.write_text(header.read_text().replace(release, f"{release}-changed"))
+    with (runtime / "runtime.h").open("a") as text:
+        text.write('\nMODULE_INFO(changed, "runtime");\n')
+    changed, build = module()
+    assert build == "plain: no plan"
+    server.log.wait(PLAN, count=2, timeout_s=PLAN_S)
+    again, build = module()
+    assert build == "prepared"
+    for made in (changed, again):
+        assert f"vermagic={release}-changed ".encode() in made
+        assert b"changed=runtime" in made

@@ -19,7 +19,7 @@ from kit.trees import Witness
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
-from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
@@ -29,6 +29,9 @@ pytestmark = pytest.mark.anyio
 
 MODULE = 'touch "$answer/x.ko"'
 BROKEN = "echo 'In file included from x.c:1:' >&2; echo 'x.h:3: error: no such thing' >&2; exit 1"
+
+
+EMPTY = CompileResult(0, b"", b"", ())
 
 
 class Kernel:
@@ -220,7 +223,7 @@ class TestPlans:
         async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
             job = await caught(bench, kernel, server, "-g", "-DMAXACTION=1", "-I", "x", "-p4", "-e", "theirs")
             for _ in range(3):
-                bench.runtime.engine.on_unplanned(job)
+                bench.runtime.engine.on_unplanned(job, EMPTY)
             await bench.lines.wait("release.found", 1)
         (_, own) = kernel.runs
         assert " -g -DMAXACTION=1 -p4 " in own
@@ -231,7 +234,7 @@ class TestPlans:
             job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
             for number in range(100):
                 asked = attrs.evolve(job.request, arguments=(f"-DX={number}".encode(),))
-                bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked))
+                bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked), EMPTY)
             assert bench.runtime.warmup._finding == 8
             await bench.lines.wait("release.found", 8)
         assert len(kernel.runs) == 9

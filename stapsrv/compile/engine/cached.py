@@ -112,6 +112,8 @@ class CachedEngine:
                 miss = Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
             else:
                 miss = await cache.compile(key, job, self._engine)
+        if job.record.build is not None:
+            self.counts.builds[job.record.build] += 1
         try:
             # With the worker, so that there are never more results without memory than workers.
             await miss.entry.hold(self._memory, job)

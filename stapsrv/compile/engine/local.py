@@ -15,6 +15,7 @@ from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.engine.prepared.store import (
     FOLLOW,
     NOT_PREPARED,
+    PLANS_DIRECTORY,
     PROGRAM,
     RECORD,
     PlanStore,
@@ -85,7 +86,7 @@ class LocalEngine:
         # Called with what the compile of a request had to find out for itself.
         self.on_findings: Callable[[CompileJob, frozenset[Finding]], None] = lambda _job, _found: None
         # Called with a request whose module was built by make, since there is no plan for such builds.
-        self.on_unplanned: Callable[[CompileJob], None] = lambda _job: None
+        self.on_unplanned: Callable[[CompileJob, CompileResult], None] = lambda _job, _result: None
 
     def policy(self, settings: ServerSettings, release: ServedRelease, *known: Path) -> SandboxPolicy:
         """Return what the jobs of a server may see of this host; beside it, what is ``known`` to stap."""
@@ -149,23 +150,19 @@ class LocalEngine:
         hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
         status = 128 - ended.status if ended.status < 0 else ended.status
 
-        if _planned(job):
-            job.record.build = await files.run(functools.partial(read_report, directory / _SYSTEMTAP))
-            if lacks_plan(job.record.build) and not job.background:
-                self.on_unplanned(job)
-        else:
-            job.record.build = NOT_PREPARED
-
-        def read() -> tuple[CompileResult, frozenset[Finding]]:
+        def read() -> tuple[CompileResult, frozenset[Finding], str | None]:
             # The compile could have put a link there.
             with trees.open_directory(directory, _ANSWER) as opened:
                 answered = read_answer(opened, max_bytes=limits.answer_bytes)
             stdout, stderr = redact(ended.stdout, hidden), redact(ended.stderr, hidden)
             hidden_from_it = hidden_paths(job.request, job.options, plan) if status else ()
             result = CompileResult(status, stdout, stderr, answered, limit_met, hidden_from_it)
-            return result, known.missed_by(directory / _CACHE)
+            build = read_report(directory / _SYSTEMTAP) if _planned(job) else NOT_PREPARED
+            return result, known.missed_by(directory / _CACHE), build
 
-        result, found = await files.run(read)
+        result, found, job.record.build = await files.run(read)
+        if lacks_plan(job.record.build) and not job.background:
+            self.on_unplanned(job, result)
         if found and not job.background:
             self.on_findings(job, found)
         return result
@@ -174,7 +171,7 @@ class LocalEngine:
         return StapCache.of(self._systemtap, job.toolchain)
 
     def _plans_for(self, job: CompileJob) -> PlanStore:
-        return PlanStore(self._cache_for(job).path / "prepared", self._seen)
+        return PlanStore(self._cache_for(job).path / PLANS_DIRECTORY, self._seen)
 
     def _keep(self, job: CompileJob, directory: Path) -> None:
         self._cache_for(job).keep(directory / _CACHE)

@@ -89,6 +89,7 @@ class CacheInfo(TypedDict):
     shared: Annotated[int, "requests answered from the compile of an equal one", Column("SHARED", "count")]
     stored: Annotated[int, "results stored"]
     uncacheable: Annotated[dict[str, int], "compiles whose result was not stored, by reason"]
+    builds: Annotated[dict[str, int], "how new modules were built: prepared, or plain with the reason"]
 
 
 class ServerInfo(TypedDict):

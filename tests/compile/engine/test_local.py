@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from compile.engine.prepared.test_store import plan
 from kit.service import LogLines
 from kit.stap import make_stap
 from kit.trees import Witness
@@ -25,6 +26,7 @@ from stapsrv.compile.engine.stap import StapProgram
 from stapsrv.compile.engine.workspace import Workspace
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.stats import RequestRecord
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import TranslatorError
@@ -69,6 +71,9 @@ def run(tmp_path, workspace, lines):
         toolchain=b"",
         background=False,
         on_findings=None,
+        makes_plan=False,
+        on_unplanned=None,
+        record=None,
         **limits,
     ):
         stap = StapProgram(program or make_stap(tmp_path / "stap", script), "4.8")
@@ -81,6 +86,8 @@ def run(tmp_path, workspace, lines):
         )
         if on_findings is not None:
             engine.on_findings = on_findings
+        if on_unplanned is not None:
+            engine.on_unplanned = on_unplanned
         request = CompileRequest(
             release="6.1", arch="x86_64", arguments=arguments, files=files, directories=(b"script",)
         )
@@ -92,7 +99,9 @@ def run(tmp_path, workspace, lines):
             deadline_s=deadline_s,
             toolchain=toolchain,
             background=background,
+            makes_plan=makes_plan,
             log=lines.log,
+            record=record or RequestRecord(),
         )
         return await engine.run(job)
 
@@ -284,6 +293,89 @@ async def test_stap_has_a_cache_of_its_own_and_its_user_s_options(run, tmp_path,
         assert [path.name for path in known.path.rglob("*.h")] == [features]
         assert (known.path / "ab" / features).read_text() == "known\n"
     assert list((tmp_path / "st" / "cache").iterdir()) == []
+
+
+class TestPlans:
+    """By a stap that calls ``env make`` for no module, or says of its own that a plan was missing."""
+
+    async def test_stap_finds_the_stand_in_and_its_sandbox_does_not(self, run, tmp_path):
+        record = RequestRecord()
+        environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+        result = await run(
+            'echo "${PATH%%:*}"; env echo made', environ=environ, toolchain=b"one", record=record
+        )
+        first, made, _ = result.stdout.decode().split("\n")
+        assert first.startswith("<server>/server-toolchains/")
+        assert made == "made"
+        assert record.build == "plain: another kind of build"
+
+    @pytest.mark.parametrize(("prepared", "toolchain"), [(False, b"one"), (True, b"")])
+    async def test_make_does_its_work_where_plans_are_not_wanted_or_nothing_is_watched(
+        self, run, tmp_path, prepared, toolchain
+    ):
+        record = RequestRecord()
+        environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+        result = await run(
+            'echo "$PATH"', environ=environ, toolchain=toolchain, prepared=prepared, record=record
+        )
+        assert result.stdout == b"/usr/bin:/bin\n"
+        assert record.build == "plain: off"
+
+    @pytest.mark.parametrize("mechanism", ["bubblewrap", "landlock"])
+    async def test_compile_can_write_no_plan(self, run, tmp_path, mechanism):
+        programs = {"PATH": os.environ["PATH"]}
+        sandbox = await find_sandbox(
+            mechanism, Path("/usr/bin/true"), programs, home=tmp_path, workspace=tmp_path
+        )
+        record = RequestRecord()
+        result = await run(
+            """
+            cd "${PATH%%:*}/.." || exit 1
+            (mkdir plans/x; echo planted >plans/x/plan.json; echo planted >stand_in/env) 2>/dev/null
+            env echo made
+            """,
+            sandbox=sandbox,
+            environ={"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")},
+            toolchain=b"one",
+            record=record,
+        )
+        assert result.stdout == b"made\n"
+        assert record.build == "plain: another kind of build"
+        assert list((tmp_path / "st").glob("server-toolchains/*/prepared/plans/*")) == []
+
+    async def test_plan_comes_from_the_server_s_own_script_alone(self, run, tmp_path):
+        environ = {
+            "PATH": "/usr/bin:/bin",
+            "SYSTEMTAP_DIR": str(tmp_path / "st"),
+            "SYSTEMTAP_X": str(tmp_path),
+        }
+        (tmp_path / "plan.json").write_bytes(plan())
+        plant = 'mkdir -p "$SYSTEMTAP_DIR/plan"; cp "$SYSTEMTAP_X/plan.json" "$SYSTEMTAP_DIR/plan"'
+        kept = []
+        for more in ({}, {"background": True}, {"background": True, "makes_plan": True}):
+            await run(plant, environ=environ, toolchain=b"one", **more)
+            kept.append(len(list((tmp_path / "st").glob("server-toolchains/*/prepared/plans/*/plan.json"))))
+        assert kept == [0, 0, 1]
+
+    async def test_missing_plan_of_a_client_is_told(self, run, tmp_path):
+        told = []
+        environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+        for background, report in ((False, "no plan"), (False, "messages"), (True, "no plan")):
+            await run(
+                f'echo "plain: {report}" >"$SYSTEMTAP_DIR/builds"',
+                environ=environ,
+                toolchain=b"one",
+                background=background,
+                on_unplanned=lambda job, _result: told.append(job.record.build),
+            )
+        assert told == ["plain: no plan"]
+
+    async def test_plans_that_cannot_be_kept_leave_all_to_make(self, run, tmp_path, lines):
+        (tmp_path / "st").write_text("no directory")
+        environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+        result = await run('echo "$PATH"', environ=environ, toolchain=b"one")
+        assert result.stdout == b"/usr/bin:/bin\n"
+        assert lines.reasons("prepared.unusable")
 
 
 PLANTING = f"""

@@ -71,6 +71,7 @@ EVERYTHING = {
     "LIMIT_CORES": 2,
     "NICE": 11,
     "RESULT_CACHE": "no",
+    "PREPARED": "no",
     "SANDBOX_READ": ["/opt/one", "/opt/two"],
     "SANDBOX_WRITE": ["/ccache"],
     "WARMUP": "no",
@@ -111,6 +112,7 @@ SETTINGS = ServerSettings(
         "drain_s": 4.0,
         "kill_grace_s": 0.0,
         "result_cache": False,
+        "prepared": False,
         "cpu_s": 300.0,
         "memory_bytes": 4098,
         "file_bytes": 4099,
@@ -219,7 +221,9 @@ def test_status_of_a_server():
         refusals={RejectReason.DENIED: 2, RejectReason.CONNECTIONS: 0},
         releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
         recent=RecentTimes(3, 0.0, 2.34567),
-        cache=CacheCounts(hits=5, misses=4, shared=3, stored=2, uncacheable=Counter(option=1)),
+        cache=CacheCounts(
+            hits=5, misses=4, shared=3, stored=2, uncacheable=Counter(option=1), builds=Counter(prepared=4)
+        ),
     )
     assert encoded(status, ServerInfo) == {
         "id": 7,
@@ -240,7 +244,14 @@ def test_status_of_a_server():
         "refusals": {"denied": 2},
         "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
         "recent": {"requests": 3, "queue_s": 0.0, "compile_s": 2.346},
-        "cache": {"hits": 5, "misses": 4, "shared": 3, "stored": 2, "uncacheable": {"option": 1}},
+        "cache": {
+            "hits": 5,
+            "misses": 4,
+            "shared": 3,
+            "stored": 2,
+            "uncacheable": {"option": 1},
+            "builds": {"prepared": 4},
+        },
     }
 
 

@@ -60,6 +60,17 @@ _TARGETS = {
 _OPTIONAL = {"auxiliary", "common"}
 
 
+# Every reason for which a build is left to make. Of the first ones another build can give the missing plan.
+LACKING = ("no plan", "damaged", "arguments", "environment", "features", "Makefile")
+REASONS = (
+    *LACKING,
+    *("another kind of build", "name", "other files", "features unknown"),
+    *("failure", "messages", "exported symbols", "error"),
+    *("make's own rules", "several auxiliary sources", "text", "another module"),
+    *("another compiler command", "another start", "the module's name in a start", "no header"),
+)
+
+
 class Unfit(Exception):
     """Why a build is left to make, in a few words."""
 

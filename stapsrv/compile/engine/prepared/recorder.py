@@ -76,8 +76,8 @@ def record(store: str, arguments: Sequence[str], environ: Mapping[str, str]) -> 
         _record(store, arguments, environ, before)
     except Unfit as exc:
         return report(environ, f"plain: {exc}", status)
-    except Exception as exc:  # noqa: BLE001 - the module is built
-        return report(environ, f"plain: {type(exc).__name__}", status)
+    except Exception:  # noqa: BLE001 - the module is built
+        return report(environ, "plain: error", status)
     return report(environ, PREPARED, status)
 
 

@@ -16,14 +16,12 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from .plan import COMMON, Build, Plan, Unfit, dependency_record, rule_paths
+from .plan import COMMON, LACKING, Build, Plan, Unfit, dependency_record, rule_paths
 from .start import OPTIONS, Start, source_path
 
 PLAN, REPORT = "plan.json", "builds"
 PREPARED, ANOTHER_START = "prepared", "prepared: another start"
 _NOT_BUILT = 1
-# What fits worst is said of a build that several plans do not fit.
-REASONS = ("damaged", "arguments", "environment", "features", "Makefile")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,8 +46,8 @@ def follow(store: str, arguments: Sequence[str], environ: Mapping[str, str]) -> 
         has_start = run_plan(plan, build, environ, read_starts(path))
     except Unfit as exc:
         return report(environ, f"plain: {exc}", _NOT_BUILT)
-    except Exception as exc:  # noqa: BLE001 - make can do whatever this cannot
-        return report(environ, f"plain: {type(exc).__name__}", _NOT_BUILT)
+    except Exception:  # noqa: BLE001 - make can do whatever this cannot
+        return report(environ, "plain: error", _NOT_BUILT)
     return report(environ, PREPARED if has_start else ANOTHER_START, 0)
 
 
@@ -193,8 +191,8 @@ def _find_plan(store: str, build: Build) -> tuple[Plan, str]:
             continue
         if misfit is None:
             return plan, f"{store}/{name}"
-        if worst not in REASONS or REASONS.index(misfit) > REASONS.index(worst):
-            worst = misfit
+        # Of several plans that do not fit, the one that fits best tells why.
+        worst = max(worst, misfit, key=LACKING.index)
     raise Unfit(worst)
 
 

@@ -12,42 +12,48 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shlex
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
 
-from stapsrv.compile.engine.prepared.plan import Plan, Unfit
-from stapsrv.compile.engine.prepared.stand_in import ANOTHER_START, PLAN, PREPARED, REASONS, REPORT
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
+from stapsrv.compile.engine.prepared.plan import LACKING, REASONS, Plan, Unfit
+from stapsrv.compile.engine.prepared.stand_in import ANOTHER_START, PLAN, PREPARED, REPORT
 from stapsrv.compile.engine.prepared.start import COMPILED, HEADER, OPTIONS, ROLES, Start
 from stapsrv.system import trees
 from stapsrv.system.atomic_file import replace_file
 
 # The modules that stand in for env.
 FOLLOW, RECORD = "prepared.stand_in", "prepared.recorder"
+# In the directory of a toolchain.
+PLANS_DIRECTORY = "prepared"
 # How a module was built, beside ``plain: REASON`` with other reasons.
 NOT_PREPARED = "plain: off"
 # What the program that follows plans is made of, and the Python that runs it; compiles have to see both.
 PROGRAM = (Path(__file__).parent.parent, Path(sys.base_prefix))
 
 # Where the server's own next build of this kind gives the plan that is missing.
-_LACKING = frozenset((ANOTHER_START, *(f"plain: {why}" for why in ("no plan", *REASONS))))
+_LACKING = frozenset((ANOTHER_START, *(f"plain: {why}" for why in LACKING)))
+# All that is ever said of a client's build: nobody can make it say more.
+BUILDS = (PREPARED, ANOTHER_START, NOT_PREPARED, *(f"plain: {why}" for why in REASONS))
 
 _MAX_PLANS = 16
 # Of all plans together; each is some 20 to 60 MB.
 _MAX_STARTS = 12
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_SEEN = 1000
+# Plans of a toolchain that was not used for so long go when there are new ones of another.
+_IN_USE_S = 3600.0
 _START_FILES = (OPTIONS, HEADER, COMPILED)
 _MAX_PLAN_BYTES = 1 << 20
 _MAX_REPORT_BYTES = 16 << 10
-_REPORT_LINE = re.compile(rf"{PREPARED}|{ANOTHER_START}|plain: [A-Za-z][A-Za-z' ]{{0,50}}")
 
 # make takes over where it cannot even begin. What it prints is no business of the client's.
 _STAND_IN = """\
@@ -148,6 +154,12 @@ class PlanStore:
         self._evict()
         return True
 
+    def clear(self) -> int:
+        """Remove all plans; return how many starts there were."""
+        count, _ = self.statistics()
+        trees.remove(self.plans)
+        return count
+
     def statistics(self) -> tuple[int, int]:
         """Return the number of starts and their size in bytes."""
         sizes = [path.stat().st_size for path in self.plans.glob(f"*/*/{COMPILED}")]
@@ -184,6 +196,12 @@ class PlanStore:
     def _evict(self) -> None:
         _remove_oldest(self.plans.iterdir(), _MAX_PLANS)
         _remove_oldest(self.plans.glob("*/*/"), _MAX_STARTS)
+        # Each compile touches the directory of its toolchain.
+        for toolchain in self.path.parent.parent.iterdir():
+            other = PlanStore(toolchain / self.path.name)
+            with contextlib.suppress(FileNotFoundError):
+                if other.plans != self.plans and time.time() - toolchain.stat().st_mtime > _IN_USE_S:
+                    other.clear()
 
 
 def _remove_oldest(paths: Iterable[Path], most: int) -> None:
@@ -206,6 +224,13 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(0o400)
 
 
+def all_stores(systemtap: Path) -> Iterator[PlanStore]:
+    """Give the stores of all toolchains in stap's own directory, ``systemtap``."""
+    with contextlib.suppress(FileNotFoundError):
+        for toolchain in sorted((systemtap / CACHES_DIRECTORY).iterdir()):
+            yield PlanStore(toolchain / PLANS_DIRECTORY)
+
+
 def read_report(directory: Path) -> str | None:
     """Return how the last module of a compile was built, by its own report; None if it built none.
 
@@ -217,7 +242,7 @@ def read_report(directory: Path) -> str | None:
             lines = file.read(_MAX_REPORT_BYTES).decode("utf-8", "replace").split("\n")
     except OSError:
         return None
-    known = [line for line in lines if _REPORT_LINE.fullmatch(line)]
+    known = [line for line in lines if line in BUILDS]
     return known[-1] if known else None
 
 

@@ -1,12 +1,13 @@
-"""The kinds of builds that have plans: what of a client's options changes how modules are built. Pure.
+"""The kinds of builds that have plans: by the options of a request, and by how its source begins. Pure.
 
-A plan is made by a script of the server's own. Of the client's request it gets no more than options of this
-list with plain values, so that make is called in the same way.
+A plan is made by a script of the server's own. Of a client's compile it gets no more than options of this
+list with plain values, and probes of this list that make a source begin alike.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from stapsrv.compile.protocol.options import ParsedOptions
 
@@ -14,10 +15,18 @@ _NOTHING = re.compile(rb"")
 _PLAIN = re.compile(rb"[A-Za-z0-9_.=+-]{0,100}")
 _OPTIONS = {
     **dict.fromkeys(("g", "b", "t", "P", "u", "unprivileged"), _NOTHING),
-    **dict.fromkeys(("suppress-time-limits", "suppress-handler-errors"), _NOTHING),
+    **dict.fromkeys(("suppress-time-limits", "suppress-handler-errors", "skip-badvars"), _NOTHING),
     **dict.fromkeys(("D", "s", "privilege", "compatible"), _PLAIN),
 }
 _MAX_OPTIONS = 20
+
+_SCRIPT = b"probe begin { exit() }"
+# What stap writes to the beginning of a source, or to its own header, and probes for which it does.
+_PROBES = {
+    b"#define _HAVE_PERF_ 1\n": b" probe timer.profile { println(1) }",
+    b"#define STP_NEED_UNWIND_DATA 1\n": b" probe end { print_backtrace() }",
+    b"#define STP_NEED_LINE_DATA 1\n": b" probe end { println(symfileline(1)) }",
+}
 
 
 def plan_options(options: ParsedOptions) -> tuple[bytes, ...]:
@@ -29,3 +38,11 @@ def plan_options(options: ParsedOptions) -> tuple[bytes, ...]:
             dashes, sign = ("-", b"") if len(name) == 1 else ("--", b"=" if value else b"")
             found.append(f"{dashes}{name}".encode() + sign + (value or b""))
     return tuple(found)
+
+
+def plan_script(sources: Iterable[bytes]) -> bytes:
+    """Return a script of the server's own whose source begins like these, as far as that is known."""
+    found = list(sources)
+    return _SCRIPT + b"".join(
+        probe for line, probe in _PROBES.items() if any(line in source for source in found)
+    )

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from compile.engine.prepared.test_plan import build, reader, records
 
-from stapsrv.compile.engine.prepared.plan import make_plan
+from stapsrv.compile.engine.prepared import store as store_module
+from stapsrv.compile.engine.prepared.plan import REASONS, make_plan
 from stapsrv.compile.engine.prepared.stand_in import PLAN, REPORT
 from stapsrv.compile.engine.prepared.start import COMPILED, HEADER, OPTIONS, Start
-from stapsrv.compile.engine.prepared.store import FOLLOW, RECORD, PlanStore, lacks_plan, read_report
+from stapsrv.compile.engine.prepared.store import (
+    FOLLOW,
+    RECORD,
+    PlanStore,
+    all_stores,
+    lacks_plan,
+    read_report,
+)
 
 
 def plan(number: int = 0) -> bytes:
@@ -29,7 +39,7 @@ def keep(store: PlanStore, data: bytes, **starts: str) -> bool:
     """Keep what a build has left; a start by its role, with a text."""
     left = store.path.parent / "left"
     shutil.rmtree(left, ignore_errors=True)
-    left.mkdir()
+    left.mkdir(parents=True)
     (left / PLAN).write_bytes(data)
     for role, text in starts.items():
         (path := left / "starts" / role).mkdir(parents=True)
@@ -147,6 +157,17 @@ def test_number_of_starts_is_bounded(store):
     assert store.statistics()[0] == 12
 
 
+def test_plans_of_a_toolchain_out_of_use_go_when_another_has_new_ones(tmp_path):
+    stores = [PlanStore(tmp_path / name / "prepared") for name in ("old", "used", "new")]
+    for each in stores:
+        keep(each, plan(), source="one")
+    old = time.time() - 7200
+    os.utime(stores[0].path.parent, (old, old))
+    keep(stores[2], plan(1))
+    assert [len(kept(each)) for each in stores] == [0, 1, 2]
+    assert {each.path for each in all_stores(tmp_path)} == set()
+
+
 def test_foreign_entries_are_removed(store):
     keep(store, plan())
     (store.plans / "x").mkdir()
@@ -201,7 +222,7 @@ def test_stand_in_that_records_runs_make_once(store, tmp_path):
         ("prepared\nplain: no plan\n", "plain: no plan"),
         ("prepared: another start\n", "prepared: another start"),
         ("", None),
-        ("plain: a\tb\nrubbish\n", None),
+        ("plain: something else\nrubbish\n", None),
         ("plain: " + "x" * 200, None),
         ("\0" * 100_000, None),
     ],
@@ -225,6 +246,13 @@ def test_report_is_the_last_known_word(tmp_path, text, expected):
 )
 def test_plan_is_lacking_where_another_build_can_give_it(report, expected):
     assert lacks_plan(report) is expected
+
+
+def test_every_reason_in_the_source_is_a_known_word():
+    sources = "".join(path.read_text() for path in Path(store_module.__file__).parent.glob("*.py"))
+    said = set(re.findall(r"(?:Unfit\(|plain: )\"?([A-Za-z][a-zA-Z' ]+)\"", sources)) - {"off"}
+    assert said <= {*REASONS}
+    assert [reason for reason in REASONS if sources.count(f'"{reason}"') < 2 and reason not in said] == []
 
 
 def test_report_that_is_a_link_or_a_pipe_says_nothing(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stapsrv.compile.engine.prepared.variants import plan_options
+from stapsrv.compile.engine.prepared.variants import plan_options, plan_script
 from stapsrv.compile.protocol.options import parse_options
 
 
@@ -28,3 +28,11 @@ def test_plan_has_options_that_change_builds_with_plain_values(given, expected):
 def test_number_of_options_is_bounded():
     options = parse_options([f"-DX{number}".encode() for number in range(1000)])
     assert len(plan_options(options)) == 20
+
+
+def test_script_has_the_probes_by_which_a_source_begins_alike():
+    assert plan_script([]) == b"probe begin { exit() }"
+    perf = plan_script([b"int x;\n#define _HAVE_PERF_ 1\n#include", b"#define STP_NEED_UNWIND_DATA 1\n"])
+    assert b"timer.profile" in perf
+    assert b"print_backtrace" in perf
+    assert plan_script([b'"#define _HAVE_PERF_ 1"']) == b"probe begin { exit() }"

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
+from stapsrv.compile.engine.prepared.start import COMPILED
+from stapsrv.compile.engine.prepared.store import PLANS_DIRECTORY
 from stapsrv.control.cli.commands.cache import main
 
 
@@ -20,14 +23,44 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DiskStore:
     return store
 
 
+NONE = "0 prepared starts, 0 prepared bytes"
+
+
+@pytest.fixture
+def start(store) -> Path:
+    """One prepared start of a plan."""
+    path = store.directory.parent / CACHES_DIRECTORY / "ab" / PLANS_DIRECTORY / "plans" / "plan" / "start"
+    path.mkdir(parents=True)
+    (path / COMPILED).write_bytes(b"x" * 1000)
+    return path
+
+
+def test_stats_count_prepared_starts(start, capsys):
+    assert main(["stats", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["prepared_starts"], printed["prepared_bytes"]) == (1, 1000)
+
+
+def test_clear_removes_plans_and_leaves_what_stap_found_out(start, capsys):
+    found_out = start.parents[3] / "cd" / "stapconf.h"
+    found_out.parent.mkdir()
+    found_out.write_text("")
+    assert main(["clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prepared_starts"] == 1
+    assert not start.parent.parent.exists()
+    assert found_out.exists()
+
+
 def test_stats(store, capsys):
     assert main(["stats"]) == 0
-    assert capsys.readouterr().out == f"{store.directory}: 2 results, 100 bytes\n"
+    assert capsys.readouterr().out == f"{store.directory}: 2 results, 100 bytes, {NONE}\n"
     assert main(["stats", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "directory": str(store.directory),
         "results": 2,
         "bytes": 100,
+        "prepared_starts": 0,
+        "prepared_bytes": 0,
     }
 
 
