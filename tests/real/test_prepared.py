@@ -67,7 +67,8 @@ def planned(serve: Callable[..., Server], stap: Stap) -> Server:
 
 
 def test_modules_are_those_of_make(planned, serve, stap):
-    plain = serve("--prepared=no")
+    # Without the results of the other.
+    plain = serve("--prepared=no", "--result-cache=no")
     for number, (name, script) in enumerate(SCRIPTS.items()):
         arguments = ("-m", f"module_{number}", "-e", script)
         module, build = compiled(stap, planned, *arguments)
@@ -77,7 +78,7 @@ def test_modules_are_those_of_make(planned, serve, stap):
 
 def test_messages_of_the_compiler_are_those_of_make(planned, serve, stap):
     script = "function f() %{\n no_such_thing();\n%} probe begin { f() exit() }"
-    plain = serve("--prepared=no")
+    plain = serve("--prepared=no", "--result-cache=no")
     told = [stap.via(server.port, "-g", "-p4", "-m", "faulty", "-e", script) for server in (planned, plain)]
     assert [ran.status for ran in told] == [1, 1]
     ours, theirs = (re.findall(r"^.*\berror: .*$", ran.stderr, re.MULTILINE) for ran in told)

@@ -29,6 +29,7 @@ _SAFE_MODULE = re.compile(r"[A-Za-z0-9_]+")
 _COMMAND = re.compile(r"^(?:saved)?cmd_(\S+) := (.*)$", re.MULTILINE)
 _SOURCE = "_src.c"
 _AUXILIARY = re.compile(r"_aux_([0-9]+)\.c")
+_FURTHER = re.compile(rf"{MODULE}_aux_[0-9]")
 _FEATURES = re.compile(r"stapconf_[0-9a-f]{32}_[0-9]+\.h")
 # Beside the sources, all that stap has in the directory when it calls make. All modules are built with the
 # first two; the third is read by the sources alone.
@@ -66,7 +67,7 @@ REASONS = (
     *LACKING,
     *("another kind of build", "name", "other files", "features unknown"),
     *("failure", "messages", "exported symbols", "error"),
-    *("make's own rules", "several auxiliary sources", "text", "another module"),
+    *("make's own rules", "text", "another module"),
     *("another compiler command", "another start", "the module's name in a start", "no header"),
 )
 
@@ -120,13 +121,15 @@ class Build:
         """Return the path of what a command makes."""
         return f"{self.directory}/{self.fill(_TARGETS[role], number)}"
 
-    def leave_open(self, text: str) -> str:
-        """Return a text of this build as a plan has it; the build has one auxiliary source, or none."""
+    def leave_open(self, text: str, number: int = 0) -> str:
+        """Return a text of this build as a plan has it; what names one auxiliary source names each."""
         if "\0" in text:
             raise Unfit("text")
         text = text.replace(self.directory, DIRECTORY).replace(self.module, MODULE)
-        text = text.replace(f" {MODULE}_aux_0.o", _AUXILIARIES)
-        return text.replace(f"{MODULE}_aux_0", f"{MODULE}_aux_{_NUMBER}")
+        if self.auxiliaries:
+            named = "".join(f" {MODULE}_aux_{each}.o" for each in range(self.auxiliaries))
+            text = text.replace(named, _AUXILIARIES)
+        return re.sub(rf"{MODULE}_aux_{number}(?![0-9])", f"{MODULE}_aux_{_NUMBER}", text)
 
 
 class Plan:
@@ -216,24 +219,32 @@ def make_plan(build: Build, records: Sequence[str], read: Callable[[str], str], 
     ``read`` returns the text of a file in the build's directory. Raises Unfit where the build was by rules
     that are not known.
     """
-    if build.auxiliaries > 1:
-        raise Unfit("several auxiliary sources")
-    roles = {build.path(role): role for role in _TARGETS}
-    commands = {}
+    roles = {build.path(role): (role, 0) for role in _TARGETS}
+    roles |= {build.path("auxiliary", number): ("auxiliary", number) for number in range(build.auxiliaries)}
+    commands: dict[str, str] = {}
     for target, command in (pair for record in records for pair in parse_commands(record)):
         if target not in roles:
             raise Unfit("make's own rules")
-        commands[roles[target]] = build.leave_open(command)
-    if not _has_all(commands) or ("auxiliary" in commands) != (build.auxiliaries == 1):
+        role, number = roles[target]
+        text = build.leave_open(command, number)
+        if commands.setdefault(role, text) != text:
+            raise Unfit("make's own rules")
+    if not _has_all(commands) or ("auxiliary" in commands) != (build.auxiliaries > 0):
         raise Unfit("make's own rules")
-    return Plan(
+    lines = build.leave_open(read("Makefile")).split("\n")
+    plan = Plan(
         arguments=[build.leave_open(argument) for argument in build.arguments],
         environment=build.environment,
-        makefile=build.leave_open(read("Makefile")).split("\n"),
+        # What names the first auxiliary source stands for the lines of all.
+        makefile=[line for line in lines if not _FURTHER.search(line)],
         headers={name: read(name) for name in build.headers},
         directory=build_tree,
         commands=commands,
     )
+    misfit = plan.misfit(build, read)
+    if misfit is not None:
+        raise Unfit(misfit)
+    return plan
 
 
 def parse_commands(record: str) -> list[tuple[str, str]]:

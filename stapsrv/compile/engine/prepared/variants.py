@@ -21,10 +21,11 @@ _OPTIONS = {
 _MAX_OPTIONS = 20
 
 _SCRIPT = b"probe begin { exit() }"
-# What stap writes to the beginning of a source, or to its own header, and probes for which it does.
+# What stap writes to the sources, and probes for which it does, and calls make in the same way.
 _PROBES = {
     b"#define _HAVE_PERF_ 1\n": b" probe timer.profile { println(1) }",
     b"#define STP_NEED_UNWIND_DATA 1\n": b" probe end { print_backtrace() }",
+    b"#include <trace/events/": b' probe kernel.trace("sched_switch") { println(2) }',
     b"#define STP_NEED_LINE_DATA 1\n": b" probe end { println(symfileline(1)) }",
 }
 

@@ -128,9 +128,23 @@ def test_build_by_other_rules_has_no_plan(changed):
         make_plan(build(), changed, reader(), "/tree")
 
 
-def test_build_with_several_auxiliary_sources_is_no_model():
-    with pytest.raises(Unfit, match="several"):
-        make_plan(build(auxiliaries=2), records(), reader(auxiliaries=2), "/tree")
+@pytest.mark.parametrize("auxiliaries", [2, 11])
+def test_build_with_several_auxiliary_sources_is_a_model_too(plan, auxiliaries):
+    source = "cmd_/tmp/a/stap_1_aux_{0}.o := gcc -o /tmp/a/stap_1_aux_{0}.o $(pound)$$x\n"
+    further = [source.format(number) for number in range(1, auxiliaries)]
+    model = build(auxiliaries=auxiliaries)
+    made = make_plan(model, [*records(), *further], reader(auxiliaries=auxiliaries), "/tree")
+    assert made.encode() == plan.encode()
+    further[-1] = further[-1].replace("gcc", "gcc -O3")
+    with pytest.raises(Unfit, match="make's own rules"):
+        make_plan(model, [*records(), *further], reader(auxiliaries=auxiliaries), "/tree")
+
+
+def test_makefile_that_is_not_what_the_plan_would_say_is_no_model():
+    text = makefile("/tmp/a", "stap_1", 2).replace("stap_1_aux_1.o: x", "stap_1_aux_1.o: y")
+    further = "cmd_/tmp/a/stap_1_aux_1.o := gcc -o /tmp/a/stap_1_aux_1.o $(pound)$$x\n"
+    with pytest.raises(Unfit, match="Makefile"):
+        make_plan(build(auxiliaries=2), [*records(), further], reader(auxiliaries=2, Makefile=text), "/tree")
 
 
 @pytest.mark.parametrize(
