@@ -29,8 +29,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from kit.real import Installation, Unavailable
 
-from stapsrv.compile.engine.prepared.store import FOLLOW, RECORD, PlanStore, lacks_plan, read_report
-from stapsrv.compile.engine.prepared.variants import plan_script
+from stapsrv.compile.engine.prepared.store import (
+    ANOTHER_MAKEFILE,
+    FOLLOW,
+    RECORD,
+    PlanStore,
+    lacks_plan,
+    read_report,
+)
+from stapsrv.compile.engine.prepared.variants import plan_scripts
 
 EXAMPLES = Path("/usr/share/systemtap/examples")
 _TIMEOUT_S = 600.0
@@ -91,12 +98,15 @@ class Bench:
         self.store.check()
         return self.compile(arguments, self.store.stand_in(FOLLOW, self.store.plans), cwd)
 
-    def prepare(self, options: list[str], sources: tuple[bytes, ...]) -> None:
+    def prepare(self, options: list[str], sources: tuple[bytes, ...], how: str | None = None) -> None:
         """Make the plan, and the starts, that builds like this one lack."""
+        for script in plan_scripts(sources, another_makefile=how == ANOTHER_MAKEFILE):
+            self._prepare(options, script.decode())
+
+    def _prepare(self, options: list[str], script: str) -> None:
         left = self.place / "systemtap" / "plan"
         shutil.rmtree(left, ignore_errors=True)
         left.mkdir()
-        script = plan_script(sources).decode()
         made = self.compile([*options, "-e", script], self.store.stand_in(RECORD, left), self.place)
         if not self.store.keep(left):
             print(f"  no plan: {made.how}")
@@ -138,7 +148,7 @@ def main() -> int:
                 plain = bench.plain(arguments, script.parent)
                 ours = bench.prepared(arguments, script.parent)
                 if lacks_plan(ours.how) or ours.how == "plain: features unknown":
-                    bench.prepare(options_of(script), plain.sources)
+                    bench.prepare(options_of(script), plain.sources, ours.how)
                     ours = bench.prepared(arguments, script.parent)
             except subprocess.TimeoutExpired:
                 words["took too long"] += 1

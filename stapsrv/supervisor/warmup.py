@@ -33,8 +33,8 @@ from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.prepared.stand_in import PREPARED
-from stapsrv.compile.engine.prepared.store import NOT_PREPARED
-from stapsrv.compile.engine.prepared.variants import plan_options, plan_script
+from stapsrv.compile.engine.prepared.store import ANOTHER_MAKEFILE, NOT_PREPARED
+from stapsrv.compile.engine.prepared.variants import plan_options, plan_scripts
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.protocol.request import CompileRequest
@@ -208,8 +208,9 @@ class Warmup:
 
     def _plan(self, job: CompileJob, result: CompileResult) -> None:
         """Make a plan, in the background, for builds like that of a client's compile."""
-        script = plan_script(file.data for file in result.files if file.path.endswith((".c", ".h")))
-        self._begin_finding(job, "plan", (*plan_options(job.options), b"-p4", b"-e", script))
+        sources = (file.data for file in result.files if file.path.endswith((".c", ".h")))
+        for script in plan_scripts(sources, another_makefile=job.record.build == ANOTHER_MAKEFILE):
+            self._begin_finding(job, "plan", (*plan_options(job.options), b"-p4", b"-e", script))
 
     def _begin_finding(self, job: CompileJob, what: str, arguments: tuple[bytes, ...]) -> None:
         now = anyio.current_time()

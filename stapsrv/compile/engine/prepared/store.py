@@ -35,7 +35,7 @@ FOLLOW, RECORD = "prepared.stand_in", "prepared.recorder"
 # In the directory of a toolchain.
 PLANS_DIRECTORY = "prepared"
 # How a module was built, beside ``plain: REASON`` with other reasons.
-NOT_PREPARED = "plain: off"
+NOT_PREPARED, ANOTHER_MAKEFILE = "plain: off", "plain: Makefile"
 # What the program that follows plans is made of, and the Python that runs it; compiles have to see both.
 PROGRAM = (Path(__file__).parent.parent, Path(sys.base_prefix))
 

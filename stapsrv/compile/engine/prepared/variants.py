@@ -25,9 +25,9 @@ _SCRIPT = b"probe begin { exit() }"
 _PROBES = {
     b"#define _HAVE_PERF_ 1\n": b" probe timer.profile { println(1) }",
     b"#define STP_NEED_UNWIND_DATA 1\n": b" probe end { print_backtrace() }",
-    b"#include <trace/events/": b' probe kernel.trace("sched_switch") { println(2) }',
     b"#define STP_NEED_LINE_DATA 1\n": b" probe end { println(symfileline(1)) }",
 }
+_TRACEPOINT = b' probe kernel.trace("sched_switch")? { println(2) }'
 
 
 def plan_options(options: ParsedOptions) -> tuple[bytes, ...]:
@@ -41,9 +41,10 @@ def plan_options(options: ParsedOptions) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def plan_script(sources: Iterable[bytes]) -> bytes:
-    """Return a script of the server's own whose source begins like these, as far as that is known."""
+def plan_scripts(sources: Iterable[bytes], *, another_makefile: bool) -> tuple[bytes, ...]:
+    """Return scripts of the server's own whose builds are like that of these sources, as far as is known."""
     found = list(sources)
-    return _SCRIPT + b"".join(
-        probe for line, probe in _PROBES.items() if any(line in source for source in found)
-    )
+    probes = (probe for line, probe in _PROBES.items() if any(line in source for source in found))
+    script = _SCRIPT + b"".join(probes)
+    # A script that asks for tracepoints leaves its trace nowhere but in the Makefile.
+    return (script, script + _TRACEPOINT) if another_makefile else (script,)
