@@ -29,6 +29,7 @@ _SAFE_MODULE = re.compile(r"[A-Za-z0-9_]+")
 _COMMAND = re.compile(r"^(?:saved)?cmd_(\S+) := (.*)$", re.MULTILINE)
 _SOURCE = "_src.c"
 _AUXILIARY = re.compile(r"_aux_([0-9]+)\.c")
+_ARCH = re.compile(r" -I\S*/arch/(\w+)/include ")
 _FURTHER = re.compile(rf"{MODULE}_aux_[0-9]")
 _FEATURES = re.compile(r"stapconf_[0-9a-f]{32}_[0-9]+\.h")
 # Beside the sources, all that stap has in the directory when it calls make. All modules are built with the
@@ -143,6 +144,7 @@ class Plan:
         makefile: list[str],
         headers: dict[str, str],
         directory: str,
+        exports: dict[str, str],
         commands: dict[str, str],
     ) -> None:
         self.arguments = arguments
@@ -151,6 +153,8 @@ class Plan:
         self.headers = headers
         # Where the commands run.
         self.directory = directory
+        # What make sets in their environment and they look at.
+        self.exports = exports
         self.commands = commands
 
     def encode(self) -> bytes:
@@ -166,7 +170,7 @@ class Plan:
                 raise Unfit("damaged")
             plan = cls(**fields)
             lists = (plan.arguments, plan.makefile)
-            mappings = (plan.environment, plan.headers, plan.commands)
+            mappings = (plan.environment, plan.headers, plan.exports, plan.commands)
             texts = [plan.directory, *(text for texts in lists for text in texts)]
             texts += [text for mapping in mappings for pair in mapping.items() for text in pair]
             is_whole = all(isinstance(text, str) for text in texts) and _has_all(plan.commands)
@@ -223,9 +227,17 @@ def make_plan(build: Build, records: Sequence[str], read: Callable[[str], str], 
     roles |= {build.path("auxiliary", number): ("auxiliary", number) for number in range(build.auxiliaries)}
     commands: dict[str, str] = {}
     for target, command in (pair for record in records for pair in parse_commands(record)):
-        if target not in roles:
+        # From Linux 6.13 on the commands run in the module's directory, and name what they make without it.
+        path = (
+            f"{build.directory}/{target.removeprefix('./')}"
+            if "/" not in target.removeprefix("./")
+            else target
+        )
+        if path != target:
+            build_tree = build.directory
+        if path not in roles:
             raise Unfit("make's own rules")
-        role, number = roles[target]
+        role, number = roles[path]
         text = build.leave_open(command, number)
         if commands.setdefault(role, text) != text:
             raise Unfit("make's own rules")
@@ -238,7 +250,9 @@ def make_plan(build: Build, records: Sequence[str], read: Callable[[str], str], 
         # What names the first auxiliary source stands for the lines of all.
         makefile=[line for line in lines if not _FURTHER.search(line)],
         headers={name: read(name) for name in build.headers},
-        directory=build_tree,
+        directory=build.leave_open(build_tree),
+        # objtool asks for it from Linux 6.12 on.
+        exports={"SRCARCH": arch[1]} if (arch := _ARCH.search(commands["source"])) else {},
         commands=commands,
     )
     misfit = plan.misfit(build, read)

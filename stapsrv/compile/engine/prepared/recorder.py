@@ -133,14 +133,14 @@ def _make_start(path: str, role: str, plan: Plan, build: Build, environ: Mapping
     # All numbers are there when the compiler is asked: it would not say of one that is missing that it is.
     common = read(f"{build.directory}/{COMMON}")
     start = _begin(path, role, plan, build, common=unconditional(common), free=[])
-    printed = _run(start.question_command(path), plan, environ)
+    printed = _run(start.question_command(path), plan, build, environ)
     names = numbers(common) if role == "source" else []
     free = [name for name in names if name not in asked(names, printed)]
     start = _begin(path, role, plan, build, common=common, free=free)
     if uses_name(printed):
         raise Unfit("the module's name in a start")
     start.registers = global_registers(printed)
-    if _run(start.header_command(path), plan, environ):
+    if _run(start.header_command(path), plan, build, environ):
         raise Unfit("messages")
     start.dependencies = [
         name for name in rule_paths(read(f"{path}/start.d")) if not name.startswith(f"{path}/")
@@ -181,10 +181,10 @@ def _header(start: Start, included: Sequence[str], build: Build) -> str:
     return "".join(lines) + start.text
 
 
-def _run(command: Sequence[str], plan: Plan, environ: Mapping[str, str]) -> str:
+def _run(command: Sequence[str], plan: Plan, build: Build, environ: Mapping[str, str]) -> str:
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.chdir(plan.directory)
+        os.chdir(build.fill(plan.directory))
         with output_file() as output:
             status = wait(spawn(list(command), environ, output))
             printed = os.pread(output, os.fstat(output).st_size, 0)

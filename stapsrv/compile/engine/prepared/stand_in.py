@@ -63,8 +63,8 @@ def run_plan(
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.mkdir(rest)
-        os.chdir(plan.directory)
-        return _Run(plan, build, _environment(build.arguments, environ), starts, rest).run()
+        os.chdir(build.fill(plan.directory))
+        return _Run(plan, build, _environment(plan, build.arguments, environ), starts, rest).run()
     except BaseException:
         for name in set(files(build.directory)) - before:
             os.unlink(f"{build.directory}/{name}")
@@ -196,7 +196,7 @@ def _find_plan(store: str, build: Build) -> tuple[Plan, str]:
     raise Unfit(worst)
 
 
-def _environment(arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(plan: Plan, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of make's commands, as env's arguments change it."""
     changed = dict(environ)
     for word in arguments:
@@ -207,7 +207,7 @@ def _environment(arguments: Sequence[str], environ: Mapping[str, str]) -> dict[s
             changed[name] = value
         else:
             break
-    return changed
+    return changed | plan.exports
 
 
 def _jobs(arguments: Sequence[str]) -> int:

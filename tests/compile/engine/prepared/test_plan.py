@@ -119,7 +119,7 @@ def test_directory_that_a_shell_would_read_otherwise_is_left_to_make(directory):
     [
         [*records(), "cmd_/tmp/a/extra := x\n"],
         records()[:-1],
-        [record.replace("/tmp/a/", "") for record in records()],
+        [record.replace("/tmp/a/", "sub/") for record in records()],
         [],
     ],
 )
@@ -170,6 +170,21 @@ def test_damaged_plan_is_none(plan, damage):
 def test_text_that_is_no_json_is_no_plan(data):
     with pytest.raises(Unfit, match="damaged"):
         Plan.decode(data)
+
+
+def test_commands_that_run_in_the_module_s_directory_are_a_plan_for_any_directory():
+    relative = [
+        record.replace("/tmp/a/", "").replace(" := gcc", " := gcc -I/x/arch/x86/include")
+        for record in records()
+    ]
+    made = make_plan(build(), relative, reader(), "/tree")
+    other = build("/tmp/b", "other")
+    assert other.fill(made.directory) == "/tmp/b"
+    assert made.exports == {"SRCARCH": "x86"}
+    assert made.object_commands(other)[0] == (
+        "/tmp/b/other_src.o",
+        "gcc -I/x/arch/x86/include -o other_src.o #$x",
+    )
 
 
 def test_commands_of_both_ways_of_kbuild_are_read():
