@@ -33,7 +33,7 @@ from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.prepared.stand_in import PREPARED
-from stapsrv.compile.engine.prepared.store import ANOTHER_MAKEFILE, NOT_PREPARED
+from stapsrv.compile.engine.prepared.store import ANOTHER_MAKEFILE, NOT_PREPARED, lacks_plan
 from stapsrv.compile.engine.prepared.variants import plan_options, plan_scripts
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
@@ -51,6 +51,7 @@ _ARGUMENTS = {
     Finding.FEATURES: (b"-p4", b"-e", b"probe begin { exit() }"),
     Finding.TRACEPOINTS: (b"-p2", b"-e", b'probe kernel.trace("sched_switch") { exit() }'),
 }
+_PLAN = "plan"
 # Until the same is found out again, where a client's compile still did not have it.
 _FIND_AGAIN_S = 600.0
 # What waits to be found out; clients can ask for ever new plans.
@@ -205,12 +206,15 @@ class Warmup:
         for finding in findings:
             arguments = ((b"-g",) if is_guru else ()) + _ARGUMENTS[finding]
             self._begin_finding(job, finding.name.lower(), arguments)
+            if finding is Finding.FEATURES and job.record.build not in {None, NOT_PREPARED}:
+                # It comes after its features, in the order of the lock.
+                self._begin_finding(job, _PLAN, arguments)
 
     def _plan(self, job: CompileJob, result: CompileResult) -> None:
         """Make a plan, in the background, for builds like that of a client's compile."""
         sources = (file.data for file in result.files if file.path.endswith((".c", ".h")))
         for script in plan_scripts(sources, another_makefile=job.record.build == ANOTHER_MAKEFILE):
-            self._begin_finding(job, "plan", (*plan_options(job.options), b"-p4", b"-e", script))
+            self._begin_finding(job, _PLAN, (*plan_options(job.options), b"-p4", b"-e", script))
 
     def _begin_finding(self, job: CompileJob, what: str, arguments: tuple[bytes, ...]) -> None:
         now = anyio.current_time()
@@ -219,7 +223,7 @@ class Warmup:
         if self._tasks is not None and key not in self._found and self._finding < _MAX_FINDING:
             self._found[key] = now
             self._finding += 1
-            own = _own_job(job.release, job.settings, arguments)
+            own = _own_job(job.release, job.settings, arguments, makes_plan=what == _PLAN)
             self._tasks.start_soon(self._find_out, own, what, job.log)
 
     async def _find_out(self, job: CompileJob, what: str, log: Log) -> None:
@@ -228,11 +232,12 @@ class Warmup:
         try:
             async with self._one_at_a_time:
                 result = await self._run(job)
-            _log_unprepared(job, log)
-            if result.succeeded:
-                log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
-            else:
+            if not result.succeeded:
                 log.warning("release.unfound", **facts, reason=error_line(result.stderr))
+            elif job.makes_plan and job.record.build != PREPARED:
+                log.info("prepared.none", release=job.release.name, reason=job.record.build)
+            else:
+                log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
         except (OSError, RequestRejected, TranslatorError) as exc:
             fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
             log.warning("release.unfound", **facts, reason=fault)
@@ -309,7 +314,9 @@ class Warmup:
             raise TranslatorError(fault, remedy=self._engine.stap.explain_untested(release.name))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
-        _log_unprepared(job, target.log)
+        if lacks_plan(job.record.build):
+            # In a build of its own, whose failure says nothing of the release.
+            self._begin_finding(job, _PLAN, _ARGUMENTS[Finding.FEATURES])
         return True
 
     async def _run(self, job: CompileJob) -> CompileResult:
@@ -330,16 +337,16 @@ class Warmup:
         return changed
 
 
-def _log_unprepared(job: CompileJob, log: Log) -> None:
-    if job.makes_plan and job.record.build not in {None, PREPARED, NOT_PREPARED}:
-        log.info("prepared.none", release=job.release.name, reason=job.record.build)
-
-
-def _own_job(release: ServedRelease, settings: ServerSettings, arguments: tuple[bytes, ...]) -> CompileJob:
+def _own_job(
+    release: ServedRelease,
+    settings: ServerSettings,
+    arguments: tuple[bytes, ...],
+    *,
+    makes_plan: bool = False,
+) -> CompileJob:
     request = CompileRequest(release=release.name, arch=release.arch, arguments=arguments)
     # There is no client who would look for it.
     settings = attrs.evolve(settings, keep_temporary=False)
-    is_whole = b"-p4" in arguments
     return CompileJob(
-        request=request, release=release, settings=settings, background=True, makes_plan=is_whole
+        request=request, release=release, settings=settings, background=True, makes_plan=makes_plan
     )

@@ -224,7 +224,7 @@ class TestPlans:
             job = await caught(bench, kernel, server, "-g", "-DMAXACTION=1", "-I", "x", "-p4", "-e", "theirs")
             for _ in range(3):
                 bench.runtime.engine.on_unplanned(job, EMPTY)
-            await bench.lines.wait("release.found", 1)
+            await bench.lines.wait("prepared.none", 1)
         (_, own) = kernel.runs
         assert " -g -DMAXACTION=1 -p4 " in own
         assert "theirs" not in own
@@ -236,8 +236,16 @@ class TestPlans:
                 asked = attrs.evolve(job.request, arguments=(f"-DX={number}".encode(),))
                 bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked), EMPTY)
             assert bench.runtime.warmup._finding == 8
-            await bench.lines.wait("release.found", 8)
+            await bench.lines.wait("prepared.none", 8)
         assert len(kernel.runs) == 9
+
+    async def test_of_a_kernel_that_has_none_is_told_with_the_reason(self, bench, kernel):
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
+            bench.runtime.engine.on_unplanned(job, EMPTY)
+            await bench.lines.wait("prepared.none")
+        # Here nothing watches what modules are built with.
+        assert bench.lines.reasons("prepared.none") == ["plain: off"]
 
 
 async def caught(bench, kernel, server, *arguments: str) -> CompileJob:
