@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import os
 import re
-import resource
 import socket
 import ssl
 import statistics
@@ -321,7 +320,10 @@ def _share(load: str, values: Values) -> Verdict:
 
 
 def prepared(bench: Bench) -> list[Verdict]:
-    """Ask with the real client for new scripts, tiny ones and one of SystemTap's, beside local stap."""
+    """Ask with the real client for new scripts, tiny ones and one of SystemTap's, beside local stap.
+
+    What that saves of the processor's time, bench/identical.py tells.
+    """
     example = _EXAMPLE.read_text()
     kinds = {
         "tiny": (bench.script, 0.4),
@@ -330,49 +332,25 @@ def prepared(bench: Bench) -> list[Verdict]:
     verdicts = []
     with bench.serving() as ours:
         for kind, (script, most) in kinds.items():
-            cpu_s: dict[str, list[float]] = {LOCAL: [], OURS: []}
 
-            def once(who: str, script: Callable[[], str] = script, cpu_s: Values = cpu_s) -> float:
-                # What the client itself costs is not the compile's.
-                before = _children_s(None if who == LOCAL else ours.process.pid)
+            def once(who: str, script: Callable[[], str] = script) -> float:
                 if who == LOCAL:
-                    took = timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
-                else:
-                    took = bench.real(who, ours.port, script())
-                cpu_s[who].append(_children_s(None if who == LOCAL else ours.process.pid) - before)
-                return took
+                    return timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
+                return bench.real(who, ours.port, script())
 
             values = bench.alternate(max(bench.rounds, _PREPARED_ROUNDS), once, (LOCAL, OURS))
-            ratio, cpu_ratio = (median(found[OURS]) / median(found[LOCAL]) for found in (values, cpu_s))
-            target = f"at most {most}"
-            verdicts += [
+            ratio = median(values[OURS]) / median(values[LOCAL])
+            verdicts.append(
                 Verdict(
                     f"new {kind} script, real client, beside {spread(values[LOCAL])} of local stap",
                     "",
                     spread(values[OURS]),
                     f"{ratio:.2f} times",
-                    target,
+                    f"at most {most}",
                     ratio <= most,
-                ),
-                Verdict(
-                    f"the processor time of that, beside {spread(cpu_s[LOCAL])}",
-                    "",
-                    spread(cpu_s[OURS]),
-                    f"{cpu_ratio:.2f} times",
-                    "at most 0.4" if kind == "tiny" else "",
-                    cpu_ratio <= 0.4 if kind == "tiny" else None,
-                ),
-            ]
+                )
+            )
     return verdicts
-
-
-def _children_s(pid: int | None) -> float:
-    """Return the processor time of all ended children of a process, or of this one (seconds)."""
-    if pid is None:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[13]) + int(fields[14])) * _TICK_S
 
 
 def memory(bench: Bench) -> list[Verdict]:
