@@ -86,6 +86,12 @@ def test_build_that_differs_in_a_word_does_not_fit(plan, changed, text, misfit):
     assert plan.misfit(build(**changed), reader(**text)) == misfit
 
 
+def test_features_of_another_name_do_not_fit(plan):
+    other = f"stapconf_{'cd' * 16}_714.h"
+    names = ["stap_1_src.c", "stap_1_aux_0.c", "Makefile", other, HEADERS[1]]
+    assert plan.misfit(build(names=names), reader()) == "features"
+
+
 def test_language_and_temporary_directory_do_not_count(plan):
     environment = VARIABLES | {"LC_ALL": "C", "LANG": "de_DE", "TMPDIR": "/x", "SYSTEMTAP_DIR": "/y"}
     assert plan.misfit(build(environment=environment), reader()) is None

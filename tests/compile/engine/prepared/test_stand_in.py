@@ -35,7 +35,7 @@ def test_without_a_plan_that_fits_nothing_is_touched(bench):
     [("FAIL", "failure"), ("PRINT", "messages"), ("EXPORT", "exported symbols")],
 )
 def test_command_that_fails_or_prints_leaves_all_to_make(bench, source, reason):
-    compiler = "f() { grep -q FAIL $1 && exit 1; grep PRINT $1; cp $1 $2; }; f"
+    compiler = "f() { cp $1 $2; grep -q FAIL $1 && exit 1; grep PRINT $1; :; }; f"
     bench.write_make(compiler=compiler.replace("$", "\\$"))
     assert bench.record(bench.directory("model")) == 0
     directory = bench.directory("other", source=f"{source}\n")
