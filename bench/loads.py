@@ -135,6 +135,7 @@ class Bench:
     ) -> AbstractContextManager[Server]:
         """Serve a user, the warm one by default, with this project's server, as it is by itself."""
         # Without TMPDIR it chooses where it compiles.
+        options = options if "--prepared=no" in options else (*options, "--prepared=yes")
         return serving(user or self.warm, *options, backend=backend or self.backend, TMPDIR=None)
 
     @contextlib.contextmanager
@@ -289,7 +290,7 @@ def share(bench: Bench) -> list[Verdict]:
     New scripts differ by more than that among themselves. So the same is also measured where stap compiles
     nothing: up to pass 2. Modules are built by make, as local stap builds them.
     """
-    with bench.both("--prepared", "no") as ports:
+    with bench.both("--prepared=no") as ports:
         values = bench.alternate(
             max(bench.rounds, _SHARE_ROUNDS),
             lambda who: bench.ask(who, ports.get(who), bench.script()),

@@ -291,6 +291,8 @@ def serving(
     """
     command = [sys.executable, "-m", "stapsrv.daemon"]
     command += [] if backend is None else ["--backend", backend]
+    # Few servers of tests live as long as the builds take that plans are made of.
+    command += [] if any(str(option).startswith("--prepared") for option in options) else ["--prepared=no"]
     with _started(stap, command, *options, release=release, **environ) as server:
         yield server
         if server.process.poll() is None:

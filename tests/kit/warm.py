@@ -63,7 +63,7 @@ def teach_servers(stap: Stap, releases: Sequence[str]) -> None:
             ran = stap.via(server.port, "-p1", "-e", "probe begin { exit() }", release=release)
             assert ran.status == 0, ran.stderr
     toolchains = list((stap.directory / "server-toolchains").iterdir())
-    (known,) = (each for each in toolchains if any(each.iterdir()))
+    (known,) = (each for each in toolchains if any(each.glob("*/stapconf_*")))
     for other in toolchains:
         if other != known:
             shutil.copytree(known, other, dirs_exist_ok=True)
