@@ -61,7 +61,7 @@ def wait_planned(stap: Stap, server: Server) -> None:
 
 @pytest.fixture
 def planned(serve: Callable[..., Server], stap: Stap) -> Server:
-    server = serve("--prepared=yes")
+    server = serve("--prepared=yes", caching=True)
     wait_planned(stap, server)
     return server
 
@@ -88,7 +88,7 @@ def test_messages_of_the_compiler_are_those_of_make(planned, serve, stap):
 
 @pytest.mark.parametrize("sandbox", ["landlock", "off"])
 def test_other_sandboxes_build_by_plans(serve, stap, sandbox):
-    wait_planned(stap, serve("--prepared=yes", f"--sandbox={sandbox}"))
+    wait_planned(stap, serve("--prepared=yes", f"--sandbox={sandbox}", caching=True))
 
 
 def test_damaged_plan_is_not_used(planned, stap):
@@ -110,7 +110,7 @@ def test_change_of_a_header_or_the_runtime_puts_plans_out_of_use(serve, stap, tm
     tree, runtime = tmp_path / "tree", tmp_path / "runtime"
     copy_tree(Path("/lib/modules", release, "build"), tree)
     shutil.copytree(stap.installation.runtime, runtime)
-    server = serve("--prepared=yes", "-r", tree, f"-R{runtime}", release=False)
+    server = serve("--prepared=yes", "-r", tree, f"-R{runtime}", release=False, caching=True)
 
     def module() -> tuple[bytes, str]:
         before = server.log.count(BUILD)
