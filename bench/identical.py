@@ -135,8 +135,10 @@ def main() -> int:
             shutil.copytree(begin, cache)
         else:
             cache.mkdir(parents=True)
-        bench.plain(["-e", "probe begin { exit() }"], bench.place)
-        bench.prepare([], ())
+        for options in ([], ["-g"]):
+            # stap finds out the kernel's features for each of its modes.
+            bench.plain([*options, "-e", "probe begin { exit() }"], bench.place)
+            bench.prepare(options, ())
         for script in scripts:
             arguments = [*options_of(script), str(script.resolve())]
             try:
