@@ -30,6 +30,7 @@ _COMMAND = re.compile(r"^(?:saved)?cmd_(\S+) := (.*)$", re.MULTILINE)
 _SOURCE = "_src.c"
 _AUXILIARY = re.compile(r"_aux_([0-9]+)\.c")
 _ARCH = re.compile(r" -I\S*/arch/(\w+)/include ")
+_NUMBERED = re.compile(rf"{MODULE}_aux_([0-9]+)")
 _FURTHER = re.compile(rf"{MODULE}_aux_[0-9]")
 _FEATURES = re.compile(r"stapconf_[0-9a-f]{32}_[0-9]+\.h")
 # Beside the sources, all that stap has in the directory when it calls make. All modules are built with the
@@ -130,7 +131,11 @@ class Build:
         if self.auxiliaries:
             named = "".join(f" {MODULE}_aux_{each}.o" for each in range(self.auxiliaries))
             text = text.replace(named, _AUXILIARIES)
-        return re.sub(rf"{MODULE}_aux_{number}(?![0-9])", f"{MODULE}_aux_{_NUMBER}", text)
+
+        def leave(found: re.Match[str]) -> str:
+            return f"{MODULE}_aux_{_NUMBER}" if found[1] == str(number) else found[0]
+
+        return _NUMBERED.sub(leave, text)
 
 
 class Plan:

@@ -30,8 +30,12 @@ _LAST_LINE = {"source": '#include "runtime.h"\n', "symbols": "#include <sym.h>\n
 _DIRECTIVES = re.compile(r"(?:#(?:include <[^>\n]+>|define \w+)\n)*#include <[^>\n]+>\n")
 _NUMBERS = re.compile(r"#ifndef (\w+)\n#define \1 [0-9]+\n#endif\n|^#define (\w+) [0-9]+\n", re.MULTILINE)
 _PRAGMA = re.compile(r"^#pragma GCC .*\n", re.MULTILINE)
-_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[{}]|\bregister\b[^;{}]*;')
-_REGISTER = re.compile(r'(\w+)(\s+(?:__)?asm(?:__)?\s*\(\s*"[^"]*"\s*\)\s*;)')
+# A string that is not closed ends with its line: each letter is read once.
+_TOKEN = re.compile(
+    r""""(?:\\[\s\S]|[^"\\\n])*\\?"?|'(?:\\[\s\S]|[^'\\\n])*\\?'?|[{}]|\bregister\b[^;{}]*;?"""
+)
+_REGISTER = re.compile(r'\b(\w+)(\s+(?:__)?asm(?:__)?\s*\(\s*"[^"]{0,40}"\s*\)\s*;)')
+_DEFINITION = re.compile(r"^#define .*\n", re.MULTILINE)
 
 
 class Start:
@@ -163,7 +167,7 @@ def numbers(common: str) -> list[str]:
 
 def unconditional(common: str) -> str:
     """Return stap's own header without its questions whether a number is defined already."""
-    return _NUMBERS.sub(lambda found: "".join(re.findall(r"#define .*\n", found[0])), common)
+    return _NUMBERS.sub(lambda found: "".join(_DEFINITION.findall(found[0])), common)
 
 
 def begin_start(
