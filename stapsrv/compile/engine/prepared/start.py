@@ -32,7 +32,13 @@ _NUMBERS = re.compile(r"#ifndef (\w+)\n#define \1 [0-9]+\n#endif\n|^#define (\w+
 _PRAGMA = re.compile(r"^#pragma GCC .*\n", re.MULTILINE)
 # A string that is not closed ends with its line: each letter is read once.
 _TOKEN = re.compile(
-    r""""(?:\\[\s\S]|[^"\\\n])*\\?"?|'(?:\\[\s\S]|[^'\\\n])*\\?'?|[{}]|\bregister\b[^;{}]*;?"""
+    r"""
+    "(?: \\[\s\S] | [^"\\\n] )* \\? "?
+    | '(?: \\[\s\S] | [^'\\\n] )* \\? '?
+    | [{}]
+    | \bregister\b [^;{}]* ;?
+    """,
+    re.VERBOSE,
 )
 _REGISTER = re.compile(r'\b(\w+)(\s+(?:__)?asm(?:__)?\s*\(\s*"[^"]{0,40}"\s*\)\s*;)')
 _DEFINITION = re.compile(r"^#define .*\n", re.MULTILINE)
