@@ -25,19 +25,19 @@ def test_requests_are_in_the_metrics_and_one_log_line_each(serve, stap):
     assert stap.via(server.port, "-p1", "-r", "5.5.5", "-e", "probe begin { exit() }").status == 1
 
     # A client has its answer a moment before the server is done with it, which takes one longer than another.
-    server.log.wait("; refusal: .*$", count=3)
-    lines = [line for line in server.log.lines if "; refusal: " in line]
+    server.log.wait(", refusal: .*$", count=3)
+    lines = [line for line in server.log.lines if ", refusal: " in line]
     done, faulty, refused = sorted(lines, key=lambda line: re.search(r": (answered rc=\d|refused)", line)[1])
     times = r"lookup \d+\.\d+ s, queue \d+\.\d+ s, compile \d+\.\d+ s, sign \d+\.\d+ s, send \d+\.\d+ s"
     for line, rc in ((done, 0), (faulty, 1)):
         assert re.fullmatch(
             rf"Request from \S+ for {release}, options \w+: answered rc={rc}, compiled, "
-            rf"\d+ bytes in, \d+ out; {times}; refusal: -, uncacheable: \S.*",
+            rf"\d+ bytes in, \d+ out; {times}; build: \S.*, refusal: -, uncacheable: \S.*",
             line,
         )
     assert " for 5.5.5, options " in refused
     assert ": refused rc=1, -, " in refused
-    assert "; refusal: Target kernel version 5.5.5 x86_64 is not supported by this server" in refused
+    assert ", refusal: Target kernel version 5.5.5 x86_64 is not supported by this server" in refused
     # The log line comes when the result is stored; the worker is free when the directory is gone.
     wait_until(lambda: metrics_of(place)["stapsrv_workers_busy", "stap-serverd"] == 0)
     metrics = metrics_of(place)
