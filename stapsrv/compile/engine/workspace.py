@@ -30,6 +30,7 @@ from stapsrv.system.blocking import BlockingCalls
 _PREFIX = "stap-server."
 _REQUEST = "request."
 _LOCK = "lock"
+_ATTEMPTS = 3
 # Whoever made an older one, which still has its hidden name, was killed meanwhile.
 _MAKING_S = 60.0
 # How long a request waits for its directory to be gone.
@@ -205,8 +206,11 @@ def _own_directories(parent: Path) -> list[Path]:
 
 
 def _remove_with_lock(path: Path) -> None:
-    # The lock last: what stays is known by it.
+    # The lock last: what stays is known by it. A process that is killed may still make the file that it was
+    # about to make, where another attempt finds it.
     with contextlib.suppress(OSError):
-        removed = [trees.remove(below) for below in path.iterdir() if below.name != _LOCK]
-        if all(removed):
-            trees.remove(path)
+        for _ in range(_ATTEMPTS):
+            removed = [trees.remove(below) for below in path.iterdir() if below.name != _LOCK]
+            if all(removed):
+                trees.remove(path)
+                return

@@ -42,6 +42,20 @@ def test_close_removes_everything(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_close_removes_what_a_dying_process_makes_meanwhile(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path)
+    path = workspace.make_request_directory()
+
+    def remove_beside_a_process(below: Path) -> bool:
+        monkeypatch.undo()
+        (path / "late").touch()
+        return False
+
+    monkeypatch.setattr(trees, "remove", remove_beside_a_process)
+    workspace.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_remove_removes_unreadable_directories(workspace):
     request = workspace.make_request_directory()
     (request / "sealed" / "deeper").mkdir(parents=True)
