@@ -161,10 +161,10 @@ class LocalEngine:
             return result, known.missed_by(directory / _CACHE), build
 
         result, found, job.record.build = await files.run(read)
-        if lacks_plan(job.record.build) and not job.background:
-            self.on_unplanned(job, result)
         if found and not job.background:
             self.on_findings(job, found)
+        if lacks_plan(job.record.build) and not job.background:
+            self.on_unplanned(job, result)
         return result
 
     def _cache_for(self, job: CompileJob) -> StapCache:
@@ -174,8 +174,10 @@ class LocalEngine:
         return PlanStore(self._cache_for(job).path / PLANS_DIRECTORY, self._seen)
 
     def _keep(self, job: CompileJob, directory: Path) -> None:
-        self._cache_for(job).keep(directory / _CACHE)
-        if job.makes_plan and _planned(job):
+        if not job.makes_plan:
+            self._cache_for(job).keep(directory / _CACHE)
+        elif _planned(job):
+            # Nothing else: it has options of a client's request, which can change what stap finds out.
             self._plans_for(job).keep(directory / _PLAN)
 
     def rc_limits(self, settings: ServerSettings) -> RcLimits:

@@ -399,6 +399,14 @@ async def test_what_the_server_s_own_script_finds_out_the_next_compile_knows(run
     assert seen.stdout == f"ab/stapconf_{'ab' * 16}_714.h\n".encode()
 
 
+async def test_what_the_build_of_a_plan_finds_out_nobody_else_sees(run, tmp_path):
+    """It has options of a client's request, such as macros."""
+    environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
+    await run(PLANTING, environ=environ, toolchain=b"one", background=True, makes_plan=True)
+    seen = await run('ls -A "$SYSTEMTAP_DIR/cache"', environ=environ, toolchain=b"one")
+    assert seen.stdout == b""
+
+
 async def test_nothing_is_left_where_what_was_found_out_cannot_be_kept(run, workspace, tmp_path, monkeypatch):
     def fail(_cache: StapCache, _directory: Path) -> None:
         raise OSError(errno.EIO, "bad disk")

@@ -159,12 +159,17 @@ class _Run:
 
 def _run_side_by_side(commands: Sequence[str], jobs: int, environ: Mapping[str, str], output: int) -> None:
     waiting, running, failed = list(commands), set[int](), False
-    while running or (waiting and not failed):
-        while waiting and not failed and len(running) < jobs:
-            running.add(spawn(["sh", "-ec", waiting.pop(0)], environ, output))
-        ended, status = os.wait()
-        running.discard(ended)
-        failed = failed or status != 0
+    try:
+        while running or (waiting and not failed):
+            while waiting and not failed and len(running) < jobs:
+                running.add(spawn(["sh", "-ec", waiting.pop(0)], environ, output))
+            ended, status = os.wait()
+            running.discard(ended)
+            failed = failed or status != 0
+    finally:
+        # Where another one cannot be started: make will write to the same files.
+        for pid in running:
+            wait(pid)
     if failed:
         raise Unfit("failure")
 

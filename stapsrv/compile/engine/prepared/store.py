@@ -51,6 +51,8 @@ _MAX_HEADER_BYTES = 256 << 20
 _MAX_SEEN = 1000
 # Plans of a toolchain that was not used for so long go when there are new ones of another.
 _IN_USE_S = 3600.0
+# What is not complete yet.
+_NEW = "new."
 _START_FILES = (OPTIONS, HEADER, COMPILED)
 _MAX_PLAN_BYTES = 1 << 20
 _MAX_REPORT_BYTES = 16 << 10
@@ -124,9 +126,11 @@ class PlanStore:
             if not self._is_plan(plan):
                 trees.remove(plan)
                 continue
-            for path in list(plan.iterdir()):
-                if path.name != PLAN and not self._is_start(path):
-                    trees.remove(path)
+            # Another process may remove it meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                for path in list(plan.iterdir()):
+                    if path.name != PLAN and not self._is_start(path):
+                        trees.remove(path)
 
     def keep(self, directory: Path) -> bool:
         """Take the plan and the starts that a build of the server's own has left; return whether it has."""
@@ -138,7 +142,7 @@ class PlanStore:
         self.plans.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = self.plans / _name(data)
         # A compile removes what it finds half made.
-        new = Path(tempfile.mkdtemp(prefix="new.", dir=self.path))
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.path))
         try:
             plan = new / "plan"
             plan.mkdir(mode=0o700)
@@ -162,7 +166,10 @@ class PlanStore:
 
     def statistics(self) -> tuple[int, int]:
         """Return the number of starts and their size in bytes."""
-        sizes = [path.stat().st_size for path in self.plans.glob(f"*/*/{COMPILED}")]
+        sizes = []
+        for path in self.plans.glob(f"*/*/{COMPILED}"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
         return len(sizes), sum(sizes)
 
     def _keep_start(self, source: Path, plan: Path, new: Path) -> None:
@@ -196,6 +203,11 @@ class PlanStore:
     def _evict(self) -> None:
         _remove_oldest(self.plans.iterdir(), _MAX_PLANS)
         _remove_oldest(self.plans.glob("*/*/"), _MAX_STARTS)
+        # Of a process that was killed.
+        for path in self.path.glob(f"{_NEW}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _IN_USE_S:
+                    trees.remove(path)
         # Each compile touches the directory of its toolchain.
         for toolchain in self.path.parent.parent.iterdir():
             other = PlanStore(toolchain / self.path.name)
@@ -219,9 +231,9 @@ def _copy(source: Path, target: Path) -> None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_HEADER_BYTES:
             raise OSError(errno.EFBIG, "is no file of a start", str(source))
-        with target.open("xb") as copy:
+        copied = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        with os.fdopen(copied, "wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
-    target.chmod(0o400)
 
 
 def all_stores(systemtap: Path) -> Iterator[PlanStore]:

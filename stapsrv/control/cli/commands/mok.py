@@ -30,6 +30,8 @@ from stapsrv.identity.mok import (
 )
 
 _PROGRAM = "stap-server mok"
+# A signature takes 10 ms.
+_TRIAL_S = 30.0
 
 
 @guarded(_PROGRAM)
@@ -118,8 +120,15 @@ def _try_with_kernels(mok: Mok) -> None:
             module.write_bytes(b"trial")
             try:
                 done = subprocess.run(
-                    sign_file_command(program, mok, module), check=False, capture_output=True, text=True
+                    sign_file_command(program, mok, module),
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    timeout=_TRIAL_S,
                 )
+            except subprocess.TimeoutExpired:
+                failure = unfit_for_kernel(program, f"it takes more than {_TRIAL_S:g} s")
+                continue
             except OSError as exc:
                 failure = unfit_for_kernel(program, exc.strerror or str(exc))
                 continue
