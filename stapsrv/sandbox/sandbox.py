@@ -85,16 +85,15 @@ class Sandbox:
     def environment(
         self, environ: Mapping[bytes, bytes], *, temporary: Path, network: bool
     ) -> Mapping[bytes, bytes]:
-        """Return the part of ``environ`` that a contained program gets, with ``temporary`` as its ``TMPDIR``.
+        """Return the part of ``environ`` that a contained program gets; uncontained, it gets all of it.
 
-        Uncontained, it gets all of it.
+        ``TMPDIR`` is ``temporary`` either way: compilers and make leave files there when they are killed.
         """
-        if self.backend is None:
-            return environ
         kept = {
             name: value
             for name, value in environ.items()
-            if _KEPT_VARIABLES.fullmatch(text := os.fsdecode(name))
+            if self.backend is None
+            or _KEPT_VARIABLES.fullmatch(text := os.fsdecode(name))
             or (network and _PROXY_VARIABLES.fullmatch(text))
         }
         return kept | {b"TMPDIR": os.fsencode(temporary)}

@@ -300,7 +300,7 @@ def serving(
         assert server.wait() == 0
         assert server.log.count("crashed|Traceback") == 0
         leftovers = [path.name for path in server.temporary.iterdir()]
-        assert "-k" in options or not leftovers
+        assert "-k" in options or not leftovers, leftovers
 
 
 @contextlib.contextmanager

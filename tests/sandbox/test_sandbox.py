@@ -31,10 +31,10 @@ def test_setup_error_is_the_first_line_of_a_wrapper_that_failed(status, stderr, 
     assert Sandbox(Backend.BUBBLEWRAP).setup_error(status, stderr) == error
 
 
-def test_environment_passes_whole_without_a_backend():
-    environ = {b"AWS_SECRET": b"x", b"PATH": b"/usr/bin"}
+def test_environment_passes_whole_without_a_backend_but_for_the_temporary_directory():
+    environ = {b"AWS_SECRET": b"x", b"PATH": b"/usr/bin", b"TMPDIR": b"/tmp"}
     place = {"temporary": Path("/own"), "network": False}
-    assert Sandbox(None).environment(environ, **place) == environ
+    assert Sandbox(None).environment(environ, **place) == environ | {b"TMPDIR": b"/own"}
     contained = Sandbox(Backend.LANDLOCK).environment(environ, **place)
     assert contained == {b"PATH": b"/usr/bin", b"TMPDIR": b"/own"}
 
