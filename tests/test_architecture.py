@@ -26,6 +26,7 @@ LAYERS = (
     {"supervisor"},
     {"observe"},
     {"control"},
+    {"farm"},
     {"daemon_options", "doctor"},
     {"app"},
     {"daemon"},

@@ -115,6 +115,7 @@ CLASSIC: Mapping[str, str] = {
     "cache.outside": "A result is not cached: it depends on {file}, which is not watched",
     "prepared.none": "New modules for {release} are built by make: {reason}",
     "prepared.unusable": "Modules are built by make: plans cannot be kept: {reason}",
+    "farm.scheduler": "Farm: scheduling at {address}",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.denied": "Connection from {peer} was denied: its address may not use this server",
