@@ -30,14 +30,18 @@ def create_file(path: Path, content: bytes, *, mode: int) -> None:
     """Create a file and wait until it is on the disk; its mode is right from the start.
 
     Raises:
-        OSError: it exists already, or cannot be written.
+        OSError: it exists already, or cannot be written; nothing is left of it.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, mode)
-        file.write(content)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -61,6 +61,16 @@ def test_existing_file_is_not_created(path):
     assert path.read_bytes() == b"old"
 
 
+def test_nothing_is_left_of_a_file_that_could_not_be_written(path, monkeypatch):
+    def fail(_fd):
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="full"):
+        create_file(path, b"half", mode=0o600)
+    assert list(path.parent.iterdir()) == []
+
+
 def test_files_and_directories_are_synced(path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
