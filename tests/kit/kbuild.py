@@ -58,7 +58,8 @@ class Bench:
         path = self.place / name
         path.mkdir()
         files = {f"{name}_src.c": source, f"{name}_aux_0.c": "0\n", "stap_symbols.c": "1\n"}
-        files |= {"Makefile": f"{name}-y := {name}_src.o\n", "stapconf_export.h": "", "stap_common.h": ""}
+        objects = f"{name}_src.o {name}_aux_0.o stap_symbols.o"
+        files |= {"Makefile": f"{name}-y := {objects}\n", "stapconf_export.h": "", "stap_common.h": ""}
         if features is not None:
             files[FEATURES] = features
         for file, text in files.items():

@@ -2,8 +2,9 @@
 
 The build leaves each command that it ran in a file ``.NAME.cmd``. A plan has these commands, and the words
 and texts for which they are right: make's arguments, the environment, the Makefile, the kernel's features. In
-all of them the directory, the module's name and the number of auxiliary sources are left open. A build fits
-if every word is what the plan says with these filled in; nothing is guessed from what does not.
+all of them the directory, the module's name, the number of auxiliary sources and the order of the objects
+are left open. A build fits if every word is what the plan says with these filled in; nothing is guessed from
+what does not.
 
 Source: scripts/Kbuild.include and scripts/Makefile.build of the kernel, buildrun.cxx of SystemTap; seen with
 Linux 6.1 and SystemTap 4.8.
@@ -18,16 +19,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-VERSION = 1
+VERSION = 2
 
 # What is left open; none of it can stand in a Makefile or a command.
-DIRECTORY, MODULE, _AUXILIARIES, _NUMBER = "\0directory\0", "\0module\0", "\0auxiliaries\0", "\0number\0"
+DIRECTORY, MODULE, _OBJECTS, _NUMBER = "\0directory\0", "\0module\0", "\0objects\0", "\0number\0"
 
 # The directory and the name go into commands of a shell.
 _SAFE_DIRECTORY = re.compile(r"(/[A-Za-z0-9_.+-]+)+")
 _SAFE_MODULE = re.compile(r"[A-Za-z0-9_]+")
 _COMMAND = re.compile(r"^(?:saved)?cmd_(\S+) := (.*)$", re.MULTILINE)
-_SOURCE = "_src.c"
+_SOURCE, _SOURCE_OBJECT, _SYMBOLS_OBJECT = "_src.c", "_src.o", "stap_symbols.o"
 _AUXILIARY = re.compile(r"_aux_([0-9]+)\.c")
 _ARCH = re.compile(r" -I\S*/arch/(\w+)/include ")
 _NUMBERED = re.compile(rf"{MODULE}_aux_([0-9]+)")
@@ -82,9 +83,14 @@ class Build:
     """One call of make, as far as a plan is concerned; raises Unfit if no plan can fit."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], names: Sequence[str], directory: str
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        names: Sequence[str],
+        directory: str,
+        makefile: str,
     ) -> None:
-        """``names`` are of the files in ``directory``."""
+        """``names`` are of the files in ``directory``, ``makefile`` is the text of the one in it."""
         self.directory = directory
         self.arguments = list(arguments)
         self.environment = {
@@ -112,11 +118,11 @@ class Build:
         self.headers.sort()
         if sorted(name == _EXPORTS for name in self.headers) != [False, True]:
             raise Unfit("features unknown")
+        self._objects = _objects(self.module, self.auxiliaries, makefile)
 
     def fill(self, text: str, number: int = 0) -> str:
         """Fill in what a plan's text leaves open; ``number`` is that of one auxiliary source."""
-        named = "".join(f" {self.module}_aux_{each}.o" for each in range(self.auxiliaries))
-        text = text.replace(_AUXILIARIES, named).replace(_NUMBER, str(number))
+        text = text.replace(_OBJECTS, self._objects).replace(_NUMBER, str(number))
         return text.replace(DIRECTORY, self.directory).replace(MODULE, self.module)
 
     def path(self, role: str, number: int = 0) -> str:
@@ -127,10 +133,8 @@ class Build:
         """Return a text of this build as a plan has it; what names one auxiliary source names each."""
         if "\0" in text:
             raise Unfit("text")
+        text = text.replace(self._objects, _OBJECTS)
         text = text.replace(self.directory, DIRECTORY).replace(self.module, MODULE)
-        if self.auxiliaries:
-            named = "".join(f" {MODULE}_aux_{each}.o" for each in range(self.auxiliaries))
-            text = text.replace(named, _AUXILIARIES)
 
         def leave(found: re.Match[str]) -> str:
             return f"{MODULE}_aux_{_NUMBER}" if found[1] == str(number) else found[0]
@@ -285,6 +289,18 @@ def dependency_record(target: str, rule: str) -> str:
 def rule_paths(rule: str) -> list[str]:
     """Return the files in a rule that the compiler wrote: the source first."""
     return rule.partition(":")[2].replace("\\\n", " ").split()
+
+
+def _objects(module: str, auxiliaries: int, makefile: str) -> str:
+    """Return the objects of a module in the order of its Makefile; raises Unfit if others belong to it."""
+    found = re.search(rf"^{module}-y := (.*)$", makefile, re.MULTILINE)
+    objects = found[1].split() if found is not None else []
+    # Those of tracepoints come before the source.
+    numbered = [name for name in objects if name not in {f"{module}{_SOURCE_OBJECT}", _SYMBOLS_OBJECT}]
+    expected = [f"{module}_aux_{number}.o" for number in range(auxiliaries)]
+    if numbered != expected or len(objects) != auxiliaries + 2 or objects[-1] != _SYMBOLS_OBJECT:
+        raise Unfit("another kind of build")
+    return " ".join(objects)
 
 
 def _has_all(commands: Mapping[str, str]) -> bool:

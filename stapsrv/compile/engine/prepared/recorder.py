@@ -92,7 +92,8 @@ def _record(store: str, arguments: Sequence[str], environ: Mapping[str, str], be
     made = sorted(set(files(directory)) - set(before))
     # The features are found out by make where they were not known.
     headers = [name for name in made if name.startswith("stapconf_") and name.endswith(".h")]
-    build = Build(arguments, environ, [*before, *headers], directory)
+    makefile = read(f"{directory}/Makefile")
+    build = Build(arguments, environ, [*before, *headers], directory, makefile)
     records = [read(f"{directory}/{name}") for name in made if name.endswith(".cmd")]
     build_tree = os.path.realpath(arguments[list(arguments).index("-C") + 1])
     plan = make_plan(build, records, lambda name: read(f"{directory}/{name}"), build_tree)

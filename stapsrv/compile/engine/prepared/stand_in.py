@@ -41,7 +41,7 @@ def follow(store: str, arguments: Sequence[str], environ: Mapping[str, str]) -> 
     """Build by a plan; return 0 if the module is built."""
     try:
         directory = module_directory(arguments)
-        build = Build(arguments, environ, files(directory), directory)
+        build = Build(arguments, environ, files(directory), directory, read(f"{directory}/Makefile"))
         plan, path = _find_plan(store, build)
         has_start = run_plan(plan, build, environ, read_starts(path))
     except Unfit as exc:

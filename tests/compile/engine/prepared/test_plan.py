@@ -23,29 +23,38 @@ def arguments(directory: str) -> list[str]:
     return ["-uARCH", "PATH=/usr/bin", "make", "-C", "/tree", f"M={directory}", "modules", "-j3"]
 
 
-def makefile(directory: str, module: str, auxiliaries: int) -> str:
-    objects = "".join(f" {module}_aux_{number}.o" for number in range(auxiliaries))
+def makefile(directory: str, module: str, auxiliaries: int, *, before: int = 0) -> str:
+    """Return a Makefile like stap's, with so many auxiliary sources ``before`` the script's own."""
+    objects = [f"{module}_aux_{number}.o" for number in range(auxiliaries)]
+    objects[before:before] = [f"{module}_src.o"]
     rules = "".join(f"{directory}/{module}_aux_{number}.o: x\n" for number in range(auxiliaries))
-    return f"obj-m := {module}.o\n{module}-y := {module}_src.o{objects} stap_symbols.o\n{rules}# end\n"
+    return f"obj-m := {module}.o\n{module}-y :=  {' '.join(objects)} stap_symbols.o\n{rules}# end\n"
 
 
-def build(directory: str = "/tmp/a", module: str = "stap_1", *, auxiliaries: int = 1, **changed) -> Build:
+def build(
+    directory: str = "/tmp/a", module: str = "stap_1", *, auxiliaries: int = 1, before: int = 0, **changed
+) -> Build:
     names = [f"{module}_src.c", "Makefile", "stap_common.h", "stap_symbols.c", *HEADERS]
     names += [f"{module}_aux_{number}.c" for number in range(auxiliaries)]
-    given = {"arguments": arguments(directory), "environment": VARIABLES, "names": names} | changed
+    given = {"arguments": arguments(directory), "environment": VARIABLES, "names": names}
+    given |= {"makefile": makefile(directory, module, auxiliaries, before=before)} | changed
     return Build(directory=directory, **given)
 
 
-def reader(directory: str = "/tmp/a", module: str = "stap_1", *, auxiliaries: int = 1, **changed):
-    texts = {"Makefile": makefile(directory, module, auxiliaries), **dict.fromkeys(HEADERS, "#define X")}
+def reader(
+    directory: str = "/tmp/a", module: str = "stap_1", *, auxiliaries: int = 1, before: int = 0, **changed
+):
+    text = makefile(directory, module, auxiliaries, before=before)
+    texts = {"Makefile": text, **dict.fromkeys(HEADERS, "#define X")}
     return (texts | changed).__getitem__
 
 
-def records(directory: str = "/tmp/a", module: str = "stap_1") -> list[str]:
+def records(directory: str = "/tmp/a", module: str = "stap_1", *, objects: str = "") -> list[str]:
     made = [f"{module}_src.o", "stap_symbols.o", f"{module}_aux_0.o", f"{module}.mod", f"{module}.o"]
     made += ["modules.order", "Module.symvers", f"{module}.mod.o", f"{module}.ko"]
     return [
-        f"cmd_{directory}/{name} := gcc -o {directory}/{name} $(pound)$$x\n\ndeps_x := y\n" for name in made
+        f"cmd_{directory}/{name} := gcc -o {directory}/{name} $(pound)$$x{objects}\n\ndeps_x := y\n"
+        for name in made
     ]
 
 
@@ -63,6 +72,36 @@ def test_commands_are_those_of_the_records_with_names_filled_in(plan):
     steps = ["other.mod", "other.o", "modules.order", "Module.symvers", "other.mod.o", "other.ko"]
     assert [path for path, _ in plan.step_commands(other)] == [f"/tmp/b/{name}" for name in steps]
     assert plan.directory == "/tree"
+
+
+def test_order_of_the_objects_is_that_of_each_build():
+    objects = " stap_1_aux_0.o stap_1_src.o stap_symbols.o"
+    made = make_plan(build(before=1), records(objects=objects), reader(before=1), "/tree")
+    for auxiliaries, before, filled in [
+        (0, 0, ["b_src.o"]),
+        (2, 0, ["b_src.o", "b_aux_0.o", "b_aux_1.o"]),
+        (3, 2, ["b_aux_0.o", "b_aux_1.o", "b_src.o", "b_aux_2.o"]),
+    ]:
+        other = build("/tmp/b", "b", auxiliaries=auxiliaries, before=before)
+        assert made.misfit(other, reader("/tmp/b", "b", auxiliaries=auxiliaries, before=before)) is None
+        (command, *_) = (text for _, text in made.step_commands(other))
+        assert command == f"gcc -o /tmp/b/b.mod #$x {' '.join(filled)} stap_symbols.o"
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        "stap_1_src.o stap_symbols.o",
+        "stap_1_aux_0.o stap_symbols.o",
+        "stap_1_src.o stap_1_aux_0.o",
+        "stap_1_src.o stap_symbols.o stap_1_aux_0.o",
+        "stap_1_src.o stap_1_aux_0.o more.o stap_symbols.o",
+        "stap_1_src.o stap_1_src.o stap_1_aux_0.o stap_symbols.o",
+    ],
+)
+def test_module_of_other_objects_is_left_to_make(objects):
+    with pytest.raises(Unfit, match="another kind of build"):
+        build(makefile=f"stap_1-y := {objects}\n")
 
 
 @pytest.mark.parametrize("auxiliaries", [0, 1, 2, 11])
