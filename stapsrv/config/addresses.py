@@ -29,6 +29,10 @@ _METRICS_TCP = re.compile(
     r"(?:(?P<name>localhost)?:|(?P<v4>[0-9.]+):|\[(?P<v6>[0-9a-fA-F:.]+)\]:)?(?P<port>[0-9]{1,5})"
 )
 _UNIX = "unix:"
+_FARM = re.compile(
+    r"(?P<scheme>tls|tcp)://(?:(?P<host>[\w.-]+)|\[(?P<v6>[0-9a-fA-F:.]+)\]):(?P<port>[0-9]{1,5})"
+)
+_FARM_MEANING = "tls://HOST:PORT, with an IPv6 address in brackets and a port up to 65535"
 
 
 def parse_network(text: str) -> str:
@@ -131,6 +135,31 @@ def parse_metrics_address(text: str) -> MetricsAddress:
     return MetricsAddress(host=host, port=int(found["port"]))
 
 
+class FarmAddress(NamedTuple):
+    """Where a farm's scheduler listens: by TLS, or by plain TCP on the loopback interface alone."""
+
+    is_encrypted: bool
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls' if self.is_encrypted else 'tcp'}://{host}:{self.port}"
+
+
+def parse_farm_address(text: str) -> FarmAddress:
+    """Read the address of a farm's scheduler; plain TCP has to be written out, for a loopback address."""
+    found = _FARM.fullmatch(text)
+    if found is None or int(found["port"]) > _HIGHEST_PORT or (found["v6"] and not is_address(found["v6"])):
+        raise ValueError(_FARM_MEANING)
+    address = FarmAddress(found["scheme"] == "tls", found["host"] or found["v6"], int(found["port"]))
+    if not address.is_encrypted and not _is_loopback(address.host):
+        raise ValueError(
+            "tls://HOST:PORT, since tcp:// without TLS is for this host alone, as in tcp://127.0.0.1:8786"
+        )
+    return address
+
+
 def parse_interfaces(text: str) -> tuple[str, ...]:
     """Read names of interfaces and addresses, with commas or blanks between them; they need not exist."""
     words = tuple(dict.fromkeys(text.replace(",", " ").split()))
@@ -164,6 +193,12 @@ def is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress  # noqa: PLC0415 (see the module's docstring)
+
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_interface_name(word: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import attrs
 import dask
-import structlog
 from distributed import Scheduler
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.errors import ConfigError
 from stapsrv.farm.security import FarmCredentials, farm_security
@@ -48,7 +48,7 @@ class SchedulerOptions:
     dashboard: str | None = None
 
 
-async def run_scheduler(options: SchedulerOptions) -> None:
+async def run_scheduler(options: SchedulerOptions, *, log: Log) -> None:
     """Schedule the jobs of a farm until cancelled; on asyncio.
 
     Nothing is kept over its end: the servers submit again what they wait for, to the next one.
@@ -57,18 +57,19 @@ async def run_scheduler(options: SchedulerOptions) -> None:
         ConfigError: the address or the credentials cannot be used.
     """
     async with open_scheduler(options) as scheduler:
-        structlog.get_logger().info("farm.scheduler", address=scheduler.address)
+        log.info("farm.scheduler", address=scheduler.address)
         await anyio.sleep_forever()
 
 
 @contextlib.asynccontextmanager
 async def open_scheduler(options: SchedulerOptions) -> AsyncIterator[Scheduler]:
     """Schedule while the block runs (see :func:`run_scheduler`)."""
+    security = farm_security(options.credentials, address=options.listen)
     with dask.config.set(SETTINGS):
         try:
             scheduler = Scheduler(
                 host=options.listen,
-                security=farm_security(options.credentials),
+                security=security,
                 allowed_failures=_ALLOWED_DEATHS,
                 dashboard=options.dashboard is not None,
                 dashboard_address=options.dashboard or _NOWHERE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
+from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 from stapsrv.farm.security import FarmCredentials
@@ -29,7 +30,7 @@ class WorkerOptions:
     environ: Mapping[str, str]  # that this program was started with, for stap
 
 
-async def run_worker(options: WorkerOptions) -> None:
+async def run_worker(options: WorkerOptions, *, log: Log) -> None:
     """Offer this host's releases to a farm, and compile, until cancelled; on asyncio.
 
     Raises:
@@ -37,4 +38,4 @@ async def run_worker(options: WorkerOptions) -> None:
 
     Cancellation: no new job is taken; what runs has the time of ``DRAIN_TIMEOUT``, then it is given back.
     """
-    raise NotImplementedError(options.scheduler)
+    raise NotImplementedError(options.scheduler, log)

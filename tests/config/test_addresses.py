@@ -8,7 +8,9 @@ import pytest
 
 from stapsrv.config.addresses import (
     OFF,
+    FarmAddress,
     MetricsAddress,
+    parse_farm_address,
     parse_host,
     parse_interfaces,
     parse_listen_address,
@@ -160,3 +162,42 @@ def test_host_names(text: str, host: str) -> None:
 def test_wrong_host_names(text: str) -> None:
     with pytest.raises(ValueError, match=r"^a host name of up to 63 letters, digits and dashes"):
         parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("tls://farm.example.org:8786", FarmAddress(True, "farm.example.org", 8786)),
+        ("tls://10.0.0.7:0", FarmAddress(True, "10.0.0.7", 0)),
+        ("tls://[2001:db8::7]:65535", FarmAddress(True, "2001:db8::7", 65535)),
+        ("tcp://127.0.0.2:1", FarmAddress(False, "127.0.0.2", 1)),
+        ("tcp://[::1]:1", FarmAddress(False, "::1", 1)),
+        ("tcp://localhost:1", FarmAddress(False, "localhost", 1)),
+    ],
+)
+def test_farm_addresses(text, address):
+    assert parse_farm_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "farm:1",
+        "tls://farm",
+        "tls://farm:65536",
+        "tls://2001:db8::7:1",
+        "tls://[farm]:1",
+        "tls://a b:1",
+        "TLS://a:1",
+        "tls://farm:1/",
+        "tls://user@farm:1",
+        "tls://farm:1\n",
+        "tcp://farm:1",
+        "tcp://0.0.0.0:1",
+        "tcp://[::]:1",
+    ],
+)
+def test_farm_addresses_that_are_none_say_what_one_is(text):
+    with pytest.raises(ValueError, match=r"^tls://HOST:PORT, "):
+        parse_farm_address(text)
