@@ -293,8 +293,9 @@ def rule_paths(rule: str) -> list[str]:
 
 def _objects(module: str, auxiliaries: int, makefile: str) -> str:
     """Return the objects of a module in the order of its Makefile; raises Unfit if others belong to it."""
-    found = re.search(rf"^{module}-y := (.*)$", makefile, re.MULTILINE)
-    objects = found[1].split() if found is not None else []
+    begin = f"{module}-y := "
+    line = next((line for line in makefile.split("\n") if line.startswith(begin)), begin)
+    objects = line.removeprefix(begin).split()
     # Those of tracepoints come before the source.
     numbered = [name for name in objects if name not in {f"{module}{_SOURCE_OBJECT}", _SYMBOLS_OBJECT}]
     expected = [f"{module}_aux_{number}.o" for number in range(auxiliaries)]
