@@ -21,6 +21,7 @@ from stapsrv.config.addresses import OFF, MetricsAddress
 from stapsrv.config.environment import PREFIX, server_values
 from stapsrv.config.global_settings import global_defaults
 from stapsrv.config.kinds import LogFormat
+from stapsrv.control.client.accounts import refuse_root
 from stapsrv.control.client.whereabouts import note_stat_path
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
 from stapsrv.errors import StapsrvError, UsageError, first_error
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         with guard_stdout(PROGRAM):
             options = parse_arguments(sys.argv[1:] if argv is None else argv, server_values(environ))
-        refuse_root(environ)
+        refuse_root(PROGRAM, environ)
         sockets = PassedSockets.from_environ(environ, pid=os.getpid())
         fork_as_init()
         start = _Start(without_passed(environ), notifier, _password(options, environ), sockets)
@@ -100,15 +101,6 @@ def event_loop(wanted: str | None) -> tuple[str, dict[str, bool]]:
             "uvloop is not installed", where="--backend uvloop", remedy="install it, or leave the option out"
         )
     return "asyncio", {"use_uvloop": installed and wanted != "asyncio"}
-
-
-def refuse_root(environ: Mapping[str, str]) -> None:
-    """Raise UsageError as root (manual page, SAFETY AND SECURITY), unless a test has lifted the rule."""
-    if os.geteuid() == 0 and environ.get("STAP_PR11197_OVERRIDE") != "1":
-        raise UsageError(
-            "a compile server does not run as root",
-            remedy=f"run it as a plain user: runuser -u stap-server -- {PROGRAM} …",
-        )
 
 
 def _password(options: DaemonOptions, environ: Mapping[str, str]) -> str | None:

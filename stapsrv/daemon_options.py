@@ -12,7 +12,7 @@ import attrs
 from stapsrv import __version__
 from stapsrv.config.files import retired_warning
 from stapsrv.config.kinds import Kind, choice, count
-from stapsrv.config.option_parser import Append, OptionParser
+from stapsrv.config.option_parser import Append, OptionParser, add_typed, help_of
 from stapsrv.config.setting import Group, Setting
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import RETIRED, Description, Limits, NetworkAccess, Service, SharedLimits
@@ -95,7 +95,7 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
     typed = values.pop("typed")
     for option, text in typed:
         if option in _ROWS:
-            _add(values, option, text)
+            add_typed(values, _ROWS[option], text)
     rows = (*Service.rows, *SharedLimits.rows)
     service = {row.attribute: values.pop(row.attribute) for row in rows if row.attribute in values}
     daemon = {
@@ -114,19 +114,6 @@ def parse_arguments(argv: Sequence[str], described: Mapping[str, object] | None 
     return DaemonOptions(server=ServerSettings(**settings), **daemon)
 
 
-def _add(values: dict[str, Any], option: str, text: str) -> None:
-    row = _ROWS[option]
-    # A path is made absolute, since a compile runs in another directory.
-    if row.kind.is_path:
-        if not text:
-            raise UsageError("needs a value", where=option)
-        text = str(Path(text).absolute())
-    try:
-        row.add(values, text)
-    except ValueError as exc:
-        raise UsageError(f"expected {exc}, not {text!r}", where=option) from exc
-
-
 def _parser() -> OptionParser:
     parser = OptionParser(
         prog=PROGRAM,
@@ -138,7 +125,7 @@ def _parser() -> OptionParser:
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for title, rows in _GROUPS.items():
         for row in rows:
-            text = _help(row) if row.help else argparse.SUPPRESS
+            text = help_of(row) if row.help else argparse.SUPPRESS
             groups[title].add_argument(row.option, metavar=row.kind.metavar, action=Append, help=text)
     groups["a server"].add_argument(
         "-k", dest="keep_temporary", action="store_true", help="keep temporary directories"
@@ -164,9 +151,3 @@ def _parser() -> OptionParser:
         add(f"--{name.lower()}", action=Append, help=argparse.SUPPRESS)
     add("--version", action="version", version=f"{PROGRAM} (stapsrv) {__version__}")
     return parser
-
-
-def _help(row: Setting[Any]) -> str:
-    default = f" (default: {row.default_text})" if row.default_text else ""
-    repeated = "; may be repeated" if row.array else ""
-    return f"{row.help}{repeated}{default}".replace("%", "%%")

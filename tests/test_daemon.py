@@ -15,17 +15,8 @@ import pytest
 from kit.daemon import start
 from kit.http import get_page
 
-from stapsrv.daemon import event_loop, refuse_root
+from stapsrv.daemon import event_loop
 from stapsrv.errors import UsageError
-
-
-def test_root_is_refused(monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    with pytest.raises(UsageError, match=r"^a compile server does not run as root; run it as a plain user"):
-        refuse_root({})
-    refuse_root({"STAP_PR11197_OVERRIDE": "1"})
-    monkeypatch.setattr(os, "geteuid", lambda: 1)
-    refuse_root({})
 
 
 @pytest.mark.parametrize("installed", [False, True])

@@ -69,10 +69,10 @@ __stapsrv_complete() { # of "PREFIX WORDS…" in the table $1, after the words b
 """
 
 
-def bash(server: Command, daemon: Command) -> dict[str, str]:
+def bash(server: Command, daemon: Command, farm: Command) -> dict[str, str]:
     """Return bash's files by their names, which are those of the commands."""
     files = {}
-    for command, others in ((server, ()), (daemon, ("stap-start-server",))):
+    for command, others in ((server, ()), (daemon, ("stap-start-server",)), (farm, ())):
         name = command.words[0]
         function = f"_{name.replace('-', '_')}"
         rows = [
@@ -95,10 +95,10 @@ def bash(server: Command, daemon: Command) -> dict[str, str]:
     return files
 
 
-def zsh(server: Command, daemon: Command) -> str:
+def zsh(server: Command, daemon: Command, farm: Command) -> str:
     """Return zsh's function, for all commands."""
     lines = [
-        "#compdef stap-server stap-serverd stap-start-server",
+        "#compdef stap-server stap-serverd stap-start-server stap-farm",
         "# Made by packaging/manual/generate.py.",
         "",
         "__stapsrv_servers() {",
@@ -109,20 +109,21 @@ def zsh(server: Command, daemon: Command) -> str:
         "}",
         "",
     ]
-    for command in (*_all(server), *_all(daemon)):
+    for command in (*_all(server), *_all(daemon), *_all(farm)):
         lines += [f"{_function(command)}() {{", *_zsh_arguments(command), "}", ""]
     lines += [
         "case $service in",
         f"    stap-server) {_function(server)} ;;",
+        f"    stap-farm) {_function(farm)} ;;",
         f"    *) {_function(daemon)} ;;",
         "esac",
     ]
     return "\n".join(lines) + "\n"
 
 
-def fish(server: Command, daemon: Command) -> dict[str, str]:
+def fish(*commands: Command) -> dict[str, str]:
     """Return fish's files by their commands."""
-    return {command.words[0]: "\n".join(_fish_lines(command)) + "\n" for command in (server, daemon)}
+    return {command.words[0]: "\n".join(_fish_lines(command)) + "\n" for command in commands}
 
 
 def _all(command: Command) -> Iterator[Command]:

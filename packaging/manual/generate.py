@@ -32,10 +32,10 @@ def main() -> None:
             page.write_text(variables.with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
         return
     texts = {f"man/{page.name}": manual_page(page) for page in sorted(PAGES.iterdir())}
-    server, daemon = model.server(), model.daemon()
-    texts |= {f"bash/{name}": text for name, text in completion.bash(server, daemon).items()}
-    texts |= {"zsh/_stap-server": completion.zsh(server, daemon)}
-    texts |= {f"fish/{name}.fish": text for name, text in completion.fish(server, daemon).items()}
+    commands = (model.server(), model.daemon(), model.farm())
+    texts |= {f"bash/{name}": text for name, text in completion.bash(*commands).items()}
+    texts |= {"zsh/_stap-server": completion.zsh(*commands)}
+    texts |= {f"fish/{name}.fish": text for name, text in completion.fish(*commands).items()}
     for name, text in texts.items():
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +57,11 @@ def manual_page(template: Path) -> str:
 def _options(words: Sequence[str]) -> Iterable[str]:
     if words[0] == "stap-serverd":
         return roff.options(model.daemon())
+    if words[0] == "stap-farm":
+        command = model.farm()
+        for word in words[1:]:
+            command = next(verb for verb in command.verbs if verb.words[-1] == word)
+        return roff.options(command, without=["--help"])
     start = next(verb for verb in model.server().verbs if verb.words[-1] == "start")
     return roff.options(start, without=["--help"])
 

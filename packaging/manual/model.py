@@ -9,6 +9,7 @@ from typing import NamedTuple
 from stapsrv.control.cli import dispatch
 from stapsrv.control.cli.help import ACTIONS, ALIASES, OPTIONS, groups_of
 from stapsrv.daemon_options import _parser as daemon_parser
+from stapsrv.farm.options import _parser as farm_parser
 
 
 class Option(NamedTuple):
@@ -50,6 +51,11 @@ class Command(NamedTuple):
 def daemon() -> Command:
     """``stap-serverd``."""
     return _from_parser(("stap-serverd",), daemon_parser())
+
+
+def farm() -> Command:
+    """``stap-farm``: its commands."""
+    return _from_parser(("stap-farm",), farm_parser())
 
 
 def server() -> Command:

@@ -16,7 +16,7 @@ from stapsrv.errors import ConfigError
 
 _SUFFIX = ".conf"
 # In place of a release, in the environment: every one whose build tree is installed.
-_EACH_RELEASE = "installed"
+EACH_RELEASE = "installed"
 # The "file" of a server that environment variables describe.
 _ENVIRONMENT = Path("environment")
 
@@ -62,11 +62,11 @@ def with_each_release(settings: ServerSettings) -> ServerSettings:
     Raises:
         ConfigError: it is wanted, and none is installed.
     """
-    if settings.releases != (_EACH_RELEASE,):
+    if settings.releases != (EACH_RELEASE,):
         return settings
     installed = installed_releases()
     if not installed:
-        where = f"{PREFIX}RELEASE={_EACH_RELEASE}"
+        where = f"{PREFIX}RELEASE={EACH_RELEASE}"
         remedy = "install kernel headers, or mount /lib/modules and /usr/src of a host that has them"
         raise ConfigError("there is no /lib/modules/RELEASE/build", where=where, remedy=remedy)
     return attrs.evolve(settings, releases=tuple(installed))

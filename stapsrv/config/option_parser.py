@@ -1,4 +1,4 @@
-"""The grammar of both programs' command lines: argparse, with the habits of getopt that scripts rely on."""
+"""The grammar of the programs' command lines: argparse, with the habits of getopt that scripts rely on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stapsrv.errors import UsageError
@@ -13,6 +14,8 @@ from stapsrv.text import nearest
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+    from stapsrv.config.setting import Setting
 
 _ABOUT_OPTION = re.compile(r"argument (\S+): (.*)", re.DOTALL)
 
@@ -30,6 +33,26 @@ class Append(argparse.Action):
         """Take one option."""
         value = values if isinstance(values, str) else None
         namespace.typed = [*getattr(namespace, "typed", ()), (self.option_strings[0], value)]
+
+
+def add_typed(values: dict[str, Any], row: Setting[Any], text: str) -> None:
+    """Parse an option's value into ``values``; raise a UsageError that names the option."""
+    # A path is made absolute, since a compile runs in another directory.
+    if row.kind.is_path:
+        if not text:
+            raise UsageError("needs a value", where=row.option)
+        text = str(Path(text).absolute())
+    try:
+        row.add(values, text)
+    except ValueError as exc:
+        raise UsageError(f"expected {exc}, not {text!r}", where=row.option) from exc
+
+
+def help_of(row: Setting[Any]) -> str:
+    """Return argparse's help of an option: what it does, and its default."""
+    default = f" (default: {row.default_text})" if row.default_text else ""
+    repeated = "; may be repeated" if row.array else ""
+    return f"{row.help}{repeated}{default}".replace("%", "%%")
 
 
 class Parser(argparse.ArgumentParser):

@@ -78,9 +78,14 @@ async def open_scheduler(options: SchedulerOptions) -> AsyncIterator[Scheduler]:
                 # Dask opens one in any case.
                 scheduler.http_server.stop()
             await scheduler
-        except (OSError, RuntimeError, TypeError, ValueError) as exc:
-            remedy = "give tls://ADDRESS:PORT, with the files of the farm's authority"
-            raise ConfigError(f"cannot be used: {exc}", where=options.listen, remedy=remedy) from exc
+        except (OSError, RuntimeError, ValueError) as exc:
+            # Dask says that it did not start, and why below.
+            reason = exc.__cause__ or exc
+            problem = getattr(reason, "strerror", None) or str(reason)
+            remedy = "choose another address and port of this host"
+            raise ConfigError(
+                f"cannot be listened at ({problem})", where=options.listen, remedy=remedy
+            ) from exc
         try:
             yield scheduler
         finally:

@@ -116,6 +116,11 @@ CLASSIC: Mapping[str, str] = {
     "prepared.none": "New modules for {release} are built by make: {reason}",
     "prepared.unusable": "Modules are built by make: plans cannot be kept: {reason}",
     "farm.scheduler": "Farm: scheduling at {address}",
+    "farm.certificate": "Farm: the certificate {file} is valid until {when} UTC",
+    "farm.certificate_expires": (
+        "Farm: the certificate {file} expires on {when} UTC; issue another with stap-farm ca issue"
+    ),
+    "farm.dask": "Farm: {text}",
     "connection.accepted": "Accepted connection from {peer}",
     "connection.refused": "Connection from {peer} was reset: {reason}",
     "connection.denied": "Connection from {peer} was denied: its address may not use this server",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli import dispatch
 from stapsrv.control.cli.help import ACTIONS, OPTIONS
 from stapsrv.daemon_options import _parser
+from stapsrv.farm.options import _parser as farm_parser
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 BIN = Path(sys.executable).parent
@@ -53,7 +55,8 @@ def page(made):
     return text
 
 
-PAGES = [f"{name}.{8 if name in {'stap-server', 'stap-serverd'} else 1}" for name in SCRIPTS]
+SYSTEM = {"stap-server", "stap-serverd", "stap-farm"}
+PAGES = [f"{name}.{8 if name in SYSTEM else 1}" for name in SCRIPTS]
 
 
 @pytest.mark.parametrize("name", [*PAGES, "stap-server.conf.5"])
@@ -65,6 +68,17 @@ def test_every_command_has_a_page(page, name):
         assert re.search(rf"^{section}$", text, re.MULTILINE), section
 
 
+def farm_options(parser: argparse.ArgumentParser | None = None) -> set[str]:
+    """The options of stap-farm's commands, without those for help."""
+    names: set[str] = set()
+    for action in (parser or farm_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names |= {name for below in action.choices.values() for name in farm_options(below)}
+        else:
+            names |= {*action.option_strings}
+    return names - {"-h", "--help", "--version"}
+
+
 def test_pages_have_every_option(page):
     daemon = page("stap-serverd.8")
     for action in _parser()._actions:
@@ -73,6 +87,9 @@ def test_pages_have_every_option(page):
             (re.search(rf"^ +.*{re.escape(name)}\b", daemon, re.MULTILINE) is not None) == shown
             for name in action.option_strings
         ), action.option_strings
+    farm = page("stap-farm.8")
+    for option in farm_options():
+        assert re.search(rf"^ +.*{re.escape(option)}\b", farm, re.MULTILINE), option
     server = page("stap-server.8")
     for option in {row.option for row in OPTIONS} - {"--help"}:
         assert re.search(rf"^ +{re.escape(option)}\b", server, re.MULTILINE), option
@@ -84,6 +101,7 @@ def test_templates_name_only_options_that_exist():
     known = {row.option for row in OPTIONS} | {
         name for each in _parser()._actions for name in each.option_strings
     }
+    known |= farm_options()
     theirs = {"--use-server", "--rlimit-cpu"}  # of stap
     seen = set()
     for template in (ROOT / "packaging" / "manual" / "pages").iterdir():
@@ -107,6 +125,7 @@ def test_page_of_the_files_has_every_variable_and_what_it_means(page):
 HELPED = [[name] for name in SCRIPTS]
 HELPED += [["stap-server", action] for action in (*ACTIONS, *TOOLS)]
 HELPED += [["stap-server", *words] for words in (("cert", "renew"), ("cert", "show"), ("mok", "new"))]
+HELPED += [["stap-farm", *words] for words in (("scheduler",), ("worker",), ("ca",), ("ca", "issue"))]
 
 
 @pytest.mark.parametrize("words", HELPED, ids=" ".join)
@@ -124,6 +143,10 @@ COMPLETED = [
     ("stap-server cert renew --s", {"--ssl"}),
     ("stap-server start --po", {"--port"}),
     ("stap-server start -n x --drain", {"--drain-timeout"}),
+    ("stap-farm w", {"worker"}),
+    ("stap-farm ca i", {"init", "issue"}),
+    ("stap-farm ca issue --h", {"--help", "--host"}),
+    ("stap-farm worker --sandbox l", {"landlock"}),
     ("stap-serverd --bac", {"--backend"}),
     ("stap-serverd --backend t", {"trio"}),
     ("stap-server start --warmup y", {"yes"}),
@@ -174,6 +197,7 @@ def test_zsh_completes(made, tmp_path):
         complete $1 $2 'stap-server ctl dr' 'ctl drain'
         complete $1 $2 'stap-server cert ren' 'cert renew'
         complete $1 $2 'stap-serverd --backend t' '--backend trio'
+        complete $1 $2 'stap-farm ca is' 'ca issue'
     """
     ran = run("zsh", "-f", "-c", script, "zsh", made / "zsh", tmp_path, TERM="dumb")
     assert ran.stdout.splitlines() == [
@@ -181,6 +205,7 @@ def test_zsh_completes(made, tmp_path):
         "found ctl drain",
         "found cert renew",
         "found --backend trio",
+        "found ca issue",
     ]
 
 

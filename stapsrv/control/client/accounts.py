@@ -8,7 +8,7 @@ import pwd
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from stapsrv.errors import ConfigError
+from stapsrv.errors import ConfigError, UsageError
 
 # A user other than the caller must be a member (manual page, -u).
 GROUP = "stap-server"
@@ -45,6 +45,15 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def refuse_root(program: str, environ: Mapping[str, str]) -> None:
+    """Raise UsageError as root (manual page, SAFETY AND SECURITY), unless a test has lifted the rule."""
+    if os.geteuid() == 0 and environ.get("STAP_PR11197_OVERRIDE") != "1":
+        raise UsageError(
+            "a compile server does not run as root",
+            remedy=f"run it as a plain user: runuser -u {GROUP} -- {program} …",
+        )
 
 
 def runnable_account(name: str, environ: Mapping[str, str], *, where: str | None = None) -> Account:

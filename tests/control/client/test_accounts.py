@@ -13,10 +13,11 @@ from stapsrv.control.client.accounts import (
     caller_name,
     environment_for,
     group_id,
+    refuse_root,
     runnable_account,
     user_name,
 )
-from stapsrv.errors import ConfigError
+from stapsrv.errors import ConfigError, UsageError
 
 BOB = Account("bob", 4711, 4712, (4712, 4713), "/home/bob", "/bin/sh")
 
@@ -163,3 +164,14 @@ def test_another_user_s_environment_is_made_anew():
         "STAPSRV_MDNS": "no",
     }
     assert environment_for(BOB, {})["PATH"].startswith("/usr/local/bin:/usr/bin:")
+
+
+def test_root_is_refused(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(
+        UsageError, match=r"^a compile server does not run as root; .* -u stap-server -- stap-x …"
+    ):
+        refuse_root("stap-x", {})
+    refuse_root("stap-x", {"STAP_PR11197_OVERRIDE": "1"})
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    refuse_root("stap-x", {})
