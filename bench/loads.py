@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import os
 import re
+import resource
 import socket
 import ssl
 import statistics
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -42,8 +44,16 @@ _SHARE_ROUNDS = 60
 _BURST_ROUNDS = 12
 """Of eight new scripts at once, whose times differ by a tenth."""
 _PREPARED_ROUNDS = 6
-_EXAMPLE = Path("/usr/share/systemtap/examples/network/tcp_connections.stp")
-"""It needs no debugging information."""
+_COLD_ROUNDS = 3
+_PLANS = 4
+"""A script's Makefile, its beginning and what stap is to find out for it may all be new."""
+_FOUND = r"Found out .* of kernel release|are built by make:"
+_REQUEST = r"Request from .* for .*"
+_EXAMPLES = [
+    Path("/usr/share/systemtap/examples", name)
+    for name in ("network/tcp_connections.stp", "io/iostats.stp", "process/syscalls_by_proc.stp")
+]
+"""They need no debugging information. Of the last two the compiler makes more code than it reads headers."""
 _IDLE_S = 30.0
 _IDLE_SERVERS = 20
 _IDLE_CONNECTIONS = 200
@@ -321,36 +331,53 @@ def _share(load: str, values: Values) -> Verdict:
 
 
 def prepared(bench: Bench) -> list[Verdict]:
-    """Ask with the real client for new scripts, tiny ones and one of SystemTap's, beside local stap.
-
-    What that saves of the processor's time, bench/identical.py tells.
-    """
-    example = _EXAMPLE.read_text()
-    kinds = {
-        "tiny": (bench.script, 0.4),
-        "typical": (lambda: f"{example}\nprobe end {{ println({next(bench.numbers)}) }}\n", 0.5),
-    }
+    """Ask with the real client for new scripts, tiny ones and some of SystemTap's, beside local stap."""
+    kinds: dict[str, tuple[Callable[[], str], float, float]] = {"tiny script": (bench.script, 0.4, 0.4)}
+    for path in _EXAMPLES:
+        text = path.read_text()
+        number = partial("{}\nprobe end {{ println({}) }}\n".format, text)
+        kinds[f"script, `{path.stem}`"] = (lambda number=number: number(next(bench.numbers)), 0.5, 0.4)
     verdicts = []
     with bench.serving() as ours:
-        for kind, (script, most) in kinds.items():
+        for kind, (script, most, most_cpu) in kinds.items():
+            cpu: dict[str, list[float]] = {LOCAL: [], OURS: []}
 
-            def once(who: str, script: Callable[[], str] = script) -> float:
+            def once(who: str, script: Callable[[], str] = script, cpu: Values = cpu) -> float:
+                before = children_cpu_s(ours.pid)
                 if who == LOCAL:
-                    return timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
-                return bench.real(who, ours.port, script())
+                    seconds = timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
+                else:
+                    count = ours.log.count(_REQUEST)
+                    seconds = bench.real(who, ours.port, script())
+                    # Its directory is removed, and all of its processes have been waited for.
+                    ours.log.wait(_REQUEST, count=count + 1)
+                cpu[who].append(children_cpu_s(ours.pid) - before)
+                return seconds
 
+            if not prepare(ours, lambda: once(OURS)):
+                progress(f"  there is no plan for a {kind}")
+            cpu[OURS].clear()
             values = bench.alternate(max(bench.rounds, _PREPARED_ROUNDS), once, (LOCAL, OURS))
             ratio = median(values[OURS]) / median(values[LOCAL])
-            verdicts.append(
+            cpu_ratio = median(cpu[OURS]) / median(cpu[LOCAL])
+            verdicts += [
                 Verdict(
-                    f"new {kind} script, real client, beside {spread(values[LOCAL])} of local stap",
+                    f"new {kind}, real client, beside {spread(values[LOCAL])} of local stap",
                     "",
                     spread(values[OURS]),
                     f"{ratio:.2f} times",
                     f"at most {most}",
                     ratio <= most,
-                )
-            )
+                ),
+                Verdict(
+                    f"processor time of the same, beside {spread(cpu[LOCAL])}",
+                    "",
+                    spread(cpu[OURS]),
+                    f"{cpu_ratio:.2f} times",
+                    f"at most {most_cpu}",
+                    cpu_ratio <= most_cpu,
+                ),
+            ]
     return verdicts
 
 
@@ -409,6 +436,30 @@ def different_at_once(bench: Bench) -> list[Verdict]:
             "at most 1.0 times",
             ratio_beside <= 1.0,
         ),
+    ]
+
+
+def cold(bench: Bench) -> list[Verdict]:
+    """Ask for the first script of a user who has never compiled, of a server that starts for that."""
+    values: dict[str, list[float]] = {LOCAL: [], OURS: [], ORIGINAL: []}
+    for who in list(values) * _COLD_ROUNDS:
+        user = bench.user()
+        if who == LOCAL:
+            values[who].append(timed(lambda user=user: check(LOCAL, user.local("-p4", "-e", bench.script()))))
+            continue
+        served = bench.serving("--warmup", "yes", user=user) if who == OURS else serving_original(user)
+        with served as server:
+            values[who].append(together(who, server.port, [bench.payload(bench.script())]))
+    ratio = median(values[OURS]) / median(values[LOCAL])
+    return [
+        Verdict(
+            f"first request of all, right after the start, beside {spread(values[LOCAL])} of local stap",
+            spread(values[ORIGINAL]),
+            spread(values[OURS]),
+            f"{ratio:.2f} times",
+            "at most 0.5 times",
+            ratio <= 0.5,
+        )
     ]
 
 
@@ -479,6 +530,7 @@ LOADS: Mapping[str, Callable[[Bench], list[Verdict]]] = {
     "memory": memory,
     "different": different_at_once,
     "first": first,
+    "cold": cold,
     "idle": idle,
 }
 
@@ -554,6 +606,28 @@ def cpu_s(processes: Sequence[int]) -> float:
         for task in Path(f"/proc/{pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def children_cpu_s(server: int) -> float:
+    """Return the CPU time of a server, and of all that it and this process have waited for (seconds)."""
+    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(map(int, fields[11:15])) * _TICK_S + own.ru_utime + own.ru_stime
+
+
+def prepare(server: Server, ask: Callable[[], object]) -> bool:
+    """Ask for new scripts of a kind until they are built by a plan; returns whether they are."""
+    for _ in range(_PLANS):
+        found = server.log.count(_FOUND)
+        count = server.log.count(_REQUEST)
+        ask()
+        if (
+            ", compiled, " in (line := server.log.wait(_REQUEST, count=count + 1)[0])
+            and "build: prepared," in line
+        ):
+            return True
+        server.log.wait(_FOUND, count=found + 1, timeout_s=_WARM_S)
+    return False
 
 
 def wait_quiet(processes: Sequence[int]) -> None:

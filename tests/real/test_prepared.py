@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import shutil
@@ -9,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
-from kit.client import exchange, request
+from kit.client import Answer, exchange, request
 from kit.real import Server, Stap
 from real.test_repeated_scripts import copy_tree
 
@@ -19,6 +21,7 @@ PLAN_S = 600.0
 pytestmark = pytest.mark.timeout(900)
 
 BUILD = r"Request from .*: answered rc=\d+, compiled, .*; build: (.*), refusal: "
+BEGUN = "Processing .* request"
 PLAN = "Found out the plan of kernel release"
 # Of each kind of probe, variable and output that needs no debugging information.
 SCRIPTS = {
@@ -105,33 +108,90 @@ def test_damaged_plan_is_not_used(planned, stap):
 
 
 @pytest.mark.long
+def test_options_of_clients_files_and_servers_count(serve, stap, tmp_path):
+    """Each is changed between two compiles, and each module is that of make by then."""
+    mark = "function mark() %{ /* pure */\n#ifdef MARK\n  static volatile int marked = MARK;\n#endif\n%}"
+    tapset = tmp_path / "tapset"
+    tapset.mkdir()
+    (tapset / "own.stp").write_text('function own() { return "what it was before the change" }')
+    own = ("--prepared=yes", "-I", tapset)
+    server = serve(*own, caching=True)
+    wait_planned(stap, server)
+    plain = serve("--prepared=no", "--result-cache=no", "-I", tapset)
+    script = "probe begin { println(own()) exit() }"
+
+    def is_that_of_make(*arguments: str, other: Server = plain) -> tuple[bytes, str]:
+        module, build = compiled(stap, server, *arguments)
+        assert (module, "plain: off") == compiled(stap, other, *arguments)
+        return module, build
+
+    first, build = is_that_of_make("-m", "one", "-e", script)
+    assert build == "prepared"
+    assert is_that_of_make("-m", "one", "-DMAXSTRINGLEN=200", "-e", script)[0] != first
+    (tapset / "own.stp").write_text('function own() { return "what it is after the change" }')
+    second, build = is_that_of_make("-m", "one", "-e", script)
+    assert build == "prepared"
+    assert b"after the change" in second
+    (stap.directory / "rc").write_text("-DMAXSTRINGLEN=300\n")
+    try:
+        assert is_that_of_make("-m", "one", "-e", script)[0] not in {first, second}
+    finally:
+        (stap.directory / "rc").unlink()
+    marked = ("-B", "CFLAGS_MODULE=-DMARK=7")
+    server, plain = serve(*own, *marked, caching=True), serve("--prepared=no", "--result-cache=no", *marked)
+    guru = ("-g", "-m", "two", "-e", f"{mark} probe begin {{ mark() exit() }}")
+    _, build = is_that_of_make(*guru, other=plain)
+    assert build != "prepared"
+    server.log.wait(PLAN, timeout_s=PLAN_S)
+    again = ("-g", "-m", "two", "-e", f"{mark} probe begin {{ mark() println(1) exit() }}")
+    assert is_that_of_make(*again, other=plain)[1] == "prepared"
+
+
+@pytest.mark.long
 def test_change_of_a_header_or_the_runtime_puts_plans_out_of_use(serve, stap, tmp_path):
+    """Also a change while a module is built, which may become either; what is asked afterwards may not."""
     release = stap.installation.release
     tree, runtime = tmp_path / "tree", tmp_path / "runtime"
     copy_tree(Path("/lib/modules", release, "build"), tree)
     shutil.copytree(stap.installation.runtime, runtime)
     server = serve("--prepared=yes", "-r", tree, f"-R{runtime}", release=False, caching=True)
 
-    def module() -> tuple[bytes, str]:
+    def change() -> None:
+        header = tree / "include" / "generated" / "utsrelease.h"
+        header.write_text(header.read_text().replace(release, f"{release}-changed"))
+        with (runtime / "runtime.h").open("a") as text:
+            text.write('\nMODULE_INFO(changed, "runtime");\n')
+
+    async def ask(script: str, *, meanwhile: Callable[[], None] | None = None) -> Answer:
+        begun = server.log.count(BEGUN)
+        async with anyio.create_task_group() as tasks:
+            if meanwhile is not None:
+                tasks.start_soon(anyio.to_thread.run_sync, act_when_begun, begun + 1, meanwhile)
+            return await exchange(server.port, request("-p4", "-e", script, release=release))
+        raise AssertionError
+
+    def act_when_begun(count: int, act: Callable[[], None]) -> None:
+        server.log.wait(BEGUN, count=count)
+        act()
+
+    def module(script: str, *, meanwhile: Callable[[], None] | None = None) -> tuple[bytes, str]:
         before = server.log.count(BUILD)
-        answer = anyio.run(exchange, server.port, request("-p4", "-e", new_script(), release=release))
+        answer = anyio.run(functools.partial(ask, script, meanwhile=meanwhile))
         assert answer.rc == 0, answer.stderr
         build = server.log.wait(BUILD, count=before + 1)[1]
         (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
         return made, build
 
-    module()
+    module(new_script())
     server.log.wait(PLAN, timeout_s=PLAN_S)
-    assert module()[1] == "prepared"
-    header = tree / "include" / "generated" / "utsrelease.h"
-    header.write_text(header.read_text().replace(release, f"{release}-changed"))
-    with (runtime / "runtime.h").open("a") as text:
-        text.write('\nMODULE_INFO(changed, "runtime");\n')
-    changed, build = module()
+    assert module(new_script())[1] == "prepared"
+    during = new_script()
+    module(during, meanwhile=change)
+    changed, build = module(during)
     # Nothing that was found out before counts now.
     assert build == "plain: features unknown"
     server.log.wait(PLAN, count=2, timeout_s=PLAN_S)
-    again, build = module()
+    again, build = module(new_script())
     assert build == "prepared"
     for made in (changed, again):
         assert f"vermagic={release}-changed ".encode() in made

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-VERSION = 2
+VERSION = 3
 
 # What is left open; none of it can stand in a Makefile or a command.
 DIRECTORY, MODULE, _OBJECTS, _NUMBER = "\0directory\0", "\0module\0", "\0objects\0", "\0number\0"

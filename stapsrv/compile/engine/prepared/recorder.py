@@ -164,21 +164,20 @@ def _begin(path: str, role: str, plan: Plan, build: Build, *, common: str, free:
     start, included = begin_start(role, shlex.split(command), after, divided[0], free)
     shutil.rmtree(path, ignore_errors=True)
     os.mkdir(path)
-    write(f"{path}/{HEADER}", _header(start, included, build))
+    write(f"{path}/{HEADER}", _header(start, included, plan, build))
     return start
 
 
-def _header(start: Start, included: Sequence[str], build: Build) -> str:
+def _header(start: Start, included: Sequence[str], plan: Plan, build: Build) -> str:
     lines = []
     for word in included:
-        name = build.fill(word)
+        # Of commands that run in the module's directory it is relative.
+        name = os.path.join(build.fill(plan.directory), build.fill(word).removeprefix("./"))
         if name.startswith(f"{build.directory}/"):
             # The kernel's features, which are in the plan.
             lines.append(read(name))
-        elif name.startswith("/"):
-            lines.append(f'#include "{name}"\n')
         else:
-            raise Unfit("another compiler command")
+            lines.append(f'#include "{name}"\n')
     return "".join(lines) + start.text
 
 

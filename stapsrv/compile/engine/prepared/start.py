@@ -54,6 +54,7 @@ class Start:
         text: str,
         free: list[str],
         words: list[str],
+        source: str,
         macros: list[list[str]],
         after: str,
         registers: list[str],
@@ -63,9 +64,10 @@ class Start:
         self.text = text
         # The macros with numbers that nothing in it asks for.
         self.free = free
-        # The compiler's command without the files, the shell command that follows it, and the macros with the
-        # module's name that are left out of it.
+        # The compiler's command without the files, the source as it is named there, the shell command that
+        # follows it, and the macros with the module's name that are left out of it.
         self.words = words
+        self.source = source
         self.after = after
         self.macros = macros
         self.registers = registers
@@ -85,7 +87,13 @@ class Start:
                 raise Unfit("damaged")
             start = cls(**fields)
             lists = (start.free, start.words, start.registers, start.dependencies, *start.macros)
-            texts = [start.role, start.text, start.after, *(text for texts in lists for text in texts)]
+            texts = [
+                start.role,
+                start.text,
+                start.source,
+                start.after,
+                *(text for texts in lists for text in texts),
+            ]
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
             raise Unfit("damaged") from exc
         if start.role not in ROLES or not all(isinstance(text, str) for text in texts):
@@ -103,7 +111,7 @@ class Start:
         lines += [_REGISTER.sub(r"stapsrv_\1\2", declared) + "\n" for declared in self.registers]
         lines += _PRAGMA.findall(start)
         number = text.count("\n", 0, len(text) - len(rest)) + 1
-        return "".join(lines) + moved + f'#line {number} "{source_path(self.role, build)}"\n{rest}'
+        return "".join(lines) + moved + f'#line {number} "{build.fill(self.source)}"\n{rest}'
 
     def command(self, build: Build, directory: str, source: str) -> str:
         """Return the shell command that compiles a rest in ``source`` with the header in ``directory``."""
@@ -184,7 +192,7 @@ def begin_start(
     ``words`` are of the plan: names are left open. Raises Unfit if the command is of another kind.
     """
     kept, macros, included = [], [], []
-    rest = list(words)
+    source, rest = "", list(words)
     while rest:
         word = rest.pop(0)
         if word == "-include" and rest:
@@ -198,6 +206,8 @@ def begin_start(
             kept.append(word.replace(MODULE, _NAME))
         elif rest:
             kept.append(word)
+        else:
+            source = word
     if any(DIRECTORY in word or MODULE in word for word in kept):
         raise Unfit("another compiler command")
     start = Start(
@@ -205,6 +215,7 @@ def begin_start(
         text=text,
         free=free,
         words=kept,
+        source=source,
         macros=macros,
         after=after,
         registers=[],

@@ -120,7 +120,7 @@ class PlanStore:
         return own
 
     def check(self) -> None:
-        """Remove what is damaged, or was never put here by :meth:`keep`; may raise OSError."""
+        """Remove what is damaged, of another version, or not put here by :meth:`keep`; may raise OSError."""
         self.plans.mkdir(mode=0o700, parents=True, exist_ok=True)
         for plan in list(self.plans.iterdir()):
             if not self._is_plan(plan):
@@ -190,9 +190,12 @@ class PlanStore:
 
     def _is_plan(self, path: Path) -> bool:
         try:
-            return _name(_read(path / PLAN)) == path.name
-        except OSError:
+            data = _read(path / PLAN)
+            # One of another version of this program is of no use.
+            Plan.decode(data)
+        except (OSError, Unfit):
             return False
+        return _name(data) == path.name
 
     def _is_start(self, path: Path) -> bool:
         try:

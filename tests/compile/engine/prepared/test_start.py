@@ -70,6 +70,12 @@ def test_rest_has_names_registers_pragmas_numbers_and_lines(start):
     )
 
 
+def test_rest_is_named_as_the_compiler_s_command_names_the_source():
+    text, _, _ = divide("source", SOURCE, COMMON, FREE)
+    made, _ = begin_start("source", [*WORDS[:-1], f"{MODULE}_src.c"], "", text, FREE)
+    assert '\n#line 6 "stap_1_src.c"\n' in Start.decode(made.encode()).rest(build(), SOURCE, COMMON)
+
+
 @pytest.mark.parametrize(
     ("source", "common"),
     [

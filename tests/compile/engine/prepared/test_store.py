@@ -13,7 +13,7 @@ import pytest
 from compile.engine.prepared.test_plan import build, reader, records
 
 from stapsrv.compile.engine.prepared import store as store_module
-from stapsrv.compile.engine.prepared.plan import REASONS, make_plan
+from stapsrv.compile.engine.prepared.plan import REASONS, VERSION, make_plan
 from stapsrv.compile.engine.prepared.stand_in import PLAN, REPORT
 from stapsrv.compile.engine.prepared.start import COMPILED, HEADER, OPTIONS, Start
 from stapsrv.compile.engine.prepared.store import (
@@ -50,7 +50,7 @@ def keep(store: PlanStore, data: bytes, **starts: str) -> bool:
 
 
 def start(role: str, text: str) -> bytes:
-    fields = {"role": role, "text": text, "after": "", "free": [], "words": [], "macros": []}
+    fields = {"role": role, "text": text, "source": "", "after": "", "free": [], "words": [], "macros": []}
     return Start(registers=[], dependencies=[], **fields).encode()
 
 
@@ -96,6 +96,16 @@ def test_damaged_or_foreign_plan_is_removed(store, damage):
     (path,) = store.plans.glob(f"*/{PLAN}")
     path.chmod(0o600)
     damage(path)
+    store.check()
+    assert list(store.plans.iterdir()) == []
+
+
+def test_plan_of_another_version_is_removed(store, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("stapsrv.compile.engine.prepared.plan.VERSION", VERSION - 1)
+        keep(store, plan())
+        store.check()
+        assert kept(store) == [plan()]
     store.check()
     assert list(store.plans.iterdir()) == []
 
