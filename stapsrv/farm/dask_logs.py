@@ -16,7 +16,9 @@ from stapsrv.text import shortened
 
 INTERVAL_S = 60.0  # between two lines of one place in their code
 
-_FAMILIES = ("distributed", "dask", "tornado", "bokeh", "asyncio")
+_FAMILIES = ("distributed", "dask", "tornado", "bokeh", "asyncio", "py")
+# Where Python's warnings go, each with the line of code that causes it below.
+_WARNINGS = "py.warnings"
 # Of the same failed handshake, before Dask says more.
 _SAID_TWICE = ("tornado.general",)
 _LONGEST = 500
@@ -24,14 +26,14 @@ _LONGEST = 500
 
 @contextlib.contextmanager
 def dask_logs_to(log: Log, *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Send warnings and errors of Dask and what it is made of to ``log`` while the block runs.
+    """Send warnings and errors of Dask and what it is made of, and Python's, to ``log`` while the block runs.
 
     Whoever reaches the port can make a handshake fail, so each kind of line comes once a minute. An error
     has its traceback, unless it is one of a connection.
     """
     before = []
     handler = _Handler(log, clock)
-    for name in [*_FAMILIES, *_SAID_TWICE, *logging.root.manager.loggerDict]:
+    for name in [*_FAMILIES, *_SAID_TWICE, _WARNINGS, *logging.root.manager.loggerDict]:
         if name.partition(".")[0] not in _FAMILIES:
             continue
         logger = logging.getLogger(name)
@@ -41,9 +43,11 @@ def dask_logs_to(log: Log, *, clock: Callable[[], float] = time.monotonic) -> It
         logger.handlers, logger.propagate = ([handler], False) if is_top else ([], True)
         below = logging.CRITICAL if name in _SAID_TWICE else logging.NOTSET
         logger.setLevel(logging.WARNING if is_top else below)
+    logging.captureWarnings(capture=True)
     try:
         yield
     finally:
+        logging.captureWarnings(capture=False)
         for logger, handlers, level, propagate in reversed(before):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)
@@ -71,6 +75,8 @@ class _Handler(logging.Handler):
             return
         more, place.last_s, place.suppressed = place.suppressed, now, 0
         message, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+        if record.name == _WARNINGS:
+            message = message.partition("\n")[0]
         if error is not None:
             message = f"{message}: {type(error).__name__}: {error}"
         text = shortened(message, _LONGEST)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 
 import pytest
 import structlog
@@ -24,10 +26,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def entries(clock):
-    capture = LogCapture()
+def capture() -> LogCapture:
+    return LogCapture()
+
+
+@pytest.fixture
+def log(capture):
     wrapper = structlog.make_filtering_bound_logger("info")
-    log = structlog.wrap_logger(None, processors=[capture], wrapper_class=wrapper)
+    return structlog.wrap_logger(None, processors=[capture], wrapper_class=wrapper)
+
+
+@pytest.fixture
+def entries(log, capture, clock):
     with dask_logs_to(log, clock=clock):
         yield capture.entries
 
@@ -71,6 +81,16 @@ def test_only_errors_of_this_program_have_a_traceback(entries):
         "while handling: KeyError: 'bug'",
     ]
     assert [isinstance(entry["exc_info"], KeyError) for entry in entries] == [False, True]
+
+
+def test_warning_of_python_is_one_line(log, capture, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with dask_logs_to(log):
+            warnings.warn("odd", RuntimeWarning, stacklevel=1)
+    (entry,) = capture.entries
+    assert re.fullmatch(r".*test_dask_logs\.py:\d+: RuntimeWarning: odd", entry["text"])
+    assert capsys.readouterr().err == ""
 
 
 def test_long_line_is_cut(entries):
