@@ -15,7 +15,15 @@ from stapsrv.config.kinds import Kind, choice, count
 from stapsrv.config.option_parser import Append, OptionParser, add_typed, help_of
 from stapsrv.config.setting import Group, Setting
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.table import RETIRED, Description, Limits, NetworkAccess, Service, SharedLimits
+from stapsrv.config.table import (
+    RETIRED,
+    Compilation,
+    Description,
+    Limits,
+    NetworkAccess,
+    Service,
+    SharedLimits,
+)
 from stapsrv.config.tuning import with_tuning
 from stapsrv.errors import UsageError
 
@@ -63,6 +71,7 @@ _GROUPS = {
         row for row in Description.rows if row.by_process and row.attribute not in (*_FOR_BOTH, "nickname")
     ],
     "limits of a server": [*NetworkAccess.rows, *Limits.rows],
+    "where a server compiles": [*Compilation.rows],
     "limits of all servers together": [*SharedLimits.rows],
     "the daemon": [
         *_Daemon.rows,

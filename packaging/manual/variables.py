@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stapsrv.config.setting import Setting
-from stapsrv.config.table import Description, Limits, NetworkAccess, Service, SharedLimits
+from stapsrv.config.table import Compilation, Description, Limits, NetworkAccess, Service, SharedLimits
 
 KINDS: dict[str, Sequence[Setting[Any]]] = {
     "global": Service.rows,
     "server": Description.rows,
     "limits": (*Limits.rows, *SharedLimits.rows),
     "access": NetworkAccess.rows,
+    "compilation": Compilation.rows,
 }
 _TABLE = re.compile(r"(<!-- settings: (\w+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 

@@ -59,6 +59,11 @@ class WorkerPool:
         waiting = self._waiting_for_parent
         return PoolStatistics(self._workers, self._held.total() - waiting, len(self._waiting) + waiting)
 
+    def resize(self, workers: int) -> None:
+        """Have so many workers; where more are held, the next ones are given when these are back."""
+        self._workers = workers
+        self._grant_waiting()
+
     @asynccontextmanager
     async def worker(self, client: Hashable, *, wait_s: float = math.inf) -> AsyncIterator[None]:
         """Hold a worker, for which the client waits in its turn.
@@ -111,12 +116,15 @@ class WorkerPool:
     def _release(self, holder: Hashable) -> None:
         """Hand the worker of ``holder`` to the next client in turn, or back to the pool."""
         self._held[holder] -= 1
-        if self._waiting:
+        self._grant_waiting()
+        self._forget_unless_needed(holder)
+
+    def _grant_waiting(self) -> None:
+        while self._waiting and self._held.total() < self._workers:
             # Of a client's, and of equal clients, the first that came: dictionaries keep their order.
             granted = min(self._waiting, key=lambda event: self._last_granted[self._waiting[event]])
             self._grant(self._waiting.pop(granted))
             granted.set()
-        self._forget_unless_needed(holder)
 
     def _grant(self, client: Hashable) -> None:
         self._granted += 1

@@ -56,6 +56,7 @@ class RequestRecord:
     outcome: Outcome = Outcome.ABANDONED
     source: Source | None = None
     build: str | None = None  # how the module was built: ``prepared``, or ``plain: REASON``
+    worker: str | None = None  # of the farm, where one compiled it
     uncacheable: str | None = None  # why the next equal request will be compiled again, in a word
     rc: int | None = None
     answer_bytes: int = 0
@@ -92,6 +93,7 @@ def summary(record: RequestRecord) -> Mapping[str, object]:
         "rc": record.rc,
         "source": record.source.value if record.source else None,
         "build": record.build,
+        "worker": record.worker,
         "uncacheable": record.uncacheable,
         "request_bytes": record.request_bytes,
         "answer_bytes": record.answer_bytes,

@@ -20,6 +20,7 @@ _SIZE = rf"(?i:([0-9]{{1,{_MAX_DIGITS}}})(?:([kmgt])(?:i?b)?)?)"
 _SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 _KIBI = 1024
+_ENGINE = r"[a-z][a-z0-9_-]{0,31}"
 
 
 class Kind(NamedTuple):
@@ -96,6 +97,13 @@ def choice(*words: str, gone: Mapping[str, str] | None = None) -> Kind:
     return Kind("|".join(words), parse)
 
 
+def _parse_engine(text: str) -> str:
+    """Read the name of an engine."""
+    if not re.fullmatch(_ENGINE, text):
+        raise ValueError("local, dask, or the name of another engine that is installed")
+    return text
+
+
 def _parse_absolute_path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError("an absolute path")
@@ -117,6 +125,7 @@ def _parse_switch(text: str) -> bool:
 
 ABSOLUTE_PATH = Kind("PATH", _parse_absolute_path)
 LOG_FORMAT = Kind("|".join(LogFormat), _parse_log_format)
+ENGINE = Kind("NAME", _parse_engine)
 SWITCH = Kind("yes|no", _parse_switch, lambda value: "yes" if value else "no")
 
 

@@ -10,7 +10,7 @@ import attrs
 
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
 from stapsrv.config.kinds import LogFormat
-from stapsrv.config.table import Description, Limits, NetworkAccess
+from stapsrv.config.table import Compilation, Description, Limits, NetworkAccess
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 
 _NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if not row.identifies}
@@ -32,7 +32,7 @@ class ServerSettings:
     """The settings of one server; None, or an empty tuple, for what the host decides.
 
     The fields are the rows of :class:`~stapsrv.config.table.Description`, ``-k``, and what is set of the
-    other rows; :attr:`limits` and :attr:`access` have the defaults filled in.
+    other rows; :attr:`limits`, :attr:`access` and :attr:`compilation` have the defaults filled in.
     """
 
     arch: str | None = attrs.field(default=None, converter=attrs.converters.optional(normalise_arch))
@@ -62,6 +62,11 @@ class ServerSettings:
     def access(self) -> NetworkAccess:
         """Where it listens, and whom it lets in."""
         return NetworkAccess(self.tuning)
+
+    @cached_property
+    def compilation(self) -> Compilation:
+        """Where its requests are compiled."""
+        return Compilation(self.tuning)
 
     @property
     def workers(self) -> int:

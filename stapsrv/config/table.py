@@ -10,10 +10,11 @@ class                     global file  server's file  ``stap-serverd``  ``stap-s
 :class:`Description`                   yes            yes               yes
 :class:`NetworkAccess`    yes          yes            yes               yes
 :class:`Limits`           yes          yes            yes               yes
+:class:`Compilation`      yes          yes            yes               yes
 :class:`SharedLimits`     yes                         yes
 ========================  ===========  =============  ================  ===============
 
-What is set of the last three is a :class:`~stapsrv.config.tuning.Tuning`, so that one source can be laid over
+What is set of the last four is a :class:`~stapsrv.config.tuning.Tuning`, so that one source can be laid over
 another. The other two are the fields of :class:`~stapsrv.config.global_settings.GlobalSettings` and
 :class:`~stapsrv.config.settings.ServerSettings`.
 """
@@ -25,7 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from stapsrv.config import addresses
-from stapsrv.config.kinds import ABSOLUTE_PATH, LOG_FORMAT, SWITCH, Kind, choice, count, duration, size
+from stapsrv.config.kinds import (
+    ABSOLUTE_PATH,
+    ENGINE,
+    LOG_FORMAT,
+    SWITCH,
+    Kind,
+    choice,
+    count,
+    duration,
+    size,
+)
 from stapsrv.config.setting import Group, Setting
 
 _MEBI, _GIBI = 1024**2, 1024**3
@@ -315,6 +326,47 @@ class Limits(Group):
     )
 
 
+class Compilation(Group):
+    """Where a server has its requests compiled."""
+
+    engine = Setting(
+        "ENGINE",
+        ENGINE,
+        "where requests are compiled: local (this host), dask (the farm of FARM), or an installed engine",
+        default="local",
+        identifies=True,
+    )
+    farm = Setting[str | None](
+        "FARM",
+        Kind("ADDRESS", lambda text: str(addresses.parse_farm_address(text))),
+        "the scheduler of the farm: tls://HOST:PORT, or tcp://127.0.0.1:PORT",
+        default_text="none",
+        identifies=True,
+    )
+    farm_ca = Setting[str | None](
+        "FARM_CA", ABSOLUTE_PATH, "certificate of the farm's authority", default_text="none"
+    )
+    farm_cert = Setting[str | None](
+        "FARM_CERT", ABSOLUTE_PATH, "certificate of this host of that authority", default_text="none"
+    )
+    farm_key = Setting[str | None](
+        "FARM_KEY", ABSOLUTE_PATH, "private key of that certificate", default_text="none"
+    )
+    farm_fallback = Setting(
+        "FARM_FALLBACK",
+        choice("wait", "local", "refuse"),
+        "what becomes of requests without the farm: they wait, are compiled on this host if it has the "
+        "headers, or are refused",
+        default="wait",
+    )
+    farm_wait_s = Setting(
+        "FARM_WAIT",
+        duration(),
+        "how long a request waits for the farm's scheduler, and for workers that were there",
+        default=60.0,
+    )
+
+
 class SharedLimits(Group):
     """What all servers of a supervisor share."""
 
@@ -366,8 +418,8 @@ class SharedLimits(Group):
 
 
 # What may stand in a server's file, and in the global one.
-SERVER_SETTINGS = (*Description.rows, *NetworkAccess.rows, *Limits.rows)
-TUNABLES = (*NetworkAccess.rows, *Limits.rows, *SharedLimits.rows)
+SERVER_SETTINGS = (*Description.rows, *NetworkAccess.rows, *Limits.rows, *Compilation.rows)
+TUNABLES = (*NetworkAccess.rows, *Limits.rows, *Compilation.rows, *SharedLimits.rows)
 GLOBAL_SETTINGS = (*Service.rows, *TUNABLES)
 # Variables of the last release that have no effect any more: accepted, with a warning, for one release.
 RETIRED = ("STANDBY",)

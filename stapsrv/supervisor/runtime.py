@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import attrs
+import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
@@ -20,7 +21,9 @@ from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY, restrict_users_cache
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.context import CompileService
+from stapsrv.compile.engine.base import EngineHost
 from stapsrv.compile.engine.cached import CachedEngine
+from stapsrv.compile.engine.choice import open_engine
 from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.signing import KernelSigner
@@ -28,6 +31,7 @@ from stapsrv.compile.engine.stap import StapProgram, find_stap
 from stapsrv.compile.engine.temp_quota import TempQuota
 from stapsrv.compile.engine.tmpfs import find_memory_directory
 from stapsrv.compile.engine.workspace import Workspace
+from stapsrv.compile.health import ReleaseHealth
 from stapsrv.compile.memory import RequestMemory
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.stats import ProcessCounters
@@ -58,6 +62,7 @@ class Runtime:
 
     user: str
     engine: LocalEngine
+    engines: EngineHost  # for engines on other hosts
     options: InstalledOptions
     identities: IdentityStore
     mok_kind: KeyType  # of new machine owner keys
@@ -84,23 +89,38 @@ class Runtime:
             IdentityError: there is no certificate, and none could be made.
         """
         self._log_sandbox(log)
-        releases = await self._look_up(settings, log)
+        elsewhere = await open_engine(settings, self.engines)
+        releases = () if elsewhere is not None else await self._look_up(settings, log)
         with contextlib.ExitStack() as undo:
             passed = self.sockets.port_of(settings)
             listeners = _open_listeners(settings, last_port) if passed is None else (passed,)
             for listener in listeners:
                 undo.callback(listener.close)
             identity = await self.identities.get(settings.ssl, log)
-            pool = WorkerPool(settings.workers, queue_length=settings.limits.queue_length, parent=shared)
+            pool = WorkerPool(
+                settings.workers,
+                queue_length=settings.limits.queue_length,
+                # Of this host's compiles.
+                parent=shared if elsewhere is None else None,
+            )
+            engine = CachedEngine(self.engine, pool, self.cache, memory=self.memory.answers)
+            served: Mapping[str, ServedRelease] = {release.name: release for release in releases}
+            healths: Mapping[str, ReleaseHealth] = {
+                release.name: self.warmup.health(settings, release, log) for release in releases
+            }
+            if elsewhere is not None:
+                engine = CachedEngine(
+                    elsewhere, pool, self.cache, memory=self.memory.answers, promise=elsewhere.promise
+                )
+                served, healths = elsewhere.releases, elsewhere.release_health
+                elsewhere.join(pool)
             service = CompileService(
                 settings=settings,
-                releases={release.name: release for release in releases},
-                release_health={
-                    release.name: self.warmup.health(settings, release, log) for release in releases
-                },
+                releases=served,
+                release_health=healths,
                 version=self.engine.stap.version,
                 options=self.options,
-                engine=CachedEngine(self.engine, pool, self.cache, memory=self.memory.answers),
+                engine=engine,
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(
@@ -198,15 +218,26 @@ async def open_runtime(
             inputs = cache = None
             if log is not None:
                 inputs, cache = await _open_cache(opened, stap, environ, tuning, log)
-            memory = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
+            remembered = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             databases = opened.enter_context(open_watcher(log))
+            warmup = Warmup(engine, remembered, inputs, cache=cache)
+            services = await opened.enter_async_context(anyio.create_task_group())
+            opened.callback(services.cancel_scope.cancel)
             yield Runtime(
                 user=entry.pw_name,
                 engine=engine,
                 options=options,
                 identities=IdentityStore(environ, password=password, watcher=databases),
                 mok_kind=mok_kind,
-                warmup=Warmup(engine, memory, inputs, cache=cache),
+                warmup=warmup,
+                engines=EngineHost(
+                    local=engine,
+                    environ=environ,
+                    log=log or structlog.get_logger(),
+                    # Looked up when it is called: it is set later.
+                    health_changed=lambda health: warmup.on_health_change(health),  # noqa: PLW0108
+                    tasks=services,
+                ),
                 sockets=sockets or PassedSockets(),
                 cache=cache,
                 connections=ConnectionBudget(max_connections(tuning.effective("total_connections"))),

@@ -350,7 +350,8 @@ class Supervisor:
         """Bring advertisement, warm-up and record up to date; forget a server that is down for good."""
         if server.state is State.SERVING and server.server is not None:
             self._advertiser.advertise(server.id, server.server)
-            self._runtime.warmup.add(server.id, server.server.service)
+            service = server.server.service
+            self._runtime.warmup.add(server.id, service.settings, service.release_health.values())
         else:
             self._advertiser.retract(server.id)
             self._runtime.warmup.remove(server.id)

@@ -15,7 +15,7 @@ attempted all the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
@@ -29,7 +29,6 @@ from stapsrv.compile.cache.fingerprint import WatchedPath, stamp
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.compile.cache.stap_cache import Finding
 from stapsrv.compile.cache.watcher import InputWatcher
-from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.prepared.stand_in import PREPARED
@@ -177,13 +176,13 @@ class Warmup:
             target = self._targets[key] = WarmupTarget(key, health, settings, log)
         return target.health
 
-    def add(self, server_id: int, service: CompileService) -> None:
-        """Compile for a server's releases, unless its settings say not to."""
-        if not service.settings.limits.warmup:
+    def add(self, server_id: int, settings: ServerSettings, healths: Iterable[ReleaseHealth]) -> None:
+        """Compile for a server's releases, given by their health, unless its settings say not to."""
+        if not settings.limits.warmup:
             return
-        healths = {id(health) for health in service.release_health.values()}
+        wanted = {id(health) for health in healths}
         for target in self._targets.values():
-            if id(target.health) not in healths or server_id in target.wanted_by:
+            if id(target.health) not in wanted or server_id in target.wanted_by:
                 continue
             if not target.wanted_by and target.health.health is Health.HEALTHY:
                 # Of an earlier life of the server: the kernel's headers may be others now.

@@ -13,6 +13,7 @@ import pytest
 
 from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
 from stapsrv.compile.cache.watcher import InputWatcher
+from stapsrv.compile.engine.base import EngineHost
 from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.stap import StapProgram
@@ -73,6 +74,13 @@ class Bench:
         return Runtime(
             user=USER,
             engine=self._engine,
+            engines=EngineHost(
+                local=self._engine,
+                environ=self._environ,
+                log=self.lines.log,
+                health_changed=lambda _health: None,
+                tasks=None,
+            ),
             options=InstalledOptions(self._engine.stap.path, {}),
             mok_kind=KeyType.RSA,
             identities=IdentityStore(self._environ, watcher=self._watch),

@@ -58,7 +58,7 @@ _PATH_VARIABLES = """
     KBUILD_OUTPUT KCFLAGS KCPPFLAGS LD_AUDIT LD_PRELOAD LLVM MAKEFILES MAKEFLAGS
 """
 # Of the process and not of what it compiles; some differ with each start.
-_IGNORED_VARIABLES = """
+IGNORED_VARIABLES = """
     _ HOME HOSTNAME INVOCATION_ID JOURNAL_STREAM LOGNAME MAIL MANAGERPID OLDPWD PWD RUNTIME_DIRECTORY SHLVL
     SSH_CLIENT SSH_CONNECTION SSH_TTY STATE_DIRECTORY SYSTEMD_EXEC_PID TERM TMPDIR USER XDG_RUNTIME_DIR
     XDG_SESSION_ID PYTEST_CURRENT_TEST
@@ -108,7 +108,7 @@ class HostInputs:
         # What read_rc() returned last, as the caller sets it.
         self.rc = UNREAD_RC
         self._version = stap.version
-        ignored = _IGNORED_VARIABLES.split()
+        ignored = IGNORED_VARIABLES.split()
         counted = sorted(f"{name}={value}" for name, value in environ.items() if name not in ignored)
         self._environment = digest(map(os.fsencode, (contained, *counted)))
         self._boot = _read(_BOOT_ID)
@@ -180,9 +180,9 @@ class HostInputs:
     ) -> Iterator[str | WatchedPath | None]:
         yield settings.runtime or self._environ.get("SYSTEMTAP_RUNTIME")
         yield from (str(self._data / "runtime"), str(release.build_tree))
-        yield from _kernel_sources(release.build_tree)
+        yield from kernel_sources(release.build_tree)
         # Where a client names its release, stap reads that tree instead.
-        yield from _kernel_sources(Path("/lib/modules", release.name, "build"))
+        yield from kernel_sources(Path("/lib/modules", release.name, "build"))
         yield f"/lib/modules/{release.name}"
         yield WatchedPath("/boot", recursive=False)
         # Beside an image, as beside a module.
@@ -207,7 +207,7 @@ class HostInputs:
         yield from (f"{self._prefix}/libexec/systemtap", f"{self._prefix}/lib/systemtap")
 
 
-def _kernel_sources(build_tree: Path) -> Iterator[str]:
+def kernel_sources(build_tree: Path) -> Iterator[str]:
     """Return where the kernel's sources are, if its build tree only refers to them."""
     makefile = _read(build_tree / "Makefile").decode("utf-8", "replace")
     yield from _INCLUDED_MAKEFILE.findall(makefile)

@@ -26,6 +26,7 @@ class CacheKey:
     generation: tuple[int, int] = (0, 0)  # changes of the tapsets, and of the toolchain, so far
     rc_stamp: bytes = b""
     host_state: bytes | None = None  # of the environment, what is read anew each time
+    elsewhere: bool = False  # the environment is that of other hosts
     reason: str | None = None  # why there is no environment digest, in a word
 
     @property

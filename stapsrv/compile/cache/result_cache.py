@@ -33,7 +33,7 @@ from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_dig
 from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
-from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Engine
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Elsewhere, Engine
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
@@ -87,12 +87,16 @@ class ResultCache:
             for release in releases:
                 self._watcher.watch(self._inputs.paths(release, settings).all)
 
-    async def wait_key_for(self, job: CompileJob) -> CacheKey:
+    async def wait_key_for(self, job: CompileJob, promised: bytes | None = None) -> CacheKey:
         """Return the key of a job, after a bounded wait for inputs that are being scanned.
+
+        For a job of other hosts, what its engine ``promised`` stands for their inputs, which nobody scans.
 
         Also those wait whose result could not be stored: before the scan nobody knows which of stap's own
         caches is theirs.
         """
+        if promised is not None:
+            return _key_elsewhere(job, promised)
         await self._read_rc()
         key = self.key_for(job)
         if key.reason != NOT_SCANNED:
@@ -144,10 +148,11 @@ class ResultCache:
 
     async def compile(self, key: CacheKey, job: CompileJob, engine: Engine) -> Miss:
         """Compile a job that has no entry; then come :meth:`store` and, in any case, :meth:`close`."""
-        if key.environment_digest is not None and self._tasks is not None:
+        if key.environment_digest is not None and not key.elsewhere and self._tasks is not None:
             # A second's work, for which the next equal request would wait.
             self._tasks.start_soon(self._read_tapsets, key, job)
-        compiled = await engine.compile(attrs.evolve(job, toolchain=key.toolchain_digest))
+        job = attrs.evolve(job, toolchain=key.toolchain_digest, elsewhere=key.elsewhere)
+        compiled = await engine.compile(job)
         if key.environment_digest is None:
             return Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
         # Before any request has the result: the next equal one waits for the entry.
@@ -157,7 +162,7 @@ class ResultCache:
     async def store(self, miss: Miss) -> None:
         """Store a result if that is right, and say in its entry why not if it is not."""
         if miss.key.environment_digest is not None:
-            reason = await self._judge(miss)
+            reason = await self.judge(miss)
             if reason is None and not await self._storage.put(miss.key.name, miss.entry):
                 reason = _DISK
             miss.entry.finish(reason)
@@ -174,6 +179,12 @@ class ResultCache:
         miss.entry.stored.set()
         if self._storing.get(miss.key.name) is miss.entry:
             del self._storing[miss.key.name]
+
+    async def wait_changed(self, key: CacheKey, job: CompileJob) -> None:
+        """Wait until the inputs of a job that are watched have changed since the key was made."""
+        await self._watcher.wait_changed(
+            self._inputs.paths(job.release, job.settings).all, since=sum(key.generation)
+        )
 
     async def _read_rc(self) -> None:
         """Read stap's ``rc`` file anew; where its file system hangs, it counts as unknown."""
@@ -196,9 +207,11 @@ class ResultCache:
             and self._generation(paths) == key.generation
         )
 
-    async def _judge(self, miss: Miss) -> str | None:
+    async def judge(self, miss: Miss) -> str | None:
         """Return, in a word, why a result is not to be stored; None if it is."""
         key, job, result = miss.key, miss.job, miss.compiled.result
+        if key.elsewhere or miss.compiled.elsewhere is not None:
+            return _judge_elsewhere(key, miss.compiled.elsewhere)
         paths = self._inputs.paths(job.release, job.settings).all
         try:
             names = await self._names_reading_host_files(key, job)
@@ -242,6 +255,25 @@ class ResultCache:
                 names = await self._files.run(partial(scan_tapsets, tapsets), timeout_s=_MANY_FILES_S)
                 scanned = self._host_names[tapsets] = generation, names
         return scanned[1]
+
+
+def _key_elsewhere(job: CompileJob, promised: bytes) -> CacheKey:
+    """Return the key of a job that other hosts compile, with what they say that they have."""
+    settings = job.settings
+    key = CacheKey(request_digest(job.request), toolchain_digest=promised, elsewhere=True)
+    if not promised:
+        return attrs.evolve(key, reason="farm")
+    if not are_build_options_cacheable(settings.build, settings.define):
+        return attrs.evolve(key, reason="server options")
+    # What is a path in this server's settings, they do not take.
+    own = [digest(map(os.fsencode, values)) for values in (settings.build, settings.define)]
+    return attrs.evolve(key, environment_digest=digest((b"elsewhere", promised, *own)))
+
+
+def _judge_elsewhere(key: CacheKey, elsewhere: Elsewhere | None) -> str | None:
+    if elsewhere is None or elsewhere.toolchain != key.toolchain_digest:
+        return "changed"
+    return elsewhere.uncacheable
 
 
 def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:

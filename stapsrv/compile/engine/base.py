@@ -7,14 +7,17 @@ stay on this side.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 import attrs
 import structlog
+from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.health import ReleaseHealth
+from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.protocol.options import (
     STAP_4_8,
     OptionTable,
@@ -47,6 +50,7 @@ class CompileJob:
     background: bool = False  # run at low priority; nobody waits for it
     makes_plan: bool = False  # a script of the server's own, whose build is a plan for others
     toolchain: bytes = b""  # digest of what modules are built with; empty where that is not watched
+    elsewhere: bool = False  # the toolchain is that of other hosts
     deadline_s: float = attrs.field(
         default=attrs.Factory(lambda self: self.settings.limits.compile_s, takes_self=True)
     )
@@ -80,6 +84,14 @@ class CompileResult:
 
 
 @attrs.frozen
+class Elsewhere:
+    """What another host says of a compile of its own."""
+
+    toolchain: bytes  # the digest of what the module was built with
+    uncacheable: str | None  # why the result is good for one request alone, in a word
+
+
+@attrs.frozen
 class Compiled:
     """A compile that has ended; what it left behind stays until it is released."""
 
@@ -90,6 +102,7 @@ class Compiled:
     keep_findings: Callable[[], Awaitable[None]]
     # Removes what the compile left behind; to be awaited exactly once.
     release: Callable[[], Awaitable[None]]
+    elsewhere: Elsewhere | None = None  # None for a compile of this host
 
     async def finish(self, *, keep: Callable[[], bool]) -> CompileResult:
         """End a compile of the server's own, whose findings stay if it succeeded and ``keep`` says so."""
@@ -109,3 +122,62 @@ class Engine(Protocol):
 
         Cancellation: nothing of the compile is left running, or on disk.
         """
+
+
+class RemoteEngine(Engine, Protocol):
+    """An engine that compiles on other hosts, whose toolchains this one's result cache does not see.
+
+    Engines from outside of this package are found by the entry points of the group ``stapsrv.engines``: by
+    their name, which ``ENGINE`` has, an :data:`EngineFactory`.
+    """
+
+    @property
+    def releases(self) -> Mapping[str, ServedRelease]:
+        """The releases that it compiles for, by name, as of now."""
+
+    @property
+    def release_health(self) -> Mapping[str, ReleaseHealth]:
+        """What is known of each, as of now."""
+
+    def promise(self, job: CompileJob) -> bytes | None:
+        """Return a digest of what a job would be compiled with.
+
+        It is empty where that is not known: then the result is not cached. None: it would be compiled here.
+        """
+
+    def join(self, pool: WorkerPool) -> None:
+        """Keep a server's pool as large as there are compiles at the same time, unless its settings say."""
+
+
+class EngineService(Protocol):
+    """What engines of one process share, such as a connection."""
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve them until cancelled."""
+
+
+_Service = TypeVar("_Service", bound=EngineService)
+
+
+@attrs.frozen(kw_only=True)
+class EngineHost:
+    """What this process has for engines."""
+
+    local: Engine
+    environ: Mapping[str, str]
+    log: Log
+    health_changed: Callable[[ReleaseHealth], None]  # to be called after each change of a health
+    _tasks: TaskGroup
+    _services: dict[Hashable, EngineService] = attrs.field(factory=dict, init=False)
+
+    async def shared(self, key: Hashable, make: Callable[[], _Service]) -> _Service:
+        """Return the service of a key, which is made and run when it is first asked for."""
+        service = self._services.get(key)
+        if service is None:
+            made = self._services[key] = make()
+            await self._tasks.start(made.run)
+            return made
+        return cast("_Service", service)
+
+
+EngineFactory: TypeAlias = Callable[[ServerSettings, EngineHost], Awaitable[RemoteEngine]]

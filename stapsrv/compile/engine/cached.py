@@ -8,7 +8,7 @@ compile left behind is removed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -39,8 +39,10 @@ class CachedEngine:
         cache: ResultCache | None = None,
         *,
         memory: MemoryBudget,
+        promise: Callable[[CompileJob], bytes | None] = lambda _job: None,
     ) -> None:
         self._engine = engine
+        self._promise = promise  # of an engine on other hosts (see RemoteEngine)
         self._pool = pool
         self._cache = cache
         self._memory = memory
@@ -72,7 +74,7 @@ class CachedEngine:
         key, entry = CacheKey(request_digest(job.request), reason="off"), None
         if cache is not None:
             with timed(job.record, "lookup_s"):
-                key = await cache.wait_key_for(job)
+                key = await cache.wait_key_for(job, self._promise(job))
                 entry = await self._read(cache, key, job)
         if entry is not None:
             job.record.source = Source.HIT

@@ -38,7 +38,7 @@ _VERSION_S = 20.0
 _ANSWERED = (".ko", ".so", ".bo", ".c", ".h")
 _LEFTOVERS = (".mod.c",)
 # A script that asks for every tracepoint of a kernel leaves some thousands.
-_MAX_FILES = 10_000
+MAX_FILES = 10_000
 _MAX_ENTRIES = 50_000
 
 # Meant for this process by the service manager and no business of a compiler; and the variable that
@@ -142,7 +142,7 @@ def read_answer(answer: int, *, max_bytes: int) -> tuple[ResponseFile, ...]:
     left = max_bytes
     with contextlib.closing(trees.walk(answer, max_depth=MAX_COMPONENTS)) as entries:
         for seen, entry in enumerate(entries, start=1):
-            if seen > _MAX_ENTRIES or len(found) > _MAX_FILES:
+            if seen > _MAX_ENTRIES or len(found) > MAX_FILES:
                 raise _too_large("has too many files")
             if not _is_answered(entry.name) or not stat.S_ISREG(entry.status.st_mode):
                 continue
@@ -162,7 +162,12 @@ def _too_large(problem: str) -> TranslatorError:
 def _is_answered(name: str) -> bool:
     # All names that stap and the kernel's build give are UTF-8.
     is_text = not any("\udc80" <= character <= "\udcff" for character in name)
-    return is_text and name.endswith(_ANSWERED) and not name.endswith(_LEFTOVERS)
+    return is_text and is_answered_name(name)
+
+
+def is_answered_name(name: str) -> bool:
+    """Whether a file of this name goes to the client."""
+    return name.endswith(_ANSWERED) and not name.endswith(_LEFTOVERS)
 
 
 def redact(text: bytes, paths: Sequence[Path]) -> bytes:

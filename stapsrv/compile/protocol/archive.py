@@ -199,25 +199,29 @@ def _check_kind(entry: _Entry) -> None:
 
 
 def _check_path(entry: _Entry) -> None:
-    """Refuse a path that would leave the request's root, could be written in two ways, or cannot be made."""
-    path, components = entry.path, entry.path.split(b"/")
-    if path.startswith(b"/") or not path:
-        raise _error(entry.title, "has an absolute or empty path")
-    if b"\0" in path:
-        raise _error(entry.title, "has a NUL in its path")
-    if b".." in components:
-        raise _error(entry.title, "has .. in its path")
-    if b"" in components or b"." in components:
-        raise _error(entry.title, "has an empty component or . in its path")
-    if len(path) > MAX_PATH_BYTES:
-        raise _error(entry.title, f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}")
-    if len(components) > MAX_COMPONENTS:
-        limit = f"the limit is {MAX_COMPONENTS}"
-        raise _error(entry.title, f"has a path of {len(components)} components, {limit}")
+    problem = path_problem(entry.path)
+    if problem is not None:
+        raise _error(entry.title, problem)
+
+
+def path_problem(path: bytes) -> str | None:
+    """Return what is wrong with a path that would leave its root, has two spellings, or cannot be made."""
+    components = path.split(b"/")
     longest = max(map(len, components))
-    if longest > MAX_COMPONENT_BYTES:
-        limit = f"the limit is {MAX_COMPONENT_BYTES}"
-        raise _error(entry.title, f"has a component of {longest} bytes in its path, {limit}")
+    problems = {
+        "has an absolute or empty path": path.startswith(b"/") or not path,
+        "has a NUL in its path": b"\0" in path,
+        "has .. in its path": b".." in components,
+        "has an empty component or . in its path": b"" in components or b"." in components,
+        f"has a path of {len(path)} bytes, the limit is {MAX_PATH_BYTES}": len(path) > MAX_PATH_BYTES,
+        f"has a path of {len(components)} components, the limit is {MAX_COMPONENTS}": (
+            len(components) > MAX_COMPONENTS
+        ),
+        f"has a component of {longest} bytes in its path, the limit is {MAX_COMPONENT_BYTES}": (
+            longest > MAX_COMPONENT_BYTES
+        ),
+    }
+    return next((problem for problem, is_met in problems.items() if is_met), None)
 
 
 def _check_overlaps(entries: Sequence[_Entry], directory_offset: int) -> None:

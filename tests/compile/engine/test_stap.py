@@ -143,7 +143,7 @@ def test_answer_never_follows_a_link_or_waits_on_a_pipe(tmp_path):
 def test_too_many_files_are_an_error_before_they_are_read(tmp_path, monkeypatch):
     for number in range(20):
         (tmp_path / f"{number}.c").touch()
-    for name, bound in (("_MAX_FILES", 10), ("_MAX_ENTRIES", 19)):
+    for name, bound in (("MAX_FILES", 10), ("_MAX_ENTRIES", 19)):
         with monkeypatch.context() as patched:
             patched.setattr(stap_module, name, bound)
             with pytest.raises(TranslatorError, match="answer has too many files") as caught:

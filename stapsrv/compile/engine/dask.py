@@ -1,0 +1,219 @@
+"""The engine that has requests compiled by a farm: the nodes of a Dask scheduler (docs/farm.md).
+
+Everything that clients see stays here. A job goes to a node whose toolchain has the identity that was
+promised for it; what it answers is checked as the output of a compile of this host is. Where there is no farm
+for a while, requests wait, are compiled here, or are refused, as the server's settings say.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.engine.base import Compiled, CompileJob, Elsewhere, Engine, EngineHost
+from stapsrv.compile.health import Health, ReleaseHealth
+from stapsrv.compile.pool import WorkerPool
+from stapsrv.config.addresses import parse_farm_address
+from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, is_release_name
+from stapsrv.config.settings import ServerSettings
+from stapsrv.errors import ConfigError, ProtocolError, TranslatorError
+from stapsrv.farm.client import Assignment, FarmAbsentError, FarmAnswer, FarmClient
+from stapsrv.farm.dask_logs import dask_logs_to
+from stapsrv.farm.job import FarmJob, encode_job
+from stapsrv.farm.offer import Nodes
+from stapsrv.farm.result import NodeFailure, decode_answer
+from stapsrv.farm.security import FarmCredentials, farm_security
+from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.loop_thread import LoopThread
+
+_RESTART_S = 5.0
+_WAIT, _LOCAL = "wait", "local"
+
+
+async def open_engine(settings: ServerSettings, host: EngineHost) -> DaskEngine:
+    """Return the engine of a server; servers of one farm share its connection.
+
+    Raises:
+        ConfigError: the settings do not say where the farm is, or name a release by its build tree.
+    """
+    wanted = settings.compilation
+    if wanted.farm is None:
+        remedy = "set FARM to the address of its scheduler, such as tls://farm.example.com:8786"
+        raise ConfigError("there is no farm", where="ENGINE=dask", remedy=remedy)
+    credentials = _credentials(settings)
+    # Here, where whoever starts the server reads what is wrong with them.
+    await BlockingCalls().run(partial(farm_security, credentials, address=wanted.farm))
+    for release in settings.releases:
+        if not is_release_name(release):
+            remedy = "name the release: the farm's workers have build trees of their own"
+            raise ConfigError("is a path of this host", where=f"-r {release}", remedy=remedy)
+    make = partial(Farm, wanted.farm, credentials, host.log)
+    farm = await host.shared((Farm, wanted.farm, credentials), make)
+    return DaskEngine(farm, settings, host)
+
+
+def _credentials(settings: ServerSettings) -> FarmCredentials | None:
+    wanted = settings.compilation
+    files = {"FARM_CA": wanted.farm_ca, "FARM_CERT": wanted.farm_cert, "FARM_KEY": wanted.farm_key}
+    if wanted.farm is not None and not parse_farm_address(wanted.farm).is_encrypted:
+        return None
+    missing = [variable for variable, file in files.items() if file is None]
+    if missing:
+        remedy = "stap-farm ca makes the files; or name a scheduler on this host, tcp://127.0.0.1:PORT"
+        raise ConfigError(f"{' and '.join(missing)} are not set", where=f"FARM={wanted.farm}", remedy=remedy)
+    return FarmCredentials(*(Path(file) for file in files.values() if file is not None))
+
+
+class Farm:
+    """The connection of this process to a farm, in a thread of its own."""
+
+    def __init__(self, address: str, credentials: FarmCredentials | None, log: Log) -> None:
+        self._client = FarmClient(address, credentials, log)
+        self._log = log
+        self._thread: LoopThread | None = None
+        # Called in the servers' loop after each change of the nodes, as long as their engines live.
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of now; none while the farm cannot be reached."""
+        return self._client.nodes
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the scheduler is reached."""
+        return self._client.is_connected
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call a method now, and after each change of the nodes, until its object is gone."""
+        self._listeners.append(weakref.WeakMethod(listener))
+        listener()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Be connected to the farm, or try to be, until cancelled."""
+        with dask_logs_to(self._log):
+            async with LoopThread.open("farm") as thread:
+                self._thread = thread
+                self._client.on_change = lambda: thread.post(self._changed)
+                task_status.started()
+                try:
+                    while True:
+                        await self._be_client(thread)
+                finally:
+                    self._thread = None
+
+    async def _be_client(self, thread: LoopThread) -> None:
+        try:
+            await thread.call(self._client.run)
+        except Exception:  # noqa: BLE001 - servers of other engines go on
+            self._log.exception("farm.crashed")
+        await anyio.sleep(_RESTART_S)
+
+    async def compile(self, job: Assignment) -> FarmAnswer:
+        """Have a job compiled (see :meth:`FarmClient.compile`)."""
+        if self._thread is None:
+            raise FarmAbsentError("The server is stopping")
+        return await self._thread.call(partial(self._client.compile, job))
+
+    def _changed(self) -> None:
+        self._listeners = [listener for listener in self._listeners if listener() is not None]
+        for listener in self._listeners:
+            if (method := listener()) is not None:
+                method()
+
+
+class DaskEngine:
+    """The engine of one server."""
+
+    def __init__(self, farm: Farm, settings: ServerSettings, host: EngineHost) -> None:
+        self._farm = farm
+        self._local: Engine = host.local
+        self._wanted = settings.compilation
+        self._max_threads = settings.max_threads
+        self._health_changed = host.health_changed
+        self._arch = settings.arch or host_arch()
+        self._pools: list[WorkerPool] = []
+        self.releases: dict[str, ServedRelease] = {name: self._release(name) for name in settings.releases}
+        self.release_health: dict[str, ReleaseHealth] = {
+            name: ReleaseHealth(host.health_changed) for name in settings.releases
+        }
+        farm.listen(self._follow)
+
+    def join(self, pool: WorkerPool) -> None:
+        """Keep a pool as large as the farm has slots, unless the settings name a number."""
+        if self._max_threads is None:
+            self._pools.append(pool)
+            self._follow()
+
+    def promise(self, job: CompileJob) -> bytes | None:
+        """Return the identity of the offer that has the most slots (see :class:`RemoteEngine`)."""
+        offer = self._farm.nodes.best(job.release.name, job.release.arch)
+        if offer is not None:
+            return bytes.fromhex(offer.identity)
+        return None if self._falls_back(job) else b""
+
+    async def compile(self, job: CompileJob) -> Compiled:
+        """Compile a job on the farm (see :class:`Engine`), or here where the settings say so."""
+        if not job.elsewhere and self.promise(job) is None:
+            return await self._local.compile(job)
+        identity = job.toolchain.hex() if job.elsewhere and job.toolchain else None
+        assignment = Assignment(
+            release=job.release.name,
+            arch=job.release.arch,
+            identity=identity,
+            wait_s=self._wanted.farm_wait_s if self._wanted.farm_fallback == _WAIT else 0.0,
+            background=job.background,
+            encode=lambda name, found: encode_job(FarmJob.of(job, name=name, identity=found)),
+            decode=lambda message: decode_answer(message, job.settings.limits),
+        )
+        try:
+            found = await self._farm.compile(assignment)
+        except FarmAbsentError as exc:
+            if self._falls_back(job):
+                return await self._local.compile(attrs.evolve(job, toolchain=b"", elsewhere=False))
+            raise TranslatorError(str(exc), remedy="try again later") from exc
+        except ProtocolError as exc:
+            job.log.error("farm.malformed", reason=str(exc))
+            raise TranslatorError("A worker of the farm gave no answer that can be read") from exc
+        answer = found.answer
+        job.record.worker = answer.node
+        if isinstance(answer, NodeFailure):
+            raise answer.error()
+        job.record.build = answer.build
+        elsewhere = Elsewhere(bytes.fromhex(found.offer.identity), answer.uncacheable)
+        return Compiled(answer.result, _no_files, _nothing, _nothing, elsewhere)
+
+    def _falls_back(self, job: CompileJob) -> bool:
+        """Whether a job that the farm cannot compile now is compiled here."""
+        return self._wanted.farm_fallback == _LOCAL and job.release.build_tree.is_dir()
+
+    def _release(self, name: str) -> ServedRelease:
+        return ServedRelease(name, self._arch, name, MODULES / name / "build")
+
+    def _follow(self) -> None:
+        """Bring health and pools up to date with what the farm offers."""
+        nodes = self._farm.nodes
+        for release in self.releases.values():
+            health = self.release_health[release.name]
+            if nodes.best(release.name, release.arch) is not None:
+                health.set(Health.HEALTHY)
+            elif self._farm.is_connected:
+                health.set(Health.UNHEALTHY, nodes.explain_missing(release.name))
+        if nodes.slots:
+            for pool in self._pools:
+                pool.resize(nodes.slots)
+
+
+async def _no_files() -> frozenset[str]:
+    return frozenset()
+
+
+async def _nothing() -> None:
+    """Have nothing to do: the node has removed what its compile left behind."""

@@ -1,0 +1,51 @@
+"""The one function that a farm runs, and how its compile ends with its task.
+
+Dask cancels no task that runs. A node's plugin sees that one is not wanted any more - it was cancelled, its
+client is gone, the node closes - and has the compile end, with all its processes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from distributed import Reschedule, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+    from stapsrv.farm.node import FarmNode
+
+_PLUGIN = "stapsrv-node"
+# Where a task goes that is still wanted, or has ended by itself.
+_WANTED = frozenset({"executing", "long-running", "memory", "error", "resumed"})
+
+
+async def compile_job(message: bytes) -> bytes:
+    """Compile a job on the node that runs this, and return its answer."""
+    plugin = get_worker().plugins.get(_PLUGIN)
+    if not isinstance(plugin, NodePlugin):
+        raise RuntimeError("this worker is no node of stapsrv: run stap-farm worker")  # noqa: TRY004
+    answer = await plugin.node.compile(message)
+    if answer is None:
+        # Nobody waits for it here; if anybody does, it runs elsewhere.
+        raise Reschedule
+    return answer
+
+
+class NodePlugin(WorkerPlugin):
+    """Ties a node to the Dask worker that speaks for it."""
+
+    name = _PLUGIN
+
+    def __init__(self, node: FarmNode) -> None:
+        self.node = node
+
+    def transition(self, key: object, start: str, finish: str, **_more: Any) -> None:  # noqa: ANN401, ARG002
+        """End the compile of a task that is not wanted any more."""
+        if finish not in _WANTED:
+            self.node.cancel(str(key))
+
+    def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
+        """End all compiles: the worker closes, and nobody would get what they make."""
+        self.node.cancel_all()
