@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from stapsrv import __version__
+from stapsrv.config.compilation import Compilation
 from stapsrv.config.files import retired_warning
 from stapsrv.config.kinds import Kind, choice, count
 from stapsrv.config.option_parser import Append, OptionParser, add_typed, help_of
@@ -17,7 +18,6 @@ from stapsrv.config.setting import Group, Setting
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import (
     RETIRED,
-    Compilation,
     Description,
     Limits,
     NetworkAccess,

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stapsrv.config.compilation import Compilation
 from stapsrv.config.setting import Setting
-from stapsrv.config.table import Compilation, Description, Limits, NetworkAccess, Service, SharedLimits
+from stapsrv.config.table import Description, Limits, NetworkAccess, Service, SharedLimits
 
 KINDS: dict[str, Sequence[Setting[Any]]] = {
     "global": Service.rows,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.config.compilation import Compilation
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
 from stapsrv.config.kinds import LogFormat
-from stapsrv.config.table import Compilation, Description, Limits, NetworkAccess
+from stapsrv.config.table import Description, Limits, NetworkAccess
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 
 _NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if not row.identifies}

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from stapsrv.config import addresses
+from stapsrv.config.compilation import Compilation
 from stapsrv.config.kinds import (
     ABSOLUTE_PATH,
-    ENGINE,
     LOG_FORMAT,
     SWITCH,
     Kind,
@@ -323,47 +323,6 @@ class Limits(Group):
         SWITCH,
         "compile for each release once after the start, in the background, so that no first client waits",
         default=True,
-    )
-
-
-class Compilation(Group):
-    """Where a server has its requests compiled."""
-
-    engine = Setting(
-        "ENGINE",
-        ENGINE,
-        "where requests are compiled: local (this host), dask (the farm of FARM), or an installed engine",
-        default="local",
-        identifies=True,
-    )
-    farm = Setting[str | None](
-        "FARM",
-        Kind("ADDRESS", lambda text: str(addresses.parse_farm_address(text))),
-        "the scheduler of the farm: tls://HOST:PORT, or tcp://127.0.0.1:PORT",
-        default_text="none",
-        identifies=True,
-    )
-    farm_ca = Setting[str | None](
-        "FARM_CA", ABSOLUTE_PATH, "certificate of the farm's authority", default_text="none"
-    )
-    farm_cert = Setting[str | None](
-        "FARM_CERT", ABSOLUTE_PATH, "certificate of this host of that authority", default_text="none"
-    )
-    farm_key = Setting[str | None](
-        "FARM_KEY", ABSOLUTE_PATH, "private key of that certificate", default_text="none"
-    )
-    farm_fallback = Setting(
-        "FARM_FALLBACK",
-        choice("wait", "local", "refuse"),
-        "what becomes of requests without the farm: they wait, are compiled on this host if it has the "
-        "headers, or are refused",
-        default="wait",
-    )
-    farm_wait_s = Setting(
-        "FARM_WAIT",
-        duration(),
-        "how long a request waits for the farm's scheduler, and for workers that were there",
-        default=60.0,
     )
 
 

@@ -313,7 +313,7 @@ class FarmClient:
 
     def _count_deaths(self, names: object) -> None:
         for name in names if isinstance(names, Iterable) else ():
-            if name in self._attempts:
+            if isinstance(name, str) and name in self._attempts:
                 self._attempts[name].deaths += 1
                 self._announce()
 

@@ -217,6 +217,8 @@ class _FarmWorker:
                 await worker.scheduler.retire_workers(
                     workers=[worker.address], close_workers=False, remove=False
                 )
+                worker.log_event(TOPIC, {"node": self._node.name})
+                self._log.info("farm.leaving", running=self._node.running)
             with anyio.move_on_after(drain_s):
                 await self._node.wait_idle()
         self._node.cancel_all()

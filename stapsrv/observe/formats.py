@@ -123,6 +123,7 @@ CLASSIC: Mapping[str, str] = {
     "farm.dask": "Farm: {text}",
     "farm.joined": "Farm: this is worker {node} of {scheduler}",
     "farm.connected": "Farm: connected to {scheduler}, which has {nodes} workers",
+    "farm.leaving": "Farm: this worker takes no new jobs; it ends {running}",
     "farm.lost": "Farm: the connection to {scheduler} is lost; trying on",
     "farm.unreachable": "Farm: {scheduler} cannot be reached: {reason}; trying on",
     "farm.offered": "Farm: kernel release {release} is offered, with toolchain {identity}",

@@ -55,7 +55,8 @@ class LoopThread:
         # It dies with the process where it hangs.
         thread = threading.Thread(target=self._run, args=(started, ended), name=name, daemon=True)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._deliver)
+            delivering = anyio.CancelScope(shield=True)
+            tasks.start_soon(self._deliver, delivering)
             thread.start()
             try:
                 await started.wait()
@@ -66,7 +67,7 @@ class LoopThread:
                     if self._portal is not None:
                         self._portal.start_task_soon(self._portal.stop, True)  # noqa: FBT003 - cancel all
                     await ended.wait()
-                tasks.cancel_scope.cancel()
+                delivering.cancel()
         if ended.is_set():
             # Else the thread may still write to it.
             os.close(self._wake)
@@ -97,13 +98,15 @@ class LoopThread:
         self._posted.append(function)
         os.eventfd_write(self._wake, 1)
 
-    async def _deliver(self) -> None:
-        while True:
-            await wait_readable(self._wake)
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
-            while self._posted:
-                self._posted.popleft()()
+    async def _deliver(self, scope: anyio.CancelScope) -> None:
+        # To the very end: those who are cancelled wait for what the thread says of that.
+        with scope:
+            while True:
+                await wait_readable(self._wake)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+                while self._posted:
+                    self._posted.popleft()()
 
     def _run(self, started: anyio.Event, ended: anyio.Event) -> None:
         async def serve() -> None:

@@ -13,6 +13,7 @@ import attrs
 import pytest
 from kit.machine import ROOT
 
+from stapsrv.config.compilation import Compilation
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, GlobalSettings, lay_over
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.table import (
@@ -30,7 +31,7 @@ from stapsrv.control.cli.parser import parse_arguments as parse_command
 from stapsrv.daemon_options import parse_arguments
 from stapsrv.errors import ConfigError, UsageError
 
-TUNABLE = (*NetworkAccess.rows, *Limits.rows)
+TUNABLE = (*NetworkAccess.rows, *Limits.rows, *Compilation.rows)
 
 
 def name_of(row):
@@ -40,6 +41,7 @@ def name_of(row):
 def a_value(row):
     """Return a value that is not the default, as text."""
     texts = ("1", "2", "7M", "7k", "9k", "yes", "no", "off", "/a", "192.0.2.1", "192.0.2.0/24")
+    texts += ("dask", "tls://farm.example.com:8786", "refuse")
     for text in texts:
         try:
             if row.kind.parse(text) != row.default:
