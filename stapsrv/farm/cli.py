@@ -27,7 +27,7 @@ from stapsrv.control.cli.commands.common import guarded
 from stapsrv.control.client.accounts import refuse_root
 from stapsrv.errors import ConfigError, StapsrvError, UsageError, first_error
 from stapsrv.farm.ca import Member, create_authority, issue
-from stapsrv.farm.options import PROGRAM, parse_arguments, releases_of, tuning_of
+from stapsrv.farm.options import LISTEN, PROGRAM, parse_arguments, releases_of, tuning_of, with_farm
 from stapsrv.farm.pem_files import read_certificate
 from stapsrv.identity.certificate import systemtap_directory
 from stapsrv.observe.logs import LogBook
@@ -40,7 +40,6 @@ from stapsrv.system.signals import signals_received
 if TYPE_CHECKING:
     from stapsrv.farm.security import FarmCredentials
 
-_LISTEN = "tls://0.0.0.0:8786"
 # Before a certificate ends, of which the log then warns.
 _EXPIRES_SOON = timedelta(days=30)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -58,7 +57,10 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("a farm needs Dask", remedy="install it: pip install 'stapsrv[farm]'")
     settings = read_global_settings(global_defaults(environ), None)
     # A wrong option, before anything is started.
-    member = _scheduler(values) if given.command == "scheduler" else _worker(values, settings, environ)
+    if given.command == "scheduler":
+        member = _scheduler(with_farm({"listen": LISTEN, **values}, settings.tuning))
+    else:
+        member = _worker(with_farm(values, settings.tuning), settings, environ)
     fork_as_init()
     Path("/proc/self/comm").write_text(PROGRAM, encoding="ascii")
     # It would keep a file system from being unmounted.
@@ -112,7 +114,7 @@ def _scheduler(values: Mapping[str, Any]) -> _Member:
             remedy = "install bokeh for Python, or leave the option out"
             raise ConfigError("Dask's page needs bokeh", where="--dashboard", remedy=remedy)
     options = SchedulerOptions(
-        listen=str(values.get("listen", _LISTEN)),
+        listen=str(values["listen"]),
         credentials=_credentials(values),
         dashboard=None if dashboard is None else str(dashboard),
     )
@@ -123,7 +125,9 @@ def _worker(values: Mapping[str, Any], settings: GlobalSettings, environ: Mappin
     from stapsrv.farm.worker import WorkerOptions, run_worker  # noqa: PLC0415 - Dask takes a second
 
     if "scheduler" not in values:
-        raise UsageError("the farm's scheduler is missing", remedy="name it: --scheduler tls://HOST:8786")
+        raise UsageError(
+            "the farm's scheduler is missing", remedy="name it: --scheduler tls://HOST:8786, or FARM="
+        )
     described = {**server_values(environ), **values}
     options = WorkerOptions(
         scheduler=str(values["scheduler"]),
@@ -144,7 +148,9 @@ def _worker(values: Mapping[str, Any], settings: GlobalSettings, environ: Mappin
 def _credentials(values: Mapping[str, Any]) -> FarmCredentials | None:
     from stapsrv.farm.security import FarmCredentials  # noqa: PLC0415 - see above
 
-    return FarmCredentials(values["ca"], values["cert"], values["key"]) if "ca" in values else None
+    return (
+        FarmCredentials(*(Path(values[name]) for name in ("ca", "cert", "key"))) if "ca" in values else None
+    )
 
 
 async def _run(member: _Member, settings: GlobalSettings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stapsrv import __version__
-from stapsrv.config.addresses import parse_farm_address, parse_metrics_address
+from stapsrv.config.addresses import FarmAddress, parse_farm_address, parse_metrics_address
 from stapsrv.config.configured import EACH_RELEASE
 from stapsrv.config.kinds import Kind, count
 from stapsrv.config.option_parser import Append, Parser, add_typed, help_of
@@ -27,9 +27,12 @@ _ADDRESS = Kind("ADDRESS", parse_farm_address)
 class _Member(Group):
     """What a scheduler and a node have in common."""
 
-    ca = Setting[Any]("CA", _FILE, "certificate of the farm's authority, ca.pem")
-    cert = Setting[Any]("CERT", _FILE, "certificate of this host in the farm")
-    key = Setting[Any]("KEY", _FILE, "its private key, readable for its owner alone")
+    ca = Setting[Any]("CA", _FILE, "certificate of the farm's authority, ca.pem", default_text="FARM_CA")
+    cert = Setting[Any]("CERT", _FILE, "certificate of this host in the farm", default_text="FARM_CERT")
+    key = Setting[Any]("KEY", _FILE, "its private key, for its owner's eyes alone", default_text="FARM_KEY")
+
+
+LISTEN = FarmAddress(is_encrypted=True, host="0.0.0.0", port=8786)  # noqa: S104 - all of this host's
 
 
 class _Scheduler(Group):
@@ -37,7 +40,7 @@ class _Scheduler(Group):
         "LISTEN",
         _ADDRESS,
         "where to listen: tls://ADDRESS:PORT, or tcp:// without TLS at a loopback address",
-        default_text="tls://0.0.0.0:8786",
+        default=LISTEN,
     )
     dashboard = Setting[Any](
         "DASHBOARD",
@@ -52,6 +55,7 @@ class _Worker(Group):
         "SCHEDULER",
         _ADDRESS,
         "the farm's scheduler: tls://HOST:PORT, or tcp:// without TLS at a loopback address",
+        default_text="FARM",
     )
     name = Setting[Any](
         "NAME", Kind("NAME"), "name in the farm, unique there", default_text="made of the host's"
@@ -102,15 +106,30 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, 
     values: dict[str, Any] = {}
     for option, text in getattr(given, "typed", ()):
         add_typed(values, rows[option], text)
-    members = [row.attribute for row in _Member.rows]
-    missing = [f"--{name}" for name in members if name not in values]
-    if missing and len(missing) < len(members):
+    return given, values
+
+
+def with_farm(values: Mapping[str, Any], base: Tuning) -> dict[str, Any]:
+    """Return a member's options, and for what they do not say the host's files and environment (FARM…).
+
+    Raises:
+        UsageError: some of the authority, the certificate and its key are missing.
+    """
+    named = base.get("farm")
+    filled = {"scheduler": None if named is None else parse_farm_address(named), **values}
+    files = [row.attribute for row in _Member.rows]
+    address = filled["listen" if "listen" in filled else "scheduler"]
+    if not any(name in values for name in files) and (address is None or address.is_encrypted):
+        filled |= {name: base.get(f"farm_{name}") for name in files}
+    filled = {name: value for name, value in filled.items() if value is not None}
+    missing = [f"--{name}" for name in files if name not in filled]
+    if missing and len(missing) < len(files):
         raise UsageError(
             "the farm's authority, a certificate and its key belong together",
             where=" ".join(missing),
             remedy="name all three, or none for tcp://",
         )
-    return given, values
+    return filled
 
 
 def tuning_of(values: Mapping[str, Any], base: Tuning) -> Tuning:

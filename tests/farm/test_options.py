@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from stapsrv.config.addresses import parse_farm_address
 from stapsrv.config.tuning import Tuning
 from stapsrv.errors import UsageError
-from stapsrv.farm.options import parse_arguments, releases_of, tuning_of
+from stapsrv.farm.options import LISTEN, parse_arguments, releases_of, tuning_of, with_farm
 
 FILES = ["--ca", "ca.pem", "--cert", "/etc/node.pem", "--key", "node.key"]
 
@@ -57,10 +58,6 @@ def test_worker_has_its_node_what_it_offers_and_its_limits():
         (["worker", "--max-connections", "3"], "unrecognized arguments: --max-connections 3"),
         (["scheduler", "--key", ""], "--key: needs a value"),
         (
-            ["scheduler", *FILES[:2]],
-            "--cert --key: the farm's authority, a certificate and its key belong together",
-        ),
-        (
             ["scheduler", "--listen"],
             "argument --listen: expected one argument; see stap-farm scheduler --help",
         ),
@@ -91,3 +88,34 @@ def test_all_releases_are_offered_unless_some_are_named(named, offered):
 def test_authority_s_words():
     given, _values = parse_arguments(["ca", "issue", "n1", "/farm", "--host", "a", "--host", "10.0.0.7"])
     assert (given.name, given.directory, given.hosts) == ("n1", "/farm", ["a", "10.0.0.7"])
+
+
+HOST = Tuning({"farm": "tls://farm:1", "farm_ca": "/ca", "farm_cert": "/cert", "farm_key": "/key"})
+OTHER = {"ca": Path("/a"), "cert": Path("/b"), "key": Path("/c")}
+
+
+def test_host_s_settings_stand_in_for_options():
+    assert with_farm({}, HOST) == {
+        "scheduler": parse_farm_address("tls://farm:1"),
+        "ca": "/ca",
+        "cert": "/cert",
+        "key": "/key",
+    }
+    assert with_farm({"slots": 3}, Tuning()) == {"slots": 3}
+    assert with_farm({"scheduler": LISTEN, **OTHER}, HOST) == {"scheduler": LISTEN, **OTHER}
+
+
+def test_certificates_are_of_one_source():
+    with pytest.raises(
+        UsageError, match=r"^--cert --key: the farm's authority, a certificate and its key belong"
+    ):
+        with_farm({"ca": Path("/a")}, HOST)
+    with pytest.raises(UsageError, match=r"^--key: the farm's authority, a certificate and its key belong"):
+        with_farm({}, Tuning({name: HOST[name] for name in ("farm_ca", "farm_cert")}))
+
+
+def test_farm_of_this_host_alone_has_no_certificates():
+    plain = parse_farm_address("tcp://127.0.0.1:1")
+    assert with_farm({"scheduler": plain}, HOST) == {"scheduler": plain}
+    assert "ca" not in with_farm({"listen": plain}, HOST)
+    assert with_farm({"listen": LISTEN}, HOST)["ca"] == "/ca"

@@ -46,6 +46,7 @@ def test_connections_with_credentials_are_encrypted_in_each_role(credentials):
     with dask.config.set(hostile):
         security = farm_security(credentials, address=TLS)
     assert security.require_encryption
+    assert (security.tls_ciphers, security.tls_max_version) == (None, None)
     for role in ("client", "scheduler", "worker"):
         for arguments in (security.get_connection_args(role), security.get_listen_args(role)):
             context = arguments["ssl_context"]
