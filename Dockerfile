@@ -2,6 +2,8 @@
 # To be built in Docker's format (`podman build --format docker`): the other, OCI's, has no HEALTHCHECK.
 
 FROM debian:bookworm-slim AS build
+# Optional parts, with commas between them: farm, say.
+ARG EXTRAS=""
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3-venv \
@@ -11,7 +13,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY stapsrv ./stapsrv
 RUN python3 -m venv /opt/stapsrv \
- && /opt/stapsrv/bin/pip install --no-cache-dir --disable-pip-version-check .
+ && /opt/stapsrv/bin/pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[$EXTRAS]}"
 
 FROM debian:bookworm-slim AS client
 # hadolint ignore=DL3008
@@ -40,6 +42,7 @@ RUN apt-get update \
  && groupadd --system --gid 970 stap-server \
  && useradd --system --uid 970 --gid 970 --home-dir /var/lib/stap-server --shell /usr/sbin/nologin stap-server \
  && install -d -o 970 -g 970 -m 755 /var/lib/stap-server \
+ && install -d -o 970 -g 970 -m 700 /var/lib/stap-farm \
  && install -d -m 755 /etc/stap-server/conf.d
 COPY packaging/patch-runtime packaging/common.bash /usr/local/lib/stapsrv/
 RUN /usr/local/lib/stapsrv/patch-runtime /opt/stapsrv-runtime

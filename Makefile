@@ -54,14 +54,14 @@ fuzz: setup ## give hostile bytes to every parser: TIME=60 seconds each, ARGS='z
 soak: setup ## all kinds of clients against one server, MINUTES=3 of them; fails if anything is not as before
 	@packaging/as-stap-server python bench/soak.py --minutes $(or $(MINUTES),3) $(ARGS)
 
-install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc
-	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' packaging/install
+install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc EXTRAS=
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' EXTRAS='$(EXTRAS)' packaging/install
 
 dist: setup ## build a wheel and an sdist in dist/
 	.venv/bin/python -m hatchling build
 
-deb: setup ## build a Debian package in dist/, in place of systemtap-server
-	@packaging/deb
+deb: setup ## build a Debian package in dist/, in place of systemtap-server; EXTRAS=farm
+	@EXTRAS='$(EXTRAS)' packaging/deb
 
 docs: setup ## build the pages of docs/ into build/docs
 	.venv/bin/mkdocs build --strict

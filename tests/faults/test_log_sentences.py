@@ -15,7 +15,7 @@ from stapsrv.observe.formats import CLASSIC
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "msg"})
 _RESERVED = frozenset({"time", "level", "event", "message", "traceback"})
-_BOUND = frozenset({"peer", "server", "nickname", "method"})
+_BOUND = frozenset({"peer", "server", "nickname", "method", "job"})
 """Fields that a log may have been bound to."""
 
 

@@ -17,9 +17,9 @@ collect_ignore = [] if "STAPSRV_IMAGES" in os.environ else ["test_image.py"]
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree of ``make install``."""
+    """The tree of ``make install``, with all that there is for a farm."""
     tree = tmp_path_factory.mktemp("installed")
-    environ = os.environ | {"DESTDIR": str(tree), "PREFIX": "/usr"}
+    environ = os.environ | {"DESTDIR": str(tree), "PREFIX": "/usr", "EXTRAS": "farm"}
     subprocess.run([ROOT / "packaging" / "install"], env=environ, check=True, timeout=300)
     return tree
 

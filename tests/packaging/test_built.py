@@ -67,9 +67,15 @@ def test_source_distribution_makes_the_same_wheel(wheel, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "environ", [{"PREFIX": "relative"}, {"DESTDIR": "relative"}, {"SYSCONFDIR": "/with blank"}]
+    ("environ", "problem"),
+    [
+        ({"PREFIX": "relative"}, "is no absolute path without blanks: set PREFIX, "),
+        ({"DESTDIR": "relative"}, "is no absolute path without blanks: set PREFIX, "),
+        ({"SYSCONFDIR": "/with blank"}, "is no absolute path without blanks: set PREFIX, "),
+        ({"EXTRAS": "farm]; x"}, "names no optional parts: set EXTRAS to "),
+    ],
 )
-def test_wrong_place_is_one_line_and_nothing_installed(environ, tmp_path):
+def test_wrong_variable_is_one_line_and_nothing_installed(environ, problem, tmp_path):
     ran = subprocess.run(
         [ROOT / "packaging" / "install"],
         env=os.environ | {"DESTDIR": str(tmp_path)} | environ,
@@ -80,7 +86,7 @@ def test_wrong_place_is_one_line_and_nothing_installed(environ, tmp_path):
         check=False,
     )
     assert ran.returncode == 1
-    assert re.fullmatch(r"install: '.*' is no absolute path without blanks: set PREFIX, .*\n", ran.stderr)
+    assert re.fullmatch(rf"install: '.*' {problem}.*\n", ran.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,6 +106,11 @@ def test_installed_tree(installed):
         if path.is_file() and not path.is_symlink() and packages not in path.parents:
             assert str(installed).encode() not in path.read_bytes(), path
     assert {path.name for path in (installed / "usr" / "bin").iterdir()} == set(SCRIPTS)
+    units = installed / "usr" / "lib" / "systemd" / "system"
+    assert {path.name for path in units.iterdir()} == {
+        path.name for path in (ROOT / "packaging" / "systemd").glob("*.s[eo]*") if "-port." not in path.name
+    }
+    assert len(list(packages.glob("lib/python3*/site-packages/distributed"))) == 1
     ran = subprocess.run(
         ["grep", "-rlF", str(installed), str(packages)], capture_output=True, text=True, check=False
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,12 +19,16 @@ from kit.machine import ROOT, SYSTEM_PATH, Machine, machine
 from kit.real import FollowedLog, finish, wait_until
 from kit.warm import SCRIPT, USER
 
+from stapsrv.config.addresses import parse_farm_address
 from stapsrv.config.environment import refuse_unknown, server_values
+from stapsrv.config.global_settings import global_from_environ
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
+from stapsrv.farm.options import LISTEN, parse_arguments
 
 IMAGE = Image.described_by(ROOT / "Dockerfile")
 CONTAINER = ROOT / "packaging" / "container"
 COMMANDS = Path(sys.executable).parent
+FARM_FILES = "/var/lib/stap-farm"
 
 # As an engine does it, for a user who has no capabilities and gets none.
 BECOME = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--inh-caps=-all")
@@ -291,11 +296,124 @@ def test_kubernetes_file_fits_the_image():
     )
 
 
+def farm_environs() -> dict[str, dict[str, str]]:
+    """What the members of the farm are told in their environment, by example and member."""
+    services = yaml.safe_load((CONTAINER / "farm-compose.yaml").read_text())["services"]
+    told = {f"compose {name}": service.get("environment", {}) for name, service in services.items()}
+    for pod in farm_pods().values():
+        (container,) = pod["containers"]
+        told[f"kubernetes {container['name']}"] = {each["name"]: each["value"] for each in container["env"]}
+    return {member: environ for member, environ in told.items() if member.split()[1] in FARM_MEMBERS}
+
+
+def farm_pods() -> dict[str, dict]:
+    documents = yaml.safe_load_all((CONTAINER / "farm-kubernetes.yaml").read_text())
+    deployments = [each for each in documents if each["kind"] == "Deployment"]
+    return {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in deployments}
+
+
+FARM_MEMBERS = ("scheduler", "worker", "server")
+
+
+def test_farm_members_are_told_what_they_understand():
+    told = farm_environs()
+    assert len(told) == 2 * len(FARM_MEMBERS)
+    for member, environ in told.items():
+        refuse_unknown(environ)
+        tuning = global_from_environ(environ).tuning
+        files = {tuning["farm_ca"], tuning["farm_cert"], tuning["farm_key"]}
+        assert {Path(file).parent for file in files} == {Path(FARM_FILES)}, member
+        assert tuning.effective("engine") == ("dask" if member.endswith("server") else "local")
+        assert ("farm" in tuning) == (not member.endswith("scheduler"))
+
+
+def test_compose_file_of_a_farm_fits_the_image():
+    compose = yaml.safe_load((CONTAINER / "farm-compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {"authority", "client", *FARM_MEMBERS}
+    for name in FARM_MEMBERS:
+        service = services[name]
+        assert service["build"]["args"] == {"EXTRAS": "farm"}
+        assert service["restart"] == "always"
+        assert f"farm:{FARM_FILES}:ro" in service["volumes"]
+        assert service["environment"]["STAPSRV_FARM_CERT"] == f"{FARM_FILES}/{name}.pem"
+    # The farm's authority stays where it was made.
+    assert [name for name in services if "authority:" in str(services[name].get("volumes"))] == ["authority"]
+    assert services["authority"]["volumes"] == [f"authority:{IMAGE.volumes[0]}", f"farm:{FARM_FILES}"]
+    for name in ("scheduler", "worker"):
+        parse_arguments(services[name]["entrypoint"][1:])
+        assert (
+            services[name]["environment"].get("STAPSRV_FARM", "tls://scheduler:8786")
+            == "tls://scheduler:8786"
+        )
+    assert "entrypoint" not in services["server"]
+    assert f"install -d -o 970 -g 970 -m 700 {FARM_FILES}" in (ROOT / "Dockerfile").read_text()
+
+
+def test_authority_of_the_compose_file_makes_what_members_name(tmp_path):
+    compose = yaml.safe_load((CONTAINER / "farm-compose.yaml").read_text())
+    shell, option, script = compose["services"]["authority"]["entrypoint"]
+    script = (
+        script.replace("$$", "$")
+        .replace(IMAGE.volumes[0], str(tmp_path))
+        .replace(FARM_FILES, f"{tmp_path}/f")
+    )
+    (tmp_path / "f").mkdir()
+    environ = os.environ | {"PATH": f"{COMMANDS}:{os.environ['PATH']}"}
+    for _again in range(2):
+        subprocess.run([shell, option, script], env=environ, check=True, timeout=60)
+        made = {path.name: path.read_bytes() for path in (tmp_path / "f").iterdir()}
+        assert set(made) == {"ca.pem"} | {f"{name}.{end}" for name in FARM_MEMBERS for end in ("pem", "key")}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "f").iterdir()} == {0o600}
+
+
+def test_kubernetes_file_of_a_farm_fits_the_image():
+    documents = list(yaml.safe_load_all((CONTAINER / "farm-kubernetes.yaml").read_text()))
+    services = {each["metadata"]["name"]: each["spec"] for each in documents if each["kind"] == "Service"}
+    pods = farm_pods()
+    assert set(pods) == {"stap-farm-scheduler", "stap-farm-worker", "stap-server"}
+    told = farm_environs()
+    for name, pod in pods.items():
+        (container,) = pod["containers"]
+        member = container["name"]
+        ids = pod["securityContext"]
+        assert f"{ids['runAsUser']}:{ids['runAsGroup']}" == IMAGE.user
+        assert not pod["enableServiceLinks"]
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert set(mounted.values()) == set(volumes)
+        secret = volumes[mounted[FARM_FILES]]["secret"]
+        assert secret == {"secretName": f"stap-farm-{member}", "defaultMode": 0o400}
+        if member != "server":
+            parse_arguments(container["command"][1:])
+        farm = told[f"kubernetes {member}"].get("STAPSRV_FARM")
+        if farm is not None:
+            address = parse_farm_address(farm)
+            (port,) = services[address.host]["ports"]
+            assert address.port == port["port"]
+            assert services[address.host]["selector"] == {"app": "stap-farm-scheduler"}
+        assert name == documents_selector(documents, name)
+    scheduler = pods["stap-farm-scheduler"]["containers"][0]
+    assert scheduler["ports"] == [{"name": "farm", "containerPort": LISTEN.port}]
+
+
+def documents_selector(documents: list[dict], name: str) -> str:
+    """The label by which a Deployment knows its pods."""
+    spec = next(
+        each["spec"]
+        for each in documents
+        if each["metadata"]["name"] == name and each["kind"] == "Deployment"
+    )
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    return spec["selector"]["matchLabels"]["app"]
+
+
 def test_every_environment_variable_is_in_the_page():
     page = (ROOT / "docs" / "containers.md").read_text()
+    others = "".join((ROOT / "docs" / name).read_text() for name in ("limits.md", "configuration.md"))
     for row in (*SERVER_SETTINGS, *GLOBAL_SETTINGS):
         if row.tunable:
-            assert f"`{row.variable}`" in (ROOT / "docs" / "limits.md").read_text()
+            assert f"`{row.variable}`" in others
         elif row.by_process:
             assert f"`STAPSRV_{row.variable}`" in page
     for name in re.findall(r"`(STAPSRV_\w+)", page):

@@ -150,6 +150,57 @@ def test_what_is_wrong_is_said_where_an_administrator_looks(booted):
     assert moved.stdout == "x\n", moved.stderr
 
 
+FARM = "/var/lib/stap-server/.systemtap/farm"
+FARM_SETTINGS = f"""\
+MDNS=no
+ENGINE=dask
+FARM=tls://127.0.0.1:8786
+FARM_CA={FARM}/ca.pem
+FARM_CERT={FARM}/here.pem
+FARM_KEY={FARM}/here.key
+"""
+
+
+def said(machine: Machine, unit: str) -> str:
+    return machine.run("journalctl", "-q", "-o", "cat", "-u", unit).stdout
+
+
+@pytest.mark.root
+@pytest.mark.real
+@pytest.mark.timeout(400)
+def test_life_of_a_farm(booted, warm_stap):
+    """Scheduler and node come up by their units, compile for a server, and come back when killed."""
+    release = warm_stap.installation.release
+    for words in (("init",), ("issue", "here")):
+        ran = booted.run("stap-farm", "ca", *words, user=USER, environ={"HOME": "/var/lib/stap-server"})
+        assert ran.status == 0, ran.stderr
+    booted.run("sh", "-c", f"printf '{FARM_SETTINGS}' > /etc/default/stap-server")
+    # As `systemctl edit` does it.
+    change = (
+        f"[Service]\nEnvironment=STAPSRV_RELEASE={release} STAPSRV_RUNTIME={warm_stap.installation.runtime}\n"
+    )
+    drop_in = "/etc/systemd/system/stap-farm-worker.service.d"
+    booted.run("sh", "-c", f"mkdir {drop_in} && printf '{change}' > {drop_in}/override.conf")
+    assert booted.run("systemctl", "daemon-reload").status == 0
+    assert booted.run("systemctl", "start", "stap-farm-scheduler", "stap-farm-worker").status == 0
+    wait_until(lambda: f"kernel release {release} is offered" in said(booted, "stap-farm-worker"))
+    booted.run("stap-server", "ctl", "status")  # starts the server, whose client then trusts it
+    wait_until(lambda: shown(booted, "StatusText") == "1 of 1 servers serve")
+    ran = compile_on(booted, release)
+    assert ran.status == 0, ran.stderr + said(booted, "stap-farm-worker")
+    assert f" for {release} in " in said(booted, "stap-farm-worker")
+
+    for unit in ("stap-farm-scheduler", "stap-farm-worker"):
+        joined = said(booted, "stap-farm-worker").count("Farm: this is worker ")
+        assert booted.run("systemctl", "kill", "-s", "KILL", unit).status == 0
+        wait_until(lambda: said(booted, "stap-farm-worker").count("Farm: this is worker ") > joined)  # noqa: B023
+        assert booted.run("systemctl", "show", "--value", "-p", "NRestarts", unit).stdout == "1\n"
+    for unit in ("stap-farm-worker", "stap-farm-scheduler"):
+        assert booted.run("systemctl", "stop", unit).status == 0
+        assert booted.run("systemctl", "show", "--value", "-p", "Result", unit).stdout == "success\n"
+        assert "Traceback" not in said(booted, unit)
+
+
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     """Run systemd-analyze, which since systemd 256 wants a /run to write to where systemd does not run."""
     command = ["systemd-analyze", *words]
@@ -171,8 +222,12 @@ def test_units_are_understood(tmp_path, name):
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
 
 
-def test_service_is_locked_down():
+@pytest.mark.parametrize(
+    ("name", "exposure"), [("stap-server", 3.6), ("stap-farm-worker", 3.6), ("stap-farm-scheduler", 1.3)]
+)
+def test_service_is_locked_down(name, exposure):
     """No line that was tried is lost: systemd's own measure of exposure, from 0 to 10."""
-    unit = UNITS / "stap-server.service"
-    judged = analyze("security", "--offline=true", "--threshold=36", "--no-pager", str(unit))
+    unit = UNITS / f"{name}.service"
+    threshold = f"--threshold={exposure * 10:.0f}"
+    judged = analyze("security", "--offline=true", threshold, "--no-pager", str(unit))
     assert judged.returncode == 0, judged.stdout
