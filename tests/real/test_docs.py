@@ -21,6 +21,8 @@ from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli import dispatch, parser
 from stapsrv.daemon_options import _parser as daemon_parser
 from stapsrv.daemon_options import parse_arguments as parse_daemon
+from stapsrv.farm.options import _parser as farm_parser
+from stapsrv.farm.options import parse_arguments as parse_farm
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -45,6 +47,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 OPTIONS = {
     "stap-serverd": options_of(daemon_parser()),
+    "stap-farm": options_of(farm_parser()),
     "stap-server": options_of(parser._parser()).union(
         *(options_of(parser_of(tool)) for tool in dispatch._TOOLS)
     ),
@@ -82,14 +85,17 @@ def shown_in(page: Path) -> Iterator[Shown]:
         elif line.startswith("    "):
             yield Shown(page.name, line.strip().removeprefix("$ "))
         else:
-            spoken_of = re.findall(r"`(stap-serverd? [^`]+)`", line)
+            spoken_of = re.findall(r"`(stap-(?:serverd?|farm) [^`]+)`", line)
             yield from (Shown(page.name, code, whole=False) for code in spoken_of)
 
 
 def is_ours(shown: Shown) -> bool:
     """Whether a command is one whose grammar we know, and not a form such as ``stap-server ACTION``."""
     form = "…" in shown.line or " --option" in shown.line
-    return not form and re.match(r"stap-server (ctl )?[a-z]|stap-serverd -", shown.line) is not None
+    return (
+        not form
+        and re.match(r"stap-server (ctl )?[a-z]|stap-serverd -|stap-farm [a-z]", shown.line) is not None
+    )
 
 
 COMMANDS = [shown for page in (*PAGES, ROOT / "README.md") for shown in shown_in(page) if is_ours(shown)]
@@ -128,6 +134,8 @@ def test_commands_are_understood(shown):
         assert named <= OPTIONS[program]
     elif program == "stap-serverd":
         parse_daemon(words)
+    elif program == "stap-farm":
+        parse_farm(words)
     elif words[0] in dispatch._TOOLS:
         parser_of(words[0]).parse_args(words[1:])
     else:
