@@ -119,11 +119,14 @@ def options_of(script: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("scripts", nargs="*", type=Path, help="in place of SystemTap's examples")
+    parser.add_argument("-r", dest="release", help="in place of the newest release that is installed")
     given = parser.parse_args()
     try:
         installation = Installation.find(os.environ)
     except Unavailable as exc:
         parser.error(str(exc))
+    if given.release is not None:
+        installation = attrs.evolve(installation, releases=(given.release,))
     scripts = given.scripts or sorted(EXAMPLES.rglob("*.stp"))
     words: Counter[str] = Counter()
     plain_s = prepared_s = plain_cpu_s = prepared_cpu_s = 0.0

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 VERSION = 3
 
 # What is left open; none of it can stand in a Makefile or a command.
-DIRECTORY, MODULE, _OBJECTS, _NUMBER = "\0directory\0", "\0module\0", "\0objects\0", "\0number\0"
+DIRECTORY, MODULE, _OBJECTS, NUMBER = "\0directory\0", "\0module\0", "\0objects\0", "\0number\0"
 
 # The directory and the name go into commands of a shell.
 _SAFE_DIRECTORY = re.compile(r"(/[A-Za-z0-9_.+-]+)+")
@@ -52,7 +52,7 @@ STEPS = ("list", "object", "order", "symvers", "common", "description", "module"
 _TARGETS = {
     "source": f"{MODULE}_src.o",
     "symbols": "stap_symbols.o",
-    "auxiliary": f"{MODULE}_aux_{_NUMBER}.o",
+    "auxiliary": f"{MODULE}_aux_{NUMBER}.o",
     "list": f"{MODULE}.mod",
     "object": f"{MODULE}.o",
     "order": "modules.order",
@@ -122,7 +122,7 @@ class Build:
 
     def fill(self, text: str, number: int = 0) -> str:
         """Fill in what a plan's text leaves open; ``number`` is that of one auxiliary source."""
-        text = text.replace(_OBJECTS, self._objects).replace(_NUMBER, str(number))
+        text = text.replace(_OBJECTS, self._objects).replace(NUMBER, str(number))
         return text.replace(DIRECTORY, self.directory).replace(MODULE, self.module)
 
     def path(self, role: str, number: int = 0) -> str:
@@ -137,7 +137,7 @@ class Build:
         text = text.replace(self.directory, DIRECTORY).replace(self.module, MODULE)
 
         def leave(found: re.Match[str]) -> str:
-            return f"{MODULE}_aux_{_NUMBER}" if found[1] == str(number) else found[0]
+            return f"{MODULE}_aux_{NUMBER}" if found[1] == str(number) else found[0]
 
         return _NUMBERED.sub(leave, text)
 
@@ -221,7 +221,7 @@ class Plan:
     def _makefile(self, build: Build) -> str:
         lines = []
         for line in self.makefile:
-            count = build.auxiliaries if _NUMBER in line else 1
+            count = build.auxiliaries if NUMBER in line else 1
             lines += [build.fill(line, number) for number in range(count)]
         return "\n".join(lines)
 

@@ -101,6 +101,8 @@ class _Run:
         with output_file() as output:
             for role in ("source", "symbols"):
                 self._begin(role, objects)
+            for number in range(build.auxiliaries):
+                self._begin("auxiliary", objects, number)
             _run_side_by_side(list(objects.values()), _jobs(build.arguments), self._environ, output)
             # modpost reads them.
             self._write_records(objects)
@@ -118,19 +120,19 @@ class _Run:
         self._write_records(steps)
         return build.path("source") in self._begun
 
-    def _begin(self, role: str, commands: dict[str, str]) -> None:
+    def _begin(self, role: str, commands: dict[str, str], number: int = 0) -> None:
         """Take the start of a source, if there is one that fits, in place of the plan's own command."""
-        source = source_path(role, self._build)
+        source = source_path(role, self._build, number)
         if all(start.role != role for _, start in self._starts):
             return
         text, common = read(source), read(f"{self._build.directory}/{COMMON}")
         for path, start in self._starts:
-            if start.role != role or (rest := start.rest(self._build, text, common)) is None:
+            if start.role != role or (rest := start.rest(self._build, text, common, number)) is None:
                 continue
             left = f"{self._rest}/{source.rpartition('/')[2]}"
             write(left, rest)
-            target = self._build.path(role)
-            commands[target] = start.command(self._build, path, left)
+            target = self._build.path(role, number)
+            commands[target] = start.command(self._build, path, left, number)
             self._begun[target] = source, start.dependencies
             return
 

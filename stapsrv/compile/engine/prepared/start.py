@@ -18,15 +18,20 @@ import json
 import re
 from collections.abc import Sequence
 
-from .plan import DIRECTORY, MODULE, VERSION, Build, Unfit
+from .plan import MODULE, NUMBER, VERSION, Build, Unfit
 
 HEADER, COMPILED, OPTIONS = "start.h", "start.h.gch", "start.json"
-ROLES = ("source", "symbols", "description")
+ROLES = ("source", "symbols", "auxiliary", "description")
 # In place of the module's name where the header is made, and where it is used.
 _NAME = "stapsrv_prepared"
 
 _COMMON = '#include "stap_common.h"\n'
-_LAST_LINE = {"source": '#include "runtime.h"\n', "symbols": "#include <sym.h>\n"}
+_LAST_LINE = {
+    "source": '#include "runtime.h"\n',
+    "symbols": "#include <sym.h>\n",
+    # Of auxiliary sources, those of tracepoints.
+    "auxiliary": "#include <linux/stp_tracepoint.h>\n",
+}
 _DIRECTIVES = re.compile(r"(?:#(?:include <[^>\n]+>|define \w+)\n)*#include <[^>\n]+>\n")
 _NUMBERS = re.compile(r"#ifndef (\w+)\n#define \1 [0-9]+\n#endif\n|^#define (\w+) [0-9]+\n", re.MULTILINE)
 _PRAGMA = re.compile(r"^#pragma GCC .*\n", re.MULTILINE)
@@ -100,22 +105,24 @@ class Start:
             raise Unfit("damaged")
         return start
 
-    def rest(self, build: Build, text: str, common: str) -> str | None:
+    def rest(self, build: Build, text: str, common: str, number: int = 0) -> str | None:
         """Return what remains to be compiled of a source; None if it does not begin with this start."""
         divided = divide(self.role, text, common, self.free)
         if divided is None or divided[0] != self.text:
             return None
         start, moved, rest = divided
-        lines = [f"#undef {name}\n#define {name} {build.fill(value)}\n" for name, value in self.macros]
+        lines = [
+            f"#undef {name}\n#define {name} {build.fill(value, number)}\n" for name, value in self.macros
+        ]
         # gcc forgets both with a precompiled header. A variable that it knows already would not count.
         lines += [_REGISTER.sub(r"stapsrv_\1\2", declared) + "\n" for declared in self.registers]
         lines += _PRAGMA.findall(start)
-        number = text.count("\n", 0, len(text) - len(rest)) + 1
-        return "".join(lines) + moved + f'#line {number} "{build.fill(self.source)}"\n{rest}'
+        line = text.count("\n", 0, len(text) - len(rest)) + 1
+        return "".join(lines) + moved + f'#line {line} "{build.fill(self.source, number)}"\n{rest}'
 
-    def command(self, build: Build, directory: str, source: str) -> str:
+    def command(self, build: Build, directory: str, source: str, number: int = 0) -> str:
         """Return the shell command that compiles a rest in ``source`` with the header in ``directory``."""
-        target = build.path(self.role)
+        target = build.path(self.role, number)
         above, _, name = target.rpartition("/")
         words = [
             *self.words,
@@ -126,7 +133,7 @@ class Start:
             f"{directory}/{HEADER}",
         ]
         words += [f"-Wp,-MMD,{above}/.{name}.d", "-c", "-o", target, source]
-        return f"{shell_line(words)} ; {build.fill(self.after)}"
+        return f"{shell_line(words)} ; {build.fill(self.after, number)}"
 
     def header_command(self, directory: str) -> list[str]:
         """Return the command that makes the header in ``directory``."""
@@ -140,9 +147,9 @@ class Start:
         return [*self.words, "-w", "-E", "-dU", "-x", "c-header", f"{directory}/{HEADER}"]
 
 
-def source_path(role: str, build: Build) -> str:
+def source_path(role: str, build: Build, number: int = 0) -> str:
     """Return the path of the source that becomes the object of a role."""
-    return build.path(role).removesuffix("o") + "c"
+    return build.path(role, number).removesuffix("o") + "c"
 
 
 def divide(role: str, text: str, common: str, free: Sequence[str]) -> tuple[str, str, str] | None:
@@ -203,12 +210,12 @@ def begin_start(
         elif word.startswith("-D") and MODULE in word:
             name, _, value = word[2:].partition("=")
             macros.append([name, value])
-            kept.append(word.replace(MODULE, _NAME))
+            kept.append(word.replace(MODULE, _NAME).replace(NUMBER, "0"))
         elif rest:
             kept.append(word)
         else:
             source = word
-    if any(DIRECTORY in word or MODULE in word for word in kept):
+    if any("\0" in word for word in kept):
         raise Unfit("another compiler command")
     start = Start(
         role=role,

@@ -46,7 +46,7 @@ BUILDS = (PREPARED, ANOTHER_START, NOT_PREPARED, *(f"plain: {why}" for why in RE
 
 _MAX_PLANS = 16
 # Of all plans together; each is some 20 to 60 MB.
-_MAX_STARTS = 12
+_MAX_STARTS = 16
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_SEEN = 1000
 # Plans of a toolchain that was not used for so long go when there are new ones of another.

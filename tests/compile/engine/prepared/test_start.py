@@ -7,7 +7,7 @@ import json
 import pytest
 from compile.engine.prepared.test_plan import build
 
-from stapsrv.compile.engine.prepared.plan import DIRECTORY, MODULE, Unfit
+from stapsrv.compile.engine.prepared.plan import DIRECTORY, MODULE, NUMBER, Unfit
 from stapsrv.compile.engine.prepared.start import (
     Start,
     asked,
@@ -68,6 +68,24 @@ def test_rest_has_names_registers_pragmas_numbers_and_lines(start):
         "#ifndef MAXNESTING\n#define MAXNESTING 3\n#endif\n#define STP_PROBE_COUNT 7\n"
         '#line 6 "/tmp/a/stap_1_src.c"\n#include <linux/mutex.h>\nint x;\n'
     )
+
+
+def test_start_of_one_auxiliary_source_is_that_of_each():
+    text = "#include <linux/skbuff.h>\n#include <linux/stp_tracepoint.h>\n"
+    words = [
+        *("gcc", f'-DKBUILD_BASENAME="{MODULE}_aux_{NUMBER}"', "-c"),
+        *("-o", f"{DIRECTORY}/{MODULE}_aux_{NUMBER}.o", f"{DIRECTORY}/{MODULE}_aux_{NUMBER}.c"),
+    ]
+    made, _ = begin_start("auxiliary", words, f"objtool {MODULE}_aux_{NUMBER}.o", text, [])
+    start, several = Start.decode(made.encode()), build(auxiliaries=12)
+    assert start.words == ["gcc", '-DKBUILD_BASENAME="stapsrv_prepared_aux_0"']
+    assert start.rest(several, f"{text}int x;\n", "", 11) == (
+        '#undef KBUILD_BASENAME\n#define KBUILD_BASENAME "stap_1_aux_11"\n'
+        '#line 3 "/tmp/a/stap_1_aux_11.c"\nint x;\n'
+    )
+    command = start.command(several, "/start", "/rest.c", 11)
+    assert "'-o' '/tmp/a/stap_1_aux_11.o' '/rest.c' ; objtool stap_1_aux_11.o" in command
+    assert start.rest(several, "int x;\n", "", 0) is None
 
 
 def test_rest_is_named_as_the_compiler_s_command_names_the_source():
