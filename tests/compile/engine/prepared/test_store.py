@@ -164,7 +164,7 @@ def test_change_of_one_byte_is_seen_also_where_size_and_time_stay(store):
 def test_number_of_starts_is_bounded(store):
     for number in range(20):
         keep(store, plan(number % 3), source=f"{number}")
-    assert store.statistics()[0] == 12
+    assert store.statistics()[0] == 16
 
 
 def test_plans_of_a_toolchain_out_of_use_go_when_another_has_new_ones(tmp_path):
