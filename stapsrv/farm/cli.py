@@ -134,6 +134,7 @@ def _worker(values: Mapping[str, Any], settings: GlobalSettings, environ: Mappin
         credentials=_credentials(values),
         name=values.get("name"),
         slots=values.get("slots"),
+        port=values.get("port", 0),
         releases=releases_of(described),
         include=described.get("include", ()),
         runtime=described.get("runtime"),

@@ -66,6 +66,12 @@ class _Worker(Group):
         "compiles at the same time",
         default_text="the number of cores",
     )
+    port = Setting[Any](
+        "PORT",
+        count("a port number", most=65_535),
+        "where the scheduler connects to the node",
+        default_text="a port that the kernel picks",
+    )
 
 
 _OFFERED = (Description.releases, Description.include, Description.runtime)

@@ -64,6 +64,7 @@ class WorkerOptions:
     credentials: FarmCredentials | None = None  # None for tcp:// alone
     name: str | None = None  # unique in the farm; by default made of the host's name and the process id
     slots: int | None = None  # compiles at the same time; by default one for each core
+    port: int = 0  # where the scheduler connects to the node; 0: one that the kernel picks
     releases: tuple[str, ...] = ()  # or absolute build trees; by default all that are installed
     include: tuple[str, ...] = ()  # further directories with tapsets
     runtime: str | None = None  # SystemTap's runtime, if another than the installed one
@@ -168,6 +169,7 @@ class _FarmWorker:
                 nthreads=self._slots,
                 name=self._node.name,
                 host=host if host.startswith(_LOOPBACK) else None,
+                port=self._options.port,
                 security=farm_security(self._options.credentials, address=scheduler),
                 memory_limit=0,
                 resources=self._resources({}),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import structlog
 from kit.ports import quiet_port
+from kit.real import Installation
 from structlog.testing import LogCapture
 
 from stapsrv.config.global_settings import GlobalSettings
@@ -84,8 +85,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*words: str, program=PROGRAM):
-    with subprocess.Popen([*program, *words], stderr=subprocess.PIPE, text=True, cwd="/tmp") as process:
+def running(*words: str, program=PROGRAM, environ=None):
+    with subprocess.Popen(
+        [*program, *words], env=environ, stderr=subprocess.PIPE, text=True, cwd="/tmp"
+    ) as process:
         try:
             yield Running(process)
         finally:
@@ -154,6 +157,26 @@ def test_scheduler_talks_to_members_of_its_farm_alone(farms, scheduler):
     # Nor does each of them take a line.
     assert len(scheduler.lines) < 8, said
     assert all(re.match(r"\w{3} \w{3} [ \d]\d [\d:]{8} \d{4}: ", line) for line in scheduler.lines), said
+
+
+@pytest.mark.real
+def test_node_joins_its_farm_and_listens_where_it_is_told(farms, scheduler, tmp_path):
+    """And only members may connect to it; at its end nothing is left that runs."""
+    installation = Installation.find(os.environ)
+    port = quiet_port()
+    node = ("worker", "--scheduler", f"tls://127.0.0.1:{scheduler.port}", *options(farms / "ours", "node"))
+    offered = ("-r", installation.release, "-R", str(installation.runtime))
+    environ = os.environ | {"SYSTEMTAP_DIR": str(tmp_path / "systemtap"), "TMPDIR": str(tmp_path)}
+    with running(*node, *offered, "--port", str(port), "--name", "first", environ=environ) as worker:
+        worker.wait_said("Farm: this is worker first of ")
+        ours, theirs = farms / "ours", farms / "theirs"
+        assert answers(port, client_context(trusts=ours / "ca.pem", shows=files(ours, "scheduler")))
+        assert not answers(port, client_context(trusts=ours / "ca.pem", shows=files(theirs, "node")))
+        assert not answers(port, None)
+        assert worker.stop() == 0
+    assert "Traceback" not in "".join(worker.lines)
+    shown = subprocess.run(["pgrep", "-af", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert shown.stdout == ""
 
 
 @pytest.mark.parametrize(("days", "event"), [(29, "farm.certificate_expires"), (31, "farm.certificate")])
@@ -274,10 +297,10 @@ def test_authority_is_made_in_the_user_s_directory_unless_told_otherwise(capsys,
 def test_node_is_described_by_options_then_by_its_host(farms):
     settings = GlobalSettings(tuning=Tuning({"cpu_s": 5.0, "memory_bytes": 7, "connections": 9}))
     environ = {"STAPSRV_RELEASE": "installed", "STAPSRV_RUNTIME": "/runtime", "STAPSRV_INCLUDE": "/a /b"}
-    values = {"scheduler": "tls://farm:8786", "cpu_s": 6.0, "slots": 2}
+    values = {"scheduler": "tls://farm:8786", "cpu_s": 6.0, "slots": 2, "port": 8790}
     made = _worker(values, settings, environ).run.args[0]
     assert (made.releases, made.runtime, made.include) == ((), "/runtime", ("/a", "/b"))
-    assert (made.slots, made.name, made.credentials) == (2, None, None)
+    assert (made.slots, made.port, made.name, made.credentials) == (2, 8790, None, None)
     assert made.tuning == {"cpu_s": 6.0, "memory_bytes": 7}
     assert made.environ == environ
     named = _worker({**values, "releases": ("6.1.0",), "include": ("/c",)}, settings, environ).run.args[0]

@@ -19,6 +19,8 @@ def test_worker_has_its_node_what_it_offers_and_its_limits():
         "--scheduler",
         "tls://farm:8786",
         "--slots=3",
+        "--port",
+        "8790",
         "--name",
         "n1",
         "-r",
@@ -32,6 +34,7 @@ def test_worker_has_its_node_what_it_offers_and_its_limits():
     assert str(values.pop("scheduler")) == "tls://farm:8786"
     assert values == {
         "slots": 3,
+        "port": 8790,
         "name": "n1",
         "releases": ("6.1.0", "6.12.0"),
         "include": (str(Path("tapsets").absolute()),),
