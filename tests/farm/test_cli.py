@@ -263,6 +263,19 @@ def test_what_is_wrong_is_one_line(capsys, monkeypatch, words, status, line):
     assert told.count("\n") == 1
 
 
+def test_certificates_and_help_need_no_dask(tmp_path):
+    code = "import sys; sys.modules['distributed'] = sys.modules['dask'] = None;"
+    code += " from stapsrv.farm.cli import main;"
+    for words in (["ca", "init", str(tmp_path / "farm")], ["worker", "--help"]):
+        ran = subprocess.run(
+            [sys.executable, "-c", f"{code} sys.exit(main({words!r}))"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 def test_missing_dask_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert main(["worker", "--scheduler", "tcp://127.0.0.1:1"]) == 1
