@@ -15,7 +15,6 @@ from typing import Any
 import anyio
 import attrs
 import dask
-from anyio.abc import TaskStatus
 from distributed import Client, Future
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
@@ -261,9 +260,10 @@ class FarmClient:
             client.subscribe_topic(TOPIC, self._hear)
             client.subscribe_topic(_ALL, self._hear)
             async with anyio.create_task_group() as tasks:
-                await tasks.start(self._follow_nodes, client)
+                # What comes after this is heard of by an event.
+                await self._look(client)
                 self._client, self._connected_at, self.is_connected = client, anyio.current_time(), True
-                self._announce()
+                tasks.start_soon(self._follow_nodes, client)
                 self._log.info("farm.connected", scheduler=self.address, nodes=len(self.nodes.nodes))
                 await self._wait_lost(client)
                 tasks.cancel_scope.cancel()
@@ -286,19 +286,20 @@ class FarmClient:
             with contextlib.suppress(Exception):
                 await never
 
-    async def _follow_nodes(
-        self, client: Client, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        scheduler: Any = client.scheduler
+    async def _follow_nodes(self, client: Client) -> None:
         while True:
             stale = self._stale
-            with anyio.fail_after(_ASK_S):
-                described = await scheduler.identity(n_workers=-1)
-            self.nodes = Nodes.parse(described.get("workers"))
-            task_status.started()
+            await self._look(client)
             self._announce()
             await stale.wait()
             self._remember()
+
+    async def _look(self, client: Client) -> None:
+        """Read the scheduler's description of its workers."""
+        scheduler: Any = client.scheduler
+        with anyio.fail_after(_ASK_S):
+            described = await scheduler.identity(n_workers=-1)
+        self.nodes = Nodes.parse(described.get("workers"))
 
     def _hear(self, event: tuple[float, object]) -> None:
         """Take an event of the scheduler: nodes that came or went, and the jobs that they had."""

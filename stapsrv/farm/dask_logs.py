@@ -19,8 +19,8 @@ INTERVAL_S = 60.0  # between two lines of one place in their code
 _FAMILIES = ("distributed", "dask", "tornado", "bokeh", "asyncio", "py")
 # Where Python's warnings go, each with the line of code that causes it below.
 _WARNINGS = "py.warnings"
-# Of the same failed handshake, before Dask says more.
-_SAID_TWICE = ("tornado.general",)
+# Of the same failed handshake, before Dask says more; and of connections, which our own client of it tells.
+_SAID_TWICE = ("tornado.general", "distributed.client")
 _LONGEST = 500
 
 

@@ -61,8 +61,10 @@ class FarmNode:
     _log: Log
     _offered: dict[tuple[str, str], _Offered] = attrs.field(init=False, factory=dict)
     _running: dict[str, anyio.CancelScope] = attrs.field(init=False, factory=dict)
+    # Jobs that are here, from when their compile begins until somebody has the answer, or wants none.
+    _held: set[str] = attrs.field(init=False, factory=set)
     _tasks: TaskGroup | None = attrs.field(init=False, default=None)
-    # Set, and replaced, when the offers are others, and when nothing is compiled any more.
+    # Set, and replaced, when the offers are others, and when no job is here any more.
     changed: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _idle: anyio.Event = attrs.field(init=False, factory=anyio.Event)
 
@@ -85,15 +87,19 @@ class FarmNode:
             await anyio.sleep_forever()
 
     async def wait_idle(self) -> None:
-        """Wait until nothing is compiled."""
-        while self._running:
+        """Wait until no job is here: none is compiled, and all answers have been taken."""
+        while self._held:
             await self._idle.wait()
 
-    def cancel(self, name: str) -> None:
-        """End the compile of a job, if it is running."""
+    def release(self, name: str) -> None:
+        """Forget a job that is of no use here any more, and end its compile if that is running."""
         scope = self._running.get(name)
         if scope is not None:
             scope.cancel()
+        self._held.discard(name)
+        if not self._held:
+            self._idle.set()
+            self._idle = anyio.Event()
 
     def cancel_all(self) -> None:
         """End all compiles."""
@@ -111,13 +117,11 @@ class FarmNode:
         answer: NodeResult | NodeFailure | None = None
         with anyio.CancelScope() as scope:
             self._running[job.name] = scope
+            self._held.add(job.name)
             try:
                 answer = await self._answer(job, log)
             finally:
                 del self._running[job.name]
-                if not self._running:
-                    self._idle.set()
-                    self._idle = anyio.Event()
         return None if answer is None else encode_answer(answer)
 
     async def _answer(self, job: FarmJob, log: Log) -> NodeResult | NodeFailure:

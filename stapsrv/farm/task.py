@@ -42,9 +42,9 @@ class NodePlugin(WorkerPlugin):
         self.node = node
 
     def transition(self, key: object, start: str, finish: str, **_more: Any) -> None:  # noqa: ANN401, ARG002
-        """End the compile of a task that is not wanted any more."""
+        """Let go of a task that is not wanted any more, or whose answer was taken."""
         if finish not in _WANTED:
-            self.node.cancel(str(key))
+            self.node.release(str(key))
 
     def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask's signature
         """End all compiles: the worker closes, and nobody would get what they make."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.config.kernels import ServedRelease, host_arch, installed_releases, resolve_release
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tuning import NOTHING_SET, Tuning
-from stapsrv.errors import ConfigError
+from stapsrv.errors import ConfigError, first_error
 from stapsrv.farm.node import FarmNode
 from stapsrv.farm.offer import TOPIC
 from stapsrv.farm.security import FarmCredentials, farm_security
@@ -80,6 +81,20 @@ async def run_worker(options: WorkerOptions, *, log: Log) -> None:
 
     Cancellation: no new job is taken; what runs has the time of ``DRAIN_TIMEOUT``, then it is given back.
     """
+    stopping = anyio.Event()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_be_node, options, stopping, log)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                stopping.set()
+    except* ConfigError as group:
+        raise first_error(group) from group
+
+
+async def _be_node(options: WorkerOptions, stopping: anyio.Event, log: Log) -> None:
+    """Serve until told to stop, and come to an end that is bounded; nothing of it is cancelled before."""
     # Its releases are proved whatever is set for servers, and their results judged for the servers' caches.
     tuning = Tuning({"warmup": True, "result_cache": True}).over(options.tuning)
     settings = ServerSettings(
@@ -90,26 +105,25 @@ async def run_worker(options: WorkerOptions, *, log: Log) -> None:
         tuning=tuning.of_servers(),
     )
     secret = () if options.credentials is None else (options.credentials.key,)
-    async with open_runtime(options.environ, tuning=tuning, secret=secret, log=log) as runtime:
-        if runtime.cache is None:
-            raise ConfigError("changes of its inputs cannot be followed", where="the result cache")
-        releases = await BlockingCalls().run(lambda: _find_releases(settings, runtime))
-        node = FarmNode(
-            options.name or f"{os.uname().nodename}-{os.getpid()}",
-            runtime,
-            runtime.cache,
-            settings,
-            releases,
-            options.environ,
-            log,
-        )
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(runtime.warmup.run)
-            await tasks.start(node.run)
-            try:
+    with anyio.CancelScope(shield=True):
+        async with open_runtime(options.environ, tuning=tuning, secret=secret, log=log) as runtime:
+            if runtime.cache is None:
+                raise ConfigError("changes of its inputs cannot be followed", where="the result cache")
+            releases = await BlockingCalls().run(partial(_find_releases, settings, runtime))
+            node = FarmNode(
+                options.name or f"{os.uname().nodename}-{os.getpid()}",
+                runtime,
+                runtime.cache,
+                settings,
+                releases,
+                options.environ,
+                log,
+            )
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(runtime.warmup.run)
+                await tasks.start(node.run)
                 with dask.config.set(_SETTINGS):
-                    await _FarmWorker(options, settings, node, log).run()
-            finally:
+                    await _FarmWorker(options, settings, node, log).run(stopping)
                 tasks.cancel_scope.cancel()
 
 
@@ -133,8 +147,14 @@ class _FarmWorker:
     _node: FarmNode
     _log: Log
 
-    async def run(self) -> None:
-        """Serve the farm's scheduler, and the next one where that ends, until cancelled."""
+    async def run(self, stopping: anyio.Event) -> None:
+        """Serve the farm's scheduler, and the next one where that ends, until told to stop."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._serve_all)
+            await stopping.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _serve_all(self) -> None:
         delay_s, fault = _FIRST_DELAY_S, ""
         while True:
             try:
@@ -213,21 +233,21 @@ class _FarmWorker:
 
     async def _leave(self, worker: Worker) -> None:
         """Take no new jobs, let those that run come to their end in time, and give the others back."""
-        drain_s = self._settings.limits.drain_s
         if worker.status.name == "running":
-            with contextlib.suppress(OSError), anyio.move_on_after(_SEND_S):
-                await worker.scheduler.retire_workers(
-                    workers=[worker.address], close_workers=False, remove=False
-                )
-                worker.log_event(TOPIC, {"node": self._node.name})
-                self._log.info("farm.leaving", running=self._node.running)
-            with anyio.move_on_after(drain_s):
+            await self._retire(worker, remove=False)
+            self._log.info("farm.leaving", running=self._node.running)
+            with anyio.move_on_after(self._settings.limits.drain_s):
                 await self._node.wait_idle()
         self._node.cancel_all()
-        with anyio.move_on_after(_CLOSE_S):
-            await self._node.wait_idle()
+        if worker.status.name == "closing_gracefully":
+            await self._retire(worker, remove=True)
         with contextlib.suppress(OSError), anyio.move_on_after(_CLOSE_S):
-            if worker.status.name in {"running", "closing_gracefully"}:
-                await worker.close_gracefully(reason="the node was told to end")
-        with contextlib.suppress(OSError), anyio.move_on_after(_CLOSE_S):
-            await worker.close(timeout=_CLOSE_S)
+            await worker.close(timeout=_CLOSE_S, nanny=False, reason="the node ends")
+
+    async def _retire(self, worker: Worker, *, remove: bool) -> None:
+        """Have the scheduler give the worker no new jobs, or, with ``remove``, its last ones to others."""
+        with contextlib.suppress(OSError), anyio.move_on_after(_SEND_S):
+            await worker.scheduler.retire_workers(
+                workers=[worker.address], close_workers=False, remove=remove
+            )
+            worker.log_event(TOPIC, {"node": self._node.name})

@@ -160,7 +160,7 @@ CLASSIC: Mapping[str, str] = {
     "request.summary": (
         "Request from {peer} for {release}, options {options}: {result}, {source}, {request_bytes} bytes in, "
         "{answer_bytes} out; lookup {lookup_s} s, queue {queue_s} s, compile {compile_s} s, sign {sign_s} s, "
-        "send {send_s} s; build: {build}, refusal: {refusal}, uncacheable: {uncacheable}"
+        "send {send_s} s; build: {build}, refusal: {refusal}, uncacheable: {uncacheable}, worker: {worker}"
     ),
 }
 

@@ -7,7 +7,7 @@ class FakeNode:
     def __init__(self):
         self.cancelled = []
 
-    def cancel(self, name):
+    def release(self, name):
         self.cancelled.append(name)
 
     def cancel_all(self):

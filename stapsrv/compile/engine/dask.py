@@ -75,7 +75,8 @@ class Farm:
     """The connection of this process to a farm, in a thread of its own."""
 
     def __init__(self, address: str, credentials: FarmCredentials | None, log: Log) -> None:
-        self._client = FarmClient(address, credentials, log)
+        self._make = partial(FarmClient, address, credentials, log)
+        self._client: FarmClient | None = None
         self._log = log
         self._thread: LoopThread | None = None
         # Called in the servers' loop after each change of the nodes, as long as their engines live.
@@ -84,12 +85,12 @@ class Farm:
     @property
     def nodes(self) -> Nodes:
         """The nodes of now; none while the farm cannot be reached."""
-        return self._client.nodes
+        return Nodes() if self._client is None else self._client.nodes
 
     @property
     def is_connected(self) -> bool:
         """Whether the scheduler is reached."""
-        return self._client.is_connected
+        return self._client is not None and self._client.is_connected
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call a method now, and after each change of the nodes, until its object is gone."""
@@ -100,27 +101,32 @@ class Farm:
         """Be connected to the farm, or try to be, until cancelled."""
         with dask_logs_to(self._log):
             async with LoopThread.open("farm") as thread:
-                self._thread = thread
-                self._client.on_change = lambda: thread.post(self._changed)
+                client = await thread.call(self._begin)
+                client.on_change = lambda: thread.post(self._changed)
+                self._client, self._thread = client, thread
                 task_status.started()
                 try:
                     while True:
-                        await self._be_client(thread)
+                        await self._be_client(client, thread)
                 finally:
-                    self._thread = None
-
-    async def _be_client(self, thread: LoopThread) -> None:
-        try:
-            await thread.call(self._client.run)
-        except Exception:  # noqa: BLE001 - servers of other engines go on
-            self._log.exception("farm.crashed")
-        await anyio.sleep(_RESTART_S)
+                    self._client = self._thread = None
 
     async def compile(self, job: Assignment) -> FarmAnswer:
         """Have a job compiled (see :meth:`FarmClient.compile`)."""
-        if self._thread is None:
+        if self._client is None or self._thread is None:
             raise FarmAbsentError("The server is stopping")
         return await self._thread.call(partial(self._client.compile, job))
+
+    async def _begin(self) -> FarmClient:
+        # In the thread: what it waits for is of its own loop.
+        return self._make()
+
+    async def _be_client(self, client: FarmClient, thread: LoopThread) -> None:
+        try:
+            await thread.call(client.run)
+        except Exception:  # noqa: BLE001 - servers of other engines go on
+            self._log.exception("farm.crashed")
+        await anyio.sleep(_RESTART_S)
 
     def _changed(self) -> None:
         self._listeners = [listener for listener in self._listeners if listener() is not None]

@@ -34,6 +34,7 @@ class Front:
     address: str
     host: EngineHost
     local: FakeEngine
+    lines: LogLines
 
     async def engine(self, releases=(RELEASE,), **tuning) -> DaskEngine:
         wanted = {"engine": "dask", "farm": self.address, "farm_wait_s": 60.0, **tuning}
@@ -42,13 +43,13 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def open_front(address):
-    local = FakeEngine()
+    local, lines = FakeEngine(), LogLines()
     async with anyio.create_task_group() as tasks:
         host = EngineHost(
-            local=local, environ={}, log=LogLines().log, health_changed=lambda _health: None, tasks=tasks
+            local=local, environ={}, log=lines.log, health_changed=lambda _health: None, tasks=tasks
         )
         with anyio.fail_after(PATIENCE_S):
-            yield Front(address, host, local)
+            yield Front(address, host, local, lines)
         tasks.cancel_scope.cancel()
 
 
@@ -73,24 +74,51 @@ async def offered(engine, release=RELEASE):
 
 
 class Rendezvous:
-    """A named pipe, by which a script says that it runs."""
+    """Two named pipes: by one a script says that it runs, by the other it is told to go on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.here, self.go = directory / "here", directory / "go"
+        # Both ends are open here, so that nobody's opening ever waits for the other's.
+        self._fds = [self._make(path) for path in (self.here, self.go)]
+
+    @staticmethod
+    def _make(path: Path) -> int:
         os.mkfifo(path)
-        self.path = path
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
 
     def script(self, then: str) -> bytes:
-        return f"echo here >{self.path}; {then}".encode()
+        return f"echo here >{self.here}; {then}".encode()
 
     @property
     def hanging_once(self) -> bytes:
         """A script whose first run does not end by itself."""
-        return self.script(f"mkdir {self.path}.first && sleep 600; {MAKES.decode()}")
+        # The mark comes first: a run may be ended at any moment after it has said that it is here.
+        hang = f"if mkdir {self.here}.first; then echo here >{self.here}; sleep 600; fi; "
+        return hang.encode() + self.script(MAKES.decode())
+
+    @property
+    def waiting(self) -> bytes:
+        """A script that waits until it is told to go on."""
+        return self.script(f"read line <{self.go}; {MAKES.decode()}")
 
     async def wait(self) -> list[int]:
         """Wait until a script runs; returns the processes that have it on their command line."""
-        await anyio.to_thread.run_sync(self.path.read_text, abandon_on_cancel=True)
-        return processes_with(str(self.path))
+        await anyio.wait_readable(self._fds[0])
+        assert os.read(self._fds[0], len("here\n")) == b"here\n"
+        return processes_with(str(self.here))
+
+    def go_on(self) -> None:
+        os.write(self._fds[1], b"go\n")
+
+
+@pytest.fixture
+def meeting(tmp_path):
+    with contextlib.closing(Rendezvous(tmp_path)) as rendezvous:
+        yield rendezvous
 
 
 def member_of(processes: list[int], members: list[Member]) -> Member:
@@ -163,11 +191,10 @@ async def test_release_that_no_worker_has_is_refused_at_once(tmp_path, build_tre
             assert engine.release_health["6.9.9"].health is Health.UNHEALTHY
 
 
-async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_path, build_tree):
+async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         workers = farm.start_workers(count=2)
-        meeting = Rendezvous(tmp_path / "meeting")
         async with open_front(farm.address) as front:
             engine = await front.engine()
             async with running(engine, meeting.hanging_once) as outcomes:
@@ -181,11 +208,10 @@ async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_pa
         assert done.record.worker == f"n{1 - workers.index(killed)}"
 
 
-async def test_job_that_ends_three_workers_is_given_up(tmp_path, build_tree):
+async def test_job_that_ends_three_workers_is_given_up(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         workers = farm.start_workers(count=4)
-        meeting = Rendezvous(tmp_path / "meeting")
         async with open_front(farm.address) as front:
             engine = await front.engine()
             async with running(engine, meeting.script("sleep 600")) as outcomes:
@@ -196,11 +222,10 @@ async def test_job_that_ends_three_workers_is_given_up(tmp_path, build_tree):
         assert sum(worker.process.poll() is None for worker in workers) == 1
 
 
-async def test_compile_ends_when_nobody_waits_for_it(tmp_path, build_tree):
+async def test_compile_ends_when_nobody_waits_for_it(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         farm.start_workers("--slots", "1")
-        meeting = Rendezvous(tmp_path / "meeting")
         async with open_front(farm.address) as front:
             engine = await front.engine()
             async with anyio.create_task_group() as tasks:
@@ -213,11 +238,10 @@ async def test_compile_ends_when_nobody_waits_for_it(tmp_path, build_tree):
             assert compiled.result.status == 0
 
 
-async def test_job_waits_for_the_next_scheduler(tmp_path, build_tree):
+async def test_job_waits_for_the_next_scheduler(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         scheduler = farm.start_scheduler()
         (worker,) = farm.start_workers()
-        meeting = Rendezvous(tmp_path / "meeting")
         async with open_front(farm.address) as front:
             engine = await front.engine()
             async with running(engine, meeting.hanging_once) as outcomes:
@@ -231,11 +255,30 @@ async def test_job_waits_for_the_next_scheduler(tmp_path, build_tree):
         assert worker.process.poll() is None
 
 
-async def test_job_that_a_stopped_worker_does_not_end_in_time_runs_elsewhere(tmp_path, build_tree):
+async def test_worker_that_is_stopped_ends_its_jobs_first(tmp_path, build_tree, meeting):
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        farm.start_scheduler()
+        workers = farm.start_workers("--drain-timeout", "60", count=2)
+        async with open_front(farm.address) as front:
+            engine = await front.engine()
+            async with running(engine, meeting.waiting) as outcomes:
+                stopped = member_of(await meeting.wait(), workers)
+                stopped.begin_stop()
+                # What comes when that is known goes to the other one.
+                await anyio.to_thread.run_sync(lambda: stopped.log.wait("takes no new jobs"))
+                done, _ = await run(engine)
+                assert done.record.worker == f"n{1 - workers.index(stopped)}"
+                meeting.go_on()
+                assert await anyio.to_thread.run_sync(stopped.process.wait, 60) == 0
+        ((done, compiled),) = outcomes
+        assert compiled.result.status == 0
+        assert done.record.worker == f"n{workers.index(stopped)}"
+
+
+async def test_job_that_a_stopped_worker_does_not_end_in_time_runs_elsewhere(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         workers = farm.start_workers("--drain-timeout", "0", count=2)
-        meeting = Rendezvous(tmp_path / "meeting")
         async with open_front(farm.address) as front:
             engine = await front.engine()
             async with running(engine, meeting.hanging_once) as outcomes:

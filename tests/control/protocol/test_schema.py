@@ -75,6 +75,13 @@ EVERYTHING = {
     "SANDBOX_READ": ["/opt/one", "/opt/two"],
     "SANDBOX_WRITE": ["/ccache"],
     "WARMUP": "no",
+    "ENGINE": "dask",
+    "FARM": "tls://farm.example.com:8786",
+    "FARM_CA": "/farm/ca.pem",
+    "FARM_CERT": "/farm/cert.pem",
+    "FARM_KEY": "/farm/key.pem",
+    "FARM_FALLBACK": "local",
+    "FARM_WAIT": "90s",
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -122,6 +129,13 @@ SETTINGS = ServerSettings(
         "sandbox_read": ("/opt/one", "/opt/two"),
         "sandbox_write": ("/ccache",),
         "warmup": False,
+        "engine": "dask",
+        "farm": "tls://farm.example.com:8786",
+        "farm_ca": "/farm/ca.pem",
+        "farm_cert": "/farm/cert.pem",
+        "farm_key": "/farm/key.pem",
+        "farm_fallback": "local",
+        "farm_wait_s": 90.0,
     },
 )
 

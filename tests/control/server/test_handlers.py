@@ -405,7 +405,7 @@ async def test_servers_that_are_gone_at_the_time_out(tmp_path):
 class QuietServer:
     """A server that accepts, and has nobody to serve."""
 
-    service = SimpleNamespace(settings=ServerSettings(tuning={"warmup": False}))
+    service = SimpleNamespace(settings=ServerSettings(tuning={"warmup": False}), release_health={})
 
     def __init__(self, port: int) -> None:
         self._listener = open_listener(port)
