@@ -61,7 +61,7 @@ class Bench:
 
     @property
     def store(self) -> PlanStore:
-        return PlanStore(self.place / "prepared")
+        return PlanStore(self.place / "toolchains" / "own" / "prepared")
 
     def compile(self, arguments: list[str], stand_in: Path | None, cwd: Path) -> Built:
         """Run stap in a directory that has the same name each time."""

@@ -214,7 +214,8 @@ class PlanStore:
         # Each compile touches the directory of its toolchain.
         for toolchain in self.path.parent.parent.iterdir():
             other = PlanStore(toolchain / self.path.name)
-            with contextlib.suppress(FileNotFoundError):
+            # Another process may remove it meanwhile, and what cannot be read is none of ours.
+            with contextlib.suppress(OSError):
                 if other.plans != self.plans and time.time() - toolchain.stat().st_mtime > _IN_USE_S:
                     other.clear()
 
