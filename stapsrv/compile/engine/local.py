@@ -93,6 +93,8 @@ class LocalEngine:
         read = [*settings.include, *settings.limits.sandbox_read]
         if settings.runtime is not None:
             read.append(settings.runtime)
+        farm_key = settings.compilation.farm_key
+        own = (settings.ssl, settings.log, None if farm_key is None else Path(farm_key))
         return SandboxPolicy(
             stap=self.stap.path,
             environ=self._variables,
@@ -100,7 +102,7 @@ class LocalEngine:
             release=release,
             read=tuple(map(Path, read)),
             write=tuple(map(Path, settings.limits.sandbox_write)),
-            secret=(*self._secret, *(path for path in (settings.ssl, settings.log) if path is not None)),
+            secret=(*self._secret, *(path for path in own if path is not None)),
             known=known,
         )
 

@@ -29,6 +29,7 @@ from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.stats import RequestRecord
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
+from stapsrv.config.tuning import Tuning
 from stapsrv.errors import TranslatorError
 from stapsrv.rejection import RejectReason
 from stapsrv.sandbox.backends import Backend
@@ -47,6 +48,16 @@ def workspace(tmp_path: Path):
     yield made
     assert [path.name for path in made.path.iterdir()] == ["lock"]
     made.close()
+
+
+def test_files_of_the_server_s_identities_are_hidden_from_its_requests(tmp_path, workspace):
+    settings = ServerSettings(
+        ssl=Path("/own/ssl"), log=Path("/own/log"), tuning=Tuning({"farm_key": "/own/farm.key"})
+    )
+    stap = StapProgram(path="/usr/bin/stap", version="4.8")
+    engine = LocalEngine(stap, Sandbox(None), workspace, environ={}, home=tmp_path, secret=(Path("/given"),))
+    secret = engine.policy(settings, RELEASE).secret
+    assert {Path(path) for path in ("/own/ssl", "/own/log", "/own/farm.key", "/given")} < set(secret)
 
 
 @pytest.fixture
