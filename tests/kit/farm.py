@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -37,6 +38,13 @@ class Member:
         self.process.kill()
         self.process.wait(PATIENCE_S)
 
+    def pause(self) -> None:
+        """Have it do nothing more, as where its host hangs."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def begin_stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -54,25 +62,30 @@ class Farm:
     port: int
     environ: Mapping[str, str]
     options: Sequence[str]  # of each node
+    host: str = "127.0.0.1"  # of the scheduler
+    certified: Sequence[str] = ()  # the options that name certificates; without, there is no TLS
+    user: Sequence[str] = ()  # what a command begins with that runs as another user
     _started: contextlib.ExitStack
 
     @property
     def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"{'tls' if self.certified else 'tcp'}://{self.host}:{self.port}"
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, place: Path, *, environ: Mapping[str, str], options: Sequence[str]) -> Iterator[Farm]:
+    def open(cls, place: Path, **more: Any) -> Iterator[Farm]:
         with contextlib.ExitStack() as started:
-            yield cls(place=place, port=quiet_port(), environ=environ, options=options, started=started)
+            yield cls(place=place, port=quiet_port(), started=started, **more)
 
     def start_scheduler(self) -> Member:
-        scheduler = self._start("scheduler", "--listen", self.address)
+        scheduler = self.start("scheduler", "--listen", self.address, *self.certified)
         scheduler.log.wait("Farm: scheduling at ")
         return scheduler
 
-    def begin_worker(self, *options: str, **environ: str) -> Member:
-        return self._start("worker", "--scheduler", self.address, *self.options, *options, **environ)
+    def begin_worker(self, *options: str, inside: Sequence[str] = (), **environ: str) -> Member:
+        """Start a node; ``inside`` is what a command begins with that runs on another host."""
+        own = ("--scheduler", self.address, *self.certified, *self.options, *options)
+        return self.start("worker", *own, inside=inside, **environ)
 
     def start_workers(self, *options: str, count: int = 1) -> list[Member]:
         """Start nodes of the names n0, n1 and so on, and wait until each offers a release."""
@@ -82,12 +95,15 @@ class Farm:
             worker.log.wait("Farm: kernel release .* is offered")
         return workers
 
-    def _start(self, *words: str, **environ: str) -> Member:
+    def start(
+        self, *words: str, program: str = "stapsrv.farm.cli", inside: Sequence[str] = (), **environ: str
+    ) -> Member:
+        """Start a program of this project; what it prints is its log."""
         log = self.place / f"{words[0]}{len(list(self.place.glob('*.log')))}.log"
         with log.open("wb") as output:
             process = self._started.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", "stapsrv.farm.cli", *words],
+                    [*inside, *self.user, sys.executable, "-m", program, *words],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
