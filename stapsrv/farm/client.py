@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -24,7 +24,7 @@ from stapsrv.errors import ConfigError, TranslatorError
 from stapsrv.farm.offer import TOPIC, Nodes, Offer
 from stapsrv.farm.result import Failure, NodeFailure, NodeResult
 from stapsrv.farm.security import FarmCredentials, farm_security
-from stapsrv.farm.task import compile_job
+from stapsrv.farm.task import BEGUN_TOPIC, compile_job
 
 # In all, a job's first one included.
 _ATTEMPTS = 3
@@ -87,7 +87,8 @@ class FarmCounts:
 class _Attempt:
     name: str
     nodes: frozenset[str]  # the addresses of those that have it or may get it
-    deaths: int = 0  # of nodes that had it
+    node: str | None = None  # the address of the one where it has begun
+    deaths: int = 0  # of nodes where it had begun
 
 
 @attrs.define(eq=False)
@@ -176,10 +177,8 @@ class FarmClient:
                 tasks.start_soon(self._watch, attempt, offer, tasks.cancel_scope)
                 try:
                     answer = await future
-                except KilledWorker:
-                    attempt.deaths = _ATTEMPTS
-                except (FutureCancelledError, OSError):
-                    # The scheduler is gone, or is just going.
+                except (KilledWorker, FutureCancelledError, OSError):
+                    # Too many nodes have ended that had it, begun or not; or the scheduler is just going.
                     await self._wait_lost_or_moment(client)
                 except Exception as exc:  # noqa: BLE001 - of any kind, since the node made it
                     failure = exc
@@ -258,6 +257,7 @@ class FarmClient:
         try:
             await client
             client.subscribe_topic(TOPIC, self._hear)
+            client.subscribe_topic(BEGUN_TOPIC, self._hear_begun)
             client.subscribe_topic(_ALL, self._hear)
             async with anyio.create_task_group() as tasks:
                 # What comes after this is heard of by an event.
@@ -307,15 +307,24 @@ class FarmClient:
         action = said.get("action") if isinstance(said, Mapping) else None
         if isinstance(said, Mapping) and action == "remove-worker" and not said.get("expected"):
             self.counts.lost_nodes += 1
-            self._count_deaths(said.get("processing-tasks"))
+            self._count_deaths(said.get("worker"))
         if action in {None, "add-worker", "remove-worker"}:
             self._stale.set()
             self._stale = anyio.Event()
 
-    def _count_deaths(self, names: object) -> None:
-        for name in names if isinstance(names, Iterable) else ():
-            if isinstance(name, str) and name in self._attempts:
-                self._attempts[name].deaths += 1
+    def _hear_begun(self, event: tuple[float, object]) -> None:
+        """Take from a node that a job begins there; it may be another server's."""
+        said = event[1]
+        attempt = self._attempts.get(str(said.get("job"))) if isinstance(said, Mapping) else None
+        if attempt is not None and isinstance(said, Mapping):
+            attempt.node = str(said.get("node"))
+
+    def _count_deaths(self, node: object) -> None:
+        """Count the end of a node for the jobs that had begun there."""
+        for attempt in self._attempts.values():
+            if attempt.node is not None and attempt.node == node:
+                attempt.node = None
+                attempt.deaths += 1
                 self._announce()
 
     def _remember(self) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from stapsrv.farm.node import FarmNode
 
+# A node tells by an event of this topic that a job begins there: one that only waits there is not to blame
+# for the node's end.
+BEGUN_TOPIC = "stapsrv-begun"
 _PLUGIN = "stapsrv-node"
 # Where a task goes that is still wanted, or has ended by itself.
 _WANTED = frozenset({"executing", "long-running", "memory", "error", "resumed"})
@@ -40,9 +43,16 @@ class NodePlugin(WorkerPlugin):
 
     def __init__(self, node: FarmNode) -> None:
         self.node = node
+        self._worker: Worker | None = None
+
+    def setup(self, worker: Worker) -> None:
+        """Know the worker: Dask calls this when it begins."""
+        self._worker = worker
 
     def transition(self, key: object, start: str, finish: str, **_more: Any) -> None:  # noqa: ANN401, ARG002
-        """Let go of a task that is not wanted any more, or whose answer was taken."""
+        """Tell that a task begins; let go of one that is not wanted any more, or whose answer was taken."""
+        if finish == "executing" and self._worker is not None:
+            self._worker.log_event(BEGUN_TOPIC, {"job": str(key), "node": self._worker.address})
         if finish not in _WANTED:
             self.node.release(str(key))
 

@@ -165,8 +165,10 @@ class _FarmWorker:
                     await self._serve(worker)
                 self._log.warning("farm.lost", scheduler=self._options.scheduler)
             except (OSError, RuntimeError, ValueError) as exc:
-                if str(exc) != fault:
-                    fault = str(exc)
+                # Dask says that it did not start, and why below.
+                reason = str(exc.__cause__ or exc)
+                if reason != fault:
+                    fault = reason
                     self._log.warning("farm.unreachable", scheduler=self._options.scheduler, reason=fault)
             await anyio.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_DELAY_S)

@@ -3,7 +3,7 @@ import attrs
 import pytest
 from kit.service import LogLines
 
-from stapsrv.farm.client import Assignment, FarmAbsentError, FarmClient
+from stapsrv.farm.client import Assignment, FarmAbsentError, FarmClient, _Attempt
 from stapsrv.farm.offer import Node, Nodes, Offer
 
 # Dask is made of asyncio.
@@ -59,10 +59,16 @@ async def test_release_that_was_never_offered_is_refused_at_once():
         await client._wait_offer(wanted)
 
 
-async def test_deaths_are_counted_for_the_jobs_that_a_node_had():
+async def test_deaths_are_counted_for_the_jobs_that_had_begun():
     client = client_of()
-    client._hear((0.0, {"action": "remove-worker", "expected": True, "processing-tasks": ["x"]}))
-    assert client.counts.lost_nodes == 0
-    client._hear((0.0, {"action": "remove-worker", "expected": False, "processing-tasks": ["x", ["y"], 7]}))
+    begun, waiting = _Attempt("x", frozenset("ab")), _Attempt("y", frozenset("ab"))
+    client._attempts = {"x": begun, "y": waiting}
+    client._hear_begun((0.0, {"job": "x", "node": "a"}))
+    client._hear_begun((0.0, {"job": "another server's", "node": "a"}))
+    client._hear_begun((0.0, "what others log"))
+    client._hear((0.0, {"action": "remove-worker", "expected": True, "worker": "a"}))
+    assert (client.counts.lost_nodes, begun.deaths) == (0, 0)
+    for _ in range(2):
+        client._hear((0.0, {"action": "remove-worker", "expected": False, "worker": "a"}))
     client._hear((0.0, "what others log"))
-    assert client.counts.lost_nodes == 1
+    assert (client.counts.lost_nodes, begun.deaths, waiting.deaths) == (2, 1, 0)

@@ -1,6 +1,6 @@
 import pytest
 
-from stapsrv.farm.task import NodePlugin
+from stapsrv.farm.task import BEGUN_TOPIC, NodePlugin
 
 
 class FakeNode:
@@ -31,3 +31,21 @@ def test_all_compiles_end_with_the_worker():
     node = FakeNode()
     NodePlugin(node).teardown(None)
     assert node.cancelled == ["all"]
+
+
+class FakeWorker:
+    address = "tls://127.0.0.1:9"
+
+    def __init__(self):
+        self.said = []
+
+    def log_event(self, topic, message):
+        self.said.append((topic, message))
+
+
+def test_node_tells_that_a_job_begins():
+    plugin, worker = NodePlugin(FakeNode()), FakeWorker()
+    plugin.setup(worker)
+    plugin.transition("a", "ready", "executing")
+    plugin.transition("a", "executing", "memory")
+    assert worker.said == [(BEGUN_TOPIC, {"job": "a", "node": worker.address})]

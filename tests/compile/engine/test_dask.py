@@ -73,6 +73,23 @@ async def offered(engine, release=RELEASE):
         await healthy.wait()
 
 
+async def wait_until(engine, condition):
+    """Wait until the farm is so that a condition holds."""
+    watcher = Watcher()
+    engine._farm.listen(watcher.look)
+    while not condition():
+        await watcher.changed.wait()
+
+
+class Watcher:
+    def __init__(self):
+        self.changed = anyio.Event()
+
+    def look(self):
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
 class Rendezvous:
     """Two named pipes: by one a script says that it runs, by the other it is told to go on."""
 
@@ -216,10 +233,32 @@ async def test_job_that_ends_three_workers_is_given_up(tmp_path, build_tree, mee
             engine = await front.engine()
             async with running(engine, meeting.script("sleep 600")) as outcomes:
                 for _ in range(3):
-                    member_of(await meeting.wait(), workers).kill()
+                    processes = await meeting.wait()
+                    member_of(processes, workers).kill()
+                    await wait_gone(processes)
         (failure,) = outcomes
         assert failure.problem == "The compile ended 3 workers of the farm"
         assert sum(worker.process.poll() is None for worker in workers) == 1
+
+
+async def test_job_is_not_to_blame_for_workers_where_it_only_waited(tmp_path, build_tree, meeting):
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        farm.start_scheduler()
+        workers = farm.start_workers(count=3)
+        async with open_front(farm.address) as front:
+            engine = await front.engine()
+            async with running(engine, meeting.hanging_once) as outcomes:
+                killed = member_of(await meeting.wait(), workers)
+                others = [worker for worker in workers if worker is not killed]
+                for worker in others:
+                    worker.pause()
+                for count, worker in enumerate((killed, *others), 1):
+                    worker.kill()
+                    await wait_until(engine, lambda count=count: len(engine._farm.nodes.nodes) <= 3 - count)
+                await anyio.to_thread.run_sync(farm.start_workers)
+                await meeting.wait()
+        ((_, compiled),) = outcomes
+        assert compiled.result.status == 0
 
 
 async def test_compile_ends_when_nobody_waits_for_it(tmp_path, build_tree, meeting):
