@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.engine.base import RemoteEngine
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.installed_options import InstalledOptions
 from stapsrv.compile.engine.signing import KernelSigner
@@ -37,6 +38,7 @@ class CompileService:
     version: str  # the protocol version in responses: that of the installed stap
     options: InstalledOptions  # of that stap
     engine: CachedEngine  # open as long as there are sessions
+    elsewhere: RemoteEngine | None = None  # the one behind it, where other hosts compile
     pool: WorkerPool  # the engine's
     identity: LiveIdentity
     kernel_signer: KernelSigner

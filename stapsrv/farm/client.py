@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -20,7 +21,7 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.errors import ConfigError, TranslatorError
+from stapsrv.errors import ConfigError, TranslatorError, first_error
 from stapsrv.farm.offer import TOPIC, Nodes, Offer
 from stapsrv.farm.result import Failure, NodeFailure, NodeResult
 from stapsrv.farm.security import FarmCredentials, farm_security
@@ -76,8 +77,9 @@ class FarmAnswer:
 
 @attrs.define
 class FarmCounts:
-    """What happened to jobs so far."""
+    """What happened to jobs so far, and how many are not done."""
 
+    under_way: int = 0
     done: int = 0
     retries: int = 0
     lost_nodes: int = 0
@@ -101,8 +103,10 @@ class FarmClient:
     # Replaced as a whole, so that other threads may read them.
     nodes: Nodes = attrs.field(init=False, factory=Nodes)
     is_connected: bool = attrs.field(init=False, default=False)
+    since: datetime = attrs.field(init=False, factory=lambda: datetime.now(UTC))  # it is so
+    fault: str | None = attrs.field(init=False, default=None)  # of the last try to connect
     counts: FarmCounts = attrs.field(init=False, factory=FarmCounts)
-    # Called in the farm's thread after each change of the two.
+    # Called in the farm's thread after each change of these, and each try to connect.
     on_change: Callable[[], None] = attrs.field(init=False, default=lambda: None)
     _client: Client | None = attrs.field(init=False, default=None)
     _connected_at: float = attrs.field(init=False, default=0.0)
@@ -111,19 +115,26 @@ class FarmClient:
     _changed: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _stale: anyio.Event = attrs.field(init=False, factory=anyio.Event)
 
+    @property
+    def running(self) -> int:
+        """How many jobs the scheduler has."""
+        return len(self._attempts)
+
     async def run(self) -> None:
         """Be connected to the scheduler, or try to be, until cancelled."""
-        delay_s, fault = _FIRST_DELAY_S, ""
+        delay_s = _FIRST_DELAY_S
         while True:
             try:
                 with dask.config.set(_SETTINGS):
                     await self._be_connected()
-                delay_s, fault = _FIRST_DELAY_S, ""
+                delay_s = _FIRST_DELAY_S
                 self._log.warning("farm.lost", scheduler=self.address)
-            except (ConfigError, OSError, ImportError, RuntimeError, ValueError) as exc:
-                if str(exc) != fault:
-                    fault = str(exc)
+            except* (ConfigError, OSError, ImportError, RuntimeError, ValueError) as group:
+                fault = str(first_error(group)) or type(first_error(group)).__name__
+                if fault != self.fault:
                     self._log.warning("farm.unreachable", scheduler=self.address, reason=fault)
+                self.fault = fault
+                self._announce()
             await anyio.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
@@ -137,6 +148,13 @@ class FarmClient:
 
         Cancellation: the farm is told that nobody waits for it.
         """
+        self.counts.under_way += 1
+        try:
+            return await self._compile(job)
+        finally:
+            self.counts.under_way -= 1
+
+    async def _compile(self, job: Assignment) -> FarmAnswer:
         deaths = changes = 0
         while True:
             offer = await self._wait_offer(job)
@@ -262,15 +280,16 @@ class FarmClient:
             async with anyio.create_task_group() as tasks:
                 # What comes after this is heard of by an event.
                 await self._look(client)
-                self._client, self._connected_at, self.is_connected = client, anyio.current_time(), True
+                self._client, self._connected_at = client, anyio.current_time()
+                self.is_connected, self.since, self.fault = True, datetime.now(UTC), None
                 tasks.start_soon(self._follow_nodes, client)
                 self._log.info("farm.connected", scheduler=self.address, nodes=len(self.nodes.nodes))
                 await self._wait_lost(client)
                 tasks.cancel_scope.cancel()
-        except* (OSError, ValueError, RuntimeError, ImportError) as group:
-            raise OSError(str(group.exceptions[0])) from group
         finally:
             self._remember()
+            if self.is_connected:
+                self.since = datetime.now(UTC)
             self._client, self.is_connected, self.nodes = None, False, Nodes()
             self._announce()
             with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(Exception):

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stapsrv.compile.engine.base import EngineStatus
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import BOUNDS_S, Histogram
 from stapsrv.observe.snapshot import Snapshot
@@ -67,6 +68,15 @@ def _of_servers(name: str, meaning: str, read: Callable[[ServerStatus], float]) 
         return {server.nickname: read(server) for server in now.status.servers}
 
     return _gauge(name, meaning, samples, "server")
+
+
+def _of_farms(kind: Kind, name: str, meaning: str, read: Callable[[EngineStatus], float]) -> Row:
+    # Servers of one farm tell the same of it.
+    def samples(now: Snapshot) -> Samples:
+        found = (server.work.engine for server in now.status.servers)
+        return {engine.address: read(engine) for engine in found if engine is not None}
+
+    return Row(name, kind, meaning, ("farm",), samples)
 
 
 def _build(now: Snapshot) -> Samples:
@@ -131,7 +141,7 @@ ROWS = (
     _of_servers(
         "stapsrv_workers",
         "Requests that a server compiles at the same time at most.",
-        lambda server: server.settings.workers,
+        lambda server: server.work.workers or server.settings.workers,
     ),
     _of_servers(
         "stapsrv_workers_busy", "Requests of a server that compile now.", lambda server: server.work.running
@@ -155,6 +165,45 @@ ROWS = (
         "stapsrv_compiles_limit",
         "Requests that may compile at the same time, over all servers.",
         lambda now: now.status.max_compiles,
+    ),
+    _of_farms(
+        Kind.GAUGE,
+        "stapsrv_farm_connected",
+        "Whether the scheduler of a farm is reached: 1, or 0.",
+        lambda farm: farm.connected,
+    ),
+    _of_farms(
+        Kind.GAUGE,
+        "stapsrv_farm_workers",
+        "Workers of a farm, those without a release to offer included.",
+        lambda farm: farm.workers,
+    ),
+    _of_farms(
+        Kind.GAUGE, "stapsrv_farm_slots", "Compiles that a farm runs at once.", lambda farm: farm.slots
+    ),
+    _of_farms(
+        Kind.GAUGE,
+        "stapsrv_farm_jobs_running",
+        "Jobs of this process that a farm has.",
+        lambda farm: farm.running,
+    ),
+    _of_farms(
+        Kind.GAUGE,
+        "stapsrv_farm_jobs_waiting",
+        "Jobs of this process that no farm has taken yet.",
+        lambda farm: farm.waiting,
+    ),
+    _of_farms(
+        Kind.COUNTER,
+        "stapsrv_farm_retries_total",
+        "Jobs that were given to a farm once more.",
+        lambda farm: farm.retries,
+    ),
+    _of_farms(
+        Kind.COUNTER,
+        "stapsrv_farm_lost_workers_total",
+        "Workers of a farm that ended without a word.",
+        lambda farm: farm.lost_workers,
     ),
     _counter(
         "stapsrv_connections_total",

@@ -121,6 +121,7 @@ class Runtime:
                 version=self.engine.stap.version,
                 options=self.options,
                 engine=engine,
+                elsewhere=elsewhere,
                 pool=pool,
                 identity=identity,
                 kernel_signer=KernelSigner(

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import attrs
 
+from stapsrv.compile.engine.base import EngineStatus
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import CacheCounts, RecentTimes
 from stapsrv.config.settings import ServerSettings
@@ -27,6 +28,7 @@ class ReleaseStatus:
 class ServerWork:
     """A server's work at one moment, counted since it last started."""
 
+    workers: int = 0  # requests that may compile at the same time
     running: int = 0
     queued: int = 0
     done: int = 0  # requests answered, whatever stap said of them, and those that got no answer of stap's
@@ -37,6 +39,7 @@ class ServerWork:
     releases: tuple[ReleaseStatus, ...] = ()
     recent: RecentTimes = attrs.field(factory=RecentTimes)
     cache: CacheCounts = attrs.field(factory=CacheCounts)
+    engine: EngineStatus | None = None  # None where this host compiles
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@ import attrs
 import pytest
 from kit.service import LogLines
 
+from stapsrv.farm import client as client_module
 from stapsrv.farm.client import Assignment, FarmAbsentError, FarmClient, _Attempt
 from stapsrv.farm.offer import Node, Nodes, Offer
 
@@ -72,3 +73,15 @@ async def test_deaths_are_counted_for_the_jobs_that_had_begun():
         client._hear((0.0, {"action": "remove-worker", "expected": False, "worker": "a"}))
     client._hear((0.0, "what others log"))
     assert (client.counts.lost_nodes, begun.deaths, waiting.deaths) == (2, 1, 0)
+
+
+async def test_scheduler_that_cannot_be_reached_is_told_of_in_one_line(monkeypatch):
+    monkeypatch.setattr(client_module, "_CONNECT_S", 0.1)
+    lines = LogLines()
+    client = FarmClient("tcp://127.0.0.1:9", None, lines.log)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.run)
+        await lines.wait("farm.unreachable")
+        tasks.cancel_scope.cancel()
+    assert lines.events() == ["farm.unreachable"]
+    assert lines.reasons("farm.unreachable") == [client.fault]

@@ -13,6 +13,7 @@ from kit.http import read_samples
 from kit.supervisor import server_status, supervisor_status
 from prometheus_client.parser import text_string_to_metric_families
 
+from stapsrv.compile.engine.base import EngineStatus
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import (
     ConnectionOutcome,
@@ -31,6 +32,18 @@ ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "packaging" / "grafana" / "stapsrv.json"
 DOCUMENT = ROOT / "docs" / "metrics.md"
 EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
+FARM = EngineStatus(
+    name="dask",
+    address="tls://farm:8786",
+    connected=True,
+    since=EXPIRY,
+    workers=2,
+    slots=8,
+    running=5,
+    waiting=1,
+    retries=3,
+    lost_workers=4,
+)
 
 
 @pytest.fixture
@@ -62,12 +75,15 @@ def snapshot() -> Snapshot:
             queued=3,
             connections=7,
             certificate_expires=EXPIRY,
+            workers=8,
+            engine=FARM,
             releases=(
                 ReleaseStatus("6.1", Health.UNTRIED, None),
                 ReleaseStatus("6.2", Health.UNHEALTHY, "error"),
             ),
         ),
         server_status(2, State.FAILED, reason="broken"),
+        server_status(3, nickname="other of the farm", engine=FARM),
     )
     status = supervisor_status(*servers, compiles=2, max_compiles=4)
     return Snapshot(
@@ -87,7 +103,7 @@ def samples(snapshot) -> dict[tuple[str, ...], float]:
 
 def test_values(samples):
     expected = {
-        ("stapsrv_servers", "serving"): 1,
+        ("stapsrv_servers", "serving"): 2,
         ("stapsrv_servers", "failed"): 1,
         ("stapsrv_servers", "draining"): 0,
         ("stapsrv_server_serving", 'na"me\n'): 1,
@@ -95,7 +111,15 @@ def test_values(samples):
         ("stapsrv_release_usable", "6.1", 'na"me\n'): 1,
         ("stapsrv_release_usable", "6.2", 'na"me\n'): 0,
         ("stapsrv_certificate_expiry_timestamp_seconds", 'na"me\n'): EXPIRY.timestamp(),
+        ("stapsrv_workers", 'na"me\n'): 8,
         ("stapsrv_workers_busy", 'na"me\n'): 2,
+        ("stapsrv_farm_connected", "tls://farm:8786"): 1,
+        ("stapsrv_farm_workers", "tls://farm:8786"): 2,
+        ("stapsrv_farm_slots", "tls://farm:8786"): 8,
+        ("stapsrv_farm_jobs_running", "tls://farm:8786"): 5,
+        ("stapsrv_farm_jobs_waiting", "tls://farm:8786"): 1,
+        ("stapsrv_farm_retries_total", "tls://farm:8786"): 3,
+        ("stapsrv_farm_lost_workers_total", "tls://farm:8786"): 4,
         ("stapsrv_requests_queued", 'na"me\n'): 3,
         ("stapsrv_connections_open", 'na"me\n'): 7,
         ("stapsrv_compiles_running",): 2,

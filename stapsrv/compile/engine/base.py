@@ -8,6 +8,7 @@ stay on this side.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from datetime import datetime
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 import anyio
@@ -124,6 +125,24 @@ class Engine(Protocol):
         """
 
 
+@attrs.frozen(kw_only=True)
+class EngineStatus:
+    """The hosts that compile for a server, at one moment; what is counted is counted for this process."""
+
+    name: str  # of the engine, as ``ENGINE`` has it
+    address: str  # where the one is reached who knows those hosts
+    connected: bool
+    since: datetime  # when it was reached, or lost
+    reason: str | None = None  # why it is not reached, as far as that is known
+    workers: int = 0  # those hosts
+    slots: int = 0  # compiles at the same time
+    releases: tuple[str, ...] = ()  # all that can be compiled for now, each with its architecture
+    running: int = 0  # jobs that were given away and are not done
+    waiting: int = 0  # jobs that could not be given away yet
+    retries: int = 0
+    lost_workers: int = 0  # that ended without a word
+
+
 class RemoteEngine(Engine, Protocol):
     """An engine that compiles on other hosts, whose toolchains this one's result cache does not see.
 
@@ -147,6 +166,9 @@ class RemoteEngine(Engine, Protocol):
 
     def join(self, pool: WorkerPool) -> None:
         """Keep a server's pool as large as there are compiles at the same time, unless its settings say."""
+
+    def status(self) -> EngineStatus | None:
+        """Return what status and metrics tell of its hosts; None for nothing."""
 
 
 class EngineService(Protocol):

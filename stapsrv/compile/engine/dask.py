@@ -17,7 +17,14 @@ import attrs
 from anyio.abc import TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
-from stapsrv.compile.engine.base import Compiled, CompileJob, Elsewhere, Engine, EngineHost
+from stapsrv.compile.engine.base import (
+    Compiled,
+    CompileJob,
+    Elsewhere,
+    Engine,
+    EngineHost,
+    EngineStatus,
+)
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.addresses import parse_farm_address
@@ -92,6 +99,27 @@ class Farm:
         """Whether the scheduler is reached."""
         return self._client is not None and self._client.is_connected
 
+    def status(self) -> EngineStatus | None:
+        """Return what there is to see of the farm (see :class:`RemoteEngine`); None when it is closed."""
+        client = self._client
+        if client is None:
+            return None
+        nodes = client.nodes
+        return EngineStatus(
+            name="dask",
+            address=client.address,
+            connected=client.is_connected,
+            since=client.since,
+            reason=client.fault,
+            workers=len(nodes.nodes),
+            slots=nodes.slots,
+            releases=tuple(f"{release} {arch}" for release, arch in nodes.releases),
+            running=client.running,
+            waiting=max(0, client.counts.under_way - client.running),
+            retries=client.counts.retries,
+            lost_workers=client.counts.lost_nodes,
+        )
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Call a method now, and after each change of the nodes, until its object is gone."""
         self._listeners.append(weakref.WeakMethod(listener))
@@ -157,6 +185,10 @@ class DaskEngine:
         if self._max_threads is None:
             self._pools.append(pool)
             self._follow()
+
+    def status(self) -> EngineStatus | None:
+        """Return what there is to see of the farm (see :class:`RemoteEngine`)."""
+        return self._farm.status()
 
     def promise(self, job: CompileJob) -> bytes | None:
         """Return the identity of the offer that has the most slots (see :class:`RemoteEngine`)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stapsrv.control.cli.console import Console, problem_lines
 from stapsrv.control.cli.report import Reporter, Result, Verb
-from stapsrv.control.protocol.status_fields import Column, ServerInfo, columns
+from stapsrv.control.protocol.status_fields import Column, EngineInfo, ServerInfo, columns
 from stapsrv.text import printable
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
         *([_ORPHANED] if report.orphaned else []),
         *report.remarks,
         *_sandboxes(report),
+        *_engines(report, now),
     )
     return [*lines, "", *map(printable, remarks)] if remarks else lines
 
@@ -214,6 +215,34 @@ def _sandboxes(report: StatusReport) -> list[str]:
     return [
         *(f"installed, and does not work here: {failure}" for failure in failures),
         *(words.get(name, f"requests are contained by {name}") for name in names if name is not None),
+    ]
+
+
+def _engines(report: StatusReport, now: datetime) -> list[str]:
+    """Return two lines for each farm, which several servers may share."""
+    found = {
+        (engine["name"], engine["address"]): engine for engine in map(_engine, report.servers()) if engine
+    }
+    return [line for engine in found.values() for line in _engine_lines(engine, now)]
+
+
+def _engine(server: ServerInfo) -> EngineInfo | None:
+    return server.get("engine")
+
+
+def _engine_lines(engine: EngineInfo, now: datetime) -> list[str]:
+    since = _moment(engine["since"], now)
+    where = f"{engine['name']} at {engine['address']}"
+    troubles = ""
+    if engine["retries"] or engine["lost_workers"]:
+        troubles = f"; {engine['lost_workers']} workers lost, {engine['retries']} jobs tried again"
+    if not engine["connected"]:
+        reason = engine["reason"] or "the connection is lost"
+        return [f"{where}: not connected since {since}: {reason}; {engine['waiting']} jobs wait{troubles}"]
+    jobs = f"{engine['running']} jobs running, {engine['waiting']} waiting{troubles}"
+    return [
+        f"{where}: connected since {since}, {engine['workers']} workers with {engine['slots']} slots; {jobs}",
+        f"{where}: compiles for {', '.join(engine['releases']) or 'no release'}",
     ]
 
 

@@ -92,6 +92,23 @@ class CacheInfo(TypedDict):
     builds: Annotated[dict[str, int], "how new modules were built: prepared, or plain with the reason"]
 
 
+class EngineInfo(TypedDict):
+    """The hosts that compile for a server; see :class:`stapsrv.compile.engine.base.EngineStatus`."""
+
+    name: Annotated[str, "as `ENGINE` has it"]
+    address: Annotated[str, "where the farm's scheduler is reached"]
+    connected: Annotated[bool, "whether it is reached"]
+    since: Annotated[str, "when it was reached, or lost"]
+    reason: Annotated[str | None, "why it is not reached, or null"]
+    workers: Annotated[int, "the hosts that it has"]
+    slots: Annotated[int, "how many compiles they run at the same time"]
+    releases: Annotated[list[str], "what they can compile for now, each release with its architecture"]
+    running: Annotated[int, "jobs of this supervisor that they have"]
+    waiting: Annotated[int, "jobs of this supervisor that nobody has taken yet"]
+    retries: Annotated[int, "jobs that were given to another host, since the supervisor started"]
+    lost_workers: Annotated[int, "hosts that ended without a word since then"]
+
+
 class ServerInfo(TypedDict):
     """One server at one moment."""
 
@@ -119,6 +136,7 @@ class ServerInfo(TypedDict):
     ]
     since: Annotated[str, "when it came into that state", Column("SINCE", "moment")]
     reason: Annotated[str | None, "why it is backing off or has failed, or null"]
+    workers: NotRequired[Annotated[int, "requests that may compile at the same time; 0 until it serves"]]
     running: Annotated[int, "requests that compile", Column("RUNNING", "number")]
     queued: Annotated[int, "requests that wait for a worker", Column("QUEUED", "number")]
     done: Annotated[int, "requests that were answered", Column("DONE", "number")]
@@ -135,6 +153,12 @@ class ServerInfo(TypedDict):
         Annotated[CacheInfo, "what the [result cache](cache.md) did since the server last started"]
     ]
     recent: NotRequired[Annotated[RecentInfo, "what the last requests took that stap answered"]]
+    engine: NotRequired[
+        Annotated[
+            EngineInfo | None,
+            "the [farm](farm.md) that compiles for it while it serves, or null where this host does",
+        ]
+    ]
     certificate_expires: Annotated[
         str | None, "when its certificate expires, or null without one", Column("CERT UNTIL", "moment")
     ]

@@ -133,6 +133,7 @@ class CompileServer:
         pool = self.service.pool.statistics()
         counts = self.service.counts
         return ServerWork(
+            workers=pool.workers,
             running=pool.running,
             queued=pool.queued,
             done=counts.done,
@@ -143,6 +144,7 @@ class CompileServer:
             releases=self._releases(),
             recent=self.service.latencies.times(),
             cache=self.service.engine.counts.snapshot(),
+            engine=None if self.service.elsewhere is None else self.service.elsewhere.status(),
         )
 
     def stop(self) -> None:

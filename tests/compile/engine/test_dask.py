@@ -225,6 +225,27 @@ async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_pa
         assert done.record.worker == f"n{1 - workers.index(killed)}"
 
 
+async def test_status_tells_of_nodes_jobs_and_losses(tmp_path, build_tree, meeting):
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        farm.start_scheduler()
+        workers = farm.start_workers(count=2)
+        async with open_front(farm.address) as front:
+            engine = await front.engine()
+            await offered(engine)
+            release = f"{RELEASE} {engine.releases[RELEASE].arch}"
+            idle = engine.status()
+            assert (idle.name, idle.address, idle.connected) == ("dask", farm.address, True)
+            assert (idle.workers, idle.slots, idle.releases, idle.running) == (2, 4, (release,), 0)
+            async with running(engine, meeting.hanging_once):
+                processes = await meeting.wait()
+                assert (engine.status().running, engine.status().waiting) == (1, 0)
+                member_of(processes, workers).kill()
+                await meeting.wait()
+            after = engine.status()
+            assert (after.workers, after.running, after.lost_workers) == (1, 0, 1)
+            assert after.since == idle.since
+
+
 async def test_job_that_ends_three_workers_is_given_up(tmp_path, build_tree, meeting):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
@@ -351,6 +372,8 @@ async def test_without_a_farm_a_request_is_refused_in_time(fallback):
         engine = await front.engine(farm_fallback=fallback, farm_wait_s=0.5)
         with pytest.raises(TranslatorError, match="The farm cannot be reached"):
             await run(engine)
+        status = engine.status()
+        assert (status.connected, status.workers, status.waiting) == (False, 0, 0)
 
 
 async def test_without_a_farm_a_request_is_compiled_here_if_the_headers_are(build_tree):

@@ -74,6 +74,55 @@ def test_what_should_hold_requests_in_and_does_not():
     ]
 
 
+FARM = {
+    "name": "dask",
+    "address": "tls://farm:8786",
+    "connected": True,
+    "since": NATIVE["since"],
+    "reason": None,
+    "workers": 2,
+    "slots": 8,
+    "releases": ["6.1 x86_64", "6.6 x86_64"],
+    "running": 5,
+    "waiting": 1,
+    "retries": 0,
+    "lost_workers": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {},
+            [
+                "connected since 04:05:06, 2 workers with 8 slots; 5 jobs running, 1 waiting",
+                "compiles for 6.1 x86_64, 6.6 x86_64",
+            ],
+        ),
+        (
+            {"releases": [], "retries": 3, "lost_workers": 4},
+            [
+                "connected since 04:05:06, 2 workers with 8 slots; 5 jobs running, 1 waiting; "
+                "4 workers lost, 3 jobs tried again",
+                "compiles for no release",
+            ],
+        ),
+        (
+            {"connected": False, "reason": "no route\x1b"},
+            ["not connected since 04:05:06: no route\\x1b; 1 jobs wait"],
+        ),
+        ({"connected": False}, ["not connected since 04:05:06: the connection is lost; 1 jobs wait"]),
+    ],
+)
+def test_farm_is_told_of_once_below_the_servers(facts, words):
+    servers = [{**NATIVE, "engine": {**FARM, **facts}}, {**NATIVE, "engine": {**FARM, **facts}}, NATIVE]
+    lines = status_table(StatusReport([supervisor_info("me", *servers)]), colour=False, now=NOW)
+    assert [line for line in lines if line.startswith("dask")] == [
+        f"dask at tls://farm:8786: {said}" for said in words
+    ]
+
+
 def test_table_of_several_users_with_reasons_below():
     report = StatusReport(
         [supervisor_info("me", NATIVE), supervisor_info("you", BROKEN)],

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.supervisor import SINCE, FakeSupervisor, server_status
 
+from stapsrv.compile.engine.base import EngineStatus
 from stapsrv.compile.health import Health
 from stapsrv.compile.stats import CacheCounts, RecentTimes
 from stapsrv.config.kinds import LogFormat
@@ -232,6 +233,16 @@ def test_status_of_a_server():
         reason="it crashed",
         certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
         connections=3,
+        workers=4,
+        engine=EngineStatus(
+            name="dask",
+            address="tls://farm:8786",
+            connected=False,
+            since=datetime(2030, 1, 1, tzinfo=UTC),
+            reason="no route",
+            releases=("6.1 x86_64",),
+            lost_workers=2,
+        ),
         refusals={RejectReason.DENIED: 2, RejectReason.CONNECTIONS: 0},
         releases=(ReleaseStatus("6.1.0", Health.UNHEALTHY, "x.h:3: error: no"),),
         recent=RecentTimes(3, 0.0, 2.34567),
@@ -249,6 +260,21 @@ def test_status_of_a_server():
         "since": "2026-02-03T04:05:06.789Z",
         "reason": "it crashed",
         "port": 5001,
+        "workers": 4,
+        "engine": {
+            "name": "dask",
+            "address": "tls://farm:8786",
+            "connected": False,
+            "since": "2030-01-01T00:00:00.000Z",
+            "reason": "no route",
+            "workers": 0,
+            "slots": 0,
+            "releases": ["6.1 x86_64"],
+            "running": 0,
+            "waiting": 0,
+            "retries": 0,
+            "lost_workers": 2,
+        },
         "running": 0,
         "queued": 0,
         "done": 0,
