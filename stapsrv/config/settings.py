@@ -70,6 +70,11 @@ class ServerSettings:
         return Compilation(self.tuning)
 
     @property
+    def compiles_here(self) -> bool:
+        """Whether its requests are compiled on this host, which then needs the headers."""
+        return self.compilation.engine == Compilation.engine.default
+
+    @property
     def workers(self) -> int:
         """Requests that may compile at the same time."""
         if self.max_threads is None:

@@ -16,7 +16,7 @@ import anyio
 from stapsrv.config.kernels import host_release, is_release_name
 from stapsrv.control.cli.commands.common import LineParser, Owner, absolute_path, guarded
 from stapsrv.control.client.accounts import environment_for, runnable_account
-from stapsrv.doctor import host, kernels, service
+from stapsrv.doctor import farm, host, kernels, service
 from stapsrv.doctor.context import DoctorContext, load
 from stapsrv.doctor.findings import Finding, document_of, error, failure, has_failed, lines_of, summary_line
 from stapsrv.doctor.remote import Destination, check_remote
@@ -52,6 +52,7 @@ CHECKS = (
     Check("open files", host.check_files, _QUICK_S),
     Check("containment", host.check_containment),
     Check("configured servers", service.check_configuration, _SLOW_S),
+    Check("farm", farm.check_farms, _SLOW_S),
     Check("releases", kernels.check_releases, _QUICK_S),
     Check("certificate", service.check_certificates, _SLOW_S),
     Check("supervisor", service.check_supervisor, _QUICK_S),

@@ -26,10 +26,15 @@ _REMEDY = (
 
 
 async def check_releases(context: DoctorContext) -> AsyncIterator[Finding]:
-    """Check that the headers of each release are there."""
+    """Check that the headers of each release that this host compiles for are there."""
     if not context.servers:
         yield failure("releases", "no configured server can be used", "run stap-server check")
-    findings = [_check_headers(name, settings) for settings in context.servers for name in settings.releases]
+    findings = [
+        _check_headers(name, settings)
+        for settings in context.servers
+        if settings.compiles_here
+        for name in settings.releases
+    ]
     for finding in dict.fromkeys(findings):
         yield finding
 
@@ -67,7 +72,7 @@ def _probe_jobs(context: DoctorContext) -> list[CompileJob]:
     """Return one job for each release and way to compile for it."""
     jobs: dict[object, CompileJob] = {}
     for settings in context.servers:
-        for name in settings.releases:
+        for name in settings.releases if settings.compiles_here else ():
             try:
                 release = resolve_release(name, arch=settings.arch or host_arch())
             except ConfigError:

@@ -30,6 +30,11 @@ class FarmCredentials:
     cert: Path
     key: Path
 
+    @property
+    def certificates(self) -> tuple[Path, Path]:
+        """The files that end some day."""
+        return self.ca, self.cert
+
 
 def farm_security(
     credentials: FarmCredentials | None, *, address: str, now: datetime | None = None

@@ -25,8 +25,10 @@ from stapsrv.config.kernels import ServedRelease, host_arch, installed_releases,
 from stapsrv.config.settings import ServerSettings
 from stapsrv.config.tuning import NOTHING_SET, Tuning
 from stapsrv.errors import ConfigError, first_error
+from stapsrv.farm.census import FACTS, own_facts
 from stapsrv.farm.node import FarmNode
 from stapsrv.farm.offer import TOPIC
+from stapsrv.farm.pem_files import read_certificate
 from stapsrv.farm.security import FarmCredentials, farm_security
 from stapsrv.farm.task import NodePlugin
 from stapsrv.supervisor.runtime import Runtime, open_runtime
@@ -185,6 +187,8 @@ class _FarmWorker:
         """A worker that the scheduler knows; at the end it has none of the node's jobs any more."""
         scheduler = self._options.scheduler
         host = scheduler.partition("://")[2].rpartition(":")[0]
+        credentials = self._options.credentials
+        until = None if credentials is None else read_certificate(credentials.cert).not_valid_after_utc
         with tempfile.TemporaryDirectory(prefix="stap-farm.") as scratch:
             worker = Worker(
                 scheduler,
@@ -199,6 +203,7 @@ class _FarmWorker:
                 dashboard=False,
                 dashboard_address=_NOWHERE,
                 plugins=(NodePlugin(self._node),),
+                metrics={FACTS: lambda _worker: own_facts(until)},
             )
             try:
                 with anyio.fail_after(_START_S):

@@ -50,32 +50,32 @@ async def open_engine(settings: ServerSettings, host: EngineHost) -> DaskEngine:
     Raises:
         ConfigError: the settings do not say where the farm is, or name a release by its build tree.
     """
-    wanted = settings.compilation
-    if wanted.farm is None:
-        remedy = "set FARM to the address of its scheduler, such as tls://farm.example.com:8786"
-        raise ConfigError("there is no farm", where="ENGINE=dask", remedy=remedy)
-    credentials = _credentials(settings)
+    address, credentials = connection_of(settings)
     # Here, where whoever starts the server reads what is wrong with them.
-    await BlockingCalls().run(partial(farm_security, credentials, address=wanted.farm))
+    await BlockingCalls().run(partial(farm_security, credentials, address=address))
     for release in settings.releases:
         if not is_release_name(release):
             remedy = "name the release: the farm's workers have build trees of their own"
             raise ConfigError("is a path of this host", where=f"-r {release}", remedy=remedy)
-    make = partial(Farm, wanted.farm, credentials, host.log)
-    farm = await host.shared((Farm, wanted.farm, credentials), make)
+    make = partial(Farm, address, credentials, host.log)
+    farm = await host.shared((Farm, address, credentials), make)
     return DaskEngine(farm, settings, host)
 
 
-def _credentials(settings: ServerSettings) -> FarmCredentials | None:
+def connection_of(settings: ServerSettings) -> tuple[str, FarmCredentials | None]:
+    """Return where the farm of a server is, and what it is reached with; a ConfigError if they do not say."""
     wanted = settings.compilation
+    if wanted.farm is None:
+        remedy = "set FARM to the address of its scheduler, such as tls://farm.example.com:8786"
+        raise ConfigError("there is no farm", where="ENGINE=dask", remedy=remedy)
     files = {"FARM_CA": wanted.farm_ca, "FARM_CERT": wanted.farm_cert, "FARM_KEY": wanted.farm_key}
-    if wanted.farm is not None and not parse_farm_address(wanted.farm).is_encrypted:
-        return None
+    if not parse_farm_address(wanted.farm).is_encrypted:
+        return wanted.farm, None
     missing = [variable for variable, file in files.items() if file is None]
     if missing:
         remedy = "stap-farm ca makes the files; or name a scheduler on this host, tcp://127.0.0.1:PORT"
         raise ConfigError(f"{' and '.join(missing)} are not set", where=f"FARM={wanted.farm}", remedy=remedy)
-    return FarmCredentials(*(Path(file) for file in files.values() if file is not None))
+    return wanted.farm, FarmCredentials(*(Path(file) for file in files.values() if file is not None))
 
 
 class Farm:

@@ -118,7 +118,7 @@ class _Checker:
             yield from _check_database(target, settings, account)
 
     def _check_releases(self, target: Target, settings: ServerSettings) -> Iterator[ConfigError]:
-        for release in settings.releases:
+        for release in settings.releases if settings.compiles_here else ():
             try:
                 resolve_release(release, arch=settings.arch or self._inventory.host.defaults.arch)
             except ConfigError as exc:
