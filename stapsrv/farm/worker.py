@@ -99,8 +99,8 @@ async def _be_node(options: WorkerOptions, stopping: anyio.Event, log: Log) -> N
     """Serve until told to stop, and come to an end that is bounded; nothing of it is cancelled before."""
     # Its releases are proved whatever is set for servers, and their results judged for the servers' caches.
     tuning = Tuning({"warmup": True, "result_cache": True}).over(options.tuning)
+    # Without an architecture, as most servers are: what this host's servers found out serves the node, too.
     settings = ServerSettings(
-        arch=host_arch(),
         releases=options.releases,
         include=options.include,
         runtime=options.runtime,
