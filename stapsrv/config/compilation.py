@@ -6,6 +6,8 @@ from stapsrv.config import addresses
 from stapsrv.config.kinds import ABSOLUTE_PATH, ENGINE, Kind, choice, duration
 from stapsrv.config.setting import Group, Setting
 
+LOCAL = "local"  # the engine of this host
+
 
 class Compilation(Group):
     """Where a server has its requests compiled."""
@@ -14,7 +16,7 @@ class Compilation(Group):
         "ENGINE",
         ENGINE,
         "where requests are compiled: local (this host), dask (the farm of FARM), or an installed engine",
-        default="local",
+        default=LOCAL,
         identifies=True,
     )
     farm = Setting[str | None](

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 
+from stapsrv.config.compilation import LOCAL
 from stapsrv.config.environment import PREFIX, server_values
 from stapsrv.config.files import decode_config, server_settings_from, warnings_about
 from stapsrv.config.kernels import installed_releases
@@ -59,10 +60,12 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
 def with_each_release(settings: ServerSettings) -> ServerSettings:
     """Replace the release ``installed``, of the environment, by those that are.
 
+    What an engine of other hosts has, it knows itself.
+
     Raises:
         ConfigError: it is wanted, and none is installed.
     """
-    if settings.releases != (EACH_RELEASE,):
+    if settings.releases != (EACH_RELEASE,) or settings.compilation.engine != LOCAL:
         return settings
     installed = installed_releases()
     if not installed:

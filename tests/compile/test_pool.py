@@ -152,3 +152,24 @@ async def test_parent_bounds_the_total_and_serves_its_children_in_turn(tasks):
     await two.end("two.a")
     await one.end("one.b")
     assert one.order == ["one.a", "one.b", "one.c"]
+
+
+async def test_pool_that_grows_serves_those_who_wait(tasks):
+    requests = Requests(WorkerPool(1, queue_length=None), tasks)
+    for name in "abc":
+        await requests.start(name, name)
+    requests.pool.resize(2)
+    await anyio.wait_all_tasks_blocked()
+    assert requests.order == ["a", "b"]
+    assert requests.pool.statistics() == PoolStatistics(workers=2, running=2, queued=1)
+
+
+async def test_pool_that_shrinks_gives_no_worker_until_enough_are_back(tasks):
+    requests = Requests(WorkerPool(2, queue_length=None), tasks)
+    for name in "abc":
+        await requests.start(name, name)
+    requests.pool.resize(1)
+    await requests.end("a")
+    assert requests.order == ["a", "b"]
+    await requests.end("b")
+    assert requests.order == ["a", "b", "c"]

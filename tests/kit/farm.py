@@ -88,8 +88,10 @@ class Farm:
         return self.start("worker", *own, inside=inside, **environ)
 
     def start_workers(self, *options: str, count: int = 1) -> list[Member]:
-        """Start nodes of the names n0, n1 and so on, and wait until each offers a release."""
-        workers = [self.begin_worker("--name", f"n{number}", *options) for number in range(count)]
+        """Start nodes, and wait until each offers a release; n0, n1 and so on are the names of all so far."""
+        begun = len(list(self.place.glob("worker*.log")))
+        names = [f"n{number}" for number in range(begun, begun + count)]
+        workers = [self.begin_worker("--name", name, *options) for name in names]
         for worker in workers:
             worker.log.wait("Farm: this is worker ")
             worker.log.wait("Farm: kernel release .* is offered")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from kit import real
 from kit.farm import Farm
 from kit.real import CompilerGate, finish, vermagic
 from kit.trees import ProcessObserver
@@ -94,10 +96,15 @@ def test_killed_scheduler_costs_no_request(farm, serve_farm, stap, gate):
     assert server.log.count(WORKER) == 1
 
 
+def killable(stap, *options, **environ):
+    """Serve as :func:`kit.real.serving` does, but for the good end."""
+    return real._started(stap, [sys.executable, "-m", "stapsrv.daemon"], *options, **environ)
+
+
 def test_killed_server_takes_its_compiles_off_the_farm(farm, serve_farm, stap, gate):
     farm.start_scheduler()
     workers = farm.start_workers(count=3)
-    server = serve_farm()
+    server = serve_farm(using=killable, release=True)
     client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
     gate.wait_reached(client)
     _, tree = held_by(workers)

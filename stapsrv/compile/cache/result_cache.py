@@ -271,7 +271,10 @@ def _key_elsewhere(job: CompileJob, promised: bytes) -> CacheKey:
 
 
 def _judge_elsewhere(key: CacheKey, elsewhere: Elsewhere | None) -> str | None:
-    if elsewhere is None or elsewhere.toolchain != key.toolchain_digest:
+    if not key.elsewhere or elsewhere is None:
+        # It was compiled here where others were to, or by others where it was to be here.
+        return "changed" if key.environment_digest is not None else key.reason
+    if elsewhere.toolchain != key.toolchain_digest:
         return "changed"
     return elsewhere.uncacheable
 

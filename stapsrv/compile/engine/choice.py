@@ -6,11 +6,11 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from stapsrv.compile.engine.base import EngineFactory, EngineHost, RemoteEngine
+from stapsrv.config.compilation import LOCAL
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError
 
 GROUP = "stapsrv.engines"
-LOCAL = "local"
 
 
 async def open_engine(settings: ServerSettings, host: EngineHost) -> RemoteEngine | None:

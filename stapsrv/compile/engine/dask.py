@@ -28,7 +28,8 @@ from stapsrv.compile.engine.base import (
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.addresses import parse_farm_address
-from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, is_release_name
+from stapsrv.config.configured import EACH_RELEASE
+from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, host_release, is_release_name
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, ProtocolError, TranslatorError
 from stapsrv.farm.client import Assignment, FarmAbsentError, FarmAnswer, FarmClient
@@ -174,10 +175,13 @@ class DaskEngine:
         self._health_changed = host.health_changed
         self._arch = settings.arch or host_arch()
         self._pools: list[WorkerPool] = []
-        self.releases: dict[str, ServedRelease] = {name: self._release(name) for name in settings.releases}
-        self.release_health: dict[str, ReleaseHealth] = {
-            name: ReleaseHealth(host.health_changed) for name in settings.releases
-        }
+        named = settings.releases or (host_release(),)
+        self._serves_each = EACH_RELEASE in named
+        self.releases: dict[str, ServedRelease] = {}
+        self.release_health: dict[str, ReleaseHealth] = {}
+        for name in named:
+            if name != EACH_RELEASE:
+                self._add(name)
         farm.listen(self._follow)
 
     def join(self, pool: WorkerPool) -> None:
@@ -232,12 +236,16 @@ class DaskEngine:
         """Whether a job that the farm cannot compile now is compiled here."""
         return self._wanted.farm_fallback == _LOCAL and job.release.build_tree.is_dir()
 
-    def _release(self, name: str) -> ServedRelease:
-        return ServedRelease(name, self._arch, name, MODULES / name / "build")
+    def _add(self, name: str) -> None:
+        self.releases[name] = ServedRelease(name, self._arch, name, MODULES / name / "build")
+        self.release_health[name] = ReleaseHealth(self._health_changed)
 
     def _follow(self) -> None:
-        """Bring health and pools up to date with what the farm offers."""
+        """Bring releases, health and pools up to date with what the farm offers."""
         nodes = self._farm.nodes
+        for name, arch in nodes.releases if self._serves_each else ():
+            if arch == self._arch and name not in self.releases:
+                self._add(name)
         for release in self.releases.values():
             health = self.release_health[release.name]
             if nodes.best(release.name, release.arch) is not None:

@@ -24,7 +24,7 @@ from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.cache.result_cache import Miss, ResultCache
 from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.watcher import InputWatcher
-from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
+from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Elsewhere
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
 from stapsrv.config.kernels import ServedRelease
@@ -615,3 +615,60 @@ async def test_entry_that_leaves_memory_during_the_look_up_is_a_hit(tmp_path, mo
 
         monkeypatch.setattr(DiskStore, "use", use_and_forget)
         assert await w.ask() == "hit"
+
+
+PROMISED = b"toolchain of others"
+
+
+async def ask_others(
+    w: World, promised: bytes = PROMISED, elsewhere: Elsewhere | None = None, **settings
+) -> str:
+    """Answer a request whose engine compiles on other hosts; return where the answer came from."""
+    job = w.job(**settings)
+    key = await w.cache.wait_key_for(job, promised)
+    if await w.cache.get(key) is not None:
+        return "hit"
+
+    async def run(job: CompileJob) -> Compiled:
+        assert job.elsewhere
+        assert job.toolchain == promised
+        return attrs.evolve(await w.run_stap(job), elsewhere=elsewhere)
+
+    return (await w.compile(key, job, run)).reason or "stored"
+
+
+async def test_result_of_others_is_known_by_what_they_promise(tmp_path):
+    async with world(tmp_path) as w:
+        made = Elsewhere(PROMISED, None)
+        assert [await ask_others(w, elsewhere=made) for _ in range(2)] == ["stored", "hit"]
+        assert await ask_others(w, b"another", elsewhere=Elsewhere(b"another", None)) == "stored"
+        assert await ask_others(w, elsewhere=made, define=("A=1",)) == "stored"
+        # What this host has is another matter.
+        assert await w.ask() == "stored"
+
+
+@pytest.mark.parametrize(
+    ("promised", "elsewhere", "reason"),
+    [
+        (PROMISED, Elsewhere(b"another", None), "changed"),
+        (PROMISED, Elsewhere(PROMISED, "outside"), "outside"),
+        # Compiled here after all.
+        (PROMISED, None, "changed"),
+        (b"", Elsewhere(PROMISED, None), "farm"),
+    ],
+)
+async def test_result_that_others_did_not_promise_is_not_stored(tmp_path, promised, elsewhere, reason):
+    async with world(tmp_path) as w:
+        assert [await ask_others(w, promised, elsewhere) for _ in range(2)] == [reason] * 2
+
+
+async def test_result_of_others_is_not_taken_for_one_of_this_host(tmp_path):
+    async with world(tmp_path) as w:
+        job = w.job()
+        await w.watcher.wait_scanned(w.inputs.paths(job.release, job.settings).all)
+
+        async def run(job: CompileJob) -> Compiled:
+            return attrs.evolve(await w.run_stap(job), elsewhere=Elsewhere(job.toolchain, None))
+
+        entry = await w.compile(w.cache.key_for(job), job, run)
+        assert entry.reason == "changed"

@@ -35,6 +35,12 @@ class Front:
     host: EngineHost
     local: FakeEngine
     lines: LogLines
+    changes: list[anyio.Event]
+
+    async def changed(self) -> None:
+        """Wait until the health of a release has changed."""
+        self.changes.append(anyio.Event())
+        await self.changes[-1].wait()
 
     async def engine(self, releases=(RELEASE,), **tuning) -> DaskEngine:
         wanted = {"engine": "dask", "farm": self.address, "farm_wait_s": 60.0, **tuning}
@@ -43,13 +49,17 @@ class Front:
 
 @contextlib.asynccontextmanager
 async def open_front(address):
-    local, lines = FakeEngine(), LogLines()
+    local, lines, changes = FakeEngine(), LogLines(), []
     async with anyio.create_task_group() as tasks:
         host = EngineHost(
-            local=local, environ={}, log=lines.log, health_changed=lambda _health: None, tasks=tasks
+            local=local,
+            environ={},
+            log=lines.log,
+            health_changed=lambda _health: [change.set() for change in changes],
+            tasks=tasks,
         )
         with anyio.fail_after(PATIENCE_S):
-            yield Front(address, host, local, lines)
+            yield Front(address, host, local, lines, changes)
         tasks.cancel_scope.cancel()
 
 
@@ -206,6 +216,20 @@ async def test_release_that_no_worker_has_is_refused_at_once(tmp_path, build_tre
             with pytest.raises(TranslatorError, match=said):
                 await run(engine, release="6.9.9")
             assert engine.release_health["6.9.9"].health is Health.UNHEALTHY
+
+
+async def test_server_of_each_release_serves_what_the_farm_offers(tmp_path, build_tree):
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        farm.start_scheduler()
+        async with open_front(farm.address) as front:
+            engine = await front.engine(releases=("installed",))
+            assert dict(engine.releases) == {}
+            await anyio.to_thread.run_sync(farm.start_workers)
+            while RELEASE not in engine.releases:
+                await front.changed()
+            assert engine.release_health[RELEASE].health is Health.HEALTHY
+            _, compiled = await run(engine)
+            assert compiled.result.status == 0
 
 
 async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_path, build_tree, meeting):
