@@ -248,12 +248,12 @@ class _FarmWorker:
         self._node.cancel_all()
         if worker.status.name == "closing_gracefully":
             await self._retire(worker, remove=True)
-        with contextlib.suppress(OSError), anyio.move_on_after(_CLOSE_S):
+        with contextlib.suppress(OSError, RuntimeError), anyio.move_on_after(_CLOSE_S):
             await worker.close(timeout=_CLOSE_S, nanny=False, reason="the node ends")
 
     async def _retire(self, worker: Worker, *, remove: bool) -> None:
         """Have the scheduler give the worker no new jobs, or, with ``remove``, its last ones to others."""
-        with contextlib.suppress(OSError), anyio.move_on_after(_SEND_S):
+        with contextlib.suppress(OSError, RuntimeError), anyio.move_on_after(_SEND_S):
             await worker.scheduler.retire_workers(
                 workers=[worker.address], close_workers=False, remove=remove
             )

@@ -1,6 +1,6 @@
 import anyio
 import pytest
-from distributed import Client
+from distributed import Client, Scheduler
 
 from stapsrv.errors import ConfigError
 from stapsrv.farm.scheduler import SchedulerOptions, open_scheduler
@@ -28,3 +28,15 @@ async def test_address_without_the_files_that_it_needs_is_refused_in_one_line():
     ):
         async with open_scheduler(SchedulerOptions(listen="tls://127.0.0.1:0")):
             pass
+
+
+async def test_end_of_a_scheduler_does_not_fail_with_dask_s_own(monkeypatch):
+    close = Scheduler.close
+
+    async def fail_after_close(scheduler, **options):
+        await close(scheduler, **options)
+        raise RuntimeError("Cannot change state of expiring Timeout")
+
+    monkeypatch.setattr(Scheduler, "close", fail_after_close)
+    async with open_scheduler(SchedulerOptions(listen="tcp://127.0.0.1:0")):
+        pass
