@@ -63,9 +63,9 @@ def merged(runs: Sequence[Results]) -> Results:
     return {**runs[-1], "averages": averages, "loads": loads}
 
 
-def plain(found: Sequence[Verdict]) -> list[str]:
+def plain(found: Sequence[Verdict], original: str = "original", ours: str = "stapsrv") -> list[str]:
     """Return the lines of a table for a terminal."""
-    rows = [("", "original", "stapsrv", "measured", "to reach", ""), *map(_cells, found)]
+    rows = [("", original, ours, "measured", "to reach", ""), *map(_cells, found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
