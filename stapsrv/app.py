@@ -76,11 +76,10 @@ class Configuration:
             base = settings = global_from_environ(environ)
             log_file = only.log or _STANDARD_ERROR
             only = attrs.evolve(
-                with_each_release(only),
+                with_each_release(attrs.evolve(only, tuning=only.tuning.over(settings.tuning.of_servers()))),
                 # Its process id would be another name after each start, and metrics go by the nickname.
                 nickname=only.nickname or PROGRAM,
                 user=None,
-                tuning=only.tuning.over(settings.tuning.of_servers()),
             )
         return cls(
             options=options,

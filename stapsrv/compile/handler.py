@@ -140,7 +140,7 @@ class RequestHandler:
         served = ", ".join(known.sysinfo for known in releases.values())
         raise RequestRejected(
             f"Target kernel version {request.release} {request.arch} is not supported by this server, "
-            f"which serves {served}"
+            f"which serves {served or 'none now'}"
         )
 
     def _note_health(self, job: CompileJob, result: CompileResult) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.config.compilation import LOCAL
-from stapsrv.config.environment import PREFIX, server_values
+from stapsrv.config.compilation import Compilation
+from stapsrv.config.environment import PREFIX, server_values, values_in
 from stapsrv.config.files import decode_config, server_settings_from, warnings_about
 from stapsrv.config.kernels import installed_releases
 from stapsrv.config.settings import ServerSettings
@@ -53,6 +53,8 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
     described = server_values(environ)
     if not described:
         return ()
+    # The global file's, too, but it says what the releases mean.
+    described |= values_in(environ, [Compilation.engine])
     settings = ServerSettings(**with_tuning(described))
     return (ConfiguredFile(_ENVIRONMENT, with_each_release(settings), None),)
 
@@ -60,13 +62,15 @@ def read_configured_or_environ(directory: Path, environ: Mapping[str, str]) -> t
 def with_each_release(settings: ServerSettings) -> ServerSettings:
     """Replace the release ``installed``, of the environment, by those that are.
 
-    What an engine of other hosts has, it knows itself.
+    Where other hosts compile, they are those of these hosts, as without a name.
 
     Raises:
         ConfigError: it is wanted, and none is installed.
     """
-    if settings.releases != (EACH_RELEASE,) or settings.compilation.engine != LOCAL:
+    if settings.releases != (EACH_RELEASE,):
         return settings
+    if not settings.compiles_here:
+        return attrs.evolve(settings, releases=())
     installed = installed_releases()
     if not installed:
         where = f"{PREFIX}RELEASE={EACH_RELEASE}"

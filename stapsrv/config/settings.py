@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from stapsrv.config.compilation import Compilation
+from stapsrv.config.compilation import LOCAL, Compilation
 from stapsrv.config.kernels import ServedRelease, host_arch, host_release, normalise_arch, resolve_release
 from stapsrv.config.kinds import LogFormat
 from stapsrv.config.table import Description, Limits, NetworkAccess
@@ -72,7 +72,7 @@ class ServerSettings:
     @property
     def compiles_here(self) -> bool:
         """Whether its requests are compiled on this host, which then needs the headers."""
-        return self.compilation.engine == Compilation.engine.default
+        return self.compilation.engine == LOCAL
 
     @property
     def workers(self) -> int:
@@ -82,15 +82,21 @@ class ServerSettings:
         return max(1, self.max_threads)
 
     def resolved(self, defaults: HostDefaults) -> ServerSettings:
-        """Fill in all that depends on the host, and drop releases named twice."""
-        return attrs.evolve(
+        """Fill in all that depends on the host, and drop releases named twice.
+
+        None named are the host's own, or all that the hosts have which compile in its place.
+        """
+        resolved = attrs.evolve(
             self,
             arch=self.arch or defaults.arch,
-            releases=tuple(dict.fromkeys(self.releases)) or (defaults.release,),
+            releases=tuple(dict.fromkeys(self.releases)),
             user=self.user or defaults.user,
             log=self.log or defaults.log,
             tuning=self.tuning.over(defaults.tuning),
         )
+        if not resolved.releases and resolved.compiles_here:
+            resolved = attrs.evolve(resolved, releases=(defaults.release,))
+        return resolved
 
     def identity(self, defaults: HostDefaults) -> ServerSettings:
         """Return what two servers have in common if they are the same one: to start one changes nothing then.

@@ -57,6 +57,10 @@ def test_release_installed_means_each_one(monkeypatch):
     (found,) = read_configured_or_environ(NO_FILES, {"STAPSRV_RELEASE": "installed"})
     assert found.settings == ServerSettings(releases=("6.1", "6.2"))
     assert with_each_release(ServerSettings(releases=("5.10",))).releases == ("5.10",)
+    described = {"STAPSRV_RELEASE": "installed", "STAPSRV_ENGINE": "dask"}
+    assert read_configured_or_environ(NO_FILES, described)[0].settings.releases == ()
+    elsewhere = ServerSettings(releases=("installed",), tuning={"engine": "dask"})
+    assert with_each_release(elsewhere).releases == ()
     monkeypatch.setattr(configured, "installed_releases", list)
     with pytest.raises(
         ConfigError, match=r"^STAPSRV_RELEASE=installed: there is no /lib/modules/RELEASE/build"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import attrs
+
 from stapsrv.config.global_settings import SYSTEM_SETTINGS, lay_over
 from stapsrv.config.settings import HostDefaults, ServerSettings, total_compiles
 from stapsrv.config.table import Limits
@@ -35,6 +37,13 @@ def test_what_is_not_set_is_the_host_s():
         arch="x86_64", releases=("6.2",), user="bob", log=Path("/l"), tuning=HOST.tuning
     )
     assert ServerSettings().resolved(HOST).releases == ("6.1",)
+
+
+def test_server_whose_requests_are_compiled_elsewhere_has_no_release_of_this_host():
+    assert ServerSettings(tuning={"engine": "dask"}).resolved(HOST).releases == ()
+    of_all = attrs.evolve(HOST, tuning=Tuning({"engine": "dask"}))
+    assert ServerSettings().resolved(of_all).releases == ()
+    assert ServerSettings(tuning={"engine": "local"}).resolved(of_all).releases == ("6.1",)
 
 
 def test_identity_leaves_out_nickname_order_and_limits_but_not_where_it_listens():

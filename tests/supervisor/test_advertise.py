@@ -7,6 +7,8 @@ import errno
 import shutil
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import attrs
@@ -15,12 +17,15 @@ from kit.moks import no_trial
 from kit.responder import FakeMonitor, FakeNetwork
 from kit.service import LogLines
 
+from stapsrv.compile.engine.base import EngineStatus
+from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.config.global_settings import GlobalSettings
+from stapsrv.config.kernels import ServedRelease
 from stapsrv.identity.certificate import load_or_create_identity
 from stapsrv.identity.mok import create_mok
 from stapsrv.mdns.advertiser import Advertiser
 from stapsrv.mdns.records import parse_text
-from stapsrv.supervisor import advertise, managed_server
+from stapsrv.supervisor import advertise, managed_server, runtime
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import ServerSpec
@@ -196,3 +201,56 @@ async def test_nothing_is_advertised_when_mdns_is_off(bench):
         await supervisor.drain([outcome.server.id])
         await supervisor.stop([outcome.server.id])
         assert not any(str(event).startswith("mdns.") for event in bench.lines.events())
+
+
+class Elsewhere:
+    """An engine on other hosts, whose releases come and go."""
+
+    def __init__(self, changed):
+        self.releases, self.release_health = {}, {}
+        self._changed = changed
+
+    def offer(self, name):
+        self.releases[name] = ServedRelease(name, "x86_64", name, Path("/nowhere"))
+        health = self.release_health[name] = ReleaseHealth(self._changed)
+        health.set(Health.HEALTHY)
+
+    def withdraw(self, name):
+        self.release_health[name].set(Health.UNHEALTHY, "nobody has it")
+        del self.releases[name], self.release_health[name]
+
+    def join(self, pool):
+        pool.resize(7)
+
+    def promise(self, _job):
+        return b""
+
+    def status(self):
+        return EngineStatus(
+            name="cloud", address="cloud.example", connected=True, since=datetime(2030, 1, 1, tzinfo=UTC)
+        )
+
+
+async def test_releases_of_other_hosts_are_advertised_as_they_come_and_go(bench, fake, monkeypatch):
+    engine = Elsewhere(lambda health: bench.runtime.warmup.on_health_change(health))
+    engine.offer("6.1")
+
+    async def open_engine(_settings, _host):
+        return engine
+
+    def announced(*names):
+        return lambda: (
+            sorted(text["sysinfo"] for text in texts(fake)) == [[f"{name} x86_64"] for name in names]
+        )
+
+    monkeypatch.setattr(runtime, "open_engine", open_engine)
+    async with serving(bench, fake) as (supervisor, _):
+        await fake.wait(announced("6.1"))
+        engine.offer("6.6")
+        await fake.wait(announced("6.1", "6.6"))
+        engine.withdraw("6.1")
+        await fake.wait(announced("6.6"))
+        (server,) = supervisor.status().servers
+        assert server.work.engine == engine.status()
+        assert server.work.workers == 7
+        assert [release.name for release in server.work.releases] == ["6.6"]

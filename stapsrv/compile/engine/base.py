@@ -152,11 +152,11 @@ class RemoteEngine(Engine, Protocol):
 
     @property
     def releases(self) -> Mapping[str, ServedRelease]:
-        """The releases that it compiles for, by name, as of now."""
+        """The releases that it compiles for, by name: those that settings name, else all; it may change."""
 
     @property
     def release_health(self) -> Mapping[str, ReleaseHealth]:
-        """What is known of each, as of now."""
+        """What is known of each; it may change, too."""
 
     def promise(self, job: CompileJob) -> bytes | None:
         """Return a digest of what a job would be compiled with.

@@ -7,8 +7,9 @@ for a while, requests wait, are compiled here, or are refused, as the server's s
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +29,7 @@ from stapsrv.compile.engine.base import (
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.addresses import parse_farm_address
-from stapsrv.config.configured import EACH_RELEASE
-from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, host_release, is_release_name
+from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, installed_releases, is_release_name
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, ProtocolError, TranslatorError
 from stapsrv.farm.client import Assignment, FarmAbsentError, FarmAnswer, FarmClient
@@ -42,6 +42,8 @@ from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.loop_thread import LoopThread
 
 _RESTART_S = 5.0
+# For the first answer of a farm, when a server begins that serves all that the farm does.
+_FIRST_LOOK_S = 5.0
 _WAIT, _LOCAL = "wait", "local"
 
 
@@ -60,7 +62,13 @@ async def open_engine(settings: ServerSettings, host: EngineHost) -> DaskEngine:
             raise ConfigError("is a path of this host", where=f"-r {release}", remedy=remedy)
     make = partial(Farm, address, credentials, host.log)
     farm = await host.shared((Farm, address, credentials), make)
-    return DaskEngine(farm, settings, host)
+    if settings.releases:
+        return DaskEngine(farm, settings, host)
+    is_fallback = settings.compilation.farm_fallback == _LOCAL
+    installed = await BlockingCalls().run(installed_releases) if is_fallback else ()
+    with anyio.move_on_after(_FIRST_LOOK_S):
+        await farm.looked.wait()
+    return DaskEngine(farm, settings, host, installed=installed)
 
 
 def connection_of(settings: ServerSettings) -> tuple[str, FarmCredentials | None]:
@@ -88,7 +96,9 @@ class Farm:
         self._log = log
         self._thread: LoopThread | None = None
         # Called in the servers' loop after each change of the nodes, as long as their engines live.
-        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._listeners: list[weakref.WeakMethod[Callable[[], float]]] = []
+        self._moved = anyio.Event()
+        self.looked = anyio.Event()  # set once the farm is known, or known to be away
 
     @property
     def nodes(self) -> Nodes:
@@ -121,18 +131,24 @@ class Farm:
             lost_workers=client.counts.lost_nodes,
         )
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call a method now, and after each change of the nodes, until its object is gone."""
+    def listen(self, listener: Callable[[], float]) -> None:
+        """Call a method now, and after each change of the nodes, until its object is gone.
+
+        It returns in how many seconds it wants to be called in any case.
+        """
         self._listeners.append(weakref.WeakMethod(listener))
         listener()
+        self._moved.set()
+        self._moved = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Be connected to the farm, or try to be, until cancelled."""
         with dask_logs_to(self._log):
-            async with LoopThread.open("farm") as thread:
+            async with LoopThread.open("farm") as thread, anyio.create_task_group() as tasks:
                 client = await thread.call(self._begin)
                 client.on_change = lambda: thread.post(self._changed)
                 self._client, self._thread = client, thread
+                tasks.start_soon(self._tell)
                 task_status.started()
                 try:
                     while True:
@@ -158,16 +174,27 @@ class Farm:
         await anyio.sleep(_RESTART_S)
 
     def _changed(self) -> None:
-        self._listeners = [listener for listener in self._listeners if listener() is not None]
-        for listener in self._listeners:
-            if (method := listener()) is not None:
-                method()
+        self.looked.set()
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    async def _tell(self) -> None:
+        while True:
+            moved = self._moved
+            methods = [method for listener in self._listeners if (method := listener()) is not None]
+            self._listeners = [listener for listener in self._listeners if listener() is not None]
+            with anyio.move_on_after(min((method() for method in methods), default=math.inf)):
+                del methods
+                await moved.wait()
 
 
 class DaskEngine:
     """The engine of one server."""
 
-    def __init__(self, farm: Farm, settings: ServerSettings, host: EngineHost) -> None:
+    def __init__(
+        self, farm: Farm, settings: ServerSettings, host: EngineHost, *, installed: Sequence[str] = ()
+    ) -> None:
+        """Compile for the releases that the settings name, else for the farm's and those ``installed``."""
         self._farm = farm
         self._local: Engine = host.local
         self._wanted = settings.compilation
@@ -175,13 +202,12 @@ class DaskEngine:
         self._health_changed = host.health_changed
         self._arch = settings.arch or host_arch()
         self._pools: list[WorkerPool] = []
-        named = settings.releases or (host_release(),)
-        self._serves_each = EACH_RELEASE in named
         self.releases: dict[str, ServedRelease] = {}
         self.release_health: dict[str, ReleaseHealth] = {}
-        for name in named:
-            if name != EACH_RELEASE:
-                self._add(name)
+        self._serves_all = not settings.releases
+        self._missing: dict[str, float] = {}  # since when nobody offers them
+        for name in settings.releases or installed:
+            self._add(name)
         farm.listen(self._follow)
 
     def join(self, pool: WorkerPool) -> None:
@@ -199,7 +225,7 @@ class DaskEngine:
         offer = self._farm.nodes.best(job.release.name, job.release.arch)
         if offer is not None:
             return bytes.fromhex(offer.identity)
-        return None if self._falls_back(job) else b""
+        return None if self._falls_back(job.release) else b""
 
     async def compile(self, job: CompileJob) -> Compiled:
         """Compile a job on the farm (see :class:`Engine`), or here where the settings say so."""
@@ -210,7 +236,7 @@ class DaskEngine:
             release=job.release.name,
             arch=job.release.arch,
             identity=identity,
-            wait_s=self._wanted.farm_wait_s if self._wanted.farm_fallback == _WAIT else 0.0,
+            wait_s=self._wait_s,
             background=job.background,
             encode=lambda name, found: encode_job(FarmJob.of(job, name=name, identity=found)),
             decode=lambda message: decode_answer(message, job.settings.limits),
@@ -218,7 +244,7 @@ class DaskEngine:
         try:
             found = await self._farm.compile(assignment)
         except FarmAbsentError as exc:
-            if self._falls_back(job):
+            if self._falls_back(job.release):
                 return await self._local.compile(attrs.evolve(job, toolchain=b"", elsewhere=False))
             raise TranslatorError(str(exc), remedy="try again later") from exc
         except ProtocolError as exc:
@@ -232,29 +258,51 @@ class DaskEngine:
         elsewhere = Elsewhere(bytes.fromhex(found.offer.identity), answer.uncacheable)
         return Compiled(answer.result, _no_files, _nothing, _nothing, elsewhere)
 
-    def _falls_back(self, job: CompileJob) -> bool:
-        """Whether a job that the farm cannot compile now is compiled here."""
-        return self._wanted.farm_fallback == _LOCAL and job.release.build_tree.is_dir()
+    def _falls_back(self, release: ServedRelease) -> bool:
+        """Whether what the farm cannot compile now is compiled here."""
+        return self._wanted.farm_fallback == _LOCAL and release.build_tree.is_dir()
+
+    @property
+    def _wait_s(self) -> float:
+        return self._wanted.farm_wait_s if self._wanted.farm_fallback == _WAIT else 0.0
 
     def _add(self, name: str) -> None:
         self.releases[name] = ServedRelease(name, self._arch, name, MODULES / name / "build")
         self.release_health[name] = ReleaseHealth(self._health_changed)
 
-    def _follow(self) -> None:
-        """Bring releases, health and pools up to date with what the farm offers."""
+    def _follow(self) -> float:
+        """Follow what the farm offers; returns how many seconds later to look again."""
         nodes = self._farm.nodes
-        for name, arch in nodes.releases if self._serves_each else ():
+        for name, arch in nodes.releases if self._serves_all else ():
             if arch == self._arch and name not in self.releases:
                 self._add(name)
-        for release in self.releases.values():
-            health = self.release_health[release.name]
-            if nodes.best(release.name, release.arch) is not None:
-                health.set(Health.HEALTHY)
-            elif self._farm.is_connected:
-                health.set(Health.UNHEALTHY, nodes.explain_missing(release.name))
+        left = [self._judge(release, nodes) for release in list(self.releases.values())]
         if nodes.slots:
             for pool in self._pools:
                 pool.resize(nodes.slots)
+        return min(left, default=math.inf)
+
+    def _judge(self, release: ServedRelease, nodes: Nodes) -> float:
+        """Bring the health of a release up to date; returns for how many seconds that may hold.
+
+        As long as requests wait for a farm that is lost, its releases are advertised; and one that only a
+        farm's workers know is served as long as requests would wait for those that had it.
+        """
+        health, now = self.release_health[release.name], anyio.current_time()
+        if nodes.best(release.name, release.arch) is not None:
+            self._missing.pop(release.name, None)
+            health.set(Health.HEALTHY)
+            return math.inf
+        left_s = self._missing.setdefault(release.name, now) + self._wait_s - now
+        if self._falls_back(release):
+            health.set(Health.UNTRIED)
+        elif self._farm.is_connected:
+            health.set(Health.UNHEALTHY, nodes.explain_missing(release.name))
+            if self._serves_all and left_s <= 0:
+                del self.releases[release.name], self.release_health[release.name]
+        elif left_s <= 0 or health.health is not Health.HEALTHY:
+            health.set(Health.UNHEALTHY, "The farm cannot be reached")
+        return left_s if left_s > 0 else math.inf
 
 
 async def _no_files() -> frozenset[str]:

@@ -152,7 +152,7 @@ class Executor:
         if settings is None:
             return "server"
         file = Path(target.where).name if target.where is not None else None
-        return settings.nickname or file or ", ".join(settings.releases)
+        return settings.nickname or file or ", ".join(settings.releases) or "server"
 
     def _report_reloaded(self, outcome: OutcomeInfo) -> None:
         server = outcome["server"]

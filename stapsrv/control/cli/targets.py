@@ -203,15 +203,17 @@ class SpecifiedServers:
         """Yield a server like ``base`` for each installed release and the host's architecture (``-i``).
 
         With one port it is one server for all of them, which the original of 4.8 starts in any case. Actions
-        that start nothing mean that one where it runs.
+        that start nothing mean that one where it runs. Where other hosts compile, it is one server, for all
+        that they have.
         """
         alike = attrs.evolve(_described(_inherited(base.settings), typed), arch=None)
-        installed = self._index.host.installed
-        if not installed:
+        is_here = self._index.resolved(alike).compiles_here
+        installed = self._index.host.installed if is_here else ()
+        if is_here and not installed:
             yield Match(alike, problem="-i means no server: no kernel release is installed")
         elif not self._may_create and (running := self._index.serving_all(installed, alike)):
             yield Match(running.settings, server=running)
-        elif self._list_options.has_one_port:
+        elif self._list_options.has_one_port or not is_here:
             yield self._listed(attrs.evolve(alike, releases=installed))
         else:
             for release in installed:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -91,6 +94,10 @@ async def wait_until(engine, condition):
         await watcher.changed.wait()
 
 
+def has_reason(health, reason):
+    return not health.is_usable and health.reason == reason
+
+
 class Watcher:
     def __init__(self):
         self.changed = anyio.Event()
@@ -98,6 +105,7 @@ class Watcher:
     def look(self):
         self.changed.set()
         self.changed = anyio.Event()
+        return math.inf
 
 
 class Rendezvous:
@@ -222,7 +230,7 @@ async def test_server_of_each_release_serves_what_the_farm_offers(tmp_path, buil
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         async with open_front(farm.address) as front:
-            engine = await front.engine(releases=("installed",))
+            engine = await front.engine(releases=())
             assert dict(engine.releases) == {}
             await anyio.to_thread.run_sync(farm.start_workers)
             while RELEASE not in engine.releases:
@@ -247,6 +255,44 @@ async def test_job_of_a_killed_worker_runs_elsewhere_and_its_compile_ends(tmp_pa
         ((done, compiled),) = outcomes
         assert compiled.result.status == 0
         assert done.record.worker == f"n{1 - workers.index(killed)}"
+
+
+async def test_server_that_names_no_release_serves_those_that_the_farm_has(tmp_path, build_tree):
+    other = tmp_path / "other"
+    shutil.copytree(build_tree, other)
+    (other / "include" / "config" / "kernel.release").write_text("6.6.0-test\n")
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        farm.start_scheduler()
+        farm.start_workers()
+        async with open_front(farm.address) as front:
+            engine = await front.engine(releases=(), farm_wait_s=0.5)
+            await wait_until(engine, lambda: set(engine.releases) == {RELEASE})
+            worker = farm.begin_worker("--name", "both", "-r", str(other))
+            await wait_until(engine, lambda: set(engine.releases) == {RELEASE, "6.6.0-test"})
+            _, compiled = await run(engine, release="6.6.0-test")
+            assert compiled.result.status == 0
+            health = engine.release_health["6.6.0-test"]
+            worker.kill()
+            # Its requests wait a little for a worker that was there.
+            await wait_until(engine, lambda: health.health is Health.UNHEALTHY)
+            await wait_until(engine, lambda: set(engine.releases) == set(engine.release_health) == {RELEASE})
+            assert engine.release_health[RELEASE].health is Health.HEALTHY
+
+
+async def test_release_is_advertised_as_long_as_its_requests_wait_for_the_scheduler(tmp_path, build_tree):
+    with stand_in_farm(tmp_path, build_tree) as farm:
+        scheduler = farm.start_scheduler()
+        farm.start_workers()
+        async with open_front(farm.address) as front:
+            patient = await front.engine(farm_wait_s=600.0)
+            short = await front.engine(farm_wait_s=0.5)
+            refusing = await front.engine(farm_fallback="refuse")
+            for engine in (patient, short, refusing):
+                await offered(engine)
+            scheduler.kill()
+            for health in (engine.release_health[RELEASE] for engine in (short, refusing)):
+                await wait_until(patient, partial(has_reason, health, "The farm cannot be reached"))
+            assert patient.release_health[RELEASE].health is Health.HEALTHY
 
 
 async def test_status_tells_of_nodes_jobs_and_losses(tmp_path, build_tree, meeting):
@@ -398,6 +444,7 @@ async def test_without_a_farm_a_request_is_refused_in_time(fallback):
             await run(engine)
         status = engine.status()
         assert (status.connected, status.workers, status.waiting) == (False, 0, 0)
+        assert engine.release_health[RELEASE].reason == "The farm cannot be reached"
 
 
 async def test_without_a_farm_a_request_is_compiled_here_if_the_headers_are(build_tree):
@@ -405,6 +452,8 @@ async def test_without_a_farm_a_request_is_compiled_here_if_the_headers_are(buil
         engine = await front.engine(farm_fallback="local", farm_wait_s=0.5)
         engine.releases[RELEASE] = attrs.evolve(engine.releases[RELEASE], build_tree=build_tree)
         done, compiled = await run(engine)
+        engine._follow()
+        assert engine.release_health[RELEASE].health is Health.UNTRIED
         assert (compiled.elsewhere, front.local.jobs) == (None, [done])
         assert engine.promise(done) is None
 

@@ -84,3 +84,14 @@ def test_each_release_without_an_installed_one_means_no_server():
     servers = SpecifiedServers(index, ListOptions({}), may_create=True)
     (match,) = servers.matches(invocation.specifications)
     assert match.problem == "-i means no server: no kernel release is installed"
+
+
+def test_each_release_of_a_farm_means_one_server_for_all_that_it_has():
+    nothing = HostFacts(defaults=HOST.defaults)
+    invocation = parse_arguments(["start", "-i", "--engine", "dask"], directory="/")
+    running = RunningServer(7, ServerSettings(tuning={"engine": "dask"}))
+    for servers, may_create, found in (([], True, None), ([running], False, running)):
+        index = ServerIndex(servers, [], nothing)
+        specified = SpecifiedServers(index, ListOptions({}), may_create=may_create)
+        (match,) = specified.matches(invocation.specifications)
+        assert (match.problem, match.settings.releases, match.server) == (None, (), found)
