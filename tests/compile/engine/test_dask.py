@@ -27,7 +27,7 @@ from stapsrv.errors import ConfigError, TranslatorError
 pytestmark = pytest.mark.anyio
 RELEASE = "6.1.0-test"
 MAKES = b'echo module >"$answer/stap_x.ko"'
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 @attrs.define(eq=False)
