@@ -166,8 +166,9 @@ def open_contest(bench: Bench, place: Path, deadline: float) -> Iterator[Contest
     user = bench.user()
     progress(f"compiling once for {release}")
     check(LOCAL, user.local("-p4", "-e", bench.script()))
-    # Without TMPDIR all choose where they compile.
-    environ = user.environ()
+    # Nodes find out about the kernel when they prove themselves, the other server knows what its user does.
+    environ = user.environ(SYSTEMTAP_DIR=str(place / "systemtap"))
+    # Without it all choose where they compile.
     environ.pop("TMPDIR")
     options = ("-r", release, "-R", str(runtime), "--slots", "1", "--prepared", "no")
     with (
