@@ -113,10 +113,10 @@ class Site:
         """Compile something new, a stand-in for so long; return what is wrong with the answer."""
         number = next(self.numbers)
         if self.release == RELEASE:
-            script = f"sleep {seconds:.2f}{self.mark}; echo said {number}; {MAKES} module {number}"
+            script = f"sleep {seconds:.2f}{self.mark}; echo said {number:06}; {MAKES} module {number:06}"
         else:
-            script = f'probe begin {{ println("said {number}") exit() }} # {self.mark}'
-        return wrong_with(self._ask(script), f"said {number}", f"module {number}")
+            script = f'probe begin {{ println("said {number:06}") exit() }} # {self.mark}'
+        return wrong_with(self._ask(script), f"said {number:06}", f"module {number:06}")
 
     def barrier(self) -> str:
         """Have all slots busy at the same time: a job ends when all the others run."""
