@@ -36,6 +36,11 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def counted(number: int, thing: str) -> str:
+    """Return ``1 job`` or ``2 jobs``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the known word that was probably meant."""
     import difflib  # noqa: PLC0415 - takes 2 ms, for a mistake alone

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.text import error_line, printable, printable_bytes, shortened
+from stapsrv.text import counted, error_line, printable, printable_bytes, shortened
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,7 @@ def test_error_line_is_the_first_error_else_the_last_line(stderr, line):
 
 def test_error_line_of_nothing_is_the_default():
     assert error_line(b" \n", default="status 3") == "status 3"
+
+
+def test_one_thing_is_not_many():
+    assert [counted(number, "job") for number in (0, 1, 2)] == ["0 jobs", "1 job", "2 jobs"]

@@ -14,6 +14,7 @@ from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.store import RENEW_BEFORE
+from stapsrv.text import counted
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -65,12 +66,12 @@ async def _check_farm(question: str, servers: Sequence[ServerSettings]) -> Async
         reason = exc.__cause__ or exc
         yield failure(question, f"cannot be reached: {str(reason) or type(reason).__name__}", _UNREACHED)
         return
-    count, slots = len(census.nodes.nodes), census.nodes.slots
+    workers, slots = counted(len(census.nodes.nodes), "worker"), census.nodes.slots
     if slots:
-        yield ok(question, f"its scheduler is reached; {count} workers with {slots} slots")
+        yield ok(question, f"its scheduler is reached; {workers} with {counted(slots, 'slot')}")
     else:
         remedy = "look at the workers' logs: journalctl -u stap-farm-worker, on the hosts that compile"
-        yield failure(question, f"its scheduler is reached; of {count} workers none offers a release", remedy)
+        yield failure(question, f"its scheduler is reached; {workers}, and no release is offered", remedy)
     if credentials is not None:
         ends = [(str(path), read_certificate(path).not_valid_after_utc) for path in credentials.certificates]
         yield judge_certificates(ends, census.members, now=datetime.now(UTC))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stapsrv.control.cli.console import Console, problem_lines
 from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.protocol.status_fields import Column, EngineInfo, ServerInfo, columns
-from stapsrv.text import printable
+from stapsrv.text import counted, printable
 
 if TYPE_CHECKING:
     from stapsrv.control.cli.console import OrphanedServer, StatusReport
@@ -235,13 +235,16 @@ def _engine_lines(engine: EngineInfo, now: datetime) -> list[str]:
     where = f"{engine['name']} at {engine['address']}"
     troubles = ""
     if engine["retries"] or engine["lost_workers"]:
-        troubles = f"; {engine['lost_workers']} workers lost, {engine['retries']} jobs tried again"
+        lost, again = counted(engine["lost_workers"], "worker"), counted(engine["retries"], "job")
+        troubles = f"; {lost} lost, {again} tried again"
     if not engine["connected"]:
         reason = engine["reason"] or "the connection is lost"
-        return [f"{where}: not connected since {since}: {reason}; {engine['waiting']} jobs wait{troubles}"]
-    jobs = f"{engine['running']} jobs running, {engine['waiting']} waiting{troubles}"
+        waiting = counted(engine["waiting"], "waiting job")
+        return [f"{where}: not connected since {since}: {reason}; {waiting}{troubles}"]
+    workers, slots = counted(engine["workers"], "worker"), counted(engine["slots"], "slot")
+    jobs = f"{counted(engine['running'], 'job')} running, {engine['waiting']} waiting{troubles}"
     return [
-        f"{where}: connected since {since}, {engine['workers']} workers with {engine['slots']} slots; {jobs}",
+        f"{where}: connected since {since}, {workers} with {slots}; {jobs}",
         f"{where}: compiles for {', '.join(engine['releases']) or 'no release'}",
     ]
 

@@ -101,18 +101,18 @@ FARM = {
             ],
         ),
         (
-            {"releases": [], "retries": 3, "lost_workers": 4},
+            {"releases": [], "workers": 1, "retries": 1, "lost_workers": 4},
             [
-                "connected since 04:05:06, 2 workers with 8 slots; 5 jobs running, 1 waiting; "
-                "4 workers lost, 3 jobs tried again",
+                "connected since 04:05:06, 1 worker with 8 slots; 5 jobs running, 1 waiting; "
+                "4 workers lost, 1 job tried again",
                 "compiles for no release",
             ],
         ),
         (
             {"connected": False, "reason": "no route\x1b"},
-            ["not connected since 04:05:06: no route\\x1b; 1 jobs wait"],
+            ["not connected since 04:05:06: no route\\x1b; 1 waiting job"],
         ),
-        ({"connected": False}, ["not connected since 04:05:06: the connection is lost; 1 jobs wait"]),
+        ({"connected": False}, ["not connected since 04:05:06: the connection is lost; 1 waiting job"]),
     ],
 )
 def test_farm_is_told_of_once_below_the_servers(facts, words):

@@ -27,6 +27,7 @@ from stapsrv.control.cli.plan import Operation, Target, make_plan
 from stapsrv.control.client.accounts import Account, runnable_account
 from stapsrv.errors import ConfigError
 from stapsrv.observe.sinks import JOURNAL, stream_descriptor
+from stapsrv.text import counted
 
 _FAILED = 1
 # The option for each variable of a file.
@@ -56,7 +57,7 @@ def run_check(invocation: Invocation, console: Console, environ: Mapping[str, st
     for line in (*problems, *(f"warning: {warning}" for warning in warnings)):
         console.say(str(line))
     if not problems:
-        console.say(f"{servers} server{'' if servers == 1 else 's'}, no problem")
+        console.say(f"{counted(servers, 'server')}, no problem")
     return status
 
 
