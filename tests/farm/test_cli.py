@@ -95,6 +95,10 @@ def running(*words: str, program=PROGRAM, environ=None):
             process.kill()
 
 
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.fixture
 def scheduler(farms):
     port = quiet_port()
@@ -224,13 +228,7 @@ sys.exit(main(["scheduler", "--listen", "tcp://127.0.0.1:1"]))
 def test_port_that_is_taken_is_one_line(farms):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        ran = subprocess.run(
-            [*PROGRAM, "scheduler", "--listen", address],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ran = run("scheduler", "--listen", address)
     assert ran.returncode == 1
     assert ran.stderr == (
         f"stap-farm: {address}: cannot be listened at (Address already in use);"
@@ -253,14 +251,10 @@ def test_port_that_is_taken_is_one_line(farms):
         (["ca", "init", "/proc/x"], 1, "/proc/x: cannot be used (No such file or directory)"),
     ],
 )
-def test_what_is_wrong_is_one_line(capsys, monkeypatch, words, status, line):
-    monkeypatch.setattr("stapsrv.farm.cli.fork_as_init", lambda: None)
-    monkeypatch.setattr("stapsrv.farm.cli.Path.write_text", lambda *_args, **_options: None)
-    monkeypatch.setattr("os.chdir", lambda _path: None)
-    assert main(words) == status
-    told = capsys.readouterr().err
-    assert told.startswith(f"stap-farm: {line}")
-    assert told.count("\n") == 1
+def test_what_is_wrong_is_one_line(words, status, line):
+    ran = run(*words)
+    assert (ran.returncode, ran.stderr.count("\n")) == (status, 1)
+    assert ran.stderr.startswith(f"stap-farm: {line}")
 
 
 def test_certificates_and_help_need_no_dask(tmp_path):

@@ -64,8 +64,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.real)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
-    # The longest ones first: a process that begins one as the last is alone for a minute and more.
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    items[:] = spread_long(items, processes=int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def spread_long(items: list[pytest.Item], *, processes: int) -> list[pytest.Item]:
+    """Order tests so that each process begins with its part of the long ones.
+
+    pytest-xdist gives each process a run of equal length at first. One that begins a long test as the last is
+    alone for a minute and more.
+    """
+    longest = [item for item in items if item.get_closest_marker("long") is not None]
+    others = [item for item in items if item.get_closest_marker("long") is None]
+    ordered: list[pytest.Item] = []
+    for process in range(processes):
+        size = (len(items) - len(ordered)) // (processes - process)
+        own = longest[process::processes]
+        count = max(0, size - len(own))
+        ordered += own + others[:count]
+        del others[:count]
+    return ordered + others
 
 
 @pytest.fixture(scope="session")
