@@ -59,10 +59,8 @@ class Contest:
     deadline: float
 
     def begin_node(self, name: str) -> None:
-        """Start a node on a core of its own, as far as there are so many, and wait until it is proved."""
-        cores = sorted(os.sched_getaffinity(0))
-        core = cores[_NODES.index(name) % len(cores)]
-        node = self.farm.begin_worker("--name", name, inside=("taskset", "--cpu-list", str(core)))
+        """Start a node, and wait until it is proved."""
+        node = self.farm.begin_worker("--name", name)
         self.nodes[name] = node
         node.log.wait("Farm: this is worker ")
         node.log.wait("is offered")
@@ -121,7 +119,7 @@ def measure(contest: Contest, rounds: int) -> list[Verdict]:
     ratio = median(values[LOCAL]) / median(values[FARM])
     verdicts.append(
         _verdict(
-            f"{_BURST} new scripts at once, two compiles at a time",
+            f"{_BURST} new scripts at once, two nodes of one slot, beside two slots",
             values,
             f"{ratio:.2f} times the throughput",
             "at least 0.95",
