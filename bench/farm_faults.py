@@ -19,6 +19,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+from compare import end
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -392,6 +394,7 @@ def main() -> int:
         options.real = Installation.find(os.environ) if options.real else None
     except Unavailable as exc:
         parser.error(str(exc))
+    signal.signal(signal.SIGTERM, end)
     is_root = os.geteuid() == 0
     if is_root and "STAPSRV_BENCH_NETWORK" not in os.environ:
         os.environ["STAPSRV_BENCH_NETWORK"] = "its own"
