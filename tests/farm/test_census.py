@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import anyio
 import pytest
 from kit.farm import stand_in_farm
 
@@ -41,7 +42,10 @@ class TestScheduler:
         with stand_in_farm(tmp_path, build_tree) as farm:
             farm.start_scheduler()
             farm.start_workers()
-            census = await take_census(farm.address, None)
+            with anyio.fail_after(60):
+                # A node says that it offers a release, and then tells the scheduler.
+                while not (census := await take_census(farm.address, None)).nodes.slots:
+                    pass
         _, node = census.members
         assert (node.name, node.versions, node.certificate_until) == ("n0", own_versions(), None)
         assert abs(node.ahead_s) < 5

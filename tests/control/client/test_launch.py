@@ -42,12 +42,14 @@ def launch(command_line, environ):
         default_user=caller_name(),
     )
     yield launch
-    try:
-        pidfd = os.pidfd_open(holder(launch))
-    except (OSError, ValueError):
-        return
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.close(pidfd)
+    with contextlib.suppress(OSError, ValueError):
+        last = holder(launch)
+        os.kill(last, signal.SIGKILL)
+        os.waitpid(last, 0)
+    # A command ends soon, and leaves them to init; this process lives on.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def holder(launch: Launch) -> int:
