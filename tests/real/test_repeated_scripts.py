@@ -20,7 +20,7 @@ from kit.real import PATIENCE_S, Ran, Server, Stap, cert
 
 WATCHING = ": Result cache on; "
 MISSING = "missing unwind/symbol data"
-SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, uncacheable: (.*)$"
+SUMMARY = r"Request from .*: answered rc=(\d+), (\w+), .*, uncacheable: (.*), worker: .*$"
 
 T = TypeVar("T")
 
