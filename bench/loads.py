@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import os
 import re
-import resource
 import socket
 import ssl
 import statistics
@@ -331,36 +330,28 @@ def _share(load: str, values: Values) -> Verdict:
 
 
 def prepared(bench: Bench) -> list[Verdict]:
-    """Ask with the real client for new scripts, tiny ones and some of SystemTap's, beside local stap."""
-    kinds: dict[str, tuple[Callable[[], str], float, float]] = {"tiny script": (bench.script, 0.4, 0.4)}
+    """Ask with the real client for new scripts, tiny ones and some of SystemTap's, beside local stap.
+
+    What that saves of the processor's time, bench/identical.py tells.
+    """
+    kinds: dict[str, tuple[Callable[[], str], float]] = {"tiny script": (bench.script, 0.4)}
     for path in _EXAMPLES:
-        text = path.read_text()
-        number = partial("{}\nprobe end {{ println({}) }}\n".format, text)
-        kinds[f"script, `{path.stem}`"] = (lambda number=number: number(next(bench.numbers)), 0.5, 0.4)
+        number = partial("{}\nprobe end {{ println({}) }}\n".format, path.read_text())
+        kinds[f"script, `{path.stem}`"] = (lambda number=number: number(next(bench.numbers)), 0.5)
     verdicts = []
     with bench.serving() as ours:
-        for kind, (script, most, most_cpu) in kinds.items():
-            cpu: dict[str, list[float]] = {LOCAL: [], OURS: []}
+        for kind, (script, most) in kinds.items():
 
-            def once(who: str, script: Callable[[], str] = script, cpu: Values = cpu) -> float:
-                before = children_cpu_s(ours.pid)
+            def once(who: str, script: Callable[[], str] = script) -> float:
                 if who == LOCAL:
-                    seconds = timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
-                else:
-                    count = ours.log.count(_REQUEST)
-                    seconds = bench.real(who, ours.port, script())
-                    # Its directory is removed, and all of its processes have been waited for.
-                    ours.log.wait(_REQUEST, count=count + 1)
-                cpu[who].append(children_cpu_s(ours.pid) - before)
-                return seconds
+                    return timed(lambda: check(who, bench.warm.local("-p4", "-e", script())))
+                return bench.real(who, ours.port, script())
 
-            if not prepare(ours, lambda: once(OURS)):
+            if not prepare(ours, partial(once, OURS)):
                 progress(f"  there is no plan for a {kind}")
-            cpu[OURS].clear()
             values = bench.alternate(max(bench.rounds, _PREPARED_ROUNDS), once, (LOCAL, OURS))
             ratio = median(values[OURS]) / median(values[LOCAL])
-            cpu_ratio = median(cpu[OURS]) / median(cpu[LOCAL])
-            verdicts += [
+            verdicts.append(
                 Verdict(
                     f"new {kind}, real client, beside {spread(values[LOCAL])} of local stap",
                     "",
@@ -368,16 +359,8 @@ def prepared(bench: Bench) -> list[Verdict]:
                     f"{ratio:.2f} times",
                     f"at most {most}",
                     ratio <= most,
-                ),
-                Verdict(
-                    f"processor time of the same, beside {spread(cpu[LOCAL])}",
-                    "",
-                    spread(cpu[OURS]),
-                    f"{cpu_ratio:.2f} times",
-                    f"at most {most_cpu}",
-                    cpu_ratio <= most_cpu,
-                ),
-            ]
+                )
+            )
     return verdicts
 
 
@@ -606,13 +589,6 @@ def cpu_s(processes: Sequence[int]) -> float:
         for task in Path(f"/proc/{pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
-
-
-def children_cpu_s(server: int) -> float:
-    """Return the CPU time of a server, and of all that it and this process have waited for (seconds)."""
-    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
-    own = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(map(int, fields[11:15])) * _TICK_S + own.ru_utime + own.ru_stime
 
 
 def prepare(server: Server, ask: Callable[[], object]) -> bool:
