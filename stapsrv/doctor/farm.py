@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from stapsrv.config.kernels import host_arch
 from stapsrv.config.settings import ServerSettings
 from stapsrv.doctor.context import DoctorContext
 from stapsrv.doctor.findings import Finding, error, failure, ok, warning
@@ -136,7 +137,7 @@ def judge_releases(servers: Sequence[ServerSettings], census: Census) -> Iterato
         name: census.nodes.explain_missing(name)
         for settings in servers
         for name in settings.releases
-        if (name, settings.arch) not in offered
+        if (name, settings.arch or host_arch()) not in offered
     }
     for said in missing.values():
         remedy = "install its headers on a worker, and restart stap-farm-worker there"

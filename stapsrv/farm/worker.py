@@ -180,7 +180,8 @@ class _FarmWorker:
         address = self._options.scheduler
         security = farm_security(self._options.credentials, address=address)
         comm = await connect(address, timeout=_CONNECT_S, **security.get_connection_args("worker"))
-        await comm.close()
+        # Its close would wait for the peer.
+        comm.abort()
 
     @contextlib.asynccontextmanager
     async def _worker(self) -> AsyncIterator[Worker]:

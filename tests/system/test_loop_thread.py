@@ -2,6 +2,7 @@ import threading
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 import sniffio
 
@@ -49,7 +50,8 @@ async def test_cancelled_call_is_cancelled_there_and_its_cleanup_waited_for():
                     await anyio.sleep_forever()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        await anyio.sleep(0.05)
+                        # A way to another thread and back: longer than a caller that does not wait.
+                        await anyio.to_thread.run_sync(threading.get_ident)
                     events.append("cleaned up")
 
             async with anyio.create_task_group() as tasks:
