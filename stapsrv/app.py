@@ -29,6 +29,7 @@ from stapsrv.control.server.server import serve_control
 from stapsrv.daemon_options import PROGRAM, DaemonOptions
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.identity.certificate import systemtap_directory
+from stapsrv.observe.feed import LiveFeed
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.snapshot import Phase, Snapshot
 from stapsrv.supervisor.advertise import ServerAdvertiser
@@ -160,6 +161,7 @@ class App:
     _notifier: Notifier = attrs.field(kw_only=True)
     log: Log = attrs.field(init=False)
     supervisor: Supervisor = attrs.field(init=False)
+    feed: LiveFeed = attrs.field(init=False)  # of what there is to watch
     _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _phase: Phase = attrs.field(init=False, default=Phase.STARTING)
@@ -190,6 +192,7 @@ class App:
             auto_end=configuration.options.on_demand,
             advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
+        self.feed = LiveFeed(self.supervisor.status, self._runtime.activity)
 
     @property
     def is_stopping(self) -> bool:
@@ -295,6 +298,7 @@ class App:
         await serve_control(
             socket,
             self.supervisor,
+            feed=self.feed,
             reload=self.reload,
             defaults=self._configuration.defaults,
             policy=Policy.of_process(),

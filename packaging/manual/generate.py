@@ -62,8 +62,12 @@ def _options(words: Sequence[str]) -> Iterable[str]:
         for word in words[1:]:
             command = next(verb for verb in command.verbs if verb.words[-1] == word)
         return roff.options(command, without=["--help"])
-    start = next(verb for verb in model.server().verbs if verb.words[-1] == "start")
-    return roff.options(start, without=["--help"])
+    start, status = (
+        next(verb for verb in model.server().verbs if verb.words[-1] == word) for word in ("start", "status")
+    )
+    known = {option.names for option in start.options}
+    further = tuple(option for option in status.options if option.names not in known)
+    return roff.options(start._replace(options=start.options + further), without=["--help"])
 
 
 def _actions(_words: Sequence[str]) -> Iterable[str]:

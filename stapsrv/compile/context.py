@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.activity import Activity
 from stapsrv.compile.engine.base import RemoteEngine
 from stapsrv.compile.engine.cached import CachedEngine
 from stapsrv.compile.engine.installed_options import InstalledOptions
@@ -31,8 +32,9 @@ class RequestCounts:
 
 @attrs.frozen(kw_only=True)
 class CompileService:
-    """What the sessions of one server share; ``counters`` all servers of this process."""
+    """What the sessions of one server share; ``counters`` and ``activity`` all servers of this process."""
 
+    id: int = 0  # of the server, in its supervisor
     settings: ServerSettings
     releases: Mapping[str, ServedRelease]  # by name
     version: str  # the protocol version in responses: that of the installed stap
@@ -48,6 +50,7 @@ class CompileService:
     counts: RequestCounts = attrs.field(factory=RequestCounts)
     latencies: LatencyWindow = attrs.field(factory=LatencyWindow)
     counters: ProcessCounters = attrs.field(factory=ProcessCounters)
+    activity: Activity = attrs.field(factory=Activity)
     rejections: Rejections = attrs.field(
         default=attrs.Factory(lambda self: Rejections(self.log, self.counters.refusals), takes_self=True)
     )

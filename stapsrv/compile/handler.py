@@ -28,7 +28,7 @@ from stapsrv.compile.engine.signing import (
 from stapsrv.compile.health import Health
 from stapsrv.compile.protocol.request import CompileRequest, parse_request, render_arguments
 from stapsrv.compile.protocol.response import CompileResponse, EncodedResponse, ResponseFile, encode_response
-from stapsrv.compile.stats import Outcome, RequestRecord, Source, timed
+from stapsrv.compile.stats import Outcome, RequestRecord, Source, Stage, timed
 from stapsrv.config.kernels import ServedRelease, normalise_arch
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError, TranslatorError
 from stapsrv.identity.certificate import Identity
@@ -86,6 +86,7 @@ class RequestHandler:
         """After the response was sent: wait until the result is stored or not, and put that on record."""
         self._answered.set()
         if self._entry is not None:
+            self.record.enter(Stage.STORE)
             await self._entry.stored.wait()
             self.record.uncacheable = self._entry.reason
 
@@ -123,7 +124,7 @@ class RequestHandler:
         self.record.uncacheable = entry.reason
         self.record.rc = entry.result.status
         self._note_health(job, entry.result)
-        with timed(self.record, "sign_s"):
+        with timed(self.record, Stage.SIGN):
             response = await self._sign(job, entry)
         self.record.rc = response.rc
         encode = functools.partial(encode_response, response, deflate=self._deflate)
@@ -191,6 +192,7 @@ class RequestHandler:
         text = exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}"
         self.record.outcome = Outcome.REFUSED
         self.record.refusal = exc.problem
+        self.record.rejection = exc.reject_reason
         self.record.rc = 1
         said = ResponseFile("stderr", f"Server: {text}\n".encode())
         return CompileResponse(version=self._service.version, rc=1, stderr=said)

@@ -20,7 +20,7 @@ from stapsrv.compile.context import CompileService
 from stapsrv.compile.handler import RequestHandler
 from stapsrv.compile.protocol.frames import FrameReader
 from stapsrv.compile.protocol.response import EncodedResponse, encode_response
-from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, summary
+from stapsrv.compile.stats import ConnectionOutcome, Outcome, RequestRecord, Stage, summary
 from stapsrv.compile.tls import BROKEN, TlsConnection
 from stapsrv.errors import ProtocolError, RequestRejected, StapsrvError
 from stapsrv.rejection import RejectReason
@@ -42,6 +42,7 @@ class Session:
     def __init__(self, service: CompileService, *, peer: object, client: str) -> None:
         self._service = service
         self._limits = service.settings.limits
+        self._peer = str(peer)
         self._client = client
         self._log = service.log.bind(peer=peer)
         # The memory of the request and of its answer.
@@ -115,8 +116,9 @@ class Session:
             held=self._held,
             log=self._log,
         )
+        service = self._service
         try:
-            with self._working:
+            with service.activity.follow(record, server=service.id, client=self._peer), self._working:
                 await self._serve_request(tls, received, handler)
                 await self._held.aclose()
                 async with anyio.create_task_group() as closing:
@@ -148,6 +150,7 @@ class Session:
             self._is_sending = True
             handler.record.answer_bytes = answer.size
             missed = "the client did not take its answer"
+            handler.record.enter(Stage.SEND)
             began = anyio.current_time()
             with _deadline(self._limits.send_s, missed, RejectReason.SEND_TIMEOUT):
                 await tls.send(answer)

@@ -72,6 +72,10 @@ class SingleFlight(Generic[T]):
         """The number of requests whose flight has a worker and no value yet."""
         return sum(flight.waiting for flight in self._flights.values() if flight.begun)
 
+    def is_flying(self, key: Hashable) -> bool:
+        """Whether a request with this key would join a flight."""
+        return key in self._flights
+
     def has_begun(self, key: Hashable) -> bool:
         """Whether the flight that a request with this key would join has a worker."""
         flight = self._flights.get(key)

@@ -13,7 +13,7 @@ import enum
 import statistics
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import anyio
 import attrs
@@ -24,7 +24,7 @@ OTHER = "other"  # in place of a release that is not served
 # From a signature, which takes a millisecond, to the deadline of a compile.
 BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 
-_STAGES = ("queue", "compile", "sign", "send")
+_STAGES = ("queue", "compile", "sign", "send")  # those whose durations are counted
 _WINDOW_REQUESTS = 100
 # More than a host ever serves, even one whose kernels come and go for years.
 _MAX_RELEASES = 200
@@ -46,6 +46,19 @@ class Source(enum.StrEnum):
     SHARED = "shared"
 
 
+class Stage(enum.StrEnum):
+    """What a request is doing, or waiting for."""
+
+    READ = "read"  # the request is taken apart
+    LOOKUP = "lookup"  # in the cache
+    SHARED = "shared"  # it waits for the compile of an equal request
+    QUEUE = "queue"  # it waits for a worker
+    COMPILE = "compile"
+    SIGN = "sign"
+    SEND = "send"
+    STORE = "store"  # the client has its answer, which is being stored
+
+
 @attrs.define(kw_only=True)
 class RequestRecord:
     """One request that has arrived whole; durations in seconds."""
@@ -53,6 +66,7 @@ class RequestRecord:
     request_bytes: int = 0
     release: str = ""  # empty if it could not be read
     options: str = ""  # a digest, equal for equal options
+    digest: str = ""  # equal for equal requests; empty before it was looked up
     outcome: Outcome = Outcome.ABANDONED
     source: Source | None = None
     build: str | None = None  # how the module was built: ``prepared``, or ``plain: REASON``
@@ -66,6 +80,16 @@ class RequestRecord:
     sign_s: float = 0.0
     send_s: float = 0.0
     refusal: str | None = None
+    rejection: RejectReason | None = None
+    stage: Stage = Stage.READ
+    # Called with the stage before, after each change.
+    stage_changed: Callable[[Stage], None] | None = attrs.field(default=None, eq=False, repr=False)
+
+    def enter(self, stage: Stage) -> None:
+        """Begin another stage."""
+        before, self.stage = self.stage, stage
+        if self.stage_changed is not None:
+            self.stage_changed(before)
 
     @property
     def result(self) -> str:
@@ -74,8 +98,10 @@ class RequestRecord:
 
 
 @contextlib.contextmanager
-def timed(record: RequestRecord, duration: str) -> Iterator[None]:
-    """Add the time that the block takes to a duration of the record, such as ``queue_s``."""
+def timed(record: RequestRecord, stage: Stage) -> Iterator[None]:
+    """Have the record in a stage, and add the time that the block takes to its duration, ``STAGE_s``."""
+    duration = f"{stage}_s"
+    record.enter(stage)
     began = anyio.current_time()
     try:
         yield

@@ -15,6 +15,7 @@ import attrs
 import structlog
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.activity import Activity
 from stapsrv.compile.cache.disk import RESULTS_DIRECTORY, DiskStore
 from stapsrv.compile.cache.inputs import HostInputs
 from stapsrv.compile.cache.result_cache import ResultCache
@@ -73,11 +74,18 @@ class Runtime:
     memory: RequestMemory
     signers: WorkerPool  # of modules, for kernels that want them signed
     counters: ProcessCounters = attrs.field(init=False, factory=ProcessCounters)
+    activity: Activity = attrs.field(init=False, factory=Activity)
     # For directories, which may be on a file system that hangs.
     files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
 
     async def prepare(
-        self, settings: ServerSettings, log: Log, *, last_port: int | None, shared: WorkerPool
+        self,
+        settings: ServerSettings,
+        log: Log,
+        *,
+        server_id: int = 0,
+        last_port: int | None,
+        shared: WorkerPool,
     ) -> CompileServer:
         """Make a server ready to accept: build trees, port, certificate, the local client's trust.
 
@@ -115,6 +123,7 @@ class Runtime:
                 served, healths = elsewhere.releases, elsewhere.release_health
                 elsewhere.join(pool)
             service = CompileService(
+                id=server_id,
                 settings=settings,
                 releases=served,
                 release_health=healths,
@@ -133,6 +142,7 @@ class Runtime:
                 log=log,
                 request_memory=self.memory.requests,
                 counters=self.counters,
+                activity=self.activity,
             )
             if self.cache is not None and settings.limits.result_cache:
                 self.cache.watch(releases, settings)

@@ -237,6 +237,7 @@ class Supervisor:
             if spec.origin is not None and not self._ending.is_set():
                 self.refused[spec.origin] = f"{spec.origin}: {exc}"
                 self._log.error("configuration.refused", reason=self.refused[spec.origin])
+                self._runtime.activity.changes.note()
             return Outcome(None, already=False, error=str(exc))
         followed.add(server.id)
         server.handle(Event.START)
@@ -301,7 +302,7 @@ class Supervisor:
             settings=spec.settings,
             origin=spec.origin,
             last_port=last_port,
-            prepare=self._prepare,
+            prepare=partial(self._prepare, server_id),
             tasks=self._tasks,
             log=self._log.bind(server=server_id, nickname=spec.settings.nickname or str(server_id)),
             open_log=partial(self._open_log_of, server_id),
@@ -323,9 +324,13 @@ class Supervisor:
             ) from exc
         return log.bind(server=server_id, nickname=settings.nickname or str(server_id))
 
-    async def _prepare(self, settings: ServerSettings, log: Log, last_port: int | None) -> CompileServer:
+    async def _prepare(
+        self, server_id: int, settings: ServerSettings, log: Log, last_port: int | None
+    ) -> CompileServer:
         log.info("server.starting", pid=os.getpid(), user=self._runtime.user)
-        return await self._runtime.prepare(settings, log, last_port=last_port, shared=self._pool)
+        return await self._runtime.prepare(
+            settings, log, server_id=server_id, last_port=last_port, shared=self._pool
+        )
 
     def _find(self, spec: ServerSpec) -> ManagedServer | None:
         identity = self._identity(spec.settings)
@@ -360,6 +365,7 @@ class Supervisor:
         if server.state is State.STOPPED and server.wanted is Wanted.DOWN:
             self._servers.pop(server.id, None)
         self._commands.report_change(server.id, server.status)
+        self._runtime.activity.changes.note()
 
     def _record(self, server: ManagedServer, saved: SavedState) -> None:
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
@@ -381,6 +387,7 @@ class Supervisor:
 
     # A release is advertised only while it can be compiled for.
     def _health_changed(self, health: ReleaseHealth) -> None:
+        self._runtime.activity.changes.note()
         for server in self._servers.values():
             serving = server.server if server.state is State.SERVING else None
             if serving and any(health is other for other in serving.service.release_health.values()):

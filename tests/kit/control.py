@@ -20,6 +20,7 @@ from stapsrv.control.protocol.jsonrpc import MAX_REQUEST_BYTES, LineBuffer
 from stapsrv.control.server.auth import Peer, Policy, read_peer
 from stapsrv.control.server.connection import ControlLimits, receive, send_all
 from stapsrv.control.server.server import open_control_socket, serve_control
+from stapsrv.observe.feed import LiveFeed
 
 from .service import LogLines
 from .supervisor import DEFAULTS, PID, FakeSupervisor, ServerStatus, Then
@@ -73,6 +74,7 @@ async def serve(
         await serve_control(
             path,
             supervisor,
+            feed=LiveFeed(supervisor.status, supervisor.activity),
             reload=supervisor.reload,
             defaults=DEFAULTS,
             policy=policy,

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import attrs
 
+from stapsrv.compile.activity import Activity
 from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.protocol.schema import encoded
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
@@ -97,6 +98,7 @@ class FakeSupervisor:
         began: set by the first command.
         ended: set by ``end``.
         finished: counts the actions that are done.
+        activity: its requests; its changes are counted there.
         raw: what it sends for each line that it reads, instead of speaking the protocol, and ``then``.
         connection: the last that was accepted, set by who serves it.
         serving: the scope of who serves it.
@@ -116,6 +118,7 @@ class FakeSupervisor:
         self.since = SINCE
         self.raw = raw
         self.then = then
+        self.activity = Activity()
         self.told: list[tuple[str, object]] = []
         self.gate: anyio.Event | None = None
         self.raises: Exception | None = None
@@ -141,6 +144,7 @@ class FakeSupervisor:
         server = self.servers[server_id]
         work = {name: facts.pop(name) for name in list(facts) if hasattr(server.work, name)}
         self.servers[server_id] = attrs.evolve(server, work=attrs.evolve(server.work, **work), **facts)
+        self.activity.changes.note()
 
     def status(self) -> SupervisorStatus:
         if isinstance(self.raises, ZeroDivisionError):
@@ -210,6 +214,7 @@ class FakeSupervisor:
     def move(self, server_id: int, state: State, report: Report | None) -> None:
         wanted = Wanted.DOWN if state is State.STOPPED else self.servers[server_id].wanted
         self.servers[server_id] = attrs.evolve(self.servers[server_id], state=state, wanted=wanted)
+        self.activity.changes.note()
         if report is not None:
             report(self.servers[server_id])
 

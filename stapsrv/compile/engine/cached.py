@@ -21,10 +21,12 @@ from stapsrv.compile.engine.base import CompileJob, Engine
 from stapsrv.compile.memory import MemoryBudget
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.compile.single_flight import SingleFlight
-from stapsrv.compile.stats import CacheCounts, Source, timed
+from stapsrv.compile.stats import CacheCounts, Source, Stage, timed
 
 # What follows a compile takes the processor from the answer, which is still to be signed and sent.
 _HEAD_START_S = 0.05
+# Of a request's digest, for people: enough to tell requests apart.
+_DIGEST_CHARACTERS = 12
 # Cached results that are read at the same time.
 _READERS = 4
 
@@ -71,9 +73,11 @@ class CachedEngine:
         # None also for an operator who wants to see what compiles leave behind.
         wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
         cache = self._cache if wanted else None
-        key, entry = CacheKey(request_digest(job.request), reason="off"), None
+        digest = request_digest(job.request)
+        job.record.digest = digest.hex()[:_DIGEST_CHARACTERS]
+        key, entry = CacheKey(digest, reason="off"), None
         if cache is not None:
-            with timed(job.record, "lookup_s"):
+            with timed(job.record, Stage.LOOKUP):
                 key = await cache.wait_key_for(job, self._promise(job))
                 entry = await self._read(cache, key, job)
         if entry is not None:
@@ -82,6 +86,8 @@ class CachedEngine:
             return entry
         if self._single_flight.has_begun(key.flight_key):
             _log_begun(job, self._single_flight.begun + 1)
+        if self._single_flight.is_flying(key.flight_key):
+            job.record.enter(Stage.SHARED)
         flight = await self._single_flight.run(
             key.flight_key,
             job.client,
@@ -108,7 +114,7 @@ class CachedEngine:
             self.counts.misses += 1
         elif cache is not None:
             self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
-        with timed(job.record, "compile_s"):
+        with timed(job.record, Stage.COMPILE):
             if cache is None:
                 compiled = await self._engine.compile(job)
                 miss = Miss(key, job, compiled, CacheEntry.final(compiled.result, key.reason))
@@ -156,8 +162,14 @@ class CachedEngine:
             job.log.warning("request.overloaded")
         async with contextlib.AsyncExitStack() as held:
             worker = self._pool.worker(job.client, wait_s=job.settings.limits.queue_s)
-            with timed(job.record, "queue_s"):
-                await held.enter_async_context(worker)
+            try:
+                with timed(job.record, Stage.QUEUE):
+                    await held.enter_async_context(worker)
+            except anyio.get_cancelled_exc_class():
+                # Another place of its flight had a worker first.
+                if job.record.stage is Stage.QUEUE:
+                    job.record.enter(Stage.SHARED)
+                raise
             yield
 
 

@@ -10,7 +10,7 @@ from stapsrv import __version__
 from stapsrv.control.cli.commands.status import show_status, status_of_all, status_of_some
 from stapsrv.control.cli.console import PROGRAM, Console
 from stapsrv.control.cli.help import usage
-from stapsrv.control.cli.invocation import Action, OutputForm
+from stapsrv.control.cli.invocation import Action, Invocation, OutputForm
 from stapsrv.control.cli.parser import parse_arguments
 from stapsrv.control.cli.report import JsonReporter, Reporter
 
@@ -43,11 +43,7 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
         case Action.VERSION:
             console.say(f"{PROGRAM} (stapsrv) {__version__}")
         case Action.STATUS:
-            if invocation.specifications:
-                report = status_of_some(invocation, environ)
-            else:
-                report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
-            return show_status(report, invocation.output, console, environ)
+            return _run_status(invocation, console, environ)
         # The imports are here because a status -c or a --help need none of it.
         case Action.CHECK:
             from stapsrv.control.cli.commands.check import run_check  # noqa: PLC0415
@@ -58,6 +54,18 @@ def dispatch(words: Sequence[str], console: Console, environ: Mapping[str, str])
 
             return run_command(invocation, _reporter(invocation.output, console, environ), environ)
     return 0
+
+
+def _run_status(invocation: Invocation, console: Console, environ: Mapping[str, str]) -> int:
+    if invocation.watch:
+        from stapsrv.control.cli.commands.watch import run_watch  # noqa: PLC0415 - see above
+
+        return run_watch(invocation.config_file, invocation.output, console, environ)
+    if invocation.specifications:
+        report = status_of_some(invocation, environ)
+    else:
+        report = status_of_all(invocation.config_file, environ, answer_s=invocation.timeout_s)
+    return show_status(report, invocation.output, console, environ)
 
 
 def _reporter(form: OutputForm, console: Console, environ: Mapping[str, str]) -> Reporter:

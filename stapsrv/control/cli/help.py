@@ -24,6 +24,7 @@ class Group(StrEnum):
     STARTING = "for those that are started"
     WAITING = "waiting"
     ASKING = "waiting for answers"
+    WATCHING = "watching"
     COMMON = "options"
 
 
@@ -62,6 +63,9 @@ OPTIONS = (
     OptionText("--no-wait", None, "return when it has begun", Group.WAITING),
     OptionText("--timeout", "S", "wait no longer than S seconds; what was begun goes on", Group.WAITING),
     OptionText("--timeout", "S", "wait no longer than S seconds for each supervisor (10)", Group.ASKING),
+    OptionText(
+        "--watch", None, "print what changes until Ctrl-C; with --json, an object a line", Group.WATCHING
+    ),
     OptionText("-c", "FILE", "a global configuration file, read after the default one", Group.COMMON),
     OptionText("--json", None, "print one JSON document", Group.COMMON),
     OptionText("--classic", None, "print the original's lines, also on a terminal", Group.COMMON),
@@ -77,7 +81,8 @@ def groups_of(action: str) -> tuple[Group, ...]:
     if action in {"start", "restart", "force-reload"}:
         groups += (Group.STARTING,)
     waiting = Group.ASKING if action in {"status", "check"} else Group.WAITING
-    return (*groups, waiting, Group.COMMON)
+    watching = (Group.WATCHING,) if action == "status" else ()
+    return (*groups, waiting, *watching, Group.COMMON)
 
 
 ACTIONS = {

@@ -90,3 +90,5 @@ class Invocation(NamedTuple):
     # None for as long as the supervisor's own deadlines.
     timeout_s: float | None = None
     output: OutputForm = OutputForm.AUTO
+    # status: go on, and print what changes.
+    watch: bool = False

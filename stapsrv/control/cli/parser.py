@@ -77,7 +77,21 @@ def parse_arguments(words: Sequence[str], *, directory: str | None) -> Invocatio
     if invocation.action is Action.RELOAD and invocation.specifications:
         problem = "reload takes no servers: it makes the running ones those that are configured"
         raise UsageError(problem, remedy="name none, or restart those that you mean")
+    if invocation.watch:
+        _check_watch(invocation)
     return invocation
+
+
+def _check_watch(invocation: Invocation) -> None:
+    if invocation.action is Action.HELP:
+        return
+    if invocation.action is not Action.STATUS:
+        raise UsageError("--watch is an option of status alone")
+    if invocation.specifications or invocation.lists:
+        raise UsageError("status --watch takes no servers: it tells of all", remedy="name none")
+    if invocation.timeout_s is not None or invocation.output is OutputForm.CLASSIC:
+        problem = "status --watch has no end and no classic form"
+        raise UsageError(problem, remedy="leave out --timeout and --classic")
 
 
 def _parser() -> OptionParser:
@@ -155,6 +169,7 @@ class _Reader:
             use_password="-P" in flags,
             wait=waits[-1] if waits else True,
             output=forms[0] if forms else OutputForm.AUTO,
+            watch="--watch" in flags,
         )
 
 

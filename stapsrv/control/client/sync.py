@@ -15,10 +15,13 @@ from stapsrv.control.protocol.jsonrpc import (
     Code,
     LineBuffer,
     Progress,
+    Reply,
     Request,
+    Update,
     decode_answer,
     encode_request,
 )
+from stapsrv.control.protocol.live_fields import UpdateInfo
 from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, OutcomeInfo, ServerSpecInfo
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked
@@ -29,6 +32,9 @@ from stapsrv.system.unix_socket import address_of_socket, peer_uid
 REPLY_S = 10.0
 # For an action: a drain waits for compiles, which may take ten minutes and queue for five.
 ACTION_S = 900.0
+
+# Without a word from a watch: a supervisor that is there says something every quarter of that.
+SILENCE_S = 60.0
 
 _READ_BYTES = 65_536
 _TIMEVAL = struct.Struct("ll")
@@ -98,6 +104,34 @@ class SyncControlClient:
     def status(self) -> SupervisorInfo:
         """Return the status of the supervisor and all its servers."""
         return self.call("status", {}, SupervisorInfo)
+
+    def watch(self, *, timeout_s: float | None = None) -> Iterator[UpdateInfo]:
+        """Yield the supervisor's state, then each change of it, for ``timeout_s`` seconds; by default always.
+
+        :func:`stapsrv.control.protocol.live_fields.updated` puts them together. Who takes them slowly gets
+        fewer and larger ones. Raises ControlError as :meth:`call` does, also where the supervisor falls
+        silent (TIMED_OUT).
+        """
+        self._last_id += 1
+        with _call_errors("watch", REPLY_S):
+            request = Request(self._last_id, "watch", {"timeout_s": timeout_s})
+            self._send(encode_request(request), time.monotonic() + REPLY_S)
+        while True:
+            with _call_errors("watch", SILENCE_S):
+                line = self._next_line(time.monotonic() + SILENCE_S)
+            message = decode_answer(line)
+            if isinstance(message, Update):
+                if message.id == self._last_id:
+                    yield _checked(message.update, UpdateInfo, "params.update")
+            elif isinstance(message, Reply) and message.id in {self._last_id, None}:
+                if message.error is not None:
+                    raise message.error
+                return
+
+    def interrupt(self) -> None:
+        """End the call that another thread waits for, with a ControlError there (LOST)."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def start(
         self,
@@ -193,6 +227,8 @@ class SyncControlClient:
                     server = _checked(message.server, ServerInfo, "params.server")
                     if on_progress is not None:
                         on_progress(server)
+            elif isinstance(message, Update):
+                continue
             elif message.error is not None and message.id in {self._last_id, None}:
                 raise message.error
             elif message.id == self._last_id:

@@ -20,7 +20,7 @@ from stapsrv.errors import ControlError
 PROTOCOL_VERSION = 1
 
 # Optional features of this protocol version, listed in the answer to hello.
-FEATURES = ("drain", "progress", "reload", "timeout")
+FEATURES = ("drain", "progress", "reload", "timeout", "watch")
 
 # Of a line to a supervisor, without its end: some hundred servers in one start.
 MAX_REQUEST_BYTES = 256 * 1024
@@ -78,6 +78,13 @@ class Progress(NamedTuple):
 
     id: RequestId
     server: object
+
+
+class Update(NamedTuple):
+    """A notification of a watch: the call's id and the unchecked update."""
+
+    id: RequestId
+    update: object
 
 
 class RequestRefused(ControlError):
@@ -152,6 +159,19 @@ def encode_progress(request_id: RequestId, server: object) -> bytes:
     return _line({"method": "progress", "params": {"id": request_id, "server": server}})
 
 
+def encode_update(request_id: RequestId, update: object) -> bytes:
+    """Return the notification of a watch.
+
+    Raises:
+        ControlError: it would be too long for a line (INTERNAL_ERROR).
+    """
+    line = _line({"method": "update", "params": {"id": request_id, "update": update}})
+    if len(line) - 1 > MAX_REPLY_BYTES:
+        problem = f"an update has {len(line) - 1} bytes, more than the {MAX_REPLY_BYTES} of a line"
+        raise ControlError(problem, code=Code.INTERNAL_ERROR)
+    return line
+
+
 def decode_request(line: bytes) -> Request:
     """Parse a line from a client strictly.
 
@@ -190,7 +210,7 @@ def decode_request(line: bytes) -> Request:
     return Request(request_id, method, params)
 
 
-def decode_answer(line: bytes) -> Reply | Progress:
+def decode_answer(line: bytes) -> Reply | Progress | Update:
     """Parse a line from a supervisor, accepting unknown members.
 
     Raises:
@@ -203,6 +223,8 @@ def decode_answer(line: bytes) -> Reply | Progress:
     match message:
         case {"method": "progress", "params": {"id": str() | int() as request_id, "server": server}}:
             return Progress(request_id, server)
+        case {"method": "update", "params": {"id": str() | int() as request_id, "update": update}}:
+            return Update(request_id, update)
         case {"id": None | str() | int() as request_id, "error": {"code": int(code), "message": str(text)}}:
             return Reply(request_id, None, ControlError(text, code=code))
         case {"id": str() | int() as request_id, "result": result}:

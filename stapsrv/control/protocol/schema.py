@@ -20,16 +20,19 @@ from stapsrv.control.protocol.validation import alternatives, kind_of, members, 
 from stapsrv.errors import ControlError
 
 if TYPE_CHECKING:
+    from stapsrv.compile.activity import EndedRequest, Interval, RunningRequest
     from stapsrv.config.setting import Setting
     from stapsrv.config.settings import ServerSettings
     from stapsrv.supervisor.operations import Outcome
     from stapsrv.supervisor.status import ServerStatus, SupervisorStatus
 
+    _Encodable = SupervisorStatus | ServerStatus | Outcome | RunningRequest | EndedRequest | Interval
+
 _Shape = TypeVar("_Shape")
 
 
 class HelloInfo(TypedDict):
-    """Who answers. ``access`` is ``all``, or ``read`` for ``hello`` and ``status`` only."""
+    """Who answers. ``access`` is ``all``, or ``read`` for ``hello``, ``status`` and ``watch`` only."""
 
     protocol: int
     version: str
@@ -75,6 +78,13 @@ class ActionParams(TypedDict):
     progress: NotRequired[bool]
 
 
+class WatchParams(TypedDict):
+    """Parameters of ``watch``."""
+
+    # The watch ends then; by default, and with null, when the client leaves.
+    timeout_s: NotRequired[float | None]
+
+
 class StartParams(ActionParams):
     """Parameters of ``start``."""
 
@@ -95,8 +105,8 @@ class ReloadParams(ActionParams):
     force: NotRequired[bool]
 
 
-def encoded(value: SupervisorStatus | ServerStatus | Outcome, shape: type[_Shape]) -> _Shape:
-    """Return the JSON form of a value, which is of the class ``shape`` below or of :mod:`.status_fields`."""
+def encoded(value: _Encodable, shape: type[_Shape]) -> _Shape:
+    """Return the JSON form of a value, which is of the class ``shape`` of this module or its neighbours."""
     return cast(_Shape, _encoded(value, shape))
 
 

@@ -167,8 +167,8 @@ class ServerInfo(TypedDict):
     ]
 
 
-class SupervisorInfo(TypedDict):
-    """A supervisor and its servers."""
+class SupervisorFacts(TypedDict):
+    """A supervisor without its servers."""
 
     pid: Annotated[int, "the supervisor's process"]
     user: Annotated[str, "the name of the user that it runs as"]
@@ -192,4 +192,9 @@ class SupervisorInfo(TypedDict):
     refused: NotRequired[
         Annotated[list[str], "why configured servers are not among its servers, a line for each"]
     ]
+
+
+class SupervisorInfo(SupervisorFacts):
+    """A supervisor and its servers."""
+
     servers: Annotated[list[ServerInfo], "an array of its [servers](#a-server), in order of their ids"]

@@ -25,7 +25,7 @@ class Access(IntEnum):
     """What a peer may do; each level includes those before it."""
 
     NONE = 0
-    # hello and status
+    # hello, status and watch
     READ = 1
     ALL = 2
 

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger as Log
 
 from stapsrv.control.protocol import jsonrpc
 from stapsrv.control.protocol.jsonrpc import Code, LineBuffer, Request, RequestRefused
+from stapsrv.control.protocol.live_fields import UpdateInfo
 from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.server.handlers import Call, Caller, RpcHandlers
 from stapsrv.errors import ControlError
@@ -158,8 +159,11 @@ class Connection:
         async def notify(server: ServerInfo) -> None:
             await self._send(partial(jsonrpc.encode_progress, request.id, server))
 
+        async def update(news: UpdateInfo) -> None:
+            await self._send(partial(jsonrpc.encode_update, request.id, news))
+
         try:
-            result = await self._handlers.call(Call(request, self.caller, notify))
+            result = await self._handlers.call(Call(request, self.caller, notify, update))
         except ControlError as exc:
             await self._send(partial(jsonrpc.encode_error, request.id, exc))
         except anyio.get_cancelled_exc_class():

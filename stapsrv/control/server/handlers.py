@@ -21,12 +21,15 @@ from stapsrv.config.files import unwritable_reason
 from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol import schema
 from stapsrv.control.protocol.jsonrpc import FEATURES, PROTOCOL_VERSION, Code, Request
+from stapsrv.control.protocol.live_fields import UpdateInfo
 from stapsrv.control.protocol.schema import ActionInfo, ActionParams, EmptyInfo, OutcomeInfo, encoded, invalid
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
 from stapsrv.control.server.task import CommandTask
+from stapsrv.control.server.watching import Watches
 from stapsrv.errors import ControlError
+from stapsrv.observe.feed import LiveFeed
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.status import ServerStatus
@@ -61,11 +64,15 @@ class Caller(NamedTuple):
 
 @attrs.frozen
 class Call:
-    """A request and who sent it; ``notify``, which may wait, tells the caller of a server's new status."""
+    """A request and who sent it.
+
+    ``notify`` tells the caller of a server's new status, ``update`` what a watch has seen; both may wait.
+    """
 
     _request: Request
     caller: Caller
     notify: Callable[[ServerInfo], Awaitable[None]]
+    update: Callable[[UpdateInfo], Awaitable[None]]
 
     @property
     def method(self) -> str:
@@ -84,15 +91,24 @@ class RpcHandlers:
     """Dispatches requests to their methods; commands run in ``tasks``, which outlives all connections."""
 
     def __init__(
-        self, commands: Supervisor, *, reload: Reload, defaults: HostDefaults, tasks: TaskGroup, log: Log
+        self,
+        commands: Supervisor,
+        *,
+        feed: LiveFeed,
+        reload: Reload,
+        defaults: HostDefaults,
+        tasks: TaskGroup,
+        log: Log,
     ) -> None:
         self._commands = commands
+        self._watches = Watches(feed)
         self._reload_configured = reload
         self._defaults = defaults
         self._tasks = tasks
         self._log = log
         self._ending = False
         self._queries: dict[str, Callable[[Call], object]] = {"hello": self._hello, "status": self._status}
+        self._streams: dict[str, Callable[[Call], Awaitable[object]]] = {"watch": self._watch}
         self._actions: dict[str, Callable[[Call], Awaitable[object]]] = {
             "start": self._start,
             "stop": lambda call: self._command(call, commands.stop),
@@ -114,12 +130,15 @@ class RpcHandlers:
         query = self._queries.get(call.method)
         if query is not None:
             return query(call)
+        stream = self._streams.get(call.method)
+        if stream is not None:
+            return await stream(call)
         action = self._actions.get(call.method)
         if action is None:
             raise ControlError(
                 f"unknown method {shown(call.method)}",
                 code=Code.METHOD_NOT_FOUND,
-                remedy=f"the methods are {', '.join([*self._queries, *self._actions])}",
+                remedy=f"the methods are {', '.join([*self._queries, *self._streams, *self._actions])}",
             )
         user = call.caller.user
         if call.caller.access < Access.ALL:
@@ -148,6 +167,11 @@ class RpcHandlers:
     def _status(self, call: Call) -> SupervisorInfo:
         call.params(EmptyInfo)
         return encoded(self._commands.status(), SupervisorInfo)
+
+    async def _watch(self, call: Call) -> EmptyInfo:
+        timeout_s = _checked_timeout(call.params(schema.WatchParams).get("timeout_s"))
+        await self._watches.watch(call.update, timeout_s=timeout_s)
+        return {}
 
     async def _start(self, call: Call) -> ActionInfo:
         params = call.params(schema.StartParams)

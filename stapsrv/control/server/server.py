@@ -19,6 +19,7 @@ from stapsrv.control.server.auth import Access, Peer, Policy, cached_user_name, 
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter
 from stapsrv.control.server.handlers import Caller, Reload, RpcHandlers
 from stapsrv.errors import ConfigError, ControlError
+from stapsrv.observe.feed import LiveFeed
 from stapsrv.supervisor.server.accept import accept_forever
 from stapsrv.supervisor.state.lock import GROUP
 from stapsrv.system.unix_socket import open_socket_file
@@ -54,6 +55,7 @@ async def serve_control(
     path: Path,
     commands: Supervisor,
     *,
+    feed: LiveFeed,
     reload: Reload,
     defaults: HostDefaults,
     policy: Policy,
@@ -80,7 +82,9 @@ async def serve_control(
         listener = listening.enter_context(own)
         async with anyio.create_task_group() as tasks:
             endpoint = _Endpoint(
-                handlers=RpcHandlers(commands, reload=reload, defaults=defaults, tasks=tasks, log=log),
+                handlers=RpcHandlers(
+                    commands, feed=feed, reload=reload, defaults=defaults, tasks=tasks, log=log
+                ),
                 policy=policy,
                 limits=limits or ControlLimits(),
                 identify=identify,

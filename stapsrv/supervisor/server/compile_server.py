@@ -181,12 +181,14 @@ class CompileServer:
         else:
             session = Session(self.service, peer=peer, client=client)
             self._sessions.add(session)
+            self.service.activity.changes.note()
             self._admission.enter(client)
             sessions.start_soon(self._run, session, connection, client)
 
     def _reject(self, reason: RejectReason, log_line: Callable[[], object]) -> None:
         self.service.counters.connections[ConnectionOutcome.REFUSED] += 1
         self.service.rejections.count(reason, log_line)
+        self.service.activity.changes.note()
 
     def _check_load(self, client: str) -> Rejection | None:
         if self._draining:
@@ -209,5 +211,6 @@ class CompileServer:
         finally:
             self._sessions.discard(session)
             self._admission.leave(client)
+            self.service.activity.changes.note()
             self._gone.set()
             self._gone = anyio.Event()

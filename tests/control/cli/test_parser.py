@@ -51,6 +51,19 @@ def test_words_for_an_action() -> None:
     assert parse("ctl stop -n a") == parse("stop -n a")._replace(running_only=True)
 
 
+def test_watch_is_of_status_alone_and_takes_neither_servers_nor_an_end() -> None:
+    assert parse("status --watch --json") == Invocation(Action.STATUS, watch=True, output=OutputForm.JSON)
+    for line, text in {
+        "stop --watch": "--watch is an option of status alone",
+        "status --watch -n a": "status --watch takes no servers: it tells of all; name none",
+        "status --watch --classic": "status --watch has no end and no classic form;"
+        " leave out --timeout and --classic",
+    }.items():
+        with pytest.raises(UsageError) as caught:
+            parse(line)
+        assert str(caught.value) == text
+
+
 @pytest.mark.parametrize(
     "line",
     [

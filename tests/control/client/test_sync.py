@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,13 @@ from kit.supervisor import FIRST_ID, FakeSupervisor, Then, here, server_status, 
 from stapsrv.control import client
 from stapsrv.control.client import SupervisorNotRunning, SyncControlClient
 from stapsrv.control.client.sync import connect_error
-from stapsrv.control.protocol.jsonrpc import Code, encode_error, encode_progress, encode_result
+from stapsrv.control.protocol.jsonrpc import (
+    Code,
+    encode_error,
+    encode_progress,
+    encode_result,
+    encode_update,
+)
 from stapsrv.control.protocol.schema import EmptyInfo, HelloInfo, encoded
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.errors import ControlError, StapsrvError
@@ -413,3 +420,46 @@ def test_other_failures_to_connect_are_named():
     broken = connect_error(OSError(91, "Protocol wrong type for socket"), Path("/s"))
     assert isinstance(broken, ControlError)
     assert (broken.code, str(broken)) == (Code.LOST, "control socket /s: Protocol wrong type for socket")
+
+
+# Watching, which needs no thread for the client: the supervisor has one.
+
+
+def test_watch_yields_the_state_and_then_changes(path):
+    with listening_at(FakeSupervisor(server_status(7)), path), SyncControlClient(path) as client:
+        watch = client.watch()
+        assert next(watch)["servers"]["7"]["state"] == "serving"
+        with SyncControlClient(path) as other:
+            other.command("drain", [7])
+        assert next(watch)["servers"]["7"]["state"] == "draining"
+
+
+def test_watch_ends_when_its_time_is_over(path):
+    with listening_at(FakeSupervisor(), path), SyncControlClient(path) as client:
+        assert [update["kind"] for update in client.watch(timeout_s=0.05)] == ["snapshot"]
+
+
+def test_interrupt_ends_the_watch_of_another_thread(path):
+    with listening_at(FakeSupervisor(), path), SyncControlClient(path) as client:
+        watch = client.watch()
+        next(watch)
+        thread = threading.Timer(0, client.interrupt)
+        thread.start()
+        with pytest.raises(ControlError) as caught:
+            next(watch)
+        thread.join()
+    assert caught.value.code == Code.LOST
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"kind": "news", "at": ""}, 'params.update.kind: expected "snapshot" or "changes", not a string'),
+        ([], "params.update: expected an object, not an array"),
+    ],
+)
+def test_update_of_another_shape_is_an_error(path, update, text):
+    with listening_at(FakeSupervisor(raw=[encode_update(1, update)]), path):
+        with SyncControlClient(path) as client, pytest.raises(ControlError) as caught:
+            next(client.watch())
+    assert str(caught.value) == f"the supervisor's answer is not understood: {text}"

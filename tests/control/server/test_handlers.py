@@ -15,12 +15,14 @@ from kit.control import LinePeer, peer_of, running_control
 from kit.service import LogLines
 from kit.supervisor import DEFAULTS, FIRST_ID, SINCE, server_status
 
+from stapsrv.compile.activity import Activity
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.protocol.jsonrpc import Code
 from stapsrv.control.server.auth import Policy
 from stapsrv.control.server.server import serve_control
 from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ConfigError, LifecycleError
+from stapsrv.observe.feed import LiveFeed
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
@@ -130,7 +132,7 @@ async def test_unknown_method(tmp_path):
         assert await refused(peer, "Status\x1b") == (
             Code.METHOD_NOT_FOUND,
             r"unknown method 'Status\x1b'; the methods are"
-            " hello, status, start, stop, restart, drain, undrain, reload, end",
+            " hello, status, watch, start, stop, restart, drain, undrain, reload, end",
         )
 
 
@@ -444,9 +446,10 @@ class LocalHost:
     def __init__(self) -> None:
         self.engine = SimpleNamespace(stap=SimpleNamespace(version="4.8"), sandbox=Sandbox(None))
         self.lines = LogLines()
+        self.activity = Activity()
         self.warmup = Warmup(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")), None)
 
-    async def prepare(self, settings, log, *, last_port=None, shared=None) -> QuietServer:
+    async def prepare(self, settings, log, *, server_id, last_port=None, shared=None) -> QuietServer:
         if settings.runtime is not None:
             raise ConfigError("is not a directory", where=f"-R {settings.runtime}")
         return QuietServer(settings.port or last_port or 0)
@@ -482,6 +485,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
             await serve_control(
                 path,
                 supervisor,
+                feed=LiveFeed(supervisor.status, host.activity),
                 reload=reload,
                 defaults=DEFAULTS,
                 policy=Policy(os.geteuid(), None),
