@@ -22,6 +22,7 @@ _TOOLS = {
     "doctor": "stapsrv.doctor.command",
     "mok": "stapsrv.control.cli.commands.mok",
     "report": "stapsrv.doctor.report",
+    "top": "stapsrv.control.cli.commands.top",
 }
 
 

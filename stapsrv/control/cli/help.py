@@ -161,6 +161,7 @@ actions:
 {actions}
   {"cert, mok":{width}}  look after a server's certificate, and its machine owner keys
   {"cache":{width}}  count, check or clear the results that servers keep
+  {"top":{width}}  show servers and requests live in the terminal
   {"browse":{width}}  show the servers that the network tells of
   {"doctor":{width}}  ask what stands between a client and its module, and say what to do
   {"report":{width}}  put what a bug report needs into one archive

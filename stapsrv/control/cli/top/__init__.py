@@ -1,0 +1,1 @@
+"""``stap-server top``: a live view of all servers in the terminal."""
