@@ -101,7 +101,8 @@ class Configuration:
     def secret(self) -> tuple[Path, ...]:
         """The files and directories of this service that no request may see."""
         options, settings = self.options, self.settings
-        named = filter(None, (options.log, options.config_file, options.password_file))
+        own = (options.log, options.config_file, options.password_file, settings.web_token_file)
+        named = filter(None, own)
         return (*named, settings.config_path, settings.stat_path, settings.log_file, *DEFAULT_FILES)
 
     @property

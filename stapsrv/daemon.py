@@ -24,9 +24,9 @@ from stapsrv.config.kinds import LogFormat
 from stapsrv.control.client.accounts import refuse_root
 from stapsrv.control.client.whereabouts import note_stat_path
 from stapsrv.daemon_options import PROGRAM, DaemonOptions, parse_arguments
-from stapsrv.errors import StapsrvError, UsageError, first_error
+from stapsrv.errors import ConfigError, StapsrvError, UsageError, first_error
 from stapsrv.identity.certificate import systemtap_directory
-from stapsrv.identity.password import obtain_password
+from stapsrv.identity.password import obtain_password, obtain_web_token
 from stapsrv.observe.logs import LogBook
 from stapsrv.observe.sinks import Sink, standard_error
 from stapsrv.supervisor.activation import PassedSockets, without_passed
@@ -43,6 +43,8 @@ from stapsrv.system.stdio import guard_stdout
 
 if TYPE_CHECKING:
     from stapsrv.observe.metrics_server import MetricsListener
+    from stapsrv.observe.web.site import WebSite
+    from stapsrv.supervisor.runtime import Runtime
 
 _LOG_FILE = f"{PREFIX}LOG_FILE"
 _STDERR = 2
@@ -147,6 +149,7 @@ async def _run(
             # A home that hangs costs the note.
             with contextlib.suppress(OSError):
                 await BlockingCalls().run(noting, timeout_s=_NOTING_S)
+        open_site = _prepare_site(configuration)
         metrics = _open_metrics(configuration.settings.metrics, supervisor_dir, held)
         log = book.open(configuration.log_file)
         async with open_runtime(
@@ -162,7 +165,9 @@ async def _run(
             warn_of_few_files(connections, log)
             async with (
                 _obeying_signals(receiving()(), app, book.flush),
-                metrics.serve(app.snapshot, log=log) if metrics else contextlib.nullcontext(),
+                metrics.serve(app.snapshot, log=log, site=open_site(app, runtime))
+                if metrics
+                else contextlib.nullcontext(),
             ):
                 await app.run()
     return app.successor
@@ -176,6 +181,27 @@ def _open_metrics(
     from stapsrv.observe.metrics_server import open_metrics_listener  # noqa: PLC0415 - slow to load
 
     return held.enter_context(open_metrics_listener(address, directory=directory))
+
+
+def _prepare_site(configuration: Configuration) -> Callable[[App, Runtime], WebSite | None]:
+    """Return what makes the web page of an app, after all that could keep it from being served."""
+    settings = configuration.settings
+    if not settings.web:
+        return lambda _app, _runtime: None
+    try:
+        from stapsrv.observe.web.access import Access  # noqa: PLC0415 - slow to load
+        from stapsrv.observe.web.site import WebSite  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise ConfigError(
+            f"the Python package {exc.name} is not installed",
+            where="WEB=yes",
+            remedy="install it: pip install 'stapsrv[web]', or make install EXTRAS=web",
+        ) from exc
+    token = obtain_web_token(configuration.environ, file=settings.web_token_file)
+    access = Access.at(settings.metrics, host_name=os.uname().nodename, token=token)
+    return lambda app, runtime: WebSite(
+        app.feed, counters=runtime.counters, activity=runtime.activity, access=access
+    )
 
 
 @contextlib.asynccontextmanager

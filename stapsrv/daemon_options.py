@@ -75,7 +75,8 @@ _GROUPS = {
     "limits of all servers together": [*SharedLimits.rows],
     "the daemon": [
         *_Daemon.rows,
-        *(Service.log_format, Service.metrics, Service.mdns_interfaces, Service.mdns_host),
+        *(Service.log_format, Service.metrics, Service.web, Service.web_token_file),
+        *(Service.mdns_interfaces, Service.mdns_host),
     ],
 }
 _ROWS: dict[str, Setting[Any]] = {row.option: row for rows in _GROUPS.values() for row in rows}

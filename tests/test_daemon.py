@@ -189,6 +189,54 @@ def test_metrics_where_somebody_else_is(tmp_path, environ, build_tree, identity)
         )
 
 
+def test_web_page_of_one_server(tmp_path, environ, build_tree, identity):
+    place = tmp_path / "metrics.sock"
+    token = tmp_path / "stap-server-web-token"
+    token.write_text("0123456789abcdef\n")
+    token.chmod(0o600)
+    command = ["-r", build_tree, "--ssl", identity, "--metrics", f"unix:{place}", "--web", "yes"]
+    with start(command, environ) as server:
+        status, text = get_page(place, "/")
+        assert status == 200
+        assert "Serving: 1 of 1." in text
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    # From the environment, and with the credential of a service manager.
+    given = {"STAPSRV_METRICS": f"unix:{place}", "STAPSRV_WEB": "yes", "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with start(command[:4], environ | given) as server:
+        assert [get_page(place, path)[0] for path in ("/", "/events", "/readyz")] == [401, 401, 200]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "the web page is served where metrics are, and they are nowhere; give METRICS an address"),
+        (
+            ["--metrics", "0.0.0.0:0"],
+            "others can reach 0.0.0.0:0, and there is no token; name a file with one",
+        ),
+    ],
+)
+def test_web_page_that_cannot_be_served_keeps_the_daemon_from_starting(environ, build_tree, options, words):
+    result = serverd("-r", build_tree, "--web", "yes", *options, env=environ)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"stap-serverd: WEB=yes: {words}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_web_page_without_its_library_is_one_clear_line(environ, build_tree):
+    code = "import sys; sys.modules['jinja2'] = None; from stapsrv.daemon import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "-r", build_tree, "--web", "yes", "--metrics", "0"]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "stap-serverd: WEB=yes: the Python package jinja2 is not installed; "
+        "install it: pip install 'stapsrv[web]', or make install EXTRAS=web\n",
+    )
+
+
 @pytest.mark.parametrize("options", [["--password-file"], ["-P"]], ids=["file", "credential"])
 def test_database_with_a_password(tmp_path, environ, build_tree, options):
     secret = tmp_path / "stap-server-password"

@@ -38,6 +38,8 @@ class GlobalSettings(NamedTuple):
     log_format: LogFormat | None = None
     stap_user: str | None = None
     metrics: MetricsAddress | None = None
+    web: bool = Service.web.default
+    web_token_file: Path | None = None
     mdns_enabled: bool | None = None
     mdns_interfaces: tuple[str, ...] | None = None
     mdns_host: str | None = None

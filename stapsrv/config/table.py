@@ -98,6 +98,18 @@ class Service(Group):
         "metrics and health over HTTP: off, PORT (on 127.0.0.1), ADDRESS:PORT, or unix:PATH",
         default_text="off",
     )
+    web = Setting(
+        "WEB",
+        SWITCH,
+        "whether METRICS has the web page, too, at /",
+        default=False,
+    )
+    web_token_file = Setting[Any](
+        "WEB_TOKEN_FILE",
+        _FILE_PATH,
+        "file of mode 0600 whose first line is the token that the web page asks for",
+        default_text="the credential stap-server-web-token, if there is one",
+    )
     mdns_enabled = Setting[Any](
         "MDNS",
         SWITCH,

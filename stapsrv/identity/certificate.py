@@ -61,6 +61,11 @@ class Identity:
         """The serial number, as :func:`serial_pairs` writes it."""
         return serial_pairs(self.certificate)
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The certificate's fingerprint, as ``openssl x509 -fingerprint -sha256`` writes it."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
     @property
     def not_before(self) -> datetime:
         """The beginning of its validity, in UTC."""

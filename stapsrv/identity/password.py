@@ -1,6 +1,7 @@
-"""The password of certificate databases, from a descriptor, a file, a credential or the terminal.
+"""Secrets of the operator: the password of certificate databases, and the token of the web page.
 
-Never from a command line, which every user of the host can read.
+From a descriptor, a file, a credential or the terminal: never from a command line, which every user of the
+host can read.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from stapsrv.errors import ConfigError
 
-# Its name among a service manager's credentials ($CREDENTIALS_DIRECTORY).
+# Their names among a service manager's credentials ($CREDENTIALS_DIRECTORY).
 CREDENTIAL = "stap-server-password"
+WEB_CREDENTIAL = "stap-server-web-token"
 _MAX_BYTES = 1024
 
 
@@ -29,13 +31,10 @@ def obtain_password(environ: Mapping[str, str], *, file: Path | None, descriptor
     """
     if descriptor is not None:
         with os.fdopen(descriptor, "rb") as stream:
-            return _first_line(stream.read(_MAX_BYTES), where="the password's descriptor")
-    if file is not None:
-        return _from_file(file)
-    if "CREDENTIALS_DIRECTORY" in environ:
-        credential = Path(environ["CREDENTIALS_DIRECTORY"]) / CREDENTIAL
-        if credential.exists():
-            return _from_file(credential)
+            return _first_line(stream.read(_MAX_BYTES), "password", where="the password's descriptor")
+    given = file or _credential(environ, CREDENTIAL)
+    if given is not None:
+        return _from_file(given, "password")
     try:
         with open("/dev/tty", "rb"):  # noqa: PTH123 - only to check that there is one
             pass
@@ -48,8 +47,25 @@ def obtain_password(environ: Mapping[str, str], *, file: Path | None, descriptor
     return getpass.getpass("Password of the certificate database: ")
 
 
-def _from_file(file: Path) -> str:
-    where = f"password file {file}"
+def obtain_web_token(environ: Mapping[str, str], *, file: Path | None) -> str | None:
+    """Return the first line of ``file``, else of the credential ``stap-server-web-token``, else None.
+
+    Raises:
+        ConfigError: the file cannot be read, others can read it, or it is not UTF-8.
+    """
+    given = file or _credential(environ, WEB_CREDENTIAL)
+    return None if given is None else _from_file(given, "token")
+
+
+def _credential(environ: Mapping[str, str], name: str) -> Path | None:
+    if "CREDENTIALS_DIRECTORY" not in environ:
+        return None
+    credential = Path(environ["CREDENTIALS_DIRECTORY"]) / name
+    return credential if credential.exists() else None
+
+
+def _from_file(file: Path, secret: str) -> str:
+    where = f"{secret} file {file}"
     try:
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
@@ -57,17 +73,17 @@ def _from_file(file: Path) -> str:
                 raise ConfigError(
                     "others than its owner have access to it", where=where, remedy=f"chmod 600 {file}"
                 )
-            return _first_line(stream.read(_MAX_BYTES), where=where)
+            return _first_line(stream.read(_MAX_BYTES), secret, where=where)
     except OSError as exc:
         raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
 
 
-def _first_line(data: bytes, *, where: str) -> str:
+def _first_line(data: bytes, secret: str, *, where: str) -> str:
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     try:
-        password = line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as exc:
         raise ConfigError("is not UTF-8 text", where=where) from exc
-    if not password or len(line) >= _MAX_BYTES:
-        raise ConfigError("holds no password in its first line", where=where)
-    return password
+    if not text or len(line) >= _MAX_BYTES:
+        raise ConfigError(f"holds no {secret} in its first line", where=where)
+    return text

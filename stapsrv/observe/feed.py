@@ -69,7 +69,7 @@ class LiveFeed:
         given: LiveState | None = None
         while True:
             began, seen = anyio.current_time(), changes.count
-            state = self._current()
+            state = self.current()
             update = Update(datetime.now(UTC), _news(given, state))
             given = state
             taken_s = anyio.current_time() - began
@@ -81,8 +81,8 @@ class LiveFeed:
                 self._seen = -1
             await anyio.sleep_until(next_s)
 
-    def _current(self) -> LiveState:
-        """Return the state of now, which readers who look between two changes share."""
+    def current(self) -> LiveState:
+        """Return the state of now, which all who look between two changes share."""
         count = self._activity.changes.count
         if self._state is None or self._seen != count:
             self._state, self._seen = self.state(), count

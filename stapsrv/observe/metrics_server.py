@@ -1,4 +1,4 @@
-"""Serves ``/metrics``, ``/livez`` and ``/readyz`` over HTTP at one listener.
+"""Serves ``/metrics``, ``/livez`` and ``/readyz`` over HTTP at one listener, and the web page beside them.
 
 Loaded only where an address is set: Prometheus' library takes as long to import as a fifth of all else. A
 fault here is logged, and no server notices it: requests have deadlines, and texts a thread of their own.
@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -22,7 +23,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.stats import Histogram
 from stapsrv.config.addresses import MetricsAddress
 from stapsrv.errors import ConfigError
-from stapsrv.observe.http import HttpLimits, HttpServer, Page
+from stapsrv.observe.http import HttpLimits, HttpRequest, HttpServer, Page
 from stapsrv.observe.metrics import CONTENT_TYPE, render
 from stapsrv.observe.snapshot import Phase, Snapshot, TakeSnapshot, own_children, sample_lag
 from stapsrv.supervisor.lifecycle import State, Wanted
@@ -31,6 +32,9 @@ from stapsrv.supervisor.server.listener import listen_at
 from stapsrv.supervisor.state.lock import GROUP
 from stapsrv.system.unix_socket import address_of, open_socket_file
 from stapsrv.text import printable
+
+if TYPE_CHECKING:
+    from stapsrv.observe.web.site import WebSite
 
 # The kernel completes so many connections while the loop is busy, or there is no room.
 _BACKLOG = 128
@@ -49,12 +53,20 @@ class MetricsListener:
 
     @contextlib.asynccontextmanager
     async def serve(
-        self, take_snapshot: TakeSnapshot, *, log: Log, limits: HttpLimits | None = None
+        self,
+        take_snapshot: TakeSnapshot,
+        *,
+        log: Log,
+        site: WebSite | None = None,
+        limits: HttpLimits | None = None,
     ) -> AsyncIterator[None]:
-        """Serve metrics and health for as long as the block runs."""
+        """Serve metrics and health, and the web page if there is one, for as long as the block runs."""
         log.info("metrics.listening", address=self.name)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_MetricsServer(self.socket, take_snapshot, log=log, limits=limits).run)
+            server = _MetricsServer(self.socket, take_snapshot, site, log=log, limits=limits)
+            tasks.start_soon(server.run)
+            if site is not None:
+                tasks.start_soon(site.keep_day, log)
             yield
             tasks.cancel_scope.cancel()
 
@@ -102,10 +114,18 @@ def reasons_not_ready(snapshot: Snapshot) -> tuple[str, ...]:
 
 class _MetricsServer:
     def __init__(
-        self, listener: socket.socket, take_snapshot: TakeSnapshot, *, log: Log, limits: HttpLimits | None
+        self,
+        listener: socket.socket,
+        take_snapshot: TakeSnapshot,
+        site: WebSite | None,
+        *,
+        log: Log,
+        limits: HttpLimits | None,
     ) -> None:
-        self._server = HttpServer(listener, self._find, log=log, limits=limits or HttpLimits())
+        forms = () if site is None else site.forms
+        self._server = HttpServer(listener, self._find, log=log, forms=forms, limits=limits or HttpLimits())
         self._take_snapshot = take_snapshot
+        self._site = site
         self._log = log
         self._lag = Histogram()
         self._rendering = anyio.Lock()
@@ -126,8 +146,8 @@ class _MetricsServer:
                     self._log.exception("metrics.crashed", exc_info=crash)
                 await anyio.sleep(_RETRY_S)
 
-    async def _find(self, path: str) -> Page:
-        match path:
+    async def _find(self, request: HttpRequest) -> Page:
+        match request.path:
             case "/metrics":
                 return await self._metrics()
             case "/livez":
@@ -138,6 +158,8 @@ class _MetricsServer:
                 if reasons:
                     return Page.of_lines(HTTPStatus.SERVICE_UNAVAILABLE, *reasons)
                 return Page.of_lines(HTTPStatus.OK, "ok")
+        if self._site is not None:
+            return await self._site.find(request)
         return Page.of_lines(HTTPStatus.NOT_FOUND, "there are /metrics, /livez and /readyz")
 
     async def _metrics(self) -> Page:

@@ -34,6 +34,8 @@ class ServerWork:
     done: int = 0  # requests answered, whatever stap said of them, and those that got no answer of stap's
     failed: int = 0
     certificate_expires: datetime | None = None
+    certificate_serial: str | None = None  # hex pairs, as clients announce and take it
+    certificate_sha256: str | None = None  # its fingerprint, in hex pairs
     connections: int = 0  # open ones, whatever they are doing
     refusals: Mapping[RejectReason, int] = attrs.field(factory=dict)
     releases: tuple[ReleaseStatus, ...] = ()

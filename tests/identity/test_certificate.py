@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import ssl
 import subprocess
 import sys
@@ -69,6 +70,10 @@ class TestIdentity:
     def test_serial_number_is_written_as_clients_see_it(self, made: Identity, number: int, shown: str):
         certificate = self_signed(ec.generate_private_key(ec.SECP256R1()), serial=number)
         assert attrs.evolve(made, certificate=certificate).serial == shown
+
+    def test_fingerprint_is_written_as_openssl_does(self, made: Identity):
+        digest = hashlib.sha256(made.der).hexdigest().upper()
+        assert made.sha256 == ":".join(digest[at : at + 2] for at in range(0, 64, 2))
 
     def test_key_is_not_in_the_representation(self, made: Identity):
         assert "key" not in repr(made)

@@ -8,7 +8,7 @@ import pty
 import pytest
 
 from stapsrv.errors import ConfigError
-from stapsrv.identity.password import CREDENTIAL, obtain_password
+from stapsrv.identity.password import CREDENTIAL, WEB_CREDENTIAL, obtain_password, obtain_web_token
 
 
 @pytest.fixture
@@ -91,3 +91,23 @@ def test_terminal_is_asked_without_echo():
     os.write(terminal, b"typed\n")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     os.close(terminal)
+
+
+def test_web_token_is_that_of_the_file_before_the_credential(tmp_path, secret):
+    credential = tmp_path / WEB_CREDENTIAL
+    credential.write_text("another\n")
+    credential.chmod(0o400)
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert obtain_web_token(environ, file=secret) == "correct horse"
+    assert obtain_web_token(environ, file=None) == "another"
+
+
+def test_there_is_no_web_token_where_none_is_given(tmp_path):
+    assert obtain_web_token({}, file=None) is None
+    assert obtain_web_token({"CREDENTIALS_DIRECTORY": str(tmp_path)}, file=None) is None
+
+
+def test_web_token_that_others_can_read_is_refused(secret):
+    secret.chmod(0o644)
+    with pytest.raises(ConfigError, match=f"^token file {secret}: others than its owner have access to it"):
+        obtain_web_token({}, file=secret)

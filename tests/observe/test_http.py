@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 
 import anyio
@@ -15,7 +15,7 @@ from kit.client import reset_at_once
 from kit.loops import every_loop
 from kit.service import LogLines
 
-from stapsrv.observe.http import HttpLimits, HttpServer, Page
+from stapsrv.observe.http import HttpLimits, HttpRequest, HttpServer, Page, Send
 
 pytestmark = [pytest.mark.anyio, every_loop]
 
@@ -52,7 +52,14 @@ async def read_all(stream: SocketStream) -> bytes:
     return data
 
 
-async def find(path: str) -> Page:
+async def find(request: HttpRequest) -> Page:
+    path = request.path
+    if path == "/form":
+        return Page.of_lines(HTTPStatus.OK, f"{request.method} {request.body.decode()}")
+    if path == "/stream":
+        return Page(HTTPStatus.OK, b"", stream=count)
+    if path == "/broken":
+        return Page(HTTPStatus.OK, b"", stream=fail)
     if path == "/crash":
         raise ZeroDivisionError
     if path == "/large":
@@ -60,12 +67,24 @@ async def find(path: str) -> Page:
     return Page.of_lines(HTTPStatus.OK, f"this is {path}")
 
 
+async def count(send: Send) -> None:
+    for number in range(3):
+        await send(b"%d" % number)
+
+
+async def fail(send: Send) -> None:
+    await send(b"so far")
+    raise ZeroDivisionError
+
+
 @contextlib.asynccontextmanager
-async def serving(limits: HttpLimits = PATIENT) -> AsyncIterator[Server]:
+async def serving(
+    limits: HttpLimits = PATIENT, find: Callable[[HttpRequest], Awaitable[Page]] = find
+) -> AsyncIterator[Server]:
     lines = LogLines()
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, anyio.fail_after(60):
         listener.setblocking(False)
-        server = HttpServer(listener, find, log=lines.log, limits=limits)
+        server = HttpServer(listener, find, log=lines.log, forms={"/form"}, limits=limits)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve)
             yield Server(listener.getsockname()[1], lines)
@@ -181,7 +200,7 @@ async def test_clients_that_come_all_at_once_stay_within_the_limit():
     """They wait in the kernel's queue before the server begins, so that it is ready each time."""
     running, most, crowd = 0, 0, 60
 
-    async def find_slowly(_path: str) -> Page:
+    async def find_slowly(_request: HttpRequest) -> Page:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -206,3 +225,80 @@ async def test_clients_that_come_all_at_once_stay_within_the_limit():
             tasks.cancel_scope.cancel()
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
     assert most == 4
+
+
+async def test_form_is_taken_where_one_is_expected_and_within_its_bound():
+    async with serving(HttpLimits(form_bytes=10, request_s=60, total_s=60)) as server:
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+        assert (await server.ask(head % (b"/form", 5, b"a=b+c"))).endswith(b"\r\n\r\nPOST a=b+c\n")
+        assert b" 413 " in await server.ask(head % (b"/form", 11, b"x" * 11))
+        answer = await server.ask(b"PUT /form HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 405 " in answer
+        assert b"\r\nAllow: GET, HEAD, POST\r\n" in answer
+
+
+async def test_stream_is_sent_piece_by_piece_and_ended():
+    async with serving() as server:
+        answer = await server.ask(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n1\r\n0\r\n1\r\n1\r\n1\r\n2\r\n0\r\n\r\n")
+        head = await server.ask(b"HEAD /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert head.endswith(b"\r\n\r\n")
+        assert server.lines.entries == []
+
+
+async def test_streams_take_no_room_of_others_and_end_with_their_client():
+    following = 0
+    gone = anyio.Event()
+
+    async def follow(send: Send) -> None:
+        nonlocal following
+        following += 1
+        try:
+            await send(b"begun")
+            await anyio.sleep_forever()
+        finally:
+            following -= 1
+            if not following:
+                gone.set()
+
+    async def find_stream(request: HttpRequest) -> Page:
+        return Page(HTTPStatus.OK, b"", stream=follow if request.path == "/events" else None)
+
+    async with serving(HttpLimits(connections=1, request_s=60, total_s=60), find_stream) as server:
+        async with contextlib.AsyncExitStack() as clients:
+            for _ in range(3):
+                stream = await clients.enter_async_context(await server.connect())
+                await stream.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+                while b"begun" not in await stream.receive():
+                    pass
+            assert (await server.get("/"))[0] == 200
+            assert following == 3
+        await gone.wait()
+        assert server.lines.entries == []
+
+
+async def test_follower_that_reads_nothing_is_ended():
+    ended = anyio.Event()
+
+    async def flood(send: Send) -> None:
+        try:
+            while True:
+                await send(LARGE)
+        finally:
+            ended.set()
+
+    async def find_flood(_request: HttpRequest) -> Page:
+        return Page(HTTPStatus.OK, b"", stream=flood)
+
+    async with serving(HttpLimits(request_s=60, total_s=0.5), find_flood) as server:
+        async with await server.connect() as stream:
+            await stream.send(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+            await ended.wait()
+        assert server.lines.entries == []
+
+
+async def test_stream_that_fails_is_an_entry_in_the_log():
+    async with serving() as server:
+        assert b"so far" in await server.ask(b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert server.lines.events() == ["metrics.crashed"]
+        assert (await server.get("/a"))[0] == 200

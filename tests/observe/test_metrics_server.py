@@ -16,14 +16,17 @@ import attrs
 import pytest
 from kit.client import exchange, request
 from kit.service import LogLines, running_server
-from kit.supervisor import server_status, supervisor_status
+from kit.supervisor import FakeSupervisor, server_status, supervisor_status
 
 from stapsrv.compile.stats import ProcessCounters
 from stapsrv.config.addresses import MetricsAddress
 from stapsrv.errors import ConfigError
+from stapsrv.observe.feed import LiveFeed
 from stapsrv.observe.http import HttpLimits
 from stapsrv.observe.metrics_server import MetricsListener, open_metrics_listener
 from stapsrv.observe.snapshot import Phase, Snapshot
+from stapsrv.observe.web.access import Access
+from stapsrv.observe.web.site import WebSite
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.status import ServerStatus
 
@@ -49,18 +52,22 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def monitoring(process: Process, limits: HttpLimits | None = None) -> AsyncIterator[int]:
+async def monitoring(
+    process: Process, limits: HttpLimits | None = None, site: WebSite | None = None
+) -> AsyncIterator[int]:
     """Serve the metrics of a process; yields the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener, anyio.fail_after(60):
         listener.setblocking(False)
-        served = MetricsListener(listener, "name").serve(process.snapshot, log=LogLines().log, limits=limits)
+        served = MetricsListener(listener, "name").serve(
+            process.snapshot, log=LogLines().log, limits=limits, site=site
+        )
         async with served:
             yield listener.getsockname()[1]
 
 
-async def get(port: int, path: str) -> tuple[int, str]:
+async def get(port: int, path: str, host: str = "x") -> tuple[int, str]:
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-        await stream.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await stream.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         data = b""
         with contextlib.suppress(anyio.EndOfStream):
             while True:
@@ -77,6 +84,19 @@ async def test_pages():
         status, text = await get(port, "/metrics")
     assert status == 200
     assert '\nstapsrv_servers{state="serving"} 0.0\n' in text
+
+
+async def test_web_page_is_beside_metrics_and_health():
+    supervisor = FakeSupervisor(server_status(7, nickname="lab"))
+    feed = LiveFeed(supervisor.status, supervisor.activity)
+    access = Access.at(MetricsAddress("127.0.0.1", 1), host_name="build1", token="0123456789abcdef")
+    site = WebSite(feed, counters=ProcessCounters(), activity=supervisor.activity, access=access)
+    async with monitoring(Process(), site=site) as port:
+        assert (await get(port, "/", "localhost"))[0] == 401
+        assert (await get(port, "/", "x"))[0] == 421
+        # Whoever asks for these is asked for no token, and may call the host as he likes.
+        assert await get(port, "/livez", "x") == (200, "ok\n")
+        assert (await get(port, "/metrics", "x"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -209,7 +229,7 @@ def test_metrics_are_not_loaded_without_an_address():
         check=True,
     ).stdout.split()
     assert "stapsrv.app" in loaded
-    assert not {"h11", "prometheus_client", "stapsrv.observe.metrics_server"} & set(loaded)
+    assert not {"h11", "prometheus_client", "jinja2", "stapsrv.observe.metrics_server"} & set(loaded)
 
 
 REMEDY = "give another address with --metrics or METRICS=, or off"

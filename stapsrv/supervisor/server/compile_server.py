@@ -132,13 +132,16 @@ class CompileServer:
         """Return a snapshot of its work."""
         pool = self.service.pool.statistics()
         counts = self.service.counts
+        identity = self.service.identity.loaded
         return ServerWork(
             workers=pool.workers,
             running=pool.running,
             queued=pool.queued,
             done=counts.done,
             failed=counts.failed,
-            certificate_expires=self.service.identity.loaded.not_after,
+            certificate_expires=identity.not_after,
+            certificate_serial=identity.serial,
+            certificate_sha256=identity.sha256,
             connections=len(self._sessions),
             refusals=dict(self.service.rejections.counts),
             releases=self._releases(),
