@@ -5,11 +5,12 @@ Nothing here changes anything, and no page has a script's text or a client's fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from importlib import resources
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 import anyio
@@ -50,6 +51,8 @@ _STATIC = {
     "icon.svg": "image/svg+xml",
 }
 _RETRY_S = 60.0
+
+_T = TypeVar("_T")
 
 
 class WebSite:
@@ -102,15 +105,15 @@ class WebSite:
             return await self._login(request)
         if not self._access.admits(request):
             return await self._ask_token(HTTPStatus.UNAUTHORIZED)
-        return self._events(request) if request.path == "/events" else await self._view(request)
+        return await (self._events if request.path == "/events" else self._view)(request)
 
     async def _view(self, request: HttpRequest) -> Page:
         # What changes without being noted is looked at, too.
         moment = self._moment(self._feed.state(), request.headers.get("host", ""))
-        view = find_view(request.path, moment)
-        if view is None:
+        body = await self._in_thread(self._shown, request.path, moment)
+        if body is None:
             return await self._page(View("missing.html"), HTTPStatus.NOT_FOUND, moment)
-        return await self._page(view, HTTPStatus.OK, moment)
+        return Page(HTTPStatus.OK, body, HTML)
 
     async def _login(self, request: HttpRequest) -> Page:
         if not self._access.wants_token:
@@ -128,10 +131,10 @@ class WebSite:
             return attrs.evolve(page, headers=(("WWW-Authenticate", "Bearer"),))
         return page
 
-    def _events(self, request: HttpRequest) -> Page:
+    async def _events(self, request: HttpRequest) -> Page:
         path = parse_qs(request.query, max_num_fields=4).get("page", ["/"])[0]
-        host = request.headers.get("host", "")
-        if find_view(path, self._moment(self._feed.current(), host)) is None:
+        moment = self._moment(self._feed.current(), request.headers.get("host", ""))
+        if await self._in_thread(find_view, path, moment) is None:
             return Page.of_lines(HTTPStatus.NOT_FOUND, "there is no such page")
         if self._followers.is_full:
             return Page.of_lines(
@@ -140,15 +143,21 @@ class WebSite:
         return Page(HTTPStatus.OK, b"", EVENTS, stream=partial(self._followers.follow, path))
 
     async def _page(self, view: View, status: HTTPStatus, moment: Moment | None = None) -> Page:
-        body = await anyio.to_thread.run_sync(self._renderer.page, view, moment, limiter=self._thread)
-        return Page(status, body, HTML)
+        return Page(status, await self._in_thread(self._renderer.page, view, moment), HTML)
+
+    def _shown(self, path: str, moment: Moment) -> bytes | None:
+        view = find_view(path, moment)
+        return None if view is None else self._renderer.page(view, moment)
 
     async def _make_regions(self, path: str, state: LiveState) -> Mapping[str, str] | None:
-        moment = self._moment(state, "")
+        return await self._in_thread(self._regions, path, self._moment(state, ""))
+
+    def _regions(self, path: str, moment: Moment) -> Mapping[str, str] | None:
         view = find_view(path, moment)
-        if view is None:
-            return None
-        return await anyio.to_thread.run_sync(self._renderer.regions, view, moment, limiter=self._thread)
+        return None if view is None else self._renderer.regions(view, moment)
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await anyio.to_thread.run_sync(partial(work, *arguments), limiter=self._thread)
 
     def _moment(self, state: LiveState, host: str) -> Moment:
         return Moment(
