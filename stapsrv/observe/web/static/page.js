@@ -68,11 +68,11 @@
       }
     }
     countAges();
-    say("Following: what changes shows at once.");
+    say("Following what happens.");
   }
 
   function fail() {
-    say("The connection is lost; trying again.");
+    say("Connection lost; trying again.");
     if (source && source.readyState === EventSource.CLOSED) {
       // The browser gives up where there was an answer, if not the right one.
       clearTimeout(timer);
