@@ -57,8 +57,9 @@ soak: setup ## all kinds of clients against one server, MINUTES=3 of them; fails
 install: setup ## install for all users: PREFIX=/usr/local DESTDIR= SYSCONFDIR=/etc EXTRAS=
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' SYSCONFDIR='$(SYSCONFDIR)' EXTRAS='$(EXTRAS)' packaging/install
 
-dist: setup ## build a wheel and an sdist in dist/
+dist: setup ## build a wheel and an sdist in dist/, and the wheel of the client alone
 	.venv/bin/python -m hatchling build
+	cd packaging/client && ../../.venv/bin/python -m hatchling build -t wheel -d ../../dist
 
 deb: setup ## build a Debian package in dist/, in place of systemtap-server; EXTRAS=farm
 	@EXTRAS='$(EXTRAS)' packaging/deb

@@ -28,6 +28,8 @@ LAYERS = (
     {"control"},
     {"farm"},
     {"compile.engine.dask"},
+    {"client"},
+    {"bench"},
     {"daemon_options", "doctor"},
     {"app"},
     {"daemon"},

@@ -69,10 +69,10 @@ __stapsrv_complete() { # of "PREFIX WORDS…" in the table $1, after the words b
 """
 
 
-def bash(server: Command, daemon: Command, farm: Command) -> dict[str, str]:
+def bash(server: Command, daemon: Command, farm: Command, client: Command) -> dict[str, str]:
     """Return bash's files by their names, which are those of the commands."""
     files = {}
-    for command, others in ((server, ()), (daemon, ("stap-start-server",)), (farm, ())):
+    for command, others in ((server, ()), (daemon, ("stap-start-server",)), (farm, ()), (client, ())):
         name = command.words[0]
         function = f"_{name.replace('-', '_')}"
         rows = [
@@ -95,10 +95,10 @@ def bash(server: Command, daemon: Command, farm: Command) -> dict[str, str]:
     return files
 
 
-def zsh(server: Command, daemon: Command, farm: Command) -> str:
+def zsh(server: Command, daemon: Command, farm: Command, client: Command) -> str:
     """Return zsh's function, for all commands."""
     lines = [
-        "#compdef stap-server stap-serverd stap-start-server stap-farm",
+        "#compdef stap-server stap-serverd stap-start-server stap-farm stap-compile",
         "# Made by packaging/manual/generate.py.",
         "",
         "__stapsrv_servers() {",
@@ -109,12 +109,13 @@ def zsh(server: Command, daemon: Command, farm: Command) -> str:
         "}",
         "",
     ]
-    for command in (*_all(server), *_all(daemon), *_all(farm)):
+    for command in (*_all(server), *_all(daemon), *_all(farm), *_all(client)):
         lines += [f"{_function(command)}() {{", *_zsh_arguments(command), "}", ""]
     lines += [
         "case $service in",
         f"    stap-server) {_function(server)} ;;",
         f"    stap-farm) {_function(farm)} ;;",
+        f"    stap-compile) {_function(client)} ;;",
         f"    *) {_function(daemon)} ;;",
         "esac",
     ]

@@ -32,7 +32,7 @@ def main() -> None:
             page.write_text(variables.with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
         return
     texts = {f"man/{page.name}": manual_page(page) for page in sorted(PAGES.iterdir())}
-    commands = (model.server(), model.daemon(), model.farm())
+    commands = (model.server(), model.daemon(), model.farm(), model.compile_client())
     texts |= {f"bash/{name}": text for name, text in completion.bash(*commands).items()}
     texts |= {"zsh/_stap-server": completion.zsh(*commands)}
     texts |= {f"fish/{name}.fish": text for name, text in completion.fish(*commands).items()}
@@ -57,6 +57,8 @@ def manual_page(template: Path) -> str:
 def _options(words: Sequence[str]) -> Iterable[str]:
     if words[0] == "stap-serverd":
         return roff.options(model.daemon())
+    if words[0] == "stap-compile":
+        return roff.options(model.compile_client(), without=["--help"])
     if words[0] == "stap-farm":
         command = model.farm()
         for word in words[1:]:

@@ -6,6 +6,7 @@ import argparse
 from importlib import import_module
 from typing import NamedTuple
 
+from stapsrv.client.command import _parser as compile_parser
 from stapsrv.control.cli import dispatch
 from stapsrv.control.cli.help import ACTIONS, ALIASES, OPTIONS, groups_of
 from stapsrv.daemon_options import _parser as daemon_parser
@@ -51,6 +52,11 @@ class Command(NamedTuple):
 def daemon() -> Command:
     """``stap-serverd``."""
     return _from_parser(("stap-serverd",), daemon_parser())
+
+
+def compile_client() -> Command:
+    """``stap-compile``, with its own options; it takes stap's, too."""
+    return _from_parser(("stap-compile",), compile_parser())
 
 
 def farm() -> Command:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kit.machine import ROOT
 
+from stapsrv.client.command import _parser as compile_parser
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli import dispatch
 from stapsrv.control.cli.help import ACTIONS, OPTIONS
@@ -90,6 +91,10 @@ def test_pages_have_every_option(page):
     farm = page("stap-farm.8")
     for option in farm_options():
         assert re.search(rf"^ +.*{re.escape(option)}\b", farm, re.MULTILINE), option
+    client = page("stap-compile.1")
+    for action in compile_parser()._actions:
+        for option in {*action.option_strings} - {"-h", "--help"}:
+            assert re.search(rf"^ +.*{re.escape(option)}\b", client, re.MULTILINE), option
     server = page("stap-server.8")
     for option in {row.option for row in OPTIONS} - {"--help"}:
         assert re.search(rf"^ +{re.escape(option)}\b", server, re.MULTILINE), option
@@ -101,7 +106,7 @@ def test_templates_name_only_options_that_exist():
     known = {row.option for row in OPTIONS} | {
         name for each in _parser()._actions for name in each.option_strings
     }
-    known |= farm_options()
+    known |= farm_options() | {name for each in compile_parser()._actions for name in each.option_strings}
     theirs = {"--use-server", "--rlimit-cpu"}  # of stap
     seen = set()
     for template in (ROOT / "packaging" / "manual" / "pages").iterdir():
@@ -144,6 +149,7 @@ COMPLETED = [
     ("stap-server start --po", {"--port"}),
     ("stap-server start -n x --drain", {"--drain-timeout"}),
     ("stap-farm w", {"worker"}),
+    ("stap-compile --fi", {"--fingerprint"}),
     ("stap-farm ca i", {"init", "issue"}),
     ("stap-farm ca issue --h", {"--help", "--host"}),
     ("stap-farm worker --sandbox l", {"landlock"}),

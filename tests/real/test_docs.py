@@ -17,6 +17,7 @@ import pytest
 from kit.ports import quiet_port
 from kit.real import PATIENCE_S, Stap
 
+from stapsrv.client.command import _parser as compile_parser
 from stapsrv.config.table import GLOBAL_SETTINGS, SERVER_SETTINGS
 from stapsrv.control.cli import dispatch, parser
 from stapsrv.daemon_options import _parser as daemon_parser
@@ -48,6 +49,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 OPTIONS = {
     "stap-serverd": options_of(daemon_parser()),
     "stap-farm": options_of(farm_parser()),
+    "stap-compile": options_of(compile_parser()),
     "stap-server": options_of(parser._parser()).union(
         *(options_of(parser_of(tool)) for tool in dispatch._TOOLS)
     ),

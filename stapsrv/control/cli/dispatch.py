@@ -16,6 +16,7 @@ from stapsrv.control.cli.report import JsonReporter, Reporter
 
 # Commands that are not about a supervisor's servers and parse their own options.
 _TOOLS = {
+    "bench": "stapsrv.bench.command",
     "browse": "stapsrv.control.cli.commands.browse",
     "cache": "stapsrv.control.cli.commands.cache",
     "cert": "stapsrv.control.cli.commands.cert",

@@ -163,6 +163,7 @@ actions:
   {"cache":{width}}  count, check or clear the results that servers keep
   {"top":{width}}  show servers and requests live in the terminal
   {"browse":{width}}  show the servers that the network tells of
+  {"bench":{width}}  measure a server under a bounded load
   {"doctor":{width}}  ask what stands between a client and its module, and say what to do
   {"report":{width}}  put what a bug report needs into one archive
 

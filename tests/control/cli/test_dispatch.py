@@ -53,6 +53,7 @@ def test_faults_are_one_line(words, status, err, environ):
         (["mok", "--help"], "usage: stap-server mok", "list"),
         (["cache", "--help"], "usage: stap-server cache", "verify"),
         (["browse", "--help"], "usage: stap-server browse", "--timeout"),
+        (["bench", "--help"], "usage: stap-server bench", "--requests N"),
     ],
 )
 def test_help_and_version(words, begins, contains, environ):

@@ -125,6 +125,7 @@ def test_output_that_nobody_reads(service):
 PRINTING = {
     "stap-server": ["help", "--version"],
     "stap-server cache": ["stats", "--help"],
+    "stap-server bench": ["--help"],
     "stap-server browse": ["--help"],
     "stap-server cert": ["--help"],
     "stap-server doctor": ["--help"],
@@ -132,6 +133,7 @@ PRINTING = {
     "stap-server report": ["--help"],
     "stap-gen-cert": ["--help"],
     "stap-authorize-cert": ["--help"],
+    "stap-compile": ["--help", "--version"],
     "stap-start-server": ["--help"],
     "stap-stop-server": ["--help"],
     "stap-serverd": ["--help", "--version"],

@@ -1,0 +1,1 @@
+"""Measures servers under a bounded load."""
