@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import anyio
 import pytest
 from kit.compile_server import MODULE, response
 
 import stapsrv.client
-from stapsrv.client import ClientError, Job, KnownServers, Server, ServerUnavailable, UnknownServer
+from stapsrv.client import ClientError, Job, KnownServers, Result, Server, ServerUnavailable, UnknownServer
 from stapsrv.client.known_servers import default_path
 
 
@@ -50,16 +51,25 @@ def test_wrong_arguments_are_refused_at_once(wrong):
 
 
 def test_batch_keeps_its_order_and_bound(trusting, server):
-    server.faults = ["", "close"]
+    server.together = threading.Barrier(2)
     jobs = [Job(script=f"probe {number}", release="6.1") for number in range(8)]
     seen = []
     outcomes = trusting.compile_many(jobs, concurrency=2, on_outcome=lambda *told: seen.append(told))
     assert [outcome.job for outcome in outcomes] == jobs
     assert sorted(done for _, done, _ in seen) == list(range(1, 9))
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    assert [type(outcome.error) for outcome in failed] == [ServerUnavailable]
-    assert all(outcome.result.status == 0 for outcome in outcomes if outcome not in failed)
-    assert server.busiest <= 2
+    assert all(outcome.result.status == 0 for outcome in outcomes)
+    assert server.busiest == 2
+
+
+def test_job_that_fails_does_not_end_the_others(trusting, server):
+    server.faults = ["", "close"]
+    outcomes = trusting.compile_many([Job(script="probe", release="6.1")] * 4, concurrency=1)
+    assert [type(outcome.error) for outcome in outcomes] == [
+        type(None),
+        ServerUnavailable,
+        type(None),
+        type(None),
+    ]
 
 
 @pytest.mark.anyio
@@ -69,6 +79,7 @@ async def test_asynchronous_calls_do_the_same(trusting, server):
         assert (result.status, result.module) == (0, MODULE)
         with pytest.raises(ClientError):
             await trusting.compile_async("probe", release="6 1")
+        server.together = threading.Barrier(2)
         jobs = [Job(script=f"probe {number}", release="6.1") for number in range(6)]
         seen = []
         outcomes = await trusting.compile_many_async(
@@ -76,7 +87,26 @@ async def test_asynchronous_calls_do_the_same(trusting, server):
         )
     assert [outcome.job for outcome in outcomes] == jobs
     assert [done for _, done, _ in seen] == list(range(1, 7))
-    assert server.busiest <= 2
+    assert server.busiest == 2
+
+
+@pytest.mark.anyio
+async def test_asynchronous_batch_has_at_most_so_many_at_once(trusting, monkeypatch):
+    running = []
+    most = 0
+
+    async def run(_self, job, **_more):
+        nonlocal most
+        running.append(job)
+        most = max(most, len(running))
+        await anyio.wait_all_tasks_blocked()
+        running.remove(job)
+        return Result(status=0)
+
+    monkeypatch.setattr(Server, "run_async", run)
+    with anyio.fail_after(60):
+        await trusting.compile_many_async([Job(script=str(number)) for number in range(4)], concurrency=2)
+    assert most == 2
 
 
 def test_import_is_light_and_each_stable_name_is_there():

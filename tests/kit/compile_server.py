@@ -80,6 +80,7 @@ class RecordingServer:
         answer: what each is answered with.
         faults: of the next connections, one each: ``reset`` before the handshake, ``close`` instead of it,
             ``cut`` in the middle of the answer, ``hang`` until the client leaves, or empty for none.
+        together: has each answer wait for others, as many as it says.
         seen: how many connections there were.
         busiest: how many there were at the same time, at most.
     """
@@ -89,6 +90,7 @@ class RecordingServer:
         self.requests: list[bytes] = []
         self.answer = response(stap_ko=MODULE)
         self.faults: list[str] = []
+        self.together: threading.Barrier | None = None
         self.seen = self.busiest = 0
         self._now = 0
         self._counting = threading.Lock()
@@ -151,6 +153,8 @@ class RecordingServer:
             self._now += 1
             self.busiest = max(self.busiest, self._now)
         try:
+            if self.together is not None:
+                self.together.wait(PATIENCE_S)
             if fault == "hang":
                 tls.recv(1)
             else:
