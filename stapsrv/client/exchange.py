@@ -223,9 +223,7 @@ class _Connection:
                         f"{self._address}: the response has more than {MAX_RESPONSE_BYTES >> 20} MiB"
                     )
         except TimeoutError as exc:
-            raise self._unavailable(
-                f"no response within {timeout_s:g} s", remedy="allow more with --timeout"
-            ) from exc
+            raise self._unavailable(f"no response within {timeout_s:g} s", remedy="allow more time") from exc
         except OSError as exc:
             raise self._unavailable(f"the connection was cut ({exc.strerror or exc})") from exc
         yield Step(Close(), CONNECT_S)

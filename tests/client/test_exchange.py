@@ -72,7 +72,7 @@ def test_cut_response_is_what_came(server):
     ("fault", "problem"),
     [
         ("close", "the TLS handshake failed"),
-        ("hang", r"no response within 0\.3 s; allow more with --timeout"),
+        ("hang", r"no response within 0\.3 s; allow more time"),
     ],
 )
 def test_server_that_does_not_answer_is_said_on_one_line(server, fault, problem):
