@@ -105,7 +105,7 @@ def test_commands_are_exact():
     text = page_at("/add-client", a_moment())
     assert "<code>stap --use-server=build1:7 --trust-servers=ssl,no-prompt</code>" in text
     assert "<code>AB:CD</code>" in text
-    assert "stap --use-server=build1:7 -p4 -r 6.1.0-test -e &#39;" not in text
+    assert "\nstap-compile --server build1:7 --fingerprint SHA256:AB:CD -r 6.1.0-test -e 'probe begin" in text
     assert "stap --use-server=build1:7 -p4 -r 6.1.0-test -e 'probe begin" in text
 
 
