@@ -36,7 +36,9 @@ from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Runtime
+from stapsrv.supervisor.script_checks import ScriptChecks
 from stapsrv.supervisor.state.ports import PortMemory
+from stapsrv.supervisor.state.script_runs import ScriptRuns
 from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.supervisor import SavedState, Supervisor
 from stapsrv.system.blocking import BlockingCalls
@@ -163,6 +165,7 @@ class App:
     log: Log = attrs.field(init=False)
     supervisor: Supervisor = attrs.field(init=False)
     feed: LiveFeed = attrs.field(init=False)  # of what there is to watch
+    scripts: ScriptChecks = attrs.field(init=False)
     _hangup: anyio.Event = attrs.field(init=False, factory=anyio.Event)
     _files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
     _phase: Phase = attrs.field(init=False, default=Phase.STARTING)
@@ -194,6 +197,11 @@ class App:
             advertiser=ServerAdvertiser.from_settings(configuration.settings, log=self.log),
         )
         self.feed = LiveFeed(self.supervisor.status, self._runtime.activity)
+        self.scripts = ScriptChecks(
+            self.supervisor.serving,
+            ScriptRuns(systemtap_directory(configuration.environ) / "server-scripts.json"),
+            self.log,
+        )
 
     @property
     def is_stopping(self) -> bool:
@@ -301,6 +309,7 @@ class App:
             self.supervisor,
             feed=self.feed,
             reload=self.reload,
+            scripts=self.scripts,
             defaults=self._configuration.defaults,
             policy=Policy.of_process(),
             log=self.log,

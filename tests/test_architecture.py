@@ -23,6 +23,7 @@ LAYERS = (
     {"config"},
     {"identity", "mdns", "sandbox"},
     {"compile"},
+    {"scripts"},
     {"supervisor"},
     {"observe"},
     {"control"},

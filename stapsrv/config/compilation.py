@@ -1,4 +1,4 @@
-"""Where a server has its requests compiled: rows of the table of settings (:mod:`stapsrv.config.table`)."""
+"""What a server compiles without being asked, and where: rows of the table (:mod:`stapsrv.config.table`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from stapsrv.config.kinds import ABSOLUTE_PATH, ENGINE, Kind, choice, duration
 from stapsrv.config.setting import Group, Setting
 
 LOCAL = "local"  # the engine of this host
+_DIRECTORY = Kind("DIR", ABSOLUTE_PATH.parse, is_path=True)
 
 
 class Compilation(Group):
-    """Where a server has its requests compiled."""
+    """Where a server has its requests compiled, and the scripts that it compiles before anybody asks."""
 
     engine = Setting(
         "ENGINE",
@@ -47,4 +48,10 @@ class Compilation(Group):
         duration(),
         "how long a request waits for the farm's scheduler, and for workers that were there",
         default=60.0,
+    )
+    scripts = Setting[tuple[str, ...]](
+        "SCRIPTS",
+        _DIRECTORY,
+        "a directory of scripts that are to compile for each release",
+        array=True,
     )

@@ -195,6 +195,25 @@ def unwritable_reason(value: str) -> str | None:
     return None
 
 
+def with_value(text: str, variable: str, value: str) -> str:
+    """Return a file's text with a further value of an array, in a line at its end."""
+    separator = "" if not text or text.endswith("\n") else "\n"
+    return f"{text}{separator}{variable}+={value}\n"
+
+
+def without_value(text: str, variable: str, value: str) -> str:
+    """Return a file's text without the lines that set or add a value of an array."""
+    found = [each for each in scan(text, where="") if isinstance(each, Assignment)]
+    dropped = {each.line: each for each in found if (each.variable, each.value) == (variable, value)}
+    lines = text.split("\n")
+    # A line that sets the array takes back what came before, and so must what stays of it.
+    kept = [
+        (f"{variable}=" if not dropped[number].adds else None) if number in dropped else line
+        for number, line in enumerate(lines, start=1)
+    ]
+    return "\n".join(line for line in kept if line is not None)
+
+
 def _assign(values: dict[str, Any], assignment: Assignment, known: Mapping[str, Setting[Any]]) -> None:
     row = known.get(assignment.variable)
     if row is None:

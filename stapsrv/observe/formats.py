@@ -115,6 +115,7 @@ CLASSIC: Mapping[str, str] = {
     "cache.outside": "A result is not cached: it depends on {file}, which is not watched",
     "prepared.none": "New modules for {release} are built by make: {reason}",
     "prepared.unusable": "Modules are built by make: plans cannot be kept: {reason}",
+    "scripts.crashed": "Script {script} could not be checked for {release}: an error of this program:",
     "farm.scheduler": "Farm: scheduling at {address}",
     "farm.certificate": "Farm: the certificate {file} is valid until {when} UTC",
     "farm.certificate_expires": (

@@ -118,6 +118,10 @@ class Supervisor:
             servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
         )
 
+    def serving(self) -> list[ManagedServer]:
+        """Return the servers at work, by their ids."""
+        return [each for _, each in sorted(self._servers.items()) if each.state is State.SERVING]
+
     async def start(
         self, specs: Sequence[ServerSpec], report: Report | None = None, *, as_configured: bool = False
     ) -> list[Outcome]:
@@ -317,11 +321,8 @@ class Supervisor:
         try:
             log = await self._log_files.run(partial(self._open_log, path, settings.log_format))
         except OSError as exc:
-            raise ConfigError(
-                f"cannot be opened: {exc.strerror}",
-                where=f"log file {path}",
-                remedy="see which file system hangs",
-            ) from exc
+            problem, remedy = f"cannot be opened: {exc.strerror}", "see which file system hangs"
+            raise ConfigError(problem, where=f"log file {path}", remedy=remedy) from exc
         return log.bind(server=server_id, nickname=settings.nickname or str(server_id))
 
     async def _prepare(
@@ -388,10 +389,9 @@ class Supervisor:
     # A release is advertised only while it can be compiled for.
     def _health_changed(self, health: ReleaseHealth) -> None:
         self._runtime.activity.changes.note()
-        for server in self._servers.values():
-            serving = server.server if server.state is State.SERVING else None
-            if serving and any(health is other for other in serving.service.release_health.values()):
-                self._advertiser.advertise(server.id, serving)
+        for server in self.serving():
+            if (own := server.server) and any(health is each for each in own.service.release_health.values()):
+                self._advertiser.advertise(server.id, own)
 
     def _command_ended(self) -> None:
         # A server that has failed keeps no supervisor alive: nothing starts it again.

@@ -347,5 +347,10 @@ def _own_job(
     # There is no client who would look for it.
     settings = attrs.evolve(settings, keep_temporary=False)
     return CompileJob(
-        request=request, release=release, settings=settings, background=True, makes_plan=makes_plan
+        request=request,
+        release=release,
+        settings=settings,
+        background=True,
+        own=True,
+        makes_plan=makes_plan,
     )

@@ -18,10 +18,13 @@ from stapsrv.config.files import (
     scan,
     server_settings_from,
     unwritable_reason,
+    values_from,
     warnings_about,
+    with_value,
+    without_value,
 )
 from stapsrv.config.settings import ServerSettings
-from stapsrv.config.table import SERVER_SETTINGS
+from stapsrv.config.table import SERVER_SETTINGS, TUNABLES
 from stapsrv.errors import ConfigError
 
 WHERE = "conf.d/a.conf"
@@ -299,3 +302,27 @@ def test_blanks_at_the_end_of_a_line_are_dropped_with_a_warning() -> None:
         "g:3: blanks at the end of NICKNAME are no part of its value",
         "g:4: blanks at the end of RELEASE are no part of its value",
     )
+
+
+_OWN_FILE = "# mine\nMDNS=no\nSCRIPTS+=/a\n"
+
+
+def scripts_in(text: str) -> tuple[str, ...]:
+    lines = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("MDNS"))
+    return values_from(lines, where="f", rows=TUNABLES).get("scripts", ())
+
+
+def test_value_is_added_at_the_end():
+    assert with_value(_OWN_FILE, "SCRIPTS", "/b") == f"{_OWN_FILE}SCRIPTS+=/b\n"
+    assert with_value("MDNS=no", "SCRIPTS", "/b") == "MDNS=no\nSCRIPTS+=/b\n"
+
+
+def test_value_is_taken_out_wherever_it_is():
+    assert without_value(_OWN_FILE, "SCRIPTS", "/a") == "# mine\nMDNS=no\n"
+    assert without_value(_OWN_FILE, "SCRIPTS", "/b") == _OWN_FILE
+
+
+def test_line_that_took_back_others_still_does():
+    text = "SCRIPTS+=/z\nSCRIPTS=/a\nSCRIPTS+=/b\n"
+    assert scripts_in(text) == ("/a", "/b")
+    assert scripts_in(without_value(text, "SCRIPTS", "/a")) == ("/b",)

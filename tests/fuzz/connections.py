@@ -11,6 +11,7 @@ from kit.supervisor import DEFAULTS, FakeSupervisor, server_status
 from stapsrv.control.server.auth import Access
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter, receive, send_all
 from stapsrv.control.server.handlers import Caller, RpcHandlers
+from stapsrv.observe.feed import LiveFeed
 
 _WHOLE_S = 10.0
 
@@ -32,7 +33,13 @@ async def converse(data: bytes) -> bytes:
             end.setblocking(False)
         async with anyio.create_task_group() as tasks:
             methods = RpcHandlers(
-                supervisor, reload=supervisor.reload, defaults=DEFAULTS, tasks=tasks, log=lines.log
+                supervisor,
+                feed=LiveFeed(supervisor.status, supervisor.activity),
+                reload=supervisor.reload,
+                scripts=supervisor.scripts,
+                defaults=DEFAULTS,
+                tasks=tasks,
+                log=lines.log,
             )
             connection = Connection(
                 theirs,

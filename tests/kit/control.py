@@ -76,6 +76,7 @@ async def serve(
             supervisor,
             feed=LiveFeed(supervisor.status, supervisor.activity),
             reload=supervisor.reload,
+            scripts=supervisor.scripts,
             defaults=DEFAULTS,
             policy=policy,
             log=lines.log,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
@@ -18,8 +18,12 @@ from stapsrv.config.settings import HostDefaults, ServerSettings
 from stapsrv.control.protocol.schema import encoded
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.errors import LifecycleError
+from stapsrv.scripts.history import Changes, History
+from stapsrv.scripts.matrix import Cell, Result, differences
+from stapsrv.scripts.report import Report as ScriptReport
 from stapsrv.supervisor.lifecycle import State, Wanted
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
+from stapsrv.supervisor.script_checks import CheckProgress, OnResult
 from stapsrv.supervisor.status import ServerStatus, ServerWork, SupervisorStatus
 
 DEFAULTS = HostDefaults(arch="x86_64", release="6.1.0-test", user="me", log=Path("/log"))
@@ -81,6 +85,37 @@ def supervisor_status(*servers: ServerStatus, **facts: object) -> SupervisorStat
     return SupervisorStatus(servers=servers, **(values | facts))
 
 
+class FakeScripts:
+    """Checks that were made already: one result for each of a row.
+
+    Attributes:
+        results: what a check comes to.
+        asked: the releases of each check, and whether it was about changes alone.
+        raises: what a check raises.
+        remembered: the history.
+    """
+
+    def __init__(self, *results: Result) -> None:
+        self.results = results
+        self.asked: list[tuple[list[str], bool]] = []
+        self.raises: Exception | None = None
+        self.remembered = History()
+
+    async def check(
+        self, releases: Collection[str], *, changed: bool, on_result: OnResult | None = None
+    ) -> ScriptReport:
+        self.asked.append((list(releases), changed))
+        if self.raises is not None:
+            raise self.raises
+        for done, result in enumerate(self.results, start=1):
+            if on_result is not None:
+                await on_result(CheckProgress(result, done, len(self.results)))
+        return ScriptReport(self.results, tuple(differences({}, self.results)))
+
+    async def history(self, name: str) -> dict[Cell, Changes]:
+        return self.remembered.of_script(name)
+
+
 class FakeSupervisor:
     """A supervisor whose servers are records: they change their states when told, or when the gate opens.
 
@@ -97,6 +132,7 @@ class FakeSupervisor:
         reloaded: the outcomes of another reload; None restarts every server.
         began: set by the first command.
         ended: set by ``end``.
+        scripts: what checks its collections.
         finished: counts the actions that are done.
         activity: its requests; its changes are counted there.
         raw: what it sends for each line that it reads, instead of speaking the protocol, and ``then``.
@@ -125,6 +161,7 @@ class FakeSupervisor:
         self.faults: list[Fault] = []
         self.errors: dict[str, str] = {}
         self.reloaded: list[Outcome] | None = None
+        self.scripts = FakeScripts()
         self.began = anyio.Event()
         self.ended = anyio.Event()
         self.finished = 0

@@ -48,8 +48,9 @@ class CompileJob:
     record: RequestRecord = attrs.field(factory=RequestRecord, eq=False, repr=False)
     # Set when the client has its answer.
     answered: anyio.Event = attrs.field(factory=anyio.Event, eq=False, repr=False)
-    background: bool = False  # run at low priority; nobody waits for it
-    makes_plan: bool = False  # a script of the server's own, whose build is a plan for others
+    background: bool = False  # run at low priority, without a worker, and not counted: no client waits for it
+    own: bool = False  # a script of the server's own: what stap finds out for it is kept
+    makes_plan: bool = False  # one of those whose build is a plan for others
     toolchain: bytes = b""  # digest of what modules are built with; empty where that is not watched
     elsewhere: bool = False  # the toolchain is that of other hosts
     deadline_s: float = attrs.field(

@@ -52,6 +52,8 @@ class CachedEngine:
         self._readers = WorkerPool(_READERS, queue_length=None)
         self._single_flight: SingleFlight[Miss] = SingleFlight(max_finishing=pool.statistics().workers)
         self.counts = CacheCounts()
+        # Nobody asks for those of jobs in the background: what people read is of clients.
+        self._background_counts = CacheCounts()
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Serve requests while the block runs; at its end, compiles are cancelled and clean-up is bounded."""
@@ -70,19 +72,15 @@ class CachedEngine:
             entry.release()
 
     async def _find(self, job: CompileJob) -> CacheEntry:
-        # None also for an operator who wants to see what compiles leave behind.
-        wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
-        cache = self._cache if wanted else None
-        digest = request_digest(job.request)
-        job.record.digest = digest.hex()[:_DIGEST_CHARACTERS]
-        key, entry = CacheKey(digest, reason="off"), None
-        if cache is not None:
-            with timed(job.record, Stage.LOOKUP):
-                key = await cache.wait_key_for(job, self._promise(job))
+        cache, entry = self._cache_for(job), None
+        job.record.digest = request_digest(job.request).hex()[:_DIGEST_CHARACTERS]
+        with timed(job.record, Stage.LOOKUP):
+            key = await self.key_for(job)
+            if cache is not None:
                 entry = await self._read(cache, key, job)
         if entry is not None:
             job.record.source = Source.HIT
-            self.counts.hits += 1
+            self._counts_for(job).hits += 1
             return entry
         if self._single_flight.has_begun(key.flight_key):
             _log_begun(job, self._single_flight.begun + 1)
@@ -96,9 +94,24 @@ class CachedEngine:
             finish=partial(self._finish, cache),
         )
         job.record.source = Source.SHARED if flight.joined else Source.COMPILED
-        self.counts.shared += flight.joined
+        self._counts_for(job).shared += flight.joined
         await flight.value.entry.hold(self._memory, job)
         return flight.value.entry
+
+    async def key_for(self, job: CompileJob) -> CacheKey:
+        """Return the cache key of a job, after a bounded wait for inputs that are being scanned."""
+        cache = self._cache_for(job)
+        if cache is None:
+            return CacheKey(request_digest(job.request), reason="off")
+        return await cache.wait_key_for(job, self._promise(job))
+
+    def _cache_for(self, job: CompileJob) -> ResultCache | None:
+        # None also for an operator who wants to see what compiles leave behind.
+        wanted = job.settings.limits.result_cache and not job.settings.keep_temporary
+        return self._cache if wanted else None
+
+    def _counts_for(self, job: CompileJob) -> CacheCounts:
+        return self._background_counts if job.background else self.counts
 
     async def _read(self, cache: ResultCache, key: CacheKey, job: CompileJob) -> CacheEntry | None:
         await cache.wait_stored(key)
@@ -110,10 +123,11 @@ class CachedEngine:
 
     async def _compile(self, cache: ResultCache | None, key: CacheKey, job: CompileJob) -> Miss:
         _log_begun(job, self._single_flight.begun)
+        counts = self._counts_for(job)
         if key.environment_digest is not None:
-            self.counts.misses += 1
+            counts.misses += 1
         elif cache is not None:
-            self.counts.uncacheable[key.reason or NOT_SCANNED] += 1
+            counts.uncacheable[key.reason or NOT_SCANNED] += 1
         with timed(job.record, Stage.COMPILE):
             if cache is None:
                 compiled = await self._engine.compile(job)
@@ -121,7 +135,7 @@ class CachedEngine:
             else:
                 miss = await cache.compile(key, job, self._engine)
         if job.record.build is not None:
-            self.counts.builds[job.record.build] += 1
+            counts.builds[job.record.build] += 1
         try:
             # With the worker, so that there are never more results without memory than workers.
             await miss.entry.hold(self._memory, job)
@@ -150,13 +164,18 @@ class CachedEngine:
     def _count(self, cache: ResultCache | None, miss: Miss) -> None:
         if cache is not None and miss.key.environment_digest is not None:
             cache.close(miss)
+            counts = self._counts_for(miss.job)
             if miss.entry.reason is None:
-                self.counts.stored += 1
+                counts.stored += 1
             else:
-                self.counts.uncacheable[miss.entry.reason] += 1
+                counts.uncacheable[miss.entry.reason] += 1
 
     @contextlib.asynccontextmanager
     async def _worker(self, job: CompileJob) -> AsyncIterator[None]:
+        if job.background:
+            # Whoever has it compiled bounds how many there are; clients have all workers to themselves.
+            yield
+            return
         before = self._pool.statistics()
         if before.running >= before.workers:
             job.log.warning("request.overloaded")
@@ -175,6 +194,8 @@ class CachedEngine:
 
 def _log_begun(job: CompileJob, running: int) -> None:
     # With those that share a compile: each has a thread of its own in the original, which counts threads.
+    if job.background:
+        return
     if running > 1:
         job.log.info("request.many", running=running)
     else:

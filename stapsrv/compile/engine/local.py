@@ -120,10 +120,10 @@ class LocalEngine:
     async def run(self, job: CompileJob) -> CompileResult:
         """Compile ``job``, of a script of the server's own, and return the result; nothing else is left.
 
-        But for what stap found out about the toolchain, where the job is to find that out (``background``).
+        But for what stap found out about the toolchain, where the job is to find that out (``own``).
         """
         compiled = await self.compile(job)
-        return await compiled.finish(keep=lambda: job.background)
+        return await compiled.finish(keep=lambda: job.own)
 
     async def compile(self, job: CompileJob) -> Compiled:
         """Compile ``job`` in a directory of its own (see :class:`Engine`)."""
@@ -163,9 +163,9 @@ class LocalEngine:
             return result, known.missed_by(directory / _CACHE), build
 
         result, found, job.record.build = await files.run(read)
-        if found and not job.background:
+        if found and not job.own:
             self.on_findings(job, found)
-        if lacks_plan(job.record.build) and not job.background:
+        if lacks_plan(job.record.build) and not job.own:
             self.on_unplanned(job, result)
         return result
 

@@ -24,6 +24,7 @@ _TOOLS = {
     "mok": "stapsrv.control.cli.commands.mok",
     "report": "stapsrv.doctor.report",
     "top": "stapsrv.control.cli.commands.top",
+    "scripts": "stapsrv.control.cli.commands.scripts",
 }
 
 

@@ -162,6 +162,7 @@ actions:
   {"cert, mok":{width}}  look after a server's certificate, and its machine owner keys
   {"cache":{width}}  count, check or clear the results that servers keep
   {"top":{width}}  show servers and requests live in the terminal
+  {"scripts":{width}}  check for which kernels a collection of scripts compiles
   {"browse":{width}}  show the servers that the network tells of
   {"bench":{width}}  measure a server under a bounded load
   {"doctor":{width}}  ask what stands between a client and its module, and say what to do

@@ -17,12 +17,22 @@ from stapsrv.control.protocol.jsonrpc import (
     Progress,
     Reply,
     Request,
+    ScriptProgress,
     Update,
     decode_answer,
     encode_request,
 )
 from stapsrv.control.protocol.live_fields import UpdateInfo
-from stapsrv.control.protocol.schema import ActionInfo, EmptyInfo, HelloInfo, OutcomeInfo, ServerSpecInfo
+from stapsrv.control.protocol.schema import (
+    ActionInfo,
+    EmptyInfo,
+    HelloInfo,
+    OutcomeInfo,
+    ScriptHistoryInfo,
+    ScriptProgressInfo,
+    ScriptReportInfo,
+    ServerSpecInfo,
+)
 from stapsrv.control.protocol.status_fields import ServerInfo, SupervisorInfo
 from stapsrv.control.protocol.validation import ShapeError, checked
 from stapsrv.errors import ControlError, StapsrvError
@@ -30,6 +40,8 @@ from stapsrv.system.unix_socket import address_of_socket, peer_uid
 
 # For an answer that needs no waiting, however busy the supervisor is.
 REPLY_S = 10.0
+# For a check of many scripts: a day.
+CHECK_S = 86_400.0
 # For an action: a drain waits for compiles, which may take ten minutes and queue for five.
 ACTION_S = 900.0
 
@@ -43,6 +55,9 @@ Command: TypeAlias = Literal["stop", "restart", "drain", "undrain"]
 
 # Called with each change of a server; the result is ignored.
 OnProgress: TypeAlias = Callable[[ServerInfo], object]
+
+# Called with each script that has been checked; the result is ignored.
+OnScript: TypeAlias = Callable[[ScriptProgressInfo], object]
 
 _Result = TypeVar("_Result")
 
@@ -181,6 +196,22 @@ class SyncControlClient:
         path = None if config_file is None else str(config_file)
         return self._act("reload", {"config_file": path, "force": force}, timeout_s, on_progress)
 
+    def check_scripts(
+        self, releases: Sequence[str], *, changed: bool, on_script: OnScript | None = None
+    ) -> ScriptReportInfo:
+        """Have all scripts compiled for all releases, or those named; it ends with the connection.
+
+        With ``changed`` only what is not known already. ``on_script`` is called with each result.
+        """
+        params: dict[str, object] = {"changed": changed, "progress": True}
+        if releases:
+            params["releases"] = list(releases)
+        return self.call("check_scripts", params, ScriptReportInfo, wait_s=CHECK_S, on_script=on_script)
+
+    def script_history(self, name: str) -> ScriptHistoryInfo:
+        """Return what is remembered of the scripts of a name."""
+        return self.call("script_history", {"name": name}, ScriptHistoryInfo)
+
     def end(self, *, timeout_s: float = ACTION_S) -> None:
         """Have the supervisor stop all servers and end; return when it has.
 
@@ -207,6 +238,7 @@ class SyncControlClient:
         *,
         wait_s: float = REPLY_S,
         on_progress: OnProgress | None = None,
+        on_script: OnScript | None = None,
     ) -> _Result:
         """Make any call; return its result, which has ``shape``. Late answers to other calls are ignored.
 
@@ -222,7 +254,10 @@ class SyncControlClient:
             with _call_errors(method, wait_s):
                 line = self._next_line(deadline)
             message = decode_answer(line)
-            if isinstance(message, Progress):
+            if isinstance(message, ScriptProgress):
+                if message.id == self._last_id and on_script is not None:
+                    on_script(_checked(message.script, ScriptProgressInfo, "params.script"))
+            elif isinstance(message, Progress):
                 if message.id == self._last_id:
                     server = _checked(message.server, ServerInfo, "params.server")
                     if on_progress is not None:

@@ -20,7 +20,7 @@ from stapsrv.errors import ControlError
 PROTOCOL_VERSION = 1
 
 # Optional features of this protocol version, listed in the answer to hello.
-FEATURES = ("drain", "progress", "reload", "timeout", "watch")
+FEATURES = ("drain", "progress", "reload", "scripts", "timeout", "watch")
 
 # Of a line to a supervisor, without its end: some hundred servers in one start.
 MAX_REQUEST_BYTES = 256 * 1024
@@ -85,6 +85,13 @@ class Update(NamedTuple):
 
     id: RequestId
     update: object
+
+
+class ScriptProgress(NamedTuple):
+    """A notification that a script of a call has been checked: the call's id and the unchecked result."""
+
+    id: RequestId
+    script: object
 
 
 class RequestRefused(ControlError):
@@ -172,6 +179,11 @@ def encode_update(request_id: RequestId, update: object) -> bytes:
     return line
 
 
+def encode_script_progress(request_id: RequestId, script: object) -> bytes:
+    """Return the notification that a script has been checked."""
+    return _line({"method": "progress", "params": {"id": request_id, "script": script}})
+
+
 def decode_request(line: bytes) -> Request:
     """Parse a line from a client strictly.
 
@@ -210,7 +222,7 @@ def decode_request(line: bytes) -> Request:
     return Request(request_id, method, params)
 
 
-def decode_answer(line: bytes) -> Reply | Progress | Update:
+def decode_answer(line: bytes) -> Reply | Progress | ScriptProgress | Update:
     """Parse a line from a supervisor, accepting unknown members.
 
     Raises:
@@ -223,6 +235,8 @@ def decode_answer(line: bytes) -> Reply | Progress | Update:
     match message:
         case {"method": "progress", "params": {"id": str() | int() as request_id, "server": server}}:
             return Progress(request_id, server)
+        case {"method": "progress", "params": {"id": str() | int() as request_id, "script": script}}:
+            return ScriptProgress(request_id, script)
         case {"method": "update", "params": {"id": str() | int() as request_id, "update": update}}:
             return Update(request_id, update)
         case {"id": None | str() | int() as request_id, "error": {"code": int(code), "message": str(text)}}:

@@ -105,6 +105,80 @@ class ReloadParams(ActionParams):
     force: NotRequired[bool]
 
 
+class ScriptResultInfo(TypedDict):
+    """What came of one script for one release."""
+
+    collection: str
+    script: str
+    release: str
+    verdict: str
+    message: str
+    seconds: float
+    cached: bool
+    uncacheable: str | None
+
+
+class ScriptProgressInfo(TypedDict):
+    """A script that has been checked, and how many of all there are by now."""
+
+    result: ScriptResultInfo
+    done: int
+    total: int
+
+
+class ScriptDifferenceInfo(TypedDict):
+    """What is different from the last check, in words."""
+
+    collection: str
+    script: str
+    release: str
+    text: str
+
+
+class ScriptReportInfo(TypedDict):
+    """The end of a check."""
+
+    results: list[ScriptResultInfo]
+    differences: list[ScriptDifferenceInfo]
+
+
+class ScriptCheckParams(TypedDict):
+    """Parameters of ``check_scripts``; without releases it is about all that are served."""
+
+    releases: NotRequired[list[str]]
+    changed: NotRequired[bool]
+    progress: NotRequired[bool]
+
+
+class ScriptHistoryParams(TypedDict):
+    """Parameters of ``script_history``."""
+
+    name: str
+
+
+class ScriptChangeInfo(TypedDict):
+    """A result that was another than the one before."""
+
+    verdict: str
+    message: str
+    seconds: float
+    at: float
+    inputs: list[str]
+
+
+class ScriptCellInfo(TypedDict):
+    """The changes of one script for one release, the oldest first."""
+
+    cell: list[str]
+    changes: list[ScriptChangeInfo]
+
+
+class ScriptHistoryInfo(TypedDict):
+    """What is remembered of scripts."""
+
+    cells: list[ScriptCellInfo]
+
+
 def encoded(value: _Encodable, shape: type[_Shape]) -> _Shape:
     """Return the JSON form of a value, which is of the class ``shape`` of this module or its neighbours."""
     return cast(_Shape, _encoded(value, shape))

@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.control.protocol import jsonrpc
 from stapsrv.control.protocol.jsonrpc import Code, LineBuffer, Request, RequestRefused
 from stapsrv.control.protocol.live_fields import UpdateInfo
+from stapsrv.control.protocol.schema import ScriptProgressInfo
 from stapsrv.control.protocol.status_fields import ServerInfo
 from stapsrv.control.server.handlers import Call, Caller, RpcHandlers
 from stapsrv.errors import ControlError
@@ -162,8 +163,11 @@ class Connection:
         async def update(news: UpdateInfo) -> None:
             await self._send(partial(jsonrpc.encode_update, request.id, news))
 
+        async def notify_script(script: ScriptProgressInfo) -> None:
+            await self._send(partial(jsonrpc.encode_script_progress, request.id, script))
+
         try:
-            result = await self._handlers.call(Call(request, self.caller, notify, update))
+            result = await self._handlers.call(Call(request, self.caller, notify, update, notify_script))
         except ControlError as exc:
             await self._send(partial(jsonrpc.encode_error, request.id, exc))
         except anyio.get_cancelled_exc_class():

@@ -6,11 +6,12 @@ leaves or stops waiting.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import anyio
 import attrs
@@ -28,10 +29,15 @@ from stapsrv.control.protocol.validation import ShapeError, checked, shown
 from stapsrv.control.server.auth import Access
 from stapsrv.control.server.task import CommandTask
 from stapsrv.control.server.watching import Watches
-from stapsrv.errors import ControlError
+from stapsrv.errors import ControlError, StapsrvError
 from stapsrv.observe.feed import LiveFeed
+from stapsrv.scripts.history import Changes, History, encode_history
+from stapsrv.scripts.matrix import Cell
+from stapsrv.scripts.report import Report as ScriptReport
+from stapsrv.scripts.report import report_json, result_json
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
+from stapsrv.supervisor.script_checks import CheckProgress, OnResult
 from stapsrv.supervisor.status import ServerStatus
 
 if TYPE_CHECKING:
@@ -43,6 +49,8 @@ MAX_TIMEOUT_S = 86_400.0
 # With a timeout of 0 the outcome still says what was started, which takes a few turns of the loop.
 _LEAST_WAIT_S = 0.1
 
+_REPORTED = ("results", "differences")
+
 _Params = TypeVar("_Params")
 
 
@@ -53,6 +61,18 @@ class Reload(Protocol):
         self, config_file: Path | None, /, *, force: bool, report: Report | None
     ) -> Sequence[Outcome]:
         """Make the configured servers what the configuration says now, or raise StapsrvError."""
+
+
+class Scripts(Protocol):
+    """Checks the collections of scripts."""
+
+    async def check(
+        self, releases: Collection[str], *, changed: bool, on_result: OnResult | None = None
+    ) -> ScriptReport:
+        """Compile all scripts for all releases, or those named, or raise StapsrvError."""
+
+    async def history(self, name: str) -> Mapping[Cell, Changes]:
+        """Return what is remembered of the scripts of a name."""
 
 
 class Caller(NamedTuple):
@@ -73,6 +93,7 @@ class Call:
     caller: Caller
     notify: Callable[[ServerInfo], Awaitable[None]]
     update: Callable[[UpdateInfo], Awaitable[None]]
+    notify_script: Callable[[schema.ScriptProgressInfo], Awaitable[None]]  # likewise, of a script
 
     @property
     def method(self) -> str:
@@ -96,6 +117,7 @@ class RpcHandlers:
         *,
         feed: LiveFeed,
         reload: Reload,
+        scripts: Scripts,
         defaults: HostDefaults,
         tasks: TaskGroup,
         log: Log,
@@ -103,6 +125,7 @@ class RpcHandlers:
         self._commands = commands
         self._watches = Watches(feed)
         self._reload_configured = reload
+        self._scripts = scripts
         self._defaults = defaults
         self._tasks = tasks
         self._log = log
@@ -116,6 +139,8 @@ class RpcHandlers:
             "drain": lambda call: self._command(call, commands.drain),
             "undrain": lambda call: self._command(call, commands.undrain),
             "reload": self._reload,
+            "check_scripts": self._check_scripts,
+            "script_history": self._script_history,
             "end": self._end,
         }
 
@@ -215,6 +240,29 @@ class RpcHandlers:
             lambda now: now.values(),
         )
 
+    async def _check_scripts(self, call: Call) -> schema.ScriptReportInfo:
+        """Check scripts for as long as the caller is there."""
+        params = call.params(schema.ScriptCheckParams)
+        self._log.info("control.command", method=call.method, user=call.caller.user)
+
+        async def notify(step: CheckProgress) -> None:
+            result = cast(schema.ScriptResultInfo, result_json(step.result))
+            await call.notify_script({"result": result, "done": step.done, "total": step.total})
+
+        with _as_control_error():
+            report = await self._scripts.check(
+                params.get("releases", []),
+                changed=params.get("changed", False),
+                on_result=notify if params.get("progress", False) else None,
+            )
+        return cast(schema.ScriptReportInfo, {name: report_json(report)[name] for name in _REPORTED})
+
+    async def _script_history(self, call: Call) -> schema.ScriptHistoryInfo:
+        params = call.params(schema.ScriptHistoryParams)
+        with _as_control_error():
+            found = await self._scripts.history(params["name"])
+        return cast(schema.ScriptHistoryInfo, {"cells": encode_history(History(found))["cells"]})
+
     async def _end(self, call: Call) -> EmptyInfo:
         call.params(EmptyInfo)
         self._log.info("control.command", method=call.method, user=call.caller.user)
@@ -258,6 +306,16 @@ class RpcHandlers:
         if origin is not None:
             _one_line(origin, where=f"{where}.origin")
         return ServerSpec(settings.resolved(self._defaults), origin)
+
+
+@contextlib.contextmanager
+def _as_control_error() -> Iterator[None]:
+    try:
+        yield
+    except StapsrvError as exc:
+        raise ControlError(str(exc), code=Code.FAILED) from exc
+    except OSError as exc:
+        raise ControlError(f"what is remembered cannot be read: {exc.strerror}", code=Code.FAILED) from exc
 
 
 def _checked_timeout(timeout_s: float | None) -> float:

@@ -17,7 +17,7 @@ from stapsrv.config.settings import HostDefaults
 from stapsrv.control.protocol.jsonrpc import Code, encode_error
 from stapsrv.control.server.auth import Access, Peer, Policy, cached_user_name, read_peer
 from stapsrv.control.server.connection import Connection, ControlLimits, RateLimiter
-from stapsrv.control.server.handlers import Caller, Reload, RpcHandlers
+from stapsrv.control.server.handlers import Caller, Reload, RpcHandlers, Scripts
 from stapsrv.errors import ConfigError, ControlError
 from stapsrv.observe.feed import LiveFeed
 from stapsrv.supervisor.server.accept import accept_forever
@@ -57,6 +57,7 @@ async def serve_control(
     *,
     feed: LiveFeed,
     reload: Reload,
+    scripts: Scripts,
     defaults: HostDefaults,
     policy: Policy,
     log: Log,
@@ -83,7 +84,13 @@ async def serve_control(
         async with anyio.create_task_group() as tasks:
             endpoint = _Endpoint(
                 handlers=RpcHandlers(
-                    commands, feed=feed, reload=reload, defaults=defaults, tasks=tasks, log=log
+                    commands,
+                    feed=feed,
+                    reload=reload,
+                    scripts=scripts,
+                    defaults=defaults,
+                    tasks=tasks,
+                    log=log,
                 ),
                 policy=policy,
                 limits=limits or ControlLimits(),

@@ -231,3 +231,18 @@ async def test_entry_is_final_and_nothing_is_left_where_the_end_cuts_the_clean_u
             pass
     assert (entry.stored.is_set(), entry.reason) == (True, "unknown yet")
     assert r.compiler.released == 1
+
+
+async def test_job_in_the_background_takes_no_worker_and_is_not_counted(tmp_path):
+    async with running(tmp_path) as made:
+        job = attrs.evolve(made.job(), background=True)
+        job.answered.set()
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(made.pool.statistics().workers):
+                await held.enter_async_context(made.pool.worker("client"))
+            async with made.engine.answer(job) as entry:
+                await entry.stored.wait()
+        assert made.engine.counts == CacheCounts()
+        # Its result is a client's.
+        assert (await made.compile())[0] in {Source.HIT, Source.COMPILED}
+        assert "request.one" not in made.lines.events()[:1]

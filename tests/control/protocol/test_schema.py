@@ -83,6 +83,7 @@ EVERYTHING = {
     "FARM_KEY": "/farm/key.pem",
     "FARM_FALLBACK": "local",
     "FARM_WAIT": "90s",
+    "SCRIPTS": ["/srv/scripts"],
     "KEEP": True,
 }
 SETTINGS = ServerSettings(
@@ -137,6 +138,7 @@ SETTINGS = ServerSettings(
         "farm_key": "/farm/key.pem",
         "farm_fallback": "local",
         "farm_wait_s": 90.0,
+        "scripts": ("/srv/scripts",),
     },
 )
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from kit.control import LinePeer, peer_of, running_control
 from kit.service import LogLines
-from kit.supervisor import DEFAULTS, FIRST_ID, SINCE, server_status
+from kit.supervisor import DEFAULTS, FIRST_ID, SINCE, FakeScripts, server_status
 
 from stapsrv.compile.activity import Activity
 from stapsrv.config.settings import ServerSettings
@@ -24,6 +24,8 @@ from stapsrv.control.server.task import CommandTask
 from stapsrv.errors import ConfigError, LifecycleError
 from stapsrv.observe.feed import LiveFeed
 from stapsrv.sandbox.sandbox import Sandbox
+from stapsrv.scripts.history import History
+from stapsrv.scripts.matrix import Cell, Result, Verdict
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, ServerSpec
@@ -132,7 +134,8 @@ async def test_unknown_method(tmp_path):
         assert await refused(peer, "Status\x1b") == (
             Code.METHOD_NOT_FOUND,
             r"unknown method 'Status\x1b'; the methods are"
-            " hello, status, watch, start, stop, restart, drain, undrain, reload, end",
+            " hello, status, watch, start, stop, restart, drain, undrain, reload, check_scripts,"
+            " script_history, end",
         )
 
 
@@ -487,6 +490,7 @@ async def real_supervisor(directory: Path, *, auto_end: bool = False) -> AsyncIt
                 supervisor,
                 feed=LiveFeed(supervisor.status, host.activity),
                 reload=reload,
+                scripts=FakeScripts(),
                 defaults=DEFAULTS,
                 policy=Policy(os.geteuid(), None),
                 log=host.lines.log,
@@ -542,3 +546,38 @@ async def test_stop_of_the_last_server_is_answered_though_it_ends_the_supervisor
         (outcome,) = message["result"]["outcomes"]
         assert (outcome["server"]["state"], outcome["error"]) == ("stopped", None)
         assert await peer.wait_closed() == b""
+
+
+def checked(script: str, verdict: Verdict) -> Result:
+    return Result(cell=Cell("/srv", script, "6.1"), verdict=verdict, message="error: y", seconds=1.0)
+
+
+async def test_check_of_scripts_sends_each_result_and_then_all(tmp_path):
+    async with running_control(tmp_path) as control, peer_of(control) as peer:
+        control.supervisor.scripts.results = (checked("a.stp", Verdict.OK), checked("b.stp", Verdict.FAILS))
+        await peer.send(
+            b'{"jsonrpc":"2.0","id":1,"method":"check_scripts","params":{"releases":["6.1"],"progress":true}}\n'
+        )
+        steps = [(await peer.receive())["params"]["script"] for _ in range(2)]
+        answer = (await peer.receive())["result"]
+    assert control.supervisor.scripts.asked == [(["6.1"], False)]
+    assert [(step["result"]["script"], step["done"], step["total"]) for step in steps] == [
+        ("a.stp", 1, 2),
+        ("b.stp", 2, 2),
+    ]
+    assert [row["verdict"] for row in answer["results"]] == ["ok", "fails"]
+    assert [row["text"] for row in answer["differences"]] == ["fails on 6.1: error: y"]
+
+
+async def test_check_of_scripts_that_cannot_be_is_an_error(tmp_path):
+    async with running_control(tmp_path) as control, peer_of(control) as peer:
+        control.supervisor.scripts.raises = ConfigError("no server serves 5.10")
+        assert await refused(peer, "check_scripts") == (Code.FAILED, "no server serves 5.10")
+
+
+async def test_history_of_scripts(tmp_path):
+    async with running_control(tmp_path) as control, peer_of(control) as peer:
+        control.supervisor.scripts.remembered = History().with_results([checked("d/a.stp", Verdict.FAILS)])
+        found = await peer.call("script_history", {"name": "a"})
+        assert found["result"]["cells"][0]["cell"] == ["/srv", "d/a.stp", "6.1"]
+        assert (await peer.call("script_history", {"name": "b"}))["result"] == {"cells": []}

@@ -1,0 +1,266 @@
+"""Compiles the scripts of servers' collections for each release that they serve, behind all clients.
+
+A script is asked for as a client would: the result is in the result cache then, under the key of a client's
+request. Compiles run at the priority of the warm-up, one for each core over the whole process, and on a farm
+as many as it has slots; they take no worker from a client.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+
+import anyio
+import attrs
+from structlog.typing import FilteringBoundLogger as Log
+
+from stapsrv.compile.context import CompileService
+from stapsrv.compile.engine.base import CompileJob
+from stapsrv.compile.engine.signing import refuse_signing_options
+from stapsrv.compile.protocol.request import CompileRequest
+from stapsrv.compile.stats import Source
+from stapsrv.config.kernels import ServedRelease
+from stapsrv.errors import ConfigError, LifecycleError, RequestRejected, TranslatorError
+from stapsrv.scripts.collection import Collection as ScriptCollection
+from stapsrv.scripts.directory import read_collection
+from stapsrv.scripts.history import Changes
+from stapsrv.scripts.matrix import Cell, Inputs, Result, Verdict, differences, judge
+from stapsrv.scripts.report import Report
+from stapsrv.scripts.script import Script, client_request
+from stapsrv.supervisor.managed_server import ManagedServer
+from stapsrv.supervisor.state.script_runs import ScriptRuns
+from stapsrv.supervisor.warmup import WarmupKey
+from stapsrv.system.blocking import BlockingCalls
+
+_CLIENT = "scripts"
+_DIGITS = 32  # of a digest, in the file of what is remembered
+# For a directory on a file system that hangs; its row says so.
+_READ_S = 60.0
+
+
+@attrs.frozen
+class CheckProgress:
+    """A result, and how many of all there are by now."""
+
+    result: Result
+    done: int
+    total: int
+
+
+OnResult = Callable[[CheckProgress], Awaitable[None]]
+
+
+@attrs.frozen
+class _Case:
+    """A script, or why a whole collection cannot be read, and for whom it is to compile."""
+
+    cell: Cell
+    script: Script
+    service: CompileService
+    release: ServedRelease
+
+
+@attrs.define(eq=False)
+class ScriptChecks:
+    """The checks of one process; ``servers`` are those that serve now, and ``runs`` remembers."""
+
+    _servers: Callable[[], Iterable[ManagedServer]]
+    _runs: ScriptRuns
+    _log: Log
+    _cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    _files: BlockingCalls = attrs.field(init=False, factory=lambda: BlockingCalls(timeout_s=_READ_S))
+    _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
+
+    async def check(
+        self, releases: Collection[str], *, changed: bool, on_result: OnResult | None = None
+    ) -> Report:
+        """Compile all scripts for all releases, or those named; with ``changed`` what is not known already.
+
+        Raises:
+            ConfigError: no server serves a release that is named.
+            LifecycleError: a check is under way.
+
+        Cancellation: compiles are ended; what is known by then is remembered.
+        """
+        if self._one_at_a_time.statistics().locked:
+            raise LifecycleError("a check of the scripts is running already", remedy="wait for its end")
+        async with self._one_at_a_time:
+            return await self._check(releases, changed=changed, on_result=on_result)
+
+    async def history(self, name: str) -> dict[Cell, Changes]:
+        """Return what is remembered of the scripts of a name."""
+        return (await self._files.run(self._runs.read)).of_script(name)
+
+    async def _check(self, releases: Collection[str], *, changed: bool, on_result: OnResult | None) -> Report:
+        history = await self._files.run(self._runs.read)
+        cases = list(await self._cases(releases))
+        results: list[Result] = []
+
+        async def note(result: Result) -> None:
+            results.append(result)
+            if on_result is not None:
+                await on_result(CheckProgress(result, len(results), len(cases)))
+
+        known = history.last if changed else {}
+        try:
+            async with anyio.create_task_group() as tasks:
+                # Those of a farm go there side by side, and wait for no core of this host.
+                for slots, own in self._by_slots(cases):
+                    waiting = iter(own)
+                    for _ in range(min(slots, len(own))):
+                        tasks.start_soon(self._work, waiting, known, note)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._files.run(partial(self._runs.write, history.with_results(results)))
+        found = tuple(sorted(results, key=lambda result: result.cell))
+        return Report(found, tuple(differences(history.last, found)))
+
+    async def _work(
+        self, cases: Iterator[_Case], known: dict[Cell, Result], note: Callable[[Result], Awaitable[None]]
+    ) -> None:
+        for case in cases:
+            await note(await self._result(case, known.get(case.cell)))
+
+    async def _result(self, case: _Case, known: Result | None) -> Result:
+        untried = partial(Result, cell=case.cell, verdict=Verdict.UNTRIED, at=time.time())
+        if case.script.fault is not None:
+            return untried(message=case.script.fault)
+        if case.script.is_left_out(case.release.name):
+            return untried(verdict=Verdict.LEFT_OUT)
+        try:
+            return await self._try(case, known)
+        except TranslatorError as exc:
+            # One with a bound says that the script met it: of time, or of what it prints.
+            is_own = exc.reject_reason is not None
+            return untried(verdict=Verdict.FAILS if is_own else Verdict.UNTRIED, message=exc.problem)
+        except RequestRejected as exc:
+            return untried(message=exc.problem if exc.remedy is None else f"{exc.problem}; {exc.remedy}")
+        except Exception as exc:  # noqa: BLE001 - the one net below a script; the others go on
+            self._log.exception("scripts.crashed", script=case.cell.script, release=case.cell.release)
+            return untried(message=f"an error of this program: {exc!r}")
+
+    async def _try(self, case: _Case, known: Result | None) -> Result:
+        job = await self._job(case)
+        key = await case.service.engine.key_for(job)
+        digests = (key.request_digest, key.toolchain_digest, key.environment_digest or b"")
+        inputs = Inputs(*(each.hex()[:_DIGITS] for each in digests))
+        if known is not None and inputs.are_known and known.inputs == inputs:
+            return attrs.evolve(known, cached=True)
+        return await self._compile(case, job, inputs)
+
+    async def _job(self, case: _Case) -> CompileJob:
+        service, release = case.service, case.release
+        request = client_request(case.script, release=release.name, arch=release.arch)
+        most = service.settings.max_request_bytes
+        if (size := _request_bytes(request)) > most:
+            problem = f"the request has {size} bytes, and the server takes {most}"
+            raise RequestRejected(problem, remedy="raise MAXREQSIZE")
+        job = CompileJob(
+            request=request,
+            release=release,
+            table=await service.options.table_for(request.arguments),
+            settings=service.settings,
+            client=_CLIENT,
+            log=service.log,
+            background=True,
+        )
+        # Nobody waits for an answer, so nothing of what follows a compile is put off.
+        job.answered.set()
+        refuse_signing_options(job.options)
+        return job
+
+    async def _compile(self, case: _Case, job: CompileJob, inputs: Inputs) -> Result:
+        began = anyio.current_time()
+        async with case.service.engine.answer(job) as entry:
+            seconds = anyio.current_time() - began
+            await entry.stored.wait()
+            result = entry.result
+            verdict, message = judge(
+                status=result.status,
+                stderr=result.stderr,
+                limit=result.limit_met,
+                is_to_fail=case.script.is_to_fail(case.release.name),
+            )
+            return Result(
+                cell=case.cell,
+                verdict=verdict,
+                message=message,
+                seconds=job.record.compile_s or seconds,
+                inputs=inputs,
+                at=time.time(),
+                cached=job.record.source is Source.HIT,
+                uncacheable=entry.reason if verdict in {Verdict.OK, Verdict.WARNS} else None,
+            )
+
+    async def _cases(self, releases: Collection[str]) -> Iterator[_Case]:
+        targets = list(self._targets())
+        served = dict.fromkeys(release.name for _, _, release in targets)
+        if missing := [name for name in releases if name not in served]:
+            remedy = f"they serve {', '.join(served) or 'none'}"
+            raise ConfigError(f"no server with SCRIPTS serves {missing[0]}", remedy=remedy)
+        collections: dict[str, ScriptCollection] = {}
+        for _, service, _ in targets:
+            for directory in service.settings.compilation.scripts:
+                if directory not in collections:
+                    collections[directory] = await self._read(directory)
+        return self._arranged(targets, releases, collections)
+
+    def _arranged(
+        self,
+        targets: Sequence[tuple[str, CompileService, ServedRelease]],
+        releases: Collection[str],
+        collections: dict[str, ScriptCollection],
+    ) -> Iterator[_Case]:
+        for label, service, release in targets:
+            if releases and release.name not in releases:
+                continue
+            for directory in service.settings.compilation.scripts:
+                collection = collections[directory]
+                scripts = collection.scripts
+                if collection.fault is not None:
+                    scripts = (Script(collection=directory, name=directory, fault=collection.fault),)
+                for script in scripts:
+                    yield _Case(Cell(directory, script.name, label), script, service, release)
+
+    async def _read(self, directory: str) -> ScriptCollection:
+        try:
+            return await self._files.run(partial(read_collection, directory))
+        except OSError as exc:
+            return ScriptCollection(directory, fault=f"the directory cannot be read: {exc.strerror}")
+
+    def _targets(self) -> Iterator[tuple[str, CompileService, ServedRelease]]:
+        """Yield each release with the first server that compiles so for it, and a name for the two."""
+        seen: set[object] = set()
+        named: set[str] = set()
+        at_work = [
+            (each.nickname, each.server.service) for each in self._servers() if each.server is not None
+        ]
+        for nickname, service in at_work:
+            settings = service.settings
+            for release in list(service.releases.values()):
+                wanted = settings.compilation.scripts
+                key = WarmupKey.of(settings, release), settings.compilation.engine, wanted
+                if not wanted or key in seen:
+                    continue
+                seen.add(key)
+                label = release.name if release.name not in named else f"{release.name} ({nickname})"
+                named.add(release.name)
+                yield label, service, release
+
+    def _by_slots(self, cases: Sequence[_Case]) -> Iterator[tuple[int, list[_Case]]]:
+        here = [case for case in cases if case.service.elsewhere is None]
+        yield self._cores, here
+        elsewhere = [case for case in cases if case.service.elsewhere is not None]
+        if elsewhere:
+            yield max(map(_slots_elsewhere, (case.service for case in elsewhere))), elsewhere
+
+
+def _slots_elsewhere(service: CompileService) -> int:
+    status = None if service.elsewhere is None else service.elsewhere.status()
+    return max(1, 0 if status is None else status.slots)
+
+
+def _request_bytes(request: CompileRequest) -> int:
+    return sum(map(len, request.arguments)) + sum(len(file.data) for file in request.files)
