@@ -156,6 +156,8 @@ class TestIdentity:
     context: ssl.SSLContext
     not_after: datetime
     name: bytes = b"server"
+    serial: str = "06:73:6e:3d:41"
+    sha256: str = "AB:CD"
 
     def sign(self, module: bytes) -> bytes:
         return b"%s signed %s" % (self.name, hashlib.sha256(module).hexdigest().encode())
