@@ -6,16 +6,29 @@ None has a network but the loopback interface. Only root can run them.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
+from kit.machine import ROOT
 from kit.real import PATIENCE_S, Ran, finish
 
 # Higher than the host's, they could not be set without its own privileges.
 _LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
+
+
+def newest_release() -> str:
+    """Return the plainest of the releases whose headers are installed here."""
+    command = f'. "{ROOT}/packaging/common.bash" && header_releases | tail -n 1'
+    return subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def kbuild_of(release: str) -> str:
+    """Return what has to be mounted beside the headers of a release: they lead there."""
+    return os.path.dirname(os.path.realpath(f"/lib/modules/{release}/build/scripts"))
 
 
 @attrs.frozen
@@ -94,6 +107,11 @@ class Container:
         ran = self.engine.run("stop", "--time", int(PATIENCE_S), self.name)
         assert ran.status == 0, ran.stderr
         return self.engine.inspect("container", self.name)["State"]["ExitCode"]
+
+    def kill(self) -> None:
+        """End all that runs in it at once (-9)."""
+        ran = self.engine.run("kill", "--signal", "KILL", self.name)
+        assert ran.status == 0, ran.stderr
 
     def start_again(self) -> None:
         """Start it after it was stopped, with the same volumes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kit.dockerfile import Image
-from kit.engine import Container, Engine
+from kit.engine import Container, Engine, kbuild_of, newest_release
 from kit.machine import ROOT
 from kit.real import finish, wait_until
 
@@ -28,14 +28,8 @@ PROGRAMS = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(900)
 
 
-def newest_release() -> str:
-    """The plainest of the releases whose headers are installed here."""
-    command = f'. "{ROOT}/packaging/common.bash" && header_releases | tail -n 1'
-    return subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True).stdout.strip()
-
-
 RELEASE = newest_release()
-KBUILD = os.path.dirname(os.path.realpath(f"/lib/modules/{RELEASE}/build/scripts"))
+KBUILD = kbuild_of(RELEASE)
 
 
 @pytest.fixture(scope="module")
