@@ -2,10 +2,10 @@
 """Break a farm again and again: whatever dies, every request has to get its one right answer.
 
 A server, a scheduler and three nodes are processes of this host, joined by TLS; their stap is a stand-in
-that sleeps, or with --real the real one. Requests run while something is killed, stopped for a while, cut off
-or restarted, as a seed has it. After each fault every answer is looked at (a dead server's jobs have to leave
-the farm instead), no process of theirs may be left, and as many jobs as the farm has slots have to run at the
-same time again.
+that sleeps, or with --real the real one, for two kernel releases of which one node has both. Requests run
+while something is killed, stopped for a while, cut off or restarted, as a seed has it. After each fault
+every answer is looked at (a dead server's jobs have to leave the farm instead), no process of theirs may be
+left, and as many jobs as the farm has slots have to run at the same time again.
 
 As root, the nodes are in network namespaces of their own, and links are cut; else nodes are only stopped.
 Exits with 1, and says what differs, when something is not as it should be.
@@ -15,154 +15,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import attrs
 from compare import end
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
-from kit.client import RELEASE, Answer
-from kit.farm import Farm, Member, processes_with
-from kit.faulty import ask
+from farm_site import NODES, NONE, Site, separate_hosts, site_at
+from kit.farm import Member, processes_with
 from kit.footprint import wait_back
 from kit.real import Installation, Unavailable
-from kit.stap import make_stap
 
-from stapsrv.farm.ca import create_authority, issue
-
-NODES, SLOTS = 3, 2
-ANSWER_S = 180.0
-USER = "stap-server"
-# A node's proof is a script of its own; all others are the shell's.
-STAND_IN = """
-case "$script" in
-probe*) echo module >"$answer/stap_x.ko";;
-*) eval "$script";;
-esac
-"""
 _LATEST_S = 45.0
-_NONE = "no answer"
-_HOLD = "echo; exec sleep infinity"
-MAKES = 'echo >"$answer/stap_x.ko"'
-
-
-@attrs.define(kw_only=True)
-class Site:
-    """A whole farm, and the server that its clients know."""
-
-    farm: Farm
-    release: str
-    chance: random.Random
-    links: Sequence[Sequence[str]]  # for each node, what a command begins with that runs on its host
-    scheduler: Member
-    nodes: list[Member] = attrs.field(factory=list)
-    server: Member
-    port: int = 0
-    numbers: Iterator[int] = attrs.field(factory=partial(itertools.count, 1))
-
-    @classmethod
-    def of(cls, farm: Farm, release: str, chance: random.Random, links: Sequence[Sequence[str]]) -> Site:
-        site = cls(
-            farm=farm,
-            release=release,
-            chance=chance,
-            links=links,
-            scheduler=farm.start_scheduler(),
-            server=_server(farm, release, chance),
-        )
-        site.nodes = [site.begin_node(number) for number in range(NODES)]
-        for node in site.nodes:
-            node.log.wait("is offered")
-        site.find_port()
-        return site
-
-    def begin_node(self, number: int) -> Member:
-        return self.farm.begin_worker("--name", f"n{number}", inside=self.links[number])
-
-    def restart_node(self, number: int) -> None:
-        """Start a node anew, and wait until it compiles."""
-        self.nodes[number] = self.begin_node(number)
-        self.nodes[number].log.wait("is offered")
-
-    def restart_server(self) -> None:
-        self.server = _server(self.farm, self.release, self.chance)
-        self.find_port()
-
-    def find_port(self) -> None:
-        self.port = int(self.server.log.wait(r"Using network address \S+:(\d+)$")[1])
-        self.server.log.wait("Farm: connected ")
-
-    @property
-    def mark(self) -> str:
-        """What is on the command lines of all processes of all jobs, and of no others."""
-        return f"{os.getpid():07}"
-
-    def request(self, seconds: float) -> str:
-        """Compile something new, a stand-in for so long; return what is wrong with the answer."""
-        number = next(self.numbers)
-        if self.release == RELEASE:
-            script = f"sleep {seconds:.2f}{self.mark}; echo said {number:06}; {MAKES} module {number:06}"
-        else:
-            script = f'probe begin {{ println("said {number:06}") exit() }} # {self.mark}'
-        return wrong_with(self._ask(script), f"said {number:06}", f"module {number:06}")
-
-    def barrier(self) -> str:
-        """Have all slots busy at the same time: a job ends when all the others run."""
-        meeting = self.farm.place / f"meeting{next(self.numbers)}"
-        meeting.mkdir(mode=0o777)
-        meeting.chmod(0o777)
-        script = (
-            f": >$(mktemp {meeting}/XXXXXX); cd {meeting}; tries=0; "
-            f"while [ $(ls | wc -l) -lt {NODES * SLOTS} ]; do "
-            f"tries=$((tries + 1)); [ $tries -lt 300 ] || exit 9; sleep 0.2{self.mark}; done; "
-            f"echo met; {MAKES} met"
-        )
-        with ThreadPoolExecutor(NODES * SLOTS) as threads:
-            answers = list(threads.map(self._ask, [script] * (NODES * SLOTS)))
-        return next(filter(None, (wrong_with(answer, "met", "met") for answer in answers)), "")
-
-    def _ask(self, script: str) -> Answer | Exception:
-        number = next(self.numbers)
-        try:
-            # Of different clients, and none of them known to the result cache.
-            source = f"127.0.0.{number % 200 + 2}"
-            text = f"{script} # {number}"
-            return ask(self.port, text, release=self.release, source=source, timeout=ANSWER_S)
-        except (OSError, KeyError, AssertionError, zipfile.BadZipFile) as exc:
-            return exc
-
-
-def wrong_with(answer: Answer | Exception, said: str, module: str) -> str:
-    """Return what is wrong with an answer, if anything is."""
-    if isinstance(answer, Exception):
-        return f"{_NONE}: {answer!r}"
-    if answer.rc != 0:
-        return f"status {answer.rc}: {answer.stderr.strip()}"
-    (data,) = [data for name, data in answer.files.items() if name.endswith(".ko")] or [b""]
-    is_right = data == f"{module}\n".encode() and answer.stdout == f"{said}\n"
-    return "" if is_right or said.encode() in data else f"another one's: {answer.stdout!r}, {data[:40]!r}"
-
-
-def _server(farm: Farm, release: str, chance: random.Random) -> Member:
-    names = dict(zip(("--farm-ca", "--farm-cert", "--farm-key"), farm.certified[1::2], strict=True))
-    options = [word for pair in names.items() for word in pair]
-    backend = chance.choice(("asyncio", "trio"))
-    own = ("--engine", "dask", "--farm", farm.address, *options, "--backend", backend, "-r", release)
-    return farm.start("--warmup=no", *own, program="stapsrv.daemon", STAPSRV_FARM_WAIT="120")
 
 
 # Faults: what they return when they do, was healed.
@@ -265,11 +135,11 @@ def put_to_trial(site: Site, fault: Callable[[Site], None]) -> list[str]:
         fault(site)
         wrong = [each.result() for each in begun]
     # A dead server answers nothing; and nothing that is wrong.
-    found = [each for each in wrong if each and (fault is not kill_server or not each.startswith(_NONE))]
+    found = [each for each in wrong if each and (fault is not kill_server or not each.startswith(NONE))]
     found += wait_back(lambda: [f"a process of a job is left: {pid}" for pid in processes_with(site.mark)])
     if fault is kill_server:
         site.restart_server()
-    if site.release == RELEASE and (missing := site.barrier()):
+    if not site.is_real and (missing := site.barrier()):
         found.append(f"not all slots are back: {missing}")
     return found
 
@@ -287,92 +157,6 @@ def soak(site: Site, faults: Sequence[Callable[[Site], None]], seconds: float) -
             if time.monotonic() > end:
                 break
     return found
-
-
-@contextlib.contextmanager
-def site_at(
-    place: Path, options: argparse.Namespace, links: Sequence[Sequence[str]], seed: int
-) -> Iterator[Site]:
-    """Set up a farm in a directory; all its processes end with the block."""
-    authority = place / "ca"
-    create_authority(authority)
-    member = issue(authority, "member")
-    files = (authority / "ca.pem", member.certificate_file, member.key_file)
-    certified = [str(word) for pair in zip(("--ca", "--cert", "--key"), files, strict=True) for word in pair]
-    environ = {
-        "PATH": os.environ["PATH"],
-        "LANG": "C.UTF-8",
-        "STAPSRV_MDNS": "no",
-        "SYSTEMTAP_DIR": str(place / "systemtap"),
-        **dict.fromkeys(("HOME", "TMPDIR"), str(place)),
-    }
-    if options.real is None:
-        tree = place / "tree"
-        (tree / "include" / "config").mkdir(parents=True)
-        (tree / "include" / "config" / "kernel.release").write_text(f"{RELEASE}\n")
-        environ["SYSTEMTAP_STAP"] = str(make_stap(place / "stap", STAND_IN))
-        environ["STAP_PR11197_OVERRIDE"] = "1"
-        release, own = RELEASE, ["-r", str(tree), "--sandbox", "off"]
-    else:
-        release, own = options.real.release, ["-r", options.real.release, "-R", str(options.real.runtime)]
-    as_user: list[str] = []
-    host = "127.0.0.1"
-    if links[0]:
-        shutil.chown(place, USER)
-        for path in place.rglob("*"):
-            shutil.chown(path, USER)
-        as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--"]
-        host = "10.77.0.1"
-    with Farm.open(
-        place,
-        environ=environ,
-        options=(*own, "--slots", str(SLOTS)),
-        host=host,
-        certified=certified,
-        user=as_user,
-    ) as farm:
-        yield Site.of(farm, release, random.Random(seed), links)
-
-
-@contextlib.contextmanager
-def separate_hosts() -> Iterator[list[list[str]]]:
-    """Give each node a network of its own, whose one cable leads to this process's own network."""
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True)
-
-    ip("link", "set", "lo", "up")
-    ip("link", "add", "farm", "type", "bridge")
-    ip("address", "add", "10.77.0.1/24", "dev", "farm")
-    ip("link", "set", "farm", "up")
-    with contextlib.ExitStack() as held:
-        links = []
-        for number in range(NODES):
-            words = [
-                "setpriv",
-                "--pdeathsig=KILL",
-                "unshare",
-                "--net",
-                "sh",
-                "-c",
-                "echo; exec sleep infinity",
-            ]
-            holder = held.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE))
-            held.callback(holder.kill)
-            assert holder.stdout is not None
-            holder.stdout.readline()
-            inside = ["nsenter", f"--target={holder.pid}", "--net", "--"]
-            name = f"node{number}"
-            ip("link", "add", name, "type", "veth", "peer", "name", "uplink", "netns", str(holder.pid))
-            ip("link", "set", name, "master", "farm", "up")
-            for then in (
-                f"address add 10.77.0.{10 + number}/24 dev uplink",
-                "link set uplink up",
-                "link set lo up",
-            ):
-                subprocess.run([*inside, "ip", *then.split()], check=True)
-            links.append(inside)
-        yield links
 
 
 def main() -> int:
@@ -408,7 +192,7 @@ def main() -> int:
             print(f"seed {seed}, load average {os.getloadavg()[0]:.1f}", flush=True)
             found = ["did not come to an end"]
             try:
-                with site_at(place, options, links, seed) as site:
+                with site_at(place, options.real, links, seed) as site:
                     found = soak(site, faults, options.seconds)
                     found += in_logs(place)
             finally:
