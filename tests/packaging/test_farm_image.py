@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -27,6 +28,7 @@ class Site:
     """The containers of a farm. All share the scheduler's network, which has a loopback interface only."""
 
     engine: Engine
+    hosts: Path  # the file that gives it names
     held: contextlib.ExitStack
 
     def start(
@@ -34,9 +36,14 @@ class Site:
     ) -> Container:
         """Start a container of a service, as the compose file has it, or with another command."""
         program, *arguments = command or SERVICES[service].get("entrypoint", [""])
-        own = [*options(service), *([f"--entrypoint={program}"] if program else [])]
-        if service == "scheduler":
-            own += [f"--add-host={each}:127.0.0.1" for each in ("scheduler", "server")]
+        own = [
+            f"--volume={self.hosts}:/etc/hosts:ro",
+            *options(service),
+            *([f"--entrypoint={program}"] if program else []),
+        ]
+        if service == "worker":
+            # It would compile for all of this host's before it offers one.
+            own.append(f"--env=STAPSRV_RELEASE={RELEASE}")
         image = IMAGES[SERVICES[service]["build"]["target"]]
         words = [word.replace("$$", "$") for word in arguments]
         container = self.engine.start(name, image, *words, network=network, options=own)
@@ -63,14 +70,16 @@ def options(service: str) -> list[str]:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site(tmp_path) -> Iterator[Site]:
     """A farm's authority, which has done its work, and its scheduler."""
     engine = Engine(os.environ["STAPSRV_IMAGES"])
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost scheduler server\n")
     with contextlib.ExitStack() as held:
         for volume in ("authority", "farm", "state"):
             engine.run("volume", "rm", "--force", volume)
             held.callback(engine.run, "volume", "rm", "--force", volume)
-        site = Site(engine, held)
+        site = Site(engine, hosts, held)
         authority = site.start("authority", "authority", network=SERVICES["authority"]["network_mode"])
         assert engine.run("wait", authority.name).stdout.strip() == "0", authority.lines
         site.start("scheduler", "scheduler", network="none")
@@ -88,6 +97,7 @@ def test_farm_of_the_compose_file_survives_the_end_of_a_node(site):
     server = site.start("server", "server")
     for node in nodes:
         wait_until(lambda node=node: any("is offered" in line for line in node.lines))
+    wait_until(lambda: any("Farm: connected " in line for line in server.lines))
     wait_until(lambda: server.check_health() == "healthy")
     client = site.start("client", "client", "sleep", "infinity")
 
