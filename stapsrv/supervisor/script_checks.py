@@ -16,6 +16,7 @@ import anyio
 import attrs
 from structlog.typing import FilteringBoundLogger as Log
 
+from stapsrv.compile.cache.key import CacheKey
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.signing import refuse_signing_options
@@ -71,6 +72,8 @@ class ScriptChecks:
     _log: Log
     _cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
     _files: BlockingCalls = attrs.field(init=False, factory=lambda: BlockingCalls(timeout_s=_READ_S))
+    # Of the scripts of the check that runs, or was the last.
+    _keys: list[CacheKey] = attrs.field(init=False, factory=list)
     _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
 
     async def check(
@@ -104,6 +107,7 @@ class ScriptChecks:
                 await on_result(CheckProgress(result, len(results), len(cases)))
 
         known = history.last if changed else {}
+        self._keys.clear()
         try:
             async with anyio.create_task_group() as tasks:
                 # Those of a farm go there side by side, and wait for no core of this host.
@@ -114,6 +118,9 @@ class ScriptChecks:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._files.run(partial(self._runs.write, history.with_results(results)))
+        if cases:
+            # All servers share one cache.
+            await cases[0].service.engine.pin(self._keys, only=not releases)
         found = tuple(sorted(results, key=lambda result: result.cell))
         return Report(found, tuple(differences(history.last, found)))
 
@@ -144,6 +151,7 @@ class ScriptChecks:
     async def _try(self, case: _Case, known: Result | None) -> Result:
         job = await self._job(case)
         key = await case.service.engine.key_for(job)
+        self._keys.append(key)
         digests = (key.request_digest, key.toolchain_digest, key.environment_digest or b"")
         inputs = Inputs(*(each.hex()[:_DIGITS] for each in digests))
         if known is not None and inputs.are_known and known.inputs == inputs:

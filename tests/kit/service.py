@@ -52,6 +52,7 @@ class FakeEngine:
         self.dependencies: frozenset[str] = frozenset()
         self.status = 0
         self.limit_met: str | None = None
+        self.stdout, self.stderr = b"out\n", b"err\n"
         self._changed = anyio.Event()
 
     async def compile(self, job: CompileJob) -> Compiled:
@@ -70,7 +71,7 @@ class FakeEngine:
             raise self.late_fault
         module = ResponseFile(self.module_path, self.module)
         files = (module, *self.more_files)
-        result = CompileResult(self.status, b"out\n", b"err\n", files, self.limit_met)
+        result = CompileResult(self.status, self.stdout, self.stderr, files, self.limit_met)
         return Compiled(result, self._read_dependencies, self._keep_findings, self._release)
 
     async def _release(self) -> None:

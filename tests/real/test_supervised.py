@@ -31,9 +31,10 @@ class Command:
         )
 
     def __call__(self, action: str, *options: object, status: int = 0) -> str:
+        action, *verb = action.split()
         words = [sys.executable, "-c", "from stapsrv.control.cli.main import main; main()", action]
         done = subprocess.run(
-            [*words, "-c", str(self.config), *map(str, options)],
+            [*words, *verb, "-c", str(self.config), *map(str, options)],
             env=self.stap.environ(),
             capture_output=True,
             text=True,
@@ -147,3 +148,26 @@ def test_restart_under_load_loses_no_request_that_had_arrived(command):
     command("restart")
     stdout, stderr = client.communicate(timeout=PATIENCE_S)
     assert (client.returncode, stdout.endswith(".ko\n")) == (0, True), stderr
+
+
+def test_first_request_of_a_checked_script_is_a_hit_in_any_usual_locale(command):
+    installation = command.stap.installation
+    collection = command.place / "collection"
+    collection.mkdir()
+    script = collection / "hello.stp"
+    script.write_text('probe begin { println("checked") exit() }\n')
+    # As the client of these tests asks.
+    script.with_suffix(".toml").write_text(f'options = ["-r", "{installation.release}", "-p4"]\n')
+    (command.place / "conf.d" / "one.conf").write_text(
+        f"RELEASE={installation.release}\nRUNTIME={installation.runtime}\nSCRIPTS={collection}\nPORT={quiet_port()}\n"
+    )
+    command("start")
+    (server,) = command.servers().values()
+    (checked,) = json.loads(command("scripts check", "--json"))["results"]
+    assert checked["verdict"] in {"ok", "warns"}
+    assert checked["uncacheable"] is None
+    for locale in ("C.UTF-8", "en_US.UTF-8"):
+        assert command.stap.via(server["port"], "-p4", str(script), LANG=locale).status == 0
+    # What the check did is not counted.
+    (server,) = command.servers().values()
+    assert (server["cache"]["hits"], server["cache"]["misses"]) == (2, 0)

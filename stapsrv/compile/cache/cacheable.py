@@ -22,6 +22,7 @@ _NUMBER = re.compile(rb"[0-9]+")
 _DEFINE = re.compile(rb"[A-Za-z_]\w*(=[\w.+-]*)?", re.ASCII)
 _ANY = re.compile(rb".*", re.DOTALL)
 _PASS = re.compile(rb"[45]")
+_COMPILER_MESSAGE = re.compile(rb"(?m): (warning|note|error):|^In f(unction|ile included)|^\S+:\d+:")
 _BARE_ARGUMENT = re.compile(rb"\$[0-9*$]")
 _RC_WORD = re.compile(r"[A-Za-z0-9_=.,:+-]+")
 
@@ -81,15 +82,22 @@ def request_uncacheable_reason(
     named = {file.path for file in request.files}
     if not has_text and parsed.operands and parsed.operands[0] not in named | {b"-"}:
         return "file"
+    # The first operand without it is the name of a file, whose words mean nothing to stap.
+    arguments = parsed.operands if has_text else parsed.operands[1:]
     texts = [value or b"" for name, value in parsed.options if name in {"e", "E"}]
-    texts += [*parsed.operands, *(file.data for file in request.files)]
+    texts += [*arguments, *(file.data for file in request.files)]
     if sum(map(len, texts)) > _MOST_SCRIPT_BYTES:
         return "size"
-    arguments = parsed.operands if has_text else parsed.operands[1:]
     # A script makes words of its arguments by $1, but strings by @1; a number sends stap nowhere.
     if not all(map(_NUMBER.fullmatch, arguments)) and any(map(_BARE_ARGUMENT.search, texts)):
         return "argument"
     return next((why for text in texts if (why := host_access_reason(text, host_names)) is not None), None)
+
+
+def has_compiler_messages(result: CompileResult) -> bool:
+    """Whether a result may hold messages of the compiler, whose quotes go by the locale's character set."""
+    text = result.stdout + result.stderr
+    return not text.isascii() or _COMPILER_MESSAGE.search(text) is not None
 
 
 def is_rc_cacheable(text: str) -> bool:

@@ -2,7 +2,8 @@
 
 It belongs to one user, and all processes that compile as this user share it: a file appears under its name by
 a rename, so a reader meets the old one, the new one or none. The least recently used entries are evicted
-first: a file's time of access says when it was used, and is set here, since mounts may not keep it.
+first: a file's time of access says when it was used, and is set here, since mounts may not keep it. Pinned
+ones come last; a file's mode says so to all processes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ RESULTS_DIRECTORY = "server-results"
 _MAGIC = b"stapsrv result 1\n"
 _HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 _ENTRY = ".result"
+_PINNED, _PLAIN = 0o400, 0o600
 # Begins the names of files that are being written; no writer takes as long as that.
 _UNFINISHED = "."
 _MAX_UNFINISHED_S = 3600.0
@@ -109,7 +111,7 @@ class DiskStore:
 
     def evict(self) -> int:
         """Remove what has expired, and the least recently used until there is room; return how many."""
-        files = sorted(self._files(), key=lambda file: file.status.st_atime)
+        files = sorted(self._files(), key=lambda file: (_is_pinned(file), file.status.st_atime))
         total = sum(file.status.st_size for file in files)
         limit = self._max_bytes * _EVICT_FRACTION if total > self._max_bytes else self._max_bytes
         evicted = 0
@@ -121,6 +123,15 @@ class DiskStore:
                 evicted += 1
         self._scanned_bytes, self._written_bytes = total, 0
         return evicted
+
+    def pin(self, names: Collection[str], *, only: bool) -> None:
+        """Evict these entries, if they are there, after all others; with ``only``, no others so."""
+        if only:
+            for file in list(self._files()):
+                if _is_pinned(file) and file.path.name.removesuffix(_ENTRY) not in names:
+                    _set_mode(file.path, _PLAIN)
+        for name in names:
+            _set_mode(self._path(name), _PINNED)
 
     def clear(self) -> int:
         """Remove all; return how many results there were."""
@@ -165,6 +176,16 @@ class DiskStore:
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode):
                         yield _File(Path(entry.path), status, is_finished)
+
+
+def _is_pinned(file: _File) -> bool:
+    return file.is_finished and stat.S_IMODE(file.status.st_mode) == _PINNED
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    # Another process may have removed it.
+    with contextlib.suppress(OSError):
+        path.chmod(mode)
 
 
 def _sealed(body: bytes, name: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import attrs
@@ -11,6 +12,9 @@ from stapsrv.compile.protocol.request import CompileRequest
 
 # Why a result is not stored: some of its inputs were being scanned.
 NOT_SCANNED = "unknown yet"
+# Locales in which stap, make and the compiler do the same: messages are English (stap's catalogue for it
+# changes none), and so are decimal points, letters and their order. Quotes in the compiler's may differ.
+_USUAL_LOCALE = re.compile(r"(|(C|POSIX|en_[A-Z]{2})(\.[A-Za-z0-9-]+)?)")
 # Part of each entry's name: entries of another version are never found.
 _VERSION = b"1"
 
@@ -20,6 +24,7 @@ class CacheKey:
     """The cache key of a job, or the reason it has none."""
 
     request_digest: bytes  # of what stap is given by the client
+    common_digest: bytes | None = None  # likewise, but for the locale; None where that is an unusual one
     environment_digest: bytes | None = None  # of all else that the result depends on
     # Names stap's own cache, which takes no notice of this part of the environment.
     toolchain_digest: bytes = b""
@@ -38,6 +43,27 @@ class CacheKey:
     def name(self) -> str:
         """The name of the entry in the store; of use only where the environment is known."""
         return digest((_VERSION, self.request_digest, self.environment_digest or b"")).hex()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which its entry may be stored."""
+        if self.environment_digest is None:
+            return ()
+        return (self.name,) if self.common_name is None else (self.name, self.common_name)
+
+    @property
+    def common_name(self) -> str | None:
+        """The name of an entry for all usual locales; None for a request with another one."""
+        if self.common_digest is None:
+            return None
+        return digest((_VERSION, b"common", self.common_digest, self.environment_digest or b"")).hex()
+
+    @classmethod
+    def of(cls, request: CompileRequest, *, elsewhere: bool = False) -> CacheKey:
+        """Return the part of a key that the request alone decides."""
+        is_usual = all(_USUAL_LOCALE.fullmatch(value) for _name, value in request.environment)
+        common = request_digest(attrs.evolve(request, environment=())) if is_usual else None
+        return cls(request_digest(request), common, elsewhere=elsewhere)
 
 
 def request_digest(request: CompileRequest) -> bytes:

@@ -23,13 +23,14 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.cacheable import (
     are_build_options_cacheable,
     find_unwatched_file,
+    has_compiler_messages,
     uncacheable_reason,
 )
 from stapsrv.compile.cache.disk import DiskStore
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.cache.fingerprint import WatchedPath
 from stapsrv.compile.cache.inputs import UNREAD_RC, HostInputs, InputPaths
-from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest, request_digest
+from stapsrv.compile.cache.key import NOT_SCANNED, CacheKey, digest
 from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
@@ -111,8 +112,8 @@ class ResultCache:
         settings, release = job.settings, job.release
         paths = self._inputs.paths(release, settings)
         # Before the fingerprints: a change that arrives between the two must not be lost.
-        key = CacheKey(
-            request_digest(job.request),
+        key = attrs.evolve(
+            CacheKey.of(job.request),
             generation=self._generation(paths),
             rc_stamp=self._inputs.rc.stamp,
         )
@@ -138,7 +139,16 @@ class ResultCache:
 
     async def get(self, key: CacheKey) -> CacheEntry | None:
         """Return the entry of a key, if it is stored."""
-        return None if key.environment_digest is None else await self._storage.get(key.name)
+        if key.environment_digest is None:
+            return None
+        found = await self._storage.get(key.name)
+        if found is None and key.common_name is not None:
+            found = await self._storage.get(key.common_name)
+        return found
+
+    async def pin(self, keys: Iterable[CacheKey], *, only: bool) -> None:
+        """Evict the entries of these keys after all others; with ``only``, no others so."""
+        await self._storage.pin({name for key in keys for name in key.names}, only=only)
 
     async def wait_stored(self, key: CacheKey) -> None:
         """Wait for an entry that is being stored, for a bounded time."""
@@ -163,7 +173,7 @@ class ResultCache:
         """Store a result if that is right, and say in its entry why not if it is not."""
         if miss.key.environment_digest is not None:
             reason = await self.judge(miss)
-            if reason is None and not await self._storage.put(miss.key.name, miss.entry):
+            if reason is None and not await self._storage.put(_entry_name(miss), miss.entry):
                 reason = _DISK
             miss.entry.finish(reason)
 
@@ -257,10 +267,16 @@ class ResultCache:
         return scanned[1]
 
 
+def _entry_name(miss: Miss) -> str:
+    """Return the name for a result: that of all usual locales where its messages are the same in these."""
+    common = miss.key.common_name
+    return miss.key.name if common is None or has_compiler_messages(miss.compiled.result) else common
+
+
 def _key_elsewhere(job: CompileJob, promised: bytes) -> CacheKey:
     """Return the key of a job that other hosts compile, with what they say that they have."""
     settings = job.settings
-    key = CacheKey(request_digest(job.request), toolchain_digest=promised, elsewhere=True)
+    key = attrs.evolve(CacheKey.of(job.request, elsewhere=True), toolchain_digest=promised)
     if not promised:
         return attrs.evolve(key, reason="farm")
     if not are_build_options_cacheable(settings.build, settings.define):

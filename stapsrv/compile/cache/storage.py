@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import OrderedDict
+from collections.abc import Collection
 
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -66,6 +67,13 @@ class ResultStorage:
             return False
         self._remember(name, entry)
         return True
+
+    async def pin(self, names: Collection[str], *, only: bool) -> None:
+        """Evict these entries after all others (see :meth:`DiskStore.pin`)."""
+        try:
+            await self._files.run(lambda: self._store.pin(names, only=only))
+        except OSError as exc:
+            self._log.warning("cache.unwritable", reason=exc)
 
     def _remember(self, name: str, entry: CacheEntry) -> None:
         self._forget(name)

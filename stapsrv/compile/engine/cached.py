@@ -8,7 +8,7 @@ compile left behind is removed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -104,6 +104,11 @@ class CachedEngine:
         if cache is None:
             return CacheKey(request_digest(job.request), reason="off")
         return await cache.wait_key_for(job, self._promise(job))
+
+    async def pin(self, keys: Iterable[CacheKey], *, only: bool) -> None:
+        """Have the results of these keys evicted after all others; with ``only``, no others so."""
+        if self._cache is not None:
+            await self._cache.pin(keys, only=only)
 
     def _cache_for(self, job: CompileJob) -> ResultCache | None:
         # None also for an operator who wants to see what compiles leave behind.

@@ -201,3 +201,16 @@ def test_two_processes_share_a_directory(tmp_path):
     with subprocess.Popen([*command, "1"]) as one, subprocess.Popen([*command, "3"]) as other:
         assert (one.wait(60), other.wait(60)) == (0, 0)
     assert store.verify() == VerifyCounts(sound=7, damaged=0)
+
+
+def test_pinned_entries_are_evicted_after_all_others(tmp_path):
+    store = DiskStore(tmp_path / "results", max_bytes=1000, max_age_s=1000.0)
+    for name in ("old", "pinned", "new"):
+        store.write(name, bytes(200))
+    store.pin(["old", "pinned", "missing"], only=True)
+    store.pin(["pinned"], only=True)
+    for number in range(10):
+        store.write(str(number), bytes(200))
+    assert store.read("pinned") == bytes(200)
+    assert store.read("old") is None
+    assert store.read("new") is None

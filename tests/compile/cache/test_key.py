@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from stapsrv.compile.cache.key import digest, request_digest
+from stapsrv.compile.cache.key import CacheKey, digest, request_digest
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import CompileRequest
 
@@ -59,3 +59,21 @@ def test_client_version_and_signing_make_no_other_digest(change):
 def test_parts_are_not_confused():
     assert digest([b"ab", b"c"]) != digest([b"a", b"bc"])
     assert digest([b""]) != digest([])
+
+
+def test_usual_locales_share_a_name_and_others_have_none():
+    def common_name(*environment: tuple[str, str]) -> str | None:
+        return CacheKey.of(attrs.evolve(REQUEST, environment=environment)).common_name
+
+    usual = {
+        common_name(),
+        common_name(("LANG", "en_GB.UTF-8"), ("LC_ALL", "C")),
+        common_name(("LANG", "C.utf8")),
+    }
+    assert len(usual) == 1
+    assert None not in usual
+    for locale in ("tr_TR.UTF-8", "de_DE", "en_US@odd", "C x"):
+        assert common_name(("LANG", "C"), ("LC_NUMERIC", locale)) is None
+    # What is known by other inputs is another result.
+    key = CacheKey.of(REQUEST)
+    assert key.common_name not in {key.name, attrs.evolve(key, environment_digest=b"other").common_name}

@@ -246,3 +246,23 @@ async def test_job_in_the_background_takes_no_worker_and_is_not_counted(tmp_path
         # Its result is a client's.
         assert (await made.compile())[0] in {Source.HIT, Source.COMPILED}
         assert "request.one" not in made.lines.events()[:1]
+
+
+async def test_result_without_compiler_messages_answers_requests_of_other_usual_locales(tmp_path):
+    async with running(tmp_path) as made:
+
+        async def source(locale: str, *, stderr: bytes = b"WARNING: no symbols\n") -> Source | None:
+            made.compiler.stderr = stderr
+            job = made.job()
+            job = attrs.evolve(job, request=attrs.evolve(job.request, environment=(("LANG", locale),)))
+            job.answered.set()
+            async with made.engine.answer(job) as entry:
+                await entry.stored.wait()
+            return job.record.source
+
+        assert await source("C", stderr=b"a.c:1:2: warning: unused 'x'\n") is Source.COMPILED
+        assert await source("en_US.UTF-8") is Source.COMPILED
+        assert await source("en_GB.UTF-8") is Source.HIT
+        assert await source("de_DE.UTF-8") is Source.COMPILED
+        # Its own, with the warning.
+        assert await source("C") is Source.HIT
