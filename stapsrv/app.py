@@ -37,6 +37,7 @@ from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, Report, ServerSpec
 from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.script_checks import ScriptChecks
+from stapsrv.supervisor.script_renewal import ScriptRenewal
 from stapsrv.supervisor.state.ports import PortMemory
 from stapsrv.supervisor.state.script_runs import ScriptRuns
 from stapsrv.supervisor.state.stat_files import StatFiles
@@ -215,6 +216,9 @@ class App:
         self._notifier.stopping()
         self.supervisor.end()
 
+    def _renewal(self) -> ScriptRenewal:
+        return ScriptRenewal(self.scripts, self._runtime.cache, self._runtime.activity.changes, self.log)
+
     def hang_up(self) -> None:
         """Begin new log files and read the configuration again, soon."""
         self._hangup.set()
@@ -226,6 +230,7 @@ class App:
             status=self.supervisor.status(),
             counters=self._runtime.counters,
             dropped_entries=self._book.dropped,
+            scripts=self.scripts.counts,
         )
 
     async def run(self) -> None:
@@ -250,6 +255,7 @@ class App:
             if only is None:
                 await tasks.start(self._serve_control)
                 tasks.start_soon(self._bring_up)
+                tasks.start_soon(self._renewal().run)
             else:
                 tasks.start_soon(self._host_only, only)
             tasks.start_soon(self._obey_hangups)

@@ -105,6 +105,14 @@ def _releases(now: Snapshot) -> Samples:
     }
 
 
+def _scripts(now: Snapshot) -> Samples:
+    return {
+        (release, verdict): count
+        for release, counts in now.scripts.items()
+        for verdict, count in counts.items()
+    }
+
+
 # Of the text that is rendered.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -131,6 +139,13 @@ ROWS = (
         _releases,
         "server",
         "release",
+    ),
+    _gauge(
+        "stapsrv_scripts",
+        "Scripts of collections by what the last check came to; see docs/scripts.md.",
+        _scripts,
+        "release",
+        "outcome",
     ),
     _gauge(
         "stapsrv_certificate_expiry_timestamp_seconds",

@@ -22,12 +22,22 @@ from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.engine.signing import refuse_signing_options
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.stats import Source
-from stapsrv.config.kernels import ServedRelease
+from stapsrv.config.kernels import MODULES, ServedRelease, host_arch
+from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, LifecycleError, RequestRejected, TranslatorError
 from stapsrv.scripts.collection import Collection as ScriptCollection
 from stapsrv.scripts.directory import read_collection
 from stapsrv.scripts.history import Changes
-from stapsrv.scripts.matrix import Cell, Inputs, Result, Verdict, differences, judge
+from stapsrv.scripts.matrix import (
+    Cell,
+    Difference,
+    Inputs,
+    Result,
+    Verdict,
+    count_verdicts,
+    differences,
+    judge,
+)
 from stapsrv.scripts.report import Report
 from stapsrv.scripts.script import Script, client_request
 from stapsrv.supervisor.managed_server import ManagedServer
@@ -74,6 +84,13 @@ class ScriptChecks:
     _files: BlockingCalls = attrs.field(init=False, factory=lambda: BlockingCalls(timeout_s=_READ_S))
     # Of the scripts of the check that runs, or was the last.
     _keys: list[CacheKey] = attrs.field(init=False, factory=list)
+    # Installed since the start; they are checked, too, where no server serves them.
+    arrived: list[str] = attrs.field(init=False, factory=list)
+    # What the last check or renewal came to, by release and verdict.
+    counts: dict[str, dict[str, int]] = attrs.field(init=False, factory=dict)
+    # What renewals found different, and nobody has been shown.
+    _unshown: dict[Cell, Difference] = attrs.field(init=False, factory=dict)
+    _renewal: anyio.CancelScope | None = attrs.field(init=False, default=None)
     _one_at_a_time: anyio.Lock = attrs.field(init=False, factory=anyio.Lock)
 
     async def check(
@@ -87,18 +104,66 @@ class ScriptChecks:
 
         Cancellation: compiles are ended; what is known by then is remembered.
         """
-        if self._one_at_a_time.statistics().locked:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        elif self._one_at_a_time.statistics().locked:
             raise LifecycleError("a check of the scripts is running already", remedy="wait for its end")
         async with self._one_at_a_time:
-            return await self._check(releases, changed=changed, on_result=on_result)
+            cases = await self._cases(releases)
+            report = await self._check(cases, changed=changed, everything=not releases, on_result=on_result)
+            told = {each.cell for each in report.differences}
+            unshown = [each for cell, each in self._unshown.items() if cell not in told]
+            self._unshown.clear()
+            return attrs.evolve(report, differences=(*report.differences, *unshown))
+
+    async def renew(self) -> None:
+        """Compile what is not known already of the servers that may be warmed up, most asked for first.
+
+        A check that somebody asks for comes before the rest of it.
+        """
+        if self._one_at_a_time.statistics().locked:
+            return
+        with anyio.CancelScope() as self._renewal:
+            async with self._one_at_a_time:
+                cases = [case for case in await self._cases(()) if case.service.settings.limits.warmup]
+                cases.sort(key=_times_asked, reverse=True)
+                report = await self._check(cases, changed=True, on_result=None)
+                for each in report.differences:
+                    self._log.warning("scripts.different", script=each.cell.script, difference=each.text)
+                    self._unshown[each.cell] = each
+                for release, counts in self.counts.items() if cases else ():
+                    words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+                    self._log.info("scripts.checked", release=release, verdicts=words)
+        self._renewal = None
+
+    def served(self) -> frozenset[tuple[str, str, tuple[str, ...]]]:
+        """Return which releases scripts are checked for now, by their names and collections."""
+        return frozenset(
+            (label, release.name, service.settings.compilation.scripts)
+            for label, service, release in self._targets()
+        )
+
+    def directories(self) -> list[str]:
+        """Return the directories of all collections."""
+        found = (service.settings.compilation.scripts for _, service, _ in self._targets())
+        return list(dict.fromkeys(directory for each in found for directory in each))
+
+    def watched(self) -> list[tuple[ServedRelease, ServerSettings]]:
+        """Return the releases that this host compiles for, with the settings that count."""
+        return [
+            (release, service.settings)
+            for _, service, release in self._targets()
+            if service.elsewhere is None
+        ]
 
     async def history(self, name: str) -> dict[Cell, Changes]:
         """Return what is remembered of the scripts of a name."""
         return (await self._files.run(self._runs.read)).of_script(name)
 
-    async def _check(self, releases: Collection[str], *, changed: bool, on_result: OnResult | None) -> Report:
+    async def _check(
+        self, cases: Sequence[_Case], *, changed: bool, everything: bool = False, on_result: OnResult | None
+    ) -> Report:
         history = await self._files.run(self._runs.read)
-        cases = list(await self._cases(releases))
         results: list[Result] = []
 
         async def note(result: Result) -> None:
@@ -120,7 +185,8 @@ class ScriptChecks:
                 await self._files.run(partial(self._runs.write, history.with_results(results)))
         if cases:
             # All servers share one cache.
-            await cases[0].service.engine.pin(self._keys, only=not releases)
+            await cases[0].service.engine.pin(self._keys, only=everything)
+        self.counts |= count_verdicts(results)
         found = tuple(sorted(results, key=lambda result: result.cell))
         return Report(found, tuple(differences(history.last, found)))
 
@@ -202,7 +268,7 @@ class ScriptChecks:
                 uncacheable=entry.reason if verdict in {Verdict.OK, Verdict.WARNS} else None,
             )
 
-    async def _cases(self, releases: Collection[str]) -> Iterator[_Case]:
+    async def _cases(self, releases: Collection[str]) -> list[_Case]:
         targets = list(self._targets())
         served = dict.fromkeys(release.name for _, _, release in targets)
         if missing := [name for name in releases if name not in served]:
@@ -213,7 +279,7 @@ class ScriptChecks:
             for directory in service.settings.compilation.scripts:
                 if directory not in collections:
                     collections[directory] = await self._read(directory)
-        return self._arranged(targets, releases, collections)
+        return list(self._arranged(targets, releases, collections))
 
     def _arranged(
         self,
@@ -247,7 +313,7 @@ class ScriptChecks:
         ]
         for nickname, service in at_work:
             settings = service.settings
-            for release in list(service.releases.values()):
+            for release in (*service.releases.values(), *self._unserved(service)):
                 wanted = settings.compilation.scripts
                 key = WarmupKey.of(settings, release), settings.compilation.engine, wanted
                 if not wanted or key in seen:
@@ -257,12 +323,28 @@ class ScriptChecks:
                 named.add(release.name)
                 yield label, service, release
 
+    def _unserved(self, service: CompileService) -> Iterator[ServedRelease]:
+        """Yield the releases that were installed since the start and that a server does not serve."""
+        if service.elsewhere is None:
+            arch = service.settings.arch or host_arch()
+            for name in self.arrived:
+                if name not in service.releases:
+                    yield ServedRelease(name, arch, name, MODULES / name / "build")
+
     def _by_slots(self, cases: Sequence[_Case]) -> Iterator[tuple[int, list[_Case]]]:
         here = [case for case in cases if case.service.elsewhere is None]
         yield self._cores, here
         elsewhere = [case for case in cases if case.service.elsewhere is not None]
         if elsewhere:
             yield max(map(_slots_elsewhere, (case.service for case in elsewhere))), elsewhere
+
+
+def _times_asked(case: _Case) -> int:
+    if case.script.fault is not None:
+        return 0
+    release = case.release
+    key = CacheKey.of(client_request(case.script, release=release.name, arch=release.arch))
+    return case.service.engine.times_asked(key)
 
 
 def _slots_elsewhere(service: CompileService) -> int:

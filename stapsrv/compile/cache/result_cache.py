@@ -38,6 +38,7 @@ from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Els
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.changes import ChangeCount
 
 # A scan takes a second, after a change.
 _SCAN_S = 10.0
@@ -87,6 +88,16 @@ class ResultCache:
         if self._inputs.fault is None:
             for release in releases:
                 self._watcher.watch(self._inputs.paths(release, settings).all)
+
+    @property
+    def input_changes(self) -> ChangeCount:
+        """The changes of all that results depend on, as far as it is watched."""
+        return self._watcher.changes
+
+    async def wait_scanned(self, release: ServedRelease, settings: ServerSettings) -> None:
+        """Wait until what a server's results for a release depend on is known, or cannot be."""
+        if self._inputs.fault is None:
+            await self._watcher.wait_scanned(self._inputs.paths(release, settings).all)
 
     async def wait_key_for(self, job: CompileJob, promised: bytes | None = None) -> CacheKey:
         """Return the key of a job, after a bounded wait for inputs that are being scanned.

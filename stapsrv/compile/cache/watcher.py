@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.fingerprint import TooLargeError, WatchedPath, fingerprint
 from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.changes import ChangeCount
 from stapsrv.system.directory_watcher import DirectoryWatcher
 from stapsrv.system.readiness import wait_readable
 
@@ -51,6 +52,7 @@ class InputWatcher:
         self._pending = anyio.Event()
         self._scanned = anyio.Event()
         self._changed = anyio.Event()
+        self.changes = ChangeCount()  # of all that is watched
         self._count_logged = 0
         self._directories: DirectoryWatcher[WatchedPath] = DirectoryWatcher(inotify.CHANGE | inotify.MODIFY)
         self._calls = BlockingCalls(timeout_s=_SCAN_TIMEOUT_S)
@@ -170,5 +172,6 @@ class InputWatcher:
         watched.fingerprint = None
         watched.generation += 1
         self._pending.set()
+        self.changes.note()
         self._changed.set()
         self._changed = anyio.Event()

@@ -8,6 +8,7 @@ compile left behind is removed.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -27,6 +28,8 @@ from stapsrv.compile.stats import CacheCounts, Source, Stage, timed
 _HEAD_START_S = 0.05
 # Of a request's digest, for people: enough to tell requests apart.
 _DIGEST_CHARACTERS = 12
+# Different requests that are counted.
+_MOST_ASKED = 10_000
 # Cached results that are read at the same time.
 _READERS = 4
 
@@ -54,6 +57,7 @@ class CachedEngine:
         self.counts = CacheCounts()
         # Nobody asks for those of jobs in the background: what people read is of clients.
         self._background_counts = CacheCounts()
+        self._asked: Counter[bytes] = Counter()
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Serve requests while the block runs; at its end, compiles are cancelled and clean-up is bounded."""
@@ -76,6 +80,8 @@ class CachedEngine:
         job.record.digest = request_digest(job.request).hex()[:_DIGEST_CHARACTERS]
         with timed(job.record, Stage.LOOKUP):
             key = await self.key_for(job)
+            if not job.background:
+                self._note_asked(key)
             if cache is not None:
                 entry = await self._read(cache, key, job)
         if entry is not None:
@@ -97,6 +103,16 @@ class CachedEngine:
         self._counts_for(job).shared += flight.joined
         await flight.value.entry.hold(self._memory, job)
         return flight.value.entry
+
+    def times_asked(self, key: CacheKey) -> int:
+        """Return how often clients asked for this lately, in whatever usual locale."""
+        return self._asked[key.common_digest or key.request_digest]
+
+    def _note_asked(self, key: CacheKey) -> None:
+        if len(self._asked) >= _MOST_ASKED:
+            # Of those asked for once there is no end.
+            self._asked = Counter(dict(self._asked.most_common(_MOST_ASKED // 2)))
+        self._asked[key.common_digest or key.request_digest] += 1
 
     async def key_for(self, job: CompileJob) -> CacheKey:
         """Return the cache key of a job, after a bounded wait for inputs that are being scanned."""
