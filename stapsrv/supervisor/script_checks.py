@@ -305,31 +305,34 @@ class ScriptChecks:
             return ScriptCollection(directory, fault=f"the directory cannot be read: {exc.strerror}")
 
     def _targets(self) -> Iterator[tuple[str, CompileService, ServedRelease]]:
-        """Yield each release with the first server that compiles so for it, and a name for the two."""
+        """Yield each release with the first server that compiles so for it, and a name for the two.
+
+        A release that was installed since the start, and that none of them serves, is the first one's.
+        """
         seen: set[object] = set()
         named: set[str] = set()
         at_work = [
             (each.nickname, each.server.service) for each in self._servers() if each.server is not None
         ]
-        for nickname, service in at_work:
+        wanting = [
+            (nickname, service) for nickname, service in at_work if service.settings.compilation.scripts
+        ]
+        for nickname, service in wanting:
             settings = service.settings
-            for release in (*service.releases.values(), *self._unserved(service)):
-                wanted = settings.compilation.scripts
-                key = WarmupKey.of(settings, release), settings.compilation.engine, wanted
-                if not wanted or key in seen:
+            for release in list(service.releases.values()):
+                compilation = settings.compilation
+                key = WarmupKey.of(settings, release), compilation.engine, compilation.scripts
+                if key in seen:
                     continue
                 seen.add(key)
                 label = release.name if release.name not in named else f"{release.name} ({nickname})"
                 named.add(release.name)
                 yield label, service, release
-
-    def _unserved(self, service: CompileService) -> Iterator[ServedRelease]:
-        """Yield the releases that were installed since the start and that a server does not serve."""
-        if service.elsewhere is None:
-            arch = service.settings.arch or host_arch()
-            for name in self.arrived:
-                if name not in service.releases:
-                    yield ServedRelease(name, arch, name, MODULES / name / "build")
+        here = next((service for _, service in wanting if service.elsewhere is None), None)
+        for name in self.arrived:
+            if here is not None and name not in named:
+                arch = here.settings.arch or host_arch()
+                yield name, here, ServedRelease(name, arch, name, MODULES / name / "build")
 
     def _by_slots(self, cases: Sequence[_Case]) -> Iterator[tuple[int, list[_Case]]]:
         here = [case for case in cases if case.service.elsewhere is None]

@@ -98,6 +98,8 @@ class ScriptRenewal:
                 served = now
                 self._due.note()
             await self._changes.wait_beyond(seen)
+            # Each request is such a change: they are not looked at one by one.
+            await anyio.sleep(self._settle_s)
 
     async def _follow_inputs(self, changes: ChangeCount) -> None:
         while True:
