@@ -33,6 +33,8 @@ from stapsrv.farm.ca import create_authority, issue
 
 NODES, SLOTS = 3, 2
 ANSWER_S = 180.0
+# At first each node finds out the features of its releases, behind everything else on the machine.
+OFFERED_S = 1200.0
 USER = "stap-server"
 NONE = "no answer"
 MAKES = 'echo >"$answer/stap_x.ko"'
@@ -68,7 +70,7 @@ class Site:
         )
         site.nodes = [site.begin_node(number) for number in range(NODES)]
         for node in site.nodes:
-            node.log.wait("is offered")
+            node.log.wait("is offered", timeout_s=OFFERED_S)
         site.find_port()
         return site
 
@@ -82,7 +84,7 @@ class Site:
     def restart_node(self, number: int) -> None:
         """Start a node anew, and wait until it compiles."""
         self.nodes[number] = self.begin_node(number)
-        self.nodes[number].log.wait("is offered")
+        self.nodes[number].log.wait("is offered", timeout_s=OFFERED_S)
 
     def restart_server(self) -> None:
         self.server = _server(self.farm, self.releases, self.chance)
