@@ -162,6 +162,12 @@ class ServerInfo(TypedDict):
     certificate_expires: Annotated[
         str | None, "when its certificate expires, or null without one", Column("CERT UNTIL", "moment")
     ]
+    certificate_serial: NotRequired[
+        Annotated[str | None, "its certificate's serial number, in hex pairs, or null without one"]
+    ]
+    certificate_sha256: NotRequired[
+        Annotated[str | None, "its certificate's SHA-256 fingerprint, in hex pairs, or null without one"]
+    ]
     releases: NotRequired[
         Annotated[list[ReleaseInfo], "an array of the kernel releases that it serves, while it serves"]
     ]

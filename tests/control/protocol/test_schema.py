@@ -234,6 +234,7 @@ def test_status_of_a_server():
         settings=ServerSettings(port=5001),
         reason="it crashed",
         certificate_expires=datetime(2030, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
+        certificate_serial="06:73",
         connections=3,
         workers=4,
         engine=EngineStatus(
@@ -282,6 +283,8 @@ def test_status_of_a_server():
         "done": 0,
         "failed": 0,
         "certificate_expires": "2030-01-01T00:00:00.000Z",
+        "certificate_serial": "06:73",
+        "certificate_sha256": None,
         "connections": 3,
         "refusals": {"denied": 2},
         "releases": [{"name": "6.1.0", "health": "unhealthy", "reason": "x.h:3: error: no"}],
