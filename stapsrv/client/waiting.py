@@ -11,6 +11,7 @@ import anyio
 
 from stapsrv.client.address import Address
 from stapsrv.client.exchange import Close, Connect, Exchange, Receive, Send, Sleep, Step
+from stapsrv.system.readiness import wait_readable, wait_writable
 
 _BLOCK_BYTES = 64 * 1024
 
@@ -73,14 +74,14 @@ class _Connection:
         rest = memoryview(data)
         while rest:
             connected = self._connected()
-            await anyio.wait_writable(connected)
+            await wait_writable(connected)
             with contextlib.suppress(BlockingIOError):
                 rest = rest[connected.send(rest) :]
 
     async def _receive(self) -> bytes:
         while True:
             connected = self._connected()
-            await anyio.wait_readable(connected)
+            await wait_readable(connected)
             with contextlib.suppress(BlockingIOError):
                 return connected.recv(_BLOCK_BYTES)
 
@@ -101,7 +102,7 @@ async def _connect(address: Address) -> socket.socket:
             connected.settimeout(0.0)
             error = connected.connect_ex(target)
             if error == errno.EINPROGRESS:
-                await anyio.wait_writable(connected)
+                await wait_writable(connected)
                 error = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not error:
                 return connected

@@ -80,7 +80,7 @@ def run(tmp_path, workspace, lines):
         files=(),
         environ=None,
         toolchain=b"",
-        background=False,
+        own=False,
         on_findings=None,
         makes_plan=False,
         on_unplanned=None,
@@ -109,7 +109,8 @@ def run(tmp_path, workspace, lines):
             settings=settings,
             deadline_s=deadline_s,
             toolchain=toolchain,
-            background=background,
+            background=own,
+            own=own,
             makes_plan=makes_plan,
             log=lines.log,
             record=record or RequestRecord(),
@@ -363,7 +364,7 @@ class TestPlans:
         (tmp_path / "plan.json").write_bytes(plan())
         plant = 'mkdir -p "$SYSTEMTAP_DIR/plan"; cp "$SYSTEMTAP_X/plan.json" "$SYSTEMTAP_DIR/plan"'
         kept = []
-        for more in ({}, {"background": True}, {"background": True, "makes_plan": True}):
+        for more in ({}, {"own": True}, {"own": True, "makes_plan": True}):
             await run(plant, environ=environ, toolchain=b"one", **more)
             kept.append(len(list((tmp_path / "st").glob("server-toolchains/*/prepared/plans/*/plan.json"))))
         assert kept == [0, 0, 1]
@@ -371,12 +372,12 @@ class TestPlans:
     async def test_missing_plan_of_a_client_is_told(self, run, tmp_path):
         told = []
         environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
-        for background, report in ((False, "no plan"), (False, "messages"), (True, "no plan")):
+        for own, report in ((False, "no plan"), (False, "messages"), (True, "no plan")):
             await run(
                 f'echo "plain: {report}" >"$SYSTEMTAP_DIR/builds"',
                 environ=environ,
                 toolchain=b"one",
-                background=background,
+                own=own,
                 on_unplanned=lambda job, _result: told.append(job.record.build),
             )
         assert told == ["plain: no plan"]
@@ -405,7 +406,7 @@ async def test_what_one_compile_leaves_in_stap_s_cache_no_other_sees(run, tmp_pa
 
 async def test_what_the_server_s_own_script_finds_out_the_next_compile_knows(run, tmp_path, sandbox):
     environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
-    await run(PLANTING, environ=environ, background=True, sandbox=sandbox)
+    await run(PLANTING, environ=environ, own=True, sandbox=sandbox)
     seen = await run('cd "$SYSTEMTAP_DIR/cache"; echo */*', environ=environ, sandbox=sandbox)
     assert seen.stdout == f"ab/stapconf_{'ab' * 16}_714.h\n".encode()
 
@@ -413,7 +414,7 @@ async def test_what_the_server_s_own_script_finds_out_the_next_compile_knows(run
 async def test_what_the_build_of_a_plan_finds_out_nobody_else_sees(run, tmp_path):
     """It has options of a client's request, such as macros."""
     environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
-    await run(PLANTING, environ=environ, toolchain=b"one", background=True, makes_plan=True)
+    await run(PLANTING, environ=environ, toolchain=b"one", own=True, makes_plan=True)
     seen = await run('ls -A "$SYSTEMTAP_DIR/cache"', environ=environ, toolchain=b"one")
     assert seen.stdout == b""
 
@@ -425,7 +426,7 @@ async def test_nothing_is_left_where_what_was_found_out_cannot_be_kept(run, work
     monkeypatch.setattr(StapCache, "keep", fail)
     environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
     with pytest.raises(OSError, match="bad disk") as raised:
-        await run(PLANTING, environ=environ, background=True)
+        await run(PLANTING, environ=environ, own=True)
     # Now, and not when the collector of garbage comes by: the traceback holds all that there was.
     assert raised.tb is not None
     assert [path.name for path in workspace.path.iterdir()] == ["lock"]
@@ -434,11 +435,11 @@ async def test_nothing_is_left_where_what_was_found_out_cannot_be_kept(run, work
 async def test_what_a_compile_had_to_find_out_is_told(run, tmp_path):
     told: list[frozenset[Finding]] = []
     environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
-    for background in (False, True, False):
+    for own in (False, True, False):
         await run(
             PLANTING,
             environ=environ,
-            background=background,
+            own=own,
             on_findings=lambda _job, found: told.append(found),
         )
     assert told == [{Finding.FEATURES}]

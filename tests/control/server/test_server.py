@@ -44,7 +44,7 @@ async def test_owner_has_access_to_all(tmp_path):
             "pid": 4242,
             "user": "me",
             "access": "all",
-            "features": ["drain", "progress", "reload", "timeout", "watch"],
+            "features": ["drain", "progress", "reload", "scripts", "timeout", "watch"],
         }
 
 
