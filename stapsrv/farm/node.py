@@ -220,6 +220,7 @@ class FarmNode:
             settings=self._settings,
             log=self._log,
             background=True,
+            own=True,
         )
         while True:
             healthy = anyio.Event()
