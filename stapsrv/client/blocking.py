@@ -51,7 +51,7 @@ class _Connection:
             case Close():
                 self.close()
             case Sleep():
-                threading.Event().wait(step.timeout_s)
+                time.sleep(step.timeout_s)
             case Send(data):
                 connected = self._connected(step.timeout_s)
                 connected.sendall(data)

@@ -69,7 +69,7 @@ class KnownServers:
                 kept = [line for line in self._lines() if line.split()[:1] != [str(address)]]
                 text = "".join(f"{line}\n" for line in [*kept, f"{address} {parse_fingerprint(fingerprint)}"])
                 # Where it is a link, what it leads to.
-                replace_file(self.path.resolve(), text, mode=0o600)
+                replace_file(self.path.resolve(), text.encode("utf-8", "surrogateescape"), mode=0o600)
 
     def _pins(self, address: Address) -> list[_Pin]:
         with self._explained():
@@ -90,9 +90,15 @@ class KnownServers:
     def _lines(self) -> list[str]:
         try:
             with self.path.open("rb") as file:
-                return file.read(_MAX_BYTES).decode("utf-8", "replace").splitlines()
+                data = file.read(_MAX_BYTES + 1)
         except FileNotFoundError:
             return []
+        if len(data) > _MAX_BYTES:
+            # A part of it would be written back in place of all.
+            raise ClientError(
+                f"has more than {_MAX_BYTES >> 20} MiB", where=str(self.path), remedy="remove old lines"
+            )
+        return data.decode("utf-8", "surrogateescape").splitlines()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

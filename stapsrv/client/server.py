@@ -89,9 +89,8 @@ class Server:
     ) -> Result:
         """Compile a script and wait for the result; see :class:`Job` for the arguments.
 
-        ``on_stage`` is called with each stage of the request. A script that is refused or does not compile is
-        no
-        error: the result's ``status`` is 1, and its ``stderr`` says why.
+        ``on_stage`` is called with each stage of the request. A script that is refused or does not compile
+        is no error: the result's ``status`` is 1, and its ``stderr`` says why.
 
         Raises:
             ClientError: a file or an option cannot be used; nothing was sent.

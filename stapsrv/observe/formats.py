@@ -118,6 +118,7 @@ CLASSIC: Mapping[str, str] = {
     "scripts.arrived": "Kernel release {release} was installed; scripts are checked for it",
     "scripts.checked": "Scripts for {release}: {verdicts}",
     "scripts.different": "Script {script}: {difference}",
+    "scripts.unremembered": "Scripts are not checked again: what is known of them cannot be read: {reason}",
     "scripts.unwatched": "Changes of scripts and kernels are not followed: {reason}",
     "scripts.crashed": "Script {script} could not be checked for {release}: an error of this program:",
     "farm.scheduler": "Farm: scheduling at {address}",

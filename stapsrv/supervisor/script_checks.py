@@ -123,18 +123,25 @@ class ScriptChecks:
         """
         if self._one_at_a_time.statistics().locked:
             return
-        with anyio.CancelScope() as self._renewal:
-            async with self._one_at_a_time:
-                cases = [case for case in await self._cases(()) if case.service.settings.limits.warmup]
-                cases.sort(key=_times_asked, reverse=True)
-                report = await self._check(cases, changed=True, on_result=None)
-                for each in report.differences:
-                    self._log.warning("scripts.different", script=each.cell.script, difference=each.text)
-                    self._unshown[each.cell] = each
-                for release, counts in self.counts.items() if cases else ():
-                    words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-                    self._log.info("scripts.checked", release=release, verdicts=words)
-        self._renewal = None
+        try:
+            with anyio.CancelScope() as self._renewal:
+                async with self._one_at_a_time:
+                    await self._renew()
+        finally:
+            self._renewal = None
+
+    async def _renew(self) -> None:
+        cases = [case for case in await self._cases(()) if case.service.settings.limits.warmup]
+        if not cases:
+            return
+        cases.sort(key=_times_asked, reverse=True)
+        report = await self._check(cases, changed=True, on_result=None)
+        for each in report.differences:
+            self._log.warning("scripts.different", script=each.cell.script, difference=each.text)
+            self._unshown[each.cell] = each
+        for release, counts in self.counts.items():
+            words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+            self._log.info("scripts.checked", release=release, verdicts=words)
 
     def served(self) -> frozenset[tuple[str, str, tuple[str, ...]]]:
         """Return which releases scripts are checked for now, by their names and collections."""

@@ -63,6 +63,8 @@ class ScriptRenewal:
                     await anyio.sleep(self._settle_s)
 
     async def _look(self, directories: DirectoryWatcher[str]) -> None:
+        if not self._checks.directories():
+            return
         try:
             await self._files.run(partial(self._watch, directories))
             await self._note_installed()
@@ -73,7 +75,11 @@ class ScriptRenewal:
             with anyio.move_on_after(_SCAN_S):
                 for release, settings in self._checks.watched():
                     await self._cache.wait_scanned(release, settings)
-        await self._checks.renew()
+        try:
+            await self._checks.renew()
+        except OSError as exc:
+            # Where its file system hangs, say; whatever changes next has it tried again.
+            self._log.warning("scripts.unremembered", reason=exc.strerror or exc)
 
     def _watch(self, directories: DirectoryWatcher[str]) -> None:
         wanted = [Path(directory) for directory in self._checks.directories()]

@@ -51,6 +51,18 @@ def test_changed_certificate_is_refused_with_both_fingerprints_and_the_line(
     assert known.path.read_text().splitlines() == lines
 
 
+def test_lines_of_others_are_kept_byte_for_byte_and_none_is_lost(known, identity_of_server, monkeypatch):
+    known.path.parent.mkdir(parents=True)
+    known.path.write_bytes(b"# gr\xfc\xdfe\n")
+    known.pin(ADDRESS, identity_of_server.fingerprint)
+    before = known.path.read_bytes()
+    assert before == b"# gr\xfc\xdfe\n" + f"build:5001 {identity_of_server.fingerprint}\n".encode()
+    monkeypatch.setattr("stapsrv.client.known_servers._MAX_BYTES", len(before) - 1)
+    with pytest.raises(ClientError, match="remove old lines"):
+        known.pin(Address("build", 2), identity_of_server.fingerprint)
+    assert known.path.read_bytes() == before
+
+
 def test_line_that_cannot_be_read_is_named(known, identity_of_server):
     known.path.parent.mkdir(parents=True)
     known.path.write_text("build:5001\n")

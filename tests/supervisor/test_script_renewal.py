@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from kit.stap import make_stap
 
+from stapsrv.scripts.history import History
 from stapsrv.supervisor.operations import ServerSpec
 from stapsrv.supervisor.script_checks import ScriptChecks
 from stapsrv.supervisor.script_renewal import ScriptRenewal
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.anyio
 STAP = """
 case $(cat "$script") in
 *broken*) echo "semantic error: broken" >&2; exit 1;;
-*slow*) sleep 1000;;
+*slow*) echo >BEGUN; sleep 1000;;
 esac
 """
 
@@ -29,7 +33,8 @@ esac
 async def renewing(
     bench, tmp_path: Path, installed: list[str], **tuning: object
 ) -> AsyncIterator[ScriptChecks]:
-    make_stap(tmp_path / "stap", STAP)
+    os.mkfifo(tmp_path / "begun")
+    make_stap(tmp_path / "stap", STAP.replace("BEGUN", str(tmp_path / "begun")))
     (tmp_path / "collection").mkdir()
     (tmp_path / "collection" / "x.stp").write_text("good")
     (tmp_path / "modules").mkdir()
@@ -90,8 +95,7 @@ async def test_check_that_is_asked_for_comes_before_a_renewal(bench, tmp_path):
     async with renewing(bench, tmp_path, [], warmup=True) as checks:
         await verdicts(bench, "scripts.checked", 1)
         (tmp_path / "collection" / "x.stp").write_text("slow")
-        while checks._renewal is None:  # noqa: ASYNC110 - nothing tells of its beginning
-            await anyio.sleep(0.01)
+        await anyio.to_thread.run_sync((tmp_path / "begun").read_text)
         (tmp_path / "collection" / "x.stp").write_text("good")
         report = await checks.check([], changed=False)
         assert [str(result.verdict) for result in report.results] == ["ok"]
@@ -102,3 +106,33 @@ async def test_server_that_is_not_to_be_warmed_up_is_left_alone(bench, tmp_path)
         report = await checks.check([], changed=False)
         assert len(report.results) == 1
         assert "scripts.checked" not in bench.lines.events()
+
+
+async def test_where_nothing_can_be_remembered_servers_go_on_and_it_is_tried_again(
+    bench, tmp_path, monkeypatch
+):
+    read = ScriptRuns.read
+
+    def fail(_runs: ScriptRuns) -> History:
+        monkeypatch.setattr(ScriptRuns, "read", read)
+        raise TimeoutError(errno.ETIMEDOUT, "it hangs")
+
+    monkeypatch.setattr(ScriptRuns, "read", fail)
+    async with renewing(bench, tmp_path, [], warmup=True) as checks:
+        (told,) = await verdicts(bench, "scripts.unremembered", 1)
+        assert told["reason"] == "it hangs"
+        (tmp_path / "collection" / "x.stp").write_text("broken")
+        await verdicts(bench, "scripts.checked", 1)
+        assert checks.counts == {"6.1.0-test": {"fails": 1}}
+
+
+async def test_without_collections_nothing_is_looked_at(bench, tmp_path):
+    installed = ["6.0"]
+    async with renewing(bench, tmp_path, installed, warmup=True, scripts=()) as checks:
+        installed.append("6.9")
+        (tmp_path / "modules" / "6.9").mkdir()
+        bench.runtime.activity.changes.note()
+        await checks.renew()
+        assert checks.arrived == []
+    assert not {"scripts.arrived", "scripts.checked"} & set(bench.lines.events())
+    assert not (tmp_path / "runs").exists()
