@@ -217,7 +217,8 @@ class App:
         self.supervisor.end()
 
     def _renewal(self) -> ScriptRenewal:
-        return ScriptRenewal(self.scripts, self._runtime.cache, self._runtime.activity.changes, self.log)
+        runtime = self._runtime
+        return ScriptRenewal(self.scripts, runtime.cache, runtime.activity.changes, runtime.warmup, self.log)
 
     def hang_up(self) -> None:
         """Begin new log files and read the configuration again, soon."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 
 class Health(enum.StrEnum):
@@ -46,9 +46,19 @@ class ReleaseHealth:
     @contextlib.contextmanager
     def when_healthy(self, then: Callable[[], None]) -> Iterator[None]:
         """Until the block ends, call ``then`` whenever the release becomes healthy; at once if it is."""
+        with self._when({Health.HEALTHY}, then):
+            yield
 
+    @contextlib.contextmanager
+    def when_tried(self, then: Callable[[], None]) -> Iterator[None]:
+        """Until the block ends, call ``then`` whenever an attempt to compile has ended; at once after one."""
+        with self._when({Health.HEALTHY, Health.UNHEALTHY}, then):
+            yield
+
+    @contextlib.contextmanager
+    def _when(self, wanted: Collection[Health], then: Callable[[], None]) -> Iterator[None]:
         def check() -> None:
-            if self.health is Health.HEALTHY:
+            if self.health in wanted:
                 then()
 
         check()

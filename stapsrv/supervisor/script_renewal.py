@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger as Log
 from stapsrv.compile.cache.result_cache import ResultCache
 from stapsrv.config.kernels import MODULES, installed_releases
 from stapsrv.supervisor.script_checks import ScriptChecks
+from stapsrv.supervisor.warmup import Warmup
 from stapsrv.system import inotify
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.changes import ChangeCount
@@ -25,7 +26,7 @@ from stapsrv.system.directory_watcher import DirectoryWatcher
 
 # A package comes in many files; this long after a change it is looked what there is.
 _SETTLE_S = 2.0
-_SCAN_S = 600.0
+_READY_S = 600.0
 
 
 @attrs.define(eq=False)
@@ -35,6 +36,7 @@ class ScriptRenewal:
     _checks: ScriptChecks
     _cache: ResultCache | None
     _changes: ChangeCount
+    _warmup: Warmup
     _log: Log
     _installed: Callable[[], list[str]] = attrs.field(kw_only=True, default=installed_releases)
     _modules: Path = attrs.field(kw_only=True, default=MODULES)
@@ -70,10 +72,12 @@ class ScriptRenewal:
             await self._note_installed()
         except OSError as exc:
             self._log.warning("scripts.unwatched", reason=exc.strerror)
-        if self._cache is not None:
-            # A check would wait for a while only, and take what is not scanned yet for unknown.
-            with anyio.move_on_after(_SCAN_S):
-                for release, settings in self._checks.watched():
+        with anyio.move_on_after(_READY_S):
+            for release, settings in self._checks.watched():
+                # Else each script's compile would find out about the kernel for itself.
+                await self._warmup.wait_tried(settings, release, self._log)
+                if self._cache is not None:
+                    # A check would wait for a while only, and take what is not scanned yet for unknown.
                     await self._cache.wait_scanned(release, settings)
         try:
             await self._checks.renew()

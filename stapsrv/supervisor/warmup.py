@@ -51,6 +51,8 @@ _ARGUMENTS = {
     Finding.TRACEPOINTS: (b"-p2", b"-e", b'probe kernel.trace("sched_switch") { exit() }'),
 }
 _PLAN = "plan"
+# Stands for one where a release is wanted that no server serves.
+_NO_SERVER = 0
 # Until the same is found out again, where a client's compile still did not have it.
 _FIND_AGAIN_S = 600.0
 # What waits to be found out; clients can ask for ever new plans.
@@ -197,6 +199,20 @@ class Warmup:
             if not target.wanted_by and target.scope is not None:
                 target.scope.cancel()
                 target.scope = None
+
+    async def wait_tried(self, settings: ServerSettings, release: ServedRelease, log: Log) -> None:
+        """Wait until it is known whether a release can be compiled for, also one that no server serves."""
+        if self._tasks is None or not settings.limits.warmup:
+            return
+        health = self.health(settings, release, log)
+        tried = anyio.Event()
+        try:
+            if not self._targets[WarmupKey.of(settings, release)].wanted_by:
+                self.add(_NO_SERVER, settings, [health])
+            with health.when_tried(tried.set):
+                await tried.wait()
+        finally:
+            self.remove(_NO_SERVER)
 
     def _find(self, job: CompileJob, findings: frozenset[Finding]) -> None:
         """Find out, in the background, what a client's compile had to find out for itself."""

@@ -40,3 +40,12 @@ def test_when_healthy_calls_at_once_and_after_each_recovery_until_its_end():
     health.set(Health.WARMING)
     health.set(Health.HEALTHY)
     assert len(calls) == 2
+
+
+def test_when_tried_calls_after_each_attempt_whatever_came_of_it():
+    health = ReleaseHealth()
+    calls = []
+    with health.when_tried(lambda: calls.append(health.health)):
+        for now in (Health.WARMING, Health.UNHEALTHY, Health.WARMING, Health.HEALTHY):
+            health.set(now)
+    assert calls == [Health.UNHEALTHY, Health.HEALTHY]

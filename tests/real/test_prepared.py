@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import shutil
@@ -75,6 +74,31 @@ def compiled(stap: Stap, server: Server, *arguments: str) -> tuple[bytes, str]:
     return (stap.place / ran.module).read_bytes(), build
 
 
+def raw_compiled(
+    stap: Stap, server: Server, *arguments: str, meanwhile: Callable[[], None] | None = None
+) -> tuple[bytes, str]:
+    """Return the same for a client that names no kernel on stap's command line, where it would go before the
+    server's tree; ``meanwhile`` is called when the request has begun."""
+    before, begun = server.log.count(BUILD), server.log.count(BEGUN)
+
+    def act(call: Callable[[], None]) -> None:
+        server.log.wait(BEGUN, count=begun + 1)
+        call()
+
+    async def ask() -> Answer:
+        async with anyio.create_task_group() as tasks:
+            if meanwhile is not None:
+                tasks.start_soon(anyio.to_thread.run_sync, act, meanwhile)
+            return await exchange(server.port, request("-p4", *arguments, release=stap.installation.release))
+        raise AssertionError
+
+    answer = anyio.run(ask)
+    assert answer.rc == 0, answer.stderr
+    build = server.log.wait(BUILD, count=before + 1)[1]
+    (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
+    return made, build
+
+
 def wait_planned(stap: Stap, server: Server) -> None:
     """Return when new scripts are built by plans."""
     _, build = compiled(stap, server, "-e", new_script())
@@ -102,20 +126,29 @@ def test_modules_are_those_of_make(planned, serve, stap):
 
 
 @pytest.mark.long
-def test_modules_with_tracepoints_are_those_of_make(planned, serve, stap):
+def test_modules_with_tracepoints_are_those_of_make(serve, stap, tmp_path):
+    release = stap.installation.release
+    # stap compiles a query for each header of tracepoints that it finds, which takes minutes for all of them.
+    tree = tmp_path / "tree"
+    copy_tree(Path("/lib/modules", release, "build"), tree)
+    headers = Path("include", "trace", "events")
+    (tree / headers).mkdir(parents=True)
+    shutil.copy(Path("/lib/modules", release, "source") / headers / "sched.h", tree / headers)
     # With SystemTap 5.1 and Linux 6.12 the probe matches nothing.
     script = 'probe kernel.trace("sched_switch")?, timer.s({}) {{ println(pid()) exit() }}'.format
-    plain = serve("--prepared=no", "--result-cache=no")
+    server = serve("--prepared=yes", "-r", tree, release=False, caching=True)
     while True:
-        known = planned.log.count(PLAN)
-        _, build = compiled(stap, planned, "-e", script(next(numbers)))
+        known = server.log.count(PLAN)
+        _, build = raw_compiled(stap, server, "-e", script(next(numbers)))
         if build == "prepared":
             break
         # Plans may also be made of a script without tracepoints, which looks the same from without.
-        planned.log.wait(PLAN, count=known + 1, timeout_s=PLAN_S)
-    module, build = compiled(stap, planned, "-m", "traced", "-e", script(2))
+        server.log.wait(PLAN, count=known + 1, timeout_s=PLAN_S)
+    traced = ("-m", "traced", "-e", script(2))
+    module, build = raw_compiled(stap, server, *traced)
     assert build == "prepared"
-    assert (module, "plain: off") == compiled(stap, plain, "-m", "traced", "-e", script(2))
+    plain = serve("--prepared=no", "--result-cache=no", "-r", tree, release=False)
+    assert (module, "plain: off") == raw_compiled(stap, plain, *traced)
 
 
 def test_messages_of_the_compiler_are_those_of_make(planned, serve, stap):
@@ -205,25 +238,8 @@ def test_change_of_a_header_or_the_runtime_puts_plans_out_of_use(serve, stap, tm
         with (runtime / "runtime.h").open("a") as text:
             text.write('\nMODULE_INFO(changed, "runtime");\n')
 
-    async def ask(script: str, *, meanwhile: Callable[[], None] | None = None) -> Answer:
-        begun = server.log.count(BEGUN)
-        async with anyio.create_task_group() as tasks:
-            if meanwhile is not None:
-                tasks.start_soon(anyio.to_thread.run_sync, act_when_begun, begun + 1, meanwhile)
-            return await exchange(server.port, request("-p4", "-e", script, release=release))
-        raise AssertionError
-
-    def act_when_begun(count: int, act: Callable[[], None]) -> None:
-        server.log.wait(BEGUN, count=count)
-        act()
-
     def module(script: str, *, meanwhile: Callable[[], None] | None = None) -> tuple[bytes, str]:
-        before = server.log.count(BUILD)
-        answer = anyio.run(functools.partial(ask, script, meanwhile=meanwhile))
-        assert answer.rc == 0, answer.stderr
-        build = server.log.wait(BUILD, count=before + 1)[1]
-        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
-        return made, build
+        return raw_compiled(stap, server, "-e", script, meanwhile=meanwhile)
 
     module(new_script())
     server.log.wait(PLAN, timeout_s=PLAN_S)

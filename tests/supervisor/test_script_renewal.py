@@ -26,6 +26,7 @@ case $(cat "$script") in
 *broken*) echo "semantic error: broken" >&2; exit 1;;
 *slow*) echo >BEGUN; sleep 1000;;
 esac
+echo >"$answer/stap_x.ko"
 """
 
 
@@ -47,6 +48,7 @@ async def renewing(
             checks,
             None,
             bench.runtime.activity.changes,
+            bench.runtime.warmup,
             bench.lines.log,
             installed=lambda: list(installed),
             modules=tmp_path / "modules",
@@ -80,7 +82,7 @@ async def test_script_that_changes_is_compiled_again_and_the_difference_is_told(
         assert [len(each) for each in told] == [1, 0]
 
 
-async def test_installed_release_is_checked_before_a_server_serves_it(bench, tmp_path):
+async def test_installed_release_is_warmed_up_and_checked_before_a_server_serves_it(bench, tmp_path):
     installed = ["6.0"]
     async with renewing(bench, tmp_path, installed, warmup=True) as checks:
         await verdicts(bench, "scripts.checked", 1)
@@ -89,6 +91,8 @@ async def test_installed_release_is_checked_before_a_server_serves_it(bench, tmp
         await verdicts(bench, "scripts.arrived", 1)
         await verdicts(bench, "scripts.checked", 3)
         assert set(checks.counts) == {"6.1.0-test", "6.9"}
+    told = [(entry["event"], entry.get("release")) for entry in bench.lines.entries]
+    assert told.index(("release.healthy", "6.9")) < told.index(("scripts.checked", "6.9"))
 
 
 async def test_check_that_is_asked_for_comes_before_a_renewal(bench, tmp_path):
