@@ -172,7 +172,9 @@ def find_examples(stap: Stap, count: int) -> list[Script]:
     """Return the first examples that can be translated for all releases, as they are asked for."""
     found: list[Script] = []
     for script in read_collection(_EXAMPLES).scripts:
-        if script.fault is not None or script.included or len(found) == count:
+        if len(found) == count:
+            break
+        if script.fault is not None or script.included:
             continue
         for release in stap.installation.releases:
             installation = attrs.evolve(stap.installation, releases=(release,))

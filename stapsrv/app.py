@@ -201,6 +201,7 @@ class App:
         self.scripts = ScriptChecks(
             self.supervisor.serving,
             ScriptRuns(systemtap_directory(configuration.environ) / "server-scripts.json"),
+            self._runtime.warmup,
             self.log,
         )
 

@@ -42,13 +42,15 @@ from stapsrv.scripts.report import Report
 from stapsrv.scripts.script import Script, client_request
 from stapsrv.supervisor.managed_server import ManagedServer
 from stapsrv.supervisor.state.script_runs import ScriptRuns
-from stapsrv.supervisor.warmup import WarmupKey
+from stapsrv.supervisor.warmup import Warmup, WarmupKey
 from stapsrv.system.blocking import BlockingCalls
 
 _CLIENT = "scripts"
 _DIGITS = 32  # of a digest, in the file of what is remembered
 # For a directory on a file system that hangs; its row says so.
 _READ_S = 60.0
+# What is found out meanwhile gives way to everything else on the host.
+_FOUND_S = 600.0
 
 
 @attrs.frozen
@@ -79,6 +81,7 @@ class ScriptChecks:
 
     _servers: Callable[[], Iterable[ManagedServer]]
     _runs: ScriptRuns
+    _warmup: Warmup
     _log: Log
     _cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
     _files: BlockingCalls = attrs.field(init=False, factory=lambda: BlockingCalls(timeout_s=_READ_S))
@@ -201,6 +204,10 @@ class ScriptChecks:
         self, cases: Iterator[_Case], known: dict[Cell, Result], note: Callable[[Result], Awaitable[None]]
     ) -> None:
         for case in cases:
+            if case.service.elsewhere is None:
+                with anyio.move_on_after(_FOUND_S):
+                    # All that lack it would find it out, which takes minutes where tracepoints are new.
+                    await self._warmup.wait_found()
             await note(await self._result(case, known.get(case.cell)))
 
     async def _result(self, case: _Case, known: Result | None) -> Result:

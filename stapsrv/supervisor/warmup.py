@@ -41,6 +41,7 @@ from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import RequestRejected, StapsrvError, TranslatorError
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.system.changes import ChangeCount
 from stapsrv.system.json_file import JsonFile, with_fact
 from stapsrv.text import error_line
 
@@ -153,7 +154,9 @@ class Warmup:
     on_health_change: Callable[[ReleaseHealth], None] = attrs.field(init=False, default=lambda _health: None)
     # What was found out for clients, and when that began.
     _found: dict[tuple[object, ...], float] = attrs.field(init=False, factory=dict)
-    _finding: int = attrs.field(init=False, default=0)
+    # What is being found out, or waits for that.
+    _finding: list[str] = attrs.field(init=False, factory=list)
+    _findings: ChangeCount = attrs.field(init=False, factory=ChangeCount)
 
     def __attrs_post_init__(self) -> None:
         self._engine.on_findings = self._find
@@ -214,6 +217,14 @@ class Warmup:
         finally:
             self.remove(_NO_SERVER)
 
+    async def wait_found(self) -> None:
+        """Wait until nothing is being found out that a compile would have to find out for itself.
+
+        Plans are not waited for: modules are built without them, too.
+        """
+        while set(self._finding) - {_PLAN}:
+            await self._findings.wait_beyond(self._findings.count)
+
     def _find(self, job: CompileJob, findings: frozenset[Finding]) -> None:
         """Find out, in the background, what a client's compile had to find out for itself."""
         # stap keeps it for each of its modes.
@@ -235,9 +246,9 @@ class Warmup:
         now = anyio.current_time()
         self._found = {what: began for what, began in self._found.items() if now - began < _FIND_AGAIN_S}
         key = (WarmupKey.of(job.settings, job.release), job.toolchain, what, arguments)
-        if self._tasks is not None and key not in self._found and self._finding < _MAX_FINDING:
+        if self._tasks is not None and key not in self._found and len(self._finding) < _MAX_FINDING:
             self._found[key] = now
-            self._finding += 1
+            self._finding.append(what)
             own = _own_job(job.release, job.settings, arguments, makes_plan=what == _PLAN)
             self._tasks.start_soon(self._find_out, own, what, job.log)
 
@@ -259,7 +270,8 @@ class Warmup:
         except Exception:
             log.exception("release.crashed", release=job.release.name)
         finally:
-            self._finding -= 1
+            self._finding.remove(what)
+            self._findings.note()
 
     def _begin(self, target: WarmupTarget) -> None:
         if self._tasks is not None and target.wanted_by and target.scope is None:

@@ -44,7 +44,9 @@ async def checking(bench, *directories: Path, **tuning: object) -> Iterator[Scri
     async with bench.supervisor() as supervisor:
         (outcome,) = await supervisor.start([ServerSpec(settings)])
         assert outcome.error is None
-        yield ScriptChecks(supervisor.serving, ScriptRuns(bench.stat_path / "runs"), bench.lines.log)
+        yield ScriptChecks(
+            supervisor.serving, ScriptRuns(bench.stat_path / "runs"), bench.runtime.warmup, bench.lines.log
+        )
 
 
 async def verdicts(checks: ScriptChecks, **options: object) -> dict[str, str]:

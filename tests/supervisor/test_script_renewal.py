@@ -43,7 +43,9 @@ async def renewing(
         tuning={"scripts": (str(tmp_path / "collection"),), "kill_grace_s": 0.0, **tuning}
     )
     async with bench.supervisor() as supervisor, anyio.create_task_group() as tasks:
-        checks = ScriptChecks(supervisor.serving, ScriptRuns(tmp_path / "runs"), bench.lines.log)
+        checks = ScriptChecks(
+            supervisor.serving, ScriptRuns(tmp_path / "runs"), bench.runtime.warmup, bench.lines.log
+        )
         renewal = ScriptRenewal(
             checks,
             None,

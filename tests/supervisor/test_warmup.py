@@ -208,6 +208,14 @@ class TestFindings:
         assert len(kernel.runs) == 5
         assert bench.lines.reasons("release.unfound") == ["x.h:3: error: no such thing"] * 2
 
+    async def test_are_waited_for_until_all_are_known(self, bench, kernel, tmp_path):
+        kernel.answer(FINDS)
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            assert (await exchange(server.port, request("-p4", "-e", "planted"))).rc == 0
+            await bench.lines.wait("release.found", 1)
+            await bench.runtime.warmup.wait_found()
+            assert known(tmp_path) == {FEATURES: "found\n", TRACEPOINTS: "found\n"}
+
     async def test_that_come_after_its_end_are_left_alone(self, bench, kernel):
         kernel.answer(FINDS)
         found = []
@@ -235,7 +243,7 @@ class TestPlans:
             for number in range(100):
                 asked = attrs.evolve(job.request, arguments=(f"-DX={number}".encode(),))
                 bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked), EMPTY)
-            assert bench.runtime.warmup._finding == 8
+            assert len(bench.runtime.warmup._finding) == 8
             await bench.lines.wait("prepared.none", 8)
         assert len(kernel.runs) == 9
 
