@@ -133,19 +133,27 @@ def parse_options(arguments: Sequence[bytes], table: OptionTable = STAP_4_8) -> 
     rest = list(reversed(arguments))
     try:
         while rest:
-            argument = rest.pop()
-            if argument == b"--":
-                operands += reversed(rest)
-                break
-            if argument.startswith(b"--"):
-                options.append(_parse_long(argument, rest, table))
-            elif argument.startswith(b"-") and argument != b"-":
-                _parse_cluster(argument, rest, options)
-            else:
-                operands.append(argument)
+            _parse_next(rest, table, options, operands)
     except _GrammarError as exc:
         return ParsedOptions(tuple(options), tuple(operands), str(exc))
     return ParsedOptions(tuple(options), tuple(operands))
+
+
+def without_option(
+    arguments: Sequence[bytes], word: bytes, table: OptionTable = STAP_4_8
+) -> tuple[bytes, ...]:
+    """Return arguments less the options that are exactly ``word``; all where stap cannot read them."""
+    if word not in arguments or parse_options(arguments, table).fault is not None:
+        return tuple(arguments)
+    kept: list[bytes] = []
+    rest = list(reversed(arguments))
+    while rest:
+        first = len(arguments) - len(rest)
+        _parse_next(rest, table, [], [])
+        read = arguments[first : len(arguments) - len(rest)]
+        if list(read) != [word]:
+            kept += read
+    return tuple(kept)
 
 
 def requested_privilege(arguments: Sequence[bytes], table: OptionTable = STAP_4_8) -> Privilege | None:
@@ -176,6 +184,25 @@ _LEVELS: Mapping[bytes | None, Privilege] = {level.value.encode("ascii"): level 
 
 class _GrammarError(Exception):
     """Where getopt_long stops; never leaves this module."""
+
+
+def _parse_next(
+    rest: list[bytes],
+    table: OptionTable,
+    options: list[tuple[str, bytes | None]],
+    operands: list[bytes],
+) -> None:
+    """Read the next option with its value, an operand, or all after ``--``; ``rest`` is in reverse order."""
+    argument = rest.pop()
+    if argument == b"--":
+        operands += reversed(rest)
+        rest.clear()
+    elif argument.startswith(b"--"):
+        options.append(_parse_long(argument, rest, table))
+    elif argument.startswith(b"-") and argument != b"-":
+        _parse_cluster(argument, rest, options)
+    else:
+        operands.append(argument)
 
 
 def _parse_long(argument: bytes, rest: list[bytes], table: OptionTable) -> tuple[str, bytes | None]:

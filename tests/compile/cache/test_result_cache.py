@@ -217,6 +217,19 @@ async def test_other_request_or_settings_make_another_key(tmp_path):
         assert await w.ask() == "hit"
 
 
+async def test_release_that_the_server_states_itself_makes_no_other_key(tmp_path):
+    script = (b"-p4", b"-eprobe begin {}")
+    async with world(tmp_path) as w:
+        assert await w.ask(*script) == "stored"
+        assert await w.ask(b"-r6.1", *script) == "hit"
+        # Another one would go before the server's.
+        assert await w.ask(b"-r6.2", *script) == "option"
+        given = w.job(b"-r6.1", *script)
+        tree = attrs.evolve(given.release, argument="/tree")
+        keys = [w.cache.key_for(attrs.evolve(given, release=release)) for release in (given.release, tree)]
+        assert keys[0].request_digest != keys[1].request_digest
+
+
 async def test_rc_is_read_for_each_request_and_may_hang(tmp_path, monkeypatch):
     async with world(tmp_path) as w:
         job = w.job()

@@ -32,6 +32,7 @@ from stapsrv.compile.protocol.options import (
     parse_options,
     privilege_arguments,
     requested_privilege,
+    without_option,
 )
 
 LISTS = int(os.environ.get("STAPSRV_TEST_STAP_LISTS", "300"))
@@ -75,6 +76,21 @@ def parsed(*arguments: bytes) -> tuple[list[tuple[str, bytes | None]], list[byte
 )
 def test_arguments_are_read_as_getopt_long_does(arguments, options, operands):
     assert parsed(*arguments) == (options, operands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (b"-r6 -p4 -r6 x.stp", b"-p4 x.stp"),
+        (b"-r5 -gr6 -r 6 -p4", b"-r5 -gr6 -r 6 -p4"),
+        (b"-e -r6 -I -r6 --tmpdir -r6", b"-e -r6 -I -r6 --tmpdir -r6"),
+        (b"-g x.stp -- -r6", b"-g x.stp -- -r6"),
+        (b"-r6 -e", b"-r6 -e"),
+    ],
+    ids=["options", "other spellings", "values of others", "operands", "a fault"],
+)
+def test_option_is_left_out_where_it_is_one(arguments, kept):
+    assert without_option(arguments.split(), b"-r6") == tuple(kept.split())
 
 
 @pytest.mark.parametrize(
