@@ -202,6 +202,7 @@ class App:
             self.supervisor.serving,
             ScriptRuns(systemtap_directory(configuration.environ) / "server-scripts.json"),
             self._runtime.warmup,
+            self._runtime.scripts,
             self.log,
         )
 
@@ -232,7 +233,6 @@ class App:
             status=self.supervisor.status(),
             counters=self._runtime.counters,
             dropped_entries=self._book.dropped,
-            scripts=self.scripts.counts,
         )
 
     async def run(self) -> None:

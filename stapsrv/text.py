@@ -7,7 +7,7 @@ could forge a second log line or send commands to a terminal.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Compiled when it is needed: every stap-server status loads this module.
 _ERROR = rb"(?i)\b(error:|fatal\b)"
@@ -39,6 +39,11 @@ def shortened(text: str, limit: int) -> str:
 def counted(number: int, thing: str) -> str:
     """Return ``1 job`` or ``2 jobs``."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    """Return ``41 ok, 2 fails`` for how many there are of each thing."""
+    return ", ".join(f"{count} {thing}" for thing, count in counts.items())
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stapsrv.text import counted, error_line, printable, printable_bytes, shortened
+from stapsrv.text import counted, error_line, printable, printable_bytes, shortened, tally
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,7 @@ def test_error_line_of_nothing_is_the_default():
 
 def test_one_thing_is_not_many():
     assert [counted(number, "job") for number in (0, 1, 2)] == ["0 jobs", "1 job", "2 jobs"]
+
+
+def test_tally_has_each_thing_in_its_order():
+    assert tally({"ok": 41, "fails": 2}) == "41 ok, 2 fails"

@@ -108,7 +108,7 @@ def _releases(now: Snapshot) -> Samples:
 def _scripts(now: Snapshot) -> Samples:
     return {
         (release, verdict): count
-        for release, counts in now.scripts.items()
+        for release, counts in now.status.scripts.items()
         for verdict, count in counts.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -50,15 +50,14 @@ class Snapshot:
     status: SupervisorStatus
     counters: ProcessCounters
     dropped_entries: int = 0
-    scripts: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)  # by release and verdict
     lag: Histogram = attrs.field(factory=Histogram)
     # Process ids; None where the kernel does not list them.
     children: frozenset[int] | None = None
 
     def frozen(self) -> Snapshot:
         """Return a copy that stays as it is: it is rendered in a thread while the event loop goes on."""
-        own = copy.deepcopy((self.counters, self.lag, self.scripts))
-        return attrs.evolve(self, counters=own[0], lag=own[1], scripts=own[2])
+        own = copy.deepcopy((self.counters, self.lag))
+        return attrs.evolve(self, counters=own[0], lag=own[1])
 
 
 # Looks at the process; called on the event loop.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -160,9 +161,10 @@ def working_release(cell: Cell, known: Mapping[Cell, Result]) -> str | None:
 
 
 def count_verdicts(results: Iterable[Result]) -> dict[str, dict[str, int]]:
-    """Return how many scripts have each verdict, by release."""
-    counts: dict[str, dict[str, int]] = {}
-    for result in results:
-        row = counts.setdefault(result.cell.release, {})
-        row[str(result.verdict)] = row.get(str(result.verdict), 0) + 1
-    return counts
+    """Return how many scripts have each verdict, by release; the oldest first, verdicts in their order."""
+    counts = Counter((result.cell.release, result.verdict) for result in results)
+    releases = sorted({release for release, _ in counts}, key=release_order)
+    return {
+        release: {str(verdict): count for verdict in Verdict if (count := counts[release, verdict])}
+        for release in releases
+    }

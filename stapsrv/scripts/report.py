@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import attrs
 
 from stapsrv.scripts.matrix import Cell, Difference, Result, Verdict, count_verdicts, release_order
-from stapsrv.text import counted, printable
+from stapsrv.text import counted, printable, tally
 
 _GAP = "  "
 _XML_CONTROL = {number: "?" for number in range(32) if chr(number) not in "\t\n\r"}
@@ -54,13 +54,8 @@ def text_lines(report: Report) -> list[str]:
             f"{each.cell.script} on {each.cell.release}: {each.verdict}: {each.message}" for each in trouble
         ]
     lines.append("")
-    for release, counts in sorted(
-        count_verdicts(report.results).items(), key=lambda item: release_order(item[0])
-    ):
-        words = ", ".join(
-            f"{counts[verdict]} {verdict}" for verdict in map(str, Verdict) if verdict in counts
-        )
-        lines.append(f"{release}: {counted(sum(counts.values()), 'script')}: {words}")
+    for release, counts in count_verdicts(report.results).items():
+        lines.append(f"{release}: {counted(sum(counts.values()), 'script')}: {tally(counts)}")
     return [printable(line) for line in lines]
 
 

@@ -25,6 +25,7 @@ from stapsrv.supervisor.lifecycle import (
     transition,
 )
 from stapsrv.supervisor.server.compile_server import CompileServer
+from stapsrv.supervisor.state.stat_files import Record
 from stapsrv.supervisor.status import ServerStatus, ServerWork
 
 
@@ -96,6 +97,16 @@ class ManagedServer:
             reason=self._reason,
             port=self.last_port,
             work=ServerWork() if self.server is None else self.server.work(),
+        )
+
+    def record(self) -> Record:
+        """Return what a later supervisor has to know to resume it."""
+        return Record(
+            id=self.id,
+            settings=self.settings,
+            origin=self.origin,
+            port=self.last_port,
+            drained=self.is_drained,
         )
 
     def start(self, *, undrain: bool) -> None:

@@ -46,6 +46,7 @@ from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.detect import find_sandbox
 from stapsrv.supervisor.activation import PassedSockets
+from stapsrv.supervisor.script_outcomes import ScriptOutcomes
 from stapsrv.supervisor.server.admission import ConnectionBudget
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.server.listener import open_listeners
@@ -75,8 +76,13 @@ class Runtime:
     signers: WorkerPool  # of modules, for kernels that want them signed
     counters: ProcessCounters = attrs.field(init=False, factory=ProcessCounters)
     activity: Activity = attrs.field(init=False, factory=Activity)
+    scripts: ScriptOutcomes = attrs.field(init=False)
     # For directories, which may be on a file system that hangs.
     files: BlockingCalls = attrs.field(init=False, factory=BlockingCalls)
+
+    @scripts.default
+    def _no_outcomes(self) -> ScriptOutcomes:
+        return ScriptOutcomes(self.activity.changes)
 
     async def prepare(
         self,

@@ -34,16 +34,17 @@ from stapsrv.scripts.matrix import (
     Inputs,
     Result,
     Verdict,
-    count_verdicts,
     differences,
     judge,
 )
 from stapsrv.scripts.report import Report
 from stapsrv.scripts.script import Script, client_request
 from stapsrv.supervisor.managed_server import ManagedServer
+from stapsrv.supervisor.script_outcomes import ScriptOutcomes
 from stapsrv.supervisor.state.script_runs import ScriptRuns
 from stapsrv.supervisor.warmup import Warmup, WarmupKey
 from stapsrv.system.blocking import BlockingCalls
+from stapsrv.text import tally
 
 _CLIENT = "scripts"
 _DIGITS = 32  # of a digest, in the file of what is remembered
@@ -82,15 +83,12 @@ class ScriptChecks:
     _servers: Callable[[], Iterable[ManagedServer]]
     _runs: ScriptRuns
     _warmup: Warmup
+    outcomes: ScriptOutcomes
     _log: Log
     _cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
     _files: BlockingCalls = attrs.field(init=False, factory=lambda: BlockingCalls(timeout_s=_READ_S))
     # Of the scripts of the check that runs, or was the last.
     _keys: list[CacheKey] = attrs.field(init=False, factory=list)
-    # Installed since the start; they are checked, too, where no server serves them.
-    arrived: list[str] = attrs.field(init=False, factory=list)
-    # What the last check or renewal came to, by release and verdict.
-    counts: dict[str, dict[str, int]] = attrs.field(init=False, factory=dict)
     # What renewals found different, and nobody has been shown.
     _unshown: dict[Cell, Difference] = attrs.field(init=False, factory=dict)
     _renewal: anyio.CancelScope | None = attrs.field(init=False, default=None)
@@ -142,9 +140,8 @@ class ScriptChecks:
         for each in report.differences:
             self._log.warning("scripts.different", script=each.cell.script, difference=each.text)
             self._unshown[each.cell] = each
-        for release, counts in self.counts.items():
-            words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-            self._log.info("scripts.checked", release=release, verdicts=words)
+        for release, counts in self.outcomes.counts.items():
+            self._log.info("scripts.checked", release=release, verdicts=tally(counts))
 
     def served(self) -> frozenset[tuple[str, str, tuple[str, ...]]]:
         """Return which releases scripts are checked for now, by their names and collections."""
@@ -152,6 +149,10 @@ class ScriptChecks:
             (label, release.name, service.settings.compilation.scripts)
             for label, service, release in self._targets()
         )
+
+    def forget_unserved(self) -> None:
+        """Have no outcomes of releases that no server has scripts checked for any more."""
+        self.outcomes.keep({label for label, _, _ in self._targets()})
 
     def directories(self) -> list[str]:
         """Return the directories of all collections."""
@@ -196,7 +197,7 @@ class ScriptChecks:
         if cases:
             # All servers share one cache.
             await cases[0].service.engine.pin(self._keys, only=everything)
-        self.counts |= count_verdicts(results)
+        self.outcomes.note_results(results, everything=everything)
         found = tuple(sorted(results, key=lambda result: result.cell))
         return Report(found, tuple(differences(history.last, found)))
 
@@ -321,7 +322,8 @@ class ScriptChecks:
     def _targets(self) -> Iterator[tuple[str, CompileService, ServedRelease]]:
         """Yield each release with the first server that compiles so for it, and a name for the two.
 
-        A release that was installed since the start, and that none of them serves, is the first one's.
+        A release that was installed since the start is checked, too, where none of them serves it: as the
+        first one's.
         """
         seen: set[object] = set()
         named: set[str] = set()
@@ -343,7 +345,7 @@ class ScriptChecks:
                 named.add(release.name)
                 yield label, service, release
         here = next((service for _, service in wanting if service.elsewhere is None), None)
-        for name in self.arrived:
+        for name in self.outcomes.arrived:
             if here is not None and name not in named:
                 arch = here.settings.arch or host_arch()
                 yield name, here, ServedRelease(name, arch, name, MODULES / name / "build")

@@ -65,6 +65,7 @@ class ScriptRenewal:
                     await anyio.sleep(self._settle_s)
 
     async def _look(self, directories: DirectoryWatcher[str]) -> None:
+        self._checks.forget_unserved()
         if not self._checks.directories():
             return
         try:
@@ -93,10 +94,11 @@ class ScriptRenewal:
     async def _note_installed(self) -> None:
         """Have releases checked that appeared since the start, also those that no server serves yet."""
         found = frozenset(await self._files.run(self._installed))
-        for name in sorted(found - (found if self._known is None else self._known)):
+        new = sorted(found - (found if self._known is None else self._known))
+        for name in new:
             self._log.info("scripts.arrived", release=name)
-            self._checks.arrived.append(name)
-        self._checks.arrived[:] = [name for name in self._checks.arrived if name in found]
+        outcomes = self._checks.outcomes
+        outcomes.note_arrived(tuple(name for name in (*outcomes.arrived, *new) if name in found))
         self._known = found
 
     async def _follow_servers(self) -> None:

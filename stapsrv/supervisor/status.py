@@ -77,4 +77,6 @@ class SupervisorStatus:
     compiles: int
     max_compiles: int
     refused: tuple[str, ...] = ()  # why configured servers are not hosted, a line each
+    scripts: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)  # by release and verdict
+    new_releases: tuple[str, ...] = ()  # of kernels: they were installed since the start
     servers: tuple[ServerStatus, ...]

@@ -32,7 +32,7 @@ from stapsrv.supervisor.operations import CommandsUnderWay, Outcome, Report, Ser
 from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.supervisor.state.ports import PortMemory
-from stapsrv.supervisor.state.stat_files import Record, StatFiles
+from stapsrv.supervisor.state.stat_files import StatFiles
 from stapsrv.supervisor.status import SupervisorStatus
 from stapsrv.system.blocking import BlockingCalls
 
@@ -115,6 +115,8 @@ class Supervisor:
             compiles=compiles.running,
             max_compiles=compiles.workers,
             refused=tuple(self.refused.values()),
+            scripts=self._runtime.scripts.counts,
+            new_releases=self._runtime.scripts.arrived,
             servers=tuple(self._servers[server_id].status() for server_id in sorted(self._servers)),
         )
 
@@ -370,15 +372,8 @@ class Supervisor:
 
     def _record(self, server: ManagedServer, saved: SavedState) -> None:
         if server.wanted is Wanted.UP and server.state is not State.FAILED:
-            record = Record(
-                id=server.id,
-                settings=server.settings,
-                origin=server.origin,
-                port=server.last_port,
-                drained=server.is_drained,
-            )
             try:
-                saved.servers.write(record)
+                saved.servers.write(server.record())
             except ConfigError as exc:
                 self._log.warning("stat_file.unwritable", reason=exc)
         else:

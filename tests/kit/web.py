@@ -83,6 +83,8 @@ def a_hostile_moment() -> Moment:
         },
         host=HOSTILE,
         refused=(HOSTILE,),
+        scripts={HOSTILE: {"ok": 1, HOSTILE: 2}},
+        new_releases=(HOSTILE,),
         version=HOSTILE,
         stap_version=HOSTILE,
         user=HOSTILE,

@@ -85,7 +85,8 @@ def snapshot() -> Snapshot:
         server_status(2, State.FAILED, reason="broken"),
         server_status(3, nickname="other of the farm", engine=FARM),
     )
-    status = supervisor_status(*servers, compiles=2, max_compiles=4)
+    scripts = {"6.1": {"ok": 41, "not tried": 2}}
+    status = supervisor_status(*servers, compiles=2, max_compiles=4, scripts=scripts)
     return Snapshot(
         phase=Phase.RUNNING,
         status=status,
@@ -110,6 +111,8 @@ def test_values(samples):
         ("stapsrv_server_serving", "2"): 0,
         ("stapsrv_release_usable", "6.1", 'na"me\n'): 1,
         ("stapsrv_release_usable", "6.2", 'na"me\n'): 0,
+        ("stapsrv_scripts", "ok", "6.1"): 41,
+        ("stapsrv_scripts", "not tried", "6.1"): 2,
         ("stapsrv_certificate_expiry_timestamp_seconds", 'na"me\n'): EXPIRY.timestamp(),
         ("stapsrv_workers", 'na"me\n'): 8,
         ("stapsrv_workers_busy", 'na"me\n'): 2,

@@ -45,7 +45,11 @@ async def checking(bench, *directories: Path, **tuning: object) -> Iterator[Scri
         (outcome,) = await supervisor.start([ServerSpec(settings)])
         assert outcome.error is None
         yield ScriptChecks(
-            supervisor.serving, ScriptRuns(bench.stat_path / "runs"), bench.runtime.warmup, bench.lines.log
+            supervisor.serving,
+            ScriptRuns(bench.stat_path / "runs"),
+            bench.runtime.warmup,
+            bench.runtime.scripts,
+            bench.lines.log,
         )
 
 

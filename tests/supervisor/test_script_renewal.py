@@ -44,7 +44,11 @@ async def renewing(
     )
     async with bench.supervisor() as supervisor, anyio.create_task_group() as tasks:
         checks = ScriptChecks(
-            supervisor.serving, ScriptRuns(tmp_path / "runs"), bench.runtime.warmup, bench.lines.log
+            supervisor.serving,
+            ScriptRuns(tmp_path / "runs"),
+            bench.runtime.warmup,
+            bench.runtime.scripts,
+            bench.lines.log,
         )
         renewal = ScriptRenewal(
             checks,
@@ -73,7 +77,7 @@ async def verdicts(bench, event: str, count: int) -> list[dict[str, object]]:
 async def test_script_that_changes_is_compiled_again_and_the_difference_is_told(bench, tmp_path):
     async with renewing(bench, tmp_path, [], warmup=True) as checks:
         await verdicts(bench, "scripts.checked", 1)
-        assert checks.counts == {"6.1.0-test": {"ok": 1}}
+        assert checks.outcomes.counts == {"6.1.0-test": {"ok": 1}}
         (tmp_path / "collection" / "x.stp").write_text("broken")
         (different,) = await verdicts(bench, "scripts.different", 1)
         assert different["script"] == "x.stp"
@@ -92,9 +96,20 @@ async def test_installed_release_is_warmed_up_and_checked_before_a_server_serves
         (tmp_path / "modules" / "6.9").mkdir()
         await verdicts(bench, "scripts.arrived", 1)
         await verdicts(bench, "scripts.checked", 3)
-        assert set(checks.counts) == {"6.1.0-test", "6.9"}
+        assert set(checks.outcomes.counts) == {"6.1.0-test", "6.9"}
+        assert checks.outcomes.arrived == ("6.9",)
     told = [(entry["event"], entry.get("release")) for entry in bench.lines.entries]
     assert told.index(("release.healthy", "6.9")) < told.index(("scripts.checked", "6.9"))
+
+
+async def test_what_came_of_scripts_is_forgotten_with_the_last_collection(bench, tmp_path):
+    async with renewing(bench, tmp_path, [], warmup=True) as checks:
+        await verdicts(bench, "scripts.checked", 1)
+        (serving,) = checks._servers()
+        serving.apply_settings(bench.settings(warmup=True))
+        while checks.outcomes.counts:
+            seen = bench.runtime.activity.changes.count
+            await bench.runtime.activity.changes.wait_beyond(seen)
 
 
 async def test_check_that_is_asked_for_comes_before_a_renewal(bench, tmp_path):
@@ -129,7 +144,7 @@ async def test_where_nothing_can_be_remembered_servers_go_on_and_it_is_tried_aga
         assert told["reason"] == "it hangs"
         (tmp_path / "collection" / "x.stp").write_text("broken")
         await verdicts(bench, "scripts.checked", 1)
-        assert checks.counts == {"6.1.0-test": {"fails": 1}}
+        assert checks.outcomes.counts == {"6.1.0-test": {"fails": 1}}
 
 
 async def test_without_collections_nothing_is_looked_at(bench, tmp_path):
@@ -139,6 +154,6 @@ async def test_without_collections_nothing_is_looked_at(bench, tmp_path):
         (tmp_path / "modules" / "6.9").mkdir()
         bench.runtime.activity.changes.note()
         await checks.renew()
-        assert checks.arrived == []
+        assert checks.outcomes.arrived == ()
     assert not {"scripts.arrived", "scripts.checked"} & set(bench.lines.events())
     assert not (tmp_path / "runs").exists()

@@ -10,13 +10,18 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from stapsrv.config.table import SERVER_SETTINGS
-from stapsrv.text import printable
+from stapsrv.text import printable, tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import TextIO, TypedDict
 
-    from stapsrv.control.protocol.status_fields import ServerInfo, SettingsInfo, SupervisorInfo
+    from stapsrv.control.protocol.status_fields import (
+        ServerInfo,
+        SettingsInfo,
+        SupervisorFacts,
+        SupervisorInfo,
+    )
 
     class OrphanedServer(TypedDict):
         """A recorded server whose supervisor is gone; ``record`` is the file's path."""
@@ -144,6 +149,15 @@ def problem_lines(report: StatusReport) -> list[str]:
         for server in report.servers()
         for release in server.get("releases", ())
         if release["health"] == "unhealthy"
+    ]
+
+
+def script_lines(supervisor: SupervisorFacts) -> list[str]:
+    """Return a line for each release that collections of scripts were checked for."""
+    new = supervisor.get("new_releases", ())
+    return [
+        f"Scripts for {name}{' (installed since the start)' if name in new else ''}: {tally(counts)}"
+        for name, counts in supervisor.get("scripts", {}).items()
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from stapsrv.control.cli.console import Console, problem_lines
+from stapsrv.control.cli.console import Console, problem_lines, script_lines
 from stapsrv.control.cli.report import Reporter, Result, Verb
 from stapsrv.control.protocol.status_fields import Column, EngineInfo, ServerInfo, columns
 from stapsrv.text import counted, printable
@@ -43,7 +43,7 @@ def terminal_width(environ: Mapping[str, str]) -> int:
 
 
 def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[str]:
-    """Return a table of all servers, at least one, and below it the reasons of those that are down.
+    """Return a table of all servers, at least one, and below it why some are down, and what else there is.
 
     ``now`` shortens times of today, and has the time zone for all of them.
     """
@@ -69,6 +69,7 @@ def status_table(report: StatusReport, *, colour: bool, now: datetime) -> list[s
         *report.remarks,
         *_sandboxes(report),
         *_engines(report, now),
+        *(line for supervisor in report.supervisors for line in script_lines(supervisor)),
     )
     return [*lines, "", *map(printable, remarks)] if remarks else lines
 

@@ -198,6 +198,20 @@ class SupervisorFacts(TypedDict):
     refused: NotRequired[
         Annotated[list[str], "why configured servers are not among its servers, a line for each"]
     ]
+    scripts: NotRequired[
+        Annotated[
+            dict[str, dict[str, int]],
+            "what the last check of [collections of scripts](scripts.md) came to: for each release that they"
+            " are checked for, how many scripts have which verdict; empty without collections",
+        ]
+    ]
+    new_releases: NotRequired[
+        Annotated[
+            list[str],
+            "kernel releases whose installation it noticed since it started, while it had collections to"
+            " check for them",
+        ]
+    ]
 
 
 class SupervisorInfo(SupervisorFacts):

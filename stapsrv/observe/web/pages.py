@@ -41,6 +41,16 @@ class View:
 
 
 @attrs.frozen
+class CheckedRelease:
+    """What scripts came to for a release; of servers with unlike options each has a label."""
+
+    label: str
+    release: str  # that has a page
+    is_new: bool  # it was installed since the start
+    counts: Mapping[str, int]  # by verdict
+
+
+@attrs.frozen
 class ServedRelease:
     """A release as one server has it."""
 
@@ -63,8 +73,9 @@ def find_view(path: str, moment: Moment) -> View | None:
         case "release":
             found = _requests(state, release=name)
             served = _served(state, name)
-            if served or any(found.values()):
-                return View("release.html", {"name": name, "served": served, **found})
+            scripts = [each for each in _checked(state) if each.release == name]
+            if served or scripts or any(found.values()):
+                return View("release.html", {"name": name, "served": served, "scripts": scripts, **found})
         case "request":
             number = _number(name)
             if number in state.running or number in state.recent:
@@ -119,6 +130,7 @@ def _overview(moment: Moment) -> dict[str, Any]:
         "refusals": sorted(refusals.items(), key=lambda item: -item[1]),
         "graphs": graphs_of(moment.minutes, now),
         "hours": hours_of(moment.minutes),
+        "scripts": _checked(state),
         "running": state.running,
         "recent": _last_first(state.recent)[:_LAST_SHOWN],
     }
@@ -154,6 +166,17 @@ def _served(state: LiveState, name: str) -> list[ServedRelease]:
         for release in server.work.releases
         if release.name == name
     ]
+
+
+def _checked(state: LiveState) -> list[CheckedRelease]:
+    new = set(state.supervisor.new_releases)
+    served = {release.name for server in state.servers.values() for release in server.work.releases}
+    found = []
+    for label, counts in state.supervisor.scripts.items():
+        meant = [name for name in served if label.startswith(f"{name} (")]
+        release = label if label in served or not meant else max(meant, key=len)
+        found.append(CheckedRelease(label, release, release in new, counts))
+    return found
 
 
 def _requests(

@@ -74,6 +74,22 @@ def test_what_should_hold_requests_in_and_does_not():
     ]
 
 
+def test_scripts_have_a_line_for_each_release_and_none_without_collections():
+    info = {
+        **supervisor_info("me", NATIVE),
+        "scripts": {"6.1": {"ok": 41, "fails": 2}, "6.9\x1b": {"not tried": 1}},
+        "new_releases": ["6.9\x1b", "6.10"],
+    }
+    lines = status_table(StatusReport([info]), colour=False, now=NOW)
+    assert lines[1:] == [
+        lines[1],
+        "",
+        "Scripts for 6.1: 41 ok, 2 fails",
+        r"Scripts for 6.9\x1b (installed since the start): 1 not tried",
+    ]
+    assert len(status_table(StatusReport([{**info, "scripts": {}}]), colour=False, now=NOW)) == 2
+
+
 FARM = {
     "name": "dask",
     "address": "tls://farm:8786",

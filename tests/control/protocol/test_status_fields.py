@@ -85,6 +85,15 @@ def test_new_field_takes_a_row_and_the_attribute_that_holds_it(monkeypatch):
     assert "| `degrees` | how hot it is |" in doc_rows(TemperedInfo)
 
 
+def test_scripts_are_counted_by_release_and_verdict():
+    counts = {"6.1": {"ok": 41, "expected failure": 2}}
+    info = encoded(supervisor_status(scripts=counts, new_releases=("6.1",)), SupervisorInfo)
+    assert (info["scripts"], info["new_releases"]) == (counts, ["6.1"])
+    assert checked(info, SupervisorInfo, name="result", exact=True) is info
+    with pytest.raises(ShapeError, match=r"^result\.scripts\.6\.1: expected an object, not a number$"):
+        checked({**info, "scripts": {"6.1": 41}}, SupervisorInfo, name="result", exact=True)
+
+
 def test_older_supervisor_that_lacks_later_fields_is_understood():
     info = encoded(server_status(7), ServerInfo)
     old = {name: info[name] for name in info if name in ServerInfo.__required_keys__}

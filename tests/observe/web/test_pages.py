@@ -77,6 +77,31 @@ def test_request_for_a_release_that_nobody_serves_has_a_page_of_that():
     assert view.facts["served"] == []
 
 
+def test_scripts_are_shown_with_the_release_that_their_label_means():
+    served = tuple(ReleaseStatus(name, Health.HEALTHY, None) for name in ("6.1", "6.1 (x)"))
+    counts = {"6.1": {"ok": 2}, "6.1 (x)": {"ok": 3}, "6.1 (x) (b)": {"fails": 4}, "6.1 (c)": {"ok": 5}}
+    moment = a_moment(a_server(releases=served), scripts={**counts, "6.9": {"ok": 6}}, new_releases=("6.9",))
+    overview = find_view("/", moment)
+    assert overview is not None
+    assert [(each.label, each.release) for each in overview.facts["scripts"]] == [
+        ("6.1", "6.1"),
+        ("6.1 (x)", "6.1 (x)"),
+        ("6.1 (x) (b)", "6.1 (x)"),
+        ("6.1 (c)", "6.1"),
+        ("6.9", "6.9"),
+    ]
+    page = find_view("/release/6.1", moment)
+    assert page is not None
+    assert [(each.label, each.counts) for each in page.facts["scripts"]] == [
+        ("6.1", {"ok": 2}),
+        ("6.1 (c)", {"ok": 5}),
+    ]
+    # Nobody serves it, or has asked for it.
+    new = find_view("/release/6.9", moment)
+    assert new is not None
+    assert [each.is_new for each in new.facts["scripts"]] == [True]
+
+
 def test_problems_are_named():
     broken = ReleaseStatus("6.1", Health.UNHEALTHY, "no headers")
     moment = a_moment(

@@ -115,6 +115,16 @@ def test_certificate_s_days_are_shown():
     )
 
 
+def test_scripts_are_counted_by_verdict_where_there_are_collections():
+    scripts = {"6.1.0-test": {"ok": 41, "fails": 2}}
+    for path in ("/", "/release/6.1.0-test"):
+        text = page_at(path, a_moment(scripts=scripts, new_releases=("6.1.0-test",)))
+        assert '<a href="/release/6.1.0-test">6.1.0-test</a> (installed since the start)</th>' in text
+        assert '<td class="number">43</td>' in text
+        assert "2" in re.findall(r'<span class="state fails">fails</span>\s+(\d+)', text)
+        assert "Scripts" not in page_at(path, a_moment())
+
+
 def test_form_and_missing_page_show_nothing_of_the_supervisor():
     text = RENDERER.page(View("login.html", {"refused": True})).decode()
     assert "That is not the token." in text

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from stapsrv.control.cli.console import Console
+from stapsrv.control.cli.console import Console, script_lines
 from stapsrv.control.cli.follow import Follower, Lost, Seen, sockets_to_follow
 from stapsrv.control.cli.invocation import OutputForm
 from stapsrv.control.protocol.live_fields import EndedRequestInfo, LiveInfo, updated
@@ -80,7 +80,10 @@ class _Printer:
 
 
 def change_lines(before: LiveInfo | None, after: LiveInfo) -> Iterator[str]:
-    """Yield a line for each server whose state is another one, and for each request that has ended since."""
+    """Yield a line for each server whose state is another one, and each request that has ended since.
+
+    Each release for which another number of scripts has some verdict has a line, too.
+    """
     for key, server in after["servers"].items():
         known = before["servers"].get(key) if before else None
         if known is None or _state(known) != _state(server):
@@ -88,6 +91,10 @@ def change_lines(before: LiveInfo | None, after: LiveInfo) -> Iterator[str]:
     for key, server in (before["servers"] if before else {}).items():
         if key not in after["servers"]:
             yield f"{_time(after['at'])} {server['nickname']}: gone"
+    told = script_lines(before["supervisor"]) if before else []
+    for line in script_lines(after["supervisor"]):
+        if line not in told:
+            yield f"{_time(after['at'])} {line}"
     for key, request in after["recent"].items():
         if before is not None and key not in before["recent"]:
             yield request_line(request, after["servers"])

@@ -281,8 +281,9 @@ class ServerPage(CommandScreen):
         if found is None:
             self.query_one("#facts", Static).update("not connected, or the server is gone")
             return
-        _, server = found
-        self.query_one("#facts", Static).update("\n".join(page_lines(server, self._now())))
+        followed, server = found
+        scripts = followed.info["supervisor"].get("scripts", {})
+        self.query_one("#facts", Static).update("\n".join(page_lines(server, self._now(), scripts=scripts)))
         path = server["settings"].get("LOG")
         self.query_one("#name", Static).update(printable(f"log {path}"))
         if isinstance(path, str):

@@ -11,7 +11,7 @@ from stapsrv.control.cli.commands.watch import total_s
 from stapsrv.control.cli.top.states import Followed
 from stapsrv.control.protocol.live_fields import EndedRequestInfo, RunningRequestInfo
 from stapsrv.control.protocol.status_fields import ReleaseInfo, ServerInfo
-from stapsrv.text import printable
+from stapsrv.text import printable, tally
 
 # Of what is drawn: ten minutes.
 BARS = 60
@@ -163,8 +163,10 @@ def server_of(states: Mapping[str, Followed], key: str) -> tuple[Followed, Serve
     return None
 
 
-def page_lines(server: ServerInfo, now: datetime) -> list[str]:
-    """Return what a server's own page says of it."""
+def page_lines(
+    server: ServerInfo, now: datetime, *, scripts: Mapping[str, Mapping[str, int]] = {}
+) -> list[str]:
+    """Return what a server's own page says of it; ``scripts`` are counted by release and verdict."""
     left = days_left(server, now)
     busy = f"{server['running']} of {server.get('workers', 0)} workers busy, {server['queued']} queued"
     took = f"compile {_seconds(_median(server, 'compile_s'))}, wait {_seconds(_median(server, 'queue_s'))}"
@@ -174,7 +176,10 @@ def page_lines(server: ServerInfo, now: datetime) -> list[str]:
         f"done {server['done']}, failed {server['failed']}, hit % {_percent(hit_rate(server))}; {took}",
         f"certificate: {_NOTHING if left is None else f'{left} days left'}; {refusals_line([server])}",
     ]
-    lines += [_release_line(release) for release in server.get("releases", ())]
+    for release in server.get("releases", ()):
+        # Where servers compile in unlike ways for a release, those after the first are named.
+        counts = scripts.get(f"{release['name']} ({server['nickname']})") or scripts.get(release["name"])
+        lines.append(f"{_release_line(release)}{f'; scripts: {tally(counts)}' if counts else ''}")
     return list(map(printable, lines))
 
 

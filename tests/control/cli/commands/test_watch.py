@@ -84,9 +84,9 @@ def test_full_disk_ends_it_with_one_line(command_line, user):
     assert ran.stderr == "stap-server: standard output: No space left on device\n"
 
 
-def info(*servers, **recent):
+def info(*servers, scripts=None, **recent):
     state = LiveState(
-        supervisor=supervisor_status(),
+        supervisor=supervisor_status(scripts=scripts or {}),
         servers={server.id: server for server in servers},
         running={},
         recent={int(number[1:]): request for number, request in recent.items()},
@@ -107,3 +107,14 @@ def test_people_read_a_line_for_each_change_of_state_and_each_request(monkeypatc
         f"8: 192.0.2.1:4242 6.1.0-test refused rc=0 {RejectReason.QUEUE_LENGTH} 2.50 s",
     ]
     assert [line[9:] for line in change_lines(second, info(server_status(9)))] == ["7: gone"]
+
+
+def test_people_read_what_the_scripts_for_a_release_came_to_when_that_changes():
+    first = info(scripts={"6.1": {"ok": 1}, "6.9": {"ok": 1}})
+    second = info(scripts={"6.1": {"ok": 1}, "6.9": {"fails": 1}})
+    assert [line[9:] for line in change_lines(None, first)] == [
+        "Scripts for 6.1: 1 ok",
+        "Scripts for 6.9: 1 ok",
+    ]
+    assert [line[9:] for line in change_lines(first, second)] == ["Scripts for 6.9: 1 fails"]
+    assert list(change_lines(second, second)) == []

@@ -98,3 +98,13 @@ def test_page_has_the_health_of_every_release_and_its_reason(followed):
     assert lines[0] == "cloud (id 8): draining; wanted: up"
     assert lines[-1] == "✗ 6.12.1-cloud-amd64 unhealthy: cc1: all warnings being treated as errors"
     assert server_of(followed, "me/9") is None
+
+
+def test_page_has_what_the_scripts_for_a_release_came_to(followed):
+    _, server = server_of(followed, "me/8")
+    release = "6.12.1-cloud-amd64"
+    counts = {release: {"ok": 41}}
+    assert page_lines(server, NOW, scripts=counts)[-1].endswith("as errors; scripts: 41 ok")
+    # It compiles in another way than the first that serves the release.
+    counts[f"{release} (cloud)"] = {"ok": 39, "fails": 2}
+    assert page_lines(server, NOW, scripts=counts)[-1].endswith("as errors; scripts: 39 ok, 2 fails")
