@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import signal
@@ -81,6 +82,24 @@ def test_a_repeat_is_the_same_until_a_tapset_changes(asking, tmp_path, backend):
     second, source = asker.module()
     assert source == "compiled"
     assert second != first
+
+
+def test_release_that_a_client_names_is_the_server_s_own(asking, serve, stap):
+    release = stap.installation.release
+    script = ("-m", "one", "-p4", "-e", "probe begin { println(4250) exit() }")
+    server, plain = asking().server, serve("--result-cache=no")
+
+    def module(server: Server, *arguments: str) -> tuple[bytes, str]:
+        asks = functools.partial(anyio.run, exchange, server.port, request(*arguments, release=release))
+        answer, source, _reason = asked(server, asks)
+        assert answer.rc == 0, answer.stderr
+        return next(data for name, data in answer.files.items() if name.endswith(".ko")), source
+
+    first, source = module(server, *script)
+    assert source == "compiled"
+    assert module(server, f"-r{release}", *script) == (first, "hit")
+    # It is the same module.
+    assert module(plain, f"-r{release}", *script) == (first, "compiled")
 
 
 def test_options_of_stap_s_own_file_count(asking, stap):
