@@ -29,6 +29,7 @@ from stapsrv.compile.engine.base import (
 from stapsrv.compile.health import Health, ReleaseHealth
 from stapsrv.compile.pool import WorkerPool
 from stapsrv.config.addresses import parse_farm_address
+from stapsrv.config.configured import EACH_RELEASE
 from stapsrv.config.kernels import MODULES, ServedRelease, host_arch, installed_releases, is_release_name
 from stapsrv.config.settings import ServerSettings
 from stapsrv.errors import ConfigError, ProtocolError, TranslatorError
@@ -56,6 +57,8 @@ async def open_engine(settings: ServerSettings, host: EngineHost) -> DaskEngine:
     address, credentials = connection_of(settings)
     # Here, where whoever starts the server reads what is wrong with them.
     await BlockingCalls().run(partial(farm_security, credentials, address=address))
+    if settings.releases == (EACH_RELEASE,):
+        settings = attrs.evolve(settings, releases=())
     for release in settings.releases:
         if not is_release_name(release):
             remedy = "name the release: the farm's workers have build trees of their own"

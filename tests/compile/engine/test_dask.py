@@ -226,11 +226,12 @@ async def test_release_that_no_worker_has_is_refused_at_once(tmp_path, build_tre
             assert engine.release_health["6.9.9"].health is Health.UNHEALTHY
 
 
-async def test_server_of_each_release_serves_what_the_farm_offers(tmp_path, build_tree):
+@pytest.mark.parametrize("releases", [(), ("installed",)])
+async def test_server_of_each_release_serves_what_the_farm_offers(tmp_path, build_tree, releases):
     with stand_in_farm(tmp_path, build_tree) as farm:
         farm.start_scheduler()
         async with open_front(farm.address) as front:
-            engine = await front.engine(releases=())
+            engine = await front.engine(releases=releases)
             assert dict(engine.releases) == {}
             await anyio.to_thread.run_sync(farm.start_workers)
             while RELEASE not in engine.releases:
