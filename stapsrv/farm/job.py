@@ -65,7 +65,7 @@ class FarmJob:
         settings, limits = job.settings, job.settings.limits
         return cls(
             name=name,
-            request=attrs.evolve(job.request, release=job.release.name, arch=job.release.arch),
+            request=attrs.evolve(job.keyed_request, release=job.release.name, arch=job.release.arch),
             identity=identity,
             privilege=job.privilege,
             build=settings.build,

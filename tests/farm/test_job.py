@@ -50,6 +50,17 @@ def test_job_names_no_path_of_its_servers_host():
     assert b"/of/this/host" not in encode_job(JOB)
 
 
+def test_release_that_the_client_names_is_stated_once():
+    """The node may have another name for it."""
+    named = attrs.evolve(REQUEST, arguments=(b"-r6.1.0-1-amd64", *REQUEST.arguments))
+    job = CompileJob(
+        request=named,
+        release=ServedRelease("6.1.0-1-amd64", "x86_64", "6.1.0-1-amd64", None),
+        settings=SETTINGS,
+    )
+    assert FarmJob.of(job, name="stapsrv-1", identity=IDENTITY) == JOB
+
+
 @pytest.mark.parametrize("level", [None, *Privilege])
 def test_privilege_comes_out_as_it_went_in(level):
     assert decode_job(encode_job(attrs.evolve(JOB, privilege=level))).privilege is level

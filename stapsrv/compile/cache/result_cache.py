@@ -35,8 +35,6 @@ from stapsrv.compile.cache.script_scan import scan_tapsets
 from stapsrv.compile.cache.storage import ResultStorage
 from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult, Elsewhere, Engine
-from stapsrv.compile.protocol.options import without_option
-from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import ServedRelease
 from stapsrv.config.settings import ServerSettings
 from stapsrv.system.blocking import BlockingCalls
@@ -126,7 +124,7 @@ class ResultCache:
         paths = self._inputs.paths(release, settings)
         # Before the fingerprints: a change that arrives between the two must not be lost.
         key = attrs.evolve(
-            CacheKey.of(_request(job)),
+            CacheKey.of(job.keyed_request),
             generation=self._generation(paths),
             rc_stamp=self._inputs.rc.stamp,
         )
@@ -286,20 +284,10 @@ def _entry_name(miss: Miss) -> str:
     return miss.key.name if common is None or has_compiler_messages(miss.compiled.result) else common
 
 
-def _request(job: CompileJob) -> CompileRequest:
-    """Return a job's request without the ``-r`` that says what this server says itself."""
-    release = job.release
-    if release.argument != release.name:
-        # The client's goes before the build tree that the operator gave.
-        return job.request
-    arguments = without_option(job.request.arguments, f"-r{release.name}".encode(), job.table)
-    return attrs.evolve(job.request, arguments=arguments)
-
-
 def _key_elsewhere(job: CompileJob, promised: bytes) -> CacheKey:
     """Return the key of a job that other hosts compile, with what they say that they have."""
     settings = job.settings
-    key = attrs.evolve(CacheKey.of(job.request, elsewhere=True), toolchain_digest=promised)
+    key = attrs.evolve(CacheKey.of(job.keyed_request, elsewhere=True), toolchain_digest=promised)
     if not promised:
         return attrs.evolve(key, reason="farm")
     if not are_build_options_cacheable(settings.build, settings.define):

@@ -26,6 +26,7 @@ from stapsrv.compile.protocol.options import (
     Privilege,
     parse_options,
     requested_privilege,
+    without_option,
 )
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.compile.protocol.response import ResponseFile
@@ -61,6 +62,16 @@ class CompileJob:
     def privilege(self) -> Privilege | None:
         """What stap is held to; None where nothing may be signed."""
         return requested_privilege(self.request.arguments, self.table)
+
+    @property
+    def keyed_request(self) -> CompileRequest:
+        """The request less the ``-r`` that says what stap is told anyway: of equal requests the same."""
+        release = self.release
+        if release.argument != release.name:
+            # The client's goes before the build tree that the operator gave.
+            return self.request
+        arguments = without_option(self.request.arguments, f"-r{release.name}".encode(), self.table)
+        return attrs.evolve(self.request, arguments=arguments)
 
     @property
     def options(self) -> ParsedOptions:
