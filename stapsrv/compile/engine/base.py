@@ -66,11 +66,12 @@ class CompileJob:
     @property
     def keyed_request(self) -> CompileRequest:
         """The request less the ``-r`` that says what stap is told anyway: of equal requests the same."""
-        release = self.release
-        if release.argument != release.name:
-            # The client's goes before the build tree that the operator gave.
+        release, name = self.release, self.release.name.encode()
+        named = {value for option, value in self.options.options if option == "r"}
+        # The client's goes before the build tree that the operator gave, and the last of several before all.
+        if release.argument != release.name or named != {name}:
             return self.request
-        arguments = without_option(self.request.arguments, f"-r{release.name}".encode(), self.table)
+        arguments = without_option(self.request.arguments, b"-r" + name, self.table)
         return attrs.evolve(self.request, arguments=arguments)
 
     @property

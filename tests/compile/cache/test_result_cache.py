@@ -228,6 +228,9 @@ async def test_release_that_the_server_states_itself_makes_no_other_key(tmp_path
         tree = attrs.evolve(given.release, argument="/tree")
         keys = [w.cache.key_for(attrs.evolve(given, release=release)) for release in (given.release, tree)]
         assert keys[0].request_digest != keys[1].request_digest
+        # Of several, stap takes the last.
+        twice, other = (w.job(*options, *script) for options in ((b"-r6.2", b"-r6.1"), (b"-r6.2",)))
+        assert w.cache.key_for(twice).flight_key != w.cache.key_for(other).flight_key
 
 
 async def test_rc_is_read_for_each_request_and_may_hang(tmp_path, monkeypatch):
