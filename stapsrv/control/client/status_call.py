@@ -98,7 +98,7 @@ def answer_all(calls: Iterable[StatusCall], answer_s: float) -> None:
     with contextlib.ExitStack() as opened:
         for call in unasked:
             opened.callback(call.close)
-        while (unasked or waiting) and (left := ends - time.monotonic()) > 0:
+        while True:
             for call in list(unasked):
                 with contextlib.suppress(BlockingIOError):
                     descriptor = call.ask()
@@ -106,6 +106,9 @@ def answer_all(calls: Iterable[StatusCall], answer_s: float) -> None:
                     if descriptor is not None:
                         waiting[descriptor] = call
                         readiness.register(descriptor, select.POLLIN)
+            left = ends - time.monotonic()
+            if left <= 0 or not (unasked or waiting):
+                return
             # No event says that a busy one listens again.
             for descriptor, _events in readiness.poll(min(left, _POLL_S) * 1000 if unasked else left * 1000):
                 if waiting[descriptor].receive():
