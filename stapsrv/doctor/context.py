@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger
+
 from stapsrv.config.settings import ServerSettings
 from stapsrv.control.cli.inventory import FoundServer, Inventory
 from stapsrv.control.cli.parser import parse_arguments
@@ -91,3 +94,15 @@ async def load(
             where="the configuration, or a directory of supervisors",
             remedy="see which file system hangs",
         ) from exc
+
+
+def silent_log() -> FilteringBoundLogger:
+    """Return a log of nothing: the findings say it."""
+
+    def drop(_logger: object, _level: str, _event: EventDict) -> EventDict:
+        raise structlog.DropEvent
+
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        None, processors=[drop], wrapper_class=structlog.make_filtering_bound_logger("info")
+    )
+    return log

@@ -7,19 +7,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import structlog
-
 from stapsrv.config.kernels import host_arch
 from stapsrv.config.settings import ServerSettings
-from stapsrv.doctor.context import DoctorContext
+from stapsrv.doctor.context import DoctorContext, silent_log
 from stapsrv.doctor.findings import Finding, error, failure, ok, warning
 from stapsrv.errors import ConfigError
 from stapsrv.identity.store import RENEW_BEFORE
 from stapsrv.text import counted
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, FilteringBoundLogger
-
     from stapsrv.farm.census import Census, Member
 
 _DASK = "dask"
@@ -59,7 +55,7 @@ async def _check_farm(question: str, servers: Sequence[ServerSettings]) -> Async
 
     address, credentials = connection_of(servers[0])
     try:
-        with dask_logs_to(_silent_log()):
+        with dask_logs_to(silent_log()):
             census = await take_census(address, credentials)
     except ConfigError:
         raise
@@ -148,15 +144,3 @@ def judge_releases(servers: Sequence[ServerSettings], census: Census) -> Iterato
 
 def _comparable(package: str, version: str) -> str:
     return ".".join(version.split(".")[:2]) if package == "Python" else version
-
-
-def _silent_log() -> FilteringBoundLogger:
-    """Return a log of nothing: the findings say it."""
-
-    def drop(_logger: object, _level: str, _event: EventDict) -> EventDict:
-        raise structlog.DropEvent
-
-    log: FilteringBoundLogger = structlog.wrap_logger(
-        None, processors=[drop], wrapper_class=structlog.make_filtering_bound_logger("info")
-    )
-    return log

@@ -9,7 +9,7 @@ from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.request import CompileRequest
 from stapsrv.config.kernels import host_arch, resolve_release
 from stapsrv.config.settings import ServerSettings
-from stapsrv.doctor.context import DoctorContext
+from stapsrv.doctor.context import DoctorContext, silent_log
 from stapsrv.doctor.findings import Finding, error, failure, ok
 from stapsrv.errors import ConfigError, StapsrvError
 from stapsrv.supervisor.runtime import open_runtime
@@ -79,6 +79,8 @@ def _probe_jobs(context: DoctorContext) -> list[CompileJob]:
                 continue
             way = (release, settings.runtime, settings.include, settings.define, settings.build)
             request = CompileRequest(release=release.name, arch=release.arch, arguments=_ARGUMENTS)
-            job = CompileJob(request=request, release=release, settings=settings, deadline_s=_TIMEOUT_S)
+            job = CompileJob(
+                request=request, release=release, settings=settings, log=silent_log(), deadline_s=_TIMEOUT_S
+            )
             jobs.setdefault(way, job)
     return list(jobs.values())

@@ -32,7 +32,12 @@ from stapsrv.compile.cache.watcher import InputWatcher
 from stapsrv.compile.engine.base import CompileJob, CompileResult
 from stapsrv.compile.engine.local import LocalEngine
 from stapsrv.compile.engine.prepared.stand_in import PREPARED
-from stapsrv.compile.engine.prepared.store import ANOTHER_MAKEFILE, NOT_PREPARED, lacks_plan
+from stapsrv.compile.engine.prepared.store import (
+    ANOTHER_MAKEFILE,
+    FEATURES_UNKNOWN,
+    NOT_PREPARED,
+    lacks_plan,
+)
 from stapsrv.compile.engine.prepared.variants import plan_options, plan_scripts
 from stapsrv.compile.engine.signing import has_modules
 from stapsrv.compile.health import Health, ReleaseHealth
@@ -249,26 +254,26 @@ class Warmup:
         if self._tasks is not None and key not in self._found and len(self._finding) < _MAX_FINDING:
             self._found[key] = now
             self._finding.append(what)
-            own = _own_job(job.release, job.settings, arguments, makes_plan=what == _PLAN)
-            self._tasks.start_soon(self._find_out, own, what, job.log)
+            own = _own_job(job.release, job.settings, arguments, log=job.log, makes_plan=what == _PLAN)
+            self._tasks.start_soon(self._find_out, own, what)
 
-    async def _find_out(self, job: CompileJob, what: str, log: Log) -> None:
+    async def _find_out(self, job: CompileJob, what: str) -> None:
         facts = {"release": job.release.name, "what": what}
         began = anyio.current_time()
         try:
             async with self._one_at_a_time:
                 result = await self._run(job)
             if not result.succeeded:
-                log.warning("release.unfound", **facts, reason=error_line(result.stderr))
+                job.log.warning("release.unfound", **facts, reason=error_line(result.stderr))
             elif job.makes_plan and job.record.build != PREPARED:
-                log.info("prepared.none", release=job.release.name, reason=job.record.build)
+                job.log.info("prepared.none", release=job.release.name, reason=job.record.build)
             else:
-                log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
+                job.log.info("release.found", **facts, seconds=round(anyio.current_time() - began, 1))
         except (OSError, RequestRejected, TranslatorError) as exc:
             fault = exc.problem if isinstance(exc, StapsrvError) else str(exc)
-            log.warning("release.unfound", **facts, reason=fault)
+            job.log.warning("release.unfound", **facts, reason=fault)
         except Exception:
-            log.exception("release.crashed", release=job.release.name)
+            job.log.exception("release.crashed", release=job.release.name)
         finally:
             self._finding.remove(what)
             self._findings.note()
@@ -327,7 +332,7 @@ class Warmup:
     async def _compile(self, target: WarmupTarget) -> bool:
         """Compile until done, or until a client's request has succeeded; return whether it was done."""
         release = target.key.release
-        job = _own_job(release, target.settings, _ARGUMENTS[Finding.FEATURES])
+        job = _own_job(release, target.settings, _ARGUMENTS[Finding.FEATURES], log=target.log)
         if target.health.health is Health.UNTRIED:
             target.health.set(Health.WARMING)
         began = anyio.current_time()
@@ -341,7 +346,8 @@ class Warmup:
             raise TranslatorError(fault, remedy=self._engine.stap.explain_untested(release.name))
         seconds = round(anyio.current_time() - began, 1)
         target.log.info("release.healthy", release=release.name, seconds=seconds)
-        if lacks_plan(job.record.build):
+        # The first compile of all finds the features out, for which a plan is made.
+        if job.record.build == FEATURES_UNKNOWN or lacks_plan(job.record.build):
             # In a build of its own, whose failure says nothing of the release.
             self._begin_finding(job, _PLAN, _ARGUMENTS[Finding.FEATURES])
         return True
@@ -369,6 +375,7 @@ def _own_job(
     settings: ServerSettings,
     arguments: tuple[bytes, ...],
     *,
+    log: Log,
     makes_plan: bool = False,
 ) -> CompileJob:
     request = CompileRequest(release=release.name, arch=release.arch, arguments=arguments)
@@ -378,6 +385,7 @@ def _own_job(
         request=request,
         release=release,
         settings=settings,
+        log=log,
         background=True,
         own=True,
         makes_plan=makes_plan,

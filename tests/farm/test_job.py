@@ -1,5 +1,6 @@
 import attrs
 import pytest
+import structlog
 
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.archive import RequestFile
@@ -28,6 +29,7 @@ SETTINGS = ServerSettings(
 )
 JOB = FarmJob.of(
     CompileJob(
+        log=structlog.get_logger(),
         request=REQUEST,
         release=ServedRelease("6.1.0-1-amd64", "x86_64", "6.1.0-1-amd64", None),
         settings=SETTINGS,
@@ -54,6 +56,7 @@ def test_release_that_the_client_names_is_stated_once():
     """The node may have another name for it."""
     named = attrs.evolve(REQUEST, arguments=(b"-r6.1.0-1-amd64", *REQUEST.arguments))
     job = CompileJob(
+        log=structlog.get_logger(),
         request=named,
         release=ServedRelease("6.1.0-1-amd64", "x86_64", "6.1.0-1-amd64", None),
         settings=SETTINGS,

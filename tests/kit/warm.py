@@ -19,6 +19,8 @@ from .real import PATIENCE_S, Installation, Stap, serving
 USER = "stap-server"
 # Of two releases, with the runtime of today and another.
 _KEPT = 4
+# The server's own compiles give way to everything else on the machine.
+PLAN_S = 1200.0
 SCRIPT = 'probe begin { println("hello") exit() }'
 
 
@@ -26,47 +28,75 @@ def warm_up(stap: Stap, releases: Sequence[str]) -> None:
     """Compile for these releases, with what stap found out about their kernels in an earlier run of tests.
 
     That is kept in the home of this process's user. stap itself sees whether it is of today's kernel and
-    runtime. One run of the suite has several processes: they wait for the first.
+    runtime.
     """
+    with _kept_findings() as kept:
+        _compile(stap, releases, kept)
+
+
+def warm_up_servers(stap: Stap, releases: Sequence[str]) -> None:
+    """Let stap and all servers of its user know these kernels, and servers have a plan for the first.
+
+    A server takes what stap has found out for the first toolchain that it meets alone, and nothing that a
+    client's compile finds out: without this, each compile of many tests would find out all of it. Of the
+    processes of one run of the suite the first does it, and the others take a copy of all that it made.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
+    with _kept_findings() as kept:
+        shared = kept / "shared" / run
+        if not shared.exists():
+            shutil.rmtree(shared.parent, ignore_errors=True)
+            _compile(stap, releases, kept)
+            _teach_servers(stap, releases)
+            if run == "alone":
+                return
+            shared.parent.mkdir()
+            shutil.copytree(stap.directory, shared.with_suffix(".new"))
+            shared.with_suffix(".new").rename(shared)
+        else:
+            shutil.copytree(shared, stap.directory, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def _kept_findings() -> Iterator[Path]:
+    """Hold the directory of what earlier runs and other processes found out; they wait meanwhile."""
     kept = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "stapsrv-tests"
     kept.mkdir(parents=True, exist_ok=True)
-    cache, old, checked = stap.directory / "cache", kept / "cache", kept / "checked"
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
     with (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if old.exists():
-            shutil.copytree(old, cache)
-        if run and checked.exists() and checked.read_text() == run:
-            return
-        before = _features(cache)
-        for release in releases:
-            ran = stap.local("-r", release, "-p4", "-e", "probe begin { exit() }")
-            assert ran.status == 0, ran.stderr
-        if _features(cache) != before:
-            _keep(cache, old)
-        checked.write_text(run)
+        yield kept
 
 
-def teach_servers(stap: Stap, releases: Sequence[str]) -> None:
-    """Let all servers of this stap's user know what it found out about these kernels.
+def _compile(stap: Stap, releases: Sequence[str], kept: Path) -> None:
+    cache, old = stap.directory / "cache", kept / "cache"
+    if old.exists():
+        shutil.copytree(old, cache)
+    before = _features(cache)
+    for release in releases:
+        ran = stap.local("-r", release, "-p4", "-e", "probe begin { exit() }")
+        assert ran.status == 0, ran.stderr
+    if _features(cache) != before:
+        _keep(cache, old)
 
-    A server takes it for the first toolchain that it meets alone, and nothing that a client's compile finds
-    out: without this, each compile of many tests would find out all of it.
-    """
+
+def _teach_servers(stap: Stap, releases: Sequence[str]) -> None:
     # From SystemTap 5.1 on others may write there, and servers take nothing from such a place.
     for path in (stap.directory / "cache").rglob("*"):
         path.chmod(path.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
     options = [word for release in releases[1:] for word in ("-r", release)]
-    with serving(stap, *options) as server:
+    with serving(stap, *options, "--prepared=yes") as server:
         server.log.wait(": Result cache on; ")
         for release in releases:
             ran = stap.via(server.port, "-p1", "-e", "probe begin { exit() }", release=release)
             assert ran.status == 0, ran.stderr
-    toolchains = list((stap.directory / "server-toolchains").iterdir())
-    (known,) = (each for each in toolchains if any(each.glob("*/stapconf_*")))
-    for other in toolchains:
-        if other != known:
-            shutil.copytree(known, other, dirs_exist_ok=True)
+        toolchains = list((stap.directory / "server-toolchains").iterdir())
+        (known,) = (each for each in toolchains if any(each.glob("*/stapconf_*")))
+        for other in toolchains:
+            if other != known:
+                shutil.copytree(known, other, ignore=shutil.ignore_patterns("prepared"), dirs_exist_ok=True)
+        ran = stap.via(server.port, "-p4", "-e", "probe begin { exit() }")
+        assert ran.status == 0, ran.stderr
+        server.log.wait("Found out the plan of kernel release", timeout_s=PLAN_S)
 
 
 def _features(cache: Path) -> set[Path]:

@@ -16,7 +16,7 @@ import attrs
 import pytest
 from kit.lan import Lan, open_lan
 from kit.real import Asked, Installation, Server, Stap, Unavailable, serving
-from kit.warm import teach_servers, warm_up
+from kit.warm import warm_up_servers
 
 HERE = Path(__file__).parent
 # Several waits of the kit (PATIENCE_S) on a busy machine; pytest-timeout would break off the first.
@@ -103,8 +103,7 @@ def warm_stap(installation: Installation, tmp_path_factory: pytest.TempPathFacto
     """A user whose stap has compiled for the two newest releases before."""
     place = tmp_path_factory.mktemp("systemtap")
     stap = Stap(installation=installation, directory=place / "systemtap", place=place)
-    warm_up(stap, installation.releases[:2])
-    teach_servers(stap, installation.releases[:2])
+    warm_up_servers(stap, installation.releases[:2])
     return stap
 
 

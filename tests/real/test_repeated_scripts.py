@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 import shutil
 import signal
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
 import attrs
 import pytest
 from kit import openssl
-from kit.client import Answer, exchange, frame, request, trusting
+from kit.client import exchange, request
 from kit.moks import make_mok
-from kit.real import PATIENCE_S, Ran, Server, Stap, cert
+from kit.real import Ran, Server, Stap, cert
 
 WATCHING = ": Result cache on; "
 MISSING = "missing unwind/symbol data"
@@ -194,75 +191,3 @@ def test_a_known_result_is_signed_by_the_owner_key_that_the_client_trusts(serve,
         for other in keys:
             assert openssl.verifies_for_kernel(certificate=other.der, module=signed) == (other is key)
     assert module() == (plain, "hit")
-
-
-def copy_tree(original: Path, tree: Path) -> None:
-    """Copy a build tree as far as its generated headers; the rest are links."""
-    for place, spared in ((Path(), "include"), (Path("include"), "generated")):
-        (tree / place).mkdir()
-        for entry in (original / place).iterdir():
-            if entry.name != spared:
-                (tree / place / entry.name).symlink_to(entry.resolve())
-    shutil.copytree(original / "include" / "generated", tree / "include" / "generated")
-    # It names the tree. From Linux 7 on, the build would take the copy for another's output.
-    (tree / "Makefile").unlink()
-    text = (original / "Makefile").read_text()
-    (tree / "Makefile").write_text(text.replace(str(original.resolve()), str(tree)))
-
-
-@pytest.mark.long
-def test_a_changed_header_and_a_changed_runtime_are_compiled_in(serve, stap, tmp_path):
-    """stap's own cache takes no notice of either.
-
-    The client is one that names no kernel on stap's command line: that would go before the server's tree.
-    """
-    release = stap.installation.release
-    tree, runtime = tmp_path / "tree", tmp_path / "runtime"
-    copy_tree(Path("/lib/modules", release, "build"), tree)
-    shutil.copytree(stap.installation.runtime, runtime)
-    server = serve("-r", tree, f"-R{runtime}", release=False, caching=True)
-    server.log.wait(WATCHING)
-    struct = tree / "include" / "generated" / "thing.h"
-    struct.write_text("struct thing { char before[4410]; char value; };")
-
-    def send(payload: bytes) -> Answer:
-        with (
-            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection,
-            trusting().wrap_socket(connection) as tls,
-        ):
-            tls.sendall(frame(payload))
-            return Answer.of(b"".join(iter(lambda: tls.recv(65536), b"")))
-
-    def ask(last_pass: str, script: str) -> tuple[Answer, str]:
-        payload = request(last_pass, "-e", script, release=release)
-        answer, source, _reason = asked(server, lambda: send(payload))
-        assert answer.rc == 0, answer.stderr
-        return answer, source
-
-    def module() -> tuple[bytes, str]:
-        answer, source = ask("-p4", "probe begin { println(4400) exit() }")
-        (made,) = (data for name, data in answer.files.items() if name.endswith(".ko"))
-        return made, source
-
-    def offset(number: int) -> int:
-        """Return where a script, a new one for each number, finds the struct's member."""
-        cast = f'@cast({number}, "thing", "kernel<generated/thing.h>")->value'
-        answer, source = ask("-p3", f"probe begin {{ println({cast}) exit() }}")
-        assert source == "compiled"
-        (found,) = set(re.findall(r"\b(44[0-9]{2})LL", answer.stdout))
-        return int(found)
-
-    assert offset(1) == 4410
-    first, source = module()
-    assert source == "compiled"
-    assert module() == (first, "hit")
-    header = tree / "include" / "generated" / "utsrelease.h"
-    header.write_text(header.read_text().replace(release, f"{release}-changed"))
-    struct.write_text("struct thing { char before[4420]; char value; };")
-    with (runtime / "runtime.h").open("a") as text:
-        text.write('\nMODULE_INFO(changed, "runtime");\n')
-    second, source = module()
-    assert source == "compiled"
-    assert f"vermagic={release}-changed ".encode() in second
-    assert b"changed=runtime" in second
-    assert offset(2) == 4420

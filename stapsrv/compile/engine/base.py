@@ -13,7 +13,6 @@ from typing import Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 import attrs
-import structlog
 from anyio.abc import TaskGroup, TaskStatus
 from structlog.typing import FilteringBoundLogger as Log
 
@@ -42,9 +41,9 @@ class CompileJob:
     request: CompileRequest
     release: ServedRelease
     settings: ServerSettings
+    log: Log = attrs.field(eq=False, repr=False)
     table: OptionTable = STAP_4_8  # the options of the stap that compiles it
     client: str = ""  # whose turn in the queue it takes
-    log: Log = attrs.field(factory=structlog.get_logger, eq=False, repr=False)
     # The engines add durations and the source of the answer.
     record: RequestRecord = attrs.field(factory=RequestRecord, eq=False, repr=False)
     # Set when the client has its answer.

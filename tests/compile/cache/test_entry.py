@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 from stapsrv.compile.cache.entry import CacheEntry
 from stapsrv.compile.engine.base import CompileJob, CompileResult
@@ -47,6 +48,7 @@ async def test_memory_is_held_once_for_all_and_until_the_last_lets_go():
 
 def a_job(client: str) -> CompileJob:
     return CompileJob(
+        log=structlog.get_logger(),
         request=CompileRequest(release="6.1", arch="x86_64", arguments=()),
         release=ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere")),
         settings=ServerSettings(tuning={"queue_s": 0.1}),

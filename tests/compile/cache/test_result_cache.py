@@ -13,6 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import attrs
 import pytest
+import structlog
 from kit.service import LogLines
 
 from stapsrv.compile.cache import result_cache
@@ -90,6 +91,7 @@ class World:
 
     def job(self, *arguments: bytes, **settings: object) -> CompileJob:
         return CompileJob(
+            log=structlog.get_logger(),
             request=CompileRequest(
                 release="6.1", arch="x86_64", arguments=arguments or (b"-p4", b"-eprobe begin {}")
             ),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import structlog
 
 from stapsrv.compile.engine.base import CompileJob
 from stapsrv.compile.protocol.options import Privilege
@@ -18,7 +19,9 @@ RELEASE = ServedRelease("6.1", "x86_64", "6.1", Path("/nowhere"))
 
 def job_of(*arguments: bytes, **limits: object) -> CompileJob:
     request = CompileRequest(release="6.1", arch="x86_64", arguments=arguments)
-    return CompileJob(request=request, release=RELEASE, settings=ServerSettings(tuning=limits))
+    return CompileJob(
+        log=structlog.get_logger(), request=request, release=RELEASE, settings=ServerSettings(tuning=limits)
+    )
 
 
 def test_deadline_is_the_server_s_unless_the_job_has_its_own() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import attrs
 import pytest
+import structlog
 from kit.farm import Member, processes_with, stand_in_farm
 from kit.service import FakeEngine, LogLines
 
@@ -69,7 +70,9 @@ async def open_front(address):
 def job(engine, script=MAKES, release=RELEASE, **changes):
     served = engine.releases[release]
     request = CompileRequest(release=release, arch=served.arch, arguments=(b"-e", script))
-    return CompileJob(request=request, release=served, settings=ServerSettings(), **changes)
+    return CompileJob(
+        log=structlog.get_logger(), request=request, release=served, settings=ServerSettings(), **changes
+    )
 
 
 async def run(engine, *arguments, **changes):

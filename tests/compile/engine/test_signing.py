@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
+import structlog
 from kit.keys import small_keys
 from kit.moks import make_mok, make_sign_file, ml_dsa
 from kit.service import LogLines
@@ -52,6 +53,7 @@ OTHERS = tuple(
 
 def a_job(build_tree: Path, *fingerprints: str, client: str = "192.0.2.1", **tuning: float) -> CompileJob:
     return CompileJob(
+        log=structlog.get_logger(),
         request=CompileRequest(release="6.1", arch="x86_64", fingerprints=fingerprints),
         release=ServedRelease("6.1", "x86_64", "6.1", build_tree),
         settings=ServerSettings(tuning=tuning),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 from kit.stap import make_stap
 from kit.trees import make_deep
 
@@ -39,7 +40,9 @@ def a_job(
     *arguments: bytes, settings: ServerSettings | None = None, release: ServedRelease = RELEASE
 ) -> CompileJob:
     request = CompileRequest(release="6.1", arch="x86_64", arguments=arguments)
-    return CompileJob(request=request, release=release, settings=settings or ServerSettings())
+    return CompileJob(
+        log=structlog.get_logger(), request=request, release=release, settings=settings or ServerSettings()
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from kit.supervisor import FakeSupervisor, Then, server_info, supervisor_info
 from stapsrv.control.client import status_call
 from stapsrv.control.client.status_call import StatusCall, answer_all
 
-
 # Longer than a test may take: nothing waits for it.
 NEVER_S = 3600.0
 

@@ -36,6 +36,7 @@ FOLLOW, RECORD = "prepared.stand_in", "prepared.recorder"
 PLANS_DIRECTORY = "prepared"
 # How a module was built, beside ``plain: REASON`` with other reasons.
 NOT_PREPARED, ANOTHER_MAKEFILE = "plain: off", "plain: Makefile"
+FEATURES_UNKNOWN = "plain: features unknown"
 # What the program that follows plans is made of, and the Python that runs it; compiles have to see both.
 PROGRAM = (Path(__file__).parent.parent, Path(sys.base_prefix))
 
