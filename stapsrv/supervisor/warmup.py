@@ -73,7 +73,6 @@ class WarmupKey:
     """What decides whether a release can be compiled for; servers with equal ones share its health."""
 
     release: ServedRelease
-    arch: str | None
     build: tuple[str, ...]
     define: tuple[str, ...]
     include: tuple[str, ...]
@@ -82,9 +81,7 @@ class WarmupKey:
     @classmethod
     def of(cls, settings: ServerSettings, release: ServedRelease) -> WarmupKey:
         """Return how a server with such settings compiles for a release."""
-        return cls(
-            release, settings.arch, settings.build, settings.define, settings.include, settings.runtime
-        )
+        return cls(release, settings.build, settings.define, settings.include, settings.runtime)
 
     @property
     def paths(self) -> tuple[WatchedPath, ...]:

@@ -307,8 +307,8 @@ def _judge_elsewhere(key: CacheKey, elsewhere: Elsewhere | None) -> str | None:
 
 
 def _build_digest(settings: ServerSettings, release: ServedRelease) -> bytes:
-    # Of the options that decide on what stap keeps in its own cache.
-    single = (settings.arch, settings.runtime, release.argument, str(release.build_tree), release.arch)
+    # Of the options that decide on what stap keeps in its own cache; -a is no more than the release's.
+    single = (settings.runtime, release.argument, str(release.build_tree), release.arch)
     return digest([digest(map(os.fsencode, settings.build)), *(os.fsencode(str(one)) for one in single)])
 
 

@@ -212,11 +212,20 @@ async def test_other_request_or_settings_make_another_key(tmp_path):
             {"define": ("X=1",)},
             {"build": ("V=1",)},
             {"runtime": "/r"},
-            {"arch": "i386"},
             {"include": (str(tmp_path / "far"),)},
         ):
             assert await w.ask(**settings) == "stored"
         assert await w.ask() == "hit"
+
+
+async def test_stated_architecture_makes_another_key_only_if_it_is_another(tmp_path):
+    async with world(tmp_path) as w:
+        assert await w.ask() == "stored"
+        stated = w.job(arch="x86_64")
+        assert await w.ask(arch="x86_64") == "hit"
+        other = attrs.evolve(stated, release=attrs.evolve(stated.release, arch="i386"))
+        keys = [w.cache.key_for(job) for job in (stated, other)]
+        assert keys[0].environment_digest != keys[1].environment_digest
 
 
 async def test_release_that_the_server_states_itself_makes_no_other_key(tmp_path):
