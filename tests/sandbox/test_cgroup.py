@@ -141,7 +141,9 @@ async def test_removing_a_group_ends_what_left_the_session(real, monkeypatch, tm
     monkeypatch.setattr(RequestGroup, "add_tree", add_and_let_go)
     with gate.open("r+b", buffering=0) as letting_go:
         async with sandbox.request_cgroup("x", NO_LIMITS) as group:
-            script = 'setsid sleep 1000 & echo $!; exec 1>&- 2>&-; read word <"$1"'
+            # Before it has a session of its own it is ended with its parent's.
+            leaver = """setsid sh -c 'echo left >"$1"; exec sleep 1000' sh "$1" & echo $!"""
+            script = f'{leaver}; exec 1>&- 2>&- <"$1"; read word; read word'
             result = await run_process_tree(shell(script, gate), deadline_s=60, group=group, grace_s=0.1)
             escaped = int(result.stdout)
             members = members_of(group)
