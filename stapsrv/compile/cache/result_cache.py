@@ -152,10 +152,9 @@ class ResultCache:
         """Return the entry of a key, if it is stored."""
         if key.environment_digest is None:
             return None
-        found = await self._storage.get(key.name)
-        if found is None and key.common_name is not None:
-            found = await self._storage.get(key.common_name)
-        return found
+        # Most are of usual locales, and said nothing in theirs.
+        found = None if key.common_name is None else await self._storage.get(key.common_name)
+        return await self._storage.get(key.name) if found is None else found
 
     async def pin(self, keys: Iterable[CacheKey], *, only: bool) -> None:
         """Evict the entries of these keys after all others; with ``only``, no others so."""
