@@ -42,7 +42,7 @@ demo: ## start a server, compile a real script through it, show the result, stop
 serve: ## start a server in the foreground and print a line to try
 	@packaging/demo --serve $(ARGS)
 
-bench: setup ## measure beside SystemTap's own server: compiles, then the control of twenty servers (a quarter of an hour)
+bench: setup ## measure beside SystemTap's own server: compiles, then the control of twenty servers (half an hour)
 	@packaging/as-stap-server python bench/performance.py $(ARGS)
 	@packaging/as-stap-server python bench/servers.py
 

@@ -112,7 +112,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add: Callable[..., argparse.Action] = parser.add_argument
-    add("loads", nargs="*", metavar="LOAD", help=f"some of: {', '.join(LOADS)} (default: all, 16 minutes)")
+    add(
+        "loads",
+        nargs="*",
+        metavar="LOAD",
+        help=f"some of: {', '.join(LOADS)} (default: all, up to 25 minutes)",
+    )
     add("--rounds", type=int, default=3, metavar="N", help="how often servers are asked in turn, at least")
     add(
         "--backend",

@@ -41,27 +41,28 @@ def warm_up_servers(stap: Stap, releases: Sequence[str]) -> None:
     client's compile finds out: without this, each compile of many tests would find out all of it. Of the
     processes of one run of the suite the first does it, and the others take a copy of all that it made.
     """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "alone")
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     with _kept_findings() as kept:
-        shared = kept / "shared" / run
-        if not shared.exists():
-            shutil.rmtree(shared.parent, ignore_errors=True)
-            _compile(stap, releases, kept)
-            _teach_servers(stap, releases)
-            if run == "alone":
-                return
-            shared.parent.mkdir()
-            shutil.copytree(stap.directory, shared.with_suffix(".new"))
-            shared.with_suffix(".new").rename(shared)
-        else:
+        shared = kept / "shared" / str(run)
+        if shared.exists():
             shutil.copytree(shared, stap.directory, dirs_exist_ok=True)
+            return
+        _compile(stap, releases, kept)
+        _teach_servers(stap, releases)
+        if run is not None:
+            # Of a run before, or half made.
+            shutil.rmtree(shared.parent, ignore_errors=True)
+            new = shared.with_suffix(".new")
+            shutil.copytree(stap.directory, new)
+            new.rename(shared)
 
 
 @contextlib.contextmanager
 def _kept_findings() -> Iterator[Path]:
     """Hold the directory of what earlier runs and other processes found out; they wait meanwhile."""
     kept = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "stapsrv-tests"
-    kept.mkdir(parents=True, exist_ok=True)
+    # A copy has keys in it.
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield kept
