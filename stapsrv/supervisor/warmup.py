@@ -238,10 +238,12 @@ class Warmup:
                 # It comes after its features, in the order of the lock.
                 self._begin_finding(job, _PLAN, arguments)
 
-    def _plan(self, job: CompileJob, result: CompileResult) -> None:
+    def _plan(self, job: CompileJob, result: CompileResult, known: frozenset[Finding]) -> None:
         """Make a plan, in the background, for builds like that of a client's compile."""
         sources = (file.data for file in result.files if file.path.endswith((".c", ".h")))
-        for script in plan_scripts(sources, another_makefile=job.record.build == ANOTHER_MAKEFILE):
+        # Only who knows the kernel's tracepoints can have asked for them; to find them out takes minutes.
+        traced = job.record.build == ANOTHER_MAKEFILE and Finding.TRACEPOINTS in known
+        for script in plan_scripts(sources, traced=traced):
             self._begin_finding(job, _PLAN, (*plan_options(job.options), b"-p4", b"-e", script))
 
     def _begin_finding(self, job: CompileJob, what: str, arguments: tuple[bytes, ...]) -> None:

@@ -18,8 +18,9 @@ from kit.stap import make_stap
 from kit.trees import Witness
 
 from stapsrv.compile.cache.fingerprint import WatchedPath
-from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY
+from stapsrv.compile.cache.stap_cache import CACHES_DIRECTORY, Finding
 from stapsrv.compile.engine.base import CompileJob, CompileResult
+from stapsrv.compile.engine.prepared.store import ANOTHER_MAKEFILE
 from stapsrv.compile.health import Health
 from stapsrv.supervisor.advertise import advertisements
 from stapsrv.supervisor.operations import ServerSpec
@@ -231,7 +232,7 @@ class TestPlans:
         async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
             job = await caught(bench, kernel, server, "-g", "-DMAXACTION=1", "-I", "x", "-p4", "-e", "theirs")
             for _ in range(3):
-                bench.runtime.engine.on_unplanned(job, EMPTY)
+                bench.runtime.engine.on_unplanned(job, EMPTY, frozenset())
             await bench.lines.wait("prepared.none", 1)
         (_, own) = kernel.runs
         assert " -g -DMAXACTION=1 -p4 " in own
@@ -242,15 +243,34 @@ class TestPlans:
             job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
             for number in range(100):
                 asked = attrs.evolve(job.request, arguments=(f"-DX={number}".encode(),))
-                bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked), EMPTY)
+                bench.runtime.engine.on_unplanned(attrs.evolve(job, request=asked), EMPTY, frozenset())
             assert len(bench.runtime.warmup._finding) == 8
             await bench.lines.wait("prepared.none", 8)
         assert len(kernel.runs) == 9
 
+    @pytest.mark.parametrize(
+        ("build", "found", "scripts"),
+        [
+            (ANOTHER_MAKEFILE, {Finding.FEATURES, Finding.TRACEPOINTS}, 2),
+            # To find the tracepoints out, which this client cannot have asked for, takes minutes.
+            (ANOTHER_MAKEFILE, {Finding.FEATURES}, 1),
+            ("plain: no plan", {Finding.FEATURES, Finding.TRACEPOINTS}, 1),
+        ],
+    )
+    async def test_are_made_with_tracepoints_where_a_client_may_have_asked_for_them(
+        self, bench, kernel, build, found, scripts
+    ):
+        async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
+            job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
+            job.record.build = build
+            bench.runtime.engine.on_unplanned(job, EMPTY, frozenset(found))
+            await bench.lines.wait("prepared.none", scripts)
+        assert sorted("kernel.trace" in run for run in kernel.runs[1:]) == [False, True][:scripts]
+
     async def test_of_a_kernel_that_has_none_is_told_with_the_reason(self, bench, kernel):
         async with started(bench, tuning={"warmup": False}) as (_, (server,), _healths):
             job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
-            bench.runtime.engine.on_unplanned(job, EMPTY)
+            bench.runtime.engine.on_unplanned(job, EMPTY, frozenset())
             await bench.lines.wait("prepared.none")
         # Here nothing watches what modules are built with.
         assert bench.lines.reasons("prepared.none") == ["plain: off"]

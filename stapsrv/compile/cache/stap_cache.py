@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -80,8 +80,7 @@ class StapCache:
         """Return what a compile with that cache had to find out by itself; blocks on files."""
         # stap writes anew also what it has found there.
         made = _findings(directory, others=True)
-        names = [path.name for path in made if not (self.path / path.parent.name / path.name).exists()]
-        return frozenset(found for found, name in _NAMES.items() if any(map(name.fullmatch, names)))
+        return _kinds(path for path in made if not (self.path / path.parent.name / path.name).exists())
 
     def _make(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,6 +122,16 @@ def restrict_users_cache(systemtap: Path) -> None:
                 os.fchmod(fd, 0o700)
         finally:
             os.close(fd)
+
+
+def found_in(directory: Path) -> frozenset[Finding]:
+    """Return what is in the cache of a compile that has ended, known before or found out by it; blocks."""
+    return _kinds(_findings(directory, others=True))
+
+
+def _kinds(findings: Iterable[Path]) -> frozenset[Finding]:
+    names = [path.name for path in findings]
+    return frozenset(kind for kind, name in _NAMES.items() if any(map(name.fullmatch, names)))
 
 
 def _findings(cache: Path, *, others: bool) -> Iterator[Path]:

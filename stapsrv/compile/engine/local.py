@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from stapsrv.compile.cache.depfile import read_dependencies
-from stapsrv.compile.cache.stap_cache import Finding, StapCache
+from stapsrv.compile.cache.stap_cache import Finding, StapCache, found_in
 from stapsrv.compile.engine.base import Compiled, CompileJob, CompileResult
 from stapsrv.compile.engine.hidden_paths import hidden_paths
 from stapsrv.compile.engine.prepared.store import (
@@ -85,8 +85,11 @@ class LocalEngine:
         self._seen = SeenFiles()
         # Called with what the compile of a request had to find out for itself.
         self.on_findings: Callable[[CompileJob, frozenset[Finding]], None] = lambda _job, _found: None
-        # Called with a request whose module was built by make, since there is no plan for such builds.
-        self.on_unplanned: Callable[[CompileJob, CompileResult], None] = lambda _job, _result: None
+        # Called with a request whose module was built by make, since there is no plan for such builds, and
+        # with what its compile knew at its end.
+        self.on_unplanned: Callable[[CompileJob, CompileResult, frozenset[Finding]], None] = (
+            lambda _job, _result, _known: None
+        )
 
     def policy(self, settings: ServerSettings, release: ServedRelease, *known: Path) -> SandboxPolicy:
         """Return what the jobs of a server may see of this host; beside it, what is ``known`` to stap."""
@@ -152,7 +155,7 @@ class LocalEngine:
         hidden = (*self._private, answer.parent, directory, directory / _SYSTEMTAP)
         status = 128 - ended.status if ended.status < 0 else ended.status
 
-        def read() -> tuple[CompileResult, frozenset[Finding], str | None]:
+        def read() -> tuple[CompileResult, frozenset[Finding], frozenset[Finding], str | None]:
             # The compile could have put a link there.
             with trees.open_directory(directory, _ANSWER) as opened:
                 answered = read_answer(opened, max_bytes=limits.answer_bytes)
@@ -160,13 +163,14 @@ class LocalEngine:
             hidden_from_it = hidden_paths(job.request, job.options, plan) if status else ()
             result = CompileResult(status, stdout, stderr, answered, limit_met, hidden_from_it)
             build = read_report(directory / _SYSTEMTAP) if _planned(job) else NOT_PREPARED
-            return result, known.missed_by(directory / _CACHE), build
+            cache = directory / _CACHE
+            return result, known.missed_by(cache), found_in(cache), build
 
-        result, found, job.record.build = await files.run(read)
-        if found and not job.own:
-            self.on_findings(job, found)
+        result, missed, found, job.record.build = await files.run(read)
+        if missed and not job.own:
+            self.on_findings(job, missed)
         if lacks_plan(job.record.build) and not job.own:
-            self.on_unplanned(job, result)
+            self.on_unplanned(job, result, found)
         return result
 
     def _cache_for(self, job: CompileJob) -> StapCache:

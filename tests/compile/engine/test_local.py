@@ -374,13 +374,13 @@ class TestPlans:
         environ = {"PATH": "/usr/bin:/bin", "SYSTEMTAP_DIR": str(tmp_path / "st")}
         for own, report in ((False, "no plan"), (False, "messages"), (True, "no plan")):
             await run(
-                f'echo "plain: {report}" >"$SYSTEMTAP_DIR/builds"',
+                f'{PLANTING} echo "plain: {report}" >"$SYSTEMTAP_DIR/builds"',
                 environ=environ,
                 toolchain=b"one",
                 own=own,
-                on_unplanned=lambda job, _result: told.append(job.record.build),
+                on_unplanned=lambda job, _result, found: told.append((job.record.build, found)),
             )
-        assert told == ["plain: no plan"]
+        assert told == [("plain: no plan", {Finding.FEATURES})]
 
     async def test_plans_that_cannot_be_kept_leave_all_to_make(self, run, tmp_path, lines):
         (tmp_path / "st").write_text("no directory")

@@ -41,10 +41,13 @@ def plan_options(options: ParsedOptions) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def plan_scripts(sources: Iterable[bytes], *, another_makefile: bool) -> tuple[bytes, ...]:
-    """Return scripts of the server's own whose builds are like that of these sources, as far as is known."""
+def plan_scripts(sources: Iterable[bytes], *, traced: bool) -> tuple[bytes, ...]:
+    """Return scripts of the server's own whose builds are like that of these sources, as far as is known.
+
+    They may be ``traced``, built from a script that asks for tracepoints: then there is one more, which does.
+    """
     found = list(sources)
     probes = (probe for line, probe in _PROBES.items() if any(line in source for source in found))
     script = _SCRIPT + b"".join(probes)
     # A script that asks for tracepoints leaves its trace nowhere but in the Makefile.
-    return (script, script + _TRACEPOINT) if another_makefile else (script,)
+    return (script, script + _TRACEPOINT) if traced else (script,)

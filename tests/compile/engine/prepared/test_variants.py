@@ -31,15 +31,15 @@ def test_number_of_options_is_bounded():
 
 
 def test_script_has_the_probes_by_which_a_source_begins_alike():
-    assert plan_scripts([], another_makefile=False) == (b"probe begin { exit() }",)
+    assert plan_scripts([], traced=False) == (b"probe begin { exit() }",)
     lines = [b"int x;\n#define _HAVE_PERF_ 1\n#include", b"#define STP_NEED_UNWIND_DATA 1\n"]
-    (script,) = plan_scripts(lines, another_makefile=False)
+    (script,) = plan_scripts(lines, traced=False)
     assert b"timer.profile" in script
     assert b"print_backtrace" in script
-    assert plan_scripts([b'"#define _HAVE_PERF_ 1"'], another_makefile=False) == (b"probe begin { exit() }",)
+    assert plan_scripts([b'"#define _HAVE_PERF_ 1"'], traced=False) == (b"probe begin { exit() }",)
 
 
-def test_makefile_that_is_not_known_may_be_that_of_tracepoints():
-    plain, traced = plan_scripts([], another_makefile=True)
+def test_build_that_may_be_of_tracepoints_has_a_script_with_one_too():
+    plain, traced = plan_scripts([], traced=True)
     assert plain == b"probe begin { exit() }"
     assert b"kernel.trace" in traced
