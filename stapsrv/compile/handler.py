@@ -36,6 +36,8 @@ from stapsrv.text import printable
 
 # Of a request's options: enough to tell requests apart in a log.
 _DIGEST_CHARACTERS = 8
+# Of a response that is stored, not deflated, in less time than the way to a thread and back takes.
+_QUICK_BYTES = 512 * 1024
 _NOT_SHOWN = "is not shown to compiles; the operator can show it with SANDBOX_READ"
 
 
@@ -127,10 +129,15 @@ class RequestHandler:
         with timed(self.record, Stage.SIGN):
             response = await self._sign(job, entry)
         self.record.rc = response.rc
-        encode = functools.partial(encode_response, response, deflate=self._deflate)
-        encoded = await anyio.to_thread.run_sync(encode)
+        encoded = await self._encode(response)
         self.record.outcome = Outcome.ANSWERED
         return encoded
+
+    async def _encode(self, response: CompileResponse) -> EncodedResponse:
+        if not self._deflate and response.size <= _QUICK_BYTES:
+            return encode_response(response, deflate=False)
+        encode = functools.partial(encode_response, response, deflate=self._deflate)
+        return await anyio.to_thread.run_sync(encode)
 
     def _served_release(self, request: CompileRequest) -> ServedRelease:
         releases = self._service.releases

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import anyio
 import anyio.to_thread
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import SocketStream
 
 from stapsrv.compile.context import CompileService
 from stapsrv.compile.handler import RequestHandler
@@ -73,7 +73,7 @@ class Session:
             # The last, short segment of an answer must not wait until the client has acknowledged the others.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with await adopt(connection) as stream, self._held:
-                await self._serve(stream)
+                await self._serve(stream, connection)
         except ProtocolError as exc:
             self._fail(str(exc), exc.reject_reason)
         # TimeoutError: the peer's host is gone, as TCP has found out.
@@ -90,13 +90,13 @@ class Session:
         if self._outcome is not ConnectionOutcome.REQUEST:
             self._outcome = ConnectionOutcome.FAILED
 
-    async def _serve(self, stream: SocketStream) -> None:
+    async def _serve(self, stream: SocketStream, connection: socket.socket) -> None:
         with self._arriving:
             # Once: what this peer is sent is signed by the certificate that it was shown.
             identity = await self._service.identity.current()
             with _deadline(self._limits.handshake_s, "no TLS handshake", RejectReason.HANDSHAKE_TIMEOUT):
                 tls = await TlsConnection.accept(stream, identity.context)
-            received = await self._receive(stream, tls)
+            received = await self._receive(tls, connection)
             self.outstanding = received is not None
         if self._arriving.cancelled_caught:
             return
@@ -112,7 +112,7 @@ class Session:
             identity=identity,
             record=record,
             # To a client on this host nothing is gained by a smaller response.
-            deflate=not _is_local(stream),
+            deflate=not _is_local(connection),
             held=self._held,
             log=self._log,
         )
@@ -162,13 +162,13 @@ class Session:
             if not is_taken:
                 handler.record.outcome = Outcome.ABANDONED
 
-    async def _receive(self, stream: SocketStream, tls: TlsConnection) -> bytes | StapsrvError | None:
+    async def _receive(self, tls: TlsConnection, connection: socket.socket) -> bytes | StapsrvError | None:
         """Return the request's zip, or why it cannot be received; None if the peer wants nothing."""
         frame = FrameReader(self._service.settings.max_compressed_bytes)
         missed = "the request did not arrive whole"
         with _deadline(self._limits.request_s, missed, RejectReason.REQUEST_TIMEOUT):
             while (payload := frame.payload) is None:
-                _acknowledge_now(stream)
+                _acknowledge_now(connection)
                 try:
                     data = await tls.receive()
                 except anyio.EndOfStream:
@@ -219,21 +219,22 @@ def _deadline(seconds: float, missed: str, reason: RejectReason) -> Iterator[Non
         raise ProtocolError(f"{missed} within {seconds:g} seconds", reject_reason=reason)
 
 
-def _is_local(stream: SocketStream) -> bool:
+def _is_local(connection: socket.socket) -> bool:
     """Whether the peer is on this host, which then is at both ends under one address."""
-    ends = (SocketAttribute.local_address, SocketAttribute.remote_address)
-    # One that has reset its connection has no address any more.
-    here, there = (stream.extra(end, None) for end in ends)  # noqa: S610 - AnyIO's extra, not Django's
-    return here is not None and there is not None and here[0] == there[0]
+    try:
+        here, there = connection.getsockname(), connection.getpeername()
+    except OSError:
+        # The peer has reset the connection.
+        return False
+    return bool(here[0] == there[0])
 
 
-def _acknowledge_now(stream: SocketStream) -> None:
+def _acknowledge_now(connection: socket.socket) -> None:
     """Acknowledge the peer's last segment, and each one until something is sent to it, without delay."""
     # The real client sends the end of the handshake, the length and the request one by one, and its kernel
     # holds each back until the one before is acknowledged (Nagle), which ours would put off for 40 ms.
     with contextlib.suppress(OSError):
-        raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - AnyIO's extra, not Django's
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 async def _discard(tls: TlsConnection, announced: int) -> None:

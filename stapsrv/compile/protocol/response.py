@@ -107,6 +107,11 @@ class CompileResponse:
     stderr: ResponseFile = ResponseFile("stderr", b"")
     files: tuple[ResponseFile, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """In bytes, before it is encoded."""
+        return sum(file.size for file in (self.stdout, self.stderr, *self.files))
+
 
 @attrs.frozen
 class EncodedResponse:
