@@ -1,4 +1,4 @@
-"""Requests of the real client that a farm compiles: three workers, whatever dies of it."""
+"""Requests of the real client that a farm compiles, whatever dies of it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_module_is_made_by_a_worker_and_known_afterwards(farm, serve_farm, stap)
 
 def test_killed_worker_costs_no_request(farm, serve_farm, stap, gate):
     farm.start_scheduler()
-    workers = farm.start_workers(count=3)
+    workers = farm.start_workers(count=2)
     server = serve_farm()
     client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
     gate.wait_reached(client)
@@ -82,7 +82,7 @@ def test_killed_worker_costs_no_request(farm, serve_farm, stap, gate):
 
 def test_killed_scheduler_costs_no_request(farm, serve_farm, stap, gate):
     scheduler = farm.start_scheduler()
-    workers = farm.start_workers(count=3)
+    workers = farm.start_workers(count=2)
     server = serve_farm()
     client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
     gate.wait_reached(client)
@@ -103,7 +103,7 @@ def killable(stap, *options, **environ):
 
 def test_killed_server_takes_its_compiles_off_the_farm(farm, serve_farm, stap, gate):
     farm.start_scheduler()
-    workers = farm.start_workers(count=3)
+    workers = farm.start_workers(count=2)
     server = serve_farm(using=killable, release=True)
     client = stap.begin_via(server.port, "-p4", "-I", gate.directory, "-e", gate.SCRIPT)
     gate.wait_reached(client)
@@ -129,14 +129,14 @@ def test_client_that_leaves_ends_its_compile_on_the_farm(farm, serve_farm, stap,
 
 def test_restart_of_each_worker_costs_no_request(farm, serve_farm, stap):
     farm.start_scheduler()
-    workers = farm.start_workers(count=3)
+    workers = farm.start_workers(count=2)
     server = serve_farm()
 
     def ask(number):
         return stap.via(server.port, "-p4", "-e", f"probe begin {{ println({number}) exit() }}")
 
     with ThreadPoolExecutor(4) as clients:
-        asked = [clients.submit(ask, number) for number in range(8)]
+        asked = [clients.submit(ask, number) for number in range(4)]
         for worker in workers:
             assert worker.stop() == 0
             farm.start_workers()

@@ -7,6 +7,7 @@ import re
 import attrs
 import pytest
 from kit.real import serving
+from kit.warm import copy_runtime
 
 
 def test_each_release_is_compiled_for_once(serve, stap):
@@ -26,7 +27,8 @@ def test_each_release_is_compiled_for_once(serve, stap):
 def test_what_it_found_out_the_compiles_of_clients_have(stap, tmp_path):
     """A user's own stap, whose cache has nothing, has the server find it out: a cold compile."""
     fresh = attrs.evolve(stap, directory=tmp_path / "fresh")
-    with serving(fresh, "--warmup", "yes") as server:
+    copy_runtime(stap, tmp_path / "runtime")
+    with serving(fresh, "--warmup", "yes", f"-R{tmp_path / 'runtime'}") as server:
         server.log.wait(r": Kernel release \S+ can be compiled for; ", timeout_s=800)
         (known,) = fresh.directory.glob("server-toolchains/*/*/stapconf_*.h")
         ran = fresh.via(server.port, "-p4", "-vv", "-e", "probe begin { exit() }")
