@@ -88,12 +88,6 @@ def client_request(script: Script, *, release: str, arch: str) -> CompileRequest
     )
 
 
-def unsent_options(script: Script) -> list[str]:
-    """Return the options of a script that no client sends to a server, with their dashes."""
-    found = dict.fromkeys(name for name, _value in script.parsed.options if name in _NOT_SENT)
-    return [f"-{name}" if len(name) == 1 else f"--{name}" for name in found]
-
-
 def _sent(script: Script) -> Iterable[bytes]:
     # A short option with its value attached, a long one in full.
     for name, value in script.parsed.options:

@@ -7,7 +7,7 @@ from kit.client import pack
 from stapsrv.compile.cache.key import request_digest
 from stapsrv.compile.protocol.archive import RequestFile
 from stapsrv.compile.protocol.request import parse_request
-from stapsrv.scripts.script import Included, Script, client_request, unsent_options
+from stapsrv.scripts.script import Included, Script, client_request
 
 SCRIPT = Script(
     collection="/srv",
@@ -45,10 +45,6 @@ def test_request_has_the_key_of_the_real_clients():
     assert ours.arguments == theirs.arguments
     assert ours.directories == theirs.directories
     assert request_digest(ours) == request_digest(theirs)
-
-
-def test_options_that_no_client_sends_are_known():
-    assert unsent_options(SCRIPT) == ["--all-modules", "-G"]
 
 
 def test_releases_are_meant_by_patterns():

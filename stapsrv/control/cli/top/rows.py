@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from stapsrv.control.cli.commands.watch import total_s
 from stapsrv.control.cli.top.states import Followed
@@ -21,8 +21,6 @@ _NOTHING = "-"
 _MARKS = {"healthy": "✓", "unhealthy": "✗", "warming": "…", "untried": "?"}
 _DAY_S = 86_400
 _DIGEST_CHARACTERS = 8
-
-ServerKey: TypeAlias = tuple[str, int]  # the supervisor's user, and the server's id
 
 
 class Row(NamedTuple):
