@@ -10,7 +10,7 @@ The tree, one level deep, is cut by who must act::
     ├── RequestRejected     the client can mend it; the text is sent to it, so it holds no server path
     ├── TranslatorError     this server: stap could not be started, overran its deadline, or vanished
     ├── LifecycleError      the verb does not fit the state of the server
-    ├── AdvertiseError      the network cannot be told of a server; retried, never that server's failure
+    ├── AdvertiseError      a server cannot be advertised; retried, never that server's failure
     └── ControlError        a command that is unknown, malformed or not permitted; a stable code each
 
 Not errors: stap exiting non-zero (an outcome with a response), a frame of length 0 (a look at the
@@ -82,7 +82,7 @@ class ProtocolError(StapsrvError):
 
 
 class RequestRejected(StapsrvError):
-    """A well-formed request that this server will not run; the client is told why."""
+    """A well-formed request that this server will not run; the client reads why."""
 
 
 class TranslatorError(StapsrvError):

@@ -1,6 +1,6 @@
 """Why a server turns a connection or a request away: one word each, for logs, ``status`` and metrics.
 
-Pure and light to import; who raises, counts and tells of refusals is elsewhere.
+Pure and light to import; they are raised, counted and reported elsewhere.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Late: whoever compiles needs no zeroconf and no control socket.
+    # Late: to compile, no zeroconf and no control socket is needed.
     from importlib import import_module  # noqa: PLC0415
 
     try:

@@ -90,7 +90,7 @@ def _connect(address: Address, timeout_s: float) -> socket.socket:
 
 
 def _resolve(address: Address, timeout_s: float) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-    # The system's resolver has no deadline: whoever hangs in it is left there, and dies with the process.
+    # The system's resolver has no deadline: a thread that hangs in it is left, and ends with the process.
     answers: queue.SimpleQueue[list[tuple[int, int, int, str, tuple[object, ...]]] | OSError] = (
         queue.SimpleQueue()
     )

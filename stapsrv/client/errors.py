@@ -25,7 +25,7 @@ class UnknownServer(ServerNotTrusted):
     """A server that was never seen before.
 
     ``address`` is that of the server, ``fingerprint`` of its certificate, as ``SHA256:`` and hex pairs.
-    Whoever has compared it can pin it (:meth:`stapsrv.client.known_servers.KnownServers.pin`).
+    A user who has compared it can pin it (:meth:`stapsrv.client.known_servers.KnownServers.pin`).
     """
 
     def __init__(self, address: str, fingerprint: str) -> None:

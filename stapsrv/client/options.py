@@ -34,7 +34,7 @@ _SENT_LONG = frozenset(
         "vp",
     ]
 )
-# What it takes and sends nothing of. Some would change the module: whoever gives them is told.
+# Taken and not sent. Some would change the module: the user reads a warning.
 _NOT_SENT = frozenset(
     [
         "G",

@@ -1,7 +1,7 @@
 """A whole request becomes a response: zip -> release served? -> engine (cache, queue, stap) -> sign -> zip.
 
-Whatever goes wrong on the way that a client can be told of becomes a response of this server's own: exit
-status 1 and a line that begins with ``Server:``.
+An error on the way becomes a response of this server's own: exit status 1 and a line that begins with
+``Server:``.
 """
 
 from __future__ import annotations

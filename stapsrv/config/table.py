@@ -246,7 +246,7 @@ class Limits(Group):
     connections_per_address = Setting(
         "MAX_CONNECTIONS_PER_ADDRESS",
         count("a number of connections"),
-        "open connections from one address, or one IPv6 network of 64 bits; more are reset likewise",
+        "open connections from one address, or one IPv6 network of 64 bits; more are reset, too",
         default=128,
     )
     handshake_s = Setting(

@@ -33,7 +33,7 @@ _MAX_ADDRESSES = 8
 # Module and staprun fit together if both are older than this version, or neither is.
 _MODULES_CHANGED = (5, 0)
 # Clients from the first on, and before the second, take no certificate that they do not trust yet, not even
-# to trust it (SEC_ERROR_UNKNOWN_ISSUER), unless NSS is told to verify as it did before.
+# to trust it (SEC_ERROR_UNKNOWN_ISSUER), unless NSS is set to verify as it did before.
 _TRUSTING_BROKEN = ((5, 0), (5, 2))
 # Names in a certificate are parsed only when they are used, with any of these errors.
 _UNREADABLE = (

@@ -82,7 +82,7 @@ class _Member:
 
     run: Callable[..., Awaitable[None]]
     credentials: FarmCredentials | None
-    # For what runs when it is told to stop.
+    # For what still runs when it is to stop.
     grace_s: float = 0.0
 
 

@@ -146,7 +146,7 @@ class FarmClient:
             TranslatorError: three nodes died of it, or what it is compiled with changed three times.
             ProtocolError: the answer is none.
 
-        Cancellation: the farm is told that nobody waits for it.
+        Cancellation: the farm reads that nobody waits for the result.
         """
         self.counts.under_way += 1
         try:

@@ -28,7 +28,7 @@ _LONGEST = 500
 def dask_logs_to(log: Log, *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Send warnings and errors of Dask and what it is made of, and Python's, to ``log`` while the block runs.
 
-    Whoever reaches the port can make a handshake fail, so each kind of line comes once a minute. An error
+    Anybody who reaches the port can make a handshake fail, so each kind of line comes once a minute. An error
     has its traceback, unless it is one of a connection.
     """
     before = []

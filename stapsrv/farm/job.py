@@ -23,7 +23,7 @@ from stapsrv.errors import ProtocolError
 from stapsrv.farm.wire import Fields, decode, encode
 
 _KIND = b"stapjob\x01"
-# Of a whole job: requests are 50 kB at most, unless their server is told otherwise.
+# Of a whole job: requests are 50 kB at most, unless their server's settings allow more.
 MAX_JOB_BYTES = 256 * 1024**2
 _MAX_ARGUMENTS = 100_000
 _MAX_OPTIONS = 1000

@@ -15,7 +15,7 @@ import attrs
 from stapsrv.config.kernels import is_release_name
 from stapsrv.text import printable, shortened
 
-# A node tells of a change of its offers by an event of this topic.
+# A node announces a change of its offers by an event of this topic.
 TOPIC = "stapsrv-offers"
 _MAX_NODES = 10_000
 _MAX_OFFERS = 1000  # of one node

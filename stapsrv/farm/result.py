@@ -61,7 +61,7 @@ class NodeFailure:
 
     @classmethod
     def of(cls, exc: StapsrvError, *, node: str, failure: Failure) -> NodeFailure:
-        """Return what the server of a job is told of an error: no path of the node's."""
+        """Return an error as the job's server is to read it, without a path of the node's."""
         return cls(
             failure=failure,
             node=node,
@@ -71,7 +71,7 @@ class NodeFailure:
         )
 
     def error(self) -> StapsrvError:
-        """Return the error that the client is told of, as if its server had compiled."""
+        """Return the error that the client reads, as if its server had compiled."""
         kind = RequestRejected if self.failure is Failure.REJECTED else TranslatorError
         return kind(self.problem, remedy=self.remedy, reject_reason=self.reject_reason)
 

@@ -1,7 +1,7 @@
 """Who belongs to a farm: mutual TLS with certificates of the farm's own authority.
 
-Names in certificates are not compared with addresses (Dask does not): whoever has one of the authority may be
-any part of the farm.
+Names in certificates are not compared with addresses (Dask does not): a holder of one of the
+authority's may be any part of the farm.
 """
 
 from __future__ import annotations

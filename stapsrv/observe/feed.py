@@ -19,8 +19,8 @@ from stapsrv.supervisor.status import SupervisorStatus
 
 # Between two updates for one reader: fast enough for an eye.
 LEAST_S = 0.25
-# Without a change; then what changes without being noted is looked at, such as a farm. A reader knows by it
-# that the process is there, and the process that the reader is.
+# Without a change. Then what changes without a note, such as a farm, is read anew; and by it the reader and
+# the process know that the other is still there.
 HEARTBEAT_S = 15.0
 # Looking takes at most this part of the event loop's time, for each reader.
 _SHARE = 0.05

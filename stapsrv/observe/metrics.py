@@ -280,7 +280,7 @@ ROWS = (
     ),
     _histogram(
         "stapsrv_event_loop_lag_seconds",
-        "How late the event loop was, looked at every 5 seconds.",
+        "How late the event loop was, measured every 5 seconds.",
         lambda now: now.lag,
     ),
     _gauge("stapsrv_child_processes", "Child processes, without those below them.", _children),

@@ -49,7 +49,7 @@ def _script(directory: str, name: str, files: Mapping[str, bytes | Unreadable]) 
         return attrs.evolve(script, fault=f"{name}: byte {exc.start} is not UTF-8")
     script = attrs.evolve(script, source=source)
     stem = name.removesuffix(SCRIPT)
-    # Whoever writes a sidecar beside a file of upstream's means what it says.
+    # A sidecar beside a file of upstream's was written on purpose: it goes before.
     for described, read in ((stem + SIDECAR, _with_sidecar), (stem + META, _with_meta)):
         content = files.get(described)
         if content is not None:

@@ -33,7 +33,7 @@ class _TooMuchError(ValueError):
 
 
 def read_collection(directory: str) -> Collection:
-    """Return the collection of a directory; what cannot be read is told of in it. Blocks on files."""
+    """Return the collection of a directory; it names what cannot be read. Blocks on files."""
     real = os.path.realpath(directory)
     try:
         files = {

@@ -15,7 +15,7 @@ from stapsrv.compile.protocol.options import parse_options
 
 _CHECK = re.compile(r"^test_check:[ \t]*(.*)$", re.MULTILINE)
 _SINGLE_QUOTED = re.compile(r"'[^']*'")
-# One that is not closed goes on to the end, so that no text is looked at twice.
+# One that is not closed goes on to the end, so that no text is searched twice.
 _DOUBLE_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 _EXPANDS = re.compile(r"[$`]")
 _OPERATES = re.compile(r"[;&|<>(){}*?~#]")

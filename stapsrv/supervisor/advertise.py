@@ -1,4 +1,4 @@
-"""Which servers the network hears of, and what: those that serve, with their certificate and keys of now."""
+"""Advertises the servers that serve, each with its present certificate and keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stapsrv.supervisor.server.compile_server import CompileServer
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.system.directory_watcher import DirectoryWatcher
 
-# A key, like a certificate, comes in several files; this long after the first they are looked at.
+# A key, like a certificate, comes in several files; this long after the first they are read.
 _SETTLE_S = 0.2
 
 

@@ -1,7 +1,8 @@
 """Compiles scripts of collections again when what they depend on has changed, before anybody asks for them.
 
 What may change is a script, a release's headers, tapsets, the runtime, or which releases there are: of a
-server, of its farm, or below /lib/modules. Then all is looked at, and what is not known already is compiled.
+server, of its farm, or below /lib/modules. Then each script is checked again, and compiled if its result is
+not cached.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class ScriptRenewal:
                 served = now
                 self._due.note()
             await self._changes.wait_beyond(seen)
-            # Each request is such a change: they are not looked at one by one.
+            # Each request is such a change: several are handled at once.
             await anyio.sleep(self._settle_s)
 
     async def _follow_inputs(self, changes: ChangeCount) -> None:

@@ -80,7 +80,7 @@ class BlockingCalls:
         outcome: Future[_T] = Future()
         ended = anyio.Event()
         token = anyio.lowlevel.current_token()
-        # Decides between an end and an abandonment at the same moment: whoever gets it was first.
+        # Decides between an end and an abandonment at the same moment: the holder was first.
         first = threading.Lock()
 
         def clean_up() -> None:

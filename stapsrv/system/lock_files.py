@@ -1,7 +1,7 @@
 """Lock files that their last holder removes, and the directory with them.
 
 A lock counts only while its name leads to it: the file that a process waited for may have been removed by the
-holder before. So whoever gets one looks again (:func:`is_current`).
+holder before. So a process that gets one looks again (:func:`is_current`).
 """
 
 from __future__ import annotations

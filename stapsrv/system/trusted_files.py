@@ -79,7 +79,7 @@ def open_owned_directory(path: Path, uid: int) -> int:
 
 
 def _target_of(link: Path) -> str:
-    # By descriptor: what was looked at is what is read.
+    # By descriptor: what was checked is what is read.
     fd = os.open(link, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not _is_ours(os.fstat(fd)):

@@ -24,7 +24,7 @@ class CacheKey:
     """The cache key of a job, or the reason it has none."""
 
     request_digest: bytes  # of what stap is given by the client
-    common_digest: bytes | None = None  # likewise, but for the locale; None where that is an unusual one
+    common_digest: bytes | None = None  # the same without the locale; None where that is an unusual one
     environment_digest: bytes | None = None  # of all else that the result depends on
     # Names stap's own cache, which takes no notice of this part of the environment.
     toolchain_digest: bytes = b""

@@ -258,7 +258,7 @@ class ResultCache:
         return None if await self._is_unchanged(key, job) else "changed"
 
     async def _read_tapsets(self, key: CacheKey, job: CompileJob) -> None:
-        # Where it fails, it does so again for whoever needs the names, and there it is logged.
+        # Where it fails, it fails again where the names are needed, and is logged there.
         with contextlib.suppress(Exception):
             await self._names_reading_host_files(key, job)
 

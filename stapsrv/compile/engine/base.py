@@ -64,7 +64,7 @@ class CompileJob:
 
     @property
     def keyed_request(self) -> CompileRequest:
-        """The request less the ``-r`` that says what stap is told anyway: of equal requests the same."""
+        """The request without a ``-r`` of the release that stap compiles for anyway."""
         release, name = self.release, self.release.name.encode()
         named = {value for option, value in self.options.options if option == "r"}
         # The client's goes before the build tree that the operator gave, and the last of several before all.

@@ -194,7 +194,7 @@ class CachedEngine:
     @contextlib.asynccontextmanager
     async def _worker(self, job: CompileJob) -> AsyncIterator[None]:
         if job.background:
-            # Whoever has it compiled bounds how many there are; clients have all workers to themselves.
+            # Its caller bounds how many there are; clients have all workers to themselves.
             yield
             return
         before = self._pool.statistics()

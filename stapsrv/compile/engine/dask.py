@@ -55,7 +55,7 @@ async def open_engine(settings: ServerSettings, host: EngineHost) -> DaskEngine:
         ConfigError: the settings do not say where the farm is, or name a release by its build tree.
     """
     address, credentials = connection_of(settings)
-    # Here, where whoever starts the server reads what is wrong with them.
+    # Here, where the user who starts the server reads what is wrong with them.
     await BlockingCalls().run(partial(farm_security, credentials, address=address))
     if settings.releases == (EACH_RELEASE,):
         settings = attrs.evolve(settings, releases=())

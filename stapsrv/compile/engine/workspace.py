@@ -31,7 +31,7 @@ _PREFIX = "stap-server."
 _REQUEST = "request."
 _LOCK = "lock"
 _ATTEMPTS = 3
-# Whoever made an older one, which still has its hidden name, was killed meanwhile.
+# The process that made an older one, which still has its hidden name, was killed meanwhile.
 _MAKING_S = 60.0
 # How long a request waits for its directory to be gone.
 _REMOVAL_S = 10.0

@@ -68,7 +68,7 @@ class Follower:
         self._lock = threading.Lock()
         self._threads: dict[Path, threading.Thread] = {}
         self._clients: set[SyncControlClient] = set()
-        # Why each was lost, so that it is told once.
+        # Why each was lost, so that it is reported once.
         self._lost: dict[Path, str] = {}
         self._looking = threading.Thread(target=self._look, daemon=True)
 

@@ -192,7 +192,7 @@ def _wait_locked(launch: Launch, deadline: float) -> int:
             except BlockingIOError:
                 time.sleep(_POLL_S)
                 continue
-            # Whoever held it may have removed it.
+            # Its holder before may have removed it.
             if is_current(fd, launch.supervisor_dir / LOCK_NAME):
                 opened.pop_all()
                 return fd

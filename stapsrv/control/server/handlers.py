@@ -93,7 +93,7 @@ class Call:
     caller: Caller
     notify: Callable[[ServerInfo], Awaitable[None]]
     update: Callable[[UpdateInfo], Awaitable[None]]
-    notify_script: Callable[[schema.ScriptProgressInfo], Awaitable[None]]  # likewise, of a script
+    notify_script: Callable[[schema.ScriptProgressInfo], Awaitable[None]]  # the same, of a script
 
     @property
     def method(self) -> str:

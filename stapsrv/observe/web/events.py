@@ -21,7 +21,7 @@ from stapsrv.observe.web.pages import run_of
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 # Each costs a part of the page a second while something happens.
 MAX_FOLLOWERS = 32
-# Then a browser connects again by itself: whoever follows is asked for the token now and then.
+# Then a browser connects again by itself: so each follower is asked for the token once an hour.
 LIFE_S = 3600.0
 # For an eye that reads; pages that look alike are made once for all who follow.
 LEAST_S = 1.0
@@ -75,7 +75,7 @@ class Followers:
                     told = json.dumps({"at": at, "run": run_of(state), "regions": changed})
                     await send(f"data: {told}\n\n".encode())
                 else:
-                    # Whoever has left is noticed by it.
+                    # Sending shows whether the follower has left.
                     await send(b":\n\n")
 
     async def _regions(self, path: str, state: LiveState) -> Mapping[str, str] | None:

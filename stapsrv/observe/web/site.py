@@ -108,7 +108,7 @@ class WebSite:
         return await (self._events if request.path == "/events" else self._view)(request)
 
     async def _view(self, request: HttpRequest) -> Page:
-        # What changes without being noted is looked at, too.
+        # Some things change without a note, such as a farm: they are read for each page.
         moment = self._moment(self._feed.state(), request.headers.get("host", ""))
         body = await self._in_thread(self._shown, request.path, moment)
         if body is None:

@@ -52,7 +52,7 @@ async def deny(connection: socket.socket) -> None:
 _PAUSE_S = 0.1
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# Of one connection and not of the listener: Linux passes on what befell a peer that waits to be accepted,
+# Of one connection and not of the listener: Linux passes on the error of a peer that waits to be accepted,
 # and a firewall may forbid one (accept(2), ERRORS).
 _GONE = frozenset(
     {errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}

@@ -1,6 +1,6 @@
 """One compile server at work: its listener, its sessions, and how it comes to an end.
 
-A server accepts until it is told to stop, or cancelled. Stopping closes the listener, sends away the
+A server accepts until it is stopped or cancelled. Stopping closes the listener, sends away the
 peers whose request has not arrived, and lets those with a request finish for a while; what is left
 then is broken off, and with it every compile's process tree, but for answers that are under way.
 """

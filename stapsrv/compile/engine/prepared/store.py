@@ -58,7 +58,7 @@ _START_FILES = (OPTIONS, HEADER, COMPILED)
 _MAX_PLAN_BYTES = 1 << 20
 _MAX_REPORT_BYTES = 16 << 10
 
-# make takes over where it cannot even begin. What it prints is no business of the client's.
+# make takes over where it cannot even begin. What it prints is not for the client.
 _STAND_IN = """\
 #!/bin/sh
 {python} -I -S -E -B -c 'import sys; sys.path.append(sys.argv.pop(1)); from {module} import main

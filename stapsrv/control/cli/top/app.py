@@ -49,7 +49,7 @@ Table: TypeAlias = DataTable[Text]
 
 
 class News(Message):
-    """A supervisor told something that nobody has looked at yet."""
+    """The state of a supervisor has changed and was not read since."""
 
 
 class Question(ModalScreen[bool]):

@@ -21,7 +21,7 @@ class Followed(NamedTuple):
 
 
 class States:
-    """The last state of each supervisor; ``on_change`` is called once for all that nobody has looked at."""
+    """The last state of each supervisor; ``on_change`` is called once until the changes are read."""
 
     def __init__(self, on_change: Callable[[], object]) -> None:
         self._on_change = on_change
