@@ -53,7 +53,7 @@ _UNUSED_S = 30.0
 
 @attrs.frozen(kw_only=True)
 class Configuration:
-    """Where this supervisor's files are, and what holds for servers that do not say."""
+    """The places of this supervisor's files, and the defaults of its servers."""
 
     options: DaemonOptions
     environ: Mapping[str, str]
@@ -110,7 +110,7 @@ class Configuration:
 
     @property
     def defaults(self) -> HostDefaults:
-        """What holds for servers that do not say."""
+        """The defaults of the servers."""
         return HostDefaults(
             user=self.user,
             log=self.log_file,

@@ -57,7 +57,7 @@ _Signals: TypeAlias = AsyncGenerator[signal.Signals, None]
 
 @attrs.frozen
 class _Start:
-    """What this process was started with; ``environ`` is passed on to its children."""
+    """The arguments and environment of this process; ``environ`` is passed on to its children."""
 
     environ: Mapping[str, str]
     notifier: Notifier

@@ -46,7 +46,7 @@ _FOR_BOTH = ("log", "log_format")
 
 
 class _Daemon(Group):
-    """What only the command line sets, as rows like those of the files."""
+    """The settings of the command line alone, as rows like those of the files."""
 
     log = Setting[Any]("LOG", _FILE, "log file", default_text="LOG_FILE, or standard error")
     config_file = Setting[Any](
@@ -84,7 +84,7 @@ _ROWS: dict[str, Setting[Any]] = {row.option: row for rows in _GROUPS.values() f
 
 @attrs.frozen(kw_only=True)
 class DaemonOptions:
-    """What the command line asks for; without a server the configured ones are hosted."""
+    """The parsed command line; if it names no server, the configured ones are hosted."""
 
     server: ServerSettings | None = None
     log: Path | None = None

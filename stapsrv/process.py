@@ -42,7 +42,7 @@ _REAP_S = 5.0
 
 
 class Containment(enum.Enum):
-    """How a process tree is held together, the strongest first."""
+    """The means that hold a process tree together, the strongest first."""
 
     # Nothing escapes: the tree ends with its first process, and that with this process.
     NAMESPACE = "process-id namespace"
@@ -76,7 +76,7 @@ class ExitReason(enum.Enum):
 
 @attrs.frozen
 class ProcessResult:
-    """How a process tree ended; ``status`` is its first process's, ``-N`` when signal N ended that."""
+    """The end of a process tree; ``status`` is its first process's, ``-N`` when signal N ended that."""
 
     exit_reason: ExitReason
     status: int

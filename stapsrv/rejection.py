@@ -1,4 +1,4 @@
-"""Why a server turns a connection or a request away: one word each, for logs, ``status`` and metrics.
+"""The reasons to reject a connection or a request: one word each, for logs, ``status`` and metrics.
 
 Pure and light to import; they are raised, counted and reported elsewhere.
 """

@@ -23,7 +23,7 @@ MAX_CLIENTS = 256
 
 @attrs.frozen(kw_only=True)
 class LoadResult:
-    """What came of a load.
+    """The result of a load.
 
     ``seconds`` has the time of each request that got its module, sorted; ``elapsed_s`` is that of all
     together. ``failure`` is the first reason for one of the ``failed``.
@@ -37,7 +37,7 @@ class LoadResult:
 
     @property
     def per_second(self) -> float:
-        """How many requests were answered in a second."""
+        """The rate of answered requests, in requests per second."""
         return len(self.seconds) / self.elapsed_s if self.elapsed_s else 0.0
 
     def percentile(self, percent: float) -> float:

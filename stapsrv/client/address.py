@@ -1,4 +1,4 @@
-"""Where a compile server listens: a host and a port, as people write them. Pure."""
+"""The address of a compile server: a host and a port, as people write them. Pure."""
 
 from __future__ import annotations
 

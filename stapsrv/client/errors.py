@@ -1,4 +1,4 @@
-"""What can fail in a compile by a server, as one of four errors.
+"""The four errors of a compile by a server.
 
 A response that breaks the protocol is a :class:`stapsrv.errors.ProtocolError`. The others are here, cut by
 who must act. A script that does not compile is no error: it has a result, whose ``status`` is 1.

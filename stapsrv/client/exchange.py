@@ -42,7 +42,7 @@ _READ_BYTES = 64 * 1024
 
 
 class Stage(enum.StrEnum):
-    """How far a request has come."""
+    """The progress of a request."""
 
     CONNECTING = "connecting"
     BUSY = "the server is busy"

@@ -1,4 +1,4 @@
-"""What is to be compiled, and for which kernel; it becomes a request."""
+"""A script to compile, and the kernel to compile it for; it becomes a request."""
 
 from __future__ import annotations
 

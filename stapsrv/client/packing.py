@@ -43,7 +43,7 @@ _MIDNIGHT, _EARLIEST_DAY = 0, 1 << 5 | 1
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """All that a request is made of."""
+    """The parts of a request."""
 
     command: StapCommand
     release: str

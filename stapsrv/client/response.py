@@ -34,7 +34,7 @@ def _size(data: bytes | None) -> str:
 
 @attrs.frozen(kw_only=True)
 class Result:
-    r"""What came of a script.
+    r"""The result of a script.
 
     Attributes:
         status: as stap's own client would exit: 0, or 1 if there is no module, or whatever was asked for.

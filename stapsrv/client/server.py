@@ -29,7 +29,7 @@ _PREFIX = "SHA256:"
 
 @attrs.frozen
 class Outcome:
-    """What came of one job of a batch: a result, or why there is none."""
+    """The outcome of one job of a batch: a result, or the error."""
 
     job: Job
     result: Result | None = None

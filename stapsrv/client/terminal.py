@@ -1,4 +1,4 @@
-"""What a person at a terminal sees and is asked: how far a request is, and whether a server is the right one.
+"""Output and questions at a terminal: a request's progress, and whether a server is the right one.
 
 All of it is on standard error; standard output has what stap prints.
 """

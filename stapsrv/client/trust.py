@@ -1,4 +1,4 @@
-"""Whether a certificate is a server's: by its fingerprint, or by a file or a database that has it.
+"""Decides whether a certificate is a server's: by its fingerprint, or by a file or a database that has it.
 
 Servers sign their certificates themselves, so each is trusted or not by itself, as in the real client: what
 its names say does not count. A handshake has shown before that the server has the key.

@@ -1,1 +1,1 @@
-"""What a server does with one connection."""
+"""One connection of a server, from the handshake to the response."""

@@ -1,4 +1,4 @@
-"""The requests of all servers of this process: those under way, the last ones, and how many there were when.
+"""The requests of all servers of this process: those under way, the last ones, and their numbers over time.
 
 Whatever clients do, it stays bounded: by the number of connections, and by the constants below.
 """
@@ -65,7 +65,7 @@ class EndedRequest:
 
 @attrs.frozen
 class Interval:
-    """What happened in ``INTERVAL_S`` seconds: requests that ended, hits among them, the longest queue."""
+    """The requests of ``INTERVAL_S`` seconds: those that ended, hits among them, the longest queue."""
 
     requests: int = 0
     hits: int = 0

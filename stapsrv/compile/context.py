@@ -1,4 +1,4 @@
-"""What the sessions of one server share: its options, its kernels, where it compiles, and who it is."""
+"""The context that sessions of one server share: its options, kernels, engine and identity."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RequestCounts:
 
 @attrs.frozen(kw_only=True)
 class CompileService:
-    """What the sessions of one server share; ``counters`` and ``activity`` all servers of this process."""
+    """The context of one server's sessions; all servers share ``counters`` and ``activity``."""
 
     id: int = 0  # of the server, in its supervisor
     settings: ServerSettings

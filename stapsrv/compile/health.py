@@ -1,4 +1,4 @@
-"""Whether a kernel release can be compiled for, as far as this process knows. Pure.
+"""The health of a kernel release: whether it can be compiled for, as far as this process knows. Pure.
 
 Servers that compile for a release in the same way share one :class:`ReleaseHealth`: what a first compile, or
 a client's request, has shown for one of them holds for all.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 
 
 class Health(enum.StrEnum):
-    """What is known of a release."""
+    """The health of a release, as far as it is known."""
 
     UNTRIED = "untried"
     WARMING = "warming"  # a first compile is running
@@ -45,13 +45,13 @@ class ReleaseHealth:
 
     @contextlib.contextmanager
     def when_healthy(self, then: Callable[[], None]) -> Iterator[None]:
-        """Until the block ends, call ``then`` whenever the release becomes healthy; at once if it is."""
+        """Call ``then`` whenever the release becomes healthy, until the block ends; at once if it is."""
         with self._when({Health.HEALTHY}, then):
             yield
 
     @contextlib.contextmanager
     def when_tried(self, then: Callable[[], None]) -> Iterator[None]:
-        """Until the block ends, call ``then`` whenever an attempt to compile has ended; at once after one."""
+        """Call ``then`` whenever an attempt to compile has ended, until the block ends; at once after one."""
         with self._when({Health.HEALTHY, Health.UNHEALTHY}, then):
             yield
 

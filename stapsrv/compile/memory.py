@@ -1,4 +1,4 @@
-"""Memory for requests and answers, bounded over all clients: who finds none left waits in turn.
+"""Memory for requests and answers, bounded over all clients; a request that finds none left waits its turn.
 
 A client that does not read its answer keeps it in memory until its time for that is over, and so may
 hundreds. Room goes to the client that holds the least: one with a single request does not wait for all the
@@ -29,7 +29,7 @@ class MemoryBudget:
 
     @property
     def held_bytes(self) -> int:
-        """How much is held by all."""
+        """The number of bytes held by all."""
         return self._held.total()
 
     async def claim(self, client: Hashable, size: int, *, wait_s: float) -> Callable[[], None]:
@@ -77,7 +77,7 @@ class MemoryBudget:
 
 @attrs.frozen(eq=False)
 class _Claim:
-    """What one request waits for, or holds."""
+    """The memory that one request waits for, or holds."""
 
     client: Hashable
     size: int

@@ -1,4 +1,4 @@
-"""What one server rejects: counted by reason, and logged without flooding the log."""
+"""One server's rejections: counted by reason, and logged without flooding the log."""
 
 from __future__ import annotations
 

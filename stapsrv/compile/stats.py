@@ -1,4 +1,4 @@
-"""What is recorded of requests, and what is counted of them.
+"""Records of requests, and counts of them.
 
 A :class:`RequestRecord` is filled in as its request goes on; the log's one line for each request, and the
 metrics, are made of it. :class:`LatencyWindow` has the last requests of one server, for people who want to
@@ -31,7 +31,7 @@ _MAX_RELEASES = 200
 
 
 class Outcome(enum.StrEnum):
-    """How a request ended: with stap's response, with this server's own, or without one."""
+    """The end of a request: with stap's response, with this server's own, or without one."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -39,7 +39,7 @@ class Outcome(enum.StrEnum):
 
 
 class Source(enum.StrEnum):
-    """Where stap's response came from: the request's own compile, the cache, or that of an equal request."""
+    """The source of stap's response: the request's own compile, the cache, or that of an equal request."""
 
     COMPILED = "compiled"
     HIT = "hit"
@@ -47,7 +47,7 @@ class Source(enum.StrEnum):
 
 
 class Stage(enum.StrEnum):
-    """What a request is doing, or waiting for."""
+    """The stage of a request."""
 
     READ = "read"  # the request is taken apart
     LOOKUP = "lookup"  # in the cache
@@ -160,7 +160,7 @@ class LatencyWindow:
 
 
 class ConnectionOutcome(enum.StrEnum):
-    """How a connection ended."""
+    """The end of a connection."""
 
     REFUSED = "refused"  # reset before the handshake
     FAILED = "failed"  # it broke, the client broke the protocol, or it took too long
@@ -188,7 +188,7 @@ class Result(enum.StrEnum):
 
 @attrs.define
 class Histogram:
-    """How many durations were in which range: up to each of BOUNDS_S but above the one before, and longer."""
+    """The number of durations in each range: up to each of BOUNDS_S but above the one before, and longer."""
 
     counts: list[int] = attrs.field(factory=lambda: [0] * (len(BOUNDS_S) + 1))
     total_s: float = 0.0
@@ -201,7 +201,7 @@ class Histogram:
 
 @attrs.define
 class ProcessCounters:
-    """What the metrics count of all servers."""
+    """The counts of all servers, for the metrics."""
 
     connections: Counter[ConnectionOutcome] = attrs.field(
         factory=lambda: Counter(dict.fromkeys(ConnectionOutcome, 0))
@@ -247,7 +247,7 @@ class ProcessCounters:
 
 @attrs.define(kw_only=True)
 class CacheCounts:
-    """What the cache did for one server so far."""
+    """The cache's counts for one server."""
 
     hits: int = 0
     misses: int = 0  # compiles of requests that had a key, but no entry

@@ -100,7 +100,7 @@ def socket_address(address: str, port: int) -> tuple[str, int] | tuple[str, int,
 
 
 class MetricsAddress(NamedTuple):
-    """Where metrics and health are served: a Unix socket, or an IP address and port; by default nowhere.
+    """The address of metrics and health: a Unix socket, or an IP address and port; none by default.
 
     Port 0 is one that the kernel picks; a relative path lies in the supervisor's own directory.
     """
@@ -136,7 +136,7 @@ def parse_metrics_address(text: str) -> MetricsAddress:
 
 
 class FarmAddress(NamedTuple):
-    """Where a farm's scheduler listens: by TLS, or by plain TCP on the loopback interface alone."""
+    """The address of a farm's scheduler: by TLS, or by plain TCP on the loopback interface alone."""
 
     is_encrypted: bool
     host: str

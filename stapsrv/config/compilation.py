@@ -1,4 +1,4 @@
-"""What a server compiles without being asked, and where: rows of the table (:mod:`stapsrv.config.table`)."""
+"""The engine of a server, and the scripts it checks unasked: rows of :mod:`stapsrv.config.table`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DIRECTORY = Kind("DIR", ABSOLUTE_PATH.parse, is_path=True)
 
 
 class Compilation(Group):
-    """Where a server has its requests compiled, and the scripts that it compiles before anybody asks."""
+    """The engine of a server, and the scripts that it compiles before anybody asks."""
 
     engine = Setting(
         "ENGINE",

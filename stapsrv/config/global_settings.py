@@ -1,4 +1,4 @@
-"""The global settings: where the service's files are, and what holds for all servers."""
+"""The global settings: the places of the service's files, and the defaults of all servers."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _ENGINE = r"[a-z][a-z0-9_-]{0,31}"
 
 
 class Kind(NamedTuple):
-    """What values a setting takes; the text of a ValueError of ``parse`` says what was expected."""
+    """A kind of values; the text of a ValueError of ``parse`` says what was expected."""
 
     metavar: str
     parse: Callable[[str], object] = str
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 class LogFormat(enum.StrEnum):
-    """How log lines look."""
+    """The form of log lines."""
 
     CLASSIC = "classic"  # a sentence behind the date, as scripts have looked for it for years
     JSON = "json"

@@ -1,4 +1,4 @@
-"""What a setting is: one row of the table (:mod:`stapsrv.config.table`)."""
+"""One setting: a row of the table (:mod:`stapsrv.config.table`)."""
 
 from __future__ import annotations
 

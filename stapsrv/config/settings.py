@@ -19,7 +19,7 @@ _NOT_IDENTIFYING = {row.attribute: row.default for row in Description.rows if no
 
 @attrs.frozen(kw_only=True)
 class HostDefaults:
-    """What holds for a server whose settings do not say; ``tuning`` is of the global configuration."""
+    """The defaults of servers; ``tuning`` is of the global configuration."""
 
     arch: str = attrs.field(factory=host_arch)
     release: str = attrs.field(factory=host_release)
@@ -61,12 +61,12 @@ class ServerSettings:
 
     @cached_property
     def access(self) -> NetworkAccess:
-        """Where it listens, and whom it lets in."""
+        """The addresses it listens on, and the clients it admits."""
         return NetworkAccess(self.tuning)
 
     @cached_property
     def compilation(self) -> Compilation:
-        """Where its requests are compiled."""
+        """The engine that compiles its requests."""
         return Compilation(self.tuning)
 
     @property

@@ -211,7 +211,7 @@ class Description(Group):
 
 
 class NetworkAccess(Group):
-    """Where a server listens, and whom it lets in."""
+    """The addresses that a server listens on, and the clients that it admits."""
 
     listen = Setting[tuple[str, ...]](
         "LISTEN",
@@ -229,7 +229,7 @@ class NetworkAccess(Group):
 
 
 class Limits(Group):
-    """How long and how much: every wait and every buffer that a peer or a compile could stretch.
+    """The bounds in time and size of all that a peer or a compile could stretch.
 
     Durations are in seconds of the event loop's clock, sizes in bytes.
     """
@@ -339,7 +339,7 @@ class Limits(Group):
 
 
 class SharedLimits(Group):
-    """What all servers of a supervisor share."""
+    """The settings that all servers of a supervisor share."""
 
     total_compiles = Setting[int | None](
         "MAX_COMPILES",

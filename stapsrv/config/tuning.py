@@ -1,4 +1,4 @@
-"""What has been set of the tunable settings: of one source, or of several laid over each other."""
+"""The tunable settings that have been set: by one source, or by several laid over each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BY_ATTRIBUTE: Mapping[str, Setting[Any]] = {row.attribute: row for row in TUNABL
 
 
 class Tuning(Mapping[str, Any]):
-    """What has been set: attribute to value. Immutable; the order of setting does not count.
+    """The values that have been set, by attribute. Immutable; the order of setting does not count.
 
     Raises:
         KeyError: the table has no such attribute.

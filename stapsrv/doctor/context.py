@@ -1,4 +1,4 @@
-"""What the checks share: the configuration, and the running servers, as the servers' user sees them."""
+"""The context of the checks: the configuration and the running servers, as the servers' user sees them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class DoctorContext:
 
     @property
     def serving(self) -> list[FoundServer]:
-        """Those of :attr:`running` that serve."""
+        """The servers of :attr:`running` that serve."""
         return [found for found in self.running if found.info["state"] == "serving"]
 
     def database_of(self, settings: ServerSettings) -> Path:

@@ -22,7 +22,7 @@ def _shortened(text: str) -> str:
 
 
 class Verdict(enum.StrEnum):
-    """How bad it is: with a warning clients are served, after a failure some are not or will not be."""
+    """The severity: with a warning clients are served, after a failure some are not or will not be."""
 
     OK = "ok"
     WARNING = "warning"

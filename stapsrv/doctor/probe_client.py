@@ -33,7 +33,7 @@ _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 @attrs.frozen
 class TlsInfo:
-    """What a handshake showed: the server's certificate, the protocol (``TLSv1.3``), the cipher suite."""
+    """The result of a handshake: the server's certificate, the protocol (``TLSv1.3``), the cipher suite."""
 
     certificate: x509.Certificate
     protocol: str

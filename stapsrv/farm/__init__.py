@@ -1,1 +1,1 @@
-"""Compiles on other hosts: nodes that offer releases, and what goes to them and back (Dask distributed)."""
+"""Compiles on other hosts: nodes that offer releases, and the jobs that go to them (Dask distributed)."""

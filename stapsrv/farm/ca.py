@@ -1,4 +1,4 @@
-"""A farm's own certificate authority (RFC 5280): who has a certificate of it belongs to the farm.
+"""A farm's own certificate authority (RFC 5280): the holder of one of its certificates belongs to the farm.
 
 A directory holds ``ca.pem`` and ``ca.key``, and ``NAME.pem`` and ``NAME.key`` for each member, which needs
 its own two and ``ca.pem``. There is no revocation: who must go is left behind by a new authority.

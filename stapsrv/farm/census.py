@@ -1,4 +1,4 @@
-"""What the members of a farm say of themselves - versions, clock, certificate - and how that is asked.
+"""Asks the members of a farm about themselves: versions, clock, certificate.
 
 A node states it as one of the metrics that Dask sends with each heartbeat; the scheduler is asked.
 """

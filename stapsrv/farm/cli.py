@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
 @attrs.frozen
 class _Member:
-    """What is run until it is cancelled, and what others know it by."""
+    """A part of a farm to run until it is cancelled, and its name for others."""
 
     run: Callable[..., Awaitable[None]]
     credentials: FarmCredentials | None

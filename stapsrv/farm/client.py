@@ -1,4 +1,4 @@
-"""A server's side of a farm: knows its nodes, and has jobs compiled by them, whatever dies meanwhile.
+"""A server's side of a farm: knows its nodes, and has jobs compiled by them, also when nodes die.
 
 It runs on asyncio, as Dask does (see :mod:`stapsrv.system.loop_thread`). Dask's scheduler gives the job of a
 node that died to another. What Dask leaves open is done here: a scheduler that ends takes all its jobs along,
@@ -69,7 +69,7 @@ class Assignment:
 
 @attrs.frozen
 class FarmAnswer:
-    """What a node answered, by which offer."""
+    """A node's answer, and the offer that it used."""
 
     offer: Offer
     answer: NodeResult | NodeFailure
@@ -77,7 +77,7 @@ class FarmAnswer:
 
 @attrs.define
 class FarmCounts:
-    """What happened to jobs so far, and how many are not done."""
+    """The counts of jobs so far, and of those that are not done."""
 
     under_way: int = 0
     done: int = 0
@@ -117,7 +117,7 @@ class FarmClient:
 
     @property
     def running(self) -> int:
-        """How many jobs the scheduler has."""
+        """The number of jobs that the scheduler has."""
         return len(self._attempts)
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""What Dask, Tornado and asyncio log, as lines of this program's log: warnings alone, and not without end."""
+"""Logs of Dask, Tornado and asyncio as lines of this program's log: warnings alone, and bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identity of what modules for a release are built with: equal on two hosts only if all of that is.
+"""The identity of a toolchain for a release: equal on two hosts only if all that modules are built with is.
 
 The fingerprints of the result cache are of one host: they hold inodes and times. This is a digest of
 contents: the build tree with the kernel's sources, tapsets, runtime, stap, the compiler; and of the

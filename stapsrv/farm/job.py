@@ -46,7 +46,7 @@ COUNTS = tuple(
 
 @attrs.frozen(kw_only=True)
 class FarmJob:
-    """What a node compiles, and with what."""
+    """A job for a node: the request, and all that it is compiled with."""
 
     name: str  # of this attempt; no other has it
     request: CompileRequest

@@ -1,4 +1,4 @@
-"""What a node does without a word of Dask: it proves its releases, offers them, and compiles jobs.
+"""A node, without a word of Dask: it proves its releases, offers them, and compiles jobs.
 
 A release is offered once the shortest script has been compiled for it. When something changes of what modules
 are built with, the offer is taken back, and the release proved again: its identity may be another one. What
@@ -70,12 +70,12 @@ class FarmNode:
 
     @property
     def offers(self) -> frozenset[Offer]:
-        """What the node can compile for now."""
+        """The releases that the node can compile for now."""
         return frozenset(offered.offer for offered in self._offered.values())
 
     @property
     def running(self) -> int:
-        """How many jobs are being compiled."""
+        """The number of jobs being compiled."""
         return len(self._running)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -1,4 +1,4 @@
-"""What the nodes of a farm can compile for, as its scheduler states it. Pure.
+"""The releases that the nodes of a farm offer, as its scheduler states them. Pure.
 
 A node offers each release as a resource of Dask's, named ``RELEASE/ARCH/IDENTITY``. The identity is a digest
 of all that modules are built with there: the scheduler gives a job to no node that has not just that.
@@ -78,12 +78,12 @@ class Nodes:
 
     @property
     def slots(self) -> int:
-        """How many jobs the farm runs at the same time."""
+        """The number of jobs that the farm runs at the same time."""
         return sum(node.slots for node in self.nodes if node.offers and node.is_open)
 
     @property
     def offers(self) -> frozenset[Offer]:
-        """All that is offered."""
+        """All offers of open nodes."""
         return frozenset(offer for node in self.nodes if node.is_open for offer in node.offers)
 
     @property

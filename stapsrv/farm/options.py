@@ -25,7 +25,7 @@ _ADDRESS = Kind("ADDRESS", parse_farm_address)
 
 
 class _Member(Group):
-    """What a scheduler and a node have in common."""
+    """The options that a scheduler and a node have in common."""
 
     ca = Setting[Any]("CA", _FILE, "certificate of the farm's authority, ca.pem", default_text="FARM_CA")
     cert = Setting[Any]("CERT", _FILE, "certificate of this host in the farm", default_text="FARM_CERT")

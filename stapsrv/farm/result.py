@@ -1,4 +1,4 @@
-"""What a node answers to a job, as bytes: a result, or why there is none. Pure.
+"""A node's answer to a job, as bytes: a result, or the error. Pure.
 
 It is decoded as a stranger's, with the rules that hold for what a compile of this host leaves behind: names,
 number and sizes of files, and of what was printed.
@@ -41,7 +41,7 @@ class Failure(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class NodeResult:
-    """What stap made of a job on a node, and what the node says of it."""
+    """The result of stap on a node, with what the node says of it."""
 
     result: CompileResult
     node: str

@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 
 @attrs.frozen(kw_only=True)
 class SchedulerOptions:
-    """What a scheduler is started with."""
+    """The options that a scheduler is started with."""
 
     listen: str  # tls://ADDRESS:PORT, or tcp:// at a loopback address
     credentials: FarmCredentials | None = None  # None for tcp:// alone

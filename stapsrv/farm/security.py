@@ -1,4 +1,4 @@
-"""Who belongs to a farm: mutual TLS with certificates of the farm's own authority.
+"""The security of a farm: mutual TLS with certificates of the farm's own authority.
 
 Names in certificates are not compared with addresses (Dask does not): a holder of one of the
 authority's may be any part of the farm.

@@ -57,7 +57,7 @@ _SETTINGS: dict[str, Any] = {
 
 @attrs.frozen(kw_only=True)
 class WorkerOptions:
-    """What a node is started with.
+    """The options that a node is started with.
 
     What is a path of this host is the node's own setting, never a job's; so are the limits of ``tuning``,
     which bound those that jobs state.

@@ -1,1 +1,1 @@
-"""Who a server is: its certificate, its key, and who trusts it."""
+"""A server's identity: its certificate, its key, and the trust in them."""

@@ -44,7 +44,7 @@ class KeyType(enum.Enum):
 
     @property
     def digest(self) -> hashes.SHA256 | None:
-        """What a certificate's contents are hashed with before such a key signs them; None: nothing is."""
+        """The hash by which such a key signs a certificate; None for a key that needs none."""
         return hashes.SHA256() if self is KeyType.RSA else None
 
 

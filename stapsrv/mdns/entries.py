@@ -1,4 +1,4 @@
-"""What is wanted of each advertisement, what was announced, and the next step between the two. Pure.
+"""The advertisements as wanted and as announced, and the next step from the one to the other. Pure.
 
 Each advertisement has an entry for as long as it is wanted or announced. :meth:`Entry.next_step` has all the
 logic: the session that performs a step then asks for the next one, so a change during a step is never lost.
@@ -27,7 +27,7 @@ _CALM_S = 60.0
 
 
 class Step(enum.Enum):
-    """What is to be done about an entry next."""
+    """The next step for an entry."""
 
     # Claim a name and announce the service.
     ANNOUNCE = enum.auto()
@@ -172,5 +172,5 @@ class ConflictBackoff:
 
     @property
     def delay_s(self) -> float:
-        """How long to wait before the next probe."""
+        """The wait before the next probe."""
         return _DELAY_S if self._active and self._clock() - self._times[-1] < _CALM_S else 0.0

@@ -81,7 +81,7 @@ class Service:
 
 @attrs.frozen(kw_only=True)
 class ResponderEvents:
-    """What happened on the network: claims of other hosts to our names, and the responder's own errors."""
+    """Events of the network: other hosts' claims to our names, and the responder's own errors."""
 
     host_contested: bool = False
     contested: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""Updates of what is watched of a process: a first state, then differences, at the pace of who reads them.
+"""Updates of a process's live state: a snapshot first, then differences, at each reader's pace.
 
 Nothing is kept for a reader but the last state that he was given, which equal readers share: who reads slowly
 is given fewer and larger differences, and holds up nobody. While nobody reads, nothing is done.
@@ -38,7 +38,7 @@ Updates: TypeAlias = AsyncGenerator[Update, None]
 
 
 class LiveFeed:
-    """What is watched of one process; all of it is called on the event loop."""
+    """The live state of one process and its changes; all of it is called on the event loop."""
 
     def __init__(self, status: Callable[[], SupervisorStatus], activity: Activity) -> None:
         self._status = status

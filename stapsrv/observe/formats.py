@@ -1,4 +1,4 @@
-"""What a log entry looks like in each format: classic, JSON, or the systemd journal's own. Pure.
+"""The formats of log entries: classic, JSON, or the systemd journal's own. Pure.
 
 The classic sentences that scripts look for are the original's, to the letter; the others are in its manner.
 Whatever a client sent, one entry is one entry: control characters are escaped in the classic and the JSON

@@ -30,7 +30,7 @@ _READ_BYTES = 4096
 
 @attrs.frozen(kw_only=True)
 class HttpLimits:
-    """What a client can have: connections at once, bytes of a request, seconds for that and in all.
+    """The limits of clients: connections at once, bytes of a request, seconds for that and in all.
 
     Each piece of a stream has ``total_s`` seconds of its own.
     """

@@ -1,4 +1,4 @@
-"""What is watched of a process, as data: its state at a moment, and what differs from one to the next. Pure.
+"""The live state of a process as data, and the difference between two states. Pure.
 
 Nothing of a request's content is in it. The differences of two states, applied to the first, make the second;
 so who looks only now and then loses nothing but what came and went meanwhile.
@@ -32,7 +32,7 @@ class LiveState:
 
 @attrs.frozen(kw_only=True)
 class Differences:
-    """What is new or other, each entry whole, and the keys of what is gone, by the names of the tables."""
+    """The new and changed entries, each whole, and the keys of those that are gone, by table."""
 
     supervisor: SupervisorStatus | None = None  # None: as before
     servers: Mapping[int, ServerStatus] = attrs.field(factory=dict)
@@ -43,7 +43,7 @@ class Differences:
 
     @property
     def entries(self) -> int:
-        """How much it is, in entries of tables."""
+        """The size, in entries of tables."""
         return sum(len(getattr(self, table)) + len(self.gone.get(table, ())) for table in TABLES)
 
 

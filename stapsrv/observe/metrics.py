@@ -1,4 +1,4 @@
-"""The metrics: one table of what each is called, means and is made of; and their text for Prometheus.
+"""The metrics: one table of names, meanings and sources, and their text for Prometheus.
 
 What is counted is counted elsewhere (:mod:`stapsrv.compile.stats`), with or without somebody who asks.
 Here it is only put into words, from a snapshot, in a thread.
@@ -25,7 +25,7 @@ from stapsrv.supervisor.status import ServerStatus
 
 
 class Kind(enum.StrEnum):
-    """What kind of metric one is, as Prometheus has it."""
+    """The type of a metric, as Prometheus has it."""
 
     COUNTER = "counter"
     GAUGE = "gauge"

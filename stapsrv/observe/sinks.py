@@ -1,4 +1,4 @@
-"""Where log entries go: a file that survives rotation, an inherited descriptor, the systemd journal.
+"""The sinks of log entries: a file that survives rotation, an inherited descriptor, the systemd journal.
 
 A sink that cannot take an entry raises OSError: a server goes on without its log. Only a file system makes it
 wait, which is why a process writes its logs in threads (:mod:`stapsrv.observe.writer`).

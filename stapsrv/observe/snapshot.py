@@ -1,4 +1,4 @@
-"""A snapshot of what a process knows of itself, for metrics and health."""
+"""A snapshot of a process, for metrics and health."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAG_INTERVAL_S = 5.0
 
 
 class Phase(enum.StrEnum):
-    """How far a process is."""
+    """The phase of a process."""
 
     # Not all that is configured has been started yet.
     STARTING = "starting"

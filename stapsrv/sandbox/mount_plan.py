@@ -17,7 +17,7 @@ from stapsrv.system.symlinks import Link
 
 
 class Access(enum.Enum):
-    """What a program can do with the files of a mount."""
+    """The access that a program has to the files of a mount."""
 
     READ = "read"
     WRITE = "write"

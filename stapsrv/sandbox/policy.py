@@ -1,4 +1,4 @@
-"""Which files of this host stap needs: the policy of a server, and a request's mounts.
+"""The files of this host that stap needs: the policy of a server, and a request's mounts.
 
 The policy names paths as people write them. They are looked up for each request, links and all, so that a
 contained program finds under each name what the host has there.
@@ -43,7 +43,7 @@ _INSTALLED = ("bin", "lib", "lib64", "libexec", "share/systemtap", "share/locale
 
 @attrs.frozen(kw_only=True)
 class SandboxPolicy:
-    """What the requests of one server may see and change, beside what every request may."""
+    """The files that requests of one server may see and change, beside those of every request."""
 
     stap: Path
     environ: Mapping[str, str]

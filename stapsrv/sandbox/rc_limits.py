@@ -22,7 +22,7 @@ _OPTION = re.compile(r"(?<!\S)--rlimit-(cpu|as|fsize|nproc)(?:=|[ \t]+)([0-9]\w{
 
 @attrs.frozen
 class RcLimits:
-    """What holds for a request: ``limits``, and ``text`` in place of the file where stap is to read another.
+    """The limits of a request, and ``text`` in place of the file where stap is to read another.
 
     ``stated`` are the options that go before a default, by the attribute of the limit; ``remarks`` say which
     one holds of two that were set.

@@ -1,4 +1,4 @@
-"""The sandbox of this server: the command, environment, mounts and control group of what runs contained."""
+"""The sandbox of this server: the command, environment, mounts and control group of contained programs."""
 
 from __future__ import annotations
 

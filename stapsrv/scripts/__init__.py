@@ -1,1 +1,1 @@
-"""Collections of scripts: what is to compile for which kernel release, and what came of it."""
+"""Collections of scripts: which are to compile for which kernel release, and the results."""

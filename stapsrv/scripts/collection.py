@@ -1,4 +1,4 @@
-"""A collection: the files of a directory, taken for scripts and for what is stated of them. Pure."""
+"""A collection: the files of a directory as scripts and their descriptions. Pure."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Changes = tuple[Result, ...]
 
 @attrs.frozen
 class History:
-    """For each cell the results that differed from the one before, the oldest first."""
+    """The results of each cell that differed from the one before, the oldest first."""
 
     cells: Mapping[Cell, Changes] = attrs.field(factory=dict)
 

@@ -1,4 +1,4 @@
-"""What came of a script for a release, and what is different from the last time. Pure."""
+"""The results of scripts by release, and the differences from the last time. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_MESSAGE = 300
 
 
 class Verdict(enum.StrEnum):
-    """What came of a script; the values are words for people and for programs."""
+    """The outcome of a script; the values are words for people and for programs."""
 
     OK = "ok"
     WARNS = "warns"
@@ -34,7 +34,7 @@ _FAILS = frozenset({Verdict.FAILS, Verdict.EXPECTED})
 
 
 class Cell(NamedTuple):
-    """Where a result stands in the matrix."""
+    """The place of a result in the matrix."""
 
     collection: str
     script: str
@@ -70,7 +70,7 @@ class Inputs:
 
 @attrs.frozen(kw_only=True)
 class Result:
-    """What came of one script for one release."""
+    """The result of one script for one release."""
 
     cell: Cell
     verdict: Verdict

@@ -1,4 +1,4 @@
-"""What SystemTap's own examples state of themselves in ``NAME.meta``: how each is tried. Pure.
+"""Reads ``NAME.meta``, where SystemTap's own examples say how each is tried. Pure.
 
 A line ``test_check: stap -p4 NAME.stp ARGUMENT`` is a command for a shell. Here none runs it: its words are
 options and arguments, and a line that means something else to a shell is not understood.

@@ -16,7 +16,7 @@ _XML_CONTROL = {number: "?" for number in range(32) if chr(number) not in "\t\n\
 
 @attrs.frozen
 class Report:
-    """All results of a check, and what is different from the last one."""
+    """All results of a check, and the differences from the last one."""
 
     results: tuple[Result, ...]
     differences: tuple[Difference, ...] = ()

@@ -1,4 +1,4 @@
-"""What is stated of a script in the TOML file beside it, ``NAME.toml``. Pure."""
+"""Reads ``NAME.toml``, the TOML file beside a script that describes it. Pure."""
 
 from __future__ import annotations
 

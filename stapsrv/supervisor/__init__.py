@@ -1,1 +1,1 @@
-"""Hosts compile servers: their lifecycle, what they share, and what outlives them."""
+"""Hosts compile servers: their lifecycle, the parts that they share, and the state that outlives them."""

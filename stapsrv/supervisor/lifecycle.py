@@ -1,4 +1,4 @@
-"""How a hosted server lives: a pure table from what is and what happens to what is next.
+"""The life of a hosted server: a pure table from state and event to the next state.
 
 Theory of operation. What is *wanted* of a server (up, down) is kept apart from what *is* (its state).
 Commands change what is wanted and, where they can act at once, start an action; facts report how an
@@ -20,14 +20,14 @@ from stapsrv.errors import LifecycleError
 
 
 class Wanted(enum.Enum):
-    """What the operator wants of a server."""
+    """The operator's goal for a server."""
 
     UP = "up"
     DOWN = "down"
 
 
 class State(enum.Enum):
-    """What a server is; the value is what ``status`` shows."""
+    """A server's state; the value is the word that ``status`` shows."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -40,7 +40,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens to a server: commands of people first, then facts."""
+    """An event in a server's life: commands of people first, then facts."""
 
     START = "start"
     STOP = "stop"
@@ -54,7 +54,7 @@ class Event(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What the shell is to do."""
+    """An action for the shell around the table."""
 
     LAUNCH = enum.auto()  # prepare the server and serve; reports READY, then ENDED or REFUSED
     FINISH = enum.auto()  # stop accepting and let requests finish; ENDED follows

@@ -24,7 +24,7 @@ class ServerSpec:
 
 @attrs.frozen
 class Outcome:
-    """What became of one server of a command; ``already``: it was as wanted before."""
+    """The outcome of a command for one server; ``already``: the server was as wanted before."""
 
     server: ServerStatus | None  # None if it was refused before it had an id
     already: bool

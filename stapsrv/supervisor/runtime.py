@@ -1,4 +1,4 @@
-"""What every server of this process shares, and how a server is made ready on it."""
+"""The parts that all servers of this process share, and how a server is made ready on them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _REMOVAL_S = 5.0
 
 @attrs.frozen(kw_only=True)
 class Runtime:
-    """What the servers of this process share; without a cache each request is compiled."""
+    """The parts that the servers of this process share; without a cache each request is compiled."""
 
     user: str
     engine: LocalEngine

@@ -1,4 +1,4 @@
-"""What the checks of collections came to, by release: for status, metrics and the web page."""
+"""The results of collections' checks, by release: for status, metrics and the web page."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from stapsrv.system.blocking import BlockingCalls
 
 @attrs.frozen
 class SavedState:
-    """What a supervisor keeps on disk: which servers are up, and the ports that they got at random."""
+    """A supervisor's state on disk: the servers that are up, and the ports that they got at random."""
 
     servers: StatFiles
     ports: PortMemory

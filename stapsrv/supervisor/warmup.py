@@ -70,7 +70,7 @@ _SETTLE_S = 2.0
 
 @attrs.frozen
 class WarmupKey:
-    """What decides whether a release can be compiled for; servers with equal ones share its health."""
+    """All that decides whether a release can be compiled for; servers with equal keys share its health."""
 
     release: ServedRelease
     build: tuple[str, ...]

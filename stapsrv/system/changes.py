@@ -6,7 +6,7 @@ import anyio
 
 
 class ChangeCount:
-    """How many changes there were.
+    """A count of changes that can be waited on.
 
     Who looks, and then waits for what came after ``count``, misses none::
 

@@ -1,4 +1,4 @@
-"""What is remembered from one process to the next: a few facts by name, in one small JSON file.
+"""Keeps a few facts by name from one process to the next, in one small JSON file.
 
 Such a memory is a convenience: a file that is lost or damaged costs nothing but the facts in it.
 """

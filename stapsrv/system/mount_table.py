@@ -1,4 +1,4 @@
-"""Which mount points changed: a mount shows other files in a directory, and inotify(7) does not report it."""
+"""Finds the mount points that changed: a mount shows other files, and inotify(7) does not report it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a result may be cached: whether it would be the same each time, as far as request and result show.
+"""Decides whether a result may be cached: it has to be the same each time, as far as request and result show.
 
 The request must hold nothing but options and words that are known to be repeatable; the lists name what is
 allowed. The result must show that nothing was read but what is watched: in the compiler's own lists of files,

@@ -37,14 +37,14 @@ _EVICT_FRACTION = 0.9
 
 
 class StoreStatistics(NamedTuple):
-    """What a directory holds."""
+    """The content of a directory, in numbers."""
 
     entries: int
     stored_bytes: int
 
 
 class VerifyCounts(NamedTuple):
-    """How many entries were sound, and how many were damaged and removed."""
+    """The numbers of sound entries, and of damaged ones, which were removed."""
 
     sound: int
     damaged: int

@@ -1,4 +1,4 @@
-"""What stap has found out about each toolchain, kept for later compiles; only the server writes it.
+"""stap's findings about each toolchain, kept for later compiles; only the server writes them.
 
 stap keeps modules and what it finds out about a kernel under their names, and trusts what it finds there. So
 each compile has a cache of its own, in its own directory, which is removed with it. It begins with links to
@@ -38,7 +38,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Finding(enum.Enum):
-    """What stap finds out about a toolchain and keeps for all scripts: how it names the files."""
+    """A kind of findings that stap keeps for all scripts, by the pattern of their file names."""
 
     FEATURES = r"stapconf_[0-9a-f]{32}_[0-9]+\.h"
     TRACEPOINTS = r"tracequery_[0-9a-f]{32}_[0-9]+\.o"
@@ -50,7 +50,7 @@ _NAMES = {finding: re.compile(finding.value) for finding in Finding}
 
 @attrs.frozen
 class StapCache:
-    """What is known of one toolchain, at ``path``, which need not exist; the methods block on files."""
+    """The findings about one toolchain, at ``path``, which need not exist; the methods block on files."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""Where a compile runs: a job goes in, a result comes out, both made of bytes.
+"""The protocol of engines: a job goes in, a result comes out, both made of bytes.
 
 :class:`~stapsrv.compile.engine.cached.CachedEngine` wraps :class:`~stapsrv.compile.engine.local.LocalEngine`,
 which runs stap on this host. An engine on other hosts can take its place: sessions, queue, cache and signing
@@ -59,7 +59,7 @@ class CompileJob:
 
     @property
     def privilege(self) -> Privilege | None:
-        """What stap is held to; None where nothing may be signed."""
+        """The privilege that stap is held to; None where nothing may be signed."""
         return requested_privilege(self.request.arguments, self.table)
 
     @property
@@ -81,7 +81,7 @@ class CompileJob:
 
 @attrs.frozen
 class CompileResult:
-    """What stap made of a job, without this host's private paths; it may answer later requests, too."""
+    """The result of a job, without this host's private paths; it may answer later requests, too."""
 
     status: int  # 128 + N when signal N ended stap, as a shell says it
     stdout: bytes
@@ -98,7 +98,7 @@ class CompileResult:
 
 @attrs.frozen
 class Elsewhere:
-    """What another host says of a compile of its own."""
+    """Another host's words about a compile of its own."""
 
     toolchain: bytes  # the digest of what the module was built with
     uncacheable: str | None  # why the result is good for one request alone, in a word
@@ -168,7 +168,7 @@ class RemoteEngine(Engine, Protocol):
 
     @property
     def release_health(self) -> Mapping[str, ReleaseHealth]:
-        """What is known of each; it may change, too."""
+        """The health of each release; it may change, too."""
 
     def promise(self, job: CompileJob) -> bytes | None:
         """Return a digest of what a job would be compiled with.
@@ -184,7 +184,7 @@ class RemoteEngine(Engine, Protocol):
 
 
 class EngineService(Protocol):
-    """What engines of one process share, such as a connection."""
+    """A service that engines of one process share, such as a connection."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve them until cancelled."""
@@ -195,7 +195,7 @@ _Service = TypeVar("_Service", bound=EngineService)
 
 @attrs.frozen(kw_only=True)
 class EngineHost:
-    """What this process has for engines."""
+    """The means that this process has for engines."""
 
     local: Engine
     environ: Mapping[str, str]

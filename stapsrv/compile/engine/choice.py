@@ -1,4 +1,4 @@
-"""Which engine a server has: this host's, or another by its entry point."""
+"""Chooses a server's engine: this host's, or another by its entry point."""
 
 from __future__ import annotations
 

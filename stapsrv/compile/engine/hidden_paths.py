@@ -1,4 +1,4 @@
-"""The programs that a request names and a compile does not see, which stap only calls ``no match``. Pure.
+"""Finds the programs that a request names and a compile does not see; stap only says ``no match``. Pure.
 
 Nothing is looked up: whether a hidden path exists is not for clients to find out. So the same is said of one
 that does and of one that does not, and it follows from the settings of the server alone.

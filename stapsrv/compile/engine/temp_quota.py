@@ -1,4 +1,4 @@
-"""How much temporary space compiles use: measured while they run, so that none fills the disk of all.
+"""Bounds the temporary space of compiles: it is measured while they run, so that none fills the disk.
 
 Twice a second a thread walks over a compile's directory, a few hundred files as a rule. What is written
 between two walks is not seen in time; ``LIMIT_FILE`` bounds a single file at once.

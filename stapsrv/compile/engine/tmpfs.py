@@ -1,4 +1,4 @@
-"""Whether requests can be compiled in memory: on a tmpfs of the host that has room for all of them.
+"""Decides whether requests can be compiled in memory: on a tmpfs of the host that has room for all of them.
 
 Compilers write many small files that nobody needs a second later, and that never have to reach a disk.
 """

@@ -23,13 +23,13 @@ class FrameReader:
 
     @property
     def announced_bytes(self) -> int | None:
-        """How many bytes the peer has announced, once it has."""
+        """The number of bytes that the peer has announced, once it has."""
         header = self._received[:_LENGTH_BYTES]
         return int.from_bytes(header, "big") if len(header) == _LENGTH_BYTES else None
 
     @property
     def missing_bytes(self) -> int:
-        """How many of the announced bytes have not come yet, those beyond the limit included."""
+        """The number of announced bytes that have not come yet, those beyond the limit included."""
         return max(0, _LENGTH_BYTES + (self.announced_bytes or 0) - len(self._received))
 
     @property

@@ -22,7 +22,7 @@ from stapsrv.text import printable_bytes
 
 
 class Privilege(enum.Enum):
-    """What a script may do on its host, as ``--privilege`` names it."""
+    """The privilege of a script on its host, as ``--privilege`` names it."""
 
     # All; what stap assumes without an option. Such modules are not signed.
     STAPDEV = "stapdev"
@@ -183,7 +183,7 @@ _LEVELS: Mapping[bytes | None, Privilege] = {level.value.encode("ascii"): level 
 
 
 class _GrammarError(Exception):
-    """Where getopt_long stops; never leaves this module."""
+    """Ends the parse where getopt_long stops; never leaves this module."""
 
 
 def _parse_next(

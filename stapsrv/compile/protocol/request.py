@@ -43,7 +43,7 @@ _MISSING = b"missing"
 
 @attrs.frozen(kw_only=True)
 class CompileRequest:
-    """What a client wants compiled, and from what."""
+    """A client's request: stap's arguments, and the files that they name."""
 
     version: str = _OLDEST_VERSION
     release: str  # the kernel's, as ``uname -r`` shows it on the client's host

@@ -88,18 +88,18 @@ class ResponseFile:
 
     @property
     def whole(self) -> bytes:
-        """All of it, a copy if it has more than its data."""
+        """The whole content, a copy if there is more than ``data``."""
         return self.before + self.data + self.after if self.before or self.after else self.data
 
     @property
     def size(self) -> int:
-        """How many bytes the client gets."""
+        """The number of bytes that the client gets."""
         return len(self.before) + len(self.data) + len(self.after)
 
 
 @attrs.frozen
 class CompileResponse:
-    """What a client is sent: the module and what goes with it, and what stap and this server say."""
+    """A response: the module and what goes with it, and the messages of stap and this server."""
 
     version: str  # of the protocol, which is that of the installed stap
     rc: int  # stap's exit status, or 1 when this server refuses

@@ -16,7 +16,7 @@ from stapsrv.control.cli.invocation import DESCRIBING_OPTIONS, LIST_OPTIONS, NIC
 
 
 class Group(StrEnum):
-    """What an option is about; the value is a heading."""
+    """The subject of an option; the value is a heading."""
 
     DESCRIBING = "which server, or which servers"
     LISTS = "dealt out in turn to the servers named"

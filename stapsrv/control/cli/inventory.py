@@ -112,7 +112,7 @@ class Inventory:
 
     @property
     def own_orphaned_servers(self) -> list[LostServer]:
-        """Those of :attr:`orphaned_servers` that this user may take up or forget."""
+        """The servers of :attr:`orphaned_servers` that this user may take up or forget."""
         return [
             server
             for server in self.orphaned_servers

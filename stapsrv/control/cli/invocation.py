@@ -31,7 +31,7 @@ DESCRIBING_OPTIONS: Mapping[str, Setting[Any]] = {
 
 
 class Action(StrEnum):
-    """What to do; ``try-restart`` is another word for ``condrestart``."""
+    """The action to take; ``try-restart`` is another word for ``condrestart``."""
 
     START = "start"
     STOP = "stop"
@@ -48,7 +48,7 @@ class Action(StrEnum):
 
 
 class OutputForm(StrEnum):
-    """How answers are printed; ``AUTO`` depends on whether a terminal reads them."""
+    """The form of the output; ``AUTO`` depends on whether it goes to a terminal."""
 
     AUTO = "auto"
     JSON = "json"

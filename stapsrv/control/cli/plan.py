@@ -33,7 +33,7 @@ from stapsrv.control.cli.targets import (
 
 
 class Operation(StrEnum):
-    """What happens to a server; KEEP STOP RESTART REPORT DRAIN UNDRAIN are for running ones."""
+    """A step for a server; KEEP STOP RESTART REPORT DRAIN UNDRAIN are for running ones."""
 
     START = "start"
     # Nothing, which is a success: it runs, or an earlier target starts it.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Verb(StrEnum):
-    """What is done to a server, as lines begin; a restart reports both halves."""
+    """The verbs with which lines begin; a restart reports both halves."""
 
     START = "Starting"
     STOP = "Stopping"

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: a table of servers, and each server's progress in a command."""
+"""Output for a terminal: a table of servers, and each server's progress in a command."""
 
 from __future__ import annotations
 

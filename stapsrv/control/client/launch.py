@@ -42,7 +42,7 @@ _Found = TypeVar("_Found")
 
 
 class Launch(NamedTuple):
-    """How to start a supervisor: user, global settings, and the password of certificate databases or None."""
+    """The start of a supervisor: user, global settings, and the password of certificate databases or None."""
 
     account: Account
     stat_path: Path

@@ -1,4 +1,4 @@
-"""Where this user's supervisors are, and those of others whose status may be read. A light module.
+"""Finds this user's supervisors, and those of others whose status may be read. A light module.
 
 STAT_PATH may be another one in the files by now: a supervisor notes its own under the global file that it was
 started with, so that a command with the same file finds it. A note is a hint: what is found there must be the

@@ -1,4 +1,4 @@
-"""The table of what ``watch`` tells: the JSON form of a supervisor's state, and of what differs. Pure.
+"""The table of the fields of ``watch``: the JSON form of a supervisor's state, and of differences. Pure.
 
 Like :mod:`stapsrv.control.protocol.status_fields`, from which it has servers and supervisor: each class is
 one JSON object, each member one row with its meaning in the words of ``docs/control.md``. The values come
@@ -65,7 +65,7 @@ class EndedRequestInfo(TypedDict):
 
 
 class IntervalInfo(TypedDict):
-    """What happened in ten seconds; see :class:`stapsrv.compile.activity.Interval`."""
+    """The requests of ten seconds; see :class:`stapsrv.compile.activity.Interval`."""
 
     requests: Annotated[int, "requests that ended"]
     hits: Annotated[int, "how many of these were answered from the result cache"]
@@ -73,7 +73,7 @@ class IntervalInfo(TypedDict):
 
 
 class UpdateInfo(TypedDict):
-    """All of a supervisor's state, or what differs from the state before."""
+    """A supervisor's whole state, or its difference from the state before."""
 
     kind: Annotated[
         Literal["snapshot", "changes"],

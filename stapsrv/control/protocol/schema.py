@@ -32,7 +32,7 @@ _Shape = TypeVar("_Shape")
 
 
 class HelloInfo(TypedDict):
-    """Who answers. ``access`` is ``all``, or ``read`` for ``hello``, ``status`` and ``watch`` only."""
+    """The supervisor that answers; ``access``: ``all``, or ``read`` for ``hello``, ``status``, ``watch``."""
 
     protocol: int
     version: str
@@ -106,7 +106,7 @@ class ReloadParams(ActionParams):
 
 
 class ScriptResultInfo(TypedDict):
-    """What came of one script for one release."""
+    """The result of one script for one release."""
 
     collection: str
     script: str
@@ -127,7 +127,7 @@ class ScriptProgressInfo(TypedDict):
 
 
 class ScriptDifferenceInfo(TypedDict):
-    """What is different from the last check, in words."""
+    """The differences from the last check, in words."""
 
     collection: str
     script: str
@@ -174,7 +174,7 @@ class ScriptCellInfo(TypedDict):
 
 
 class ScriptHistoryInfo(TypedDict):
-    """What is remembered of scripts."""
+    """The remembered changes of all scripts."""
 
     cells: list[ScriptCellInfo]
 

@@ -1,4 +1,4 @@
-"""The table of what a supervisor says of itself and of its servers: name, type, meaning and column.
+"""The table of the status fields of a supervisor and its servers: name, type, meaning and column.
 
 Each class below is one JSON object and each member one row, in the order of the columns of ``status``: its
 type, what it means in the words of ``docs/control.md``, and its columns. Everything else is derived:
@@ -70,7 +70,7 @@ class ReleaseInfo(TypedDict):
 
 
 class RecentInfo(TypedDict):
-    """What the last requests took; see :class:`stapsrv.compile.stats.RecentTimes`."""
+    """The times of the last requests; see :class:`stapsrv.compile.stats.RecentTimes`."""
 
     requests: Annotated[int, "how many these are, a hundred at most"]
     queue_s: Annotated[
@@ -82,7 +82,7 @@ class RecentInfo(TypedDict):
 
 
 class CacheInfo(TypedDict):
-    """What the result cache did for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
+    """The result cache's counts for a server; see :class:`stapsrv.compile.stats.CacheCounts`."""
 
     hits: Annotated[int, "requests answered from it", Column("HIT%", "hit rate")]
     misses: Annotated[int, "compiles whose result could have been in it"]

@@ -22,7 +22,7 @@ cached_user_name = cache(user_name)
 
 
 class Access(IntEnum):
-    """What a peer may do; each level includes those before it."""
+    """A peer's level of access; each includes those before it."""
 
     NONE = 0
     # hello, status and watch
@@ -39,7 +39,7 @@ class Peer(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Who may do what: root and user id ``owner`` all, members of group id ``readers`` read."""
+    """The access policy: root and user id ``owner`` may do all, members of group id ``readers`` read."""
 
     owner: int
     readers: int | None

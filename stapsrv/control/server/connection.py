@@ -65,7 +65,7 @@ _ENDS_CONNECTION = frozenset({Code.PARSE_ERROR, Code.INVALID_REQUEST, Code.TIMED
 
 @attrs.frozen(kw_only=True)
 class ControlLimits:
-    """What peers may use; with the size of lines this bounds the server's memory (``docs/control.md``)."""
+    """The limits of peers; with the size of lines they bound the server's memory (``docs/control.md``)."""
 
     connections: int = 128
     # Of all connections, so that readers cannot keep out the owner.

@@ -1,4 +1,4 @@
-"""The method ``watch``: tells one caller what changes, until its time is over or the caller leaves."""
+"""The method ``watch``: sends one caller the changes, until its time is over or the caller leaves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHAPES = dict(zip(TABLES, (ServerInfo, RunningRequestInfo, EndedRequestInfo, In
 
 
 class Watches:
-    """Those who watch one supervisor, a bounded number."""
+    """The watchers of one supervisor, a bounded number."""
 
     def __init__(self, feed: LiveFeed) -> None:
         self._feed = feed

@@ -1,1 +1,1 @@
-"""The web page: what the supervisor knows, to look at in a browser; read only."""
+"""The web page: the supervisor's state in a browser; read only."""

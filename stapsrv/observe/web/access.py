@@ -1,4 +1,4 @@
-"""Who may see the web page: by the name that a browser calls this host, and by a token. Pure.
+"""Access to the web page: by the name that a browser calls this host, and by a token. Pure.
 
 A page of a stranger's can have a browser ask any address by a name of the stranger's own (DNS rebinding): so
 requests by other names than this host's are refused. The token is kept in a cookie as a value derived from
@@ -30,7 +30,7 @@ _WHERE = "WEB=yes"
 
 @attrs.frozen
 class Access:
-    """Who may see the pages that are served at an address, on a host of this name."""
+    """Access to the pages that are served at an address, on a host of this name."""
 
     _address: MetricsAddress
     _host_name: str

@@ -21,7 +21,7 @@ MINUTES = 1440
 
 @attrs.frozen(kw_only=True)
 class Minute:
-    """What happened in a minute, or in several together."""
+    """The requests of a minute, or of several together."""
 
     requests: int = 0  # that ended
     answers: int = 0  # of stap's
@@ -42,12 +42,12 @@ class Minute:
 
     @property
     def hit_percent(self) -> float | None:
-        """How many of the answers came from the cache."""
+        """The share of answers that came from the cache, in percent."""
         return 100 * self.hits / self.answers if self.answers else None
 
     @property
     def mean_compile_s(self) -> float | None:
-        """What a compile took."""
+        """The mean time of a compile, in seconds."""
         return self.compile_s / self.compiles if self.compiles else None
 
 

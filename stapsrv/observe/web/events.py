@@ -1,4 +1,4 @@
-"""Tells browsers that follow a page what changes on it, as server-sent events (HTML Living Standard, 9.2).
+"""Sends a page's changes to browsers that follow it, as server-sent events (HTML Living Standard, 9.2).
 
 Each is one JSON object: when that was, which run of the supervisor it is of, and the parts of the page that
 changed, as HTML. Nothing is kept for one who follows but what he was sent last; nobody waits for him.
@@ -33,7 +33,7 @@ MakeRegions = Callable[[str, LiveState], Awaitable[Mapping[str, str] | None]]
 
 
 class Followers:
-    """Those who follow pages of one supervisor, a bounded number."""
+    """The followers of one supervisor's pages, a bounded number."""
 
     def __init__(self, feed: LiveFeed, make_regions: MakeRegions) -> None:
         self._feed = feed

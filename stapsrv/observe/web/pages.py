@@ -1,4 +1,4 @@
-"""Which page a path leads to, and what is on it: a state in, a template and its facts out. Pure."""
+"""Pages by path: a state goes in, a template and its facts come out. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LAST_SHOWN = 50
 
 @attrs.frozen(kw_only=True)
 class Moment:
-    """What is known at a moment; ``host`` is what clients call this host."""
+    """The state at one moment; ``host`` is what clients call this host."""
 
     at: datetime
     state: LiveState
@@ -42,7 +42,7 @@ class View:
 
 @attrs.frozen
 class CheckedRelease:
-    """What scripts came to for a release; of servers with unlike options each has a label."""
+    """The results of scripts for a release; of servers with unlike options each has a label."""
 
     label: str
     release: str  # that has a page

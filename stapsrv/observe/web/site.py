@@ -1,4 +1,4 @@
-"""The web page's answers: a request in, a page out, after the checks of who asks.
+"""The web page's answers: a request in, a page out, after the checks of access.
 
 Nothing here changes anything, and no page has a script's text or a client's file.
 """

@@ -1,4 +1,4 @@
-"""Who is let in: by address, and by the number of connections over all servers, to one, and from one client.
+"""Admits connections: by address, and by their number over all servers, to one, and from one client.
 
 Pure. What counts as one client is :func:`client_of` an address: connections from it share one bound, and one
 place in the turns of the queue.

@@ -62,7 +62,7 @@ class CompileServer:
 
     @property
     def address(self) -> Peer:
-        """Where it listens, or the first of several addresses; the port is that of all."""
+        """The address it listens on, the first of several; all have the same port."""
         return self.addresses[0]
 
     @property

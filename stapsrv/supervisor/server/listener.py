@@ -1,4 +1,4 @@
-"""The listening socket of a server, and who is let in."""
+"""The listening sockets of a server, and the addresses of its peers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a supervisor keeps on disk from one process to the next."""
+"""The state that a supervisor keeps on disk from one process to the next."""

@@ -1,4 +1,4 @@
-"""What the last checks of scripts came to, remembered from one process to the next, in one bounded file."""
+"""The results of the last checks of scripts, kept from one process to the next in one bounded file."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _WIDE = 1 << 30
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """What is kept of a server across the life of its supervisor; ``port`` is None if it never listened."""
+    """A server's state on disk, which outlives its supervisor; ``port`` is None if it never listened."""
 
     id: int
     settings: ServerSettings

@@ -1,4 +1,4 @@
-"""``check``: whether the configured or specified servers could be started.
+"""``stap-server check``: finds out whether the configured or specified servers could be started.
 
 It only reads: nothing is started, made or locked. Each problem names its file and line, or option.
 """

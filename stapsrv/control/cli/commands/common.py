@@ -1,4 +1,4 @@
-"""What the commands for a server's own files share: the owner, option parsing, error handling."""
+"""Shared by the commands for a server's own files: the owner, option parsing, error handling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the supervisors told last, put together as it comes from their threads."""
+"""The last state of each supervisor, put together as updates come from their threads."""
 
 from __future__ import annotations
 
