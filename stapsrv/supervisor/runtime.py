@@ -46,6 +46,7 @@ from stapsrv.identity.mok import MokStore, moks_directory
 from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.detect import find_sandbox
 from stapsrv.supervisor.activation import PassedSockets
+from stapsrv.supervisor.own_compiles import OwnCompiles
 from stapsrv.supervisor.script_outcomes import ScriptOutcomes
 from stapsrv.supervisor.server.admission import ConnectionBudget
 from stapsrv.supervisor.server.compile_server import CompileServer
@@ -237,7 +238,7 @@ async def open_runtime(
                 inputs, cache = await _open_cache(opened, stap, environ, tuning, log)
             remembered = WarmMemory(systemtap / "warm-releases", systemtap / CACHES_DIRECTORY)
             databases = opened.enter_context(open_watcher(log))
-            warmup = Warmup(engine, remembered, inputs, cache=cache)
+            warmup = Warmup(OwnCompiles(engine, cache), remembered, inputs)
             services = await opened.enter_async_context(anyio.create_task_group())
             opened.callback(services.cancel_scope.cancel)
             yield Runtime(

@@ -40,9 +40,10 @@ from stapsrv.scripts.matrix import (
 from stapsrv.scripts.report import Report
 from stapsrv.scripts.script import Script, client_request
 from stapsrv.supervisor.managed_server import ManagedServer
+from stapsrv.supervisor.own_compiles import BuildKey
 from stapsrv.supervisor.script_outcomes import ScriptOutcomes
 from stapsrv.supervisor.state.script_runs import ScriptRuns
-from stapsrv.supervisor.warmup import Warmup, WarmupKey
+from stapsrv.supervisor.warmup import Warmup
 from stapsrv.system.blocking import BlockingCalls
 from stapsrv.text import tally
 
@@ -208,7 +209,7 @@ class ScriptChecks:
             if case.service.elsewhere is None:
                 with anyio.move_on_after(_FOUND_S):
                     # All that lack it would find it out, which takes minutes where tracepoints are new.
-                    await self._warmup.wait_found()
+                    await self._warmup.findings.wait_found()
             await note(await self._result(case, known.get(case.cell)))
 
     async def _result(self, case: _Case, known: Result | None) -> Result:
@@ -337,7 +338,7 @@ class ScriptChecks:
             settings = service.settings
             for release in list(service.releases.values()):
                 compilation = settings.compilation
-                key = WarmupKey.of(settings, release), compilation.engine, compilation.scripts
+                key = BuildKey.of(settings, release), compilation.engine, compilation.scripts
                 if key in seen:
                     continue
                 seen.add(key)

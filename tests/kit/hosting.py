@@ -27,6 +27,7 @@ from stapsrv.identity.store import IdentityStore, open_watcher
 from stapsrv.sandbox.sandbox import Sandbox
 from stapsrv.supervisor.activation import PassedSockets
 from stapsrv.supervisor.advertise import ServerAdvertiser
+from stapsrv.supervisor.own_compiles import OwnCompiles
 from stapsrv.supervisor.runtime import Runtime
 from stapsrv.supervisor.server.admission import ConnectionBudget
 from stapsrv.supervisor.state.ports import PortMemory
@@ -84,7 +85,9 @@ class Bench:
             options=InstalledOptions(self._engine.stap.path, {}),
             mok_kind=KeyType.RSA,
             identities=IdentityStore(self._environ, watcher=self._watch),
-            warmup=Warmup(self._engine, memory, self.inputs, first_delay_s=self.first_delay_s),
+            warmup=Warmup(
+                OwnCompiles(self._engine, None), memory, self.inputs, first_delay_s=self.first_delay_s
+            ),
             sockets=PassedSockets(),
             cache=None,
             connections=ConnectionBudget(1000),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kit.hosting import bench  # noqa: F401 - a fixture
+from kit.kernel import Kernel
 
 from stapsrv.supervisor.runtime import Runtime
 
@@ -26,3 +28,8 @@ def break_prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Runtime, "prepare", prepare)
 
     return install
+
+
+@pytest.fixture
+def kernel(bench, tmp_path: Path) -> Kernel:  # noqa: F811 - the fixture
+    return Kernel(bench, tmp_path)

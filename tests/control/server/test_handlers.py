@@ -29,6 +29,7 @@ from stapsrv.scripts.matrix import Cell, Result, Verdict
 from stapsrv.supervisor.advertise import ServerAdvertiser
 from stapsrv.supervisor.lifecycle import State
 from stapsrv.supervisor.operations import Outcome, ServerSpec
+from stapsrv.supervisor.own_compiles import OwnCompiles
 from stapsrv.supervisor.script_outcomes import ScriptOutcomes
 from stapsrv.supervisor.server.listener import address_of, open_listener
 from stapsrv.supervisor.state.ports import PortMemory
@@ -452,7 +453,9 @@ class LocalHost:
         self.lines = LogLines()
         self.activity = Activity()
         self.scripts = ScriptOutcomes(self.activity.changes)
-        self.warmup = Warmup(self.engine, WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")), None)
+        self.warmup = Warmup(
+            OwnCompiles(self.engine, None), WarmMemory(Path("/dev/null/warm"), Path("/dev/null/cache")), None
+        )
 
     async def prepare(self, settings, log, *, server_id, last_port=None, shared=None) -> QuietServer:
         if settings.runtime is not None:
