@@ -30,7 +30,7 @@ def main() -> None:
     for name in (Path("/run/stap-server"), Path("/var/log/stap-server"), work / "home"):
         name.mkdir(parents=True, exist_ok=True)
         subprocess.run(["chown", f"{USER}:{USER}", str(name)], check=True)
-    own = {"HOME": str(work / "home"), "LANG": "C.UTF-8", "STAPSRV_MDNS": "no"}
+    own = {"HOME": str(work / "home"), "LANG": "C.UTF-8", "STAPSRV_MDNS": "no", "STAPSRV_WARMUP": "no"}
     environ = {"PATH": os.environ["PATH"], **own}
     for line in sys.stdin:
         command = ["runuser", "-u", USER, "--", program, *shlex.split(line)]

@@ -82,7 +82,8 @@ class Transcript:
 def _words(output: str) -> list[str]:
     """Return what was said, one statement a line."""
     text = re.sub(r"running as PID \d+", "running as PID N", output)
-    text = re.sub(r' --log "[^"]*"', "", text)
+    # No server warms up here: that takes the machine's time from both.
+    text = re.sub(r' --(log|warmup) "?[^" ]*"?', "", text)
     # The original names a server by its process id, where no nickname was given or kept.
     text = re.sub(r' -n "\d+"', "", text)
     # It says the outcome on the line of the deed, or on the next one.
