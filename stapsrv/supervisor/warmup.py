@@ -215,7 +215,8 @@ class Warmup:
             return None
         stap = self._own.engine.stap
         program = await self._files.run(partial(stamp, stap.path))
-        facts = (stap.version.encode(), program, repr(target.key).encode("utf-8", "surrogateescape"), found)
+        key = repr(attrs.astuple(target.key)).encode("utf-8", "surrogateescape")
+        facts = (stap.version.encode(), program, key, found)
         return hashlib.sha256(b"\n".join(facts)).hexdigest()[:32]
 
     async def _compile(self, target: WarmupTarget) -> bool:

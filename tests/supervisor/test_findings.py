@@ -117,6 +117,7 @@ class TestPlans:
             job = await caught(bench, kernel, server, "-p4", "-e", "theirs")
             job.record.build = build
             bench.runtime.engine.on_unplanned(job, EMPTY, frozenset(found))
+            assert len(bench.runtime.warmup.findings._waiting) == scripts
             await bench.lines.wait("prepared.none", scripts)
         assert sorted("kernel.trace" in run for run in kernel.runs[1:]) == [False, True][:scripts]
 
