@@ -160,8 +160,8 @@ class NoAnswer(Exception):
 def rate(who: str, port: int, payload: bytes, clients: int, seconds: float) -> float:
     """Return how many requests a second are answered to ``clients`` that ask all the time.
 
-    One that is not answered is told of, and does not count; where the server itself is gone, this program
-    ends. So that the clients cost little, an answer is only looked at from both ends while the clock runs; of
+    One that is not answered is reported, and does not count; where the server itself is gone, this program
+    ends. So that the clients cost little, only both ends of an answer are read while the clock runs; of
     those of one length one is read afterwards.
     """
     began = time.monotonic()

@@ -4,7 +4,7 @@
 A server, a scheduler and three nodes are processes of this host, joined by TLS; their stap is a stand-in
 that sleeps, or with --real the real one, for two kernel releases of which one node has both. Requests run
 while something is killed, stopped for a while, cut off or restarted, as a seed has it. After each fault
-every answer is looked at (a dead server's jobs have to leave the farm instead), no process of theirs may be
+every answer is checked (a dead server's jobs have to leave the farm instead), no process of theirs may be
 left, and as many jobs as the farm has slots have to run at the same time again.
 
 As root, the nodes are in network namespaces of their own, and links are cut; else nodes are only stopped.

@@ -174,7 +174,7 @@ def assignment(seconds: float) -> Assignment:
 
 
 def decoded(message: object) -> NodeResult:
-    """Take an answer for what it is; the content is not looked at."""
+    """Take an answer without reading its content."""
     assert isinstance(message, bytes)
     assert len(message) == ANSWER_BYTES
     return NodeResult(result=NO_RESULT, node="node")

@@ -289,7 +289,7 @@ def _left_of(tree: ProcessObserver, seconds: float) -> str:
 
 
 def _watch(server: Server, condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds that only /proc tells of, or the server has ended, or it is too late."""
+    """Wait until a condition holds that only /proc shows, or the server has ended, or it is too late."""
     wait_back(
         lambda: [] if server.process.poll() is not None or condition() else ["waiting"], timeout_s=PATIENCE_S
     )

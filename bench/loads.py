@@ -488,7 +488,7 @@ def idle(bench: Bench) -> list[Verdict]:
         one.start()
         wait_quiet(one.processes())
         before = cpu_s(one.processes())
-        # Nothing tells of the end of half a minute but a clock.
+        # Only a clock shows the end of half a minute.
         time.sleep(_IDLE_S)
         spent = cpu_s(one.processes()) - before
         one.call("stop")

@@ -138,7 +138,7 @@ def test_serves_until_a_signal(tmp_path, environ, build_tree, identity, backend,
         assert server.wait() == 0
     lines = [line[26:] for line in log.read_text().splitlines()]
     assert lines[0].startswith(f"===== compile server pid {server.pid} starting as ")
-    # The first look at what results depend on may be over by then, and is told as well.
+    # The first look at what results depend on may be over by then, and is reported as well.
     assert sum(line.startswith("Using a maximum of") for line in lines) == 1
     assert lines[-1] == f"Received signal {number}, exiting"
     assert list(tmp_path.glob("stap-server.*")) == []

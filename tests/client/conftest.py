@@ -1,4 +1,4 @@
-"""A server for the client's tests, that answers what it is told, and nothing of the user's own."""
+"""A server for the client's tests, that sends the answers that it is given, and nothing of the user's own."""
 
 from __future__ import annotations
 

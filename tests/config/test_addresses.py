@@ -85,7 +85,7 @@ def test_listen_addresses(text, address):
     ],
 )
 def test_wrong_text_is_refused_with_what_was_expected(parse, text, expected):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - all of the text is looked at
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - all of the text is compared
         parse(text)
     assert str(caught.value) == expected
 

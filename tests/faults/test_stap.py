@@ -89,4 +89,4 @@ def signal_stap(pid: int, mark: str, number: signal.Signals) -> None:
                     return True
         return False
 
-    wait_until(sent)  # only /proc tells of a process that began
+    wait_until(sent)  # only /proc shows a process that began

@@ -63,7 +63,7 @@ async def test_servers_of_one_directory_share_one_identity(store, database, line
         for _ in range(3):
             tasks.start_soon(load)
     assert kept[0] is kept[1] is kept[2]
-    # Each server's log tells of it all the same.
+    # Each server's log reports it all the same.
     assert lines.events().count("identity.found") == 3
     assert lines.events().count("identity.valid") == 3
     assert lines.events().count("trust.established") == 1

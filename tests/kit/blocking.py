@@ -1,6 +1,6 @@
 """Finds what would block the event loop: calls into file systems, names and waits on the loop's own thread.
 
-The interpreter tells of such calls beforehand (audit events, PEP 578), so that none goes unseen because it
+The interpreter reports such calls beforehand (audit events, PEP 578), so that none goes unseen because it
 happened to be quick. A call is named by the nearest line of this project.
 """
 

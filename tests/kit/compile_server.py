@@ -1,4 +1,4 @@
-"""A compile server that only listens: it keeps what clients send, and answers what it is told."""
+"""A compile server that only listens: it keeps what clients send, and sends the answers that it is given."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def _group(name: str) -> Iterator[Path]:
         (group / "cgroup.kill").write_text("1")
         with (group / "cgroup.events").open() as events:
             while "populated 0" not in events.read():
-                # The kernel tells of a change as of urgent data (cgroups(7)).
+                # The kernel reports a change as urgent data (cgroups(7)).
                 assert select.select([], [], [events], PATIENCE_S)[2]
                 events.seek(0)
         for below in sorted(group.glob("**/"), reverse=True):

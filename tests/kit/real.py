@@ -371,7 +371,7 @@ def is_listening(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again, where nothing tells of what is waited for."""
+    """Ask again and again, where nothing reports what is waited for."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -414,7 +414,7 @@ class CompilerGate:
         wait_until(reached)
 
     def open(self) -> None:
-        """Let the compiler pass, and whoever reads the file after it."""
+        """Let the compiler pass, and all that read the file after it."""
         plain = self._pipe.with_suffix(".open")
         plain.touch()
         plain.replace(self._pipe)

@@ -88,7 +88,7 @@ class FakeEngine:
         raise AssertionError("no job is the server's own")
 
     async def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition`` holds; it is looked at whenever a job begins or is cancelled."""
+        """Wait until ``condition`` holds; it is checked whenever a job begins or is cancelled."""
         with anyio.fail_after(60):
             while not condition():
                 await self._changed.wait()
@@ -205,7 +205,7 @@ async def running_server(
 
     Args:
         max_threads: as of a server.
-        max_request_bytes: likewise.
+        max_request_bytes: the same.
         identity: who it is.
         build_tree: of the release that it serves; only ``scripts/sign-file`` is of use.
         moks: the directory of machine owner keys.

@@ -110,7 +110,7 @@ class Soak:
         try:
             while not self.is_over:
                 actor()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is told in the end
+        except Exception as exc:  # noqa: BLE001 - it is reported at the end
             self.complain(f"{actor.__name__}: {exc!r}")
 
     def _next(self) -> int:
@@ -318,7 +318,7 @@ def soak(
     memory_kb: int,
     others: tuple[Actor, ...] = (),
 ) -> Report:
-    """Soak a server; it is looked at before, and after a while of quiet.
+    """Soak a server; it is measured before, and after a while of quiet.
 
     Args:
         server: started with :data:`OPTIONS`.

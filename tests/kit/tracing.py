@@ -44,7 +44,7 @@ class Look:
 def trace(
     command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str], timeout_s: float
 ) -> tuple[subprocess.CompletedProcess[bytes], frozenset[Look]]:
-    """Run a command, and return how it ended and what it and its children have looked at.
+    """Run a command, and return how it ended and the files that it and its children looked for.
 
     Args:
         command: the program and its arguments.

@@ -47,7 +47,7 @@ class Witness:
 
 
 class ProcessObserver:
-    """The descendants that a process has at one moment, each held by a descriptor that tells of its end."""
+    """The descendants that a process has at one moment, each held by a descriptor that reports its end."""
 
     def __init__(self, pid: int) -> None:
         self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""A stap that has compiled before, for whoever runs tests: a first compile takes ten seconds and more."""
+"""A stap that has compiled before, for tests: a first compile takes ten seconds and more."""
 
 from __future__ import annotations
 

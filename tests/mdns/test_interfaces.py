@@ -1,4 +1,4 @@
-"""What the kernel tells of this host's links."""
+"""This host's links, as the kernel reports them."""
 
 from __future__ import annotations
 

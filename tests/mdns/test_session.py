@@ -1,4 +1,4 @@
-"""What a session announces follows what is wanted, whoever else claims the names."""
+"""A session announces what is wanted, also where others claim the names."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_probing_for_a_host_name_pauses_after_fifteen_conflicts(fake, monk
         bench.advertiser.set(1, (FIRST,))
         await bench.lines.wait("mdns.host_taken", 15)
         fake.taken = set(fake.calls("claim host"))
-        # Whoever goes meanwhile does not wait.
+        # A server that goes meanwhile does not wait.
         await bench.advertiser.withdraw(1)
     assert len(fake.calls("claim host")) == 15
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Watched:
-    """A fake supervisor and its feed, which counts how often the supervisor is looked at."""
+    """A fake supervisor and its feed, which counts how often the supervisor's state is read."""
 
     def __init__(self) -> None:
         self.supervisor = FakeSupervisor(server_status(7), server_status(8))

@@ -94,7 +94,7 @@ async def test_web_page_is_beside_metrics_and_health():
     async with monitoring(Process(), site=site) as port:
         assert (await get(port, "/", "localhost"))[0] == 401
         assert (await get(port, "/", "x"))[0] == 421
-        # Whoever asks for these is asked for no token, and may call the host as he likes.
+        # These need no token, under any name of the host.
         assert await get(port, "/livez", "x") == (200, "ok\n")
         assert (await get(port, "/metrics", "x"))[0] == 200
 

@@ -79,7 +79,7 @@ async def test_a_log_that_hangs_holds_up_no_loop_and_no_other_log(gate, path, tm
     book.flush()
     log.info("last")
     book.close()
-    # In order; and what is missing is told where it is missing.
+    # In order; and missing lines are reported where they are missing.
     kept = [f"entry number={number}" for number in range(MAX_ENTRIES)]
     assert texts(path) == ["first", *kept, "100" + LOST, "last"]
 

@@ -214,7 +214,7 @@ UNIT_FILES = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".s
 
 @pytest.mark.parametrize("name", UNIT_FILES)
 def test_units_are_understood(tmp_path, name):
-    """By systemd's own reader, which tells of unknown and misplaced lines."""
+    """By systemd's own reader, which reports unknown and misplaced lines."""
     for unit in UNIT_FILES:
         text = (UNITS / unit).read_text()
         (tmp_path / unit).write_text(re.sub(r"/usr/bin/stap-\S+", "/usr/bin/true", text))

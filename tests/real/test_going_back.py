@@ -52,7 +52,7 @@ def last_probe(ran: Ran) -> str:
 
 
 class StatusDirectory:
-    """A STAT_PATH that both programs are told of."""
+    """A STAT_PATH that both programs use."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "stat"

@@ -1,4 +1,4 @@
-"""What the real client's user is told when there is nothing to be had."""
+"""The real client's user reads why there is no module."""
 
 from __future__ import annotations
 

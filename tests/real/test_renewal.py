@@ -78,7 +78,7 @@ def test_renewal_under_load_loses_no_request(stap, serve, tmp_path):
     assert len(statuses) > 3
     assert set(statuses) == {0}
     assert serial(stap, tmp_path / "ssl") != before
-    # Whoever trusted the server before goes on without a word.
+    # A user who trusted the server before goes on without a word.
     ran = stap.via(server.port, *SCRIPT)
     assert ran.status == 0, ran.stderr
 

@@ -62,7 +62,7 @@ CASES = {
 
 @attrs.frozen
 class Compile:
-    """What a compile looked at that nothing watches, and why its result may not be stored, in a word."""
+    """The files that a compile looked for and nothing watches, and why its result may not be stored."""
 
     unwatched: tuple[str, ...]
     uncacheable: str | None

@@ -100,7 +100,7 @@ async def test_directory_below_dev_is_shown_beside_the_devices(backend, director
 async def test_program_inherits_no_ignored_or_blocked_signals(backend, directories):
     result = await run(backend, directories.plan(), "grep -E '^Sig(Ign|Blk)' /proc/self/status")
     blocked, ignored = (int(mask, 16) for mask in result.stdout.split()[1::2])
-    # Whoever runs the tests may ignore others.
+    # The process that runs the tests may ignore others.
     ours = sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD))
     assert (blocked, ignored & ours) == (0, 0)
 

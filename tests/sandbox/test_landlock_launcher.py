@@ -13,7 +13,7 @@ from stapsrv.sandbox import backends
 
 LAUNCHER = Path(backends.__file__).with_name("landlock_launcher.py")
 
-# The launcher is told of an older kernel; that its requests are those of that kernel is seen by this one,
+# The launcher is made to see an older kernel; that its requests are those of that kernel is seen by this one,
 # which knows what each of them means.
 OLDER = """
 import importlib.util, sys

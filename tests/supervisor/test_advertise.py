@@ -1,4 +1,4 @@
-"""Which servers the network hears of: those that serve, and what is true of them now."""
+"""The servers that serve are advertised, each with its present certificate and keys."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ CRASH = "crash"
 class Play:
     """A real managed server over a fake compile server: the test decides what happens, and when.
 
-    What is under way waits for its gate; a fact opens that, and whoever waited there goes on a turn later.
+    What is under way waits for its gate; a fact opens that, and the waiting task goes on a turn later.
     """
 
     def __init__(self, tasks, log):

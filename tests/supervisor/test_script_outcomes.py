@@ -1,4 +1,4 @@
-"""What is kept of checks, and that each change of it is told."""
+"""The outcomes of checks are kept, and each change of them is reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_check_of_one_release_leaves_the_others_and_a_check_of_all_does_not(outc
     outcomes.note_results(results("6.1.0-10", Verdict.FAILS, Verdict.OK, Verdict.OK), everything=False)
     first = outcomes.counts
     outcomes.note_results(results("6.1.0-9", Verdict.OK), everything=False)
-    # In the order of releases and of verdicts, for whoever shows them.
+    # In the order of releases and of verdicts, as they are shown.
     assert [(name, list(counts.items())) for name, counts in outcomes.counts.items()] == [
         ("6.1.0-9", [("ok", 1)]),
         ("6.1.0-10", [("ok", 2), ("fails", 1)]),
@@ -65,7 +65,7 @@ def test_changes_are_told_once_and_nothing_is_told_of_what_stays_the_same(outcom
     assert (outcomes.counts, outcomes.arrived) == ({}, ("6.9",))
 
 
-async def test_whoever_watches_is_told_at_the_end_of_a_check(bench, tmp_path):
+async def test_watchers_get_the_outcomes_at_the_end_of_a_check(bench, tmp_path):
     make_stap(tmp_path / "stap", "exit 1")
     (tmp_path / "collection").mkdir()
     (tmp_path / "collection" / "x.stp").write_text("x")

@@ -83,7 +83,7 @@ async def test_script_that_changes_is_compiled_again_and_the_difference_is_told(
         assert different["script"] == "x.stp"
         assert "fails on 6.1.0-test" in str(different["difference"])
         await verdicts(bench, "scripts.checked", 2)
-        # Whoever asks next is shown it, once.
+        # The next caller gets it, once.
         told = [(await checks.check([], changed=False)).differences for _ in range(2)]
         assert [len(each) for each in told] == [1, 0]
 

@@ -89,7 +89,7 @@ def test_wildcard_that_never_ends_takes_linear_time():
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "large", "many", "deep"])
 def test_records_that_no_build_leaves_are_not_read(tmp_path, monkeypatch, kind):
-    """Whoever reads a result's inputs then gives up, in time; a result without them is not stored."""
+    """The read of a result's inputs then gives up, in time; a result without them is not stored."""
     leave_build(tmp_path / "x")
     record = tmp_path / "x" / ".stap_1_src.o.cmd"
     content = record.read_bytes()

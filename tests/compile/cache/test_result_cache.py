@@ -313,7 +313,7 @@ async def test_changed_input_gives_no_hit_before_its_scan(tmp_path):
 
 
 async def test_tapsets_are_read_while_stap_compiles(tmp_path, monkeypatch):
-    """And by one at a time, whoever needs to know."""
+    """And by one at a time, for all that need it."""
     reading, reads = threading.Event(), []
 
     def read(paths: tuple[WatchedPath, ...]) -> frozenset[str]:

@@ -112,7 +112,7 @@ class Watcher:
 
 
 class Rendezvous:
-    """Two named pipes: by one a script says that it runs, by the other it is told to go on."""
+    """Two named pipes: by one a script says that it runs, by the other it is let go on."""
 
     def __init__(self, directory: Path) -> None:
         self.here, self.go = directory / "here", directory / "go"
@@ -140,7 +140,7 @@ class Rendezvous:
 
     @property
     def waiting(self) -> bytes:
-        """A script that waits until it is told to go on."""
+        """A script that waits until it may go on."""
         return self.script(f"read line <{self.go}; {MAKES.decode()}")
 
     async def wait(self) -> list[int]:

@@ -63,7 +63,7 @@ def test_unreadable_directory_counts_as_more_than_enough(tmp_path):
 
 
 def test_directories_without_a_name_count_as_more_than_enough(tmp_path):
-    """What is below a path that the kernel does not take is not looked at."""
+    """Files below a path that the kernel does not take are not counted."""
     make_deep(tmp_path, 110)
     assert measure_bytes(tmp_path, enough=10**9) < 10**9
     (tmp_path / "other").mkdir()

@@ -46,7 +46,7 @@ def listener():
 
 
 async def accepted_by(listener) -> list[str | None]:
-    """Accept one connection, and return the shortages that were told of meanwhile."""
+    """Accept one connection, and return the shortages that were reported meanwhile."""
     shortages: list[str | None] = []
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
