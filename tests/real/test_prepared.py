@@ -74,7 +74,7 @@ SCRIPTS = {
         }""",
 }
 
-EMBEDDED = "function mark() %{ /* pure */\n#ifdef MARK\n  static volatile int marked = MARK;\n#endif\n%}"
+EMBEDDED = "function mark() %{ /* pure */ static volatile int marked = 7; %}"
 
 numbers = itertools.count(5000)
 
@@ -189,7 +189,8 @@ def test_modules_are_those_of_make_until_a_header_or_the_runtime_changes(serve, 
     copy_tree(Path("/lib/modules", release, "build"), tree)
     copy_runtime(stap, runtime)
     tapset.mkdir()
-    (tapset / "mark.stp").write_text(EMBEDDED)
+    info = "%{\nMODULE_INFO(mark, __stringify(MARK));\n%}"
+    (tapset / "mark.stp").write_text(f"{info}\nfunction mark() %{{ /* pure */ %}}")
     headers = Path("include", "trace", "events")
     (tree / headers).mkdir(parents=True)
     shutil.copy(Path("/lib/modules", release, "source") / headers / "sched.h", tree / headers)
@@ -204,6 +205,7 @@ def test_modules_are_those_of_make_until_a_header_or_the_runtime_changes(serve, 
     traced = ("-m", "traced", "-e", script(2))
     module, build = raw_compiled(stap, server, *traced)
     assert build == "prepared"
+    assert b"mark=7\0" in module
     anyio.run(exchange, server.port, request("-p4", *traced, release=release))
     server.log.wait("answered rc=0, hit, ")
     shutil.rmtree(stap.directory / RESULTS_DIRECTORY)
